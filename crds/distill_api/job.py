@@ -1,0 +1,64 @@
+"""A whole DistillationJob, read from a manifest once, at the edge."""
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distill_api.base import API_VERSION, KIND
+from distill_api.names import MAX_JOB_NAME
+from distill_api.spec import Spec
+from distill_api.validation import sentences
+
+
+class InvalidManifest(ValueError):
+    """A manifest that is no valid DistillationJob; `problems` has one sentence for each thing wrong."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Metadata(BaseModel):
+    """The parts of ObjectMeta that we read."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_JOB_NAME)]
+    namespace: str = "default"
+    uid: str = ""
+    generation: int = 0
+    labels: dict[str, str] = Field(default_factory=dict)
+    creation_timestamp: str | None = Field(None, alias="creationTimestamp")
+    deletion_timestamp: str | None = Field(None, alias="deletionTimestamp")
+
+
+class DistillationJob(BaseModel):
+    """apiVersion, kind, metadata and spec; a status is ignored."""
+
+    model_config = ConfigDict(extra="ignore", frozen=True)
+    api_version: Literal["distillation-operator.io/v1alpha1"] = Field(API_VERSION, alias="apiVersion")
+    kind: Literal["DistillationJob"] = KIND  # type: ignore[assignment]  # KIND is a plain constant
+    metadata: Metadata
+    spec: Spec
+
+
+def parse_job(manifest: Any) -> DistillationJob:
+    """The job of a parsed manifest. Raises InvalidManifest."""
+    if not isinstance(manifest, dict):
+        raise InvalidManifest(["the manifest is not a mapping; it must have apiVersion, kind, metadata and spec"])
+    try:
+        return DistillationJob.model_validate(manifest)
+    except ValidationError as error:
+        raise InvalidManifest(sentences(error)) from None
+
+
+def load_job(path: Path) -> DistillationJob:
+    """The job of a YAML or JSON file. Raises InvalidManifest, also for a file that cannot be read."""
+    try:
+        manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidManifest([f"{path}: cannot be read: {error.strerror}"]) from None
+    except (UnicodeDecodeError, yaml.YAMLError) as error:
+        raise InvalidManifest([f"{path}: is not YAML: {' '.join(str(error).split())}"]) from None
+    return parse_job(manifest)

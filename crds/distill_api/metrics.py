@@ -1,0 +1,101 @@
+"""Every metric of the project, by one registry: code, dashboards, alerts and documentation name only these.
+
+Identity (namespace, job, role, pod) comes from the scrape target's labels, never from the code.
+"""
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+
+class Kind(StrEnum):
+    GAUGE = "gauge"
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One metric: `name` without the _total that counters get on the wire."""
+
+    name: str
+    kind: Kind
+    help: str
+    labels: tuple[str, ...] = ()
+    buckets: tuple[float, ...] = ()
+
+
+STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
+
+
+class Stage(StrEnum):
+    """Label `stage` of distill_step_duration_seconds."""
+
+    ROLLOUT = "rollout"
+    """Waiting for the samples of the step: generation that training did not hide."""
+    TEACHER_SCORE = "teacher_score"
+    """Waiting for scores after the last sample of the step was generated."""
+    TRAIN = "train"
+    WEIGHT_SYNC = "weight_sync"
+    CHECKPOINT = "checkpoint"
+    EVALUATE = "evaluate"
+
+
+WORKER_METRICS = (
+    Metric("distill_train_step", Kind.GAUGE, "Optimiser steps done."),
+    Metric("distill_train_max_steps", Kind.GAUGE, "Optimiser steps to do."),
+    Metric("distill_last_step_timestamp_seconds", Kind.GAUGE, "Unix time at which the last step ended."),
+    Metric(
+        "distill_reverse_kl_nats",
+        Kind.GAUGE,
+        "Reverse KL of student to teacher on the last step's samples, mean per token: the k1 estimator, log p_student "
+        "- log p_teacher at the sampled token; a mean of few tokens can be negative.",
+    ),
+    Metric("distill_policy_rollout_kl_nats", Kind.GAUGE, "Mean |log p_trainer - log p_engine| at the sampled tokens."),
+    Metric("distill_reward_mean", Kind.GAUGE, "Mean task reward of the last step's samples."),
+    Metric("distill_reward_stddev", Kind.GAUGE, "Standard deviation of the task reward of the last step's samples."),
+    Metric("distill_entropy_nats", Kind.GAUGE, "Entropy of the student, estimated by -log p at the sampled tokens."),
+    Metric("distill_loss", Kind.GAUGE, "Training loss of the last step, mean per response token."),
+    Metric("distill_grad_norm", Kind.GAUGE, "Norm of the gradient before clipping."),
+    Metric("distill_learning_rate", Kind.GAUGE, "Learning rate of the last step."),
+    Metric("distill_importance_capped_ratio", Kind.GAUGE, "Share of tokens whose importance weight was capped."),
+    Metric("distill_response_tokens_mean", Kind.GAUGE, "Mean length of the last step's responses."),
+    Metric("distill_truncated_ratio", Kind.GAUGE, "Share of responses cut off at maxResponseTokens."),
+    Metric("distill_policy_lag_steps", Kind.GAUGE, "Mean steps that the last samples lagged behind the trainer."),
+    Metric("distill_weight_version", Kind.GAUGE, "Version of the weights in the engines."),
+    Metric("distill_checkpoint_last_success_timestamp_seconds", Kind.GAUGE, "Unix time of the newest checkpoint."),
+    Metric("distill_evaluation_score", Kind.GAUGE, "Mean reward of an evaluation.", ("evaluation",)),
+    Metric("distill_evaluation_reverse_kl_nats", Kind.GAUGE, "Reverse KL on held-out prompts.", ("evaluation",)),
+    Metric("distill_tokens", Kind.COUNTER, "Tokens: rollout generated, teacher scored, train trained on.", ("kind",)),
+    Metric("distill_samples_failed", Kind.COUNTER, "Samples that were dropped and made again, by reason.", ("reason",)),
+    Metric("distill_engine_restarts", Kind.COUNTER, "Engine servers that were started again."),
+    Metric("distill_step_duration_seconds", Kind.HISTOGRAM, "Seconds of a step by stage.", ("stage",), STEP_BUCKETS),
+    Metric(
+        "distill_teacher_request_duration_seconds",
+        Kind.HISTOGRAM,
+        "Seconds of a scoring request, retries not included.",
+        (),
+        REQUEST_BUCKETS,
+    ),
+    Metric("distill_teacher_requests", Kind.COUNTER, "Scoring requests by HTTP code, or error.", ("code",)),
+)
+
+OPERATOR_METRICS = (
+    Metric("distill_operator_build_info", Kind.GAUGE, "1, with the version of the operator.", ("version",)),
+    Metric("distill_operator_reconcile", Kind.COUNTER, "Reconciles by result: ok or error.", ("result",)),
+    Metric(
+        "distill_operator_reconcile_duration_seconds", Kind.HISTOGRAM, "Seconds of a reconcile.", (), REQUEST_BUCKETS
+    ),
+    Metric("distill_operator_queue_depth", Kind.GAUGE, "Jobs waiting to be reconciled."),
+    Metric("distill_operator_queue_retries", Kind.COUNTER, "Reconciles that were put back after an error."),
+    Metric("distill_operator_api_requests", Kind.COUNTER, "Requests to the API server.", ("verb", "code")),
+    Metric("distill_job_info", Kind.GAUGE, "1 for each job.", ("namespace", "name", "student", "teacher")),
+    Metric("distill_job_condition", Kind.GAUGE, "1 where the condition is True.", ("namespace", "name", "type")),
+    Metric("distill_job_restarts", Kind.GAUGE, "Failed attempts of a job.", ("namespace", "name")),
+    Metric("distill_jobs", Kind.GAUGE, "Jobs by reason of their Succeeded condition.", ("state",)),
+)
+
+
+def wire_name(metric: Metric) -> str:
+    """The name as it is scraped: counters end in _total."""
+    return f"{metric.name}_total" if metric.kind is Kind.COUNTER else metric.name

@@ -1,0 +1,152 @@
+"""The status of a DistillationJob: conditions and reasons are API, so they are enums in this one file."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.base import Model
+
+# Decimals are strings in status, as the Kubernetes API conventions ask.
+Decimal = Annotated[str, Field(max_length=32)]
+Word = Annotated[str, Field(max_length=253)]
+Time = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-time"})]
+Number = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
+
+
+class ConditionType(StrEnum):
+    SUCCEEDED = "Succeeded"
+    """The summary: Unknown while the job is on its way, True when it is complete, False when it has failed."""
+    READY = "Ready"
+    """All roles are up: TeacherReady and RolloutReady and TrainerReady."""
+    TEACHER_READY = "TeacherReady"
+    ROLLOUT_READY = "RolloutReady"
+    TRAINER_READY = "TrainerReady"
+    SUSPENDED = "Suspended"
+    SPEC_VALID = "SpecValid"
+    PREFLIGHT = "Preflight"
+    """The workers' own checks before the first step, reported by the trainer."""
+    STALLED = "Stalled"
+
+
+class Reason(StrEnum):
+    # Succeeded
+    PENDING = "Pending"
+    STARTING = "Starting"
+    RUNNING = "Running"
+    RESTARTING = "Restarting"
+    SUSPENDED = "Suspended"
+    COMPLETED = "Completed"
+    BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
+    DEADLINE_EXCEEDED = "DeadlineExceeded"
+    PRE_RUNNING_DEADLINE_EXCEEDED = "PreRunningDeadlineExceeded"
+    INVALID_SPEC = "InvalidSpec"
+    CONFIGURATION_ERROR = "ConfigurationError"
+    PREFLIGHT_FAILED = "PreflightFailed"
+    # SpecValid, Preflight
+    VALID = "Valid"
+    PASSED = "Passed"
+    # roles
+    READY = "Ready"
+    NOT_READY = "NotReady"
+    WAITING_FOR_ROLES = "WaitingForRoles"
+    UNSCHEDULABLE = "Unschedulable"
+    IMAGE_PULL_FAILED = "ImagePullFailed"
+    CRASH_LOOPING = "CrashLooping"
+    KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
+    VOLUME_NOT_BOUND = "VolumeNotBound"
+    RELEASED_AFTER_FINISH = "ReleasedAfterFinish"
+    TRAINER_FAILED = "TrainerFailed"
+    OUT_OF_MEMORY = "OutOfMemory"
+    EVICTED = "Evicted"
+    # Stalled
+    PROGRESSING = "Progressing"
+    NO_STEP = "NoStep"
+
+
+class ConditionStatus(StrEnum):
+    TRUE = "True"
+    FALSE = "False"
+    UNKNOWN = "Unknown"
+
+
+class Condition(Model):
+    """metav1.Condition."""
+
+    type: Annotated[str, Field(max_length=316)] = Field(description="Name of the condition.")
+    status: ConditionStatus = Field(description="True, False or Unknown.")
+    reason: Annotated[str, Field(max_length=1024)] = Field(description="One CamelCase word for programs.")
+    message: Annotated[str, Field(max_length=32768)] = Field("", description="A sentence for people.")
+    observed_generation: Number = Field(0, description="Generation of the spec that it was made from.")
+    last_transition_time: Time = Field(description="When status changed last.")
+
+
+class RoleStatus(Model):
+    """How many pods of a role are wanted and ready."""
+
+    name: Word = Field(description="teacher, rollout or trainer.")
+    desired: Number = Field(0, description="Pods wanted.")
+    ready: Number = Field(0, description="Pods ready.")
+    reason: Word = Field("", description="Why it is not ready.")
+
+
+class EvaluationScore(Model):
+    """The newest, first and best values of one evaluation."""
+
+    name: Word = Field(description="Name of the evaluation.")
+    step: Number = Field(0, description="Step of the newest values.")
+    score: Decimal | None = Field(None, description="Mean reward of the student's responses.")
+    reverse_kl: Decimal | None = Field(None, description="Reverse KL to the teacher, nats per token.")
+    first_score: Decimal | None = Field(None, description="Score at the first evaluation.")
+    first_reverse_kl: Decimal | None = Field(None, description="Reverse KL at the first evaluation.")
+    best_score: Decimal | None = Field(None, description="Best score so far.")
+    best_step: Number | None = Field(None, description="Step of the best score, or of the lowest KL without one.")
+    teacher_score: Decimal | None = Field(None, description="Score of the teacher's own responses.")
+
+
+class Progress(Model):
+    """Headline numbers, read from GET /progress of trainer rank 0."""
+
+    step: Number = Field(0, description="Optimiser steps done.")
+    total_steps: Number = Field(0, description="Optimiser steps to do.")
+    percent: Number = Field(0, description="step of totalSteps.")
+    reverse_kl: Decimal | None = Field(
+        None, alias="reverseKL", description="Mean reverse KL of the last step's samples, nats per token (k1)."
+    )
+    reward: Decimal | None = Field(None, description="Mean task reward of the last step.")
+    tokens_per_second: Decimal | None = Field(None, description="Response tokens trained per second.")
+    estimated_remaining_seconds: Number | None = Field(None, description="At the speed of the last steps.")
+    policy_lag: Decimal | None = Field(None, description="Mean steps that the last samples lagged behind.")
+    weight_version: Number = Field(0, description="Version of the weights in the engines.")
+    checkpoint_step: Number | None = Field(None, description="Step of the newest complete checkpoint.")
+    bottleneck: Word | None = Field(None, description="The stage that took most of the last step.")
+    last_step_time: Time | None = Field(None, description="When the last step ended.")
+    evaluations: Annotated[list[EvaluationScore], Field(max_length=16)] = Field(
+        default_factory=list, description="Held-out measurements."
+    )
+
+
+class Result(Model):
+    """What a finished job left."""
+
+    model_path: Annotated[str, Field(max_length=1024)] = Field(description="Folder of the Hugging Face model.")
+    step: Number = Field(description="Step of the exported weights.")
+    best_step: Number | None = Field(None, description="Best step by the first evaluation.")
+
+
+class Status(Model):
+    """Status of a DistillationJob."""
+
+    conditions: Annotated[list[Condition], Field(max_length=32)] = Field(
+        default_factory=list, description="Succeeded is the summary."
+    )
+    observed_generation: Number = Field(0, description="Generation of the spec last acted on.")
+    attempts: Number = Field(0, description="Attempts begun.")
+    restarts: Number = Field(0, description="Failed attempts that count against backoffLimit.")
+    next_attempt_time: Time | None = Field(None, description="When the next attempt begins, during back-off.")
+    start_time: Time | None = Field(None, description="When the first attempt began.")
+    attempt_start_time: Time | None = Field(None, description="When the current attempt began.")
+    completion_time: Time | None = Field(None, description="When the job finished.")
+    roles: Annotated[list[RoleStatus], Field(max_length=8)] = Field(default_factory=list, description="Pods by role.")
+    progress: Progress | None = Field(None, description="How far the training is.")
+    result: Result | None = Field(None, description="What the finished job left.")

@@ -1,0 +1,45 @@
+"""What a user may say about the pods of a role: a narrow struct, so that the CRD stays small."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.base import KubernetesObject, Model, ShortText, StringMap
+
+Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=32)]
+ResourceList = Annotated[dict[ShortText, Quantity], Field(max_length=16)]
+ObjectList = Annotated[list[KubernetesObject], Field(max_length=32)]
+
+
+class Resources(Model):
+    """Compute resources of the role's main container, as in a Kubernetes container."""
+
+    requests: ResourceList = Field(default_factory=dict, description="Least amounts, by resource name.")
+    limits: ResourceList = Field(
+        default_factory=dict, description="Most amounts, by resource name. The accelerator is added by the operator."
+    )
+
+
+class PodTemplate(Model):
+    """Overrides for the pods of one role."""
+
+    image: ShortText | None = Field(None, description="Image of the main container; the chart's workers image if absent.")
+    image_pull_policy: Annotated[str, Field(pattern="^(Always|IfNotPresent|Never)$")] = Field(
+        "IfNotPresent", description="Always, IfNotPresent or Never."
+    )
+    image_pull_secrets: Annotated[list[ShortText], Field(max_length=8)] = Field(
+        default_factory=list, description="Names of Secrets of this namespace to pull the image with."
+    )
+    resources: Resources = Field(default_factory=Resources, description="Resources of the main container.")
+    env: ObjectList = Field(default_factory=list, description="Environment variables, as in a Kubernetes container.")
+    volumes: ObjectList = Field(default_factory=list, description="Volumes, as in a Kubernetes pod.")
+    volume_mounts: ObjectList = Field(default_factory=list, description="Mounts of those volumes, as in a container.")
+    node_selector: StringMap = Field(default_factory=dict, description="Labels a node must have.")
+    tolerations: ObjectList = Field(default_factory=list, description="Tolerations, as in a Kubernetes pod.")
+    affinity: KubernetesObject | None = Field(None, description="Affinity, as in a Kubernetes pod.")
+    labels: StringMap = Field(default_factory=dict, description="More labels for the pods.")
+    annotations: StringMap = Field(default_factory=dict, description="More annotations for the pods.")
+    service_account_name: ShortText | None = Field(None, description="ServiceAccount of the pods; no token is mounted.")
+    priority_class_name: ShortText | None = Field(None, description="PriorityClass of the pods.")
+    scheduler_name: ShortText | None = Field(None, description="Scheduler of the pods.")
+    runtime_class_name: ShortText | None = Field(None, description="RuntimeClass of the pods.")

@@ -1,0 +1,89 @@
+"""What the roles say to each other and to the operator: ports, paths, environment, exit codes, messages.
+
+GET /progress of trainer rank 0 answers with the JSON of `ProgressReport`; the termination message of a trainer
+pod, and state.json in the run folder, are the JSON of `ExitReport`.
+"""
+
+from enum import IntEnum, StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.base import Model
+from distill_api.status import Progress, Result
+
+JOB_FILE = "/etc/distill/job.yaml"
+"""Where every pod finds the DistillationJob (YAML or JSON), from the job's ConfigMap."""
+
+SGLANG_PORT = 30000
+"""HTTP of every SGLang server, teacher and engine; /metrics too."""
+TRAINER_PORT = 8080
+"""HTTP of trainer rank 0: /progress, /metrics, /healthz."""
+MASTER_PORT = 29500
+RAY_CLIENT_PORT = 10001
+RAY_METRICS_PORT = 8080
+ENGINE_RESOURCE = "engine"
+"""Custom Ray resource: one per rollout worker pod, so that each holds one engine actor."""
+METRICS_PORT_NAME = "metrics"
+
+
+class Variable(StrEnum):
+    """Environment that the operator sets and the workers read."""
+
+    JOB_FILE = "DISTILL_JOB_FILE"
+    TEACHER = "DISTILL_TEACHER_ADDRESS"
+    """HOST:PORT of the teacher's headless Service; each address behind it is a replica."""
+    RAY = "DISTILL_RAY_ADDRESS"
+    """ray://HOST:PORT of the RayCluster's head."""
+    ATTEMPT = "DISTILL_ATTEMPT"
+    POD_IP = "POD_IP"
+    NODE_RANK = "JOB_COMPLETION_INDEX"
+    """Set by the indexed Job: the trainer pod's number."""
+    MASTER_ADDR = "MASTER_ADDR"
+    TERMINATION_LOG = "DISTILL_TERMINATION_LOG"
+    """Where the exit report goes; /dev/termination-log in a pod."""
+
+
+class ExitCode(IntEnum):
+    DONE = 0
+    TEMPORARY = 75
+    """EX_TEMPFAIL: try again, from the last complete checkpoint."""
+    CONFIGURATION = 78
+    """EX_CONFIG: the job as written cannot run; never retried."""
+
+
+class ExitReason(StrEnum):
+    COMPLETED = "Completed"
+    STOPPED = "Stopped"
+    """By SIGTERM."""
+    CONFIGURATION_ERROR = "ConfigurationError"
+    PREFLIGHT_FAILED = "PreflightFailed"
+    TEACHER_UNREACHABLE = "TeacherUnreachable"
+    ENGINES_LOST = "EnginesLost"
+    INTERNAL_ERROR = "InternalError"
+
+
+class ExitReport(Model):
+    """Why a trainer ended."""
+
+    reason: ExitReason = Field(description="One word for programs.")
+    message: Annotated[str, Field(max_length=3500)] = Field(description="A sentence for people: what, where, what to do.")
+    step: int = Field(0, description="Optimiser steps done.")
+
+
+class Phase(StrEnum):
+    STARTING = "Starting"
+    PREFLIGHT = "Preflight"
+    TRAINING = "Training"
+    EVALUATING = "Evaluating"
+    EXPORTING = "Exporting"
+    DONE = "Done"
+
+
+class ProgressReport(Model):
+    """Answer of GET /progress."""
+
+    phase: Phase = Field(description="What the trainer is doing.")
+    preflight_passed: bool = Field(False, description="Whether every preflight check has passed.")
+    progress: Progress = Field(description="Copied into status.progress.")
+    result: Result | None = Field(None, description="Copied into status.result when phase is Done.")
