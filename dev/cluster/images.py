@@ -2,6 +2,7 @@
 
     images.py --state FOLDER buildah --store STORE --ref REF NAME   an image that buildah built
     images.py --state FOLDER folder --ref REF --entrypoint CMD DIR  an image of one layer, the files of DIR
+    images.py --state FOLDER whole --store STORE NAME               status 1 if buildah lacks the image or layers of it
     images.py --state FOLDER check [--deep]                         status 1 and one sentence if files are missing
 
 A layer enters as a snapshot made of hard links, and the image that is then imported names that snapshot as its own: each
@@ -17,6 +18,7 @@ half-deleted layers look whole to containerd.
 from __future__ import annotations
 
 import argparse
+import base64
 import errno
 import hashlib
 import io
@@ -51,7 +53,7 @@ class Store:
     def __init__(self, state: Path) -> None:
         self.socket = state / "run/containerd.sock"
         self.notes_file = state / "images.json"
-        self.notes: dict[str, int] = json.loads(self.notes_file.read_text()) if self.notes_file.exists() else {}
+        self.notes: dict[str, dict[str, Any]] = json.loads(self.notes_file.read_text()) if self.notes_file.exists() else {}
 
     def ctr(self, *arguments: str, stdin: bytes | None = None) -> str:
         command = ["ctr", "-a", str(self.socket), "-n", "k8s.io", *arguments]
@@ -79,9 +81,11 @@ class Store:
         except BaseException:
             self.ctr("snapshots", "rm", draft)
             raise
-        self.notes[str(upper)] = count_files(upper)
-        # Replaced at once: a reader sees the old notes or the new ones.
-        aside = self.notes_file.with_suffix(".new")
+        self.notes[key] = {"folder": str(upper), "files": count_files(upper)}
+        self.write_notes()
+
+    def write_notes(self) -> None:
+        aside = self.notes_file.with_suffix(".new")  # replaced at once: a reader sees the old notes or the new ones
         aside.write_text(json.dumps(self.notes, indent=1))
         aside.replace(self.notes_file)
 
@@ -124,14 +128,13 @@ class Store:
         for line in self.ctr("images", "check").splitlines()[1:]:
             if "incomplete" in line or "unavailable" in line or "error" in line:
                 return f"the image store has lost contents of {line.split()[0]}"
-        for folder, count in self.notes.items():
-            path = Path(folder)
-            if not path.is_dir():
-                # An image replaced by a newer one takes its layer with it: gone from the list of snapshots as well.
-                if (path.parent.parent / path.parent.name).exists() or self.is_listed(path):
+        for key, note in list(self.notes.items()):
+            folder = Path(note["folder"])
+            if not folder.is_dir():
+                if self.has_snapshot(key):
                     return f"the image store has lost the layer {folder}"
-                continue
-            if deep and count_files(path) < count:
+                del self.notes[key]  # collected by containerd, because a newer image took the name
+            elif deep and count_files(folder) < note["files"]:
                 return f"the image store has lost files of the layer {folder}"
         return ""
 
@@ -139,3 +142,111 @@ class Store:
 def chain_id(parent: str, diff: str) -> str:
     """The name of a stack of layers, as the OCI image specification defines it."""
     return "sha256:" + hashlib.sha256(f"{parent} {diff}".encode()).hexdigest() if parent else diff
+
+
+def stand_in(identity: str) -> bytes:
+    """The tiny layer that takes a real one's place in the image; it is never unpacked."""
+    return tar_of({".layer": identity.encode()})
+
+
+def tar_of(files: dict[str, bytes]) -> bytes:
+    out = io.BytesIO()
+    with tarfile.open(fileobj=out, mode="w") as tar:
+        for name, data in files.items():
+            entry = tarfile.TarInfo(name)
+            entry.size = len(data)
+            tar.addfile(entry, io.BytesIO(data))
+    return out.getvalue()
+
+
+def link_tree(source: Path, target: Path) -> None:
+    """Fills the empty folder `target` with hard links to what is in `source`, keeping modes, owners and attributes."""
+    if source.stat().st_dev != target.stat().st_dev:
+        raise OSError(errno.EXDEV, f"{source} and {target} lie on different file systems")
+    subprocess.run(["cp", "-al", f"{source}/.", str(target)], check=True)
+    target.chmod(0o755)
+
+
+def count_files(folder: Path) -> int:
+    return sum(len(files) + len(folders) for _, folders, files in os.walk(folder))
+
+
+def image_of_folder(folder: Path, entrypoint: list[str], user: str) -> Image:
+    listing = [f"{p.relative_to(folder)} {p.stat().st_size} {p.stat().st_mtime_ns}" for p in sorted(folder.rglob("*"))]
+    identity = hashlib.sha256("\n".join(listing).encode()).hexdigest()
+    return Image({"Entrypoint": entrypoint, "User": user, "Env": ["PATH=/usr/bin:/bin"]}, [Layer(identity, folder)])
+
+
+def image_of_buildah(store: Path, name: str) -> Image:
+    """Reads the layout of containers/storage (overlay driver); a half-deleted store raises FileNotFoundError or KeyError."""
+    image = next(i for i in json.loads((store / "overlay-images/images.json").read_text()) if name in (i.get("names") or []))
+    layers = {layer["id"]: layer for layer in json.loads((store / "overlay-layers/layers.json").read_text())}
+    stack: list[Layer] = []
+    at = image["layer"]
+    while at:
+        stack.insert(0, Layer(layers[at]["diff-digest"], store / "overlay" / at / "diff"))
+        at = layers[at].get("parent")
+    for layer in stack:
+        layer.folder.stat()
+    # The image's id is the digest of its config, which is kept under that name ("=" and base64 of "sha256:<id>").
+    config = store / "overlay-images" / image["id"] / ("=" + base64.b64encode(f"sha256:{image['id']}".encode()).decode())
+    return Image(json.loads(config.read_text())["config"], stack)
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value).encode()
+
+
+def _found(pattern: str, text: str) -> str:
+    match = re.search(pattern, text)
+    return match.group(1) if match else ""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--state", type=Path, required=True)
+    commands = parser.add_subparsers(dest="command", required=True)
+    buildah = commands.add_parser("buildah")
+    buildah.add_argument("--store", type=Path, required=True)
+    buildah.add_argument("--ref", required=True)
+    buildah.add_argument("name")
+    whole = commands.add_parser("whole")
+    whole.add_argument("--store", type=Path, required=True)
+    whole.add_argument("name")
+    folder = commands.add_parser("folder")
+    folder.add_argument("--ref", required=True)
+    folder.add_argument("--entrypoint", action="append", required=True)
+    folder.add_argument("--user", default="")
+    folder.add_argument("folder", type=Path)
+    check = commands.add_parser("check")
+    check.add_argument("--deep", action="store_true")
+    options = parser.parse_args()
+
+    if options.command == "whole":
+        try:
+            image_of_buildah(options.store, options.name)
+        except (FileNotFoundError, KeyError, StopIteration, json.JSONDecodeError):
+            return 1
+        return 0
+    store = Store(options.state)
+    if options.command == "check":
+        wrong = store.missing(options.deep)
+        if wrong:
+            print(wrong)
+        return 1 if wrong else 0
+    if options.command == "buildah":
+        image = image_of_buildah(options.store, options.name)
+    else:
+        image = image_of_folder(options.folder, options.entrypoint, options.user)
+    try:
+        store.add_image(options.ref, image)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        print(error, file=sys.stderr)
+        return OTHER_FILE_SYSTEM
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,192 @@
+#!/bin/bash
+# images.sh [base|operator|workers|kuberay|all]... - builds the images of the embedded cluster, without a daemon, and hands them to it.
+#
+# operator/Dockerfile and workers/Dockerfile are the same files that a release is built from; here they stand on a small
+# Debian with Python. Their dependencies are one image, named by the hash of what goes into it, the code another: a
+# changed line of code costs seconds, an unchanged tree nothing.
+#
+# REGISTRY=… images.sh [operator|workers|all] builds and pushes REGISTRY/distillation-{operator,workers}:VERSION instead;
+# the workers then need BASE_IMAGE=…, a CUDA image of SGLang (and take REQUIREMENTS=workers/requirements-gpu.txt).
+. "$(dirname "$0")/cluster/lib.sh"
+
+IMAGES=$CACHE/images
+BUILDAH=$IMAGES/buildah
+BASE_PACKAGES=python3,python3-pip,ca-certificates,bash,curl
+
+need_root
+need_command buildah
+need_python
+WHAT=("$@")
+[ ${#WHAT[@]} -gt 0 ] || WHAT=(all)
+
+bu() { # vfs-less overlay in our own folder: the machine's own containers, if any, are never seen
+  buildah --root "$BUILDAH" --runroot "$BUILDAH-run" --storage-driver overlay "$@"
+}
+
+# --- building --------------------------------------------------------------------------------------------------------
+
+build() { # NAME DOCKERFILE ARGUMENT... : one image from the repository
+  local name=$1 file=$2 mounts=() path
+  shift 2
+  # A build reaches the package index the way this machine does: by its certificates, settings and download cache.
+  mkdir -p "$HOME/.cache/uv"
+  mounts=(-v "$HOME/.cache/uv:/root/.cache/uv" -v /etc/ssl/certs:/etc/ssl/certs:ro --build-arg UV_NO_CACHE=false)
+  for path in /etc/pip.conf /etc/uv/uv.toml; do
+    if [ -f "$path" ]; then mounts+=(-v "$path:$path:ro"); fi
+  done
+  bu bud --isolation chroot --network host --layers=false --format oci --ignorefile "$DEV/dockerignore" \
+    "${mounts[@]}" "$@" -t "$name" -f "$REPO/$file" "$REPO"
+}
+
+built() { # NAME : buildah has it, whole
+  python3.11 "$DEV/cluster/images.py" --state "$STATE" whole --store "$BUILDAH" "$1" 2>/dev/null
+}
+
+debian_mirror() { # where this machine gets its own Debian from
+  apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' "Identifier: Packages" | awk '$2 == "bookworm" && $3 == "main" {print $1; exit}'
+}
+
+make_base_archive() { # ARCHIVE
+  local folder=$IMAGES/python-base
+  need_command debootstrap
+  # An interrupted debootstrap leaves /proc mounted in its folder.
+  awk -v folder="$folder/" 'index($2, folder) == 1 {print $2}' /proc/self/mounts | sort -r | xargs -r umount -l
+  rm -rf "$folder"
+  debootstrap --variant=minbase --include="$BASE_PACKAGES" bookworm "$folder" "$(debian_mirror)"
+  rm -rf "$folder"/var/cache/apt/*.bin "$folder"/var/cache/apt/archives/*.deb "$folder"/var/lib/apt/lists/* "$folder"/var/log/*.log "$folder"/dev/*
+  tar -C "$folder" -cf "$1.new" .
+  mv "$1.new" "$1"
+  rm -rf "$folder"
+}
+
+BASE_KEY=$(echo "bookworm $BASE_PACKAGES" | sha256sum | cut -c1-16)
+LOCAL_BASE=localhost/python-base:$BASE_KEY
+
+add_base_archive() { # ARCHIVE
+  printf 'FROM scratch\nADD %s /\nENV PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin\n' "$(basename "$1")" > "$IMAGES/python-base.Dockerfile"
+  bu bud --isolation chroot --layers=false --format oci -t "$LOCAL_BASE" -f "$IMAGES/python-base.Dockerfile" "$IMAGES"
+}
+
+build_base() {
+  local archive=$IMAGES/python-base-$BASE_KEY.tar
+  built "$LOCAL_BASE" && return 0
+  if [ ! -f "$archive" ]; then step "Debian with Python (debootstrap)" make_base_archive "$archive"; fi
+  step "image python-base" add_base_archive "$archive"
+}
+
+# --- into the cluster ------------------------------------------------------------------------------------------------
+
+in_cluster() { # REF BUILD-ID : containerd has this very build
+  [ "$(cat "$STATE/images/${1//\//_}" 2>/dev/null)" = "$2" ] && ctrk images ls -q | grep -qxF "$1"
+}
+
+note_in_cluster() { # REF BUILD-ID
+  mkdir -p "$STATE/images"
+  echo "$2" > "$STATE/images/${1//\//_}"
+}
+
+hand_over() { # NAME REF : by hard links; by copy where the two stores lie on different disks
+  local status=0
+  python3.11 "$DEV/cluster/images.py" --state "$STATE" buildah --store "$BUILDAH" --ref "$2" "$1" || status=$?
+  [ "$status" -ne 3 ] || { bu push "$1" "oci-archive:$IMAGES/handover.tar:$2" && ctrk images import "$IMAGES/handover.tar" && rm -f "$IMAGES/handover.tar"; status=$?; }
+  return "$status"
+}
+
+deliver() { # NAME REF BUILD-ID
+  if in_cluster "$2" "$3"; then
+    echo "$2 is up to date"
+    return 0
+  fi
+  step "$2 into the cluster" hand_over "$1" "$2"
+  note_in_cluster "$2" "$3"
+}
+
+# --- the images ------------------------------------------------------------------------------------------------------
+
+build_project_image() { # operator|workers CODE-PATH...
+  local what=$1 file=$1/Dockerfile requirements=$1/requirements.lock ref=local.test/distillation-$1:dev dependencies code path
+  shift
+  if [ "$what" = workers ]; then requirements=workers/requirements-cpu.lock; fi
+  # The first stage of the Dockerfile, what it installs, and what it stands on.
+  dependencies=localhost/$what-dependencies:$( (sed '/^# dev\/images.sh keeps/,$d' "$REPO/$file"; cat "$REPO/$requirements"; echo "$BASE_KEY") | sha256sum | cut -c1-16)
+  for path in "$@"; do
+    [ -e "$REPO/$path" ] || die "$path does not exist, the image of the $what needs it."
+  done
+  code=$( (cat "$REPO/$file"; echo "$dependencies"; hash_of_tree "$@") | sha256sum | cut -c1-16)
+  if in_cluster "$ref" "$code"; then
+    echo "$ref is up to date"
+    return 0
+  fi
+  build_dependencies "$what" "$dependencies"
+  if ! built "localhost/distillation-$what:$code"; then
+    step "code of the $what" build "localhost/distillation-$what:$code" "$file" --build-arg BASE_IMAGE="$LOCAL_BASE" --build-arg DEPENDENCIES_IMAGE="$dependencies"
+  fi
+  deliver "localhost/distillation-$what:$code" "$ref" "$code"
+}
+
+build_dependencies() { # operator|workers NAME
+  build_base
+  if ! built "$2"; then
+    step "dependencies of the $1" build "$2" "$1/Dockerfile" --target dependencies --build-arg BASE_IMAGE="$LOCAL_BASE"
+  fi
+}
+
+build_kuberay_image() { # one static binary on nothing
+  local folder=$IMAGES/kuberay key
+  [ -x "$BIN/kuberay-operator" ] || die "$BIN/kuberay-operator is missing: run dev/tools.sh."
+  key=$(stat -c '%s %Y' "$BIN/kuberay-operator" | sha256sum | cut -c1-16)
+  if in_cluster local.test/kuberay-operator:1.6.1 "$key"; then
+    echo "local.test/kuberay-operator:1.6.1 is up to date"
+    return 0
+  fi
+  rm -rf "$folder"
+  mkdir -p "$folder"
+  ln "$BIN/kuberay-operator" "$folder/manager"
+  step "local.test/kuberay-operator:1.6.1 into the cluster" \
+    python3.11 "$DEV/cluster/images.py" --state "$STATE" folder --ref local.test/kuberay-operator:1.6.1 --entrypoint /manager --user 65532:65532 "$folder"
+  note_in_cluster local.test/kuberay-operator:1.6.1 "$key"
+}
+
+build_one() {
+  case $1 in
+    base) build_base; deliver "$LOCAL_BASE" local.test/python-base:1 "$BASE_KEY" ;;
+    operator) build_project_image operator crds/distill_api crds/distillationjobs.yaml operator/distill_operator ;;
+    workers) build_project_image workers crds/distill_api workers/distill_workers ;;
+    kuberay) build_kuberay_image ;;
+    all) build_one base; build_one kuberay; build_one operator; build_one workers ;;
+    *) die "unknown image '$1': base, operator, workers, kuberay or all." ;;
+  esac
+}
+
+# --- a release -------------------------------------------------------------------------------------------------------
+
+release_one() { # operator|workers
+  local version arguments=() name
+  version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$REPO/pyproject.toml")
+  name=$REGISTRY/distillation-$1:$version
+  if [ "$1" = workers ]; then
+    [ -n "$BASE_IMAGE" ] || die "the workers' image needs BASE_IMAGE=…, a CUDA image of SGLang 0.5.23, to stand on."
+    arguments+=(--build-arg REQUIREMENTS="${REQUIREMENTS:-workers/requirements-gpu.txt}")
+  fi
+  if [ -n "$BASE_IMAGE" ]; then arguments+=(--build-arg BASE_IMAGE="$BASE_IMAGE"); fi
+  step "build $name" build "$name" "$1/Dockerfile" "${arguments[@]}"
+  step "push $name" bu push "$name" "docker://$name"
+}
+
+if [ -n "$REGISTRY" ]; then
+  for what in "${WHAT[@]}"; do
+    case $what in
+      all) release_one operator; release_one workers ;;
+      operator | workers) release_one "$what" ;;
+      *) die "only the images operator and workers are released, not '$what'." ;;
+    esac
+  done
+  exit 0
+fi
+
+need_cluster
+need_disk 25 "$CACHE"
+mkdir -p "$IMAGES"
+exec 8>"$IMAGES.lock"
+flock -n 8 || { echo "waiting for another build"; flock 8; }
+for what in "${WHAT[@]}"; do build_one "$what"; done
