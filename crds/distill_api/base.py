@@ -1,9 +1,23 @@
-"""What every model of the API shares: camelCase on the wire, unknown fields refused, bounded strings."""
+"""What every model of the API shares: camelCase on the wire, unknown fields refused, bounded strings, JSON's scalars."""
 
-from typing import Annotated, Any
+import re
+from types import UnionType
+from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 from pydantic.alias_generators import to_camel
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from distill_api.rules import PRESERVE_UNKNOWN, Rule, add_validation
 
 GROUP = "distillation-operator.io"
 VERSION = "v1alpha1"
@@ -12,17 +26,77 @@ KIND = "DistillationJob"
 PLURAL = "distillationjobs"
 
 
+SCALARS: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false"}
+_EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
+"""1e-6, without a dot: a string to readers of YAML 1.1, such as PyYAML; the API server's takes it for the number it is."""
+
+
+def _scalar(annotation: Any) -> Any:
+    """int, float or bool of an annotation that means one of them, with or without bounds and None; else None."""
+    while get_origin(annotation) in (Annotated, Union, UnionType):
+        annotation = next(a for a in get_args(annotation) if a is not type(None))
+    return annotation if annotation in SCALARS else None
+
+
 class Model(BaseModel):
-    """A frozen model that reads and writes camelCase and refuses a field it does not know."""
+    """A frozen model that reads and writes camelCase and refuses a field it does not know.
+
+    Its JSON schema carries what pydantic leaves out and the API server needs: defaults made by a factory, the rules,
+    and the fields that may not change.
+    """
 
     model_config = ConfigDict(
         alias_generator=to_camel, populate_by_name=True, extra="forbid", frozen=True, protected_namespaces=()
     )
+    rules: ClassVar[tuple[Rule, ...]] = ()
+    mutable: ClassVar[frozenset[str] | None] = None
+    """Names of the fields that may change once the object exists; None says nothing about it."""
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _as_the_server_reads(cls, value: Any, info: ValidationInfo) -> Any:
+        """pydantic would take "3" for 3 and yes for true, and would refuse null for a field that has a default."""
+        assert info.field_name is not None
+        field = cls.model_fields[info.field_name]
+        if value is None and not field.is_required():
+            return field.get_default(call_default_factory=True, validated_data={})
+        scalar = _scalar(field.annotation)
+        if scalar is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
+            return float(value)
+        if scalar is not None and isinstance(value, bool | str) and not (scalar is bool and isinstance(value, bool)):
+            raise ValueError(f"must be {SCALARS[scalar]}")
+        return value
+
+    @model_validator(mode="after")
+    def _check_rules(self) -> Self:
+        broken = [rule.message for rule in self.rules if not rule.holds(self)]
+        if broken:
+            raise ValueError("; ".join(broken))
+        return self
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        reference = handler(schema)
+        json_schema = handler.resolve_ref_schema(reference)
+        for rule in cls.rules:
+            add_validation(json_schema, rule.cel, rule.message)
+        for name, field in cls.model_fields.items():
+            alias = field.alias or name
+            node = json_schema["properties"][alias]
+            if field.default_factory is not None:
+                made = field.get_default(call_default_factory=True, validated_data={})
+                # Only what the factory set: the server fills in the rest from the defaults of the type.
+                node["default"] = (
+                    made.model_dump(mode="json", by_alias=True, exclude_unset=True) if isinstance(made, Model) else made
+                )
+            if cls.mutable is not None and name not in cls.mutable:
+                add_validation(node, "self == oldSelf", f"{alias} is immutable: make a new job")
+        return reference
 
 
 def preserve_unknown(extra: dict[str, Any] | None = None) -> dict[str, Any]:
     """The schema of a piece of a pod that we pass on as it is."""
-    return {"type": "object", "x-kubernetes-preserve-unknown-fields": True, **(extra or {})}
+    return {"type": "object", PRESERVE_UNKNOWN: True, **(extra or {})}
 
 
 ShortText = Annotated[str, Field(min_length=1, max_length=253)]
@@ -30,4 +104,10 @@ Path = Annotated[str, Field(min_length=1, max_length=1024)]
 Text = Annotated[str, Field(max_length=8192)]
 Argument = Annotated[str, Field(max_length=1024)]
 KubernetesObject = Annotated[dict[str, Any], Field(json_schema_extra=preserve_unknown())]
-StringMap = Annotated[dict[ShortText, Annotated[str, Field(max_length=1024)]], Field(max_length=64)]
+
+SHORT_KEYS = Rule(
+    "each key must have 1 to 253 characters",
+    "self.all(key, key.size() >= 1 && key.size() <= 253)",
+    lambda mapping: all(1 <= len(key) <= 253 for key in mapping),
+)
+StringMap = Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=64), SHORT_KEYS]

@@ -1,16 +1,40 @@
 """The spec of a DistillationJob. Names are the contract; each field has a description, bounds and a sane default."""
 
 from enum import StrEnum
-from typing import Annotated, Self
+from typing import Annotated, Any
 
-from pydantic import Field, model_validator
+from pydantic import Field
 
-from distill_api.base import Argument, Model, Path, ShortText, Text
+from distill_api.base import Argument, Model, Path, ShortText, Text, preserve_unknown
+from distill_api.rules import ListMap, Rule, matching
 from distill_api.template import PodTemplate
 
 Count = Annotated[int, Field(ge=1, le=4096)]
 Tokens = Annotated[int, Field(ge=1, le=1_048_576)]
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+FunctionName = Annotated[
+    str,
+    Field(max_length=253),
+    matching(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "must be module:function, such as my_rewards.code:score"),
+]
+AcceleratorName = Annotated[
+    str,
+    Field(max_length=253),
+    matching(
+        r"^(none|[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?)$",
+        "must be none, or a resource name such as nvidia.com/gpu",
+    ),
+]
+EvaluationName = Annotated[
+    str,
+    Field(max_length=40),
+    matching(
+        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "must be lower-case letters, digits and dashes, with no dash at an end"
+    ),
+]
+AbsolutePath = Annotated[
+    str, Field(max_length=1024), matching(r"^/[^\x00]*$", "must be an absolute path: it must begin with /")
+]
 
 
 class Precision(StrEnum):
@@ -73,15 +97,21 @@ class ReasoningGym(Model):
     task: ShortText = Field(description="Name of the task, such as chain_sum.")
     size: Annotated[int, Field(ge=1, le=10_000_000)] = Field(1000, description="Number of prompts.")
     seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = Field(0, description="Seed of the generator.")
-    options: Annotated[
-        dict[ShortText, int | float | bool | str],
-        Field(max_length=32, json_schema_extra={"type": "object", "x-kubernetes-preserve-unknown-fields": True}),
-    ] = Field(default_factory=dict, description="Options of the task, such as max_terms.")
+    options: Annotated[dict[str, Any], Field(max_length=32, json_schema_extra=preserve_unknown())] = Field(
+        default_factory=dict, description="Options of the task, such as max_terms."
+    )
 
 
 class Prompts(Model):
     """Where prompts come from: exactly one of path and reasoningGym."""
 
+    rules = (
+        Rule(
+            "set exactly one of path and reasoningGym",
+            "has(self.path) != has(self.reasoningGym)",
+            lambda prompts: (prompts.path is None) != (prompts.reasoning_gym is None),
+        ),
+    )
     path: Path | None = Field(None, description="A JSONL file, or a folder of them, on a mounted volume.")
     reasoning_gym: ReasoningGym | None = Field(None, description="A generated task instead of a file.")
     prompt_field: ShortText = Field(
@@ -90,12 +120,6 @@ class Prompts(Model):
     answer_field: ShortText | None = Field(None, description="Field of a line that holds the reference answer.")
     apply_chat_template: bool = Field(True, description="Put the prompt through the student's chat template.")
     system_prompt: Text | None = Field(None, description="System message, when the chat template is applied.")
-
-    @model_validator(mode="after")
-    def _one_source(self) -> Self:
-        if (self.path is None) == (self.reasoning_gym is None):
-            raise ValueError("set exactly one of path and reasoningGym")
-        return self
 
 
 class Data(Model):
@@ -115,6 +139,15 @@ class Sampling(Model):
 class Rollout(Model):
     """The student's own generation: SGLang engines in a RayCluster."""
 
+    mutable = frozenset({"replicas"})
+    rules = (
+        # The teacher scores at temperature 1 over the whole vocabulary: any other draw is off-policy.
+        Rule(
+            "sampling must be temperature 1.0 and topP 1.0, as the teacher scores",
+            "self.sampling.temperature == 1.0 && self.sampling.topP == 1.0",
+            lambda rollout: rollout.sampling.temperature == 1.0 and rollout.sampling.top_p == 1.0,
+        ),
+    )
     replicas: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="SGLang engines = Ray workers.")
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Accelerators of one engine.")
     prompts_per_step: Count = Field(16, description="Prompts of one optimiser step.")
@@ -135,21 +168,41 @@ class Rollout(Model):
 class Reward(Model):
     """A verifiable reward of a whole response."""
 
+    rules = (
+        Rule(
+            "function goes with source python, and only with it",
+            "(self.source == 'python') == has(self.function)",
+            lambda reward: (reward.source is RewardSource.PYTHON) == (reward.function is not None),
+        ),
+    )
     source: RewardSource = Field(RewardSource.NONE, description="What computes the reward.")
-    function: Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", max_length=253)] | None = Field(
+    function: FunctionName | None = Field(
         None, description="module:function of source python; called with (response, answer, metadata), returns a float."
     )
 
-    @model_validator(mode="after")
-    def _function_with_python(self) -> Self:
-        if (self.source is RewardSource.PYTHON) != (self.function is not None):
-            raise ValueError("function goes with source python, and only with it")
-        return self
+
+ANSWERED = "source math, or exact-match, compares with an answer"
+
+
+def answered(reward: Reward, prompts: Prompts) -> bool:
+    compares = reward.source in (RewardSource.MATH, RewardSource.EXACT_MATCH)
+    return not compares or prompts.path is None or prompts.answer_field is not None
+
+
+def answered_cel(reward: str, prompts: str) -> str:
+    return f"!({reward}.source in ['math', 'exact-match']) || !has({prompts}.path) || has({prompts}.answerField)"
 
 
 class Objective(Model):
     """What the student is trained on: a divergence from the teacher on the student's own tokens."""
 
+    rules = (
+        Rule(
+            "support sampled-token goes with divergence reverse-kl only; choose support top-k",
+            "self.support != 'sampled-token' || self.divergence == 'reverse-kl'",
+            lambda o: o.support is not Support.SAMPLED_TOKEN or o.divergence is Divergence.REVERSE_KL,
+        ),
+    )
     divergence: Divergence = Field(Divergence.REVERSE_KL, description="reverse-kl, forward-kl or jsd.")
     support: Support = Field(
         Support.SAMPLED_TOKEN,
@@ -174,12 +227,6 @@ class Objective(Model):
     reward_coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
         1.0, description="Weight of the group-normalised task reward."
     )
-
-    @model_validator(mode="after")
-    def _sampled_token_is_reverse(self) -> Self:
-        if self.support is Support.SAMPLED_TOKEN and self.divergence is not Divergence.REVERSE_KL:
-            raise ValueError("support sampled-token goes with divergence reverse-kl only; choose support top-k")
-        return self
 
 
 class Parallelism(Model):
@@ -206,6 +253,13 @@ class Optimizer(Model):
 class Trainer(Model):
     """Megatron trainer pods."""
 
+    rules = (
+        Rule(
+            "parallelism.tensor must divide nodes x gpusPerNode",
+            "(self.nodes * self.gpusPerNode) % self.parallelism.tensor == 0",
+            lambda trainer: trainer.nodes * trainer.gpus_per_node % trainer.parallelism.tensor == 0,
+        ),
+    )
     nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods.")
     gpus_per_node: Annotated[int, Field(ge=1, le=16)] = Field(
         1, description="Accelerators, and so ranks, of one pod; with accelerator none: processes."
@@ -218,12 +272,6 @@ class Trainer(Model):
         description="distributed: NCCL, or gloo without accelerators; disk: through the output volume.",
     )
     template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the trainer's pods.")
-
-    @model_validator(mode="after")
-    def _tensor_divides_ranks(self) -> Self:
-        if self.nodes * self.gpus_per_node % self.parallelism.tensor:
-            raise ValueError("parallelism.tensor must divide nodes x gpusPerNode")
-        return self
 
 
 class Schedule(Model):
@@ -240,15 +288,26 @@ class Schedule(Model):
 class Evaluation(Model):
     """Held-out prompts on which the student is measured."""
 
-    name: Annotated[str, Field(pattern=r"^[a-z0-9]([-a-z0-9]{0,38}[a-z0-9])?$", max_length=40)] = Field(
-        description="Name in status and metrics: lower-case letters, digits and dashes."
+    rules = (
+        Rule(
+            "set a reward.source, or leave measureReverseKl true: nothing would be measured",
+            "self.reward.source != 'none' || self.measureReverseKl",
+            lambda e: e.reward.source is not RewardSource.NONE or e.measure_reverse_kl,
+        ),
+        Rule(
+            f"prompts.answerField must be set: {ANSWERED}",
+            answered_cel("self.reward", "self.prompts"),
+            lambda e: answered(e.reward, e.prompts),
+        ),
     )
+    name: EvaluationName = Field(description="Name in status and metrics: lower-case letters, digits and dashes.")
     prompts: Prompts = Field(description="Where the prompts come from.")
     max_prompts: Annotated[int, Field(ge=1, le=1_000_000)] = Field(256, description="Only the first so many.")
     reward: Reward = Field(default_factory=Reward, description="The score; source none measures the KL alone.")
     samples_per_prompt: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Responses to each prompt.")
     sampling: Sampling = Field(
-        default_factory=lambda: Sampling(temperature=0.0), description="How scored responses are drawn; greedy by default."
+        default_factory=lambda: Sampling(temperature=0.0),
+        description="How scored responses are drawn; greedy by default.",
     )
     max_response_tokens: Tokens | None = Field(None, description="As rollout.maxResponseTokens if absent.")
     measure_reverse_kl: bool = Field(
@@ -269,13 +328,36 @@ class Output(Model):
     volume: OutputVolume | None = Field(
         None, description="The claim mounted at path. Needed on a cluster; `distill run` uses the local folder."
     )
-    path: Annotated[str, Field(pattern="^/", max_length=1024)] = Field("/output", description="Where it is mounted.")
+    path: AbsolutePath = Field("/output", description="Where it is mounted.")
 
 
 class Spec(Model):
     """One on-policy distillation: a student that learns from a teacher on its own samples."""
 
-    accelerator: ShortText = Field(
+    mutable = frozenset(
+        {
+            "suspend",
+            "rollout",  # it says itself what of it may change
+            "backoff_limit",
+            "active_deadline_seconds",
+            "pre_running_deadline_seconds",
+            "stall_timeout_seconds",
+            "ttl_seconds_after_finished",
+        }
+    )
+    rules = (
+        Rule(
+            "deterministic goes with rollout.maxPolicyLag 0 only",
+            "!self.deterministic || self.rollout.maxPolicyLag == 0",
+            lambda spec: not spec.deterministic or spec.rollout.max_policy_lag == 0,
+        ),
+        Rule(
+            f"data.prompts.answerField must be set: objective.reward: {ANSWERED}",
+            answered_cel("self.objective.reward", "self.data.prompts"),
+            lambda spec: answered(spec.objective.reward, spec.data.prompts),
+        ),
+    )
+    accelerator: AcceleratorName = Field(
         "nvidia.com/gpu", description="Resource name of the accelerator, or none for the CPU mode."
     )
     precision: Precision = Field(
@@ -295,7 +377,7 @@ class Spec(Model):
     objective: Objective = Field(default_factory=Objective, description="What is minimised.")
     trainer: Trainer = Field(default_factory=Trainer, description="The trainer.")
     schedule: Schedule = Field(description="How long, and how often.")
-    evaluation: Annotated[list[Evaluation], Field(max_length=16)] = Field(
+    evaluation: Annotated[list[Evaluation], Field(max_length=16), ListMap("name")] = Field(
         default_factory=list, description="Held-out measurements."
     )
     output: Output = Field(default_factory=Output, description="Where results go.")
@@ -311,19 +393,6 @@ class Spec(Model):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
         None, description="Delete the finished job after so long; absent keeps it."
     )
-
-    @model_validator(mode="after")
-    def _cross_field(self) -> Self:
-        sampling = self.rollout.sampling
-        if sampling.temperature != 1.0 or sampling.top_p != 1.0:
-            # The teacher scores at temperature 1 over the whole vocabulary: any other draw is off-policy.
-            raise ValueError("rollout.sampling must be temperature 1.0 and topP 1.0, as the teacher scores")
-        names = [e.name for e in self.evaluation]
-        if len(names) != len(set(names)):
-            raise ValueError("evaluation names must differ")
-        if self.deterministic and self.rollout.max_policy_lag:
-            raise ValueError("deterministic goes with rollout.maxPolicyLag 0 only")
-        return self
 
     @property
     def on_cpu(self) -> bool:

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model
+from distill_api.rules import ListMap
 
 # Decimals are strings in status, as the Kubernetes API conventions ask.
 Decimal = Annotated[str, Field(max_length=32)]
@@ -55,6 +56,7 @@ class Reason(StrEnum):
     CRASH_LOOPING = "CrashLooping"
     KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
     VOLUME_NOT_BOUND = "VolumeNotBound"
+    NAME_TAKEN = "NameTaken"
     RELEASED_AFTER_FINISH = "ReleasedAfterFinish"
     TRAINER_FAILED = "TrainerFailed"
     OUT_OF_MEMORY = "OutOfMemory"
@@ -121,7 +123,7 @@ class Progress(Model):
     checkpoint_step: Number | None = Field(None, description="Step of the newest complete checkpoint.")
     bottleneck: Word | None = Field(None, description="The stage that took most of the last step.")
     last_step_time: Time | None = Field(None, description="When the last step ended.")
-    evaluations: Annotated[list[EvaluationScore], Field(max_length=16)] = Field(
+    evaluations: Annotated[list[EvaluationScore], Field(max_length=16), ListMap("name")] = Field(
         default_factory=list, description="Held-out measurements."
     )
 
@@ -137,7 +139,7 @@ class Result(Model):
 class Status(Model):
     """Status of a DistillationJob."""
 
-    conditions: Annotated[list[Condition], Field(max_length=32)] = Field(
+    conditions: Annotated[list[Condition], Field(max_length=32), ListMap("type")] = Field(
         default_factory=list, description="Succeeded is the summary."
     )
     observed_generation: Number = Field(0, description="Generation of the spec last acted on.")
@@ -147,6 +149,9 @@ class Status(Model):
     start_time: Time | None = Field(None, description="When the first attempt began.")
     attempt_start_time: Time | None = Field(None, description="When the current attempt began.")
     completion_time: Time | None = Field(None, description="When the job finished.")
-    roles: Annotated[list[RoleStatus], Field(max_length=8)] = Field(default_factory=list, description="Pods by role.")
+    suspended_seconds: Number = Field(
+        0, description="Time spent suspended since startTime; activeDeadlineSeconds leaves it out."
+    )
+    roles: Annotated[list[RoleStatus], Field(max_length=8), ListMap("name")] = Field(default_factory=list, description="Pods by role.")
     progress: Progress | None = Field(None, description="How far the training is.")
     result: Result | None = Field(None, description="What the finished job left.")

@@ -1,13 +1,21 @@
 """What a user may say about the pods of a role: a narrow struct, so that the CRD stays small."""
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 from pydantic import Field
 
-from distill_api.base import KubernetesObject, Model, ShortText, StringMap
+from distill_api.base import SHORT_KEYS, KubernetesObject, Model, ShortText, StringMap
+from distill_api.rules import matching
 
-Quantity = Annotated[str, Field(pattern=r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$", max_length=32)]
-ResourceList = Annotated[dict[ShortText, Quantity], Field(max_length=16)]
+Quantity = Annotated[
+    str,
+    Field(max_length=32),
+    matching(
+        r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$",
+        "must be a quantity: a number and a unit, such as 500m, 2, 16Gi or 1.5G",
+    ),
+]
+ResourceList = Annotated[dict[str, Quantity], Field(max_length=16), SHORT_KEYS]
 ObjectList = Annotated[list[KubernetesObject], Field(max_length=32)]
 
 
@@ -24,8 +32,8 @@ class PodTemplate(Model):
     """Overrides for the pods of one role."""
 
     image: ShortText | None = Field(None, description="Image of the main container; the chart's workers image if absent.")
-    image_pull_policy: Annotated[str, Field(pattern="^(Always|IfNotPresent|Never)$")] = Field(
-        "IfNotPresent", description="Always, IfNotPresent or Never."
+    image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
+        "IfNotPresent", description="When the image is pulled."
     )
     image_pull_secrets: Annotated[list[ShortText], Field(max_length=8)] = Field(
         default_factory=list, description="Names of Secrets of this namespace to pull the image with."

@@ -1,25 +1,17 @@
 """Sentences from pydantic's errors: which field, what was wrong, what is allowed."""
 
-from pydantic import ValidationError
+from collections.abc import Callable, Mapping
+from difflib import get_close_matches
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from distill_api.base import model_of
 
-def field_path(location: tuple[int | str, ...]) -> str:
-    """spec.evaluation[0].name from ("spec", "evaluation", 0, "name")."""
-    path = ""
-    for part in location:
-        path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
-    return path
-
-
-def sentence(error: ErrorDetails) -> str:
-    message = error["msg"].removeprefix("Value error, ")
-    shown = error["input"]
-    where = field_path(error["loc"])
-    if isinstance(shown, dict | list) or error["type"] == "missing":
-        return f"{where}: {message}"
-    return f"{where}: {message} (got {shown!r})"
-
-
-def sentences(error: ValidationError) -> list[str]:
-    return [sentence(e) for e in error.errors(include_url=False, include_context=False)]
+_WORDS: dict[str, Callable[[Mapping[str, Any]], str]] = {
+    "greater_than": lambda c: f"must be greater than {c['gt']:g}",
+    "greater_than_equal": lambda c: f"must be greater than or equal to {c['ge']:g}",
+    "less_than": lambda c: f"must be less than {c['lt']:g}",
+    "less_than_equal": lambda c: f"must be less than or equal to {_plain(c['le'])}",
+}

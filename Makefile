@@ -1,0 +1,71 @@
+# Two commands matter: `make demo` and `make test`. `make help` names the rest.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+CACHE ?= $(or $(DISTILL_CACHE),$(HOME)/.cache/distillation-operator)
+export DISTILL_CACHE := $(CACHE)
+OPERATOR_PYTHON := operator/.venv/bin/python
+WORKERS_PYTHON := workers/.venv/bin/python
+export PATH := $(CACHE)/bin:$(PATH)
+# A machine may forbid bytecode; recompiling torch and SGLang in every process costs a factor of two.
+unexport PYTHONDONTWRITEBYTECODE
+unexport PYTHONPATH
+
+.PHONY: help
+help: ## Name the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
+
+.PHONY: demo
+demo: setup tools models ## Embedded Kubernetes, KubeRay, the operator, one real distillation; prints what it reached
+	@$(OPERATOR_PYTHON) dev/demo.py
+
+.PHONY: setup
+setup: ## Debian packages and one virtual environment per folder (nothing to do when up to date)
+	@dev/setup.sh
+
+.PHONY: tools
+tools: ## Kubernetes, KubeRay, Helm and CoreDNS from Go modules, cached
+	@dev/tools.sh
+
+.PHONY: models
+models: setup ## The small models and data of the examples, cached
+	@$(WORKERS_PYTHON) dev/models/arithmetic.py
+	@$(WORKERS_PYTHON) dev/models/smollm2.py
+
+.PHONY: crds
+crds: setup ## Generate the CRD, its copy in the chart and the API reference from the models
+	@$(OPERATOR_PYTHON) -m distill_api.crd crds/distillationjobs.yaml
+	@mkdir -p charts/distillation-operator/files/crds && cp crds/distillationjobs.yaml charts/distillation-operator/files/crds/
+	@$(OPERATOR_PYTHON) -m distill_api.docs docs/api.md
+	@$(OPERATOR_PYTHON) -m distill_api.metrics_docs docs/metrics.md
+
+.PHONY: images
+images: setup ## Both images; with REGISTRY=... (and BASE_IMAGE=...) builds and pushes them
+	@dev/images.sh all
+
+.PHONY: install
+install: tools ## Install the chart into CONTEXT=... (REGISTRY=... as for images)
+	@dev/install.sh
+
+.PHONY: cluster-up
+cluster-up: setup tools ## The embedded Kubernetes
+	@dev/cluster/up.sh
+
+.PHONY: cluster-down
+cluster-down: ## Stop the embedded Kubernetes; leaves no process, mount or interface
+	@dev/cluster/prometheus.sh stop
+	@dev/cluster/down.sh
+
+.PHONY: lint
+lint: setup ## ruff, mypy, import contracts
+	@operator/.venv/bin/ruff check . && operator/.venv/bin/ruff format --check .
+	@operator/.venv/bin/mypy crds/distill_api operator/distill_operator
+	@workers/.venv/bin/mypy workers/distill_workers
+	@PYTHONPATH=crds:operator:workers operator/.venv/bin/lint-imports
+
+.PHONY: test
+test: setup tools ## Every layer, cheap ones first
+	@dev/test.sh lint unit api chart workers e2e
+
+.PHONY: test-unit test-api test-workers test-chart test-e2e
+test-unit test-api test-workers test-chart test-e2e: test-%: setup tools ## One layer
+	@dev/test.sh $*

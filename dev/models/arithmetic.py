@@ -1,0 +1,215 @@
+"""Makes models/arithmetic/: a tiny teacher that adds three-digit numbers, and a tinier student that does not yet.
+
+    python dev/models/arithmetic.py
+
+A prompt is "123+456=", its answer the digits of the sum from the last to the first ("975": a carry is known when it
+is needed), then <eos>. Both models are Qwen3 in float32, trained here from nothing on prompts of their own, with a
+seed. The teacher is trained until it is right; the student only until a fifth of its samples are, so that a
+distillation has room. train.jsonl and test.jsonl hold disjoint prompts, and test.jsonl is seen by neither model.
+"""
+
+import json
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from cached import Card, ensure, line, read_card
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import Qwen3ForCausalLM
+
+NAME = "arithmetic"
+TOKENS = ("<pad>", "<eos>", "<unk>", *"0123456789+-=")
+PAD, EOS = 0, 1
+PROMPT_TOKENS = 8
+RESPONSE_TOKENS = 5
+TRAIN_PROMPTS = 8192
+TEST_PROMPTS = 512
+SEED = 0
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """A model, and the training that is stopped when its accuracy on prompts kept for that is reached."""
+
+    layers: int
+    hidden_size: int
+    learning_rate: float
+    max_steps: int
+    sampled: bool
+    """Whether the accuracy is that of samples at temperature 1, or of greedy responses."""
+    enough: float
+    check_every: int
+
+
+TEACHER = Recipe(3, 128, learning_rate=2e-3, max_steps=1500, sampled=False, enough=0.998, check_every=50)
+STUDENT = Recipe(2, 64, learning_rate=2e-3, max_steps=1500, sampled=True, enough=0.20, check_every=10)
+BATCH = 256
+WARMUP_STEPS = 30
+
+
+def problem(a: int, b: int) -> dict[str, str]:
+    return {"prompt": f"{a}+{b}=", "answer": str(a + b)[::-1]}
+
+
+def problems() -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
+    """Prompts of test.jsonl, of train.jsonl, and all others: what the models themselves are trained on."""
+    pairs = [(a, b) for a in range(100, 1000) for b in range(100, 1000)]
+    random.Random(SEED).shuffle(pairs)
+    made = [problem(a, b) for a, b in pairs[: TEST_PROMPTS + TRAIN_PROMPTS + 400_000]]
+    return made[:TEST_PROMPTS], made[TEST_PROMPTS : TEST_PROMPTS + TRAIN_PROMPTS], made[TEST_PROMPTS + TRAIN_PROMPTS :]
+
+
+def encode(lines: list[dict[str, str]]) -> "torch.Tensor":
+    """Prompt, answer, <eos>, then padding: [problems, PROMPT_TOKENS + RESPONSE_TOKENS]."""
+    import torch
+
+    ids = {token: i for i, token in enumerate(TOKENS)}
+    rows = []
+    for entry in lines:
+        row = [ids[c] for c in entry["prompt"] + entry["answer"]] + [EOS]
+        rows.append(row + [PAD] * (PROMPT_TOKENS + RESPONSE_TOKENS - len(row)))
+    return torch.tensor(rows)
+
+
+def respond(model: "Qwen3ForCausalLM", prompts: "torch.Tensor", sampled: bool, seed: int = SEED) -> "torch.Tensor":
+    """Responses, padded after <eos>: [prompts, RESPONSE_TOKENS]. Samples are drawn at temperature 1."""
+    import torch
+
+    generator = torch.Generator().manual_seed(seed)
+    ids = prompts
+    ended = torch.zeros(len(prompts), 1, dtype=torch.bool)
+    with torch.no_grad():
+        for _ in range(RESPONSE_TOKENS):
+            logits = model(input_ids=ids, use_cache=False, logits_to_keep=1).logits[:, -1]
+            if sampled:
+                token = torch.multinomial(logits.softmax(-1), 1, generator=generator)
+            else:
+                token = logits.argmax(-1, keepdim=True)
+            token = token.masked_fill(ended, PAD)
+            ended |= token == EOS
+            ids = torch.cat([ids, token], 1)
+    return ids[:, PROMPT_TOKENS:]
+
+
+def accuracy(model: "Qwen3ForCausalLM", problems: "torch.Tensor", sampled: bool) -> float:
+    """Share of whole responses that are right, <eos> included."""
+    right = respond(model, problems[:, :PROMPT_TOKENS], sampled) == problems[:, PROMPT_TOKENS:]
+    return float(right.all(1).float().mean())
+
+
+def new_model(recipe: Recipe) -> "Qwen3ForCausalLM":
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(TOKENS),
+        hidden_size=recipe.hidden_size,
+        intermediate_size=3 * recipe.hidden_size,
+        num_hidden_layers=recipe.layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=512,
+        initializer_range=0.05,
+        tie_word_embeddings=False,
+        bos_token_id=None,
+        eos_token_id=EOS,
+        pad_token_id=PAD,
+        dtype="float32",
+    )
+    return Qwen3ForCausalLM(config)
+
+
+def trained(recipe: Recipe, pool: "torch.Tensor", kept: "torch.Tensor") -> tuple["Qwen3ForCausalLM", int]:
+    """A model trained on the answers in `pool` until it is good enough on `kept`, and the steps that it took."""
+    import torch
+    from torch.nn import functional
+
+    torch.manual_seed(SEED)
+    model = new_model(recipe)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
+    for step in range(1, recipe.max_steps + 1):
+        for group in optimizer.param_groups:
+            group["lr"] = recipe.learning_rate * min(1.0, step / WARMUP_STEPS) * (1 - step / (recipe.max_steps + 1))
+        ids = pool[torch.randint(0, len(pool), (BATCH,))]
+        logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, PROMPT_TOKENS - 1 :]
+        loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, PROMPT_TOKENS:].flatten(), ignore_index=PAD)
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        if step % recipe.check_every == 0 and accuracy(model, kept, recipe.sampled) >= recipe.enough:
+            return model.eval(), step
+    raise RuntimeError(f"accuracy {recipe.enough} was not reached in {recipe.max_steps} steps: {recipe}")
+
+
+def save(model: "Qwen3ForCausalLM", folder: Path) -> None:
+    from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers
+    from transformers import PreTrainedTokenizerFast
+
+    characters = Tokenizer(models.WordLevel({token: i for i, token in enumerate(TOKENS)}, unk_token="<unk>"))
+    characters.pre_tokenizer = pre_tokenizers.Split(Regex("."), behavior="isolated")
+    characters.decoder = decoders.Fuse()
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_object=characters,
+        eos_token="<eos>",
+        pad_token="<pad>",
+        unk_token="<unk>",
+        model_max_length=model.config.max_position_embeddings,
+        clean_up_tokenization_spaces=False,
+    )
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
+def reverse_kl(student: "Qwen3ForCausalLM", teacher: "Qwen3ForCausalLM", ids: "torch.Tensor") -> "torch.Tensor":
+    """KL(student || teacher) over the vocabulary, mean of the response tokens of ids [samples, tokens]; nats."""
+    response = ids[:, PROMPT_TOKENS:] != PAD
+    log_p = student(input_ids=ids[:, :-1], use_cache=False).logits[:, PROMPT_TOKENS - 1 :].log_softmax(-1)
+    log_q = teacher(input_ids=ids[:, :-1], use_cache=False).logits[:, PROMPT_TOKENS - 1 :].log_softmax(-1).detach()
+    return (log_p.exp() * (log_p - log_q)).sum(-1)[response].mean()
+
+
+def measure(teacher: "Qwen3ForCausalLM", student: "Qwen3ForCausalLM", test: "torch.Tensor") -> Card:
+    import torch
+
+    prompts = test[:, :PROMPT_TOKENS]
+    with torch.no_grad():
+        gap = reverse_kl(student, teacher, torch.cat([prompts, respond(student, prompts, sampled=True)], 1))
+    return {
+        "teacher_greedy_accuracy": round(accuracy(teacher, test, sampled=False), 4),
+        "teacher_sampled_accuracy": round(accuracy(teacher, test, sampled=True), 4),
+        "student_greedy_accuracy": round(accuracy(student, test, sampled=False), 4),
+        "student_sampled_accuracy": round(accuracy(student, test, sampled=True), 4),
+        "reverse_kl_nats": round(float(gap), 4),
+    }
+
+
+def build(folder: Path) -> Card:
+    import torch
+
+    torch.set_num_threads(1)  # the same sums in the same order on every machine, and tiny matrices gain nothing
+    test, train, others = problems()
+    for name, lines in (("train", train), ("test", test)):
+        text = "".join(json.dumps(entry) + "\n" for entry in lines)
+        (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
+    pool = encode(others)
+    kept, pool = pool[:1024], pool[1024:]
+    teacher, teacher_steps = trained(TEACHER, pool, kept)
+    student, student_steps = trained(STUDENT, pool, kept)
+    save(teacher, folder / "teacher")
+    save(student, folder / "student")
+    return {
+        **measure(teacher, student, encode(test)),
+        "teacher_parameters": sum(p.numel() for p in teacher.parameters()),
+        "student_parameters": sum(p.numel() for p in student.parameters()),
+        "teacher_steps": teacher_steps,
+        "student_steps": student_steps,
+    }
+
+
+if __name__ == "__main__":
+    made = ensure(NAME, Path(__file__), build)
+    print(line(NAME, read_card(made)))

@@ -1,0 +1,47 @@
+#!/bin/bash
+# tools.sh - builds the Go programs of the embedded cluster from the modules pinned under dev/tools/ into the cache:
+# Kubernetes' six and Helm and CoreDNS (one module, so that they share most of the compiling), KubeRay (its own: it needs
+# older Kubernetes libraries). From an empty cache that is about 13 minutes of two cores; with an unchanged go.mod nothing.
+. "$(dirname "$0")/lib.sh"
+
+export CGO_ENABLED=0
+KUBERNETES_VERSION=v1.36.2
+STRIP="-s -w"
+STAMP="-X k8s.io/component-base/version.gitVersion=$KUBERNETES_VERSION -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36"
+
+go_build() { # FOLDER LDFLAGS OUTPUT PACKAGE : -p 2, or compiling takes more memory than a small machine has
+  (cd "$DEV/tools/$1" && go build -p 2 -trimpath -ldflags "$2" -o "$3" "$4")
+}
+
+build_kubernetes() {
+  go_build kubernetes "$STRIP $STAMP" "$NEW/" tool
+  go_build kubernetes "$STRIP $STAMP" "$NEW/coredns" ./coredns
+}
+
+build_kuberay() { go_build kuberay "$STRIP" "$NEW/kuberay-operator" github.com/ray-project/kuberay/ray-operator; }
+
+group() { # GROUP BINARY... : builds the group aside, then moves the binaries in place; its stamp comes last
+  local name=$1 key binary missing=false
+  shift
+  key=$(find "$DEV/tools/$name" -type f ! -name '*.md' -print0 | sort -z | xargs -0 cat | sha256sum | cut -c1-16)
+  for binary in "$@"; do
+    if [ ! -x "$BIN/$binary" ]; then missing=true; fi
+  done
+  if ! $missing && [ "$(cat "$BIN/.$name" 2>/dev/null)" = "$key" ]; then return 0; fi
+  need_go
+  need_disk 12 "$CACHE"
+  # Moved, never written in place: images hold hard links to binaries, and a running daemon its own.
+  NEW=$BIN/.new.$name
+  rm -rf "$NEW"
+  mkdir -p "$NEW"
+  step "build $name ($*)" "build_$name"
+  mv -f "$NEW"/* "$BIN/"
+  rmdir "$NEW"
+  echo "$key" > "$BIN/.$name"
+}
+
+mkdir -p "$BIN"
+exec 8>"$BIN/.lock"
+flock -n 8 || { echo "waiting for another build of the tools"; flock 8; }
+group kubernetes kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl helm coredns
+group kuberay kuberay-operator

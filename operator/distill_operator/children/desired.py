@@ -1,0 +1,38 @@
+"""All children of a job, each with the hash of its own content."""
+
+import hashlib
+import json
+
+from distill_api.job import DistillationJob
+from distill_api.names import ANNOTATION_SPEC_HASH
+
+from distill_operator.children import configmap, network, rollout, teacher, trainer
+from distill_operator.children.pod import Json
+from distill_operator.settings import Settings
+
+
+def lasting(job: DistillationJob) -> list[Json]:
+    """Children without pods: made at the start, kept until the job itself is deleted."""
+    return [
+        _hashed(child)
+        for child in (
+            configmap.config_map(job),
+            network.network_policy(job),
+            teacher.service(job),
+            trainer.service(job),
+        )
+    ]
+
+
+def serving(job: DistillationJob, settings: Settings) -> list[Json]:
+    """What must be up before the trainer: the teacher and the engines."""
+    return [_hashed(teacher.deployment(job, settings)), _hashed(rollout.ray_cluster(job, settings))]
+
+
+def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:
+    return _hashed(trainer.trainer_job(job, settings, attempt))
+
+
+def _hashed(child: Json) -> Json:
+    digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()[:16]
+    return {**child, "metadata": {**child["metadata"], "annotations": {ANNOTATION_SPEC_HASH: digest}}}

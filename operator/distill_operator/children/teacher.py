@@ -1,0 +1,70 @@
+"""The teacher: unmodified SGLang servers in a Deployment; a headless Service, as the client balances by itself."""
+
+from distill_api import names, wire
+from distill_api.job import DistillationJob
+from distill_api.names import Role
+
+from distill_operator.children.pod import Container, Json, labels, metadata, pod_template, selector
+from distill_operator.settings import Settings
+
+MODEL_INFO = {"path": "/model_info", "port": wire.SGLANG_PORT}
+"""Cheap, and answered while generation is paused; /health generates a token and takes a second."""
+
+PROBES: Json = {
+    # An hour: hundreds of gigabytes over a network file system.
+    "startupProbe": {"httpGet": MODEL_INFO, "periodSeconds": 2, "failureThreshold": 1800, "timeoutSeconds": 5},
+    "readinessProbe": {
+        "exec": {"command": ["python", "-m", "distill_workers.probe", "score", f"127.0.0.1:{wire.SGLANG_PORT}"]},
+        "periodSeconds": 10,
+        "failureThreshold": 3,
+        "timeoutSeconds": 30,
+    },
+    "livenessProbe": {"httpGet": MODEL_INFO, "periodSeconds": 20, "failureThreshold": 6, "timeoutSeconds": 10},
+}
+
+
+def deployment(job: DistillationJob, settings: Settings) -> Json:
+    teacher = job.spec.teacher
+    container = Container(
+        name="teacher",
+        command=["python", "-m", "distill_workers.serve", "teacher"],
+        ports=[(wire.METRICS_PORT_NAME, wire.SGLANG_PORT)],
+        accelerators=teacher.tensor_parallel_size,
+        probes=PROBES,
+        needs_shared_memory=teacher.tensor_parallel_size > 1,
+    )
+    return {
+        "apiVersion": "apps/v1",
+        "kind": "Deployment",
+        "metadata": metadata(job, names.teacher(job.metadata.name), Role.TEACHER),
+        "spec": {
+            "replicas": teacher.replicas,
+            # A rolling update would need accelerators that nobody keeps spare.
+            "strategy": {"type": "Recreate"},
+            # The job's own deadlines decide; a large model may load for longer than the default ten minutes.
+            "progressDeadlineSeconds": 7200,
+            "revisionHistoryLimit": 0,
+            "selector": {"matchLabels": selector(job, Role.TEACHER)},
+            "template": pod_template(
+                job,
+                settings,
+                teacher.template,
+                container,
+                labels(job, Role.TEACHER),
+                metrics_port=wire.SGLANG_PORT,
+            ),
+        },
+    }
+
+
+def service(job: DistillationJob) -> Json:
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(job, names.teacher(job.metadata.name), Role.TEACHER),
+        "spec": {
+            "clusterIP": "None",
+            "selector": selector(job, Role.TEACHER),
+            "ports": [{"name": "http", "port": wire.SGLANG_PORT, "targetPort": wire.SGLANG_PORT}],
+        },
+    }

@@ -1,0 +1,91 @@
+"""The trainer: one indexed Job per attempt, so that an attempt is one unit and its name says which one it is."""
+
+from distill_api import names, wire
+from distill_api.job import DistillationJob
+from distill_api.names import Role
+
+from distill_operator.children.pod import Container, Json, labels, metadata, pod_template, selector
+from distill_operator.settings import Settings
+
+CONTAINER = "trainer"
+TERMINATION_LOG = "/dev/termination-log"
+GRACE_SECONDS = 120
+"""For the checkpoint that every rank writes on SIGTERM."""
+
+
+def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
+    name = job.metadata.name
+    trainer = job.spec.trainer
+    container = Container(
+        name=CONTAINER,
+        command=["python", "-m", "distill_workers.launch"],
+        ports=[(wire.METRICS_PORT_NAME, wire.TRAINER_PORT)],
+        environment=[
+            {"name": variable.value, "value": value}
+            for variable, value in (
+                (wire.Variable.TEACHER, f"{names.teacher(name)}:{wire.SGLANG_PORT}"),
+                (wire.Variable.RAY, f"ray://{names.ray_head_service(name)}:{wire.RAY_CLIENT_PORT}"),
+                (wire.Variable.ATTEMPT, str(attempt)),
+                (wire.Variable.MASTER_ADDR, f"{names.trainer_job(name, attempt)}-0.{names.trainer(name)}"),
+                (wire.Variable.TERMINATION_LOG, TERMINATION_LOG),
+            )
+        ],
+        accelerators=trainer.gpus_per_node,
+        needs_output=True,
+        needs_shared_memory=trainer.gpus_per_node > 1,
+        grace_seconds=GRACE_SECONDS,
+    )
+    return {
+        "apiVersion": "batch/v1",
+        "kind": "Job",
+        "metadata": metadata(job, names.trainer_job(name, attempt), Role.TRAINER, attempt),
+        "spec": {
+            "completionMode": "Indexed",
+            "completions": trainer.nodes,
+            "parallelism": trainer.nodes,
+            # Retries are the operator's: all ranks, teacher and engines as one unit.
+            "backoffLimit": 0,
+            "podFailurePolicy": {
+                "rules": [
+                    # First, as an evicted trainer ends with 75: a drained node costs a pod, not an attempt.
+                    {"action": "Ignore", "onPodConditions": [{"type": "DisruptionTarget", "status": "True"}]},
+                    {
+                        "action": "FailJob",
+                        "onExitCodes": {
+                            "containerName": CONTAINER,
+                            "operator": "In",
+                            "values": sorted([wire.ExitCode.TEMPORARY.value, wire.ExitCode.CONFIGURATION.value]),
+                        },
+                    },
+                ]
+            },
+            "template": pod_template(
+                job,
+                settings,
+                trainer.template,
+                container,
+                labels(job, Role.TRAINER, attempt),
+                metrics_port=wire.TRAINER_PORT,
+                restartPolicy="Never",
+                subdomain=names.trainer(name),
+            ),
+        },
+    }
+
+
+def service(job: DistillationJob) -> Json:
+    """Gives every rank a name before any is ready: they wait for each other to become so."""
+    return {
+        "apiVersion": "v1",
+        "kind": "Service",
+        "metadata": metadata(job, names.trainer(job.metadata.name), Role.TRAINER),
+        "spec": {
+            "clusterIP": "None",
+            "publishNotReadyAddresses": True,
+            "selector": selector(job, Role.TRAINER),
+            "ports": [
+                {"name": wire.METRICS_PORT_NAME, "port": wire.TRAINER_PORT, "targetPort": wire.TRAINER_PORT},
+                {"name": "rendezvous", "port": wire.MASTER_PORT, "targetPort": wire.MASTER_PORT},
+            ],
+        },
+    }

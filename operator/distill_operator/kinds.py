@@ -1,0 +1,37 @@
+"""The kinds that the operator reads and writes, and where the API server keeps them."""
+
+from dataclasses import dataclass
+from enum import Enum
+
+from distill_api.base import API_VERSION, KIND, PLURAL
+
+
+@dataclass(frozen=True)
+class Resource:
+    """One kind: `path` is the API's root for its version."""
+
+    kind: str
+    api_version: str
+    plural: str
+
+    @property
+    def path(self) -> str:
+        return f"/{'apis' if '/' in self.api_version else 'api'}/{self.api_version}"
+
+
+class Kind(Enum):
+    """Every kind in use; what a Role must allow is in rbac.py."""
+
+    JOB = Resource("Job", "batch/v1", "jobs")
+    DEPLOYMENT = Resource("Deployment", "apps/v1", "deployments")
+    RAY_CLUSTER = Resource("RayCluster", "ray.io/v1", "rayclusters")
+    CONFIG_MAP = Resource("ConfigMap", "v1", "configmaps")
+    SERVICE = Resource("Service", "v1", "services")
+    NETWORK_POLICY = Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
+    POD = Resource("Pod", "v1", "pods")
+    CLAIM = Resource("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
+    STORAGE_CLASS = Resource("StorageClass", "storage.k8s.io/v1", "storageclasses")
+    DISTILLATION_JOB = Resource(KIND, API_VERSION, PLURAL)
+
+
+BY_NAME = {k.value.kind: k for k in Kind}

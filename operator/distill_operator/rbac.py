@@ -1,0 +1,45 @@
+"""Exactly the API rights that the operator uses, as data: the chart's roles are tested against this list.
+
+Server-side apply of an object that may not exist yet needs create and patch. There are no secrets and no exec.
+"""
+
+from typing import TypedDict
+
+
+class Rule(TypedDict):
+    """rbac.authorization.k8s.io/v1 PolicyRule."""
+
+    apiGroups: list[str]
+    resources: list[str]
+    verbs: list[str]
+
+
+NAMESPACED_RULES: tuple[Rule, ...] = (
+    {
+        "apiGroups": ["distillation-operator.io"],
+        "resources": ["distillationjobs"],
+        # delete: ttlSecondsAfterFinished
+        "verbs": ["get", "list", "watch", "delete"],
+    },
+    {"apiGroups": ["distillation-operator.io"], "resources": ["distillationjobs/status"], "verbs": ["patch"]},
+    # Owner references that block the deletion of their owner need it where OwnerReferencesPermissionEnforcement is on.
+    {"apiGroups": ["distillation-operator.io"], "resources": ["distillationjobs/finalizers"], "verbs": ["update"]},
+    {"apiGroups": [""], "resources": ["configmaps", "services"], "verbs": ["list", "create", "patch", "delete"]},
+    {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "create", "patch", "delete"]},
+    {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch", "delete"]},
+    {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list", "watch", "create", "patch", "delete"]},
+    {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["list", "watch", "create", "patch", "delete"]},
+    {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
+    {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["get"]},
+    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+)
+"""For a Role in each watched namespace, or a ClusterRole when every namespace is watched."""
+
+CLUSTER_RULES: tuple[Rule, ...] = (
+    # WaitForFirstConsumer claims stay Pending until a pod wants them; without this right every pending claim is
+    # taken for one of those, and the trainer's pods tell what is wrong instead.
+    {"apiGroups": ["storage.k8s.io"], "resources": ["storageclasses"], "verbs": ["get"]},
+    # kopf notices by it that KubeRay was installed later. Used only when every namespace is watched.
+    {"apiGroups": ["apiextensions.k8s.io"], "resources": ["customresourcedefinitions"], "verbs": ["list", "watch"]},
+)
+"""For a ClusterRole. Optional when DISTILL_WATCH_NAMESPACES is set."""

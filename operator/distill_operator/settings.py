@@ -1,0 +1,88 @@
+"""The operator's settings, read from the environment once, at start. The chart's values map one to one to them."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Self
+
+
+class InvalidSettings(ValueError):
+    """The environment does not make a valid configuration; the message says which variable and why."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that may differ between two installations."""
+
+    workers_image: str
+    """DISTILL_WORKERS_IMAGE: image of every pod whose template names none."""
+    workers_image_pull_policy: str = "IfNotPresent"
+    """DISTILL_WORKERS_IMAGE_PULL_POLICY: of every pod whose template names none."""
+    workers_image_pull_secrets: tuple[str, ...] = ()
+    """DISTILL_WORKERS_IMAGE_PULL_SECRETS: comma separated; Secrets must exist in the namespace of the job."""
+    watch_namespaces: tuple[str, ...] = ()
+    """DISTILL_WATCH_NAMESPACES: comma separated; empty means every namespace."""
+    resync_seconds: float = 60.0
+    """DISTILL_RESYNC_SECONDS: every job is looked at again at least this often, whatever the watches say."""
+    progress_seconds: float = 2.0
+    """DISTILL_PROGRESS_SECONDS: how often the trainer of a running job is asked, and so the most often status changes."""
+    concurrency: int = 8
+    """DISTILL_CONCURRENCY: jobs reconciled at the same time."""
+    health_port: int = 8081
+    """DISTILL_HEALTH_PORT: /healthz."""
+    metrics_port: int = 8082
+    """DISTILL_METRICS_PORT: /metrics."""
+    log_level: str = "INFO"
+    """DISTILL_LOG_LEVEL."""
+    log_format: str = "json"
+    """DISTILL_LOG_FORMAT: json or text."""
+
+    @property
+    def unhealthy_after_seconds(self) -> float:
+        """How old the last success may be before /healthz fails: three missed resyncs, and never a hair trigger."""
+        return max(180.0, 3 * self.resync_seconds)
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        image = environment.get("DISTILL_WORKERS_IMAGE", "").strip()
+        if not image:
+            raise InvalidSettings("DISTILL_WORKERS_IMAGE is not set; name the workers' image (chart: workers.image)")
+        return cls(
+            workers_image=image,
+            workers_image_pull_policy=_one_of(
+                environment, "DISTILL_WORKERS_IMAGE_PULL_POLICY", ("IfNotPresent", "Always", "Never")
+            ),
+            workers_image_pull_secrets=_words(environment, "DISTILL_WORKERS_IMAGE_PULL_SECRETS"),
+            watch_namespaces=_words(environment, "DISTILL_WATCH_NAMESPACES"),
+            resync_seconds=_positive(environment, "DISTILL_RESYNC_SECONDS", cls.resync_seconds),
+            progress_seconds=_positive(environment, "DISTILL_PROGRESS_SECONDS", cls.progress_seconds),
+            concurrency=int(_positive(environment, "DISTILL_CONCURRENCY", cls.concurrency)),
+            health_port=int(_positive(environment, "DISTILL_HEALTH_PORT", cls.health_port)),
+            metrics_port=int(_positive(environment, "DISTILL_METRICS_PORT", cls.metrics_port)),
+            log_level=_one_of(environment, "DISTILL_LOG_LEVEL", ("INFO", "DEBUG", "WARNING", "ERROR")),
+            log_format=_one_of(environment, "DISTILL_LOG_FORMAT", ("json", "text")),
+        )
+
+
+def _words(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    return tuple(word.strip() for word in environment.get(name, "").split(",") if word.strip())
+
+
+def _one_of(environment: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:
+    """The first of `allowed` is the default."""
+    value = environment.get(name, "").strip() or allowed[0]
+    if value not in allowed:
+        raise InvalidSettings(f"{name} is {value!r}; it must be one of {', '.join(allowed)}")
+    return value
+
+
+def _positive(environment: Mapping[str, str], name: str, default: float) -> float:
+    text = environment.get(name, "").strip()
+    if not text:
+        return default
+    try:
+        value = float(text)
+    except ValueError:
+        raise InvalidSettings(f"{name} is {text!r}; it must be a number") from None
+    if value <= 0:
+        raise InvalidSettings(f"{name} is {text!r}; it must be above 0")
+    return value

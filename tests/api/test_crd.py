@@ -1,0 +1,2 @@
+def test_up(kubectl, namespace):
+    print(kubectl("get", "ns").stdout)

@@ -1,0 +1,41 @@
+"""How a trainer ends before its time: an exit code that the operator acts on, and a sentence for people."""
+
+from distill_api.wire import ExitCode, ExitReason
+
+
+class Failure(Exception):
+    """Ends the trainer. The message says what was wrong, where, what is allowed and what to do."""
+
+    code = ExitCode.TEMPORARY
+    reason = ExitReason.INTERNAL_ERROR
+
+
+class ConfigurationError(Failure):
+    """The job as written cannot run; trying again does not help."""
+
+    code = ExitCode.CONFIGURATION
+    reason = ExitReason.CONFIGURATION_ERROR
+
+
+class PreflightFailed(ConfigurationError):
+    """A check before the first step found teacher, student and engines not to fit together."""
+
+    reason = ExitReason.PREFLIGHT_FAILED
+
+
+class TeacherLost(Failure):
+    """No teacher answered for longer than is waited."""
+
+    reason = ExitReason.TEACHER_UNREACHABLE
+
+
+class EnginesLost(Failure):
+    """No engine came back for longer than is waited."""
+
+    reason = ExitReason.ENGINES_LOST
+
+
+class Stopped(Failure):
+    """SIGTERM: the pod is wanted elsewhere."""
+
+    reason = ExitReason.STOPPED

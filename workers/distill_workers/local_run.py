@@ -1,0 +1,140 @@
+"""`distill run`: all roles of a job on this machine, without Kubernetes. The same file, the same programs."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+from distill_api.job import DistillationJob
+from distill_api.wire import ExitCode, ExitReport, ProgressReport, Variable
+from distill_workers.model_folder import model_folder
+from distill_workers.runfolder import RunFolder
+
+POLL_SECONDS = 1.0
+
+
+def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str, Any]:
+    """The manifest with paths on mounted volumes replaced by local folders: {"/models": "/home/me/models"}."""
+
+    def local(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: local(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [local(item) for item in value]
+        if isinstance(value, str):
+            for mount, folder in volumes.items():
+                if value == mount or value.startswith(mount.rstrip("/") + "/"):
+                    return folder.rstrip("/") + value[len(mount.rstrip("/")) :]
+        return value
+
+    spec = dict(manifest["spec"])
+    for part in ("student", "teacher", "data", "evaluation", "output"):
+        if part in spec:
+            spec[part] = local(spec[part])
+    if "output" not in spec and "/output" in volumes:
+        spec["output"] = {"path": volumes["/output"]}
+    trainer = dict(spec.get("trainer", {}))
+    # Every rank runs here, so the nodes become processes of one.
+    trainer["gpusPerNode"] = trainer.pop("nodes", 1) * trainer.get("gpusPerNode", 1)
+    return {**manifest, "spec": {**spec, "trainer": trainer}}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class LocalRun:
+    """The teacher's servers and the trainer as child processes; the trainer makes the engines itself."""
+
+    def __init__(self, job: DistillationJob) -> None:
+        self.job = job
+        self.folder = RunFolder(job)
+        self._port = free_port()
+        self._trainer: subprocess.Popen[bytes] | None = None
+
+    def run(self, show: Any) -> int:
+        """Runs the job to its end and returns the trainer's exit code. `show` gets each new ProgressReport."""
+        from distill_workers.server import SGLangServer
+
+        spec = self.job.spec
+        model_folder(spec.student.model, "spec.student.model")
+        teacher_model = str(model_folder(spec.teacher.model, "spec.teacher.model"))
+        self.folder.root.mkdir(parents=True, exist_ok=True)
+        logs = self.folder.root / "logs"
+        logs.mkdir(exist_ok=True)
+        teachers = [
+            SGLangServer(teacher_model, spec, "teacher", port=free_port(), log=logs / f"teacher-{number}.log")
+            for number in range(spec.teacher.replicas)
+        ]
+        with tempfile.TemporaryDirectory(prefix="distill-") as scratch:
+            manifest = Path(scratch) / "job.json"
+            manifest.write_text(json.dumps(self.job.model_dump(mode="json", by_alias=True)))
+            try:
+                for teacher in teachers:
+                    teacher.start()
+                addresses = ",".join(f"127.0.0.1:{teacher.port}" for teacher in teachers)
+                with (logs / "trainer.log").open("ab") as log:
+                    self._trainer = subprocess.Popen(
+                        [sys.executable, "-m", "distill_workers.launch"],
+                        env=self._environment(manifest, addresses),
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                return self._follow(show)
+            finally:
+                self._end_trainer()
+                for teacher in teachers:
+                    teacher.stop()
+
+    def exit_report(self) -> ExitReport | None:
+        path = self.folder.root / "exit.json"
+        return ExitReport.model_validate_json(path.read_text()) if path.exists() else None
+
+    def _environment(self, manifest: Path, teachers: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            Variable.JOB_FILE: str(manifest),
+            Variable.TEACHER: teachers,
+            Variable.MASTER_ADDR: "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            Variable.NODE_RANK: "0",
+            Variable.POD_IP: "127.0.0.1",
+            "DISTILL_PORT": str(self._port),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+
+    def _follow(self, show: Any) -> int:
+        assert self._trainer is not None
+        while (code := self._trainer.poll()) is None:
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/progress", timeout=2) as answer:
+                    show(ProgressReport.model_validate_json(answer.read()))
+            except OSError:
+                pass  # not up yet, or just gone
+            time.sleep(POLL_SECONDS)
+        state = self.folder.root / "state.json"
+        if code == ExitCode.DONE and state.exists():
+            show(ProgressReport.model_validate_json(state.read_text()))
+        return code
+
+    def _end_trainer(self) -> None:
+        if self._trainer is None or self._trainer.poll() is not None:
+            return
+        self._trainer.send_signal(signal.SIGTERM)
+        try:
+            self._trainer.wait(60)
+        except subprocess.TimeoutExpired:
+            os.killpg(self._trainer.pid, signal.SIGKILL)
+            self._trainer.wait()
+
+

@@ -1,0 +1,178 @@
+"""The supported architectures, as data: what a Hugging Face config means, and which of its tensors make which of Megatron's.
+
+A new dense decoder of the same family is a new row of ARCHITECTURES; nothing else asks for the model_type.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from enum import Enum, auto
+from pathlib import Path
+from typing import Any
+
+from transformers import AutoConfig
+
+
+class UnsupportedModel(ValueError):
+    """The checkpoint is of a kind that the trainer cannot train."""
+
+
+class Layout(Enum):
+    """How Hugging Face tensors lie in one Megatron tensor, and how that is cut over tensor parallel ranks."""
+
+    REPLICATED = auto()
+    """The same on every rank: norms."""
+    ROWS = auto()
+    """Cut by rows, padded at the end: embedding and output head."""
+    COLUMNS = auto()
+    """Cut by columns: the projections back to the hidden size."""
+    GROUPED_QKV = auto()
+    """q, k, v interleaved by query group, cut by groups."""
+    GATE_UP = auto()
+    """A rank's rows of the gate, then its rows of the up projection."""
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A row of the table."""
+
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    required: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Attribute of the config and the values under which the layers built here are right; an absent one is fine."""
+
+
+_COMMON: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "mlp_bias": (False,),
+    "use_sliding_window": (False, None),
+}
+ARCHITECTURES: dict[str, Architecture] = {
+    "llama": Architecture(required={**_COMMON, "attention_bias": (False,), "pretraining_tp": (1, None)}),
+    "qwen2": Architecture(qkv_bias=True, required=_COMMON),
+    "qwen3": Architecture(qk_norm=True, required={**_COMMON, "attention_bias": (False,)}),
+}
+ROPE_TYPES = ("default", "llama3")
+
+
+@dataclass(frozen=True)
+class Llama3Rope:
+    """Llama 3.1's scaling of rotary frequencies."""
+
+    factor: float
+    low_freq_factor: float
+    high_freq_factor: float
+    original_max_position_embeddings: int
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Everything about one checkpoint that the trainer needs to know, parsed from its config.json."""
+
+    architecture: Architecture
+    layers: int
+    hidden_size: int
+    ffn_hidden_size: int
+    attention_heads: int
+    query_groups: int
+    head_size: int
+    vocab_size: int
+    max_positions: int
+    norm_epsilon: float
+    rope_theta: float
+    rope_scaling: Llama3Rope | None
+    tied_embeddings: bool
+
+    def padded_vocab_size(self, tensor_parallel_size: int) -> int:
+        """The vocabulary with rows added so that every rank has as many. The padding never takes part in a softmax."""
+        return -(-self.vocab_size // tensor_parallel_size) * tensor_parallel_size
+
+
+def read_shape(model_path: Path, *, trust_remote_code: bool = False) -> Shape:
+    """Parse config.json. Raises UnsupportedModel with what is allowed."""
+    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    architecture = ARCHITECTURES.get(config.model_type)
+    if architecture is None:
+        allowed = ", ".join(sorted(ARCHITECTURES))
+        raise UnsupportedModel(f"{model_path}: model_type {config.model_type} cannot be trained; supported are {allowed}")
+    for name, allowed_values in architecture.required.items():
+        value = getattr(config, name, allowed_values[0])
+        if value not in allowed_values:
+            raise UnsupportedModel(f"{model_path}: {name} must be {allowed_values[0]} for {config.model_type}, not {value}")
+    rope = config.rope_parameters
+    if rope["rope_type"] not in ROPE_TYPES:
+        raise UnsupportedModel(f"{model_path}: rope type {rope['rope_type']} is not supported; use one of {ROPE_TYPES}")
+    scaling = None
+    if rope["rope_type"] == "llama3":
+        scaling = Llama3Rope(
+            factor=rope["factor"],
+            low_freq_factor=rope["low_freq_factor"],
+            high_freq_factor=rope["high_freq_factor"],
+            original_max_position_embeddings=rope["original_max_position_embeddings"],
+        )
+    return Shape(
+        architecture=architecture,
+        layers=config.num_hidden_layers,
+        hidden_size=config.hidden_size,
+        ffn_hidden_size=config.intermediate_size,
+        attention_heads=config.num_attention_heads,
+        query_groups=config.num_key_value_heads or config.num_attention_heads,
+        head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
+        vocab_size=config.vocab_size,
+        max_positions=config.max_position_embeddings,
+        norm_epsilon=config.rms_norm_eps,
+        rope_theta=rope["rope_theta"],
+        rope_scaling=scaling,
+        tied_embeddings=config.tie_word_embeddings,
+    )
+
+
+@dataclass(frozen=True)
+class Mapping:
+    """One Megatron parameter and the Hugging Face tensors it is made of."""
+
+    megatron: tuple[str, ...]
+    """Its names: in the local layers, and in Transformer Engine's where a norm is part of the linear layer after it."""
+    hf: tuple[str, ...]
+    layout: Layout
+
+
+def mappings(shape: Shape) -> Iterator[Mapping]:
+    """Every parameter of the model, in the order of the layers."""
+    yield Mapping(("embedding.word_embeddings.weight",), ("model.embed_tokens.weight",), Layout.ROWS)
+    for layer in range(shape.layers):
+        hf, megatron = f"model.layers.{layer}", f"decoder.layers.{layer}"
+        yield Mapping(
+            (f"{megatron}.input_layernorm.weight", f"{megatron}.self_attention.linear_qkv.layer_norm_weight"),
+            (f"{hf}.input_layernorm.weight",),
+            Layout.REPLICATED,
+        )
+        for kind in ("weight", "bias") if shape.architecture.qkv_bias else ("weight",):
+            yield Mapping(
+                (f"{megatron}.self_attention.linear_qkv.{kind}",),
+                tuple(f"{hf}.self_attn.{name}_proj.{kind}" for name in "qkv"),
+                Layout.GROUPED_QKV,
+            )
+        if shape.architecture.qk_norm:
+            for name in "qk":
+                yield Mapping(
+                    (f"{megatron}.self_attention.{name}_layernorm.weight",),
+                    (f"{hf}.self_attn.{name}_norm.weight",),
+                    Layout.REPLICATED,
+                )
+        yield Mapping(
+            (f"{megatron}.self_attention.linear_proj.weight",), (f"{hf}.self_attn.o_proj.weight",), Layout.COLUMNS
+        )
+        yield Mapping(
+            (f"{megatron}.pre_mlp_layernorm.weight", f"{megatron}.mlp.linear_fc1.layer_norm_weight"),
+            (f"{hf}.post_attention_layernorm.weight",),
+            Layout.REPLICATED,
+        )
+        yield Mapping(
+            (f"{megatron}.mlp.linear_fc1.weight",),
+            (f"{hf}.mlp.gate_proj.weight", f"{hf}.mlp.up_proj.weight"),
+            Layout.GATE_UP,
+        )
+        yield Mapping((f"{megatron}.mlp.linear_fc2.weight",), (f"{hf}.mlp.down_proj.weight",), Layout.COLUMNS)
+    yield Mapping(("decoder.final_layernorm.weight",), ("model.norm.weight",), Layout.REPLICATED)
+    if not shape.tied_embeddings:
+        yield Mapping(("output_layer.weight",), ("lm_head.weight",), Layout.ROWS)

@@ -1,0 +1,148 @@
+"""The student as a Megatron GPTModel that returns hidden states; the output head is applied by logprobs.py, in chunks."""
+
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_spec,
+    get_gpt_layer_with_transformer_engine_spec,
+)
+from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
+from megatron.core.transformer import TransformerConfig
+
+from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel, mappings
+from distill_workers.megatron.parallel import Ranks
+
+
+class HiddenStateModel(GPTModel):  # type: ignore[misc]  # megatron-core carries no types
+    """A GPTModel that stops after the final norm: [batch, sequence] -> [sequence, batch, hidden]."""
+
+    def _postprocess(self, hidden_states: torch.Tensor, **unused: Any) -> torch.Tensor:
+        return hidden_states
+
+    def head_weight(self) -> torch.Tensor:
+        """This rank's rows of the output head, padding included: [vocab / tensor_parallel, hidden]."""
+        if self.share_embeddings_and_output_weights:
+            weight: torch.Tensor = self.embedding.word_embeddings.weight
+        else:
+            weight = self.output_layer.weight
+        return weight
+
+
+class CausalAttention(torch.nn.Module):
+    """Causal attention by torch's scaled_dot_product_attention, in place of Megatron's, which builds [heads, s, s].
+
+    Sequences are padded on the right, so a real token never sees padding and no mask is needed; the outputs at padding
+    are finite and never used.
+    """
+
+    def __init__(self, config: TransformerConfig, **unused: Any) -> None:
+        super().__init__()
+        self.queries_per_group = config.num_attention_heads // config.num_query_groups
+
+    def forward(
+        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **unused: Any
+    ) -> torch.Tensor:
+        """query [s, b, heads, head], key and value [s, b, groups, head] -> [s, b, heads * head]."""
+        key, value = (x.repeat_interleave(self.queries_per_group, dim=2) for x in (key, value))
+        q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
+        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
+
+
+def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int) -> HiddenStateModel:
+    """The model on this rank's device, with weights not yet set (see hf.load). Raises UnsupportedModel on a bad split."""
+    for name, size in (
+        ("attention heads", shape.attention_heads),
+        ("key-value heads", shape.query_groups),
+        ("the MLP's width", shape.ffn_hidden_size),
+    ):
+        if size % ranks.tensor_size:
+            raise UnsupportedModel(f"parallelism.tensor {ranks.tensor_size} does not divide {name} ({size})")
+    on_gpu = ranks.device.type == "cuda"
+    with_engine = on_gpu and importlib.util.find_spec("transformer_engine") is not None
+    if on_gpu:
+        model_parallel_cuda_manual_seed(seed)
+    else:
+        initialize_rng_tracker(inference_rng_tracker=True)
+    config = _transformer_config(shape, ranks, dtype, on_gpu=on_gpu)
+    if with_engine:
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+    else:
+        layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
+        layer.submodules.self_attention.submodules.core_attention = CausalAttention
+    model = HiddenStateModel(
+        config=config,
+        transformer_layer_spec=layer,
+        vocab_size=shape.padded_vocab_size(ranks.tensor_size),
+        max_sequence_length=shape.max_positions,
+        share_embeddings_and_output_weights=shape.tied_embeddings,
+        position_embedding_type="rope",
+        rotary_base=shape.rope_theta,
+    ).to(device=ranks.device, dtype=dtype)
+    if shape.rope_scaling is not None:
+        # GPTModel passes on the factor alone.
+        rope = model.rotary_pos_emb
+        rope.inv_freq = rope._apply_scaling(
+            rope.inv_freq,
+            factor=shape.rope_scaling.factor,
+            low_freq_factor=shape.rope_scaling.low_freq_factor,
+            high_freq_factor=shape.rope_scaling.high_freq_factor,
+            original_max_position_embeddings=shape.rope_scaling.original_max_position_embeddings,
+        )
+    _mark_shards(model, shape)
+    return model
+
+
+def _transformer_config(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, on_gpu: bool) -> TransformerConfig:
+    # Activations of a long response do not fit without recomputation; a small model on a CPU has no use for it.
+    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return TransformerConfig(
+        num_layers=shape.layers,
+        hidden_size=shape.hidden_size,
+        ffn_hidden_size=shape.ffn_hidden_size,
+        num_attention_heads=shape.attention_heads,
+        num_query_groups=shape.query_groups,
+        kv_channels=shape.head_size,
+        normalization="RMSNorm",
+        layernorm_epsilon=shape.norm_epsilon,
+        qk_layernorm=shape.architecture.qk_norm,
+        add_bias_linear=False,
+        add_qkv_bias=shape.architecture.qkv_bias,
+        gated_linear_unit=True,
+        activation_func=F.silu,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        tensor_model_parallel_size=ranks.tensor_size,
+        params_dtype=dtype,
+        pipeline_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        # The gradient is a sum over tokens until finalize_model_grads divides it by their number in the global batch.
+        calculate_per_token_loss=True,
+        # Every weight is read from the checkpoint.
+        perform_initialization=False,
+        use_cpu_initialization=not on_gpu,
+        # Fused kernels of Apex or a compiler; none is needed for correctness.
+        bias_activation_fusion=False,
+        bias_dropout_fusion=False,
+        masked_softmax_fusion=False,
+        gradient_accumulation_fusion=False,
+        apply_rope_fusion=False,
+        persist_layer_norm=False,
+        batch_p2p_comm=False,
+        **(recompute if on_gpu else {}),
+    )
+
+
+def _mark_shards(model: HiddenStateModel, shape: Shape) -> None:
+    """Tell Megatron which parameters are shards: its initialisation would have, and the gradient norm depends on it."""
+    parameters = dict(model.named_parameters())
+    for mapping in mappings(shape):
+        parameter = next(parameters[name] for name in mapping.megatron if name in parameters)
+        if mapping.layout is not Layout.REPLICATED:
+            parameter.tensor_model_parallel = True
+            parameter.partition_dim = 1 if mapping.layout is Layout.COLUMNS else 0
+            parameter.partition_stride = 1

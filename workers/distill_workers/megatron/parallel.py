@@ -1,0 +1,68 @@
+"""Ranks: torch.distributed and Megatron's groups, tensor parallel x data parallel."""
+
+import os
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+TIMEOUT_MINUTES = 30
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """Where this process stands. Ranks of one tensor parallel group are neighbours: rank = data * tensor_size + tensor."""
+
+    rank: int
+    world_size: int
+    tensor_rank: int
+    tensor_size: int
+    data_rank: int
+    data_size: int
+    device: torch.device
+    tensor_group: dist.ProcessGroup
+    data_group: dist.ProcessGroup
+
+
+def initialise(tensor_parallel_size: int, *, on_cpu: bool, timeout_minutes: int = TIMEOUT_MINUTES) -> Ranks:
+    """Join the other ranks, named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Once for each process.
+
+    Raises RuntimeError when a rank does not come within the timeout, as does every later collective.
+    """
+    from megatron.core import parallel_state
+
+    if not dist.is_initialized():
+        if not on_cpu:
+            torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
+        dist.init_process_group("gloo" if on_cpu else "nccl", timeout=timedelta(minutes=timeout_minutes))
+    if not parallel_state.model_parallel_is_initialized():
+        parallel_state.initialize_model_parallel(
+            tensor_model_parallel_size=tensor_parallel_size,
+            distributed_timeout_minutes=timeout_minutes,
+            # Those are for the distributed optimiser's checkpoints, which are not used.
+            create_gloo_process_groups=False,
+        )
+    found = parallel_state.get_tensor_model_parallel_world_size()
+    if found != tensor_parallel_size:
+        raise ValueError(f"this process already has tensor parallel size {found}, not {tensor_parallel_size}")
+    return Ranks(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tensor_rank=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=tensor_parallel_size,
+        data_rank=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        device=torch.device("cpu") if on_cpu else torch.device("cuda", torch.cuda.current_device()),
+        tensor_group=parallel_state.get_tensor_model_parallel_group(),
+        data_group=parallel_state.get_data_parallel_group(),
+    )
+
+
+def shut_down() -> None:
+    """Leave the groups; a later `initialise` joins anew."""
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()

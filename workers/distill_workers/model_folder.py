@@ -1,0 +1,27 @@
+"""Where a model's files are: a folder on a mounted volume, or the Hugging Face hub."""
+
+from pathlib import Path
+
+from distill_workers.failures import ConfigurationError
+
+
+def model_folder(model: str, field: str) -> Path:
+    """The local folder of a model; a hub id is downloaded. Raises ConfigurationError naming `field`."""
+    if model.startswith(("/", "./", "../", "~")):
+        folder = Path(model).expanduser()
+        if not (folder / "config.json").is_file():
+            raise ConfigurationError(
+                f"{field}: {model} is no Hugging Face checkpoint (no config.json there); "
+                "mount the volume that holds it through the role's template, or give a hub id"
+            )
+        return folder
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+
+    try:
+        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+        raise ConfigurationError(
+            f"{field}: {model} could not be had from the Hugging Face hub: {' '.join(str(error).split())[:500]}; "
+            "give a model that exists there (a token for a gated one goes into template.env as HF_TOKEN), or a path"
+        ) from None

@@ -1,0 +1,1 @@
+"""What is minimised: advantages, divergences, the loss of a token, the learning rate. Pure torch."""

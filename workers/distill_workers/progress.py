@@ -1,0 +1,54 @@
+"""What the trainer tells the world while it runs: /progress, /metrics and /healthz of rank 0."""
+
+import time
+
+from aiohttp import web
+
+from distill_api.status import Progress
+from distill_api.wire import Phase, ProgressReport
+from distill_workers.metrics import Metrics
+from distill_workers.runfolder import RunFolder, write_whole
+
+
+def utc(seconds: float | None = None) -> str:
+    """RFC 3339, as Kubernetes writes times."""
+    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(seconds))
+
+
+class Reporter:
+    """Holds the newest report; every change is also written to the run folder, which outlives the pod."""
+
+    def __init__(self, folder: RunFolder, metrics: Metrics, total_steps: int) -> None:
+        self.report = ProgressReport(phase=Phase.STARTING, progress=Progress(total_steps=total_steps))
+        self.metrics = metrics
+        self._folder = folder
+        self._runner: web.AppRunner | None = None
+
+    def update(self, **changes: object) -> None:
+        self.report = self.report.model_copy(update=changes)
+        write_whole(self._folder.root / "state.json", self.report.model_dump_json(by_alias=True, indent=1))
+
+    def progress(self, **changes: object) -> None:
+        self.update(progress=self.report.progress.model_copy(update=changes))
+
+    async def serve(self, port: int) -> None:
+        app = web.Application()
+        app.router.add_get("/progress", self._progress)
+        app.router.add_get("/metrics", self._metrics)
+        app.router.add_get("/healthz", self._healthz)
+        self._runner = web.AppRunner(app, access_log=None)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "0.0.0.0", port).start()
+
+    async def close(self) -> None:
+        if self._runner:
+            await self._runner.cleanup()
+
+    async def _progress(self, _: web.Request) -> web.Response:
+        return web.Response(text=self.report.model_dump_json(by_alias=True), content_type="application/json")
+
+    async def _metrics(self, _: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")

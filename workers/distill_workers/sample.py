@@ -1,0 +1,44 @@
+"""The one type of ragged data: a prompt, and a response of the student with everything known about its tokens."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass(frozen=True, slots=True)
+class Prompt:
+    """One prompt; `index` is its position in its source."""
+
+    index: int
+    ids: list[int]
+    text: str
+    answer: str | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(slots=True)
+class Sample:
+    """One response of the student. All per-token lists have one entry for each response token."""
+
+    prompt_index: int
+    sibling: int
+    """Number of the response among those to the same prompt."""
+    prompt_ids: list[int]
+    response_ids: list[int]
+    engine_logprobs: list[float]
+    """log p of each response token, as the engine drew it, nats."""
+    weight_version: int
+    """Version of the weights that the first token was drawn with."""
+    truncated: bool
+    """Cut off at maxResponseTokens."""
+    teacher_logprobs: list[float] = field(default_factory=list)
+    teacher_top_ids: list[list[int]] | None = None
+    """[response][k]"""
+    teacher_top_logprobs: list[list[float]] | None = None
+    """[response][k]"""
+    reward: float | None = None
+    advantage: float = 0.0
+    """Group-normalised reward times its coefficient: the same for every token."""
+
+    @property
+    def tokens(self) -> int:
+        return len(self.prompt_ids) + len(self.response_ids)

@@ -1,0 +1,97 @@
+"""All ranks of the trainer as one: rank 0 calls, every rank does the same, one call at a time.
+
+Each method of `Work` is collective. Rank 0 reaches them through `Team`, from its event loop; the other ranks run
+`follow` and take part in what rank 0 asks for.
+"""
+
+import asyncio
+import datetime
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+import torch.distributed as dist
+
+from distill_workers.megatron.student import MegatronStudent
+from distill_workers.sample import Sample
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+# The others wait in this group through a whole rollout or evaluation; a dead rank still ends the wait at once,
+# by its closed connection.
+WAIT = datetime.timedelta(days=1)
+
+
+class Work:
+    """What the ranks can do together."""
+
+    def __init__(self, student: MegatronStudent) -> None:
+        self._student = student
+
+    def train(self, samples: list[Sample], learning_rate: float) -> dict[str, float]:
+        return self._student.train_step(samples, learning_rate)
+
+    def logprobs(self, samples: list[Sample]) -> list[list[float]]:
+        return self._student.logprobs(samples)
+
+    def weights(self) -> list[tuple[str, torch.Tensor]]:
+        """The whole student by Hugging Face names, on rank 0; empty elsewhere."""
+        return list(self._student.hf_tensors())
+
+    def save(self, folder: Path) -> None:
+        self._student.save(folder)
+
+    def load(self, folder: Path) -> None:
+        self._student.load(folder)
+
+    def export(self, folder: Path) -> None:
+        self._student.export(folder)
+
+
+class Team(Work):
+    """Rank 0's side. `await team.run(team.train, samples, rate)` runs it on every rank, off the event loop."""
+
+    def __init__(self, student: MegatronStudent) -> None:
+        super().__init__(student)
+        self._group = control_group()
+        # One thread: collectives must be entered in one order on every rank.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="megatron")
+
+    async def run(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        def call() -> R:
+            announce(self._group, (method.__name__, args, kwargs))
+            return method(*args, **kwargs)
+
+        # Shielded: a cancelled caller must not leave the other ranks in half a collective.
+        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, call))
+
+    def dismiss(self) -> None:
+        """Lets the other ranks end."""
+        self._thread.submit(announce, self._group, None).result()
+        self._thread.shutdown()
+
+
+def follow(student: MegatronStudent) -> None:
+    """The other ranks' whole life: do what rank 0 announces until it says that it is over."""
+    work, group = Work(student), control_group()
+    while (call := hear(group)) is not None:
+        name, args, kwargs = call
+        getattr(work, name)(*args, **kwargs)
+
+
+def control_group() -> dist.ProcessGroup | None:
+    return dist.new_group(backend="gloo", timeout=WAIT) if dist.get_world_size() > 1 else None
+
+
+def announce(group: dist.ProcessGroup | None, call: Any) -> None:
+    if group is not None:
+        dist.broadcast_object_list([call], src=0, group=group, device=torch.device("cpu"))
+
+
+def hear(group: dist.ProcessGroup | None) -> Any:
+    box: list[Any] = [None]
+    dist.broadcast_object_list(box, src=0, group=group, device=torch.device("cpu"))
+    return box[0]

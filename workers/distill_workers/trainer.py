@@ -1,0 +1,131 @@
+"""One rank of the trainer: `python -m distill_workers.trainer`, started by distill_workers.launch.
+
+Rank 0 runs the loop; the others follow it. Ends with an exit code of distill_api.wire and an exit report.
+"""
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from pathlib import Path
+
+import torch.distributed as dist
+
+from distill_api.job import DistillationJob, InvalidManifest, load_job
+from distill_api.spec import RewardSource
+from distill_api.wire import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, Variable
+from distill_workers.evaluation import Evaluator
+from distill_workers.failures import Failure, Stopped, TeacherLost
+from distill_workers.fleet import Fleet
+from distill_workers.loop import Loop
+from distill_workers.megatron.parallel import initialize
+from distill_workers.megatron.student import MegatronStudent
+from distill_workers.metrics import Metrics
+from distill_workers.model_folder import model_folder
+from distill_workers.progress import Reporter
+from distill_workers.prompts import Cursor, PromptError, load_prompts
+from distill_workers.rewards import build_reward
+from distill_workers.rollouts import Rollouts
+from distill_workers.runfolder import ForeignRun, RunFolder, write_whole
+from distill_workers.teacher import TeacherPool, TeacherUnreachable
+from distill_workers.team import Team, follow
+
+log = logging.getLogger(__name__)
+
+
+async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> None:
+    """Rank 0: puts the parts together and runs the loop."""
+    from transformers import AutoTokenizer
+
+    spec, folder, metrics = job.spec, RunFolder(job), Metrics()
+    team = Team(student)
+    try:
+        folder.claim()
+        reporter = Reporter(folder, metrics, spec.schedule.steps)
+        await reporter.serve(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
+        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=spec.trust_remote_code)
+        prompts = load_prompts(spec.data.prompts, tokenizer, spec.rollout.max_prompt_tokens, None)
+        cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle)
+        evaluators = [Evaluator(spec, e, tokenizer) for e in spec.evaluation]
+        source = spec.objective.reward.source
+        reward = None if source is RewardSource.NONE else build_reward(spec.objective.reward)
+        teacher = TeacherPool(os.environ[Variable.TEACHER], spec, metrics)
+        fleet = Fleet(job, folder, metrics)
+        try:
+            await asyncio.gather(teacher.start(), fleet.start(str(model)))
+            rollouts = Rollouts(
+                spec, cursor, fleet, teacher, reward, lambda ids: tokenizer.decode(ids, skip_special_tokens=True), metrics
+            )
+            loop = Loop(job, folder, team, fleet, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
+            asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
+            try:
+                await loop.run()
+            except Stopped:
+                await loop.checkpoint()
+                raise
+            finally:
+                rollouts.cancel()
+        finally:
+            await fleet.close()
+            await teacher.close()
+            await reporter.close()
+    finally:
+        team.dismiss()
+
+
+def run(job: DistillationJob) -> None:
+    model = model_folder(job.spec.student.model, "spec.student.model")
+    initialize(job.spec)
+    student = MegatronStudent(job.spec, model)
+    if dist.get_rank() == 0:
+        asyncio.run(drive(job, student, model))
+    else:
+        # Rank 0 decides when to stop, so that a checkpoint is still possible; if it is gone, its connection is too.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        follow(student)
+
+
+def explain(error: BaseException) -> tuple[ExitCode, ExitReason, str]:
+    """Exit code, reason and sentence of whatever ended the run."""
+    if isinstance(error, InvalidManifest | PromptError | ForeignRun):
+        return ExitCode.CONFIGURATION, ExitReason.CONFIGURATION_ERROR, str(error)
+    if isinstance(error, TeacherUnreachable):
+        return TeacherLost.code, TeacherLost.reason, str(error)
+    if isinstance(error, Failure):
+        return error.code, error.reason, str(error)
+    return ExitCode.TEMPORARY, ExitReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
+
+
+def main() -> int:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    job: DistillationJob | None = None
+    code, reason, message = ExitCode.DONE, ExitReason.COMPLETED, "all steps are done and the model is exported"
+    try:
+        job = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE)))
+        if job.spec.on_cpu:
+            from distill_workers.cpu import megatron_shim
+
+            megatron_shim.install()
+        run(job)
+    except (Exception, asyncio.CancelledError) as error:
+        code, reason, message = explain(error)
+        log.error("%s: %s", reason.value, message, exc_info=not isinstance(error, Failure | ValueError))
+    report = ExitReport(reason=reason, message=message[:3500])
+    text = report.model_dump_json(by_alias=True)
+    if path := os.environ.get(Variable.TERMINATION_LOG):
+        Path(path).write_text(text, encoding="utf-8")
+    if job is not None and int(os.environ.get("RANK", "0")) == 0:
+        folder = RunFolder(job).root
+        if folder.is_dir():
+            write_whole(folder / "exit.json", text)
+    return code
+
+
+if __name__ == "__main__":
+    status = main()
+    sys.stderr.flush()
+    # Ray's and gloo's threads may hold up an ordinary exit; everything that must be kept is written by now.
+    os._exit(status)
+
+
