@@ -19,13 +19,40 @@ need_python
 WHAT=("$@")
 [ ${#WHAT[@]} -gt 0 ] || WHAT=(all)
 
-bu() { # vfs-less overlay in our own folder: the machine's own containers, if any, are never seen
+bu() { # a store of our own: images that the machine has for other purposes are never seen or touched
   buildah --root "$BUILDAH" --runroot "$BUILDAH-run" --storage-driver overlay "$@"
+}
+
+images() { python3.11 "$DEV/cluster/images.py" --state "$STATE" "$@"; }
+
+take_turn() { # FD NAME : two builds of one image never run at the same time; the lock goes with its file descriptor
+  flock -n "$1" || { echo "waiting for another build of $2"; flock "$1"; }
+}
+
+sweep() { # what interrupted builds left; only while nobody builds, since it cannot tell theirs from ours
+  exec 6>"$IMAGES/.lock.store"
+  if flock -n 6; then
+    awk -v folder="$BUILDAH/" 'index($2, folder) == 1 {print $2}' /proc/self/mounts | sort -r | xargs -r umount -l
+    if [ -e "$BUILDAH/overlay-images/images.json" ] && ! images whole --store "$BUILDAH"; then
+      mv "$BUILDAH" "$BUILDAH.broken"
+      rm -rf "$BUILDAH-run"
+    fi
+    if [ -d "$BUILDAH.broken" ]; then step "delete the broken store of built images" rm -rf "$BUILDAH.broken"; fi
+    if [ "$(length_of_list "$BUILDAH/overlay-containers/containers.json")" -gt 0 ]; then step "remove unfinished builds" bu rm --all; fi
+  fi
+  flock -s 6
+}
+
+length_of_list() { python3.11 -c 'import json, sys; print(len(json.load(open(sys.argv[1]))))' "$1" 2>/dev/null || echo 0; }
+
+forget_older() { # NAME:TAG : a build that a newer one replaces; what the cluster runs stays there
+  local name
+  for name in $(bu images --format '{{.Name}}:{{.Tag}}' | grep "^${1%:*}:" | grep -vxF "$1"); do bu rmi "$name" >/dev/null; done
 }
 
 # --- building --------------------------------------------------------------------------------------------------------
 
-build() { # NAME DOCKERFILE ARGUMENT... : one image from the repository
+build() { # NAME DOCKERFILE ARGUMENT... : one image with the repository as its context
   local name=$1 file=$2 mounts=() path
   shift 2
   # A build reaches the package index the way this machine does: by its certificates, settings and download cache.
@@ -35,14 +62,13 @@ build() { # NAME DOCKERFILE ARGUMENT... : one image from the repository
     if [ -f "$path" ]; then mounts+=(-v "$path:$path:ro"); fi
   done
   bu bud --isolation chroot --network host --layers=false --format oci --ignorefile "$DEV/dockerignore" \
-    "${mounts[@]}" "$@" -t "$name" -f "$REPO/$file" "$REPO"
+    "${mounts[@]}" "$@" -t "$name" -f "$file" "$REPO"
 }
 
-built() { # NAME : buildah has it, whole
-  python3.11 "$DEV/cluster/images.py" --state "$STATE" whole --store "$BUILDAH" "$1" 2>/dev/null
-}
+built() { images whole --store "$BUILDAH" "$1"; }   # NAME : buildah has it, whole
 
 debian_mirror() { # where this machine gets its own Debian from
+  # shellcheck disable=SC2016  # apt-get fills these in
   apt-get indextargets --format '$(REPO_URI) $(CODENAME) $(COMPONENT)' "Identifier: Packages" | awk '$2 == "bookworm" && $3 == "main" {print $1; exit}'
 }
 
@@ -53,7 +79,7 @@ make_base_archive() { # ARCHIVE
   awk -v folder="$folder/" 'index($2, folder) == 1 {print $2}' /proc/self/mounts | sort -r | xargs -r umount -l
   rm -rf "$folder"
   debootstrap --variant=minbase --include="$BASE_PACKAGES" bookworm "$folder" "$(debian_mirror)"
-  rm -rf "$folder"/var/cache/apt/*.bin "$folder"/var/cache/apt/archives/*.deb "$folder"/var/lib/apt/lists/* "$folder"/var/log/*.log "$folder"/dev/*
+  rm -rf "${folder:?}"/var/cache/apt/*.bin "$folder"/var/cache/apt/archives/*.deb "$folder"/var/lib/apt/lists/* "$folder"/var/log/*.log "${folder:?}"/dev/*
   tar -C "$folder" -cf "$1.new" .
   mv "$1.new" "$1"
   rm -rf "$folder"
@@ -69,15 +95,19 @@ add_base_archive() { # ARCHIVE
 
 build_base() {
   local archive=$IMAGES/python-base-$BASE_KEY.tar
-  built "$LOCAL_BASE" && return 0
-  if [ ! -f "$archive" ]; then step "Debian with Python (debootstrap)" make_base_archive "$archive"; fi
-  step "image python-base" add_base_archive "$archive"
+  {
+    take_turn 7 python-base
+    if ! built "$LOCAL_BASE"; then
+      if [ ! -f "$archive" ]; then step "Debian with Python (debootstrap)" make_base_archive "$archive"; fi
+      step "image python-base" add_base_archive "$archive"
+    fi
+  } 7>"$IMAGES/.lock.python-base"
 }
 
 # --- into the cluster ------------------------------------------------------------------------------------------------
 
 in_cluster() { # REF BUILD-ID : containerd has this very build
-  [ "$(cat "$STATE/images/${1//\//_}" 2>/dev/null)" = "$2" ] && ctrk images ls -q | grep -qxF "$1"
+  [ "$(cat "$STATE/images/${1//\//_}" 2>/dev/null)" = "$2" ] && has_image "$1"
 }
 
 note_in_cluster() { # REF BUILD-ID
@@ -87,7 +117,7 @@ note_in_cluster() { # REF BUILD-ID
 
 hand_over() { # NAME REF : by hard links; by copy where the two stores lie on different disks
   local status=0
-  python3.11 "$DEV/cluster/images.py" --state "$STATE" buildah --store "$BUILDAH" --ref "$2" "$1" || status=$?
+  images buildah --store "$BUILDAH" --ref "$2" "$1" || status=$?
   [ "$status" -ne 3 ] || { bu push "$1" "oci-archive:$IMAGES/handover.tar:$2" && ctrk images import "$IMAGES/handover.tar" && rm -f "$IMAGES/handover.tar"; status=$?; }
   return "$status"
 }
@@ -119,15 +149,18 @@ build_project_image() { # operator|workers CODE-PATH...
   fi
   build_dependencies "$what" "$dependencies"
   if ! built "localhost/distillation-$what:$code"; then
-    step "code of the $what" build "localhost/distillation-$what:$code" "$file" --build-arg BASE_IMAGE="$LOCAL_BASE" --build-arg DEPENDENCIES_IMAGE="$dependencies"
+    sed -n '/^FROM dependencies$/,$p' "$REPO/$file" | sed "1s#.*#FROM $dependencies#" > "$IMAGES/$what.Dockerfile"
+    step "code of the $what" build "localhost/distillation-$what:$code" "$IMAGES/$what.Dockerfile"
   fi
   deliver "localhost/distillation-$what:$code" "$ref" "$code"
+  forget_older "localhost/distillation-$what:$code"
+  forget_older "$dependencies"
 }
 
 build_dependencies() { # operator|workers NAME
   build_base
   if ! built "$2"; then
-    step "dependencies of the $1" build "$2" "$1/Dockerfile" --target dependencies --build-arg BASE_IMAGE="$LOCAL_BASE"
+    step "dependencies of the $1" build "$2" "$REPO/$1/Dockerfile" --target dependencies --build-arg BASE_IMAGE="$LOCAL_BASE"
   fi
 }
 
@@ -143,19 +176,20 @@ build_kuberay_image() { # one static binary on nothing
   mkdir -p "$folder"
   ln "$BIN/kuberay-operator" "$folder/manager"
   step "local.test/kuberay-operator:1.6.1 into the cluster" \
-    python3.11 "$DEV/cluster/images.py" --state "$STATE" folder --ref local.test/kuberay-operator:1.6.1 --entrypoint /manager --user 65532:65532 "$folder"
+    images folder --ref local.test/kuberay-operator:1.6.1 --entrypoint /manager --user 65532:65532 "$folder"
   note_in_cluster local.test/kuberay-operator:1.6.1 "$key"
 }
 
 build_one() {
-  case $1 in
-    base) build_base; deliver "$LOCAL_BASE" local.test/python-base:1 "$BASE_KEY" ;;
-    operator) build_project_image operator crds/distill_api crds/distillationjobs.yaml operator/distill_operator ;;
-    workers) build_project_image workers crds/distill_api workers/distill_workers ;;
-    kuberay) build_kuberay_image ;;
-    all) build_one base; build_one kuberay; build_one operator; build_one workers ;;
-    *) die "unknown image '$1': base, operator, workers, kuberay or all." ;;
-  esac
+  {
+    take_turn 8 "$1"
+    case $1 in
+      base) build_base; deliver "$LOCAL_BASE" local.test/python-base:1 "$BASE_KEY" ;;
+      kuberay) build_kuberay_image ;;
+      operator) build_project_image operator crds/distill_api crds/distillationjobs.yaml operator/distill_operator ;;
+      workers) build_project_image workers crds/distill_api workers/distill_workers ;;
+    esac
+  } 8>"$IMAGES/.lock.$1"
 }
 
 # --- a release -------------------------------------------------------------------------------------------------------
@@ -169,7 +203,7 @@ release_one() { # operator|workers
     arguments+=(--build-arg REQUIREMENTS="${REQUIREMENTS:-workers/requirements-gpu.txt}")
   fi
   if [ -n "$BASE_IMAGE" ]; then arguments+=(--build-arg BASE_IMAGE="$BASE_IMAGE"); fi
-  step "build $name" build "$name" "$1/Dockerfile" "${arguments[@]}"
+  step "build $name" build "$name" "$REPO/$1/Dockerfile" "${arguments[@]}"
   step "push $name" bu push "$name" "docker://$name"
 }
 
@@ -187,6 +221,11 @@ fi
 need_cluster
 need_disk 25 "$CACHE"
 mkdir -p "$IMAGES"
-exec 8>"$IMAGES.lock"
-flock -n 8 || { echo "waiting for another build"; flock 8; }
-for what in "${WHAT[@]}"; do build_one "$what"; done
+sweep
+for what in "${WHAT[@]}"; do
+  case $what in
+    all) for each in base kuberay operator workers; do build_one "$each"; done ;;
+    base | kuberay | operator | workers) build_one "$what" ;;
+    *) die "unknown image '$what': base, operator, workers, kuberay or all." ;;
+  esac
+done

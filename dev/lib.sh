@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # lib.sh - settings and helpers of every script under dev/ (bash; sourced, never run).
 
 DEV=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)

@@ -54,10 +54,10 @@ first_party() { # operator|workers : the packages of this repository, importable
 }
 
 need_python
-absent=$(missing_packages)
-if [ -n "$absent" ]; then
+mapfile -t absent < <(missing_packages)
+if [ ${#absent[@]} -gt 0 ]; then
   need_root
-  step "Debian packages:$(printf ' %s' $absent)" install_packages $absent
+  step "Debian packages: ${absent[*]}" install_packages "${absent[@]}"
 fi
 need_gcc
 if [ "$(uv --version 2>/dev/null | cut -d' ' -f2)" != "$UV_VERSION" ]; then step "uv $UV_VERSION" install_uv; fi

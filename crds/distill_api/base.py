@@ -1,4 +1,4 @@
-"""What every model of the API shares: camelCase on the wire, unknown fields refused, bounded strings, JSON's scalars."""
+"""What every model of the API shares: camelCase on the wire, unknown fields refused, JSON's scalars, bounded text."""
 
 import re
 from types import UnionType
@@ -26,9 +26,12 @@ KIND = "DistillationJob"
 PLURAL = "distillationjobs"
 
 
+MANIFEST = object()
+"""Context of a validation that must be as strict as the API server; code may pass None for a field that is absent."""
+
 SCALARS: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false"}
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
-"""1e-6, without a dot: a string to readers of YAML 1.1, such as PyYAML; the API server's takes it for the number it is."""
+"""1e-6, without a dot: a string to PyYAML, which reads YAML 1.1; the API server's reader takes it for a number."""
 
 
 def _scalar(annotation: Any) -> Any:
@@ -36,6 +39,14 @@ def _scalar(annotation: Any) -> Any:
     while get_origin(annotation) in (Annotated, Union, UnionType):
         annotation = next(a for a in get_args(annotation) if a is not type(None))
     return annotation if annotation in SCALARS else None
+
+
+def _default(made: Any) -> Any:
+    """What the factory set: the server fills in the rest from the defaults of the type. It runs the rules before that,
+    so a type that has rules gets all of it."""
+    if not isinstance(made, Model):
+        return made
+    return made.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=not made.rules)
 
 
 class Model(BaseModel):
@@ -59,7 +70,10 @@ class Model(BaseModel):
         assert info.field_name is not None
         field = cls.model_fields[info.field_name]
         if value is None and not field.is_required():
-            return field.get_default(call_default_factory=True, validated_data={})
+            default = field.get_default(call_default_factory=True, validated_data={})
+            if default is None and info.context is MANIFEST:
+                raise ValueError("must be left out, not null")
+            return default
         scalar = _scalar(field.annotation)
         if scalar is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
             return float(value)
@@ -85,10 +99,7 @@ class Model(BaseModel):
             node = json_schema["properties"][alias]
             if field.default_factory is not None:
                 made = field.get_default(call_default_factory=True, validated_data={})
-                # Only what the factory set: the server fills in the rest from the defaults of the type.
-                node["default"] = (
-                    made.model_dump(mode="json", by_alias=True, exclude_unset=True) if isinstance(made, Model) else made
-                )
+                node["default"] = _default(made)
             if cls.mutable is not None and name not in cls.mutable:
                 add_validation(node, "self == oldSelf", f"{alias} is immutable: make a new job")
         return reference

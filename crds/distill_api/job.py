@@ -1,13 +1,16 @@
 """A whole DistillationJob, read from a manifest once, at the edge."""
 
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distill_api.base import API_VERSION, KIND
+from distill_api.base import MANIFEST
+from distill_api.manifest import read_manifest
 from distill_api.names import MAX_JOB_NAME
+from distill_api.rules import Rule
 from distill_api.spec import Spec
 from distill_api.validation import sentences
 
@@ -20,11 +23,26 @@ class InvalidManifest(ValueError):
         self.problems = problems
 
 
+NAME_RULES = (
+    Rule(
+        f"must be at most {MAX_JOB_NAME} characters long, as the names of its pods are made from it",
+        f"self.size() <= {MAX_JOB_NAME}",
+        lambda name: len(name) <= MAX_JOB_NAME,
+    ),
+    Rule(
+        "must begin with a letter, end with a letter or digit, and have only lower-case letters, digits "
+        "and dashes, as Services are named after it",
+        "self.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+        lambda name: re.fullmatch("[a-z]([-a-z0-9]*[a-z0-9])?", name) is not None,
+    ),
+)
+
+
 class Metadata(BaseModel):
     """The parts of ObjectMeta that we read."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
-    name: Annotated[str, Field(pattern=r"^[a-z]([-a-z0-9]*[a-z0-9])?$", max_length=MAX_JOB_NAME)]
+    name: Annotated[str, *NAME_RULES]
     namespace: str = "default"
     uid: str = ""
     generation: int = 0
@@ -36,11 +54,12 @@ class Metadata(BaseModel):
 class DistillationJob(BaseModel):
     """apiVersion, kind, metadata and spec; a status is ignored."""
 
-    model_config = ConfigDict(extra="ignore", frozen=True)
-    api_version: Literal["distillation-operator.io/v1alpha1"] = Field(API_VERSION, alias="apiVersion")
-    kind: Literal["DistillationJob"] = KIND  # type: ignore[assignment]  # KIND is a plain constant
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    api_version: Literal["distillation-operator.io/v1alpha1"] = Field(alias="apiVersion")
+    kind: Literal["DistillationJob"]
     metadata: Metadata
     spec: Spec
+    status: Annotated[Any, Field(exclude=True, repr=False)] = None
 
 
 def parse_job(manifest: Any) -> DistillationJob:
@@ -48,15 +67,16 @@ def parse_job(manifest: Any) -> DistillationJob:
     if not isinstance(manifest, dict):
         raise InvalidManifest(["the manifest is not a mapping; it must have apiVersion, kind, metadata and spec"])
     try:
-        return DistillationJob.model_validate(manifest)
+        # Not by name: the API server knows no snake_case.
+        return DistillationJob.model_validate(manifest, by_alias=True, by_name=False, context=MANIFEST)
     except ValidationError as error:
-        raise InvalidManifest(sentences(error)) from None
+        raise InvalidManifest(sentences(error, DistillationJob)) from None
 
 
 def load_job(path: Path) -> DistillationJob:
     """The job of a YAML or JSON file. Raises InvalidManifest, also for a file that cannot be read."""
     try:
-        manifest = yaml.safe_load(path.read_text(encoding="utf-8"))
+        manifest = read_manifest(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidManifest([f"{path}: cannot be read: {error.strerror}"]) from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:

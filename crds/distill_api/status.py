@@ -152,6 +152,8 @@ class Status(Model):
     suspended_seconds: Number = Field(
         0, description="Time spent suspended since startTime; activeDeadlineSeconds leaves it out."
     )
-    roles: Annotated[list[RoleStatus], Field(max_length=8), ListMap("name")] = Field(default_factory=list, description="Pods by role.")
+    roles: Annotated[list[RoleStatus], Field(max_length=8), ListMap("name")] = Field(
+        default_factory=list, description="Pods by role."
+    )
     progress: Progress | None = Field(None, description="How far the training is.")
     result: Result | None = Field(None, description="What the finished job left.")

@@ -1,19 +1,35 @@
 """What a user may say about the pods of a role: a narrow struct, so that the CRD stays small."""
 
-from typing import Annotated, Literal
+import re
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from distill_api.base import SHORT_KEYS, KubernetesObject, Model, ShortText, StringMap
-from distill_api.rules import matching
+from distill_api.rules import INT_OR_STRING, Rule
 
+
+def _as_text(value: Any) -> Any:
+    """Kubernetes takes `cpu: 2` for `cpu: "2"`."""
+    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+
+
+def _int_or_string(schema: dict[str, Any]) -> None:
+    del schema["type"]
+    schema[INT_OR_STRING] = True
+
+
+_QUANTITY = r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$"
 Quantity = Annotated[
     str,
     Field(max_length=32),
-    matching(
-        r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?$",
+    Rule(
         "must be a quantity: a number and a unit, such as 500m, 2, 16Gi or 1.5G",
+        f"type(self) == int ? self >= 0 : self.matches(r'{_QUANTITY}')",
+        lambda text: re.fullmatch(_QUANTITY, text) is not None,
     ),
+    BeforeValidator(_as_text),
+    Field(json_schema_extra=_int_or_string),
 ]
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=16), SHORT_KEYS]
 ObjectList = Annotated[list[KubernetesObject], Field(max_length=32)]
@@ -31,7 +47,9 @@ class Resources(Model):
 class PodTemplate(Model):
     """Overrides for the pods of one role."""
 
-    image: ShortText | None = Field(None, description="Image of the main container; the chart's workers image if absent.")
+    image: ShortText | None = Field(
+        None, description="Image of the main container; by default the chart's workers image."
+    )
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] = Field(
         "IfNotPresent", description="When the image is pulled."
     )

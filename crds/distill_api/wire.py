@@ -67,7 +67,7 @@ class ExitReport(Model):
     """Why a trainer ended."""
 
     reason: ExitReason = Field(description="One word for programs.")
-    message: Annotated[str, Field(max_length=3500)] = Field(description="A sentence for people: what, where, what to do.")
+    message: Annotated[str, Field(max_length=3500)] = Field(description="For people: what, where, what to do.")
     step: int = Field(0, description="Optimiser steps done.")
 
 

@@ -11,7 +11,7 @@ stop_containers() { # ended by containerd while it lives: it then knows of no co
   local id i
   for id in $(ctrk tasks ls -q); do timeout 10 ctr -a "$SOCKET" -n k8s.io tasks kill -s KILL -a "$id" || true; done
   for ((i = 0; i < 50; i++)); do
-    if ! ctrk tasks ls | grep -q RUNNING; then break; fi
+    if [[ $(ctrk tasks ls) != *RUNNING* ]]; then break; fi
     sleep 0.1
   done
   for id in $(ctrk containers ls -q); do

@@ -2,14 +2,14 @@
 
     images.py --state FOLDER buildah --store STORE --ref REF NAME   an image that buildah built
     images.py --state FOLDER folder --ref REF --entrypoint CMD DIR  an image of one layer, the files of DIR
-    images.py --state FOLDER whole --store STORE NAME               status 1 if buildah lacks the image or layers of it
+    images.py --state FOLDER whole --store STORE [NAME]             status 1 if buildah lacks the image or files of it
     images.py --state FOLDER check [--deep]                         status 1 and one sentence if files are missing
 
-A layer enters as a snapshot made of hard links, and the image that is then imported names that snapshot as its own: each
-real layer is replaced by a tiny one, whose content is the identity of the real one, so containerd finds the chain
+A layer enters as a snapshot made of hard links, and the image that is then imported names that snapshot as its own:
+each real layer is replaced by a tiny one, whose content is the identity of the real one, so containerd finds the chain
 "already unpacked" and copies nothing. 7 GB take seconds and no disk. What this rests on: both stores lie on one file
-system (status 3 if not; the caller then imports plainly), and nobody writes into a layer's files in place, which neither
-buildah nor an overlay mount does.
+system (status 3 if not; the caller then imports plainly), and nobody writes into a layer's files in place, which
+neither buildah nor an overlay mount does.
 
 images.json in the state folder notes how many files each layer had. After a hard kill `check --deep` counts them again:
 half-deleted layers look whole to containerd.
@@ -33,6 +33,7 @@ from pathlib import Path
 from typing import Any
 
 OTHER_FILE_SYSTEM = 3
+NOT_WHOLE = (FileNotFoundError, KeyError, StopIteration, json.JSONDecodeError)
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,9 @@ class Store:
     def __init__(self, state: Path) -> None:
         self.socket = state / "run/containerd.sock"
         self.notes_file = state / "images.json"
-        self.notes: dict[str, dict[str, Any]] = json.loads(self.notes_file.read_text()) if self.notes_file.exists() else {}
+        self.notes: dict[str, dict[str, Any]] = {}
+        if self.notes_file.exists():
+            self.notes = json.loads(self.notes_file.read_text())
 
     def ctr(self, *arguments: str, stdin: bytes | None = None) -> str:
         command = ["ctr", "-a", str(self.socket), "-n", "k8s.io", *arguments]
@@ -118,15 +121,26 @@ class Store:
             "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **put(_json(config))},
             "layers": descriptors,
         }
-        entry = {"mediaType": manifest["mediaType"], **put(_json(manifest)), "annotations": {"io.containerd.image.name": ref}}
-        files = {"oci-layout": b'{"imageLayoutVersion":"1.0.0"}', "index.json": _json({"schemaVersion": 2, "manifests": [entry]})}
+        entry = {
+            "mediaType": manifest["mediaType"],
+            **put(_json(manifest)),
+            "annotations": {"io.containerd.image.name": ref},
+        }
+        files = {
+            "oci-layout": b'{"imageLayoutVersion":"1.0.0"}',
+            "index.json": _json({"schemaVersion": 2, "manifests": [entry]}),
+        }
         files |= {f"blobs/sha256/{digest}": data for digest, data in blobs.items()}
         self.ctr("images", "import", "-", stdin=tar_of(files))
 
     def missing(self, deep: bool) -> str:
         """What is wrong with the store, in one sentence; empty if nothing is."""
-        for line in self.ctr("images", "check").splitlines()[1:]:
-            if "incomplete" in line or "unavailable" in line or "error" in line:
+        try:
+            states = self.ctr("images", "check").splitlines()[1:]
+        except RuntimeError as error:  # a manifest that is gone fails the whole listing
+            return f"the image store has lost contents: {error}"
+        for line in states:
+            if not re.search(r"\scomplete \(", line):
                 return f"the image store has lost contents of {line.split()[0]}"
         for key, note in list(self.notes.items()):
             folder = Path(note["folder"])
@@ -178,8 +192,9 @@ def image_of_folder(folder: Path, entrypoint: list[str], user: str) -> Image:
 
 
 def image_of_buildah(store: Path, name: str) -> Image:
-    """Reads the layout of containers/storage (overlay driver); a half-deleted store raises FileNotFoundError or KeyError."""
-    image = next(i for i in json.loads((store / "overlay-images/images.json").read_text()) if name in (i.get("names") or []))
+    """Reads the layout of containers/storage (overlay driver); see NOT_WHOLE for what a half-deleted store raises."""
+    images = json.loads((store / "overlay-images/images.json").read_text())
+    image = next(image for image in images if name in (image.get("names") or []))
     layers = {layer["id"]: layer for layer in json.loads((store / "overlay-layers/layers.json").read_text())}
     stack: list[Layer] = []
     at = image["layer"]
@@ -188,9 +203,15 @@ def image_of_buildah(store: Path, name: str) -> Image:
         at = layers[at].get("parent")
     for layer in stack:
         layer.folder.stat()
-    # The image's id is the digest of its config, which is kept under that name ("=" and base64 of "sha256:<id>").
-    config = store / "overlay-images" / image["id"] / ("=" + base64.b64encode(f"sha256:{image['id']}".encode()).decode())
+    # The image's id is the digest of its config, which is kept under that name: "=" and base64 of "sha256:<id>".
+    config_name = "=" + base64.b64encode(f"sha256:{image['id']}".encode()).decode()
+    config = store / "overlay-images" / image["id"] / config_name
     return Image(json.loads(config.read_text())["config"], stack)
+
+
+def names_in_buildah(store: Path) -> list[str]:
+    images = json.loads((store / "overlay-images/images.json").read_text())
+    return [name for image in images for name in image.get("names") or []]
 
 
 def _json(value: Any) -> bytes:
@@ -212,7 +233,7 @@ def main() -> int:
     buildah.add_argument("name")
     whole = commands.add_parser("whole")
     whole.add_argument("--store", type=Path, required=True)
-    whole.add_argument("name")
+    whole.add_argument("name", nargs="?", help="without it: every image that the store lists")
     folder = commands.add_parser("folder")
     folder.add_argument("--ref", required=True)
     folder.add_argument("--entrypoint", action="append", required=True)
@@ -224,8 +245,9 @@ def main() -> int:
 
     if options.command == "whole":
         try:
-            image_of_buildah(options.store, options.name)
-        except (FileNotFoundError, KeyError, StopIteration, json.JSONDecodeError):
+            for name in [options.name] if options.name else names_in_buildah(options.store):
+                image_of_buildah(options.store, name)
+        except NOT_WHOLE:
             return 1
         return 0
     store = Store(options.state)

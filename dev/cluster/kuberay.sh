@@ -29,14 +29,14 @@ install_chart() {
   mkdir "$chart/files"
   cp "$SOURCE/config/rbac/role.yaml" "$chart/files/"
   # An interrupted run leaves a release that Helm calls "pending" and refuses to touch.
-  if helm status kuberay -n "$NAMESPACE" 2>/dev/null | grep -q '^STATUS: pending'; then helm uninstall kuberay -n "$NAMESPACE" --wait; fi
+  if [[ $(helm status kuberay -n "$NAMESPACE" 2>/dev/null) = *"STATUS: pending"* ]]; then helm uninstall kuberay -n "$NAMESPACE" --wait; fi
   helm upgrade --install kuberay "$chart" -n "$NAMESPACE" --create-namespace --wait --timeout 120s
   rm -rf "$chart"
 }
 
 ready() { kubectl -n "$NAMESPACE" rollout status deployment/kuberay-operator --timeout=120s; }
 
-ctrk images ls -q | grep -qx local.test/kuberay-operator:1.6.1 || "$DEV/images.sh" kuberay
+has_image local.test/kuberay-operator:1.6.1 || "$DEV/images.sh" kuberay
 # What is installed says what it was made from: nothing to do if that is still the same.
 KEY=$(hash_of "$DEV"/charts/kuberay/{Chart,values}.yaml "$DEV"/charts/kuberay/templates/*.yaml "$DEV/tools/kuberay/go.sum")
 if [ "$(kubectl get namespace "$NAMESPACE" -o 'jsonpath={.metadata.annotations.distillation-operator\.io/installed}' 2>/dev/null)" != "$KEY" ]; then

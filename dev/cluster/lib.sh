@@ -1,3 +1,4 @@
+# shellcheck shell=bash disable=SC2034
 # cluster/lib.sh - settings and process helpers of the embedded cluster (bash; sourced, never run).
 #
 # Everything that a second cluster on the same machine must have for itself comes from the environment, so that the
@@ -96,6 +97,9 @@ need_cluster() { cluster_is_up || die "the embedded cluster is not running: star
 
 ctrk() { ctr -a "$SOCKET" -n k8s.io "$@"; }
 
+# Not "… | grep -q": it stops reading at the first match, and under pipefail the writer's broken pipe is a failure.
+has_image() { [ -n "$(ctrk images ls -q "name==$1")" ]; }
+
 take_lock() { # one script at a time changes the cluster; the lock goes with the process, however it ends
   mkdir -p "$(dirname "$STATE")"
   exec 9>"$STATE.lock"
@@ -106,12 +110,8 @@ take_lock() { # one script at a time changes the cluster; the lock goes with the
 # Every process of the cluster lives below one cgroup: our own daemons and containerd's shims in its child "node", pods
 # in "kubepods". So "what is left of the cluster" has an exact answer, even after a hard kill and with no pid file left.
 
-cgroup_roots() { # the hierarchies of this machine: one for cgroup v2, one per controller for v1
-  if [ -e /sys/fs/cgroup/cgroup.controllers ]; then
-    echo /sys/fs/cgroup
-  else
-    awk '$3 == "cgroup" {print $2}' /proc/self/mounts
-  fi
+cgroup_roots() { # the hierarchies of this machine: one for cgroup v2, one per controller for v1, both kinds where mixed
+  awk '$3 == "cgroup" || $3 == "cgroup2" {print $2}' /proc/self/mounts
 }
 
 process_cgroup() { # pids counts and limits nothing by itself: a neutral place on v1
@@ -158,6 +158,7 @@ kill_leftovers() {
     [ -n "$pids" ] || return 0
     # A frozen v1 cgroup would keep its processes from dying.
     find "/sys/fs/cgroup/freezer/$CGROUP" -name freezer.state -exec sh -c 'echo THAWED > "$1"' _ {} \; 2>/dev/null
+    # shellcheck disable=SC2086  # a list of numbers
     kill -KILL $pids 2>/dev/null
     sleep 0.1
   done
@@ -166,11 +167,13 @@ kill_leftovers() {
 
 clear_leftovers() { # brings the machine back to "no cluster", whatever a hard kill left; keeps certificates and images
   set +e                                         # each line clears what it can; what stays is noticed by the next start
-  local point pass address
+  local point address
   kill_leftovers
-  for pass in 1 2 3; do                          # mounts may be stacked on one another
+  for _ in 1 2 3; do                             # mounts may be stacked on one another
     cluster_mounts | while IFS= read -r point; do umount -l "$point" 2>/dev/null; done
   done
+  # What is deleted below must not reach through a mount into somebody's folder.
+  [ -z "$(cluster_mounts)" ] || die "these mounts of the cluster cannot be removed: $(cluster_mounts | tr '\n' ' ')"
   find "$STATE/containerd-run" -name address -path '*k8s.io*' 2>/dev/null | while read -r address; do
     rm -f "$(sed 's#^unix://##' "$address")"     # shims keep their sockets in one folder that all containerds share
   done
@@ -179,7 +182,7 @@ clear_leftovers() { # brings the machine back to "no cluster", whatever a hard k
   fi
   ip link delete "v$NETNS" 2>/dev/null           # goes with the namespace, unless that is kept alive elsewhere
   remove_cgroups
-  rm -rf "$STATE"/{etcd,kubelet,cni,podlogs,containerd-run,run} "$STATE/containerd/io.containerd.grpc.v1.cri"
+  rm -rf "${STATE:?}"/{etcd,kubelet,cni,podlogs,containerd-run,run} "$STATE/containerd/io.containerd.grpc.v1.cri"
   if [ -d "$LOG" ]; then rm -rf "$LOG.previous"; mv "$LOG" "$LOG.previous"; fi
   set -e
 }

@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # cluster/pki.sh - the cluster's own CA, certificates and kubeconfigs, made once per address range (sourced by up.sh).
 
 make_pki() (
@@ -38,5 +39,5 @@ Y
   client coredns /O=system:masters/CN=coredns
   openssl genrsa -out service-account.key 2048
   openssl rsa -in service-account.key -pubout -out service-account.pub
-  echo "$NODE $NET" > done                       # last: an interrupted run starts over
+  echo "$NODE $NET" > "done"                       # last: an interrupted run starts over
 )

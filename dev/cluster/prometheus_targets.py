@@ -26,7 +26,7 @@ log = logging.getLogger("prometheus-targets")
 
 
 def targets(pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The entries of a file_sd file for `pods`, as the API server lists them; sorted, so that equal states are equal files."""
+    """The entries of a file_sd file for `pods` as the API server lists them; sorted: equal states are equal files."""
     entries = []
     for pod in pods:
         meta, status = pod["metadata"], pod.get("status", {})
@@ -63,7 +63,9 @@ def main(file: Path) -> None:
     pods = kubernetes.client.CoreV1Api()
     while True:
         try:
-            answer = pods.list_pod_for_all_namespaces(label_selector=SELECTOR, _preload_content=False, _request_timeout=5)
+            answer = pods.list_pod_for_all_namespaces(
+                label_selector=SELECTOR, _preload_content=False, _request_timeout=5
+            )
             write_if_changed(file, targets(json.loads(answer.data)["items"]))
         except Exception as error:  # the API server may be away for a while; the last targets stay
             log.warning("%s", error)

@@ -188,15 +188,13 @@ start_containerd() {
 
 images() { python3.11 "$DEV/cluster/images.py" --state "$STATE" "$@"; }
 
-rebuild_store() { # moved first: deleting gigabytes takes minutes, and an interrupted delete is how half stores come about
+replace_store() { # moved first: deleting gigabytes takes minutes, and an interrupted delete is how half stores come about
   stop containerd
-  kill_leftovers_of_containerd
+  rm -rf "$STATE/containerd-run" "$STATE/images" "$STATE/images.json"
   mv "$STATE/containerd" "$STATE/containerd.broken.$$"
-  rm -rf "$STATE/images.json"
+  mkdir -p "$STATE/containerd" "$STATE/containerd-run"
   start_containerd
 }
-
-kill_leftovers_of_containerd() { rm -rf "$STATE/containerd-run"; mkdir -p "$STATE/containerd-run"; }
 
 make_pause_image() {
   local folder=$STATE/pause
@@ -247,11 +245,11 @@ if cluster_is_up; then
   echo "KUBECONFIG=$KUBECONFIG"
   exit 0
 fi
-clean_stop=false
-if [ -e "$STATE/stopped-cleanly" ]; then clean_stop=true; fi
-
 # Without these three the others cannot simply go on: pods would be ours no longer, or their objects gone.
+fresh=false check=--deep
 if ! { alive etcd && alive kube-apiserver && alive containerd && [ -e "/run/netns/$NETNS" ]; }; then
+  fresh=true
+  if [ -e "$STATE/stopped-cleanly" ]; then check=; fi
   step "clear what an earlier run left" clear_leftovers
 fi
 mkdir -p "$STATE"/{containerd,containerd-run,kubelet,podlogs} "$RUN" "$LOG"
@@ -262,12 +260,14 @@ step "network $NET.0.0/16 in namespace $NETNS" make_network
 start_etcd
 start_apiserver
 step "containerd" start_containerd
-depth=--deep
-if $clean_stop; then depth=; fi
-if ! images check $depth; then
-  step "set the broken image store aside and begin a new one" rebuild_store
+if $fresh; then
+  BROKEN=$(images check $check || true)
+  if [ -n "$BROKEN" ]; then
+    echo "$BROKEN"
+    step "set that store aside and begin a new one" replace_store
+  fi
 fi
-if ! ctrk images ls -q | grep -qx local.test/pause:1; then step "pause image" make_pause_image; fi
+if ! has_image local.test/pause:1; then step "pause image" make_pause_image; fi
 step "API server" wait_for 90 kube-apiserver kubectl get --raw /readyz
 start_controllers
 start_node

@@ -44,8 +44,8 @@ class Recipe:
     check_every: int
 
 
-TEACHER = Recipe(3, 128, learning_rate=2e-3, max_steps=1500, sampled=False, enough=0.998, check_every=50)
-STUDENT = Recipe(2, 64, learning_rate=2e-3, max_steps=1500, sampled=True, enough=0.20, check_every=10)
+TEACHER = Recipe(3, 128, learning_rate=2e-3, max_steps=700, sampled=True, enough=0.98, check_every=25)
+STUDENT = Recipe(2, 64, learning_rate=2e-3, max_steps=1500, sampled=True, enough=0.20, check_every=5)
 BATCH = 256
 WARMUP_STEPS = 30
 

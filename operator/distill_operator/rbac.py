@@ -24,8 +24,9 @@ NAMESPACED_RULES: tuple[Rule, ...] = (
     {"apiGroups": ["distillation-operator.io"], "resources": ["distillationjobs/status"], "verbs": ["patch"]},
     # Owner references that block the deletion of their owner need it where OwnerReferencesPermissionEnforcement is on.
     {"apiGroups": ["distillation-operator.io"], "resources": ["distillationjobs/finalizers"], "verbs": ["update"]},
-    {"apiGroups": [""], "resources": ["configmaps", "services"], "verbs": ["list", "create", "patch", "delete"]},
-    {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "create", "patch", "delete"]},
+    # Deleted by the garbage collector alone.
+    {"apiGroups": [""], "resources": ["configmaps", "services"], "verbs": ["list", "create", "patch"]},
+    {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "create", "patch"]},
     {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch", "delete"]},
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list", "watch", "create", "patch", "delete"]},
     {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["list", "watch", "create", "patch", "delete"]},

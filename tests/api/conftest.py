@@ -1,4 +1,4 @@
-"""A real kube-apiserver on a real etcd, alone: no scheduler, no controllers, no node, so objects stay as they were written.
+"""A real kube-apiserver on a real etcd, alone: no scheduler, no controllers, no node: objects stay as they are written.
 
 Two things follow. A deleted namespace or owner leaves its objects behind, as nothing collects them: take a fresh
 namespace for each test. And a pod may be created without a ServiceAccount, whose controller is missing.
@@ -20,7 +20,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DISTILL_CACHE") or Path.home() / ".cache" / "distillation-operator")
 START_SECONDS = 90
-TOKEN = "throw-away"  # noqa: S105 - of a server that listens on loopback for the length of the tests
+TOKEN = "throw-away"
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -33,7 +33,9 @@ class ApiServer:
     kubeconfig: Path
     kubectl_binary: Path
 
-    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> subprocess.CompletedProcess[str]:
+    def kubectl(
+        self, *arguments: str, stdin: str | None = None, check: bool = True
+    ) -> subprocess.CompletedProcess[str]:
         """Runs kubectl. With check, a failure raises AssertionError with what kubectl said."""
         command = [str(self.kubectl_binary), f"--kubeconfig={self.kubeconfig}", *arguments]
         # The discovery cache must not outlive the server: another one may get the same port.
@@ -45,11 +47,11 @@ class ApiServer:
 
 
 def _binary(name: str) -> Path:
-    """Of the cache that dev/ fills, else of the PATH. A test that cannot run fails: skipping would look like passing."""
+    """Of the cache that dev/ fills, else of the PATH. Without it the tests fail: skipping would look like passing."""
     cached = CACHE / "bin" / name
     found = str(cached) if cached.exists() else shutil.which(name)
     if not found:
-        pytest.fail(f"{name} is neither in {cached.parent} nor on the PATH; run `make setup`", pytrace=False)
+        pytest.fail(f"{name} is neither in {cached.parent} nor on the PATH; run `make setup tools`", pytrace=False)
     return Path(found)
 
 

@@ -60,17 +60,29 @@ def report(args: argparse.Namespace) -> int:
 
 
 def progress_printer() -> Callable[[ProgressReport], None]:
-    """Prints a line when phase, step or an evaluation changes."""
-    shown: list[str] = []
+    """Prints a line for each new step or phase, and one for each new evaluation."""
+    shown: set[str] = set()
     begin = time.monotonic()
 
     def show(report: ProgressReport) -> None:
-        line = progress_line(report)
-        if not shown or shown[-1] != line:
-            shown.append(line)
-            print(f"[{time.monotonic() - begin:6.1f} s] {line}", flush=True)
+        for line in (*evaluation_lines(report), progress_line(report)):
+            if line not in shown:
+                shown.add(line)
+                print(f"[{time.monotonic() - begin:6.1f} s] {line}", flush=True)
 
     return show
+
+
+def evaluation_lines(report: ProgressReport) -> list[str]:
+    return [
+        f"{'Evaluation':<10} step {e.step}: {e.name}, "
+        + ", ".join(
+            f"{what} {value}"
+            for what, value in (("score", e.score), ("reverse KL", e.reverse_kl), ("teacher's score", e.teacher_score))
+            if value is not None
+        )
+        for e in report.progress.evaluations
+    ]
 
 
 def progress_line(report: ProgressReport) -> str:
@@ -82,9 +94,6 @@ def progress_line(report: ProgressReport) -> str:
         parts.append(f"reward {p.reward}")
     if p.estimated_remaining_seconds is not None and p.step < p.total_steps:
         parts.append(f"{p.estimated_remaining_seconds} s to go, {p.bottleneck} is slowest")
-    parts += [
-        f"{e.name}: score {e.score} KL {e.reverse_kl} (at step {e.step})" for e in p.evaluations
-    ]
     return ", ".join(parts)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.job import DistillationJob
+from distill_api.spec import Output
 from distill_api.wire import ExitCode, ExitReport, ProgressReport, Variable
 from distill_workers.model_folder import model_folder
 from distill_workers.runfolder import RunFolder
@@ -35,11 +36,10 @@ def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str,
         return value
 
     spec = dict(manifest["spec"])
+    spec["output"] = {"path": Output().path, **spec.get("output", {})}
     for part in ("student", "teacher", "data", "evaluation", "output"):
         if part in spec:
             spec[part] = local(spec[part])
-    if "output" not in spec and "/output" in volumes:
-        spec["output"] = {"path": volumes["/output"]}
     trainer = dict(spec.get("trainer", {}))
     # Every rank runs here, so the nodes become processes of one.
     trainer["gpusPerNode"] = trainer.pop("nodes", 1) * trainer.get("gpusPerNode", 1)

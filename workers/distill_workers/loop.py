@@ -74,7 +74,8 @@ class Loop:
         spec, total = self._spec, self._spec.schedule.steps
         await self._resume()
         self._metrics.set("distill_train_max_steps", total)
-        await self._push()
+        async with self._fleet.weights_change():
+            await self._push()
         if self._step == 0:
             self._reporter.update(phase=Phase.PREFLIGHT)
             checks = preflight(spec, self._tokenizer, self._team, self._fleet, self._teacher, self._cursor)
@@ -104,13 +105,14 @@ class Loop:
         self._stage(Stage.ROLLOUT, max(0.0, batch.generated_at - begin))
         self._stage(Stage.TEACHER_SCORE, time.monotonic() - max(begin, batch.generated_at))
         rate = learning_rate(spec.trainer.optimizer, self._step)
-        with self._timed(Stage.TRAIN):
-            trained = await self._team.run(self._team.train, samples, rate)
-        lag = statistics.fmean(self._step - s.weight_version for s in samples) if samples else 0.0
-        self._cursor_state = batch.cursor_after
-        self._step += 1
-        with self._timed(Stage.WEIGHT_SYNC):
-            await self._push()
+        async with self._fleet.weights_change():
+            with self._timed(Stage.TRAIN):
+                trained = await self._team.run(self._team.train, samples, rate)
+            lag = statistics.fmean(self._step - s.weight_version for s in samples)
+            self._cursor_state = batch.cursor_after
+            self._step += 1
+            with self._timed(Stage.WEIGHT_SYNC):
+                await self._push()
         self._report(samples, trained, rate, lag, time.monotonic() - begin, total)
 
     async def _push(self) -> None:
@@ -184,7 +186,7 @@ class Loop:
             "importance_capped_ratio": trained["importance_capped_ratio"],
             "learning_rate": rate,
             "policy_lag": lag,
-            "truncated_ratio": statistics.fmean(s.truncated for s in samples) if samples else 0.0,
+            "truncated_ratio": statistics.fmean(s.truncated for s in samples),
             "reward": statistics.fmean(rewards) if rewards else None,
             "stages": self._stages,
         }
@@ -199,7 +201,7 @@ class Loop:
             "distill_grad_norm": line["grad_norm"],
             "distill_learning_rate": rate,
             "distill_importance_capped_ratio": line["importance_capped_ratio"],
-            "distill_response_tokens_mean": tokens / max(1, len(samples)),
+            "distill_response_tokens_mean": tokens / len(samples),
             "distill_truncated_ratio": line["truncated_ratio"],
             "distill_policy_lag_steps": lag,
         }

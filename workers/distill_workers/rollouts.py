@@ -15,6 +15,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
+
 from distill_api.spec import Spec, Support
 from distill_workers.fleet import Fleet
 from distill_workers.metrics import Metrics
@@ -150,7 +152,9 @@ class Rollouts:
             return
         rewards = await asyncio.gather(*(self._reward.score(prompt, self._decode(s.response_ids)) for s in samples))
         coefficient = self._spec.objective.reward_coefficient
-        for sample, reward, advantage in zip(samples, rewards, group_advantages(rewards), strict=True):
+        values = torch.tensor(rewards, dtype=torch.float64)
+        advantages = group_advantages(values, torch.zeros(len(rewards), dtype=torch.int64)).tolist()
+        for sample, reward, advantage in zip(samples, rewards, advantages, strict=True):
             sample.reward, sample.advantage = reward, coefficient * advantage
 
 

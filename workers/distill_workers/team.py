@@ -39,7 +39,7 @@ class Work:
 
     def weights(self) -> list[tuple[str, torch.Tensor]]:
         """The whole student by Hugging Face names, on rank 0; empty elsewhere."""
-        return list(self._student.hf_tensors())
+        return [(name, tensor) for name, tensor in self._student.hf_tensors() if tensor is not None]
 
     def save(self, folder: Path) -> None:
         self._student.save(folder)

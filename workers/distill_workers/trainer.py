@@ -19,7 +19,8 @@ from distill_workers.evaluation import Evaluator
 from distill_workers.failures import Failure, Stopped, TeacherLost
 from distill_workers.fleet import Fleet
 from distill_workers.loop import Loop
-from distill_workers.megatron.parallel import initialize
+from distill_workers.megatron.architecture import UnsupportedModel
+from distill_workers.megatron.state import IncompatibleCheckpoint
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
@@ -76,7 +77,6 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
 
 def run(job: DistillationJob) -> None:
     model = model_folder(job.spec.student.model, "spec.student.model")
-    initialize(job.spec)
     student = MegatronStudent(job.spec, model)
     if dist.get_rank() == 0:
         asyncio.run(drive(job, student, model))
@@ -88,7 +88,7 @@ def run(job: DistillationJob) -> None:
 
 def explain(error: BaseException) -> tuple[ExitCode, ExitReason, str]:
     """Exit code, reason and sentence of whatever ended the run."""
-    if isinstance(error, InvalidManifest | PromptError | ForeignRun):
+    if isinstance(error, InvalidManifest | PromptError | ForeignRun | UnsupportedModel | IncompatibleCheckpoint):
         return ExitCode.CONFIGURATION, ExitReason.CONFIGURATION_ERROR, str(error)
     if isinstance(error, TeacherUnreachable):
         return TeacherLost.code, TeacherLost.reason, str(error)

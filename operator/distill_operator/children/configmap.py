@@ -4,7 +4,6 @@ import json
 
 from distill_api import names, wire
 from distill_api.job import DistillationJob
-
 from distill_operator.children.pod import Json, metadata
 
 

@@ -5,7 +5,6 @@ import json
 
 from distill_api.job import DistillationJob
 from distill_api.names import ANNOTATION_SPEC_HASH
-
 from distill_operator.children import configmap, network, rollout, teacher, trainer
 from distill_operator.children.pod import Json
 from distill_operator.settings import Settings

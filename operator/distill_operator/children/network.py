@@ -5,7 +5,6 @@ gloo and NCCL listen on ports that cannot be pinned. Egress is left alone: model
 
 from distill_api import names, wire
 from distill_api.job import DistillationJob
-
 from distill_operator.children.pod import Json, metadata
 
 METRICS_PORTS = sorted({wire.SGLANG_PORT, wire.TRAINER_PORT, wire.RAY_METRICS_PORT})

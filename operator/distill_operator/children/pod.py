@@ -12,7 +12,6 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.spec import WeightSync
 from distill_api.template import PodTemplate
-
 from distill_operator.settings import Settings
 
 Json = dict[str, Any]
@@ -132,7 +131,7 @@ def _main_container(
     spec: Json = {
         "name": container.name,
         "image": template.image or settings.workers_image,
-        "imagePullPolicy": template.image_pull_policy or settings.workers_image_pull_policy,
+        "imagePullPolicy": _pull_policy(settings, template),
         "command": list(container.command),
         "env": _merged([*_environment(job), *container.environment], template.env, "name"),
         "ports": [{"name": name, "containerPort": port} for name, port in container.ports],
@@ -148,6 +147,14 @@ def _main_container(
         **container.probes,
     }
     return {key: value for key, value in spec.items() if value not in (None, [], {})}
+
+
+def _pull_policy(settings: Settings, template: PodTemplate) -> str:
+    """The installation's for the installation's image, unless the user asks for another than the API's default."""
+    default = PodTemplate.model_fields["image_pull_policy"].default
+    if template.image is None and template.image_pull_policy == default:
+        return settings.workers_image_pull_policy
+    return template.image_pull_policy
 
 
 def _environment(job: DistillationJob) -> list[Json]:

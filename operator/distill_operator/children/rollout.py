@@ -8,7 +8,6 @@ import json
 from distill_api import names, wire
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-
 from distill_operator.children.pod import (
     Container,
     Json,

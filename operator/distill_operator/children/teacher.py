@@ -3,7 +3,6 @@
 from distill_api import names, wire
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-
 from distill_operator.children.pod import Container, Json, labels, metadata, pod_template, selector
 from distill_operator.settings import Settings
 

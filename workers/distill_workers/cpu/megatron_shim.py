@@ -1,7 +1,8 @@
 """Lets megatron-core run on a machine without CUDA, over gloo.
 
 megatron-core supports CPU tensors almost everywhere and names "cuda" in a few places as a matter of course. `install`
-redirects those, and only those. Called by entry points (and tests), before anything imports megatron; never on a GPU machine.
+redirects those, and only those. Called by entry points (and tests), before anything imports megatron, never on a GPU
+machine.
 """
 
 import contextlib
@@ -21,7 +22,7 @@ def install() -> None:
         raise RuntimeError("the CPU mode was asked for on a machine with CUDA: set spec.accelerator, not none")
     if getattr(torch.cuda.current_device, "distill_shim", False):
         return
-    # megatron decorates small functions with torch.compile at import: compiling them needs a C++ compiler, and gains nothing.
+    # megatron decorates small functions with torch.compile at import: that needs a C++ compiler, and gains nothing.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
 
     def current_device() -> torch.device:
@@ -46,7 +47,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _rename_types_in_optimizer() -> None:
-    """The optimiser compares Tensor.type() with 'torch.cuda.FloatTensor' in these two functions: name it so there alone."""
+    """The optimiser compares Tensor.type() with 'torch.cuda.FloatTensor' in two functions: name it so there alone."""
     from megatron.core.optimizer import optimizer
 
     optimizer.clip_grad_by_total_norm_fp32 = _with_cuda_names(optimizer.clip_grad_by_total_norm_fp32)

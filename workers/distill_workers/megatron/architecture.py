@@ -1,4 +1,4 @@
-"""The supported architectures, as data: what a Hugging Face config means, and which of its tensors make which of Megatron's.
+"""The supported architectures, as data: what a Hugging Face config means, and which tensors make which of Megatron's.
 
 A new dense decoder of the same family is a new row of ARCHITECTURES; nothing else asks for the model_type.
 """
@@ -9,6 +9,7 @@ from enum import Enum, auto
 from pathlib import Path
 from typing import Any
 
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 
@@ -89,15 +90,22 @@ class Shape:
 
 def read_shape(model_path: Path, *, trust_remote_code: bool = False) -> Shape:
     """Parse config.json. Raises UnsupportedModel with what is allowed."""
-    config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    try:
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
+    except (OSError, ValueError, StrictDataclassError) as error:
+        raise UnsupportedModel(f"{model_path}: config.json cannot be read: {error}") from error
     architecture = ARCHITECTURES.get(config.model_type)
     if architecture is None:
         allowed = ", ".join(sorted(ARCHITECTURES))
-        raise UnsupportedModel(f"{model_path}: model_type {config.model_type} cannot be trained; supported are {allowed}")
+        raise UnsupportedModel(
+            f"{model_path}: model_type {config.model_type} cannot be trained; supported are {allowed}"
+        )
     for name, allowed_values in architecture.required.items():
         value = getattr(config, name, allowed_values[0])
         if value not in allowed_values:
-            raise UnsupportedModel(f"{model_path}: {name} must be {allowed_values[0]} for {config.model_type}, not {value}")
+            raise UnsupportedModel(
+                f"{model_path}: {name} must be {allowed_values[0]} for {config.model_type}, not {value}"
+            )
     rope = config.rope_parameters
     if rope["rope_type"] not in ROPE_TYPES:
         raise UnsupportedModel(f"{model_path}: rope type {rope['rope_type']} is not supported; use one of {ROPE_TYPES}")

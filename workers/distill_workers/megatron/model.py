@@ -1,4 +1,4 @@
-"""The student as a Megatron GPTModel that returns hidden states; the output head is applied by logprobs.py, in chunks."""
+"""The student as a Megatron GPTModel that returns hidden states; logprobs.py applies the output head, in chunks."""
 
 import importlib.util
 from typing import Any
@@ -54,7 +54,7 @@ class CausalAttention(torch.nn.Module):
 
 
 def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int) -> HiddenStateModel:
-    """The model on this rank's device, with weights not yet set (see hf.load). Raises UnsupportedModel on a bad split."""
+    """The model on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split."""
     for name, size in (
         ("attention heads", shape.attention_heads),
         ("key-value heads", shape.query_groups),
@@ -62,6 +62,8 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int) ->
     ):
         if size % ranks.tensor_size:
             raise UnsupportedModel(f"parallelism.tensor {ranks.tensor_size} does not divide {name} ({size})")
+    if shape.vocab_size < ranks.tensor_size**2:
+        raise UnsupportedModel(f"{shape.vocab_size} tokens are too few for parallelism.tensor {ranks.tensor_size}")
     on_gpu = ranks.device.type == "cuda"
     with_engine = on_gpu and importlib.util.find_spec("transformer_engine") is not None
     if on_gpu:
@@ -74,7 +76,7 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int) ->
     else:
         layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
         layer.submodules.self_attention.submodules.core_attention = CausalAttention
-    model = HiddenStateModel(
+    model: HiddenStateModel = HiddenStateModel(
         config=config,
         transformer_layer_spec=layer,
         vocab_size=shape.padded_vocab_size(ranks.tensor_size),
@@ -82,7 +84,8 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int) ->
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=shape.rope_theta,
-    ).to(device=ranks.device, dtype=dtype)
+    )
+    model.to(device=ranks.device, dtype=dtype)
     if shape.rope_scaling is not None:
         # GPTModel passes on the factor alone.
         rope = model.rotary_pos_emb

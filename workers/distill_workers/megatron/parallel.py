@@ -7,12 +7,10 @@ from datetime import timedelta
 import torch
 import torch.distributed as dist
 
-TIMEOUT_MINUTES = 30
-
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands. Ranks of one tensor parallel group are neighbours: rank = data * tensor_size + tensor."""
+    """Where this process stands. Tensor parallel peers are neighbours: rank = data_rank x tensor_size + tensor_rank."""
 
     rank: int
     world_size: int
@@ -25,21 +23,23 @@ class Ranks:
     data_group: dist.ProcessGroup
 
 
-def initialise(tensor_parallel_size: int, *, on_cpu: bool, timeout_minutes: int = TIMEOUT_MINUTES) -> Ranks:
+def initialise(tensor_parallel_size: int, *, on_cpu: bool, timeout_seconds: int) -> Ranks:
     """Join the other ranks, named by RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT. Once for each process.
 
-    Raises RuntimeError when a rank does not come within the timeout, as does every later collective.
+    gloo on a CPU; with CUDA, NCCL for tensors there and gloo for objects. Raises RuntimeError when a rank does not come
+    within the timeout, as does every later collective: it must exceed the longest wait of a step.
     """
     from megatron.core import parallel_state
 
     if not dist.is_initialized():
         if not on_cpu:
             torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-        dist.init_process_group("gloo" if on_cpu else "nccl", timeout=timedelta(minutes=timeout_minutes))
+        backend = "gloo" if on_cpu else "cpu:gloo,cuda:nccl"
+        dist.init_process_group(backend, timeout=timedelta(seconds=timeout_seconds))
     if not parallel_state.model_parallel_is_initialized():
         parallel_state.initialize_model_parallel(
             tensor_model_parallel_size=tensor_parallel_size,
-            distributed_timeout_minutes=timeout_minutes,
+            distributed_timeout_minutes=timeout_seconds / 60,
             # Those are for the distributed optimiser's checkpoints, which are not used.
             create_gloo_process_groups=False,
         )

@@ -1,9 +1,10 @@
 """Divergences of student and teacher over a support of k tokens and one tail bucket.
 
 The vocabulary is coarsened to k + 1 outcomes: each token of the support, and "any other token". A divergence of the two
-coarsened distributions is a true divergence: never negative, 0 only where they agree, and a lower bound of the one over the
-whole vocabulary (data processing inequality). Dropping the tail instead gives a sum that can be negative, and clamping that
-at 0 kills its gradient (verl#7855); on the teacher's top-k alone the student can leave the set at no cost (verl#5041).
+coarsened distributions is a true divergence: never negative, 0 only where they agree, and a lower bound of the one over
+the whole vocabulary (data processing inequality). Dropping the tail instead gives a sum that can be negative, and
+clamping that at 0 kills its gradient (verl#7855); on the teacher's top-k alone the student can leave the set at no cost
+(verl#5041).
 """
 
 import math
@@ -13,7 +14,7 @@ import torch
 from distill_api.spec import Divergence
 
 TAIL_FLOOR = 1e-6
-"""Smallest mass given to the tail. log-probs in fp32 leave 1e-7 of rounding in 1 - sum p: below that the tail is noise."""
+"""Smallest mass of the tail. Log-probs in fp32 leave 1e-7 of rounding in 1 - sum p: below that the tail is noise."""
 
 ABSENT_NATS = -1e4
 """Log-prob of a column that is not part of the support: exp is 0 on both sides, and no infinity enters a gradient."""
@@ -22,8 +23,8 @@ ABSENT_NATS = -1e4
 def coarsen(logprobs: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
     """Log-probs of the k tokens and of the tail bucket: [tokens, k] -> [tokens, k + 1], float64, each row sums to 1.
 
-    present [tokens, k], bool: columns that belong to the support; absent ones get no mass. Float64, because the terms of
-    a divergence cancel; the tensors are k wide, not a vocabulary wide.
+    present [tokens, k], bool: columns that belong to the support; absent ones get no mass. Float64, because the terms
+    of a divergence cancel; the tensors are k wide, not a vocabulary wide.
     """
     inside = logprobs.double()
     if present is not None:
@@ -81,7 +82,7 @@ def support_divergence(
 def sampled_reverse_kl(student_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor) -> torch.Tensor:
     """The k1 estimate log pi_theta(y) - log pi_T(y) of the reverse KL at drawn tokens, nats: [tokens].
 
-    Its mean over tokens drawn from the student is KL(student || teacher). It may be negative at one token. Used as a reward
-    only: differentiated directly, its expected gradient is 0 (Schulman, "Approximating KL divergence", estimator k1).
+    Its mean over tokens drawn from the student is KL(student || teacher). It may be negative at one token. Used as a
+    reward only: differentiated directly, its expected gradient is 0 (Schulman, "Approximating KL divergence", k1).
     """
     return student_logprobs - teacher_logprobs

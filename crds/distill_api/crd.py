@@ -1,0 +1,178 @@
+"""The CustomResourceDefinition, made from the models: `python -m distill_api.crd FILE` writes it.
+
+The API server wants a structural OpenAPI v3.0 schema: no references, no alternatives, a type and a bound on everything.
+"""
+
+import os
+import sys
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill_api.base import GROUP, KIND, PLURAL, VERSION, Model
+from distill_api.job import NAME_RULES
+from distill_api.names import Role
+from distill_api.rules import LIST_TYPE, VALIDATIONS
+from distill_api.spec import Spec
+from distill_api.status import ConditionType, Status
+
+Schema = dict[str, Any]
+
+HEADER = "# Made from crds/distill_api by `make crds`. Do not edit.\n"
+_KEPT = {
+    "type", "description", "default", "enum", "format", "pattern", "required",
+    "minimum", "maximum", "minLength", "maxLength", "maxItems", "maxProperties",
+}  # fmt: skip
+
+
+def crd() -> Schema:
+    """The whole object, as a plain dict."""
+    return {
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "spec": {
+            "group": GROUP,
+            "scope": "Namespaced",
+            "names": {
+                "kind": KIND,
+                "listKind": f"{KIND}List",
+                "plural": PLURAL,
+                "singular": KIND.lower(),
+                "shortNames": ["djob"],
+                "categories": ["distillation"],
+            },
+            "versions": [
+                {
+                    "name": VERSION,
+                    "served": True,
+                    "storage": True,
+                    "subresources": {"status": {}},
+                    "additionalPrinterColumns": printer_columns(),
+                    "schema": {"openAPIV3Schema": _root()},
+                }
+            ],
+        },
+    }
+
+
+def printer_columns() -> list[Schema]:
+    """What `kubectl get djob` shows. A role's column is its condition's reason, which says why it is not ready."""
+
+    def reason(condition: ConditionType) -> str:
+        return f'.status.conditions[?(@.type=="{condition}")].reason'
+
+    progress = ".status.progress."
+    columns = [
+        ("State", "string", reason(ConditionType.SUCCEEDED), "What the job is doing, or how it ended."),
+        ("Step", "integer", f"{progress}step", "Optimiser steps done."),
+        ("KL", "string", f"{progress}reverseKL", "Reverse KL of student to teacher, nats per token."),
+        ("Reward", "string", f"{progress}reward", "Mean task reward of the last step."),
+        ("Teacher", "string", reason(ConditionType.TEACHER_READY), "Whether the teacher is ready, or why not."),
+        ("Rollout", "string", reason(ConditionType.ROLLOUT_READY), "Whether the engines are ready, or why not."),
+        ("Trainer", "string", reason(ConditionType.TRAINER_READY), "Whether the trainer is ready, or why not."),
+        ("Restarts", "integer", ".status.restarts", "Failed attempts."),
+        ("Age", "date", ".metadata.creationTimestamp", "Since when the job exists."),
+    ]
+    wide = [
+        ("Engines", "integer", f'.status.roles[?(@.name=="{Role.ROLLOUT}")].ready', "Engine pods that are ready."),
+        ("Tokens/s", "string", f"{progress}tokensPerSecond", "Response tokens trained per second."),
+        ("Remaining", "integer", f"{progress}estimatedRemainingSeconds", "Seconds to go, by the last steps' speed."),
+        ("Student", "string", ".spec.student.model", "The model that is trained."),
+    ]
+    return [
+        {"name": name, "type": kind, "jsonPath": path, "description": text, **({"priority": 1} if late else {})}
+        for late, group in ((False, columns), (True, wide))
+        for name, kind, path, text in group
+    ]
+
+
+def _root() -> Schema:
+    return {
+        "description": "An on-policy distillation: a student learns from a teacher on its own samples.",
+        "type": "object",
+        "required": ["spec"],
+        "properties": {
+            "apiVersion": {"type": "string", "maxLength": 253, "description": f"{GROUP}/{VERSION}"},
+            "kind": {"type": "string", "maxLength": 63, "description": KIND},
+            "metadata": {"type": "object"},  # the server allows nothing more here
+            "spec": structural(Spec),
+            "status": _without_defaults(structural(Status)),
+        },
+        VALIDATIONS: [
+            {"rule": r.cel.replace("self", "self.metadata.name", 1), "message": f"metadata.name {r.message}"}
+            for r in NAME_RULES
+        ],
+    }
+
+
+def structural(model: type[Model]) -> Schema:
+    """The structural schema of a model."""
+    schema = model.model_json_schema(by_alias=True)
+    return structural_node(schema, schema.get("$defs", {}))
+
+
+def structural_node(node: Schema, definitions: dict[str, Schema]) -> Schema:
+    """The structural schema of a piece of JSON schema whose references are among the definitions."""
+    node = _plain(node, definitions)
+    out = {key: value for key, value in node.items() if key in _KEPT or key.startswith("x-kubernetes-")}
+    for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
+        if exclusive in node:  # OpenAPI 3.0 has a flag where JSON schema has a number
+            out |= {bound: node[exclusive], exclusive: True}
+    if "properties" in node:
+        out["properties"] = {name: structural_node(p, definitions) for name, p in node["properties"].items()}
+    if isinstance(node.get("additionalProperties"), dict) and node["additionalProperties"]:
+        out["additionalProperties"] = structural_node(node["additionalProperties"], definitions)
+    if "items" in node:
+        out["items"] = structural_node(node["items"], definitions)
+        out.setdefault(LIST_TYPE, "atomic")
+    if "enum" in node:
+        out["maxLength"] = max(len(value) for value in node["enum"])
+    return out
+
+
+def _plain(node: Schema, definitions: dict[str, Schema]) -> Schema:
+    """The node without reference and without null, which absence stands for. What a field says beats its type's own."""
+    if "$ref" in node:
+        target = definitions[node["$ref"].removeprefix("#/$defs/")]
+    elif "anyOf" in node:
+        (target,) = (option for option in node["anyOf"] if option != {"type": "null"})
+    else:
+        return node
+    own = {key: value for key, value in node.items() if key not in ("$ref", "anyOf") and value is not None}
+    target = _plain(target, definitions)
+    rules = target.get(VALIDATIONS, []) + own.get(VALIDATIONS, [])
+    return {**target, **own, **({VALIDATIONS: rules} if rules else {})}
+
+
+def _without_defaults(node: Schema) -> Schema:
+    """Of the status: it says what the operator has seen, and nothing that the server made up."""
+    out = {key: value for key, value in node.items() if key != "default"}
+    if "properties" in out:
+        out["properties"] = {name: _without_defaults(p) for name, p in out["properties"].items()}
+    if "items" in out:
+        out["items"] = _without_defaults(out["items"])
+    return out
+
+
+class _Dumper(yaml.SafeDumper):
+    """Writes what stands twice twice: a reader of a CRD expects no anchors."""
+
+    def ignore_aliases(self, data: Any) -> bool:
+        return True
+
+
+def to_yaml(manifest: Schema) -> str:
+    return HEADER + yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+
+
+def write_aside(path: Path, text: str) -> None:
+    """Never leaves half a file."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_text(text, encoding="utf-8")
+    os.replace(aside, path)
+
+
+if __name__ == "__main__":
+    write_aside(Path(sys.argv[1]), to_yaml(crd()))

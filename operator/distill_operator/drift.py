@@ -1,0 +1,35 @@
+"""Whether a live object still says what we wrote, although others add to it: defaults, KubeRay, admission webhooks."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from distill_api.names import ANNOTATION_SPEC_HASH
+from distill_operator.observed import Child, Raw
+
+REWRITTEN = frozenset({"resources", "sizeLimit"})
+"""Quantities come back in another spelling, 1000m as 1: a difference there means nothing."""
+COMPARED = ("spec", "data")
+
+
+def has_drifted(desired: Raw, child: Child) -> bool:
+    """True when applying `desired` again would change something. A changed operator changes the hash."""
+    if child.spec_hash != desired["metadata"]["annotations"][ANNOTATION_SPEC_HASH]:
+        return True
+    return any(not contains(child.content.get(part), desired[part]) for part in COMPARED if part in desired)
+
+
+def contains(live: Any, desired: Any) -> bool:
+    """Every value of `desired` is in `live`; what `live` has besides is somebody else's."""
+    if isinstance(desired, Mapping):
+        return isinstance(live, Mapping) and all(
+            key in REWRITTEN or not _says_something(value) or contains(live.get(key), value)
+            for key, value in desired.items()
+        )
+    if isinstance(desired, list):
+        return isinstance(live, list) and all(any(contains(entry, value) for entry in live) for value in desired)
+    return bool(live == desired)
+
+
+def _says_something(value: Any) -> bool:
+    """Empty maps and lists are left out of what is stored."""
+    return value not in (None, {}, [])

@@ -1,0 +1,118 @@
+"""The operator's own metrics: names and help come from distill_api.metrics, values from what is there at the scrape.
+
+Series of jobs are made anew from the current jobs each time, so a job that is gone leaves none behind.
+"""
+
+from bisect import bisect_left
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+
+from prometheus_client import CollectorRegistry
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric as Family
+from prometheus_client.registry import Collector
+
+from distill_api.metrics import OPERATOR_METRICS, REQUEST_BUCKETS, Kind, Metric
+from distill_api.status import ConditionStatus, ConditionType, Reason
+from distill_operator import conditions
+from distill_operator.jobs import Jobs
+
+Samples = list[tuple[tuple[str, ...], float]]
+"""Label values and value."""
+
+
+@dataclass
+class Histogram:
+    """Counts of observations by bucket."""
+
+    buckets: tuple[float, ...]
+    counts: list[int] = field(default_factory=list)
+    total: float = 0.0
+
+    def __post_init__(self) -> None:
+        self.counts = [0] * (len(self.buckets) + 1)
+
+    def observe(self, value: float) -> None:
+        self.counts[bisect_left(self.buckets, value)] += 1
+        self.total += value
+
+    def cumulative(self) -> list[tuple[str, float]]:
+        bounds = [*(str(float(b)) for b in self.buckets), "+Inf"]
+        return [(bound, float(sum(self.counts[: i + 1]))) for i, bound in enumerate(bounds)]
+
+
+class OperatorMetrics(Collector):
+    """One family for each metric of the registry."""
+
+    def __init__(
+        self,
+        jobs: Jobs,
+        *,
+        queue_depth: Callable[[], int],
+        queue_retries: Callable[[], int],
+        api_requests: Mapping[tuple[str, str], int],
+    ) -> None:
+        self._jobs = jobs
+        self._api_requests = api_requests
+        self.reconciles: Counter[str] = Counter(ok=0, error=0)
+        self.durations = Histogram(REQUEST_BUCKETS)
+        self._samples: dict[str, Callable[[], Samples]] = {
+            "distill_operator_build_info": lambda: [((build_version(),), 1.0)],
+            "distill_operator_reconcile": lambda: [((result,), float(n)) for result, n in self.reconciles.items()],
+            "distill_operator_queue_depth": lambda: [((), float(queue_depth()))],
+            "distill_operator_queue_retries": lambda: [((), float(queue_retries()))],
+            "distill_operator_api_requests": lambda: [(key, float(n)) for key, n in dict(self._api_requests).items()],
+            "distill_job_info": self._info,
+            "distill_job_condition": self._conditions,
+            "distill_job_restarts": self._restarts,
+            "distill_jobs": self._states,
+        }
+
+    def collect(self) -> Iterator[Family]:
+        for metric in OPERATOR_METRICS:
+            yield self._family(metric)
+
+    def registry(self) -> CollectorRegistry:
+        found = CollectorRegistry()
+        found.register(self)
+        return found
+
+    def _family(self, metric: Metric) -> Family:
+        if metric.kind is Kind.HISTOGRAM:
+            histogram = HistogramMetricFamily(metric.name, metric.help)
+            histogram.add_metric([], self.durations.cumulative(), self.durations.total)
+            return histogram
+        kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
+        family: CounterMetricFamily | GaugeMetricFamily = kind(metric.name, metric.help, labels=list(metric.labels))
+        for labels, value in self._samples[metric.name]():
+            family.add_metric(list(labels), value)
+        return family
+
+    def _info(self) -> Samples:
+        return [((key.namespace, key.name, job.student, job.teacher), 1.0) for key, job in self._jobs.all().items()]
+
+    def _conditions(self) -> Samples:
+        return [
+            ((key.namespace, key.name, condition.type), float(condition.status is ConditionStatus.TRUE))
+            for key, job in self._jobs.all().items()
+            for condition in job.status.conditions
+        ]
+
+    def _restarts(self) -> Samples:
+        return [((key.namespace, key.name), float(job.status.restarts)) for key, job in self._jobs.all().items()]
+
+    def _states(self) -> Samples:
+        found = Counter(
+            conditions.reason_of(job.status, ConditionType.SUCCEEDED) or Reason.PENDING.value
+            for job in self._jobs.all().values()
+        )
+        return [((state,), float(n)) for state, n in found.items()]
+
+
+def build_version() -> str:
+    try:
+        return version("distillation-operator")
+    except PackageNotFoundError:
+        return "unknown"

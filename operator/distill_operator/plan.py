@@ -1,0 +1,303 @@
+"""plan(): what to do about a job, from what its spec says, what its status recorded and what is. Pure.
+
+It does one of two things: it records a turn of the job's life in the status and asks to be called again, or it asks
+for the effects that belong to the turn recorded last. See lifecycle.py for why.
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from datetime import datetime
+
+from distill_api import names
+from distill_api.job import DistillationJob
+from distill_api.names import Role
+from distill_api.status import ConditionType, Reason, RoleStatus, Status
+from distill_operator import conditions, lifecycle, readiness
+from distill_operator.announce import announcements
+from distill_operator.children import desired
+from distill_operator.children.pod import Json
+from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
+from distill_operator.drift import has_drifted
+from distill_operator.effects import Apply, Check, Delete, Effect
+from distill_operator.failure import not_ready_in_time, trainer_failure
+from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.lifecycle import ROLE_CONDITIONS
+from distill_operator.observed import Child, Observed, Outcome
+from distill_operator.readiness import RoleState
+from distill_operator.settings import Settings
+from distill_operator.times import parse_time, seconds_since
+
+POLL_SECONDS = 10.0
+"""While something outside the watches may change: a claim, KubeRay, an object of a deleted job."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Effects in order, then the status."""
+
+    effects: tuple[Effect, ...]
+    status: Status
+    requeue_after: float | None = None
+    """Seconds; None leaves it to the watches and the resync."""
+
+
+def plan(job: DistillationJob, status: Status, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    """The next thing to do."""
+    found = _plan(job, status, observed, settings, now)
+    return replace(found, effects=(*found.effects, *announcements(job.metadata.uid, status, found.status)))
+
+
+def refused(job: DistillationJob, status: Status, message: str, now: datetime) -> Plan:
+    """After the API server refused an object that the spec asks for."""
+    return invalid(job.metadata.uid, status, [message], job.metadata.generation, now)
+
+
+def invalid(uid: str, status: Status, problems: list[str], generation: int, now: datetime) -> Plan:
+    """Nothing is made of a spec that is wrong. What already runs is left alone: a job is not ended by an upgrade."""
+    verdict = Verdict(FALSE, Reason.INVALID_SPEC, "; ".join(problems))
+    verdicts = {ConditionType.SPEC_VALID: verdict}
+    if not status.attempts:
+        waiting = Verdict(FALSE, Reason.INVALID_SPEC, "nothing is started, as the spec is invalid")
+        verdicts |= {
+            ConditionType.SUCCEEDED: verdict,
+            ConditionType.READY: waiting,
+            **{c: waiting for c in ROLE_CONDITIONS.values()},
+            ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED,
+            ConditionType.PREFLIGHT: lifecycle.PREFLIGHT_AHEAD,
+            ConditionType.STALLED: lifecycle.NOT_STALLED,
+        }
+    after = status.model_copy(
+        update={
+            "observed_generation": generation,
+            "conditions": conditions.merged(status.conditions, verdicts, generation, now),
+        }
+    )
+    return Plan(announcements(uid, status, after), after, 6 * POLL_SECONDS)
+
+
+def _plan(job: DistillationJob, status: Status, observed: Observed, settings: Settings, now: datetime) -> Plan:
+    if conditions.is_finished(status):
+        return _clean_up(job, status, observed, now)
+    if job.spec.output.volume is None:
+        text = "spec.output.volume: needed on a cluster; name a PersistentVolumeClaim for checkpoints and the model"
+        return invalid(job.metadata.uid, status, [text], job.metadata.generation, now)
+    attempt = lifecycle.current_attempt(status, observed)
+    trainer_job = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt))
+    live = trainer_job if trainer_job and trainer_job.ours and not trainer_job.deleting else None
+    between_attempts = status.next_attempt_time is not None
+
+    if live and live.outcome is Outcome.COMPLETE and not between_attempts:
+        return _turn(lifecycle.succeeded(job, status, observed.report, now))
+    if job.spec.suspend:
+        return _suspend(job, status, observed, now)
+    if conditions.is_true(status, ConditionType.SUSPENDED):
+        return _turn(lifecycle.resumed(job, status, now))
+    left = lifecycle.active_seconds_left(job.spec, status, now)
+    if left is not None and left <= 0:
+        return _turn(lifecycle.past_deadline(job, status, now))
+    if between_attempts:
+        return _between_attempts(job, status, observed, settings, attempt, now)
+    if attempt == 0:
+        return _begin(job, status, observed, settings, 1, now)
+    if live and live.outcome is Outcome.FAILED:
+        return _turn(lifecycle.failed(job, status, attempt, trainer_failure(job, observed, live), now))
+    return _keep_running(job, status, observed, settings, attempt, now)
+
+
+def _turn(status: Status) -> Plan:
+    """Recorded first; what belongs to it is done by the plan after this."""
+    return Plan((), status, 0.0)
+
+
+def _begin(
+    job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
+) -> Plan:
+    """Starts an attempt, if nothing is known that would leave its pods waiting."""
+    wanted = [*desired.lasting(job), *desired.serving(job, settings), desired.training(job, settings, attempt)]
+    if obstacle := _name_taken(wanted, observed) or readiness.obstacle(job, observed):
+        return _wait(job, status, observed, attempt, *obstacle, now)
+    begun = lifecycle.begun(job, status, attempt, now)
+    begun = _with_roles(job, begun, readiness.roles(job, observed, attempt), now)
+    return Plan(tuple(Check(body) for body in wanted), begun, 0.0)
+
+
+def _wait(
+    job: DistillationJob,
+    status: Status,
+    observed: Observed,
+    attempt: int,
+    role: Role,
+    verdict: Verdict,
+    now: datetime,
+) -> Plan:
+    """For somebody to remove an obstacle. Nothing is started meanwhile."""
+    states = [
+        replace(state, verdict=verdict) if state.role is role else state
+        for state in readiness.roles(job, observed, attempt)
+    ]
+    after = _with_roles(job, status, states, now)
+    summary = Verdict(UNKNOWN, Reason.PENDING, verdict.message)
+    found = {ConditionType.SUCCEEDED: summary, ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED}
+    if not status.attempts:
+        found |= {ConditionType.PREFLIGHT: lifecycle.PREFLIGHT_AHEAD, ConditionType.STALLED: lifecycle.NOT_STALLED}
+    return Plan((), lifecycle.revised(job, after, now, found), POLL_SECONDS)
+
+
+def _between_attempts(
+    job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
+) -> Plan:
+    """Everything of the last attempt goes, then the delay passes, then the next attempt begins."""
+    leftovers = _attempt_children(job, observed)
+    effects = _deletions(leftovers)
+    unchanged = lifecycle.revised(job, status, now, {})
+    left = -seconds_since(status.next_attempt_time, now)
+    # Pods without an owner are on their way out, but the garbage collector may not have come to them yet.
+    if leftovers or any(not p.deleting for p in observed.pods):
+        return Plan(effects, unchanged, max(1.0, min(left, POLL_SECONDS)))
+    if left > 0:
+        return Plan(effects, unchanged, left)
+    return _begin(job, status, observed, settings, attempt + 1, now)
+
+
+def _keep_running(
+    job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
+) -> Plan:
+    """Holds the attempt's children as they should be."""
+    wanted = [*desired.lasting(job), *desired.serving(job, settings)]
+    trainer = desired.training(job, settings, attempt)
+    if obstacle := _name_taken([*wanted, trainer], observed):
+        return _wait(job, status, observed, attempt, *obstacle, now)
+    effects: list[Effect] = list(_deletions(c for c in observed.trainer_jobs() if c.attempt != attempt))
+    for body in wanted:
+        if BY_NAME[body["kind"]] is Kind.RAY_CLUSTER and not observed.kuberay_installed:
+            continue
+        child = _existing(body, observed)
+        if child is None or (not child.deleting and has_drifted(body, child)):
+            effects.append(Apply(body))
+    # A Job's pods cannot be changed, so an existing one is left as it is.
+    if _existing(trainer, observed) is None and readiness.all_scheduled(job, observed):
+        effects.append(Apply(trainer))
+
+    states = readiness.roles(job, observed, attempt)
+    after = _with_roles(job, status, states, now)
+    not_ready = next((s for s in states if s.verdict.status is not TRUE), None)
+    was_running = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.RUNNING
+    if not_ready is None or was_running:
+        summary = Verdict(UNKNOWN, Reason.RUNNING, f"attempt {attempt} is running")
+    else:
+        text = f"attempt {attempt} is starting; {not_ready.role.value}: {not_ready.verdict.message}"
+        summary = Verdict(UNKNOWN, Reason.STARTING, text)
+        left = lifecycle.pre_running_seconds_left(job.spec, status, now)
+        if left is not None and left <= 0:
+            return _turn(lifecycle.failed(job, status, attempt, not_ready_in_time(job, text), now))
+    found = {ConditionType.SUCCEEDED: summary, ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED}
+    found |= _reported(job, status, observed, states, now)
+    after = lifecycle.revised(job, after, now, found, attempts=attempt)
+    if observed.report is not None:
+        after = after.model_copy(update={"progress": observed.report.progress})
+    return Plan(tuple(effects), after, _next_look(job, after, now))
+
+
+def _reported(
+    job: DistillationJob, status: Status, observed: Observed, states: list[RoleState], now: datetime
+) -> dict[ConditionType, Verdict]:
+    """Conditions that rest on what the trainer says."""
+    preflight = conditions.verdict_of(status, ConditionType.PREFLIGHT, lifecycle.PREFLIGHT_AHEAD)
+    if observed.report is not None and observed.report.preflight_passed:
+        preflight = Verdict(TRUE, Reason.PASSED)
+    stalled = lifecycle.NOT_STALLED
+    trainer = next(s for s in states if s.role is Role.TRAINER)
+    silent = _silent_seconds(status, observed, now)
+    if trainer.verdict.status is TRUE and silent >= job.spec.stall_timeout_seconds:
+        text = f"no step has ended for {job.spec.stall_timeout_seconds} s (stallTimeoutSeconds)"
+        stalled = Verdict(TRUE, Reason.NO_STEP, text)
+    return {ConditionType.PREFLIGHT: preflight, ConditionType.STALLED: stalled}
+
+
+def _silent_seconds(status: Status, observed: Observed, now: datetime) -> float:
+    """Since the last step of this attempt, or since the attempt began."""
+    progress = observed.report.progress if observed.report else status.progress
+    times = [parse_time(status.attempt_start_time), parse_time(progress.last_step_time if progress else None)]
+    newest = max((t for t in times if t), default=now)
+    return (now - newest).total_seconds()
+
+
+def _next_look(job: DistillationJob, status: Status, now: datetime) -> float | None:
+    """When time alone will change something."""
+    starting = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.STARTING
+    stalled = conditions.is_true(status, ConditionType.STALLED)
+    silent = _silent_seconds(status, Observed(), now)
+    looks = [
+        POLL_SECONDS if starting else None,
+        None if starting or stalled else job.spec.stall_timeout_seconds - silent,
+        lifecycle.active_seconds_left(job.spec, status, now),
+        lifecycle.pre_running_seconds_left(job.spec, status, now),
+    ]
+    return min((max(1.0, math.ceil(look)) for look in looks if look is not None), default=None)
+
+
+def _suspend(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:
+    if not conditions.is_true(status, ConditionType.SUSPENDED):
+        return _turn(lifecycle.suspended(job, status, now))
+    effects = _deletions(_attempt_children(job, observed))
+    return Plan(effects, lifecycle.revised(job, status, now, {}))
+
+
+def _clean_up(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:
+    """Accelerators are released at once. A trainer Job that has ended stays for its log, holding nothing."""
+    left = lifecycle.ttl_seconds_left(job.spec, status, now)
+    if left is not None and left <= 0:
+        return Plan((Delete(Kind.DISTILLATION_JOB, job.metadata.name, job.metadata.uid),), status)
+    holding = [c for c in _attempt_children(job, observed) if c.kind is not Kind.JOB or c.outcome is Outcome.ACTIVE]
+    return Plan(_deletions(holding), status, left)
+
+
+def _attempt_children(job: DistillationJob, observed: Observed) -> list[Child]:
+    """Ours, with pods; those on their way out too."""
+    serving = {names.teacher(job.metadata.name), names.ray_cluster(job.metadata.name)}
+    kinds = (Kind.DEPLOYMENT, Kind.RAY_CLUSTER)
+    found = [c for c in observed.children if c.ours and c.kind in kinds and c.name in serving]
+    # The trainer first, so that it ends by its own signal handler and not by the loss of an engine.
+    return [*observed.trainer_jobs(), *found]
+
+
+def _deletions(children: Iterable[Child]) -> tuple[Delete, ...]:
+    return tuple(Delete(c.kind, c.name, c.uid) for c in children if not c.deleting)
+
+
+def _existing(body: Json, observed: Observed) -> Child | None:
+    return observed.child(BY_NAME[body["kind"]], body["metadata"]["name"])
+
+
+def _name_taken(wanted: list[Json], observed: Observed) -> tuple[Role, Verdict] | None:
+    """Server-side apply would take a stranger's object over, so it is never asked to."""
+    for body in wanted:
+        child = _existing(body, observed)
+        if child is not None and not child.ours:
+            role = Role(body["metadata"]["labels"].get(names.LABEL_ROLE, Role.TRAINER.value))
+            what = f"{body['kind']} {body['metadata']['name']}"
+            text = f"the {what} exists and belongs to something else; delete it, or name this job differently"
+            return role, Verdict(FALSE, Reason.NAME_TAKEN, text)
+    return None
+
+
+def _with_roles(job: DistillationJob, status: Status, states: list[RoleState], now: datetime) -> Status:
+    """The conditions and counts of the roles."""
+    verdicts = {ROLE_CONDITIONS[s.role]: s.verdict for s in states}
+    not_ready = next((s for s in states if s.verdict.status is not TRUE), None)
+    verdicts[ConditionType.READY] = (
+        Verdict(FALSE, not_ready.verdict.reason, f"{not_ready.role.value}: {not_ready.verdict.message}")
+        if not_ready
+        else Verdict(TRUE, Reason.READY, "all roles are ready")
+    )
+    counts = [
+        RoleStatus(
+            name=s.role.value,
+            desired=s.desired,
+            ready=s.ready,
+            reason="" if s.verdict.status is TRUE else s.verdict.reason.value,
+        )
+        for s in states
+    ]
+    return lifecycle.revised(job, status, now, verdicts, roles=counts)

@@ -1,0 +1,97 @@
+"""Asks the trainers of running jobs how far they are, on a timer of its own, and wakes a job whose answer changed.
+
+So a reconcile never waits for a pod, and a job's status changes at most once per interval.
+"""
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import aiohttp
+from pydantic import ValidationError
+
+from distill_api.wire import TRAINER_PORT, ProgressReport
+from distill_operator.queue import Key
+
+logger = logging.getLogger(__name__)
+
+TIMEOUT_SECONDS = 2.0
+MAX_ANSWER_BYTES = 256 * 1024
+AT_ONCE = 32
+
+
+@dataclass
+class _Watched:
+    pod: str
+    """uid: another pod at the same address is another trainer."""
+    url: str
+    report: ProgressReport | None = None
+    silent: bool = False
+
+
+class ProgressPoller:
+    """One report per job, of the pod that was named last."""
+
+    def __init__(self, interval_seconds: float, wake: Callable[[Key], None]) -> None:
+        self._interval = interval_seconds
+        self._wake = wake
+        self._watched: dict[Key, _Watched] = {}
+        self._slots = asyncio.Semaphore(AT_ONCE)
+
+    def follow(self, key: Key, pod_uid: str, ip: str) -> None:
+        """From now on, ask this pod."""
+        known = self._watched.get(key)
+        host = f"[{ip}]" if ":" in ip else ip
+        url = f"http://{host}:{TRAINER_PORT}/progress"
+        if known is None or (known.pod, known.url) != (pod_uid, url):
+            self._watched[key] = _Watched(pod_uid, url)
+
+    def rest(self, key: Key) -> None:
+        """Ask no more, but keep the last answer: the pod has ended, and its job may be read a little later."""
+        if known := self._watched.get(key):
+            known.url = ""
+
+    def forget(self, key: Key) -> None:
+        self._watched.pop(key, None)
+
+    def latest(self, key: Key, pod_uid: str) -> ProgressReport | None:
+        known = self._watched.get(key)
+        return known.report if known and known.pod == pod_uid else None
+
+    async def run(self) -> None:
+        """Until cancelled."""
+        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        async with aiohttp.ClientSession(timeout=timeout) as session:
+            while True:
+                await asyncio.sleep(self._interval)
+                due = [(key, watched) for key, watched in self._watched.items() if watched.url]
+                await asyncio.gather(*(self._ask(session, key, watched) for key, watched in due))
+
+    async def _ask(self, session: aiohttp.ClientSession, key: Key, watched: _Watched) -> None:
+        async with self._slots:
+            report = await _fetch(session, watched.url)
+        if report is None:
+            if not watched.silent:
+                logger.info("trainer of %s does not answer at %s", key, watched.url)
+            watched.silent = True
+            return
+        watched.silent = False
+        if report != watched.report:
+            watched.report = report
+            self._wake(key)
+
+
+async def _fetch(session: aiohttp.ClientSession, url: str) -> ProgressReport | None:
+    try:
+        async with session.get(url, allow_redirects=False) as response:
+            if response.status != 200:
+                return None
+            body = await response.content.read(MAX_ANSWER_BYTES)
+            while chunk := await response.content.read(MAX_ANSWER_BYTES - len(body) + 1):
+                body += chunk
+                if len(body) > MAX_ANSWER_BYTES:
+                    return None
+        return ProgressReport.model_validate_json(body)
+    except (aiohttp.ClientError, TimeoutError, OSError, ValidationError, ValueError):
+        return None

@@ -1,0 +1,156 @@
+"""The work queue: each key by one worker at a time, once however often it was added, again later when it failed.
+
+What controller-runtime gives Go controllers, on asyncio. Keys are added from the loop's own thread.
+"""
+
+import asyncio
+import logging
+import random
+import time
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+logger = logging.getLogger(__name__)
+
+FIRST_RETRY_SECONDS = 0.5
+LONGEST_RETRY_SECONDS = 60.0
+
+
+class Key(NamedTuple):
+    """One job."""
+
+    namespace: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.namespace}/{self.name}"
+
+
+Handler = Callable[[Key], Awaitable[float | None]]
+"""Returns in how many seconds the key is to be handled again, if at all."""
+
+
+class Retry(Exception):
+    """Nothing is wrong: the key must be handled again, from a fresh look."""
+
+
+@dataclass
+class _Entry:
+    waiting: bool = False
+    running: bool = False
+    failures: int = 0
+    timer: asyncio.TimerHandle | None = None
+    due: float = field(default=float("inf"))
+
+
+class WorkQueue:
+    """Handles keys until it is stopped."""
+
+    def __init__(
+        self,
+        handler: Handler,
+        *,
+        concurrency: int,
+        spacing_seconds: float = 0.2,
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self._handler = handler
+        self._concurrency = concurrency
+        self._spacing = spacing_seconds
+        """Between two handlings of one key: a burst of events, as of a thousand pods starting, is one look."""
+        self._jitter = jitter
+        self._entries: dict[Key, _Entry] = {}
+        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self.retries = 0
+        self.stopped = False
+
+    @property
+    def depth(self) -> int:
+        return sum(entry.waiting for entry in self._entries.values())
+
+    def keys(self) -> set[Key]:
+        return set(self._entries)
+
+    def add(self, key: Key) -> None:
+        """To be handled as soon as a worker is free; once more, if it is being handled now."""
+        if self.stopped:
+            return
+        entry = self._entries.setdefault(key, _Entry())
+        self._cancel_timer(entry)
+        if not entry.waiting:
+            entry.waiting = True
+            if not entry.running:
+                self._ready.put_nowait(key)
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """The earlier of two times counts."""
+        if self.stopped:
+            return
+        entry = self._entries.setdefault(key, _Entry())
+        due = time.monotonic() + seconds
+        if entry.waiting or due >= entry.due:
+            return
+        self._cancel_timer(entry)
+        entry.due = due
+        entry.timer = asyncio.get_running_loop().call_later(seconds, self.add, key)
+
+    async def run(self) -> None:
+        """Until stop()."""
+        async with asyncio.TaskGroup() as workers:
+            for _ in range(self._concurrency):
+                workers.create_task(self._work())
+
+    def stop(self) -> None:
+        """Workers end after what they are doing."""
+        self.stopped = True
+        for entry in self._entries.values():
+            self._cancel_timer(entry)
+        for _ in range(self._concurrency):
+            self._ready.put_nowait(STOP)
+
+    async def _work(self) -> None:
+        while not self.stopped:
+            key = await self._ready.get()
+            if self.stopped or key is STOP:
+                return
+            await self._handle(key)
+
+    async def _handle(self, key: Key) -> None:
+        entry = self._entries[key]
+        entry.waiting, entry.running = False, True
+        again: float | None = None
+        try:
+            again = await self._handler(key)
+            entry.failures = 0
+        except Retry:
+            again = self._spacing
+        except Exception:
+            entry.failures += 1
+            self.retries += 1
+            again = self.retry_seconds(entry.failures)
+            logger.exception("%s failed %d times, next in %.1f s", key, entry.failures, again)
+        finally:
+            entry.running = False
+        if entry.waiting:
+            # Added meanwhile: after the spacing, as one.
+            entry.waiting = False
+            again = self._spacing if again is None else min(again, self._spacing)
+        if again is not None:
+            self.add_after(key, max(again, 0.0))
+        elif entry.timer is None:
+            del self._entries[key]
+
+    def retry_seconds(self, failures: int) -> float:
+        longest = min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 20), LONGEST_RETRY_SECONDS)
+        return longest * (0.5 + 0.5 * self._jitter())
+
+    @staticmethod
+    def _cancel_timer(entry: _Entry) -> None:
+        if entry.timer is not None:
+            entry.timer.cancel()
+        entry.timer, entry.due = None, float("inf")
+
+
+STOP = Key("", "")
+"""Wakes a worker that has to end."""

@@ -1,0 +1,132 @@
+"""Whether each role is up, and if not, why: small checks in order of how much their answer explains."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from distill_api import names
+from distill_api.job import DistillationJob
+from distill_api.names import Role
+from distill_api.status import Reason
+from distill_operator.conditions import FALSE, TRUE, Verdict
+from distill_operator.kinds import Kind
+from distill_operator.observed import Claim, Observed, Pod
+
+IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+
+
+@dataclass(frozen=True)
+class RoleState:
+    """One role at one moment."""
+
+    role: Role
+    desired: int
+    ready: int
+    verdict: Verdict
+
+
+def roles(job: DistillationJob, observed: Observed, attempt: int) -> list[RoleState]:
+    """Teacher, rollout, trainer."""
+    return [_teacher(job, observed), _rollout(job, observed), _trainer(job, observed, attempt)]
+
+
+def obstacle(job: DistillationJob, observed: Observed) -> tuple[Role, Verdict] | None:
+    """What forbids to start anything: known before the first pod, so none is left waiting with an accelerator."""
+    if not observed.kuberay_installed:
+        return Role.ROLLOUT, KUBERAY_MISSING
+    volume = job.spec.output.volume
+    if volume is not None and (message := _claim_problem(volume.claim_name, observed.claim)):
+        return Role.TRAINER, Verdict(FALSE, Reason.VOLUME_NOT_BOUND, message)
+    return None
+
+
+KUBERAY_MISSING = Verdict(
+    FALSE,
+    Reason.KUBERAY_NOT_INSTALLED,
+    "the API server knows no RayCluster (ray.io/v1); install the KubeRay operator, and the job starts by itself",
+)
+
+
+def all_scheduled(job: DistillationJob, observed: Observed) -> bool:
+    """Every pod of teacher and rollout has its node, so a trainer would not hold accelerators in vain."""
+    teachers = [p for p in observed.pods_of(Role.TEACHER) if p.scheduled]
+    rollout = [p for p in observed.pods_of(Role.ROLLOUT) if p.scheduled]
+    heads = [p for p in rollout if p.head]
+    return (
+        len(teachers) >= job.spec.teacher.replicas
+        and bool(heads)
+        and len(rollout) - len(heads) >= job.spec.rollout.replicas
+    )
+
+
+def pods_problem(pods: Sequence[Pod]) -> Verdict | None:
+    """The first thing that is wrong with a pod of a role and that a person may have to mend."""
+    for pod in pods:
+        if pod.unschedulable:
+            return Verdict(FALSE, Reason.UNSCHEDULABLE, f"{pod.name}: {pod.unschedulable}")
+    for pod in pods:
+        if pod.waiting_reason in IMAGE_REASONS:
+            return Verdict(
+                FALSE, Reason.IMAGE_PULL_FAILED, f"{pod.name}: {pod.waiting_reason}: {pod.waiting_message}".rstrip(": ")
+            )
+    for pod in pods:
+        if pod.waiting_reason in CONFIG_REASONS:
+            text = f"{pod.name}: {pod.waiting_reason}: {pod.waiting_message}"
+            return Verdict(FALSE, Reason.NOT_READY, text.rstrip(": "))
+    for pod in pods:
+        if pod.exit_reason == "OOMKilled" and not pod.ready:
+            return Verdict(FALSE, Reason.OUT_OF_MEMORY, f"{pod.name} ran out of memory; raise template.resources")
+        if pod.waiting_reason == "CrashLoopBackOff":
+            return Verdict(FALSE, Reason.CRASH_LOOPING, _crash_message(pod))
+    return None
+
+
+def _teacher(job: DistillationJob, observed: Observed) -> RoleState:
+    child = observed.child(Kind.DEPLOYMENT, names.teacher(job.metadata.name))
+    ready = child.ready if child else 0
+    return _serving_role(Role.TEACHER, job.spec.teacher.replicas, ready, observed.pods_of(Role.TEACHER))
+
+
+def _rollout(job: DistillationJob, observed: Observed) -> RoleState:
+    desired = job.spec.rollout.replicas
+    if not observed.kuberay_installed:
+        return RoleState(Role.ROLLOUT, desired, 0, KUBERAY_MISSING)
+    child = observed.child(Kind.RAY_CLUSTER, names.ray_cluster(job.metadata.name))
+    ready = child.ready if child else 0
+    return _serving_role(Role.ROLLOUT, desired, ready, observed.pods_of(Role.ROLLOUT))
+
+
+def _serving_role(role: Role, desired: int, ready: int, pods: Sequence[Pod]) -> RoleState:
+    if ready >= desired:
+        return RoleState(role, desired, ready, Verdict(TRUE, Reason.READY, f"{ready} of {desired} are ready"))
+    waiting = Verdict(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
+    return RoleState(role, desired, ready, pods_problem(pods) or waiting)
+
+
+def _trainer(job: DistillationJob, observed: Observed, attempt: int) -> RoleState:
+    desired = job.spec.trainer.nodes
+    child = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt))
+    if child is None or not child.ours:
+        text = "the trainer starts when every pod of the teacher and of the rollout engines has a node"
+        return RoleState(Role.TRAINER, desired, 0, Verdict(FALSE, Reason.WAITING_FOR_ROLES, text))
+    ready = min(child.ready, desired)
+    if ready >= desired:
+        return RoleState(Role.TRAINER, desired, ready, Verdict(TRUE, Reason.READY, f"{ready} of {desired} are ready"))
+    waiting = Verdict(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
+    problem = pods_problem(observed.pods_of(Role.TRAINER, attempt))
+    return RoleState(Role.TRAINER, desired, ready, problem or waiting)
+
+
+def _claim_problem(name: str, claim: Claim) -> str:
+    if claim is Claim.ABSENT:
+        return f"the PersistentVolumeClaim {name} (spec.output.volume) does not exist; create it in the job's namespace"
+    if claim is Claim.PENDING:
+        why = f"`kubectl describe pvc {name}` says why"
+        return f"the PersistentVolumeClaim {name} (spec.output.volume) is not bound; {why}"
+    return ""
+
+
+def _crash_message(pod: Pod) -> str:
+    said = f": {pod.exit_message.strip()}" if pod.exit_message.strip() else ""
+    code = f" with exit code {pod.exit_code}" if pod.exit_code is not None else ""
+    return f"{pod.name} ended {pod.restarts} times, the last time{code}{said}"

@@ -1,0 +1,152 @@
+"""The generated CustomResourceDefinition: up to date, small, and bounded as Kubernetes' own linter for APIs asks."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill_api.crd import crd, to_yaml, write_aside
+from distill_api.docs import reference
+from distill_api.spec import Rollout, Spec
+
+ROOT = Path(__file__).resolve().parents[2]
+VERSION = crd()["spec"]["versions"][0]
+SCHEMA = VERSION["schema"]["openAPIV3Schema"]
+
+
+def nodes(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
+    """Every schema below one, with its path."""
+    yield path or ".", node
+    for name, child in node.get("properties", {}).items():
+        yield from nodes(child, f"{path}.{name}")
+    for kind in ("items", "additionalProperties"):
+        if kind in node:
+            yield from nodes(node[kind], f"{path}[]")
+
+
+NODES = dict(nodes(SCHEMA))
+OURS = {path: node for path, node in NODES.items() if path.startswith((".spec", ".status"))}
+
+
+def test_the_committed_crd_is_what_the_models_make() -> None:
+    assert (ROOT / "crds" / "distillationjobs.yaml").read_text() == to_yaml(crd()), "run `make crds`"
+
+
+def test_the_committed_reference_is_what_the_models_make() -> None:
+    assert (ROOT / "docs" / "api.md").read_text() == reference(), "run `make crds`"
+
+
+def test_the_crd_is_small_enough_for_a_client_side_apply() -> None:
+    assert len(to_yaml(crd())) < 200_000
+
+
+def test_the_yaml_holds_no_anchor_and_reads_back() -> None:
+    text = to_yaml(crd())
+    assert yaml.safe_load(text) == crd()
+    assert "&id" not in text
+
+
+def test_every_field_is_described() -> None:
+    named = {p: n for p, n in OURS.items() if not p.endswith("[]")}
+    assert {path for path, node in named.items() if not node.get("description")} == set()
+
+
+def test_every_description_is_a_sentence() -> None:
+    assert {p: n["description"] for p, n in OURS.items() if n.get("description", ".")[-1] not in ".;"} == {}
+
+
+def test_every_list_has_a_type_and_a_bound() -> None:
+    lists = {p: n for p, n in NODES.items() if n.get("type") == "array"}
+    assert lists
+    assert {p for p, n in lists.items() if "x-kubernetes-list-type" not in n or "maxItems" not in n} == set()
+
+
+def test_every_string_has_a_bound() -> None:
+    text = {p: n for p, n in NODES.items() if n.get("type") == "string" or "x-kubernetes-int-or-string" in n}
+    assert {p for p, n in text.items() if "maxLength" not in n} == set()
+
+
+def test_every_number_has_two_bounds() -> None:
+    numbers = {p: n for p, n in NODES.items() if n.get("type") in ("integer", "number")}
+    assert {p for p, n in numbers.items() if "minimum" not in n or "maximum" not in n} == set()
+
+
+def test_every_map_has_a_bound() -> None:
+    maps = {p: n for p, n in NODES.items() if "additionalProperties" in n}
+    assert {p for p, n in maps.items() if "maxProperties" not in n} == set()
+
+
+def test_only_pieces_of_a_pod_and_options_of_a_task_are_open() -> None:
+    names = {
+        p.removesuffix("[]").split(".")[-1] for p, n in NODES.items() if "x-kubernetes-preserve-unknown-fields" in n
+    }
+    assert names == {"env", "volumes", "volumeMounts", "tolerations", "affinity", "options"}
+
+
+def test_the_schema_has_no_word_that_a_structural_one_forbids() -> None:
+    forbidden = {"$ref", "anyOf", "allOf", "oneOf", "const", "title", "nullable", "propertyNames", "$defs"}
+    assert {p for p, n in NODES.items() if forbidden & set(n)} == set()
+
+
+def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> None:
+    def bare(node: dict[str, Any]) -> set[str]:
+        return {name for name, p in node["properties"].items() if "default" not in p} - set(node.get("required", []))
+
+    found = {name for p, n in OURS.items() if p.startswith(".spec") and "properties" in n for name in bare(n)}
+    assert found == {
+        # absent means something that no value says
+        *("path", "reasoningGym", "answerField", "systemPrompt", "function", "maxResponseTokens", "volume"),
+        *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
+        *("image", "affinity", "serviceAccountName", "priorityClassName", "schedulerName", "runtimeClassName"),
+    }
+
+
+def test_the_status_has_no_default() -> None:
+    assert {p for p, n in NODES.items() if p.startswith(".status") and "default" in n} == set()
+
+
+def test_a_transition_rule_stands_only_where_the_field_is_always_present() -> None:
+    """CEL does not run a rule with oldSelf for a field that comes or goes: such a field would be mutable."""
+    for path, node in NODES.items():
+        for name, child in node.get("properties", {}).items():
+            if any("oldSelf" in rule["rule"] for rule in child.get("x-kubernetes-validations", [])):
+                assert "default" in child or name in node["required"], f"{path}.{name}"
+
+
+def test_what_may_change_in_a_running_job_is_little() -> None:
+    def frozen(node: dict[str, Any]) -> set[str]:
+        return {n for n, c in node["properties"].items() if "oldSelf" in str(c.get("x-kubernetes-validations"))}
+
+    spec = SCHEMA["properties"]["spec"]
+    rollout = spec["properties"]["rollout"]
+    assert set(rollout["properties"]) - frozen(rollout) == {"replicas"}
+    assert set(spec["properties"]) - frozen(spec) == {
+        *("suspend", "rollout", "backoffLimit", "stallTimeoutSeconds", "ttlSecondsAfterFinished"),
+        *("activeDeadlineSeconds", "preRunningDeadlineSeconds"),
+    }
+    assert Rollout.mutable is not None and Rollout.mutable <= set(Rollout.model_fields)
+    assert Spec.mutable is not None and Spec.mutable <= set(Spec.model_fields)
+
+
+@pytest.mark.parametrize(
+    "path", [".status.conditions", ".status.roles", ".status.progress.evaluations", ".spec.evaluation"]
+)
+def test_lists_of_named_things_merge_by_their_name(path: str) -> None:
+    assert NODES[path]["x-kubernetes-list-type"] == "map"
+    assert NODES[path]["x-kubernetes-list-map-keys"] == ["type" if path.endswith("conditions") else "name"]
+
+
+def test_the_printer_columns_point_at_fields_that_exist() -> None:
+    assert [c["name"] for c in VERSION["additionalPrinterColumns"] if "priority" not in c] == [
+        *("State", "Step", "KL", "Reward", "Teacher", "Rollout", "Trainer", "Restarts", "Age"),
+    ]
+    for column in VERSION["additionalPrinterColumns"]:
+        path = column["jsonPath"].split("[")[0]
+        assert path in NODES or path.startswith(".metadata"), path
+
+
+def test_half_a_file_is_never_left(tmp_path: Path) -> None:
+    write_aside(tmp_path / "x", "new")
+    assert [p.name for p in tmp_path.iterdir()] == ["x"]

@@ -1,0 +1,187 @@
+"""Runs a function of a test module as the ranks of a real Megatron trainer: separate processes, gloo, a free port.
+
+The shims of the CPU mode change torch for a whole process, so nothing of Megatron runs in pytest's own.
+"""
+
+import importlib.util
+import math
+import os
+import pickle
+import random
+import socket
+import subprocess
+import sys
+import traceback
+from collections.abc import Callable
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from distill_api.spec import Spec
+from distill_workers.sample import Sample
+
+ROOT = Path(__file__).parents[2]
+TIMEOUT_SECONDS = 120
+
+
+def run_ranks(world_size: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:
+    """What function(**arguments), at the top of a test module, returns on each rank. Raises what a rank raised."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    with TemporaryDirectory() as folder:
+        call = Path(folder, "call")
+        call.write_bytes(pickle.dumps(arguments))
+        processes = []
+        for rank in range(world_size):
+            environment = os.environ | {
+                "RANK": str(rank),
+                "LOCAL_RANK": str(rank),
+                "WORLD_SIZE": str(world_size),
+                "MASTER_ADDR": "127.0.0.1",
+                "MASTER_PORT": str(port),
+                "OMP_NUM_THREADS": "1",
+                "HF_HUB_OFFLINE": "1",
+                "PYTHONPATH": os.pathsep.join(sys.path),
+            }
+            source = sys.modules[function.__module__].__file__
+            command = [sys.executable, "-W", "ignore", __file__, str(source), function.__name__]
+            processes.append(subprocess.Popen([*command, call, f"{call}-{rank}"], env=environment, cwd=ROOT))
+        try:
+            for process in processes:
+                process.wait(TIMEOUT_SECONDS)
+        finally:
+            for process in processes:
+                process.kill()
+                process.wait()
+        results = [pickle.loads(Path(f"{call}-{rank}").read_bytes()) for rank in range(world_size)]
+    for error, _ in results:
+        if error is not None:
+            raise RuntimeError(error)
+    return [result for _, result in results]
+
+
+def main(source: str, name: str, call: str, answer: str) -> None:
+    """One rank. Leaves (None or the error, the result) in the file `answer`."""
+    from distill_workers.cpu import megatron_shim
+
+    megatron_shim.install()
+    result: tuple[str | None, Any]
+    try:
+        spec = importlib.util.spec_from_file_location(Path(source).stem, source)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        spec.loader.exec_module(module)
+        result = None, getattr(module, name)(**pickle.loads(Path(call).read_bytes()))
+    except Exception:
+        result = traceback.format_exc(), None
+    Path(answer).write_bytes(pickle.dumps(result))
+    # Do not wait for peers that are still in a collective.
+    sys.stdout.flush()
+    os._exit(0)
+
+
+VOCABULARY = 321
+"""Odd: with two tensor parallel ranks it is padded."""
+
+
+def make_checkpoint(folder: Path, kind: str = "qwen3", seed: int = 0, *, dtype: str = "float32") -> Path:
+    """A random model, by transformers, of about 120,000 parameters, whose norms and biases are not trivial."""
+    import torch
+    from transformers import (
+        LlamaConfig,
+        LlamaForCausalLM,
+        Qwen2Config,
+        Qwen2ForCausalLM,
+        Qwen3Config,
+        Qwen3ForCausalLM,
+    )
+
+    llama3 = {
+        "rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
+        "original_max_position_embeddings": 64,
+    }  # fmt: skip
+    kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
+        "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
+        "qwen3-tied": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32, "tie_word_embeddings": True}),
+        "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
+        "llama": (LlamaConfig, LlamaForCausalLM, {}),
+        "llama3-rope": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": llama3}),
+    }
+    config_class, model_class, options = kinds[kind]
+    config = config_class(**{
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
+        "tie_word_embeddings": False, "initializer_range": 0.1, **options,
+    })  # fmt: skip
+    torch.manual_seed(seed)
+    model = model_class(config).to(getattr(torch, dtype))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+    model.save_pretrained(folder)
+    (folder / "tokenizer.json").write_text("{}")
+    return folder
+
+
+def make_spec(**changes: Any) -> Spec:
+    """A CPU job; `changes` are camelCase fields of the spec."""
+    base: dict[str, Any] = {
+        "accelerator": "none",
+        "student": {"model": "/student"},
+        "teacher": {"model": "/teacher"},
+        "data": {"prompts": {"path": "/prompts", "answerField": "answer"}},
+        "schedule": {"steps": 3},
+    }
+    return Spec.model_validate({**base, **changes})
+
+
+def make_trainer(*, tensor: int = 1, ranks: int = 1, max_tokens: int = 400, **optimizer: Any) -> dict[str, Any]:
+    """The spec's trainer."""
+    return {
+        "gpusPerNode": ranks,
+        "parallelism": {"tensor": tensor},
+        "maxTokensPerMicroBatch": max_tokens,
+        "optimizer": {"learningRate": 1e-3, "epsilon": 1e-6, **optimizer},
+    }
+
+
+def make_samples(count: int = 12, seed: int = 0, *, top_k: int = 0, longest: int = 40) -> list[Sample]:
+    """Random tokens with plausible scores."""
+    draw = random.Random(seed)
+    samples = []
+    for i in range(count):
+        response = [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, longest))]
+        sample = Sample(
+            prompt_index=i,
+            sibling=0,
+            prompt_ids=[draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 20))],
+            response_ids=response,
+            engine_logprobs=[-draw.uniform(5, 7) for _ in response],
+            weight_version=0,
+            truncated=False,
+            teacher_logprobs=[-draw.uniform(0.5, 9) for _ in response],
+            advantage=draw.uniform(-1, 1),
+        )
+        if top_k:
+            # The teacher's mass on its top-k, 0.9, and on the drawn token agree, also where it is one of the k.
+            sample.teacher_top_ids, sample.teacher_top_logprobs = [], []
+            for t, token in enumerate(response):
+                ids = draw.sample([v for v in range(VOCABULARY) if v != token], top_k)
+                weights = [draw.uniform(0.1, 1) for _ in ids]
+                top = [math.log(0.9 * w / sum(weights)) for w in weights]
+                if t % 2:
+                    ids[0] = token
+                    sample.teacher_logprobs[t] = top[0]
+                else:
+                    sample.teacher_logprobs[t] = math.log(0.01)
+                sample.teacher_top_ids.append(ids)
+                sample.teacher_top_logprobs.append(top)
+        samples.append(sample)
+    return samples
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

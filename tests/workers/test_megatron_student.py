@@ -1,0 +1,290 @@
+"""A step of the trainer is the same however it is split, and continues after a restart as if nothing had happened."""
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
+
+from distill_workers.sample import Sample
+
+LEARNING_RATE, STEPS = 1e-3, 3
+OBJECTIVES: dict[str, dict[str, Any]] = {
+    "sampled": {"reward": {"source": "exact-match"}},
+    "top-k": {"support": "top-k", "divergence": "jsd", "reward": {"source": "exact-match"}},
+}
+
+
+Alone = dict[tuple[str, str], dict[str, Any]]
+
+
+def train(
+    folder: Path,
+    kind: str,
+    tensor: int,
+    ranks: int,
+    objective: str,
+    max_tokens: int = 400,
+    groups: int = 1,
+) -> dict[str, Any]:
+    """Some steps on the same samples, and what came of them."""
+    from distill_workers.megatron.student import MegatronStudent
+
+    spec = make_spec(
+        trainer=make_trainer(tensor=tensor, ranks=ranks, max_tokens=max_tokens), objective=OBJECTIVES[objective]
+    )
+    student = MegatronStudent(spec, folder / kind)
+    stats = []
+    for step in range(STEPS):
+        samples = make_samples(12, seed=step, top_k=4 if objective == "top-k" else 0)
+        if groups == 1:
+            stats.append(student.train_step(samples, LEARNING_RATE))
+            continue
+        for i in range(groups):
+            student.accumulate(samples[i::groups], sum(len(s.response_ids) for s in samples))
+        stats.append(student.apply(LEARNING_RATE))
+    return {"stats": stats, "tensors": dict(student.hf_tensors())}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("students")
+    make_checkpoint(folder / "qwen3-tied", "qwen3-tied")
+    make_checkpoint(folder / "qwen2", "qwen2", seed=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """One rank, everything in one micro-batch of padded samples: what all splits must equal."""
+    (found,) = run_ranks(1, train_all, folder=folder)
+    return found
+
+
+def train_all(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        ("qwen3-tied", "sampled"): train(folder, "qwen3-tied", 1, 1, "sampled", max_tokens=100_000),
+        ("qwen2", "top-k"): train(folder, "qwen2", 1, 1, "top-k", max_tokens=100_000),
+        ("qwen3-tied", "small"): train(folder, "qwen3-tied", 1, 1, "sampled", max_tokens=30),
+        ("qwen3-tied", "groups"): train(folder, "qwen3-tied", 1, 1, "sampled", groups=4),
+    }
+
+
+def train_split(folder: Path, tensor: int, ranks: int) -> dict[tuple[str, str], dict[str, Any]]:
+    return {
+        (kind, objective): train(folder, kind, tensor, ranks, objective)
+        for kind, objective in (("qwen3-tied", "sampled"), ("qwen2", "top-k"))
+    }
+
+
+def assert_same_training(found: dict[str, Any], expected: dict[str, Any]) -> None:
+    """Loss, gradient norm and parameters to 1e-6 relative; of the padding nothing is asked."""
+    for ours, theirs in zip(found["stats"], expected["stats"], strict=True):
+        for name in theirs.keys() - {"padding_ratio"}:
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-6, abs=1e-7), name
+    for name, tensor in expected["tensors"].items():
+        difference = (found["tensors"][name] - tensor).norm() / tensor.norm()
+        assert difference <= 1e-6, f"{name}: {difference}"
+
+
+@pytest.mark.parametrize(("tensor", "ranks"), [(2, 2), (1, 2)], ids=["tensor-2", "data-2"])
+def test_two_ranks_train_as_one(folder: Path, alone: Alone, tensor: int, ranks: int) -> None:
+    results = run_ranks(ranks, train_split, folder=folder, tensor=tensor, ranks=ranks)
+
+    for key, found in results[0].items():
+        assert_same_training(found, alone[key])
+        assert results[1][key]["stats"] == found["stats"], "every rank reports the same numbers"
+
+
+@pytest.mark.parametrize("how", ["small", "groups"])
+def test_micro_batches_and_groups_change_nothing(alone: Alone, how: str) -> None:
+    assert_same_training(alone["qwen3-tied", how], alone["qwen3-tied", "sampled"])
+
+
+def naive_losses(objective: str, sample: Sample, rows: torch.Tensor) -> torch.Tensor:
+    """Of one sample, token by token from the formulas; rows [tokens, vocabulary] are log-probs."""
+    losses = []
+    for t, token in enumerate(sample.response_ids):
+        student, teacher = rows[t, token], sample.teacher_logprobs[t]
+        weight = min(math.exp(student.item() - sample.engine_logprobs[t]), 2.0)
+        if objective == "sampled":
+            advantage = sample.advantage - max(-10.0, min(10.0, student.item() - teacher))
+            losses.append(-weight * advantage * (student - student.detach()).exp())
+            continue
+        assert sample.teacher_top_ids is not None and sample.teacher_top_logprobs is not None
+        ids, top = list(sample.teacher_top_ids[t]), list(sample.teacher_top_logprobs[t])
+        if token not in ids:
+            ids, top = [*ids, token], [*top, teacher]
+        s, p = rows[t, ids].double().exp(), torch.tensor(top).double().exp()
+        s, p = torch.cat([s, 1 - s.sum()[None]]), torch.cat([p, 1 - p.sum()[None]])
+        m = (s + p) / 2
+        jsd = ((p * (p / m).log()).sum() + (s * (s / m).log()).sum()) / 2
+        losses.append(jsd - weight * sample.advantage * (student - student.detach()).exp())
+    return torch.stack(losses)
+
+
+@pytest.mark.parametrize(("kind", "objective"), [("qwen3-tied", "sampled"), ("qwen2", "top-k")])
+def test_training_equals_a_plain_loop_of_transformers_and_adamw(
+    folder: Path, alone: Alone, kind: str, objective: str
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(folder / kind, dtype=torch.float32)
+    matrices = [p for p in model.parameters() if p.ndim > 1]
+    vectors = [p for p in model.parameters() if p.ndim == 1]
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}],
+        lr=LEARNING_RATE,
+        betas=(0.9, 0.98),
+        eps=1e-6,
+    )
+    for step, stats in enumerate(alone[kind, objective]["stats"]):
+        total, tokens = torch.zeros((), dtype=torch.float64), 0
+        for sample in make_samples(12, seed=step, top_k=4 if objective == "top-k" else 0):
+            logits = model(torch.tensor([sample.prompt_ids + sample.response_ids])).logits[0]
+            rows = logits.log_softmax(-1)[len(sample.prompt_ids) - 1 : -1]
+            losses = naive_losses(objective, sample, rows)
+            total, tokens = total + losses.double().sum(), tokens + len(losses)
+        optimizer.zero_grad()
+        (total / tokens).backward()
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        assert stats["loss"] == pytest.approx(total.item() / tokens, rel=1e-5)
+        assert stats["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+        assert stats["tokens"] == tokens
+    for name, parameter in model.named_parameters():
+        difference = (alone[kind, objective]["tensors"][name] - parameter.detach()).norm() / parameter.norm()
+        assert difference <= 1e-5, f"{name}: {difference}"
+
+
+def test_every_step_reports_finite_numbers(alone: Alone) -> None:
+    stats = alone["qwen2", "top-k"]["stats"]
+
+    assert all(step["skipped"] == 0 and step["grad_norm"] > 0 for step in stats)
+    assert all(math.isfinite(value) for step in stats for value in step.values())
+    assert 0 < stats[0]["entropy"] <= math.log(321)
+
+
+def learn(folder: Path) -> list[float]:
+    """The divergence on the same samples over some steps."""
+    from distill_workers.megatron.student import MegatronStudent
+
+    spec = make_spec(
+        trainer=make_trainer(learningRate=1e-2), objective={"support": "top-k", "divergence": "reverse-kl"}
+    )
+    student = MegatronStudent(spec, folder / "qwen2")
+    samples = make_samples(6, top_k=4)
+    return [student.train_step(samples, 1e-2)["divergence"] for _ in range(12)]
+
+
+def test_the_divergence_falls_on_samples_that_are_trained_on(folder: Path) -> None:
+    (divergences,) = run_ranks(1, learn, folder=folder)
+
+    assert divergences[-1] < 0.6 * divergences[0]
+
+
+def interrupted(folder: Path, checkpoint: Path, tensor: int, precision: str, phase: str) -> list[Any]:
+    """Train 2 steps, save, train 2 more; or, in another process, load and train the same 2."""
+    from distill_workers.megatron.student import MegatronStudent
+
+    spec = make_spec(trainer=make_trainer(tensor=tensor, ranks=2), precision=precision)
+    student = MegatronStudent(spec, folder / "qwen2")
+    if phase == "first":
+        for step in range(2):
+            student.train_step(make_samples(8, seed=step), LEARNING_RATE)
+        checkpoint.mkdir(exist_ok=True)
+        student.save(checkpoint)
+    else:
+        torch.rand(3)
+        student.load(checkpoint)
+    stats: list[Any] = [student.train_step(make_samples(8, seed=step), LEARNING_RATE) for step in (2, 3)]
+    tensors = [(name, None if t is None else t.float().numpy()) for name, t in student.hf_tensors()]
+    return [*stats, torch.rand(4).tolist(), tensors]
+
+
+@pytest.mark.parametrize(
+    ("tensor", "precision"), [(1, "float32"), (2, "bfloat16")], ids=["data-2-float32", "tensor-2-bfloat16"]
+)
+def test_a_restarted_trainer_continues_bit_by_bit(folder: Path, tmp_path: Path, tensor: int, precision: str) -> None:
+    arguments = {"folder": folder, "checkpoint": tmp_path / "step", "tensor": tensor, "precision": precision}
+    first = run_ranks(2, interrupted, phase="first", **arguments)
+    second = run_ranks(2, interrupted, phase="second", **arguments)
+
+    for before, after in zip(first, second, strict=True):
+        assert after[:3] == before[:3]
+        for (name, ours), (other, theirs) in zip(after[3], before[3], strict=True):
+            assert name == other
+            assert (ours is None and theirs is None) or (ours == theirs).all(), name
+
+
+def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
+    """What happens at the edges of a step."""
+    from distill_workers.megatron.state import IncompatibleCheckpoint
+    from distill_workers.megatron.student import MegatronStudent
+
+    found: dict[str, Any] = {}
+    student = MegatronStudent(make_spec(trainer=make_trainer(weightDecay=0.5)), folder / "qwen2")
+    before = {name: t.clone() for name, t in student.hf_tensors() if t is not None}
+
+    def unchanged() -> bool:
+        return all(torch.equal(t, before[name]) for name, t in student.hf_tensors() if t is not None)
+
+    empty = make_samples(2)
+    for sample in empty:
+        sample.response_ids, sample.engine_logprobs, sample.teacher_logprobs = [], [], []
+    found["empty"] = student.train_step(empty, 1e-3), unchanged(), student.logprobs(empty)
+
+    broken = make_samples(2)
+    broken[0].teacher_logprobs[0] = math.nan
+    found["nan"] = student.train_step(broken, 1e-3), unchanged()
+
+    wrong = make_samples(1)
+    wrong[0].teacher_logprobs.append(-1.0)
+    for name, act in {
+        "lengths": lambda: student.train_step(wrong, 1e-3),
+        "layout": lambda: student.load(checkpoint),
+    }.items():
+        try:
+            act()
+        except (ValueError, IncompatibleCheckpoint) as error:
+            found[name] = str(error)
+    student._begin_step()
+    student.accumulate(make_samples(2), 10_000)
+    try:
+        student.apply(1e-3)
+    except ValueError as error:
+        found["lost"] = str(error)
+    try:
+        student.save(checkpoint)
+    except RuntimeError as error:
+        found["mid-step"] = str(error)
+    student._begin_step()
+
+    # No gradient: the decay alone acts, and on matrices alone.
+    neutral = make_samples(2)
+    for sample, logprobs in zip(neutral, student.logprobs(neutral), strict=True):
+        sample.teacher_logprobs, sample.advantage = logprobs, 0.0
+    student.train_step(neutral, 1e-2)
+    ratios = {name: (t.norm() / before[name].norm()).item() for name, t in student.hf_tensors() if t is not None}
+    found["decay"] = {n: r for n, r in ratios.items() if "norm" in n or "bias" in n or "gate" in n}
+    return found
+
+
+def test_edges_of_a_step(folder: Path, tmp_path: Path) -> None:
+    run_ranks(2, interrupted, folder=folder, checkpoint=tmp_path, tensor=2, precision="float32", phase="first")
+
+    (found,) = run_ranks(1, edges, folder=folder, checkpoint=tmp_path)
+
+    stats, unchanged, logprobs = found["empty"]
+    assert stats["skipped"] == 1 and stats["tokens"] == 0 and unchanged and logprobs == [[], []]
+    stats, unchanged = found["nan"]
+    assert stats["skipped"] == 1 and unchanged, "a gradient that is not finite updates nothing"
+    assert "{'teacher_logprobs': " in found["lengths"]
+    assert "was written by 2 ranks with parallelism.tensor 2; this trainer has 1 with 1" in found["layout"]
+    assert "was to have 10000 response tokens" in found["lost"]
+    assert "between accumulate and apply" in found["mid-step"]
+    for name, ratio in found["decay"].items():
+        expected = 1.0 if "norm" in name or "bias" in name else 1 - 1e-2 * 0.5
+        assert ratio == pytest.approx(expected, rel=1e-4), name

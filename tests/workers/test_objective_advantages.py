@@ -1,0 +1,54 @@
+"""Group-normalised advantages and the learning rate."""
+
+import pytest
+import torch
+
+from distill_api.spec import Optimizer
+from distill_workers.objective.advantages import group_advantages
+from distill_workers.objective.schedule import learning_rate
+
+
+def test_advantages_are_the_centred_and_scaled_rewards_of_each_group() -> None:
+    rewards = torch.tensor([1.0, 0.0, 0.0, 1.0, 5.0, 9.0])
+    groups = torch.tensor([7, 7, 7, 7, 2, 2])
+
+    advantages = group_advantages(rewards, groups)
+
+    for group in (7, 2):
+        own = rewards[groups == group]
+        expected = (own - own.mean()) / (own.std() + 1e-6)
+        torch.testing.assert_close(advantages[groups == group], expected)
+
+
+@pytest.mark.parametrize("reward", [0.0, 1.0, 0.1, 1e6])
+def test_a_group_of_equal_rewards_gets_exactly_zero(reward: float) -> None:
+    advantages = group_advantages(torch.tensor([reward] * 3 + [1.0, 2.0]), torch.tensor([0, 0, 0, 1, 1]))
+
+    assert advantages[:3].tolist() == [0.0, 0.0, 0.0]
+    assert advantages[3] < 0 < advantages[4]
+
+
+def test_a_group_of_one_gets_exactly_zero() -> None:
+    assert group_advantages(torch.tensor([3.0]), torch.tensor([0])).tolist() == [0.0]
+
+
+def test_rewards_and_groups_of_different_length_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"must both be \[samples\]"):
+        group_advantages(torch.zeros(3), torch.zeros(2, dtype=torch.long))
+
+
+def test_the_learning_rate_rises_linearly_and_then_stays() -> None:
+    optimizer = Optimizer(learning_rate=1e-3, warmup_steps=4)
+
+    rates = [learning_rate(optimizer, step) for step in range(6)]
+
+    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
+
+
+def test_without_warm_up_the_first_step_has_the_full_learning_rate() -> None:
+    assert learning_rate(Optimizer(learning_rate=1e-3), 0) == 1e-3
+
+
+def test_a_negative_step_is_refused() -> None:
+    with pytest.raises(ValueError, match="must not be negative"):
+        learning_rate(Optimizer(), -1)

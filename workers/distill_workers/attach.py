@@ -1,0 +1,230 @@
+"""The one way to Ray: attach, make engine actors, attach again.
+
+On a cluster the trainer is a Ray Client of the RayCluster's head: half the memory of a joined node, one port, Python
+exceptions instead of aborts, and seconds to attach again; only small lists pass through it. On one machine it starts a
+private Ray of its own. Nothing here calls Ray's state API: after a head restart `ray.nodes()` ends the process
+from C++. A lost head shows only in calls that fail or hang, so every call has a timeout.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import tempfile
+import time
+from collections.abc import Awaitable
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+
+from distill_api.job import DistillationJob
+from distill_api.wire import ENGINE_RESOURCE, SGLANG_PORT
+from distill_workers.engine import (
+    CONTROL_TIMEOUT_SECONDS,
+    START_TIMEOUT_SECONDS,
+    Engine,
+    EngineRefused,
+    EngineUnavailable,
+    Response,
+)
+
+log = logging.getLogger(__name__)
+T = TypeVar("T")
+
+ATTACH_SECONDS = 300.0
+RETRY_SECONDS = 2.0
+PLACE_SECONDS = 600.0
+"""Until an actor must have a worker: a lost worker pod is made again meanwhile."""
+PING_SECONDS = 20.0
+CALL_SLACK_SECONDS = 15.0
+"""That Ray may add to the engine's own timeout."""
+
+
+class RayUnreachable(Exception):
+    """No Ray to attach to within the time allowed."""
+
+
+def attach(address: str | None, timeout_seconds: float = ATTACH_SECONDS) -> None:
+    """Connects to `ray://HOST:PORT`, trying again until the time is over; None starts a private Ray on this machine.
+    Does nothing where that is done. Raises RayUnreachable."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    # An engine takes the accelerators of its pod, whatever Ray has counted.
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address is None:
+        # Unix sockets have short names, so the folder must too.
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        ray.init(
+            address="local",
+            num_cpus=1,
+            include_dashboard=False,
+            object_store_memory=100_000_000,
+            log_to_driver=False,
+            logging_level=logging.WARNING,
+            _temp_dir=folder,
+        )
+        return
+    deadline, tries = time.monotonic() + timeout_seconds, 0
+    while True:
+        tries += 1
+        try:
+            # One of two first connects fails under load: the proxy in the head gives its server 30 s to start.
+            ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
+            return
+        except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
+            why = " ".join(str(error).split())[:300]
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            if time.monotonic() > deadline:
+                raise RayUnreachable(
+                    f"no Ray at {address} within {timeout_seconds:.0f} s and {tries} tries (last: {why}); "
+                    "look at the RayCluster's head pod"
+                ) from None
+            log.warning("Ray at %s, try %d: %s", address, tries, why)
+            time.sleep(RETRY_SECONDS)
+
+
+def detach() -> None:
+    """Ends the connection; actors that this process made end with it."""
+    with contextlib.suppress(Exception):
+        ray.shutdown()
+
+
+def reattach(address: str | None, timeout_seconds: float = ATTACH_SECONDS) -> None:
+    """After a lost head: all actors are gone, so every RayEngine must be started again."""
+    detach()
+    attach(address, timeout_seconds)
+
+
+def engine_actors(count: int, job: DistillationJob, *, local: bool, log_folder: str = "/tmp") -> list["RayEngine"]:
+    """Handles of `count` engines, none of them started. Local engines share this machine and need no resource."""
+    return [RayEngine(number, job, local=local, log_folder=log_folder) for number in range(count)]
+
+
+class RayEngine:
+    """EngineHandle of an actor. `start` makes the actor too, again where the old one is gone."""
+
+    def __init__(self, number: int, job: DistillationJob, *, local: bool, log_folder: str) -> None:
+        self.number, self.incarnation = number, 0
+        self._job, self._local, self._log_folder = job, local, log_folder
+        self._actor: Any = None
+
+    async def start(self, model: str) -> float:
+        self.incarnation += 1
+        if self._actor is not None:
+            try:
+                await self._call("whereabouts", timeout_seconds=PING_SECONDS)
+            except EngineUnavailable as error:
+                log.warning("engine %d: its actor is gone, a new one is made: %s", self.number, error)
+                with contextlib.suppress(Exception):
+                    ray.kill(self._actor)
+                self._actor = None
+        if self._actor is None:
+            self._actor = self._make()
+            await self._call("whereabouts", timeout_seconds=PLACE_SECONDS)
+        return float(await self._call("start", model, timeout_seconds=START_TIMEOUT_SECONDS))
+
+    async def stop(self) -> None:
+        if self._actor is None:
+            return
+        with contextlib.suppress(EngineUnavailable, EngineRefused):
+            await self._call("stop", timeout_seconds=PING_SECONDS)
+        with contextlib.suppress(Exception):
+            ray.kill(self._actor)
+        self._actor = None
+
+    async def whereabouts(self) -> dict[str, Any]:
+        return dict(await self._call("whereabouts", timeout_seconds=PING_SECONDS))
+
+    async def health(self, timeout_seconds: float = 10.0) -> None:
+        await self._call("health", timeout_seconds, timeout_seconds=timeout_seconds)
+
+    async def generate(
+        self,
+        prompt_ids: list[int],
+        seeds: list[int],
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        timeout_seconds: float = 3600.0,
+    ) -> list[Response]:
+        arguments = (prompt_ids, seeds, max_new_tokens, temperature, top_p, timeout_seconds)
+        return list(await self._call("generate", *arguments, timeout_seconds=timeout_seconds))
+
+    async def pause(self) -> None:
+        await self._call("pause")
+
+    async def resume(self) -> None:
+        await self._call("resume")
+
+    async def join_group(
+        self,
+        name: str,
+        address: str,
+        port: int,
+        rank: int,
+        world_size: int,
+        backend: str,
+        timeout_seconds: float,
+    ) -> None:
+        arguments = (name, address, port, rank, world_size, backend, timeout_seconds)
+        await self._call("join_group", *arguments, timeout_seconds=timeout_seconds)
+
+    async def leave_group(self, name: str) -> None:
+        await self._call("leave_group", name)
+
+    async def begin_update(self) -> None:
+        await self._call("begin_update")
+
+    async def receive(
+        self,
+        group: str,
+        names: list[str],
+        dtypes: list[str],
+        shapes: list[list[int]],
+        version: int | None,
+        timeout_seconds: float,
+    ) -> None:
+        arguments = (group, names, dtypes, shapes, version, timeout_seconds)
+        await self._call("receive", *arguments, timeout_seconds=timeout_seconds)
+
+    async def end_update(self) -> None:
+        await self._call("end_update")
+
+    async def load_folder(self, folder: str, version: int, timeout_seconds: float) -> None:
+        await self._call("load_folder", folder, version, timeout_seconds, timeout_seconds=timeout_seconds)
+
+    async def weight_version(self) -> int:
+        return int(await self._call("weight_version"))
+
+    def _make(self) -> Any:
+        spec = self._job.spec
+        # On a cluster the pod is the engine's own: the fixed port is where Prometheus looks.
+        where = {"host": "127.0.0.1", "port": None} if self._local else {"host": "0.0.0.0", "port": SGLANG_PORT}
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+        if not self._local:
+            options["resources"] = {ENGINE_RESOURCE: 1}
+        remote = ray.remote(Engine).options(**options)
+        return remote.remote(spec, self.number, log_folder=self._log_folder, **where)
+
+    async def _call(self, method: str, *arguments: Any, timeout_seconds: float = CONTROL_TIMEOUT_SECONDS) -> Any:
+        if self._actor is None:
+            raise EngineUnavailable("the engine was not started")
+        try:
+            return await asyncio.wait_for(self._awaited(method, arguments), timeout_seconds + CALL_SLACK_SECONDS)
+        except (EngineUnavailable, EngineRefused):
+            # Raised inside the actor; Ray hands it on as a subclass of itself, which does not pickle further.
+            raise
+        except RayTaskError as error:
+            raise EngineUnavailable(f"{method}: {error.cause or error}") from None
+        except (TimeoutError, GetTimeoutError):
+            raise EngineUnavailable(f"{method} was not answered within {timeout_seconds:.0f} s") from None
+        except (RayError, ConnectionError, RuntimeError, OSError) as error:
+            why = " ".join(str(error).split())[:300]
+            raise EngineUnavailable(f"{method}: {type(error).__name__}: {why}") from None
+
+    def _awaited(self, method: str, arguments: tuple[Any, ...]) -> Awaitable[Any]:
+        reference = getattr(self._actor, method).remote(*arguments)
+        return asyncio.wrap_future(reference.future())

@@ -1,0 +1,134 @@
+"""Samples to micro-batches: who computes which sample, and the tensors of it.
+
+Deterministic: every rank is given the same samples and finds the same split. Sequences are padded on the right to the
+longest of their micro-batch; sorting by length keeps the padding small.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+
+from distill_workers.sample import Sample
+
+
+@dataclass(frozen=True)
+class MicroBatch:
+    """The tensors of some samples. `tokens` counts their response tokens, in the order of the samples."""
+
+    order: list[int]
+    """Position of each sample in the list that the split was made of."""
+    input_ids: torch.Tensor
+    """[samples, sequence]: prompt and response without its last token, which predicts nothing."""
+    rows: torch.Tensor
+    """[tokens]: where, in hidden states [sequence * samples], the prediction of each response token stands."""
+    targets: torch.Tensor
+    """[tokens]: the response tokens."""
+    engine_logprobs: torch.Tensor
+    """[tokens]"""
+    teacher_logprobs: torch.Tensor
+    """[tokens]; empty where the samples have none."""
+    advantages: torch.Tensor
+    """[tokens]"""
+    support_ids: torch.Tensor
+    """[tokens, k]: the teacher's top-k; k is 0 without."""
+    teacher_support_logprobs: torch.Tensor
+    """[tokens, k]"""
+
+    @property
+    def sampled_in_support(self) -> torch.Tensor:
+        """[tokens], bool: the drawn token is one of the top-k."""
+        return (self.support_ids == self.targets[:, None]).any(-1)
+
+
+def share(samples: Sequence[Sample], loads: Sequence[int]) -> list[list[int]]:
+    """Indices of the samples of each data parallel rank: longest first, each to the rank with the fewest tokens so far.
+
+    loads [ranks]: tokens that each rank has already been given in this step. Samples without a response are left out.
+    """
+    tokens = list(loads)
+    shares: list[list[int]] = [[] for _ in tokens]
+    for i in _longest_first(samples, [i for i, s in enumerate(samples) if s.response_ids]):
+        rank = tokens.index(min(tokens))
+        shares[rank].append(i)
+        tokens[rank] += samples[i].tokens
+    return shares
+
+
+def split(samples: Sequence[Sample], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of each micro-batch: samples x longest stays within max_tokens, except that one sample always may."""
+    batches: list[list[int]] = []
+    for i in _longest_first(samples, indices):
+        # The first sample of a micro-batch is its longest.
+        if batches and (len(batches[-1]) + 1) * samples[batches[-1][0]].tokens <= max_tokens:
+            batches[-1].append(i)
+        else:
+            batches.append([i])
+    return batches
+
+
+def micro_batches(
+    samples: Sequence[Sample], indices: Sequence[int], max_tokens: int, device: torch.device, *, scored: bool = True
+) -> Iterator[MicroBatch]:
+    """The tensors of each micro-batch of the samples at `indices`. `scored`: they carry the teacher's log-probs."""
+    for order in split(samples, indices, max_tokens):
+        yield collate([samples[i] for i in order], order, device, scored=scored)
+
+
+def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *, scored: bool) -> MicroBatch:
+    """One micro-batch, on the device. Raises ValueError when a sample's per-token lists disagree in length."""
+    length = max(s.tokens for s in samples) - 1
+    input_ids = torch.zeros(len(samples), length, dtype=torch.long)
+    rows: list[torch.Tensor] = []
+    for column, sample in enumerate(samples):
+        _check(sample, scored)
+        ids = sample.prompt_ids + sample.response_ids[:-1]
+        input_ids[column, : len(ids)] = torch.tensor(ids)
+        # The logits at a position predict the next token: the first response token stands at the prompt's last.
+        positions = torch.arange(len(sample.prompt_ids) - 1, len(ids))
+        rows.append(positions * len(samples) + column)
+    floats = torch.float32
+
+    def per_token(values: list[list[float]]) -> torch.Tensor:
+        return torch.tensor([v for of_sample in values for v in of_sample], dtype=floats, device=device)
+
+    tokens = sum(len(s.response_ids) for s in samples)
+    support_ids = torch.zeros(tokens, 0, dtype=torch.long, device=device)
+    support_logprobs = torch.zeros(tokens, 0, dtype=floats, device=device)
+    if scored and samples[0].teacher_top_ids is not None:
+        support_ids = torch.tensor([row for s in samples for row in s.teacher_top_ids or []], device=device)
+        support_logprobs = torch.tensor(
+            [row for s in samples for row in s.teacher_top_logprobs or []], dtype=floats, device=device
+        )
+    return MicroBatch(
+        order=order,
+        input_ids=input_ids.to(device),
+        rows=torch.cat(rows).to(device),
+        targets=torch.tensor([i for s in samples for i in s.response_ids], device=device),
+        engine_logprobs=per_token([s.engine_logprobs for s in samples]),
+        teacher_logprobs=per_token([s.teacher_logprobs for s in samples] if scored else []),
+        advantages=per_token([[s.advantage] * len(s.response_ids) for s in samples]),
+        support_ids=support_ids,
+        teacher_support_logprobs=support_logprobs,
+    )
+
+
+def _longest_first(samples: Sequence[Sample], indices: Sequence[int]) -> list[int]:
+    return sorted(indices, key=lambda i: (-samples[i].tokens, i))
+
+
+def _check(sample: Sample, scored: bool) -> None:
+    expected = len(sample.response_ids)
+    lengths = {"engine_logprobs": len(sample.engine_logprobs)}
+    if scored:
+        lengths["teacher_logprobs"] = len(sample.teacher_logprobs)
+        for name in ("teacher_top_ids", "teacher_top_logprobs"):
+            rows = getattr(sample, name)
+            if rows is not None:
+                lengths[name] = len(rows)
+    wrong = {name: length for name, length in lengths.items() if length != expected}
+    if wrong or not sample.prompt_ids:
+        raise ValueError(
+            f"sample of prompt {sample.prompt_index}: {expected} response tokens after {len(sample.prompt_ids)} prompt "
+            f"tokens (at least 1 is needed), but {wrong or 'no prompt'}"
+        )

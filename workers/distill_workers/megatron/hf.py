@@ -1,0 +1,191 @@
+"""Hugging Face checkpoints: read straight into this rank's shard, and written back.
+
+Reading takes slices of safetensors files, so a rank holds one tensor of its own shard at a time besides the model.
+Writing gathers one tensor at a time on rank 0. There is no conversion step and no second format.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+
+from distill_workers.megatron.architecture import Mapping, Shape, UnsupportedModel, mappings
+from distill_workers.megatron.model import HiddenStateModel
+from distill_workers.megatron.parallel import Ranks
+from distill_workers.megatron.shards import cut, join
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+SHARD_BYTES = 4 * 1024**3
+COPIED = (
+    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
+    "generation_config.json", "*.model", "LICENSE*", "*.py",
+)  # fmt: skip
+"""What an exported model takes over unchanged from the model it started as, when it is there."""
+
+
+def load(model: HiddenStateModel, shape: Shape, ranks: Ranks, model_path: Path) -> None:
+    """Fill every parameter of this rank's shard from the safetensors files of a folder; dtypes are converted.
+
+    Raises UnsupportedModel when a tensor is missing, has another shape, or would be left unread.
+    """
+    parameters = dict(model.named_parameters())
+    with ExitStack() as stack:
+        files = {
+            path: stack.enter_context(safe_open(path, framework="pt"))
+            for path in sorted(set(_weight_files(model_path)))
+        }
+        where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118  # not a dict
+        for mapping in mappings(shape):
+            missing = [name for name in mapping.hf if name not in where]
+            if missing:
+                raise UnsupportedModel(f"{model_path} has no tensor {missing[0]}")
+            sources = [where[name].get_slice(name) for name in mapping.hf]
+            name = _name_in(parameters, mapping)
+            parameter = parameters.pop(name)
+            part = cut(sources, mapping.layout, shape, rank=ranks.tensor_rank, size=ranks.tensor_size)
+            if part.shape != parameter.shape:
+                raise UnsupportedModel(
+                    f"{model_path}: {' + '.join(mapping.hf)} make {list(part.shape)} on this rank, "
+                    f"but config.json asks for {list(parameter.shape)}"
+                )
+            parameter.data.copy_(part)
+        if parameters:
+            raise UnsupportedModel(f"{model_path}: nothing to read for {', '.join(sorted(parameters))}")
+        read = {name for mapping in mappings(shape) for name in mapping.hf}
+        # A tied checkpoint may carry the head as well; old ones carry rotary frequencies, which are computed.
+        extra = [n for n in where if n not in read and n != "lm_head.weight" and not n.endswith("rotary_emb.inv_freq")]
+        if extra:
+            raise UnsupportedModel(
+                f"{model_path}: tensor {extra[0]} and {len(extra) - 1} more have no place in the model"
+            )
+
+
+def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
+    """(name, tensor) of every Hugging Face tensor: whole on rank 0, None on its tensor parallel peers.
+
+    Collective over the first data parallel replica, one Megatron tensor at a time: each of its ranks must run the
+    iterator to the end. The other replicas get nothing, and need not call. The tensors are copies, on the device.
+    """
+    if ranks.data_rank != 0:
+        return
+    parameters = dict(model.named_parameters())
+    for mapping in mappings(shape):
+        shard = parameters[_name_in(parameters, mapping)].detach().contiguous()
+        shards: list[torch.Tensor] | None = [shard]
+        if ranks.tensor_size > 1:
+            shards = [torch.empty_like(shard) for _ in range(ranks.tensor_size)] if ranks.tensor_rank == 0 else None
+            dist.gather(shard, shards, dst=dist.get_global_rank(ranks.tensor_group, 0), group=ranks.tensor_group)
+        if shards is None:
+            yield from ((name, None) for name in mapping.hf)
+        else:
+            whole = join(shards, mapping.layout, shape)
+            yield from ((name, tensor.clone()) for name, tensor in zip(mapping.hf, whole, strict=True))
+
+
+def export(
+    model: HiddenStateModel, shape: Shape, ranks: Ranks, source: Path, folder: Path, *, shard_bytes: int = SHARD_BYTES
+) -> None:
+    """Write the model as a Hugging Face checkpoint that differs from `source` in its weights and its dtype.
+
+    Collective as `iterate`; rank 0 writes, beside the folder, and renames when all is on disk: a reader sees the whole
+    model or none. An earlier export in the folder is replaced.
+    """
+    aside = folder.with_name(f".{folder.name}.writing")
+    if ranks.rank != 0:
+        for _ in iterate(model, shape, ranks):
+            pass
+        return
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    _write_weights(iterate(model, shape, ranks), aside, shard_bytes)
+    dtype = next(model.parameters()).dtype
+    (aside / "config.json").write_text(json.dumps(_config_with_dtype(source, dtype), indent=2) + "\n")
+    for pattern in COPIED:
+        for path in source.glob(pattern):
+            shutil.copyfile(path, aside / path.name)
+    _sync(aside)
+    replaced = folder.with_name(f".{folder.name}.replaced")
+    shutil.rmtree(replaced, ignore_errors=True)
+    if folder.exists():
+        folder.rename(replaced)
+    aside.rename(folder)
+    _sync_folder(folder.parent)
+    shutil.rmtree(replaced, ignore_errors=True)
+
+
+def _weight_files(model_path: Path) -> list[Path]:
+    if (model_path / INDEX).exists():
+        index = json.loads((model_path / INDEX).read_text())
+        return [model_path / name for name in index["weight_map"].values()]
+    if (model_path / SINGLE).exists():
+        return [model_path / SINGLE]
+    raise UnsupportedModel(f"{model_path} has neither {SINGLE} nor {INDEX}; only safetensors checkpoints are read")
+
+
+def _name_in(parameters: dict[str, Any], mapping: Mapping) -> str:
+    return next(name for name in mapping.megatron if name in parameters)
+
+
+def _write_weights(tensors: Iterator[tuple[str, torch.Tensor | None]], folder: Path, shard_bytes: int) -> None:
+    files: list[list[str]] = []
+    pending: dict[str, torch.Tensor] = {}
+    size = total = 0
+
+    def flush() -> None:
+        nonlocal size
+        # The number of files is known at the end only, and is part of their names.
+        save_file(pending, folder / f"{len(files)}.part", metadata={"format": "pt"})
+        files.append(list(pending))
+        pending.clear()
+        size = 0
+
+    for name, tensor in tensors:
+        assert tensor is not None  # rank 0
+        pending[name] = tensor.cpu().contiguous()
+        size += tensor.nbytes
+        total += tensor.nbytes
+        if size >= shard_bytes:
+            flush()
+    if pending:
+        flush()
+    if len(files) == 1:
+        (folder / "0.part").rename(folder / SINGLE)
+        return
+    weight_map = {}
+    for i, names in enumerate(files):
+        final = f"model-{i + 1:05d}-of-{len(files):05d}.safetensors"
+        (folder / f"{i}.part").rename(folder / final)
+        weight_map.update(dict.fromkeys(names, final))
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (folder / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def _config_with_dtype(source: Path, dtype: torch.dtype) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((source / "config.json").read_text())
+    # transformers 5 writes dtype, earlier ones torch_dtype; a reader casts to it.
+    key = "torch_dtype" if "torch_dtype" in config else "dtype"
+    return {**config, key: str(dtype).removeprefix("torch.")}
+
+
+def _sync(folder: Path) -> None:
+    for path in folder.iterdir():
+        with path.open("rb") as file:
+            os.fsync(file.fileno())
+    _sync_folder(folder)
+
+
+def _sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

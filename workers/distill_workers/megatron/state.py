@@ -1,0 +1,91 @@
+"""Exact state of the trainer's ranks: parameters, optimiser, random numbers. One file for each rank.
+
+Data parallel replicas hold equal parameters and moments: the first replica writes them, the others only their random
+numbers. A checkpoint is read by the layout that wrote it; another is refused (the moments would have to be split anew).
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from distill_workers.megatron.parallel import Ranks
+
+FORMAT = 1
+
+
+class IncompatibleCheckpoint(ValueError):
+    """The checkpoint cannot be continued by these ranks."""
+
+
+def rank_file(folder: Path, rank: int) -> Path:
+    return folder / f"rank-{rank:05d}.pt"
+
+
+def save(folder: Path, ranks: Ranks, model: torch.nn.Module, optimizer: Any) -> None:
+    """Write this rank's file into an existing folder and wait until it is on disk. The caller renames the folder."""
+    content: dict[str, Any] = {"format": FORMAT, "layout": _layout(ranks), "random": _random_state()}
+    if ranks.data_rank == 0:
+        content["parameters"] = {name: p.detach() for name, p in model.named_parameters()}
+        content["optimizers"] = [
+            {"inner": part.optimizer.state_dict(), "main": [p.detach() for p in _main_parameters(part)]}
+            for part in optimizer.chained_optimizers
+        ]
+    with rank_file(folder, ranks.rank).open("wb") as file:
+        torch.save(content, file)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def load(folder: Path, ranks: Ranks, model: torch.nn.Module, optimizer: Any) -> None:
+    """Restore what `save` wrote, to the last bit. Raises IncompatibleCheckpoint when another layout wrote it."""
+    own = _read(folder, ranks.rank)
+    written = own["layout"]
+    if own["format"] != FORMAT or written != _layout(ranks):
+        raise IncompatibleCheckpoint(
+            f"{folder} was written by {written['world_size']} ranks with parallelism.tensor {written['tensor_size']}; "
+            f"this trainer has {ranks.world_size} with {ranks.tensor_size}. "
+            "Set nodes, gpusPerNode and parallelism as they were."
+        )
+    # Ranks of a tensor parallel group are neighbours, so the first replica's peer of this rank is its tensor rank.
+    shared = own if ranks.data_rank == 0 else _read(folder, ranks.tensor_rank)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(shared["parameters"][name])
+        for part, content in zip(optimizer.chained_optimizers, shared["optimizers"], strict=True):
+            part.optimizer.load_state_dict(content["inner"])
+            for main, saved in zip(_main_parameters(part), content["main"], strict=True):
+                main.copy_(saved)
+    _set_random_state(own["random"])
+
+
+def _read(folder: Path, rank: int) -> dict[str, Any]:
+    path = rank_file(folder, rank)
+    if not path.exists():
+        found = len(list(folder.glob("rank-*.pt")))
+        raise IncompatibleCheckpoint(f"{folder} has no {path.name} but {found} files of ranks: another layout wrote it")
+    content: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return content
+
+
+def _layout(ranks: Ranks) -> dict[str, int]:
+    return {"world_size": ranks.world_size, "tensor_size": ranks.tensor_size}
+
+
+def _main_parameters(part: Any) -> list[torch.Tensor]:
+    """The fp32 parameters behind bf16 ones; none when the model itself is in fp32."""
+    return [p for group in getattr(part, "fp32_from_float16_groups", []) for p in group]
+
+
+def _random_state() -> dict[str, torch.Tensor]:
+    state = {"cpu": torch.get_rng_state()}
+    if torch.cuda.is_available():
+        state["cuda"] = torch.cuda.get_rng_state()
+    return state
+
+
+def _set_random_state(state: dict[str, torch.Tensor]) -> None:
+    torch.set_rng_state(state["cpu"])
+    if "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"])

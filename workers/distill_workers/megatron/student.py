@@ -1,0 +1,235 @@
+"""The trainer's door to Megatron: one optimiser step on samples, log-probs, weights out, exact checkpoints.
+
+Every method but the constructor's reading of files is collective: all ranks call it, in the same order, with the same
+arguments. A step is `accumulate` for each group of samples as it arrives, then `apply`; `train_step` is both.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+
+from distill_api.spec import Spec, Support
+from distill_workers.megatron import hf, parallel, state
+from distill_workers.megatron.architecture import read_shape
+from distill_workers.megatron.batch import MicroBatch, micro_batches, share
+from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
+from distill_workers.megatron.model import build_model
+from distill_workers.objective.loss import STATS, token_losses
+from distill_workers.sample import Sample
+
+MEANS = (*STATS, "entropy")
+"""Sums over response tokens that `apply` returns as means over the global batch."""
+
+
+class MegatronStudent:
+    """The model that is trained, split over tensor x data parallel ranks.
+
+    Megatron's DistributedDataParallel accumulates gradients in fp32; its AdamW works on fp32 main parameters when the
+    model is in bf16. The gradient is the sum over tokens, divided in `apply` by the response tokens of the global
+    batch: it does not depend on the split into micro-batches, groups or ranks.
+    """
+
+    def __init__(self, spec: Spec, model_path: Path) -> None:
+        """Join the other ranks and read the checkpoint in the folder. On a CPU, cpu.megatron_shim comes first.
+
+        Raises UnsupportedModel (architecture.py) for a model or a split that cannot be trained.
+        """
+        self.spec = spec
+        self.model_path = model_path
+        self.ranks = parallel.initialise(
+            spec.trainer.parallelism.tensor,
+            on_cpu=spec.on_cpu,
+            # Ranks wait in a collective while rank 0 waits for rollouts.
+            timeout_seconds=spec.stall_timeout_seconds,
+        )
+        self.shape = read_shape(model_path, trust_remote_code=spec.trust_remote_code)
+        self.dtype: torch.dtype = getattr(torch, spec.dtype)
+        torch.manual_seed(spec.seed)
+        self._model = build_model(self.shape, self.ranks, self.dtype, seed=spec.seed)
+        hf.load(self._model, self.shape, self.ranks, model_path)
+        self._parallel_model = DistributedDataParallel(
+            self._model.config,
+            DistributedDataParallelConfig(
+                grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=False
+            ),
+            self._model,
+        )
+        self._optimizer = get_megatron_optimizer(
+            _optimizer_config(spec, self.dtype), [self._parallel_model], use_gloo_process_groups=False
+        )
+        for group in self._optimizer.param_groups:
+            # Megatron leaves this to its scheduler, which is not used: without it norms and biases would decay as well.
+            group["weight_decay"] = spec.trainer.optimizer.weight_decay * group["wd_mult"]
+        rows = self.shape.padded_vocab_size(self.ranks.tensor_size) // self.ranks.tensor_size
+        start = self.ranks.tensor_rank * rows
+        self._vocabulary = Vocabulary(
+            start=start,
+            rows=min(rows, self.shape.vocab_size - start),
+            group=self.ranks.tensor_group if self.ranks.tensor_size > 1 else None,
+        )
+        self._expected_tokens: int | None = None
+        self._begin_step()
+
+    def train_step(self, samples: Sequence[Sample], learning_rate: float) -> dict[str, float]:
+        """One optimiser step on the samples: see `apply` for what is returned."""
+        self.accumulate(samples)
+        return self.apply(learning_rate)
+
+    def accumulate(self, samples: Sequence[Sample], total_response_tokens: int | None = None) -> None:
+        """Forward and backward of some samples of the step. No communication between replicas.
+
+        total_response_tokens: of the whole step, where it is known; `apply` then checks that no sample was lost.
+        """
+        shares = share(samples, self._loads)
+        for rank, indices in enumerate(shares):
+            self._loads[rank] += sum(samples[i].tokens for i in indices)
+        self._samples += len(samples)
+        self._tokens += sum(len(s.response_ids) for s in samples)
+        if total_response_tokens is not None:
+            self._expected_tokens = total_response_tokens
+        limit = self.spec.trainer.max_tokens_per_micro_batch
+        for batch in micro_batches(samples, shares[self.ranks.data_rank], limit, self.ranks.device):
+            self._forward_backward(batch)
+
+    def apply(self, learning_rate: float) -> dict[str, float]:
+        """One optimiser step with the gradients of every `accumulate` since the last. The same result on every rank.
+
+        Means over response tokens of the global batch: loss, reverse_kl (k1, by the trainer's own log-probs, nats),
+        divergence, trainer_engine_gap (nats), entropy (nats), importance_capped_ratio, ratio_clipped_ratio,
+        advantage_clipped_ratio. And: grad_norm before clipping, learning_rate, tokens (of responses), samples,
+        padding_ratio (share of the computed positions that are padding), skipped (1 when nothing was updated: there
+        were no tokens, or the gradient was not finite).
+        """
+        if self._expected_tokens not in (None, self._tokens):
+            raise ValueError(f"the step was to have {self._expected_tokens} response tokens, but got {self._tokens}")
+        local = [self._sums[name] for name in MEANS]
+        sums = torch.stack([*local, self._positions]).to(self.ranks.device)
+        dist.all_reduce(sums, group=self.ranks.data_group)
+        *totals, positions = sums.tolist()
+        local_tokens = torch.tensor(self._local_tokens, dtype=torch.int, device=self.ranks.device)
+        finalize_model_grads([self._parallel_model], num_tokens=local_tokens)
+        stats = {name: total / max(1, self._tokens) for name, total in zip(MEANS, totals, strict=True)}
+        used = sum(self._loads)
+        stats |= {
+            "tokens": float(self._tokens),
+            "samples": float(self._samples),
+            "padding_ratio": 1 - used / positions if positions else 0.0,
+            "learning_rate": learning_rate,
+            "grad_norm": 0.0,
+            "skipped": 1.0,
+        }
+        if self._tokens and self._gradient_is_finite():
+            for group in self._optimizer.param_groups:
+                group["lr"] = learning_rate
+            _, grad_norm, _ = self._optimizer.step()
+            stats |= {"grad_norm": float(grad_norm), "skipped": 0.0}
+        self._begin_step()
+        return stats
+
+    @torch.no_grad()
+    def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
+        """The trainer's log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
+        own: dict[int, list[float]] = {}
+        indices = share(samples, [0] * self.ranks.data_size)[self.ranks.data_rank]
+        limit = self.spec.trainer.max_tokens_per_micro_batch
+        for batch in micro_batches(samples, indices, limit, self.ranks.device, scored=False):
+            values, _ = self._token_logprobs(batch, batch.targets[:, None])
+            lengths = [len(samples[i].response_ids) for i in batch.order]
+            for i, part in zip(batch.order, torch.split_with_sizes(values[:, 0], lengths), strict=True):
+                own[i] = part.tolist()
+        parts: list[dict[int, list[float]]] = [own]
+        if self.ranks.data_size > 1:
+            parts = [{} for _ in range(self.ranks.data_size)]
+            dist.all_gather_object(parts, own, group=self.ranks.data_group)
+        found = {i: values for part in parts for i, values in part.items()}
+        return [found.get(i, []) for i in range(len(samples))]
+
+    def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor | None]]:
+        """(name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on its peers (hf.iterate)."""
+        return hf.iterate(self._model, self.shape, self.ranks)
+
+    def export(self, folder: Path) -> None:
+        """Write the Hugging Face checkpoint, whole or not at all (hf.export)."""
+        hf.export(self._model, self.shape, self.ranks, self.model_path, folder)
+
+    def save(self, folder: Path) -> None:
+        """Write this rank's exact state into an existing folder (state.save). Between steps only."""
+        if self._samples:
+            raise RuntimeError("save was called between accumulate and apply: the gradients would be lost")
+        state.save(folder, self.ranks, self._model, self._optimizer)
+
+    def load(self, folder: Path) -> None:
+        """Continue from what `save` wrote, to the last bit (state.load)."""
+        state.load(folder, self.ranks, self._model, self._optimizer)
+        self._begin_step()
+
+    def _begin_step(self) -> None:
+        self._parallel_model.zero_grad_buffer()
+        self._optimizer.zero_grad()
+        zero = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        self._sums = dict.fromkeys(MEANS, zero)
+        self._positions = zero
+        self._loads = [0] * self.ranks.data_size
+        self._samples = self._tokens = self._local_tokens = 0
+        self._expected_tokens = None
+
+    def _forward_backward(self, batch: MicroBatch) -> None:
+        # Column 0 is the drawn token; with support top-k the others are the teacher's.
+        top_k = self.spec.objective.support is Support.TOP_K
+        ids = torch.cat([batch.targets[:, None], batch.support_ids], -1) if top_k else batch.targets[:, None]
+        values, entropy = self._token_logprobs(batch, ids)
+        losses, stats = token_losses(
+            self.spec.objective,
+            logprobs=values[:, 0],
+            # One update for each batch: the policy before the step is the one at hand.
+            old_logprobs=values[:, 0].detach(),
+            engine_logprobs=batch.engine_logprobs,
+            teacher_logprobs=batch.teacher_logprobs,
+            advantages=batch.advantages,
+            support_logprobs=values[:, 1:] if top_k else None,
+            teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,
+            sampled_in_support=batch.sampled_in_support if top_k else None,
+        )
+        losses.sum().backward()  # type: ignore[no-untyped-call]  # torch.Tensor.backward is untyped
+        for name, of_tokens in (*stats.items(), ("entropy", entropy)):
+            self._sums[name] = self._sums[name] + of_tokens.double().sum()
+        self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
+        self._local_tokens += len(batch.targets)
+
+    def _token_logprobs(self, batch: MicroBatch, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Log-probs [tokens, m] of ids [tokens, m] at the response tokens, and the entropy [tokens], nats."""
+        positions = torch.arange(batch.input_ids.shape[1], device=self.ranks.device).expand_as(batch.input_ids)
+        hidden = self._parallel_model(batch.input_ids, positions, None)  # [sequence, samples, hidden]
+        at_responses = hidden.flatten(0, 1)[batch.rows]
+        return token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)
+
+    def _gradient_is_finite(self) -> bool:
+        """On every rank the same answer. A sum is enough: an infinity or NaN anywhere makes it one."""
+        total = sum(buffer.grad_data.double().abs().sum() for buffer in self._parallel_model.buffers)
+        finite = torch.isfinite(torch.as_tensor(total)).to(torch.int).to(self.ranks.device)
+        dist.all_reduce(finite, op=dist.ReduceOp.MIN)
+        return bool(finite)
+
+
+def _optimizer_config(spec: Spec, dtype: torch.dtype) -> OptimizerConfig:
+    optimizer = spec.trainer.optimizer
+    return OptimizerConfig(
+        optimizer="adam",
+        lr=optimizer.learning_rate,
+        weight_decay=optimizer.weight_decay,
+        adam_beta1=optimizer.beta1,
+        adam_beta2=optimizer.beta2,
+        adam_eps=optimizer.epsilon,
+        clip_grad=optimizer.clip_grad,
+        params_dtype=dtype,
+        bf16=dtype == torch.bfloat16,
+        use_distributed_optimizer=False,
+    )

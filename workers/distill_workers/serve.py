@@ -1,0 +1,36 @@
+"""`python -m distill_workers.serve teacher`: becomes the SGLang server of the job's teacher.
+
+Reads the job at DISTILL_JOB_FILE; listens on 0.0.0.0:30000 (--host and --port change that).
+"""
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from distill_api.job import InvalidManifest, load_job
+from distill_api.wire import JOB_FILE, SGLANG_PORT, ExitCode, Variable
+from distill_workers.failures import ConfigurationError
+from distill_workers.model_folder import model_folder
+from distill_workers.server import sglang_command
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(prog="distill_workers.serve", description="Serve the teacher of a job.")
+    parser.add_argument("role", choices=["teacher"])
+    parser.add_argument("--host", default="0.0.0.0")
+    parser.add_argument("--port", type=int, default=SGLANG_PORT)
+    args = parser.parse_args(arguments)
+    try:
+        spec = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE))).spec
+        model = model_folder(spec.teacher.model, "spec.teacher.model")
+    except (InvalidManifest, ConfigurationError) as error:
+        print(error, file=sys.stderr)
+        return ExitCode.CONFIGURATION
+    argv, environment = sglang_command(str(model), spec, "teacher", args.host, args.port)
+    sys.stdout.flush()
+    os.execve(argv[0], argv, {**os.environ, **environment})
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,310 @@
+"""The teacher pool: the client side of one or more SGLang servers that score the student's tokens.
+
+Balances over all addresses behind a name (a headless Service) by outstanding tokens, but keeps the siblings of one
+prompt where its prefix is cached: the first alone, the others once it is there. Requests that fail are sent again with
+back-off, to another replica if there is one; a replica that keeps failing is left alone for a while. An answer that
+cannot be right is a BadScore: it fails its sample, never the job.
+"""
+
+import asyncio
+import json
+import logging
+import random
+import re
+import time
+from collections import OrderedDict
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import aiohttp
+
+from distill_api.spec import Spec
+from distill_workers.scores import BadScore, Scores, read_scores, scoring_request
+
+__all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
+
+log = logging.getLogger(__name__)
+
+RESOLVE_SECONDS = 30.0
+"""Age at which the addresses are looked up again; at once after a failed connection."""
+BREAK_AFTER = 3
+"""Failures in a row after which a replica is left alone."""
+BREAK_SECONDS = (1.0, 30.0)
+"""For how long: doubled each time, from and to."""
+BACKOFF_SECONDS = (0.2, 10.0)
+TRIES = 6
+"""Of one request, while others succeed."""
+SHARED_PREFIX_TOKENS = 32
+"""Shorter prompts are not worth waiting for."""
+REMEMBERED_PREFIXES = 4096
+
+
+class TeacherUnreachable(Exception):
+    """No replica has answered for longer than is waited."""
+
+
+class Observer(Protocol):
+    """What is told about each request; distill_workers.metrics.Metrics is one."""
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None: ...
+
+    def observe(self, name: str, value: float, **labels: str) -> None: ...
+
+
+@dataclass(eq=False)
+class Replica:
+    """One address, and what is known of it."""
+
+    address: str
+    slots: asyncio.Semaphore
+    outstanding_tokens: int = 0
+    failures: int = 0
+    open_until: float = 0.0
+    """time.monotonic until which it is left alone."""
+
+    def failed(self, now: float) -> None:
+        self.failures += 1
+        if self.failures >= BREAK_AFTER:
+            pause = min(BREAK_SECONDS[1], BREAK_SECONDS[0] * 2 ** (self.failures - BREAK_AFTER))
+            self.open_until = now + pause
+
+    def succeeded(self) -> None:
+        self.failures, self.open_until = 0, 0.0
+
+
+@dataclass(eq=False)
+class Prefix:
+    """Where a prompt is cached, once `cached` is set."""
+
+    replica: Replica
+    cached: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+class _Retry(Exception):
+    """A failure of transport or server, which another try may not have."""
+
+
+class TeacherPool:
+    """`address` is HOST:PORT, or several with commas; each address that HOST resolves to is a replica."""
+
+    def __init__(self, address: str, spec: Spec, observer: Observer, *, unreachable_seconds: float = 300.0) -> None:
+        self._names = [a.strip() for a in address.split(",") if a.strip()]
+        self._spec, self._observer, self._limit = spec, observer, unreachable_seconds
+        self._replicas: dict[str, Replica] = {}
+        self._resolved_at = -RESOLVE_SECONDS
+        self._resolving = asyncio.Lock()
+        self._prefixes: OrderedDict[int, Prefix] = OrderedDict()
+        self._session: aiohttp.ClientSession | None = None
+        self._last_success = time.monotonic()
+        self._vocabulary: int | None = None
+        # A deterministic server caches no prefix and takes one request at a time: nothing to wait for.
+        self._share = not spec.deterministic
+
+    async def start(self, timeout_seconds: float | None = None) -> None:
+        """Waits until a replica scores: a large teacher takes long to load. Raises TeacherUnreachable."""
+        limit = timeout_seconds or float(self._spec.pre_running_deadline_seconds or 1800)
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+        self._session = aiohttp.ClientSession(connector=connector)
+        usual, self._limit, self._last_success = self._limit, limit, time.monotonic()
+        self._vocabulary = await self._ask_vocabulary()
+        self._limit = usual
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+
+    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        """log p of each response token given what is before it, nats; with `top_k`, the k likeliest at each position.
+        Raises BadScore, TeacherUnreachable."""
+        if not response_ids:
+            raise BadScore("empty", "an empty response has no token to score")
+        self._check_ids([*prompt_ids, *response_ids])
+        body = scoring_request(prompt_ids, response_ids, top_k)
+        async with self._affinity(prompt_ids) as preferred:
+            answer = await self._request(body, len(prompt_ids) + len(response_ids), preferred)
+        return read_scores(answer, len(prompt_ids), response_ids, top_k, self._vocabulary)
+
+    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+        """The teacher's own greedy response."""
+        self._check_ids(prompt_ids)
+        sampling = {"max_new_tokens": max_new_tokens, "temperature": 0}
+        body = {"input_ids": prompt_ids, "sampling_params": sampling}
+        # Generation has no bound of its own in the job; it takes as long as it takes, within reason.
+        answer = await self._request(body, len(prompt_ids) + max_new_tokens, None, timeout_seconds=3600)
+        try:
+            return [int(i) for i in answer["output_ids"]]
+        except (LookupError, TypeError, ValueError):
+            raise BadScore("malformed", f"no output_ids in {str(answer)[:200]}") from None
+
+    async def token_texts(self, ids: list[int]) -> list[str | None]:
+        """What the teacher's own tokenizer makes of each id. Raises BadScore for an id that it does not have."""
+        self._check_ids(ids)
+        body = {
+            **scoring_request(ids[:1], ids[1:], None),
+            "return_text_in_logprobs": True,
+            "logprob_start_len": 0,
+        }
+        answer = await self._request(body, len(ids), None)
+        entries = answer["meta_info"]["input_token_logprobs"]
+        # SGLang names the last id of the vocabulary 0; its text would be that of token 0.
+        return [text if seen == sent else None for sent, (_, seen, text) in zip(ids, entries, strict=True)]
+
+    def _check_ids(self, ids: list[int]) -> None:
+        """An id outside the embedding ends the whole SGLang server, so it must never be sent."""
+        if self._vocabulary is not None and not all(0 <= i < self._vocabulary for i in ids):
+            wrong = next(i for i in ids if not 0 <= i < self._vocabulary)
+            raise BadScore(
+                "outside_vocabulary",
+                f"token {wrong} is outside the teacher's vocabulary of {self._vocabulary}",
+            )
+
+    async def _ask_vocabulary(self) -> int | None:
+        """Size of the teacher's embedding. SGLang tells it in no answer but in the refusal of an impossible id."""
+        body = {**scoring_request([1], [1], None), "token_ids_logprob": [2**31 - 1]}
+        try:
+            await self._request(body, 2, None)
+        except BadScore as refused:
+            if match := re.search(r"valid range is \[0, (\d+)\)", str(refused)):
+                return int(match[1])
+        log.warning("the teacher did not tell the size of its vocabulary; token ids are sent unchecked")
+        return None
+
+    @asynccontextmanager
+    async def _affinity(self, prompt_ids: list[int]) -> AsyncIterator[Replica | None]:
+        """The replica that has the prompt, once it has it; for the first sibling the one that shall get it."""
+        if not self._share or len(prompt_ids) < SHARED_PREFIX_TOKENS:
+            yield None
+            return
+        await self._resolve()
+        key = hash(tuple(prompt_ids))
+        prefix = self._prefixes.get(key)
+        if prefix is not None:
+            self._prefixes.move_to_end(key)
+            await prefix.cached.wait()
+            best = self._least_loaded()
+            # Going elsewhere costs the prompt once more: worth it where more than that is waiting.
+            stay = best is None or prefix.replica.outstanding_tokens <= best.outstanding_tokens + len(prompt_ids)
+            yield prefix.replica if stay else None
+            return
+        replica = self._least_loaded()
+        if replica is None:
+            yield None
+            return
+        prefix = self._prefixes[key] = Prefix(replica)
+        while len(self._prefixes) > REMEMBERED_PREFIXES:
+            self._prefixes.popitem(last=False)[1].cached.set()
+        try:
+            yield replica
+        except BaseException:
+            self._prefixes.pop(key, None)
+            raise
+        finally:
+            # Also after a failure, or the others would wait for ever.
+            prefix.cached.set()
+
+    def _least_loaded(self, but: Replica | None = None) -> Replica | None:
+        now = time.monotonic()
+        usable = [r for r in self._replicas.values() if r.open_until <= now]
+        others = [r for r in usable if r is not but]
+        return min(others or usable, key=lambda r: r.outstanding_tokens, default=None)
+
+    async def _request(
+        self,
+        body: dict[str, Any],
+        tokens: int,
+        preferred: Replica | None,
+        timeout_seconds: float | None = None,
+    ) -> Any:
+        """The JSON of an answer 200. Raises BadScore for a refusal, TeacherUnreachable."""
+        timeout = timeout_seconds or float(self._spec.teacher.request_timeout_seconds)
+        begin, tries, failed_on, why = time.monotonic(), 0, None, "its name has no address"
+        while True:
+            await self._resolve(again=failed_on is not None or not self._replicas)
+            known = preferred is not None and self._replicas.get(preferred.address) is preferred
+            if (
+                known
+                and preferred is not failed_on
+                and preferred is not None
+                and preferred.open_until <= time.monotonic()
+            ):
+                replica: Replica | None = preferred
+            else:
+                replica = self._least_loaded(but=failed_on)
+            if replica is not None:
+                try:
+                    return await self._send(replica, body, tokens, timeout)
+                except _Retry as error:
+                    failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
+            now = time.monotonic()
+            if now - max(self._last_success, begin) > self._limit:
+                raise TeacherUnreachable(
+                    f"no teacher at {', '.join(self._names)} has answered for {self._limit:.0f} s (last: {why}); "
+                    "look at the logs of the teacher's pods"
+                )
+            if tries >= TRIES and self._last_success > begin:
+                raise BadScore("failed", f"{tries} tries failed while other requests succeeded (last: {why})")
+            pause = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** max(0, tries - 1))
+            await asyncio.sleep(min(pause, self._limit / 4) * random.uniform(0.5, 1.0))
+
+    async def _send(self, replica: Replica, body: dict[str, Any], tokens: int, timeout: float) -> Any:
+        assert self._session is not None, "start() comes first"
+        replica.outstanding_tokens += tokens
+        try:
+            async with replica.slots:
+                begin, code = time.monotonic(), "error"
+                try:
+                    limit = aiohttp.ClientTimeout(total=timeout)
+                    url = f"http://{replica.address}/generate"
+                    async with self._session.post(url, json=body, timeout=limit) as answer:
+                        code = str(answer.status)
+                        text = await answer.read()
+                except TimeoutError:
+                    replica.failed(time.monotonic())
+                    raise _Retry(f"not answered within {timeout:.0f} s") from None
+                except (aiohttp.ClientError, OSError) as error:
+                    replica.failed(time.monotonic())
+                    raise _Retry(f"{type(error).__name__}: {error}") from None
+                finally:
+                    self._observer.add("distill_teacher_requests", 1, code=code)
+                    self._observer.observe("distill_teacher_request_duration_seconds", time.monotonic() - begin)
+        finally:
+            replica.outstanding_tokens -= tokens
+        if answer.status >= 500 or answer.status == 429:
+            replica.failed(time.monotonic())
+            raise _Retry(f"answered {answer.status}: {text[:200]!r}")
+        replica.succeeded()
+        self._last_success = time.monotonic()
+        if answer.status != 200:
+            raise BadScore("refused", f"{replica.address} answered {answer.status}: {text[:300]!r}")
+        try:
+            return json.loads(text)
+        except ValueError:
+            raise BadScore("malformed", f"{replica.address} answered no JSON: {text[:200]!r}") from None
+
+    async def _resolve(self, again: bool = False) -> None:
+        """Looks the addresses up: new ones join, vanished ones get no more requests."""
+        age = RESOLVE_SECONDS if not again else 1.0
+        if time.monotonic() - self._resolved_at < age:
+            return
+        async with self._resolving:
+            if time.monotonic() - self._resolved_at < age:
+                return
+            found: dict[str, Replica] = {}
+            for name in self._names:
+                host, _, port = name.rpartition(":")
+                try:
+                    infos = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=1)
+                except OSError:
+                    # Nothing is known: what was known stays.
+                    infos = []
+                    found.update(self._replicas)
+                for family, _, _, _, where in infos:
+                    address = f"[{where[0]}]:{where[1]}" if family == 10 else f"{where[0]}:{where[1]}"
+                    slots = self._spec.teacher.max_concurrent_requests
+                    found[address] = self._replicas.get(address) or Replica(address, asyncio.Semaphore(slots))
+            if found.keys() != self._replicas.keys():
+                log.info("teacher replicas: %s", ", ".join(sorted(found)) or "none")
+            self._replicas = found
+            self._resolved_at = time.monotonic()

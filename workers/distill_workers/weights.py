@@ -1,0 +1,312 @@
+"""The trainer's side of a weight push: new weights into every engine, and proof that they arrived.
+
+`DistributedSync` broadcasts buckets over a process group of the trainer's rank 0 and all ranks of the engines (NCCL, or
+gloo without accelerators); `DiskSync` writes a Hugging Face folder that the engines read. Both pause generation,
+check every reply, read the version back and resume. An engine that fails is left out and named in EngineLost; all others
+then have the new weights. A restarted engine gets them by a push to it alone.
+"""
+
+import asyncio
+import contextlib
+import datetime
+import logging
+import shutil
+import uuid
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import Backend, PrefixStore, _new_process_group_helper, _world
+
+from distill_api.spec import Spec
+from distill_workers.engine import EngineHandle, EngineRefused, EngineUnavailable
+
+log = logging.getLogger(__name__)
+
+Engines = Mapping[int, EngineHandle]
+Tensors = Sequence[tuple[str, torch.Tensor]]
+"""Hugging Face names and whole tensors, in the precision of the engines."""
+
+BUCKET_BYTES = 512 * 1024**2
+ATTEMPTS = 2
+"""Of one push to engines that all seem healthy."""
+
+
+class EngineLost(Exception):
+    """Engines that could not be given the weights, by number, with the reason. All others have them."""
+
+    def __init__(self, reasons: Mapping[int, str]) -> None:
+        super().__init__("; ".join(f"engine {n}: {why}" for n, why in reasons.items()))
+        self.reasons = dict(reasons)
+
+
+class WeightSync(Protocol):
+    async def push(self, tensors: Tensors, version: int, engines: Engines) -> None:
+        """Gives `engines` the weights `version`. Raises EngineLost after all others have them."""
+
+    async def close(self) -> None: ...
+
+
+class Incomplete(Exception):
+    """A push that failed half-way: the engines in `reasons` are lost, the others may try again."""
+
+    def __init__(self, reasons: Mapping[int, str], why: str = "") -> None:
+        super().__init__(why or "; ".join(reasons.values()))
+        self.reasons = dict(reasons)
+
+
+async def on_each(engines: Engines, call: Callable[[EngineHandle], Awaitable[Any]]) -> None:
+    """Awaits `call` on all engines at once. Raises Incomplete once all have answered, naming the unavailable."""
+    results = await asyncio.gather(*(call(e) for e in engines.values()), return_exceptions=True)
+    lost: dict[int, str] = {}
+    refused: list[str] = []
+    for number, result in zip(engines, results, strict=True):
+        if isinstance(result, EngineUnavailable):
+            lost[number] = str(result)
+        elif isinstance(result, EngineRefused):
+            refused.append(f"engine {number}: {result}")
+        elif isinstance(result, BaseException):
+            raise result
+    if lost or refused:
+        raise Incomplete(lost, "; ".join([*lost.values(), *refused]))
+
+
+class _Sync:
+    """What both ways have in common: pause, transfer, proof, resume; and going on without the engines that fail."""
+
+    async def push(self, tensors: Tensors, version: int, engines: Engines) -> None:
+        left, lost, attempt = dict(engines), dict[int, str](), 1
+        while left:
+            try:
+                await self._once(tensors, version, left)
+                break
+            except Incomplete as failed:
+                reasons = failed.reasons
+                if not reasons:
+                    reasons = await self._unhealthy(left)
+                if not reasons and attempt == ATTEMPTS:
+                    # Everyone answers, and it still does not work: a fresh server is what is left to try.
+                    reasons = dict.fromkeys(left, str(failed))
+                log.warning("push of weights %d, attempt %d: %s", version, attempt, failed)
+                attempt += 1
+                lost |= reasons
+                await self._clean_up({n: e for n, e in left.items() if n not in reasons})
+                left = {n: e for n, e in left.items() if n not in reasons}
+        if lost:
+            raise EngineLost(lost)
+
+    async def _once(self, tensors: Tensors, version: int, engines: Engines) -> None:
+        await on_each(engines, lambda e: e.pause())
+        await self._transfer(tensors, version, engines)
+        for number, engine in engines.items():
+            try:
+                seen = await engine.weight_version()
+            except (EngineUnavailable, EngineRefused) as error:
+                raise Incomplete({number: str(error)}) from None
+            if seen != version:
+                raise Incomplete({number: f"has weights {seen} after a push of {version}"})
+        await on_each(engines, lambda e: e.resume())
+
+    async def _unhealthy(self, engines: Engines) -> dict[int, str]:
+        try:
+            await on_each(engines, lambda e: e.health())
+        except Incomplete as failed:
+            return failed.reasons
+        return {}
+
+    async def _transfer(self, tensors: Tensors, version: int, engines: Engines) -> None:
+        raise NotImplementedError
+
+    async def _clean_up(self, engines: Engines) -> None:
+        """Brings engines out of a push that failed half-way; they stay paused until the next one."""
+
+    async def close(self) -> None: ...
+
+
+class DistributedSync(_Sync):
+    """One group for as long as its members live; another member, or a failure, makes a new one under a new name."""
+
+    def __init__(
+        self, spec: Spec, address: str, *, timeout_seconds: float = 300.0, bucket_bytes: int = BUCKET_BYTES
+    ) -> None:
+        """`address` is this host, as the engines reach it."""
+        self._engine_ranks = spec.rollout.tensor_parallel_size
+        self._backend = "gloo" if spec.on_cpu else "nccl"
+        self._device = torch.device("cpu") if spec.on_cpu else torch.device("cuda", torch.cuda.current_device())
+        self._address, self._timeout, self._bucket_bytes = address, timeout_seconds, bucket_bytes
+        # One thread, so that the broadcasts are entered in order, and the event loop goes on meanwhile.
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights", initializer=self._enter_thread)
+        self._group: Any = None
+        self._name = ""
+        self._members: dict[int, tuple[EngineHandle, int]] = {}
+
+    async def close(self) -> None:
+        engines = {n: e for n, (e, incarnation) in self._members.items() if e.incarnation == incarnation}
+        await self._disband(engines)
+        self._thread.shutdown(wait=False)
+
+    async def _transfer(self, tensors: Tensors, version: int, engines: Engines) -> None:
+        if self._members != {n: (e, e.incarnation) for n, e in engines.items()}:
+            await self._form(engines)
+        await on_each(engines, lambda e: e.begin_update())
+        buckets = list(in_buckets(tensors, self._bucket_bytes))
+        for number, bucket in enumerate(buckets, start=1):
+            await self._send(bucket, version if number == len(buckets) else None, engines)
+        await on_each(engines, lambda e: e.end_update())
+
+    async def _send(self, bucket: Tensors, version: int | None, engines: Engines) -> None:
+        names = [name for name, _ in bucket]
+        dtypes = [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket]
+        shapes = [list(tensor.shape) for _, tensor in bucket]
+        # A hung engine never answers; the slack lets the healthy ones say that their broadcast timed out.
+        limit = self._timeout + 10
+        receiving = asyncio.ensure_future(
+            on_each(engines, lambda e: e.receive(self._name, names, dtypes, shapes, version, limit))
+        )
+        sending = asyncio.get_running_loop().run_in_executor(self._thread, self._broadcast, bucket)
+        outcome = await asyncio.gather(sending, receiving, return_exceptions=True)
+        if isinstance(outcome[1], BaseException):
+            raise outcome[1]
+        if isinstance(outcome[0], BaseException):
+            raise Incomplete({}, f"the broadcast failed: {outcome[0]}")
+
+    def _enter_thread(self) -> None:
+        if self._device.type == "cuda":
+            torch.cuda.set_device(self._device)
+
+    def _broadcast(self, bucket: Tensors) -> None:
+        with torch.no_grad():
+            flat = torch.cat([t.detach().to(self._device).contiguous().flatten().view(torch.uint8) for _, t in bucket])
+            dist.broadcast(flat, src=0, group=self._group)
+            if self._device.type == "cuda":
+                torch.cuda.synchronize(self._device)
+
+    async def _form(self, engines: Engines) -> None:
+        await self._disband({n: e for n, (e, i) in self._members.items() if n in engines and e.incarnation == i})
+        world = 1 + self._engine_ranks * len(engines)
+        name = f"weights-{uuid.uuid4().hex[:12]}"
+        # Port 0: the kernel picks one that is free. The store does not wait; the group's own start does.
+        limit = datetime.timedelta(seconds=self._timeout)
+        store = dist.TCPStore(self._address, 0, world, is_master=True, timeout=limit, wait_for_workers=False)
+        ranks = {number: 1 + place * self._engine_ranks for place, number in enumerate(engines)}
+        numbers = {id(engine): number for number, engine in engines.items()}
+        joining = asyncio.ensure_future(
+            on_each(
+                engines,
+                lambda e: e.join_group(
+                    name,
+                    self._address,
+                    store.port,
+                    ranks[numbers[id(e)]],
+                    world,
+                    self._backend,
+                    self._timeout,
+                ),
+            )
+        )
+        loop = asyncio.get_running_loop()
+        own = loop.run_in_executor(self._thread, self._new_group, name, store, world, limit)
+        outcome = await asyncio.gather(own, joining, return_exceptions=True)
+        if not isinstance(outcome[0], BaseException):
+            self._group, self._name = outcome[0], name
+        if isinstance(outcome[1], BaseException):
+            raise outcome[1]
+        if isinstance(outcome[0], BaseException):
+            raise Incomplete({}, f"the weight group could not be made: {outcome[0]}")
+        self._members = {n: (e, e.incarnation) for n, e in engines.items()}
+        log.info("weight group %s of %d ranks", name, world)
+
+    def _new_group(self, name: str, store: dist.Store, world: int, limit: datetime.timedelta) -> Any:
+        # A group beside the trainer's own, with ranks in other process trees: torch has no public way to make one.
+        group, _ = _new_process_group_helper(
+            world,
+            0,
+            [],
+            Backend(self._backend),
+            PrefixStore(name, store),
+            group_name=name,
+            backend_options=None,
+            timeout=limit,
+        )
+        _world.pg_group_ranks[group] = {rank: rank for rank in range(world)}
+        return group
+
+    async def _disband(self, engines: Engines) -> None:
+        name, group = self._name, self._group
+        self._group, self._name, self._members = None, "", {}
+        if group is None:
+            return
+        for engine in engines.values():
+            with contextlib.suppress(EngineUnavailable, EngineRefused):
+                await engine.leave_group(name)
+        with contextlib.suppress(RuntimeError, ValueError):
+            await asyncio.get_running_loop().run_in_executor(self._thread, dist.destroy_process_group, group)
+
+    async def _clean_up(self, engines: Engines) -> None:
+        for engine in engines.values():
+            with contextlib.suppress(EngineUnavailable, EngineRefused):
+                await engine.end_update()
+        await self._disband(engines)
+
+
+class DiskSync(_Sync):
+    """Through a folder that trainer and engines both see: slower, and survives anything."""
+
+    def __init__(self, folder: Path, model: Path, *, timeout_seconds: float = 1800.0) -> None:
+        """`folder` is for the weights in transit; configuration and tokenizer are copied from `model`."""
+        self._folder, self._model, self._timeout = folder, model, timeout_seconds
+
+    async def push(self, tensors: Tensors, version: int, engines: Engines) -> None:
+        await asyncio.to_thread(self._write, tensors, version)
+        await super().push(tensors, version, engines)
+        await asyncio.to_thread(self._remove_but, version)
+
+    async def _transfer(self, tensors: Tensors, version: int, engines: Engines) -> None:
+        place = str(self._place(version))
+        await on_each(engines, lambda e: e.load_folder(place, version, self._timeout))
+
+    def _place(self, version: int) -> Path:
+        return self._folder / f"version-{version:06d}"
+
+    def _write(self, tensors: Tensors, version: int) -> None:
+        from safetensors.torch import save_file
+
+        final = self._place(version)
+        aside = final.with_suffix(".tmp")
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+        for path in self._model.iterdir():
+            if (
+                path.is_file()
+                and path.suffix in (".json", ".jinja", ".txt", ".model")
+                and "safetensors" not in path.name
+            ):
+                shutil.copyfile(path, aside / path.name)
+        # Clones: tensors that share memory (tied embeddings) are refused.
+        cpu = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}
+        save_file(cpu, aside / "model.safetensors", metadata={"format": "pt"})
+        shutil.rmtree(final, ignore_errors=True)
+        aside.rename(final)
+
+    def _remove_but(self, version: int) -> None:
+        for path in self._folder.glob("version-*"):
+            if path != self._place(version):
+                shutil.rmtree(path, ignore_errors=True)
+
+
+def in_buckets(tensors: Tensors, limit_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
+    """Runs of tensors of one type, up to a size; a larger tensor has a bucket of its own."""
+    bucket: list[tuple[str, torch.Tensor]] = []
+    size = 0
+    for name, tensor in tensors:
+        # One type only: SGLang wants each tensor aligned to its own element size within the bucket.
+        if bucket and (size + tensor.nbytes > limit_bytes or tensor.dtype != bucket[0][1].dtype):
+            yield bucket
+            bucket, size = [], 0
+        bucket.append((name, tensor))
+        size += tensor.nbytes
+    if bucket:
+        yield bucket
