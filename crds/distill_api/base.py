@@ -6,6 +6,7 @@ from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
 
 from pydantic import (
     BaseModel,
+    BeforeValidator,
     ConfigDict,
     Field,
     GetJsonSchemaHandler,
@@ -25,9 +26,6 @@ API_VERSION = f"{GROUP}/{VERSION}"
 KIND = "DistillationJob"
 PLURAL = "distillationjobs"
 
-
-MANIFEST = object()
-"""Context of a validation that must be as strict as the API server; code may pass None for a field that is absent."""
 
 SCALARS: dict[Any, str] = {int: "an integer", float: "a number", bool: "true or false"}
 _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
@@ -66,18 +64,16 @@ class Model(BaseModel):
     @field_validator("*", mode="before")
     @classmethod
     def _as_the_server_reads(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic would take "3" for 3 and yes for true, and would refuse null for a field that has a default."""
+        """pydantic would take "3" for 3 and yes for true, and would refuse null for a field that may be left out."""
         assert info.field_name is not None
         field = cls.model_fields[info.field_name]
         if value is None and not field.is_required():
-            default = field.get_default(call_default_factory=True, validated_data={})
-            if default is None and info.context is MANIFEST:
-                raise ValueError("must be left out, not null")
-            return default
+            return field.get_default(call_default_factory=True, validated_data={})
         scalar = _scalar(field.annotation)
         if scalar is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
             return float(value)
-        if scalar is not None and isinstance(value, bool | str) and not (scalar is bool and isinstance(value, bool)):
+        refused = not isinstance(value, bool) if scalar is bool else isinstance(value, bool | str)
+        if scalar is not None and refused:
             raise ValueError(f"must be {SCALARS[scalar]}")
         return value
 
@@ -113,12 +109,22 @@ def preserve_unknown(extra: dict[str, Any] | None = None) -> dict[str, Any]:
 ShortText = Annotated[str, Field(min_length=1, max_length=253)]
 Path = Annotated[str, Field(min_length=1, max_length=1024)]
 Text = Annotated[str, Field(max_length=8192)]
+Tokens = Annotated[int, Field(ge=1, le=1_048_576)]
 Argument = Annotated[str, Field(max_length=1024)]
 KubernetesObject = Annotated[dict[str, Any], Field(json_schema_extra=preserve_unknown())]
 
+
+def _without_nulls(mapping: Any) -> Any:
+    return {k: v for k, v in mapping.items() if v is not None} if isinstance(mapping, dict) else mapping
+
+
+WITHOUT_NULLS = BeforeValidator(_without_nulls)
+"""Of a map to strings the API server drops an entry that is null."""
 SHORT_KEYS = Rule(
     "each key must have 1 to 253 characters",
     "self.all(key, key.size() >= 1 && key.size() <= 253)",
     lambda mapping: all(1 <= len(key) <= 253 for key in mapping),
 )
-StringMap = Annotated[dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=64), SHORT_KEYS]
+StringMap = Annotated[
+    dict[str, Annotated[str, Field(max_length=1024)]], Field(max_length=64), SHORT_KEYS, WITHOUT_NULLS
+]

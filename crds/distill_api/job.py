@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distill_api.base import MANIFEST
 from distill_api.manifest import read_manifest
 from distill_api.names import MAX_JOB_NAME
 from distill_api.rules import Rule
@@ -68,7 +67,7 @@ def parse_job(manifest: Any) -> DistillationJob:
         raise InvalidManifest(["the manifest is not a mapping; it must have apiVersion, kind, metadata and spec"])
     try:
         # Not by name: the API server knows no snake_case.
-        return DistillationJob.model_validate(manifest, by_alias=True, by_name=False, context=MANIFEST)
+        return DistillationJob.model_validate(manifest, by_alias=True, by_name=False)
     except ValidationError as error:
         raise InvalidManifest(sentences(error, DistillationJob)) from None
 

@@ -1,22 +1,53 @@
 """The spec of a DistillationJob. Names are the contract; each field has a description, bounds and a sane default."""
 
 from enum import StrEnum
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import Field
 
-from distill_api.base import Argument, Model, Path, ShortText, Text, preserve_unknown
+from distill_api.base import Argument, Model, Path, ShortText, Tokens
+from distill_api.objective import (
+    ANSWERED,
+    Divergence,
+    Objective,
+    Reward,
+    RewardSource,
+    Support,
+    answered,
+    answered_cel,
+)
+from distill_api.prompts import Prompts, ReasoningGym
 from distill_api.rules import ListMap, Rule, matching
 from distill_api.template import PodTemplate
+from distill_api.training import Optimizer, Parallelism, Trainer, WeightSync
+
+__all__ = [
+    "Data",
+    "Divergence",
+    "Evaluation",
+    "Objective",
+    "Optimizer",
+    "Output",
+    "OutputVolume",
+    "Parallelism",
+    "Precision",
+    "Prompts",
+    "ReasoningGym",
+    "Reward",
+    "RewardSource",
+    "Rollout",
+    "Sampling",
+    "Schedule",
+    "Spec",
+    "Student",
+    "Support",
+    "Teacher",
+    "Trainer",
+    "WeightSync",
+]
 
 Count = Annotated[int, Field(ge=1, le=4096)]
-Tokens = Annotated[int, Field(ge=1, le=1_048_576)]
 Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
-FunctionName = Annotated[
-    str,
-    Field(max_length=253),
-    matching(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "must be module:function, such as my_rewards.code:score"),
-]
 AcceleratorName = Annotated[
     str,
     Field(max_length=253),
@@ -43,30 +74,6 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
 
 
-class Divergence(StrEnum):
-    REVERSE_KL = "reverse-kl"
-    FORWARD_KL = "forward-kl"
-    JSD = "jsd"
-
-
-class Support(StrEnum):
-    SAMPLED_TOKEN = "sampled-token"
-    TOP_K = "top-k"
-
-
-class RewardSource(StrEnum):
-    NONE = "none"
-    EXACT_MATCH = "exact-match"
-    MATH = "math"
-    REASONING_GYM = "reasoning-gym"
-    PYTHON = "python"
-
-
-class WeightSync(StrEnum):
-    DISTRIBUTED = "distributed"
-    DISK = "disk"
-
-
 class Student(Model):
     """The model that is trained."""
 
@@ -89,37 +96,6 @@ class Teacher(Model):
         default_factory=list, description="More command line arguments for the SGLang server."
     )
     template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the teacher's pods.")
-
-
-class ReasoningGym(Model):
-    """Prompts made by reasoning-gym, with a seed, instead of read from a file."""
-
-    task: ShortText = Field(description="Name of the task, such as chain_sum.")
-    size: Annotated[int, Field(ge=1, le=10_000_000)] = Field(1000, description="Number of prompts.")
-    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = Field(0, description="Seed of the generator.")
-    options: Annotated[dict[str, Any], Field(max_length=32, json_schema_extra=preserve_unknown())] = Field(
-        default_factory=dict, description="Options of the task, such as max_terms."
-    )
-
-
-class Prompts(Model):
-    """Where prompts come from: exactly one of path and reasoningGym."""
-
-    rules = (
-        Rule(
-            "set exactly one of path and reasoningGym",
-            "has(self.path) != has(self.reasoningGym)",
-            lambda prompts: (prompts.path is None) != (prompts.reasoning_gym is None),
-        ),
-    )
-    path: Path | None = Field(None, description="A JSONL file, or a folder of them, on a mounted volume.")
-    reasoning_gym: ReasoningGym | None = Field(None, description="A generated task instead of a file.")
-    prompt_field: ShortText = Field(
-        "prompt", description="Field of a line that holds the prompt: a string, or a list of chat messages."
-    )
-    answer_field: ShortText | None = Field(None, description="Field of a line that holds the reference answer.")
-    apply_chat_template: bool = Field(True, description="Put the prompt through the student's chat template.")
-    system_prompt: Text | None = Field(None, description="System message, when the chat template is applied.")
 
 
 class Data(Model):
@@ -163,115 +139,6 @@ class Rollout(Model):
     )
     template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the engines' pods.")
     head_template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the Ray head's pod.")
-
-
-class Reward(Model):
-    """A verifiable reward of a whole response."""
-
-    rules = (
-        Rule(
-            "function goes with source python, and only with it",
-            "(self.source == 'python') == has(self.function)",
-            lambda reward: (reward.source is RewardSource.PYTHON) == (reward.function is not None),
-        ),
-    )
-    source: RewardSource = Field(RewardSource.NONE, description="What computes the reward.")
-    function: FunctionName | None = Field(
-        None, description="module:function of source python; called with (response, answer, metadata), returns a float."
-    )
-
-
-ANSWERED = "source math, or exact-match, compares with an answer"
-
-
-def answered(reward: Reward, prompts: Prompts) -> bool:
-    compares = reward.source in (RewardSource.MATH, RewardSource.EXACT_MATCH)
-    return not compares or prompts.path is None or prompts.answer_field is not None
-
-
-def answered_cel(reward: str, prompts: str) -> str:
-    return f"!({reward}.source in ['math', 'exact-match']) || !has({prompts}.path) || has({prompts}.answerField)"
-
-
-class Objective(Model):
-    """What the student is trained on: a divergence from the teacher on the student's own tokens."""
-
-    rules = (
-        Rule(
-            "support sampled-token goes with divergence reverse-kl only; choose support top-k",
-            "self.support != 'sampled-token' || self.divergence == 'reverse-kl'",
-            lambda o: o.support is not Support.SAMPLED_TOKEN or o.divergence is Divergence.REVERSE_KL,
-        ),
-    )
-    divergence: Divergence = Field(Divergence.REVERSE_KL, description="reverse-kl, forward-kl or jsd.")
-    support: Support = Field(
-        Support.SAMPLED_TOKEN,
-        description="sampled-token: the divergence at the token drawn, as an advantage; "
-        "top-k: over the teacher's top-k tokens and a tail bucket, differentiated.",
-    )
-    top_k: Annotated[int, Field(ge=1, le=256)] = Field(16, description="Tokens of support top-k.")
-    jsd_beta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="Weight of the teacher in the mixture of divergence jsd (GKD, arXiv 2306.13649)."
-    )
-    coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(1.0, description="Weight of the divergence.")
-    advantage_clip: Annotated[float, Field(gt=0, le=1000)] = Field(
-        10.0, description="Bound, in nats, of the sampled-token term of one token."
-    )
-    ratio_clip: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Clip range of the policy ratio (PPO, arXiv 1707.06347)."
-    )
-    importance_cap: Annotated[float, Field(ge=1, le=100)] = Field(
-        2.0, description="Cap of the trainer-to-engine importance weight (truncated importance sampling)."
-    )
-    reward: Reward = Field(default_factory=Reward, description="A task reward added to the advantage.")
-    reward_coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
-        1.0, description="Weight of the group-normalised task reward."
-    )
-
-
-class Parallelism(Model):
-    """How the student is split over the trainer's ranks; the rest is data parallel."""
-
-    tensor: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Tensor parallel size.")
-    pipeline: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Pipeline parallel size; only 1 so far.")
-    context: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Context parallel size; only 1 so far.")
-    expert: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Expert parallel size; only 1 so far.")
-
-
-class Optimizer(Model):
-    """AdamW with decoupled weight decay, and a linear warm-up."""
-
-    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-6, description="Learning rate after warm-up.")
-    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Decay of the first moment.")
-    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="Decay of the second moment.")
-    epsilon: Annotated[float, Field(gt=0, le=0.1)] = Field(1e-8, description="Added to the denominator.")
-    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.1, description="Decoupled weight decay.")
-    clip_grad: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="Largest norm of the gradient.")
-    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="Steps of linear warm-up.")
-
-
-class Trainer(Model):
-    """Megatron trainer pods."""
-
-    rules = (
-        Rule(
-            "parallelism.tensor must divide nodes x gpusPerNode",
-            "(self.nodes * self.gpusPerNode) % self.parallelism.tensor == 0",
-            lambda trainer: trainer.nodes * trainer.gpus_per_node % trainer.parallelism.tensor == 0,
-        ),
-    )
-    nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods.")
-    gpus_per_node: Annotated[int, Field(ge=1, le=16)] = Field(
-        1, description="Accelerators, and so ranks, of one pod; with accelerator none: processes."
-    )
-    parallelism: Parallelism = Field(default_factory=Parallelism, description="How the model is split.")
-    optimizer: Optimizer = Field(default_factory=Optimizer, description="The optimiser.")
-    max_tokens_per_micro_batch: Tokens = Field(16384, description="Token budget of one micro-batch of a rank.")
-    weight_sync: WeightSync = Field(
-        WeightSync.DISTRIBUTED,
-        description="distributed: NCCL, or gloo without accelerators; disk: through the output volume.",
-    )
-    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the trainer's pods.")
 
 
 class Schedule(Model):

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, Field
 
-from distill_api.base import SHORT_KEYS, KubernetesObject, Model, ShortText, StringMap
+from distill_api.base import SHORT_KEYS, WITHOUT_NULLS, KubernetesObject, Model, ShortText, StringMap
 from distill_api.rules import INT_OR_STRING, Rule
 
 
@@ -31,7 +31,7 @@ Quantity = Annotated[
     BeforeValidator(_as_text),
     Field(json_schema_extra=_int_or_string),
 ]
-ResourceList = Annotated[dict[str, Quantity], Field(max_length=16), SHORT_KEYS]
+ResourceList = Annotated[dict[str, Quantity], Field(max_length=16), SHORT_KEYS, WITHOUT_NULLS]
 ObjectList = Annotated[list[KubernetesObject], Field(max_length=32)]
 
 

@@ -4,7 +4,7 @@
 # Run "start" again to load changed rules. down.sh stops it too.
 . "$(dirname "$0")/lib.sh"
 
-DATA=$CACHE/prometheus
+DATA=${DISTILL_PROMETHEUS_DATA:-$CACHE/prometheus}
 PORT=${DISTILL_PROMETHEUS_PORT:-9090}
 URL=http://127.0.0.1:$PORT
 

@@ -27,6 +27,9 @@ PROMPT_TOKENS = 8
 RESPONSE_TOKENS = 5
 TRAIN_PROMPTS = 8192
 TEST_PROMPTS = 512
+MODEL_PROMPTS = 200_000
+"""What the two models themselves are trained on; the last CHECK_PROMPTS of them tell when to stop."""
+CHECK_PROMPTS = 512
 SEED = 0
 
 
@@ -58,7 +61,7 @@ def problems() -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[st
     """Prompts of test.jsonl, of train.jsonl, and all others: what the models themselves are trained on."""
     pairs = [(a, b) for a in range(100, 1000) for b in range(100, 1000)]
     random.Random(SEED).shuffle(pairs)
-    made = [problem(a, b) for a, b in pairs[: TEST_PROMPTS + TRAIN_PROMPTS + 400_000]]
+    made = [problem(a, b) for a, b in pairs[: TEST_PROMPTS + TRAIN_PROMPTS + MODEL_PROMPTS]]
     return made[:TEST_PROMPTS], made[TEST_PROMPTS : TEST_PROMPTS + TRAIN_PROMPTS], made[TEST_PROMPTS + TRAIN_PROMPTS :]
 
 
@@ -189,14 +192,16 @@ def measure(teacher: "Qwen3ForCausalLM", student: "Qwen3ForCausalLM", test: "tor
 
 def build(folder: Path) -> Card:
     import torch
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and tiny matrices gain nothing
     test, train, others = problems()
     for name, lines in (("train", train), ("test", test)):
         text = "".join(json.dumps(entry) + "\n" for entry in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
     pool = encode(others)
-    kept, pool = pool[:1024], pool[1024:]
+    pool, kept = pool[:-CHECK_PROMPTS], pool[-CHECK_PROMPTS:]
     teacher, teacher_steps = trained(TEACHER, pool, kept)
     student, student_steps = trained(STUDENT, pool, kept)
     save(teacher, folder / "teacher")

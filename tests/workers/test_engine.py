@@ -15,7 +15,6 @@ PROMPT = list(range(40, 60))
 
 
 async def test_log_probabilities_of_drawn_tokens_equal_those_of_transformers(engine: Any, tiny_model: TinyModel) -> None:
-    await engine.start(str(tiny_model(0)))
     responses = await engine.generate(PROMPT, seeds=[1, 2, 3], max_new_tokens=24)
     assert len(responses) == 3
     assert len({tuple(r.ids) for r in responses}) == 3, "siblings differ"
@@ -58,16 +57,6 @@ async def test_an_engine_that_was_not_started_is_unavailable(tiny_spec: Any, tmp
     fresh = Engine(tiny_spec, 9, host="127.0.0.1", port=None, log_folder=str(tmp_path))
     with pytest.raises(EngineUnavailable, match="not started"):
         await fresh.health()
-
-
-async def test_a_server_that_cannot_start_says_so_with_the_end_of_its_log(tiny_spec: Any, tmp_path: Any) -> None:
-    from distill_workers.server import ServerFailed
-
-    (tmp_path / "config.json").write_text("{}")
-    fresh = Engine(tiny_spec, 9, host="127.0.0.1", port=None, log_folder=str(tmp_path))
-    with pytest.raises(ServerFailed, match=r"ended with code.*\n"):
-        await fresh.start(str(tmp_path))
-    await fresh.stop()
 
 
 async def test_the_same_seeds_draw_the_same_tokens_after_a_restart(tiny_model: TinyModel, tmp_path: Any) -> None:

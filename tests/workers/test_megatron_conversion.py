@@ -23,7 +23,9 @@ def convert(folder: Path, tensor: int, kinds: tuple[str, ...]) -> dict[str, Any]
         logprobs = student.logprobs(samples)
         student.export(folder / f"{kind}-from-{tensor}")
         names = [(name, None if t is None else list(t.shape)) for name, t in student.hf_tensors()]
-        found[kind] = {"logprobs": logprobs, "names": names, "rank": student.ranks.rank}
+        # In this process, after the shims of the CPU mode, transformers must be what it is without them.
+        by_transformers = [hf_logprobs(folder / kind, s.prompt_ids, s.response_ids).tolist() for s in samples[:1]]
+        found[kind] = {"logprobs": logprobs, "names": names, "by_transformers": by_transformers}
     return found
 
 
@@ -62,6 +64,14 @@ def test_logprobs_equal_those_of_transformers(converted: Converted, kind: str, t
         for sample, logprobs in zip(make_samples(6, longest=120), rank[kind]["logprobs"], strict=True):
             expected = hf_logprobs(folder / kind, sample.prompt_ids, sample.response_ids)
             torch.testing.assert_close(torch.tensor(logprobs), expected, rtol=0, atol=1e-5)
+
+
+def test_the_cpu_mode_leaves_transformers_as_it_is(converted: Converted) -> None:
+    folder, results = converted
+    sample = make_samples(6, longest=120)[0]
+    for kind in KINDS:
+        expected = hf_logprobs(folder / kind, sample.prompt_ids, sample.response_ids)
+        assert results[1][0][kind]["by_transformers"] == [expected.tolist()]
 
 
 @pytest.mark.parametrize("tensor", [1, 2])

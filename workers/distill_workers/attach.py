@@ -28,6 +28,7 @@ from distill_workers.engine import (
     EngineUnavailable,
     Response,
 )
+from distill_workers.server import ServerFailed
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
@@ -214,11 +215,11 @@ class RayEngine:
             raise EngineUnavailable("the engine was not started")
         try:
             return await asyncio.wait_for(self._awaited(method, arguments), timeout_seconds + CALL_SLACK_SECONDS)
-        except (EngineUnavailable, EngineRefused):
-            # Raised inside the actor; Ray hands it on as a subclass of itself, which does not pickle further.
-            raise
         except RayTaskError as error:
-            raise EngineUnavailable(f"{method}: {error.cause or error}") from None
+            # What the engine raised, without the wrapper that Ray puts around it.
+            if isinstance(error.cause, EngineUnavailable | EngineRefused | ServerFailed):
+                raise error.cause from None
+            raise EngineUnavailable(f"{method}: {error}") from None
         except (TimeoutError, GetTimeoutError):
             raise EngineUnavailable(f"{method} was not answered within {timeout_seconds:.0f} s") from None
         except (RayError, ConnectionError, RuntimeError, OSError) as error:

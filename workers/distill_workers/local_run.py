@@ -71,13 +71,14 @@ class LocalRun:
         self.folder.root.mkdir(parents=True, exist_ok=True)
         logs = self.folder.root / "logs"
         logs.mkdir(exist_ok=True)
+        (logs / "exit.json").unlink(missing_ok=True)
         teachers = [
             SGLangServer(teacher_model, spec, "teacher", port=free_port(), log=logs / f"teacher-{number}.log")
             for number in range(spec.teacher.replicas)
         ]
         with tempfile.TemporaryDirectory(prefix="distill-") as scratch:
             manifest = Path(scratch) / "job.json"
-            manifest.write_text(json.dumps(self.job.model_dump(mode="json", by_alias=True)))
+            manifest.write_text(json.dumps(self.job.model_dump(mode="json", by_alias=True, exclude_none=True)))
             try:
                 for teacher in teachers:
                     teacher.start()
@@ -97,7 +98,7 @@ class LocalRun:
                     teacher.stop()
 
     def exit_report(self) -> ExitReport | None:
-        path = self.folder.root / "exit.json"
+        path = self.folder.root / "logs" / "exit.json"
         return ExitReport.model_validate_json(path.read_text()) if path.exists() else None
 
     def _environment(self, manifest: Path, teachers: str) -> dict[str, str]:
@@ -109,6 +110,7 @@ class LocalRun:
             "MASTER_PORT": str(free_port()),
             Variable.NODE_RANK: "0",
             Variable.POD_IP: "127.0.0.1",
+            Variable.TERMINATION_LOG: str(self.folder.root / "logs" / "exit.json"),
             "DISTILL_PORT": str(self._port),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }

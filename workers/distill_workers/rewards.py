@@ -1,4 +1,4 @@
-"""Rewards: a number for a whole response. One that fails or hangs is a RewardError: it fails its sample, not the job."""
+"""Rewards: a number for a whole response. One that fails or hangs is a RewardError: its sample fails, not the job."""
 
 import asyncio
 import contextlib

@@ -66,7 +66,7 @@ class RunFolder:
                 f"{self.root} holds another run (its spec has fingerprint {theirs}, this one {mine}): "
                 "choose another spec.output.path or metadata.name, or remove the folder"
             )
-        manifest = self._job.model_dump(mode="json", by_alias=True)
+        manifest = self._job.model_dump(mode="json", by_alias=True, exclude_none=True)
         write_whole(mark, json.dumps({"fingerprint": mine, "job": manifest}, indent=1))
 
     def append(self, name: str, line: dict[str, Any]) -> None:

@@ -156,7 +156,8 @@ class SGLangServer:
                 why = str(error)
             time.sleep(0.25)
         raise ServerFailed(
-            f"the {self._role} server of {self.model} was not ready within {timeout_seconds:.0f} s: {why}; {self.tail()}"
+            f"the {self._role} server of {self.model} was not ready within {timeout_seconds:.0f} s: {why}; "
+            f"{self.tail()}"
         )
 
     def stop(self) -> None:

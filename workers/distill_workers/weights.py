@@ -2,8 +2,8 @@
 
 `DistributedSync` broadcasts buckets over a process group of the trainer's rank 0 and all ranks of the engines (NCCL, or
 gloo without accelerators); `DiskSync` writes a Hugging Face folder that the engines read. Both pause generation,
-check every reply, read the version back and resume. An engine that fails is left out and named in EngineLost; all others
-then have the new weights. A restarted engine gets them by a push to it alone.
+check every reply, read the version back and resume. An engine that fails is left out and named in EngineLost; all
+others then have the new weights. A restarted engine gets them by a push to it alone.
 """
 
 import asyncio

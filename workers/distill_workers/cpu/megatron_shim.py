@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-_FACTORIES = ("zeros", "ones", "empty", "tensor")
+_FACTORIES = ("zeros", "tensor")
 
 
 def install() -> None:
@@ -31,9 +31,46 @@ def install() -> None:
     current_device.distill_shim = True  # type: ignore[attr-defined]  # a mark on a function
     torch.cuda.current_device = current_device  # type: ignore[assignment]  # an int in torch; used as device= only
     torch.cuda.synchronize = lambda device=None: None
-    for name in _FACTORIES:
-        setattr(torch, name, _on_cpu(getattr(torch, name)))
-    _rename_types_in_optimizer()
+    from megatron.core.optimizer import optimizer
+
+    optimizer.get_grad_norm_fp32 = _pretending(optimizer.get_grad_norm_fp32)
+    optimizer.clip_grad_by_total_norm_fp32 = _pretending(optimizer.clip_grad_by_total_norm_fp32)
+    for kind in (optimizer.FP32Optimizer, optimizer.Float16OptimizerWithFloat16Params):
+        kind.__init__ = _pretending(kind.__init__)
+
+
+def _pretending(function: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(function)
+    def called(*args: Any, **kwargs: Any) -> Any:
+        with _pretended_cuda():
+            return function(*args, **kwargs)
+
+    return called
+
+
+@contextlib.contextmanager
+def _pretended_cuda() -> Iterator[None]:
+    """While it lasts, device="cuda" makes a CPU tensor, and Tensor.type() names torch.cuda.FloatTensor.
+
+    Not for the whole process: transformers loads models under torch.device("meta") as a context, which looks for torch's
+    own factories, and with replaced ones it silently loads something else.
+    """
+    factories = {name: getattr(torch, name) for name in _FACTORIES}
+    original = torch.Tensor.type
+
+    def named(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        result = original(self, *args, **kwargs)
+        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
+
+    torch.Tensor.type = named  # type: ignore[assignment,method-assign]  # restored below
+    for name, factory in factories.items():
+        setattr(torch, name, _on_cpu(factory))
+    try:
+        yield
+    finally:
+        torch.Tensor.type = original  # type: ignore[method-assign]
+        for name, factory in factories.items():
+            setattr(torch, name, factory)
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
@@ -44,36 +81,3 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
         return factory(*args, **kwargs)
 
     return made
-
-
-def _rename_types_in_optimizer() -> None:
-    """The optimiser compares Tensor.type() with 'torch.cuda.FloatTensor' in two functions: name it so there alone."""
-    from megatron.core.optimizer import optimizer
-
-    optimizer.clip_grad_by_total_norm_fp32 = _with_cuda_names(optimizer.clip_grad_by_total_norm_fp32)
-    mixed = optimizer.Float16OptimizerWithFloat16Params
-    mixed.__init__ = _with_cuda_names(mixed.__init__)
-
-
-def _with_cuda_names(function: Callable[..., Any]) -> Callable[..., Any]:
-    @functools.wraps(function)
-    def called(*args: Any, **kwargs: Any) -> Any:
-        with _cuda_names():
-            return function(*args, **kwargs)
-
-    return called
-
-
-@contextlib.contextmanager
-def _cuda_names() -> Iterator[None]:
-    original = torch.Tensor.type
-
-    def named(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-        result = original(self, *args, **kwargs)
-        return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
-
-    torch.Tensor.type = named  # type: ignore[assignment,method-assign]  # restored below
-    try:
-        yield
-    finally:
-        torch.Tensor.type = original  # type: ignore[method-assign]

@@ -1,0 +1,60 @@
+"""The trainer's pods: how the student is split over them, its optimiser, and how its weights reach the engines."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.base import Model, Tokens
+from distill_api.rules import Rule
+from distill_api.template import PodTemplate
+
+
+class WeightSync(StrEnum):
+    DISTRIBUTED = "distributed"
+    DISK = "disk"
+
+
+class Parallelism(Model):
+    """How the student is split over the trainer's ranks; the rest is data parallel."""
+
+    tensor: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Tensor parallel size.")
+    pipeline: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Pipeline parallel size; only 1 so far.")
+    context: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Context parallel size; only 1 so far.")
+    expert: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Expert parallel size; only 1 so far.")
+
+
+class Optimizer(Model):
+    """AdamW with decoupled weight decay, and a linear warm-up."""
+
+    learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-6, description="Learning rate after warm-up.")
+    beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Decay of the first moment.")
+    beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="Decay of the second moment.")
+    epsilon: Annotated[float, Field(gt=0, le=0.1)] = Field(1e-8, description="Added to the denominator.")
+    weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.1, description="Decoupled weight decay.")
+    clip_grad: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="Largest norm of the gradient.")
+    warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="Steps of linear warm-up.")
+
+
+class Trainer(Model):
+    """Megatron trainer pods."""
+
+    rules = (
+        Rule(
+            "parallelism.tensor must divide nodes x gpusPerNode",
+            "(self.nodes * self.gpusPerNode) % self.parallelism.tensor == 0",
+            lambda trainer: trainer.nodes * trainer.gpus_per_node % trainer.parallelism.tensor == 0,
+        ),
+    )
+    nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods.")
+    gpus_per_node: Annotated[int, Field(ge=1, le=16)] = Field(
+        1, description="Accelerators, and so ranks, of one pod; with accelerator none: processes."
+    )
+    parallelism: Parallelism = Field(default_factory=Parallelism, description="How the model is split.")
+    optimizer: Optimizer = Field(default_factory=Optimizer, description="The optimiser.")
+    max_tokens_per_micro_batch: Tokens = Field(16384, description="Token budget of one micro-batch of a rank.")
+    weight_sync: WeightSync = Field(
+        WeightSync.DISTRIBUTED,
+        description="distributed: NCCL, or gloo without accelerators; disk: through the output volume.",
+    )
+    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the trainer's pods.")

@@ -1,0 +1,331 @@
+"""An API server in memory, and small builders of what the operator may observe."""
+
+import copy
+import itertools
+import random
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from distill_api.job import DistillationJob, parse_job
+from distill_api.names import FIELD_MANAGER
+from distill_operator.cluster import AlreadyExists, ApiError, Conflict, NotServed, Refused
+from distill_operator.events import EventRecorder
+from distill_operator.jobs import Jobs
+from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.progress import ProgressPoller
+from distill_operator.queue import Key, Retry
+from distill_operator.reconcile import Reconciler
+from distill_operator.settings import Settings
+
+Json = dict[str, Any]
+EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
+SETTINGS = Settings(workers_image="registry.test/workers:1")
+KEY = Key("default", "job")
+UID = "5f0c0a54-0000-4000-8000-000000000001"
+
+
+def manifest(**spec: Any) -> Json:
+    body = {
+        "accelerator": "none",
+        "student": {"model": "/models/student"},
+        "teacher": {"model": "/models/teacher"},
+        "data": {"prompts": {"path": "/data/train.jsonl"}},
+        "schedule": {"steps": 10},
+        "output": {"volume": {"claimName": "out"}},
+    }
+    return {
+        "apiVersion": "distillation-operator.io/v1alpha1",
+        "kind": "DistillationJob",
+        "metadata": {"name": "job", "namespace": "default", "uid": UID, "generation": 1},
+        "spec": {**body, **spec},
+    }
+
+
+def job(**spec: Any) -> DistillationJob:
+    return parse_job(manifest(**spec))
+
+
+class Crash(BaseException):
+    """The process is gone."""
+
+
+@dataclass
+class FakeCluster:
+    """resourceVersions, uids, server-side apply without field ownership, stale lists and failures on demand."""
+
+    objects: dict[tuple[Kind, str], Json] = field(default_factory=dict)
+    events: dict[str, Json] = field(default_factory=dict)
+    kuberay: bool = True
+    refuse: str = ""
+    """Part of a name whose apply is refused."""
+    writes: list[str] = field(default_factory=list)
+    crash_after: int = -1
+    """Die after so many writes. Reads never fail by it."""
+    fail: random.Random | None = None
+    """Every request may fail, before or after it took effect."""
+    stale: random.Random | None = None
+    """Every list may be of an earlier moment."""
+    _history: list[dict[tuple[Kind, str], Json]] = field(default_factory=list)
+    _versions: Any = field(default_factory=lambda: itertools.count(1))
+
+    async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
+        self._maybe_fail()
+        found = self.objects.get((kind, name))
+        return copy.deepcopy(found) if found else None
+
+    async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
+        self._maybe_fail()
+        if kind is Kind.RAY_CLUSTER and not self.kuberay:
+            raise NotServed(404, "no RayCluster")
+        source = self.objects
+        if self.stale and self._history and self.stale.random() < 0.5:
+            source = self.stale.choice(self._history[-6:])
+        wanted = dict(part.split("=", 1) for part in labels.split(",") if part)
+        return [
+            copy.deepcopy(o)
+            for (k, n), o in source.items()
+            if k is kind
+            and name in ("", n)
+            and all(o["metadata"].get("labels", {}).get(key) == v for key, v in wanted.items())
+        ]
+
+    async def apply(self, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
+        self._maybe_fail()
+        name = body["metadata"]["name"]
+        if self.refuse and self.refuse in name:
+            raise Refused(422, f"{name} is wrong")
+        if dry_run:
+            return
+        key = (BY_NAME[body["kind"]], name)
+        old = self.objects.get(key)
+        if old is not None:
+            if old["metadata"].get("ownerReferences", body["metadata"]["ownerReferences"]) != body["metadata"][
+                "ownerReferences"
+            ]:
+                raise AssertionError(f"{key} of somebody else was taken over")
+            assert key[0] is not Kind.JOB or old["spec"] == body["spec"], "the pods of a Job cannot be changed"
+        fresh = copy.deepcopy(dict(body))
+        meta = old["metadata"] if old else {"uid": f"uid-{next(self._versions)}"}
+        fresh["metadata"] = {**meta, **fresh["metadata"]}
+        fresh["status"] = (old or {}).get("status", {})
+        self._store(key, fresh, f"apply {body['kind']}/{name}")
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+        self._maybe_fail()
+        found = self.objects.get((kind, name))
+        if found is not None and found["metadata"]["uid"] == uid:
+            self._remember()
+            del self.objects[kind, name]
+            self._wrote(f"delete {kind.value.kind}/{name}")
+
+    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
+        self._maybe_fail()
+        found = self.objects.get((Kind.DISTILLATION_JOB, name))
+        if found is None:
+            raise ApiError(404, "gone")
+        if patch["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
+            raise Conflict(409, "changed")
+        fresh = copy.deepcopy(found)
+        merge(fresh.setdefault("status", {}), patch["status"])
+        self._store((Kind.DISTILLATION_JOB, name), fresh, "status")
+
+    async def create_event(self, body: Mapping[str, Any]) -> None:
+        self._maybe_fail()
+        name = body["metadata"]["name"]
+        if name in self.events:
+            raise AlreadyExists(409, name)
+        self.events[name] = dict(body)
+        self._wrote(f"event {body['reason']}")
+
+    async def patch_event(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
+        self.events[name] |= patch
+
+    def put(self, kind: Kind, name: str, body: Json) -> None:
+        """By somebody else than the operator."""
+        meta = {"uid": f"uid-{next(self._versions)}", "name": name, "namespace": "default", **body.get("metadata", {})}
+        self._remember()
+        types = {"kind": kind.value.kind, "apiVersion": kind.value.api_version}
+        self.objects[kind, name] = {**body, **types, "metadata": {**meta, "resourceVersion": self._version()}}
+
+    def status(self, kind: Kind, name: str, status: Json) -> None:
+        found = self.objects[kind, name]
+        if found.get("status") != status:
+            self.put(kind, name, {**copy.deepcopy(found), "status": status})
+
+    def remove(self, kind: Kind, name: str) -> None:
+        self._remember()
+        self.objects.pop((kind, name), None)
+
+    def of(self, kind: Kind) -> dict[str, Json]:
+        return {name: o for (k, name), o in list(self.objects.items()) if k is kind}
+
+    def shape(self) -> dict[str, str]:
+        """What is there, without what differs from run to run."""
+        return {
+            f"{kind.value.kind}/{name}": o["metadata"]["annotations"]["distillation-operator.io/spec-hash"]
+            for (kind, name), o in self.objects.items()
+            if o["metadata"].get("labels", {}).get("app.kubernetes.io/managed-by") == FIELD_MANAGER
+            and kind is not Kind.POD
+        }
+
+    def _store(self, key: tuple[Kind, str], body: Json, what: str) -> None:
+        self._remember()
+        body["metadata"]["resourceVersion"] = self._version()
+        self.objects[key] = body
+        self._wrote(what)
+
+    def _wrote(self, what: str) -> None:
+        self.writes.append(what)
+        if self.crash_after >= 0 and len(self.writes) > self.crash_after:
+            self.crash_after = -1
+            raise Crash
+        if self.fail and self.fail.random() < 0.1:
+            raise ApiError(0, "connection lost after the write")
+
+    def _maybe_fail(self) -> None:
+        if self.fail and self.fail.random() < 0.02:
+            raise ApiError(500, "etcd is leaderless")
+
+    def _remember(self) -> None:
+        if self.stale:
+            self._history.append(dict(self.objects))
+
+    def _version(self) -> str:
+        return str(next(self._versions))
+
+
+def merge(target: Json, patch: Mapping[str, Any]) -> None:
+    """RFC 7386."""
+    for key, value in patch.items():
+        if value is None:
+            target.pop(key, None)
+        elif isinstance(value, Mapping) and isinstance(target.get(key), dict):
+            merge(target[key], value)
+        else:
+            target[key] = copy.deepcopy(value)
+
+
+@dataclass
+class Simulation:
+    """One job, the operator, and a cluster that does its part, all in memory and on a clock of its own."""
+
+    spec: Json = field(default_factory=dict)
+    cluster: FakeCluster = field(default_factory=FakeCluster)
+    now: datetime = EPOCH
+    trainers: dict[int, tuple[int, str]] = field(default_factory=dict)
+    """Exit code and termination message by attempt; an attempt that is not named runs on."""
+    trainer_uids: set[str] = field(default_factory=set)
+    claim: bool = True
+    crashes: int = 0
+
+    def __post_init__(self) -> None:
+        self.cluster.put(Kind.DISTILLATION_JOB, "job", manifest(**self.spec))
+        if self.claim:
+            self.cluster.put(Kind.CLAIM, "out", {"status": {"phase": "Bound"}})
+        self.start()
+
+    def start(self) -> None:
+        """A new process, which remembers nothing."""
+        poller = ProgressPoller(1.0, lambda _: None)
+        recorder = EventRecorder(self.cluster, "test", lambda: self.now)
+        self.reconciler = Reconciler(self.cluster, SETTINGS, recorder, poller, Jobs(), lambda: self.now)
+
+    async def reconcile(self) -> float | None:
+        """Once; a crash is followed by a new process, an error by another try."""
+        try:
+            return await self.reconciler.reconcile(KEY)
+        except Crash:
+            self.crashes += 1
+            self.start()
+            return 0.0
+        except (Retry, ApiError):
+            return 0.0
+
+    async def settle(self, *, limit: int = 60, seconds: float = 400.0) -> None:
+        """Until nothing changes any more, time passing where only time is waited for."""
+        quiet = 0
+        end = self.now + timedelta(seconds=seconds)
+        for _ in range(limit):
+            before = (len(self.cluster.writes), self.crashes)
+            again = await self.reconcile()
+            changed = self.play()
+            if changed or (len(self.cluster.writes), self.crashes) != before or again == 0.0:
+                quiet = 0
+                continue
+            quiet += 1
+            if again is None or quiet > 3:
+                if again is None or self.now >= end:
+                    return
+            self.now += timedelta(seconds=again or 1.0)
+        if self.now < end and quiet < 3:
+            raise AssertionError(f"no fixed point: {self.cluster.writes[-20:]}")
+
+    def play(self) -> bool:
+        """One turn of everybody else: garbage collector, Deployment, KubeRay, Job controller, kubelet."""
+        before = {key: o["metadata"]["resourceVersion"] for key, o in self.cluster.objects.items()}
+        c = self.cluster
+        owners = {o["metadata"]["uid"] for o in c.objects.values()}
+        for name, pod in c.of(Kind.POD).items():
+            if pod["metadata"]["annotations"]["owner"] not in owners:
+                c.remove(Kind.POD, name)
+        for name, o in c.of(Kind.DEPLOYMENT).items():
+            count = o["spec"]["replicas"]
+            self._pods(o, name, count, o["spec"]["template"])
+            c.status(Kind.DEPLOYMENT, name, {"readyReplicas": count})
+        for name, o in c.of(Kind.RAY_CLUSTER).items():
+            group = o["spec"]["workerGroupSpecs"][0]
+            self._pods(o, f"{name}-head", 1, o["spec"]["headGroupSpec"]["template"], {"ray.io/node-type": "head"})
+            self._pods(o, f"{name}-engine", group["replicas"], group["template"], {"ray.io/node-type": "worker"})
+            head = {"type": "HeadPodReady", "status": "True"}
+            c.status(Kind.RAY_CLUSTER, name, {"readyWorkerReplicas": group["replicas"], "conditions": [head]})
+        for name, o in c.of(Kind.JOB).items():
+            self._job(name, o)
+        return before != {key: o["metadata"]["resourceVersion"] for key, o in c.objects.items()}
+
+    def _job(self, name: str, o: Json) -> None:
+        self.trainer_uids.add(o["metadata"]["uid"])
+        attempt = int(o["metadata"]["labels"]["distillation-operator.io/attempt"])
+        count = o["spec"]["completions"]
+        code, message = self.trainers.get(attempt, (None, ""))
+        self._pods(o, name, count, o["spec"]["template"])
+        if code is None or not o.get("status"):
+            self.cluster.status(Kind.JOB, name, {"ready": count, "active": count})
+            return
+        for index in range(count):
+            ended = {"exitCode": code, "message": message, "finishedAt": "2026-01-01T00:00:00Z"}
+            state = {"name": "trainer", "state": {"terminated": ended}}
+            self.cluster.status(
+                Kind.POD, f"{name}-{index}", {"phase": "Failed" if code else "Succeeded", "containerStatuses": [state]}
+            )
+        kind = "Failed" if code else "Complete"
+        self.cluster.status(Kind.JOB, name, {"conditions": [{"type": kind, "status": "True"}]})
+
+    def _pods(self, owner: Json, prefix: str, count: int, template: Json, labels: Json | None = None) -> None:
+        for index in range(count):
+            name = f"{prefix}-{index}"
+            if (Kind.POD, name) in self.cluster.objects:
+                continue
+            annotations = {"owner": owner["metadata"]["uid"], "batch.kubernetes.io/job-completion-index": str(index)}
+            meta = {"labels": {**template["metadata"]["labels"], **(labels or {})}, "annotations": annotations}
+            ready = [{"type": "PodScheduled", "status": "True"}, {"type": "Ready", "status": "True"}]
+            status = {"phase": "Running", "conditions": ready}
+            self.cluster.put(Kind.POD, name, {"metadata": meta, "spec": {}, "status": status})
+
+    def edit(self, **spec: Any) -> None:
+        """By the user."""
+        found = copy.deepcopy(self.cluster.objects[Kind.DISTILLATION_JOB, "job"])
+        found["spec"] |= spec
+        found["metadata"]["generation"] += 1
+        self.cluster.put(Kind.DISTILLATION_JOB, "job", found)
+
+    @property
+    def job_status(self) -> Json:
+        found: Json = self.cluster.objects[Kind.DISTILLATION_JOB, "job"].get("status", {})
+        return found
+
+    def condition(self, kind: str) -> tuple[str, str, str]:
+        """Status, reason, message."""
+        found = next((c for c in self.job_status.get("conditions", []) if c["type"] == kind), None)
+        return (found["status"], found["reason"], found["message"]) if found else ("", "", "")

@@ -1,0 +1,161 @@
+"""Children are pure functions of the job: golden files show each of them, and a few rules hold for all.
+
+`UPDATE_GOLDEN=1 pytest tests/unit/test_operator_children.py` writes the files anew; read the difference.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from operator_fakes import SETTINGS, Json, job
+
+from distill_api.job import DistillationJob, load_job
+from distill_operator.children import desired
+
+ROOT = Path(__file__).resolve().parents[2]
+GOLDEN = Path(__file__).parent / "golden"
+EXAMPLES = ("qwen3-8b-opd", "arithmetic-cpu")
+
+
+def example(name: str) -> DistillationJob:
+    found = load_job(ROOT / "examples" / f"{name}.yaml")
+    metadata = found.metadata.model_copy(update={"uid": "5f0c0a54-0000-4000-8000-000000000001"})
+    return found.model_copy(update={"metadata": metadata})
+
+
+def children(of: DistillationJob) -> list[Json]:
+    return [*desired.lasting(of), *desired.serving(of, SETTINGS), desired.training(of, SETTINGS, 1)]
+
+
+def pod_templates(of: DistillationJob) -> dict[str, Json]:
+    by_kind = {child["kind"]: child for child in children(of)}
+    ray = by_kind["RayCluster"]["spec"]
+    return {
+        "teacher": by_kind["Deployment"]["spec"]["template"],
+        "head": ray["headGroupSpec"]["template"],
+        "engine": ray["workerGroupSpecs"][0]["template"],
+        "trainer": by_kind["Job"]["spec"]["template"],
+    }
+
+
+def container(template: Json) -> Json:
+    found: Json = template["spec"]["containers"][0]
+    return found
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_children_are_as_in_the_golden_file(name: str) -> None:
+    path = GOLDEN / f"{name}.yaml"
+    made = yaml.safe_dump_all(children(example(name)), sort_keys=True, width=120)
+    if os.environ.get("UPDATE_GOLDEN"):
+        path.write_text(made)
+    assert made == path.read_text(), "UPDATE_GOLDEN=1 writes it anew"
+
+
+@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("role", ["teacher", "head", "engine", "trainer"])
+def test_every_pod_is_restricted(name: str, role: str) -> None:
+    spec = pod_templates(example(name))[role]["spec"]
+    assert spec["automountServiceAccountToken"] is False
+    assert spec["enableServiceLinks"] is False
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert {spec["securityContext"][key] for key in ("runAsUser", "runAsGroup", "fsGroup")} == {1000}
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for each in spec["containers"]:
+        assert each["securityContext"] == {
+            "allowPrivilegeEscalation": False,
+            "readOnlyRootFilesystem": True,
+            "capabilities": {"drop": ["ALL"]},
+        }
+        assert {"name": "tmp", "mountPath": "/tmp"} in each["volumeMounts"]
+        assert {"name": "HOME", "value": "/tmp"} in each["env"]
+
+
+def test_without_an_accelerator_nothing_asks_for_one() -> None:
+    for template in pod_templates(job(accelerator="none")).values():
+        assert set(container(template)["resources"]) == {"requests"}
+
+
+def test_each_accelerated_container_gets_what_its_parallelism_needs() -> None:
+    of = job(
+        accelerator="amd.com/gpu",
+        teacher={"model": "m", "tensorParallelSize": 4},
+        rollout={"tensorParallelSize": 2},
+        trainer={"gpusPerNode": 8},
+    )
+    counts = {
+        role: container(template)["resources"].get("limits", {}).get("amd.com/gpu")
+        for role, template in pod_templates(of).items()
+    }
+    assert counts == {"teacher": "4", "head": None, "engine": "2", "trainer": "8"}
+
+
+def test_a_users_limit_takes_the_place_of_a_default_request() -> None:
+    template = {"resources": {"limits": {"memory": "512Mi"}}}
+    made = container(pod_templates(job(trainer={"template": template}))["trainer"])
+    assert made["resources"] == {"requests": {"cpu": "100m"}, "limits": {"memory": "512Mi"}}
+
+
+def test_a_template_overrides_what_it_names_and_nothing_twice() -> None:
+    template = {
+        "image": "mine:2",
+        "imagePullPolicy": "Always",
+        "env": [{"name": "HOME", "value": "/home"}, {"name": "MORE", "value": "1"}],
+        "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "9Gi"}}],
+        "labels": {"team": "a", "distillation-operator.io/job": "stolen"},
+        "nodeSelector": {"pool": "gpu"},
+    }
+    made = pod_templates(job(trainer={"template": template}))["trainer"]
+    main = container(made)
+    assert (main["image"], main["imagePullPolicy"]) == ("mine:2", "Always")
+    values = [(e["name"], e.get("value")) for e in main["env"]]
+    assert values.count(("HOME", "/home")) == 1 and ("MORE", "1") in values
+    assert len({name for name, _ in values}) == len(values)
+    assert [v for v in made["spec"]["volumes"] if v["name"] == "tmp"] == template["volumes"]
+    assert made["metadata"]["labels"]["team"] == "a"
+    assert made["metadata"]["labels"]["distillation-operator.io/job"] == "job"
+    assert made["spec"]["nodeSelector"] == {"pool": "gpu"}
+
+
+def test_models_on_a_volume_need_no_hub() -> None:
+    offline = {"name": "HF_HUB_OFFLINE", "value": "1"}
+    assert offline in container(pod_templates(job())["teacher"])["env"]
+    assert offline not in container(pod_templates(job(teacher={"model": "Qwen/Qwen3-32B"}))["teacher"])["env"]
+
+
+@pytest.mark.parametrize(("sync", "mounted"), [("distributed", False), ("disk", True)])
+def test_engines_mount_the_output_volume_only_to_read_weights_from_it(sync: str, mounted: bool) -> None:
+    volumes = pod_templates(job(trainer={"weightSync": sync}))["engine"]["spec"]["volumes"]
+    assert any(v["name"] == "output" for v in volumes) is mounted
+
+
+def test_the_trainer_is_one_unit_whose_exit_codes_mean_something() -> None:
+    made: Any = desired.training(job(trainer={"nodes": 4}), SETTINGS, 7)
+    spec = made["spec"]
+    assert made["metadata"]["name"] == "job-trainer-7"
+    assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
+    assert spec["backoffLimit"] == 0
+    ignore, fail = spec["podFailurePolicy"]["rules"]
+    assert ignore["action"] == "Ignore", "an evicted trainer ends with 75 as well, so this rule comes first"
+    assert (fail["action"], fail["onExitCodes"]["values"]) == ("FailJob", [75, 78])
+    assert {"name": "MASTER_ADDR", "value": "job-trainer-7-0.job-trainer"} in container(spec["template"])["env"]
+
+
+def test_the_pods_read_the_spec_as_it_was_written() -> None:
+    found = desired.lasting(job())[0]
+    manifest = yaml.safe_load(found["data"]["job.yaml"])
+    assert manifest["metadata"]["name"] == "job"
+    assert manifest["spec"]["schedule"] == {"steps": 10}, "defaults are not written into it"
+
+
+def test_the_hash_of_a_child_follows_its_content() -> None:
+    def hashes(of: DistillationJob) -> dict[str, str]:
+        key = "distillation-operator.io/spec-hash"
+        return {c["kind"] + c["metadata"]["name"]: c["metadata"]["annotations"][key] for c in children(of)}
+
+    one, same, other = hashes(job()), hashes(job()), hashes(job(rollout={"replicas": 2}))
+    assert one == same
+    changed = {name for name in one if one[name] != other[name]}
+    assert changed == {"RayClusterjob-rollout", "ConfigMapjob-job"}

@@ -1,0 +1,505 @@
+"""Decisions of plan(), one situation each."""
+
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from operator_fakes import EPOCH, SETTINGS, job
+
+from distill_api.job import DistillationJob
+from distill_api.names import Role
+from distill_api.status import ConditionType, Reason, Status
+from distill_api.wire import ProgressReport
+from distill_operator import conditions
+from distill_operator.children import desired
+from distill_operator.effects import Apply, Check, Delete, Event
+from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.observed import Child, Claim, Observed, Outcome, Pod
+from distill_operator.plan import Plan, plan
+
+NOTHING = Observed(claim=Claim.BOUND)
+
+
+def look(of: DistillationJob, status: Status, observed: Observed, seconds: float = 0.0) -> Plan:
+    return plan(of, status, observed, SETTINGS, EPOCH + timedelta(seconds=seconds))
+
+
+def begun(of: DistillationJob, attempt: int = 1) -> Status:
+    """The status after an attempt began at EPOCH."""
+    status = look(of, Status(), NOTHING).status
+    return status.model_copy(update={"attempts": attempt})
+
+
+def child(body: Any, **changes: Any) -> Child:
+    """As it is after it was applied."""
+    found = Child(
+        kind=BY_NAME[body["kind"]],
+        name=body["metadata"]["name"],
+        uid=f"uid-of-{body['metadata']['name']}",
+        ours=True,
+        spec_hash=body["metadata"]["annotations"]["distillation-operator.io/spec-hash"],
+        content=body,
+    )
+    return replace(found, **changes)
+
+
+def serving(of: DistillationJob, *, ready: bool = True) -> tuple[Child, ...]:
+    teacher, rollout = desired.serving(of, SETTINGS)
+    counts = (of.spec.teacher.replicas, of.spec.rollout.replicas) if ready else (0, 0)
+    return (
+        *(child(body) for body in desired.lasting(of)),
+        child(teacher, ready=counts[0]),
+        child(rollout, ready=counts[1]),
+    )
+
+
+def trainer(of: DistillationJob, attempt: int = 1, **changes: Any) -> Child:
+    return child(desired.training(of, SETTINGS, attempt), **{"attempt": attempt, "ready": 1, **changes})
+
+
+def pods(of: DistillationJob, **changes: Any) -> tuple[Pod, ...]:
+    teachers = [Pod(f"t{i}", f"t{i}", Role.TEACHER, scheduled=True) for i in range(of.spec.teacher.replicas)]
+    engines = [Pod(f"e{i}", f"e{i}", Role.ROLLOUT, scheduled=True) for i in range(of.spec.rollout.replicas)]
+    head = Pod("h", "h", Role.ROLLOUT, head=True, scheduled=True)
+    return tuple(replace(p, **changes) for p in (*teachers, *engines, head))
+
+
+def running(of: DistillationJob, **changes: Any) -> Observed:
+    found = Observed(children=(*serving(of), trainer(of)), pods=pods(of), claim=Claim.BOUND)
+    return replace(found, **changes)
+
+
+def applied(found: Plan) -> list[str]:
+    return [f"{e.body['kind']}/{e.body['metadata']['name']}" for e in found.effects if isinstance(e, Apply)]
+
+
+def deleted(found: Plan) -> list[str]:
+    return [f"{e.kind.value.kind}/{e.name}" for e in found.effects if isinstance(e, Delete)]
+
+
+def says(status: Status, kind: ConditionType) -> tuple[str, str, str]:
+    found = conditions.find(status, kind)
+    assert found is not None, f"{kind} is missing"
+    return found.status.value, found.reason, found.message
+
+
+# The start
+
+
+def test_the_first_look_records_the_attempt_and_makes_nothing_yet() -> None:
+    found = look(job(), Status(), NOTHING)
+    assert not applied(found)
+    assert all(isinstance(e, Check | Event) for e in found.effects)
+    assert (found.status.attempts, found.requeue_after) == (1, 0.0)
+
+
+def test_the_first_look_has_the_api_server_judge_every_child() -> None:
+    found = look(job(), Status(), NOTHING)
+    kinds = [e.body["kind"] for e in found.effects if isinstance(e, Check)]
+    assert {"Deployment", "RayCluster", "Job"} < set(kinds)
+
+
+def test_every_condition_is_there_from_the_first_look() -> None:
+    found = look(job(), Status(), NOTHING).status
+    assert {c.type for c in found.conditions} == {t.value for t in ConditionType}
+
+
+def test_teacher_and_engines_start_at_once_and_the_trainer_does_not() -> None:
+    found = look(job(), begun(job()), NOTHING)
+    assert applied(found) == [
+        "ConfigMap/job-job",
+        "NetworkPolicy/job-traffic",
+        "Service/job-teacher",
+        "Service/job-trainer",
+        "Deployment/job-teacher",
+        "RayCluster/job-rollout",
+    ]
+
+
+@pytest.mark.parametrize("waiting", ["t1", "e2", "h"])
+def test_the_trainer_waits_for_the_last_pod_to_have_a_node(waiting: str) -> None:
+    of = job(teacher={"model": "m", "replicas": 2}, rollout={"replicas": 3})
+    some = tuple(replace(p, scheduled=p.name != waiting) for p in pods(of))
+    observed = Observed(children=serving(of, ready=False), pods=some, claim=Claim.BOUND)
+    assert not applied(look(of, begun(of), observed))
+    assert applied(look(of, begun(of), replace(observed, pods=pods(of)))) == ["Job/job-trainer-1"]
+
+
+def test_a_pod_that_is_going_away_holds_no_node() -> None:
+    of = job()
+    observed = Observed(children=serving(of), pods=pods(of, deleting=True), claim=Claim.BOUND)
+    assert not applied(look(of, begun(of), observed))
+
+
+def test_a_child_that_is_going_away_is_not_written_to() -> None:
+    of = job()
+    going = tuple(replace(c, deleting=True, spec_hash="other") for c in serving(of))
+    assert not applied(look(of, begun(of), Observed(children=going, claim=Claim.BOUND)))
+
+
+def test_all_roles_ready_is_running() -> None:
+    found = look(job(), begun(job()), running(job()))
+    assert says(found.status, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Running")
+    assert says(found.status, ConditionType.READY)[0] == "True"
+    assert [(r.name, r.desired, r.ready) for r in found.status.roles] == [
+        ("teacher", 1, 1),
+        ("rollout", 1, 1),
+        ("trainer", 1, 1),
+    ]
+
+
+def test_a_running_job_stays_running_while_an_engine_comes_back() -> None:
+    of = job()
+    status = look(of, begun(of), running(of)).status
+    lost = running(of, children=(*serving(of, ready=False), trainer(of)))
+    found = look(of, status, lost)
+    assert says(found.status, ConditionType.SUCCEEDED)[1] == "Running"
+    assert says(found.status, ConditionType.READY)[0] == "False"
+
+
+def test_a_second_look_at_the_same_changes_nothing() -> None:
+    of = job()
+    first = look(of, begun(of), running(of))
+    second = look(of, first.status, running(of), seconds=60)
+    assert second.status == first.status
+    assert not second.effects
+
+
+# Obstacles: nothing is started, and the message says what to do
+
+
+@pytest.mark.parametrize(
+    ("observed", "condition", "reason", "advice"),
+    [
+        (Observed(claim=Claim.ABSENT), ConditionType.TRAINER_READY, "VolumeNotBound", "create it"),
+        (Observed(claim=Claim.PENDING), ConditionType.TRAINER_READY, "VolumeNotBound", "kubectl describe pvc out"),
+        (
+            Observed(claim=Claim.BOUND, kuberay_installed=False),
+            ConditionType.ROLLOUT_READY,
+            "KubeRayNotInstalled",
+            "install the KubeRay operator",
+        ),
+    ],
+)
+def test_an_obstacle_that_is_known_starts_nothing(
+    observed: Observed, condition: ConditionType, reason: str, advice: str
+) -> None:
+    found = look(job(), Status(), observed)
+    assert not applied(found)
+    assert says(found.status, condition)[:2] == ("False", reason)
+    assert advice in says(found.status, condition)[2]
+    assert says(found.status, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Pending")
+    assert found.status.attempts == 0
+    assert found.requeue_after == 10.0
+
+
+def test_a_claim_that_waits_for_its_first_consumer_is_no_obstacle() -> None:
+    assert look(job(), Status(), Observed(claim=Claim.WAITS_FOR_CONSUMER)).status.attempts == 1
+
+
+def test_a_spec_without_an_output_volume_is_invalid_on_a_cluster() -> None:
+    found = look(job(output={}), Status(), NOTHING)
+    assert says(found.status, ConditionType.SUCCEEDED)[:2] == ("False", "InvalidSpec")
+    assert "spec.output.volume" in says(found.status, ConditionType.SPEC_VALID)[2]
+    assert not applied(found) and found.status.attempts == 0
+
+
+def test_a_strangers_object_is_never_taken_over() -> None:
+    of = job()
+    foreign = child(desired.serving(of, SETTINGS)[0], ours=False)
+    found = look(of, Status(), Observed(children=(foreign,), claim=Claim.BOUND))
+    assert not applied(found) and not deleted(found)
+    assert says(found.status, ConditionType.TEACHER_READY)[1] == "NameTaken"
+    assert "Deployment job-teacher" in says(found.status, ConditionType.TEACHER_READY)[2]
+
+
+# What is wrong with a role
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason", "words"),
+    [
+        ({"unschedulable": "0/3 nodes", "scheduled": False}, "Unschedulable", "0/3 nodes"),
+        ({"waiting_reason": "ImagePullBackOff", "waiting_message": "no such tag"}, "ImagePullFailed", "no such tag"),
+        (
+            {"waiting_reason": "CrashLoopBackOff", "restarts": 4, "exit_code": 2, "exit_message": "no model"},
+            "CrashLooping",
+            "no model",
+        ),
+        ({"waiting_reason": "CrashLoopBackOff", "exit_reason": "OOMKilled"}, "OutOfMemory", "out of memory"),
+        ({"waiting_reason": "CreateContainerConfigError", "waiting_message": "no secret"}, "NotReady", "no secret"),
+        ({}, "NotReady", "0 of 1"),
+    ],
+)
+def test_a_role_says_why_it_is_not_ready(changes: dict[str, Any], reason: str, words: str) -> None:
+    of = job()
+    observed = Observed(children=serving(of, ready=False), pods=pods(of, **changes), claim=Claim.BOUND)
+    for condition in (ConditionType.TEACHER_READY, ConditionType.ROLLOUT_READY):
+        said = says(look(of, begun(of), observed).status, condition)
+        assert said[:2] == ("False", reason)
+        assert words in said[2]
+
+
+# Ends
+
+
+def test_a_complete_trainer_is_success_recorded_before_anything_is_released() -> None:
+    of = job()
+    done = running(of, children=(*serving(of), trainer(of, outcome=Outcome.COMPLETE, ready=0)))
+    first = look(of, begun(of), done)
+    assert says(first.status, ConditionType.SUCCEEDED)[:2] == ("True", "Completed")
+    assert not deleted(first)
+    assert first.status.result is not None and first.status.result.model_path == "/output/job/model"
+    second = look(of, first.status, done)
+    assert deleted(second) == ["Deployment/job-teacher", "RayCluster/job-rollout"]
+    assert second.status == first.status
+
+
+def test_the_trainers_last_words_are_the_result() -> None:
+    of = job()
+    report = ProgressReport.model_validate(
+        {
+            "phase": "Done",
+            "preflightPassed": True,
+            "progress": {"step": 10, "totalSteps": 10, "percent": 100, "reverseKL": "0.1"},
+            "result": {"modelPath": "/output/job/model", "step": 10, "bestStep": 8},
+        }
+    )
+    children = (*serving(of), trainer(of, outcome=Outcome.COMPLETE))
+    found = look(of, begun(of), running(of, children=children, report=report)).status
+    assert found.result is not None and found.result.best_step == 8
+    assert found.progress is not None and found.progress.reverse_kl == "0.1"
+
+
+@pytest.mark.parametrize(("reason", "summary"), [("PreflightFailed",) * 2, ("ConfigurationError",) * 2])
+def test_exit_78_is_never_tried_again(reason: str, summary: str) -> None:
+    of = job()
+    message = f'{{"reason": "{reason}", "message": "do this", "step": 0}}'
+    ended = Pod("x", "x", Role.TRAINER, attempt=1, exit_code=78, exit_message=message)
+    observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED)), pods=(*pods(of), ended))
+    found = look(of, begun(of), observed).status
+    assert says(found, ConditionType.SUCCEEDED) == ("False", summary, "do this")
+    assert found.restarts == 0 and found.completion_time
+
+
+def test_exit_78_is_known_from_the_job_when_its_pods_are_gone() -> None:
+    of = job()
+    words = "Container trainer for pod default/x failed with exit code 78 matching FailJob rule at index 1"
+    observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED, message=words)))
+    assert says(look(of, begun(of), observed).status, ConditionType.SUCCEEDED)[1] == "ConfigurationError"
+
+
+def test_the_rank_that_failed_first_explains_the_failure() -> None:
+    of = job(trainer={"nodes": 3})
+    ranks = [
+        Pod(f"r{i}", f"r{i}", Role.TRAINER, attempt=1, index=i, exit_code=1, finished_at=EPOCH + timedelta(seconds=s))
+        for i, s in enumerate((9, 3, 6))
+    ]
+    observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED)), pods=(*pods(of), *ranks))
+    assert "r1 ended with exit code 1" in says(look(of, begun(of), observed).status, ConditionType.TRAINER_READY)[2]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"), [({"exit_reason": "OOMKilled"}, "OutOfMemory"), ({"evicted": True}, "Evicted")]
+)
+def test_a_failure_of_the_machine_is_told_from_one_of_the_program(changes: dict[str, Any], reason: str) -> None:
+    of = job()
+    ended = Pod("x", "x", Role.TRAINER, **{"attempt": 1, "exit_code": 137, **changes})
+    observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED)), pods=(*pods(of), ended))
+    found = look(of, begun(of), observed).status
+    assert says(found, ConditionType.TRAINER_READY)[1] == reason
+    assert says(found, ConditionType.SUCCEEDED)[1] == "Restarting"
+
+
+def failed_once(of: DistillationJob) -> tuple[Status, Observed]:
+    observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED)))
+    return look(of, begun(of), observed).status, observed
+
+
+def test_a_failed_attempt_is_counted_once_however_often_it_is_seen() -> None:
+    status, observed = failed_once(job())
+    assert (status.restarts, status.attempts) == (1, 1)
+    again = look(job(), status, observed)
+    assert again.status.restarts == 1
+
+
+def test_everything_of_a_failed_attempt_goes_and_the_rest_stays() -> None:
+    status, observed = failed_once(job())
+    assert deleted(look(job(), status, observed)) == [
+        "Job/job-trainer-1",
+        "Deployment/job-teacher",
+        "RayCluster/job-rollout",
+    ]
+
+
+def test_the_next_attempt_waits_for_its_time_and_for_the_last_one_to_be_gone() -> None:
+    status, observed = failed_once(job())
+    lasting = replace(observed, children=observed.children[:4], pods=())
+    assert look(job(), status, lasting, seconds=5).status.attempts == 1
+    assert look(job(), status, replace(lasting, pods=pods(job())), seconds=60).status.attempts == 1
+    found = look(job(), status, lasting, seconds=60).status
+    assert (found.attempts, found.next_attempt_time, found.restarts) == (2, None, 1)
+
+
+def test_delays_double_up_to_a_bound_and_are_the_same_for_every_observer() -> None:
+    from distill_operator.lifecycle import delay_seconds
+
+    delays = [delay_seconds("uid", n) for n in range(1, 9)]
+    assert delays == [delay_seconds("uid", n) for n in range(1, 9)]
+    for n, delay in enumerate(delays):
+        least = min(10 * 2**n, 300)
+        assert least <= delay <= 1.2 * least
+    assert delay_seconds("other", 1) != delays[0]
+
+
+def test_the_backoff_limit_ends_the_job() -> None:
+    of = job(backoffLimit=0)
+    status, _ = failed_once(of)
+    assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
+
+
+def test_a_finished_job_is_not_started_again_by_anything() -> None:
+    of = job(backoffLimit=0)
+    status, _ = failed_once(of)
+    for other in (of, job(suspend=True), job(output={})):
+        found = look(other, status, NOTHING, seconds=100)
+        assert found.status == status and not applied(found)
+
+
+def test_a_trainer_that_ended_stays_for_its_log_and_one_that_runs_does_not() -> None:
+    of = job(backoffLimit=0)
+    status, observed = failed_once(of)
+    assert "Job/job-trainer-1" not in deleted(look(of, status, observed))
+    assert "Job/job-trainer-1" in deleted(look(of, status, running(of)))
+
+
+def test_the_active_deadline_does_not_count_suspension() -> None:
+    of = job(activeDeadlineSeconds=100)
+    status = begun(of).model_copy(update={"suspended_seconds": 50})
+    assert says(look(of, status, running(of), seconds=149).status, ConditionType.SUCCEEDED)[1] == "Running"
+    late = look(of, status, running(of), seconds=150)
+    assert says(late.status, ConditionType.SUCCEEDED)[:2] == ("False", "DeadlineExceeded")
+
+
+def test_the_deadline_is_looked_at_when_it_comes() -> None:
+    of = job(activeDeadlineSeconds=100)
+    assert look(of, begun(of), running(of), seconds=40).requeue_after == 60
+
+
+def test_an_attempt_that_is_not_ready_in_time_gives_its_nodes_back() -> None:
+    of = job(preRunningDeadlineSeconds=30, backoffLimit=1)
+    observed = Observed(children=serving(of, ready=False), pods=pods(of), claim=Claim.BOUND)
+    late = look(of, begun(of), observed, seconds=31).status
+    assert (late.restarts, says(late, ConditionType.SUCCEEDED)[1]) == (1, "Restarting")
+    last = look(of, begun(of).model_copy(update={"restarts": 1}), observed, seconds=31).status
+    assert says(last, ConditionType.SUCCEEDED)[:2] == ("False", "PreRunningDeadlineExceeded")
+
+
+def test_the_deadline_before_running_is_over_once_the_attempt_ran() -> None:
+    of = job(preRunningDeadlineSeconds=30)
+    status = look(of, begun(of), running(of), seconds=10).status
+    lost = running(of, children=(*serving(of, ready=False), trainer(of)))
+    assert look(of, status, lost, seconds=1000).status.restarts == 0
+
+
+def test_the_job_is_deleted_after_its_ttl_by_uid() -> None:
+    of = job(backoffLimit=0, ttlSecondsAfterFinished=60)
+    status, _ = failed_once(of)
+    assert look(of, status, NOTHING, seconds=59).requeue_after == pytest.approx(1)
+    found = look(of, status, NOTHING, seconds=60)
+    assert found.effects == (Delete(Kind.DISTILLATION_JOB, "job", of.metadata.uid),)
+
+
+# Suspension
+
+
+def test_suspension_is_recorded_first_and_then_releases_every_pod() -> None:
+    of = job(suspend=True)
+    first = look(of, begun(of), running(of))
+    assert not deleted(first)
+    assert says(first.status, ConditionType.SUSPENDED)[0] == "True"
+    second = look(of, first.status, running(of))
+    assert deleted(second) == ["Job/job-trainer-1", "Deployment/job-teacher", "RayCluster/job-rollout"]
+    assert says(second.status, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Suspended")
+
+
+def test_resuming_begins_the_next_attempt_and_counts_no_restart() -> None:
+    of = job(suspend=True)
+    status = look(of, begun(of), running(of)).status
+    resumed = look(job(), status, NOTHING, seconds=70).status
+    assert resumed.suspended_seconds == 70
+    found = look(job(), resumed, NOTHING, seconds=70).status
+    assert (found.attempts, found.restarts, found.suspended_seconds) == (2, 0, 70)
+
+
+def test_a_job_that_is_born_suspended_makes_nothing_and_its_first_attempt_is_the_first() -> None:
+    status = look(job(suspend=True), Status(), NOTHING).status
+    assert not applied(look(job(suspend=True), status, NOTHING))
+    resumed = look(job(), status, NOTHING, seconds=9).status
+    assert (resumed.attempts, resumed.suspended_seconds) == (0, 0)
+    assert look(job(), resumed, NOTHING, seconds=9).status.attempts == 1
+
+
+# What the trainer says
+
+
+def test_no_step_for_long_is_stalled_and_a_step_ends_it() -> None:
+    of = job(stallTimeoutSeconds=100)
+    status = begun(of)
+    stalled = look(of, status, running(of), seconds=100)
+    assert says(stalled.status, ConditionType.STALLED)[:2] == ("True", "NoStep")
+    step = {"step": 1, "lastStepTime": "2026-01-01T00:01:40Z"}
+    report = ProgressReport.model_validate({"phase": "Training", "progress": step})
+    found = look(of, stalled.status, running(of, report=report), seconds=101)
+    assert says(found.status, ConditionType.STALLED)[0] == "False"
+
+
+def test_progress_outlives_the_answer() -> None:
+    of = job()
+    report = ProgressReport.model_validate({"phase": "Training", "preflightPassed": True, "progress": {"step": 4}})
+    status = look(of, begun(of), running(of, report=report)).status
+    found = look(of, status, running(of)).status
+    assert found.progress is not None and found.progress.step == 4
+    assert says(found, ConditionType.PREFLIGHT)[0] == "True"
+
+
+# Recovering
+
+
+def test_a_lost_status_does_not_use_an_attempts_number_again() -> None:
+    of = job()
+    observed = running(of, children=(*serving(of), trainer(of, attempt=5)))
+    found = look(of, Status(), observed)
+    assert found.status.attempts == 5
+    assert not applied(found) and not deleted(found)
+
+
+def test_a_trainer_of_an_earlier_attempt_is_removed() -> None:
+    of = job()
+    observed = running(of, children=(*serving(of), trainer(of, 1), trainer(of, 2)))
+    assert deleted(look(of, begun(of, attempt=2), observed)) == ["Job/job-trainer-1"]
+
+
+def test_what_was_changed_by_hand_is_written_again() -> None:
+    of = job()
+    children = list(running(of).children)
+    index = next(i for i, c in enumerate(children) if c.kind is Kind.DEPLOYMENT)
+    content = {**children[index].content, "spec": {**children[index].content["spec"], "replicas": 9}}
+    children[index] = replace(children[index], content=content)
+    assert applied(look(of, begun(of), running(of, children=tuple(children)))) == ["Deployment/job-teacher"]
+
+
+def test_every_reason_of_the_api_that_the_operator_may_give_is_one_of_the_enum() -> None:
+    status, _ = failed_once(job())
+    assert all(c.reason in {r.value for r in Reason} for c in status.conditions)
+
+
+def test_an_event_tells_each_turn_once() -> None:
+    of = job()
+    first = look(of, Status(), NOTHING)
+    assert [e.reason for e in first.effects if isinstance(e, Event)] == ["Starting"]
+    second = look(of, first.status, running(of))
+    assert [e.reason for e in second.effects if isinstance(e, Event)] == ["Running"]
+    third = look(of, second.status, running(of))
+    assert not third.effects
