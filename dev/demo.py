@@ -91,7 +91,17 @@ def namespace() -> dict[str, Any]:
 def remove_earlier_run(job: DistillationJob) -> None:
     """The demo always shows a whole run: an earlier one of the same name would only be taken up at its end."""
     kubectl("-n", NAMESPACE, "delete", "djob", job.metadata.name, "--ignore-not-found", "--wait", "--timeout=120s")
-    kubectl("-n", NAMESPACE, "wait", "--for=delete", "pod", "-l", f"{names.LABEL_JOB}={job.metadata.name}", "--timeout=120s", check=False)
+    kubectl(
+        "-n",
+        NAMESPACE,
+        "wait",
+        "--for=delete",
+        "pod",
+        "-l",
+        f"{names.LABEL_JOB}={job.metadata.name}",
+        "--timeout=120s",
+        check=False,
+    )
     shutil.rmtree(OUTPUT / job.metadata.name, ignore_errors=True)
 
 
@@ -105,7 +115,11 @@ def follow(job: DistillationJob) -> dict[str, Any]:
     while time.monotonic() - start < LIMIT_SECONDS:
         found = get("distillationjob", job.metadata.name)
         status = (found or {}).get("status", {})
-        for name, kind in (("teacher ready", "TeacherReady"), ("engines ready", "RolloutReady"), ("preflight", "Preflight")):
+        for name, kind in (
+            ("teacher ready", "TeacherReady"),
+            ("engines ready", "RolloutReady"),
+            ("preflight", "Preflight"),
+        ):
             if condition(status, kind).get("status") == "True":
                 spent.setdefault(f"job to {name}", time.monotonic() - start)
         progress = status.get("progress", {})
@@ -122,7 +136,9 @@ def follow(job: DistillationJob) -> dict[str, Any]:
         if summary.get("status") == "False":
             raise DemoFailed(f"the job failed: {summary['reason']}: {summary.get('message', '')}")
         time.sleep(1)
-    raise DemoFailed(f"the job was not done after {LIMIT_SECONDS} s; see kubectl -n {NAMESPACE} describe djob {job.metadata.name}")
+    raise DemoFailed(
+        f"the job was not done after {LIMIT_SECONDS} s; see kubectl -n {NAMESPACE} describe djob {job.metadata.name}"
+    )
 
 
 def progress_line(progress: dict[str, Any]) -> str:
@@ -144,7 +160,9 @@ def waiting(status: dict[str, Any]) -> str:
 
 def show_result(job: DistillationJob, status: dict[str, Any]) -> None:
     folder = OUTPUT / job.metadata.name
-    subprocess.run([str(REPO / "workers/.venv/bin/distill"), "report", str(folder)], check=True, stdout=subprocess.DEVNULL)
+    subprocess.run(
+        [str(REPO / "workers/.venv/bin/distill"), "report", str(folder)], check=True, stdout=subprocess.DEVNULL
+    )
     print("\nresult")
     for e in status["progress"].get("evaluations", []):
         print(f"  {e['name']:<12} reverse KL {e.get('firstReverseKl')} -> {e.get('reverseKl')} nats per token")

@@ -95,9 +95,9 @@ class Reconciler:
             one(Kind.SERVICE, names.trainer(name)),
             one(Kind.DEPLOYMENT, names.teacher(name)),
             self.cluster.list(Kind.JOB, namespace, labels=by_job),
-            self.cluster.list(Kind.POD, namespace, labels=by_job),
         )
-        pods = reading.read_pods(rest.pop())
+        # After the Jobs: a Job that has failed is then seen with the pod that tells why.
+        pods = reading.read_pods(await self.cluster.list(Kind.POD, namespace, labels=by_job))
         raws = [raw for found in (*rest, clusters or []) for raw in found]
         return Observed(
             children=tuple(reading.read_child(raw, job.metadata.uid) for raw in raws),

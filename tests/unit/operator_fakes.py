@@ -300,7 +300,8 @@ class Simulation:
                 Kind.POD, f"{name}-{index}", {"phase": "Failed" if code else "Succeeded", "containerStatuses": [state]}
             )
         kind = "Failed" if code else "Complete"
-        self.cluster.status(Kind.JOB, name, {"conditions": [{"type": kind, "status": "True"}]})
+        words = f"Container trainer for pod default/{name}-0 failed with exit code {code} matching FailJob rule"
+        self.cluster.status(Kind.JOB, name, {"conditions": [{"type": kind, "status": "True", "message": words}]})
 
     def _pods(self, owner: Json, prefix: str, count: int, template: Json, labels: Json | None = None) -> None:
         for index in range(count):

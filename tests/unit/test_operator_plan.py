@@ -15,6 +15,7 @@ from distill_operator import conditions
 from distill_operator.children import desired
 from distill_operator.effects import Apply, Check, Delete, Event
 from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.lifecycle import delay_seconds
 from distill_operator.observed import Child, Claim, Observed, Outcome, Pod
 from distill_operator.plan import Plan, plan
 
@@ -343,8 +344,6 @@ def test_the_next_attempt_waits_for_its_time_and_for_the_last_one_to_be_gone() -
 
 
 def test_delays_double_up_to_a_bound_and_are_the_same_for_every_observer() -> None:
-    from distill_operator.lifecycle import delay_seconds
-
     delays = [delay_seconds("uid", n) for n in range(1, 9)]
     assert delays == [delay_seconds("uid", n) for n in range(1, 9)]
     for n, delay in enumerate(delays):
@@ -416,7 +415,7 @@ def test_the_job_is_deleted_after_its_ttl_by_uid() -> None:
 
 def test_suspension_is_recorded_first_and_then_releases_every_pod() -> None:
     of = job(suspend=True)
-    first = look(of, begun(of), running(of))
+    first = look(of, begun(job()), running(of))
     assert not deleted(first)
     assert says(first.status, ConditionType.SUSPENDED)[0] == "True"
     second = look(of, first.status, running(of))
@@ -426,7 +425,7 @@ def test_suspension_is_recorded_first_and_then_releases_every_pod() -> None:
 
 def test_resuming_begins_the_next_attempt_and_counts_no_restart() -> None:
     of = job(suspend=True)
-    status = look(of, begun(of), running(of)).status
+    status = look(of, begun(job()), running(of)).status
     resumed = look(job(), status, NOTHING, seconds=70).status
     assert resumed.suspended_seconds == 70
     found = look(job(), resumed, NOTHING, seconds=70).status

@@ -120,7 +120,9 @@ def teacher_server(tiny_model: TinyModel, tiny_spec: Spec, tmp_path_factory: pyt
 
 
 @pytest_asyncio.fixture(scope="session", loop_scope="session")
-async def engine(tiny_model: TinyModel, tiny_spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Any]:
+async def engine(
+    tiny_model: TinyModel, tiny_spec: Spec, tmp_path_factory: pytest.TempPathFactory
+) -> AsyncIterator[Any]:
     """One real engine for the session, in this process. Tests may push weights into it and end its server."""
     from distill_workers.engine import Engine
 

@@ -14,7 +14,9 @@ pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = list(range(40, 60))
 
 
-async def test_log_probabilities_of_drawn_tokens_equal_those_of_transformers(engine: Any, tiny_model: TinyModel) -> None:
+async def test_log_probabilities_of_drawn_tokens_equal_those_of_transformers(
+    engine: Any, tiny_model: TinyModel
+) -> None:
     responses = await engine.generate(PROMPT, seeds=[1, 2, 3], max_new_tokens=24)
     assert len(responses) == 3
     assert len({tuple(r.ids) for r in responses}) == 3, "siblings differ"

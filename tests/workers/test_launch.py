@@ -97,7 +97,12 @@ def manifest(tmp_path: Path, **trainer: Any) -> Path:
         "schedule": {"steps": 1},
         "trainer": trainer,
     }
-    job = {"apiVersion": "distillation-operator.io/v1alpha1", "kind": "DistillationJob", "metadata": {"name": "j"}, "spec": spec}
+    job = {
+        "apiVersion": "distillation-operator.io/v1alpha1",
+        "kind": "DistillationJob",
+        "metadata": {"name": "j"},
+        "spec": spec,
+    }
     path = tmp_path / "job.json"
     path.write_text(json.dumps(job))
     return path

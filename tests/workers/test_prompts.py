@@ -37,7 +37,11 @@ def test_a_text_goes_through_the_chat_template(tmp_path: Path, tokenizer: Any) -
 
 
 def test_chat_messages_are_a_prompt_too(tmp_path: Path, tokenizer: Any) -> None:
-    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    messages = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "b"},
+        {"role": "user", "content": "c"},
+    ]
     [prompt] = load(write(tmp_path / "p.jsonl", {"prompt": messages}), tokenizer)
     assert prompt.text.count("<|im_start|>") == 4
 
@@ -71,7 +75,11 @@ def test_only_the_first_prompts_are_read_where_a_limit_is_set(tmp_path: Path, to
     ("content", "fields", "sentence"),
     [
         (b"", {}, "p.jsonl: has no prompts"),
-        (b'{"prompt": "a"}\n{"question": "b"}', {}, r"p.jsonl:2: has no field prompt \(prompts.promptField\); it has question"),
+        (
+            b'{"prompt": "a"}\n{"question": "b"}',
+            {},
+            r"p.jsonl:2: has no field prompt \(prompts.promptField\); it has question",
+        ),
         (b'{"prompt": "a"}', {"answer_field": "label"}, r"p.jsonl:1: has no field label \(prompts.answerField\)"),
         (b'{"prompt": 5}', {}, "p.jsonl:1: field prompt is a number; allowed are a string and a list of"),
         (b'{"prompt": [{"role": "user"}]}', {}, "p.jsonl:1: field prompt is a list; allowed are"),
@@ -118,7 +126,9 @@ def test_reasoning_gym_makes_the_same_prompts_for_the_same_seed(tokenizer: Any) 
     assert len(first) == 5 and all(p.answer for p in first)
 
 
-@pytest.mark.parametrize("fields", [{"task": "no_such_task"}, {"options": {"no_such": 1}}, {"options": {"min_terms": 0}}])
+@pytest.mark.parametrize(
+    "fields", [{"task": "no_such_task"}, {"options": {"no_such": 1}}, {"options": {"min_terms": 0}}]
+)
 def test_a_wrong_task_or_option_is_named(tokenizer: Any, fields: dict[str, Any]) -> None:
     with pytest.raises(PromptError, match=r"reasoningGym\.task"):
         load_prompts(gym(**fields), tokenizer, 500, None)

@@ -27,7 +27,12 @@ def value(argv: list[str], flag: str) -> str:
 def test_a_gpu_server_is_sglangs_own_with_bfloat16() -> None:
     argv, environment = flags(accelerator="nvidia.com/gpu", rollout={"tensorParallelSize": 4}, seed=7)
     assert argv[4] == "sglang.launch_server"
-    assert [value(argv, f) for f in ("--tp-size", "--dtype", "--random-seed", "--port")] == ["4", "bfloat16", "7", "30000"]
+    assert [value(argv, f) for f in ("--tp-size", "--dtype", "--random-seed", "--port")] == [
+        "4",
+        "bfloat16",
+        "7",
+        "30000",
+    ]
     assert "--sleep-on-idle" in argv and "--enable-metrics" in argv
     assert "--device" not in argv and "--max-total-tokens" not in argv and "--max-running-requests" not in argv
     assert "SGLANG_USE_CPU_ENGINE" not in environment
@@ -80,7 +85,9 @@ def as_server(tmp_path: Path, code: str) -> SGLangServer:
 
 
 def test_stop_ends_the_whole_process_group(tmp_path: Path) -> None:
-    code = "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
+    code = (
+        "import subprocess, sys, time; p = subprocess.Popen(['sleep', '60']); print(p.pid, flush=True); time.sleep(60)"
+    )
     server = as_server(tmp_path, code)
     server.start()
     deadline = time.monotonic() + 20
@@ -103,7 +110,10 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
         "s.start(); print(s.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)], capture_output=True, text=True, timeout=60
+        [sys.executable, "-c", code, str(Path(__file__).parent), str(tmp_path)],
+        capture_output=True,
+        text=True,
+        timeout=60,
     )
     assert done.returncode == -signal.SIGKILL, done.stderr
     deadline = time.monotonic() + 5
@@ -135,7 +145,9 @@ def test_a_server_that_is_not_ready_in_time_is_reported(tmp_path: Path) -> None:
 def test_rays_environment_does_not_reach_the_server(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_RAYLET_PID", "1")
     monkeypatch.setenv("KEPT", "yes")
-    server = as_server(tmp_path, "import os; print([k for k in os.environ if k.startswith('RAY_')], os.environ['KEPT'])")
+    server = as_server(
+        tmp_path, "import os; print([k for k in os.environ if k.startswith('RAY_')], os.environ['KEPT'])"
+    )
     server.start()
     assert server._process is not None
     server._process.wait(20)

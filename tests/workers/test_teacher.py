@@ -204,7 +204,9 @@ def corrupt(change: Callable[[dict[str, Any]], Any]) -> Answer:
         ("malformed", lambda info: "[]"),
     ],
 )
-async def test_an_answer_that_cannot_be_right_fails_the_sample_with_a_reason(fakes: Any, reason: str, change: Any) -> None:
+async def test_an_answer_that_cannot_be_right_fails_the_sample_with_a_reason(
+    fakes: Any, reason: str, change: Any
+) -> None:
     fakes[0].answer = corrupt(change)
     pool = await pool_of(fakes[0])
     with pytest.raises(BadScore) as error:

@@ -113,7 +113,11 @@ def parser() -> argparse.ArgumentParser:
     c = commands.add_parser("run", help="run a job on this machine, without a cluster")
     c.add_argument("-f", "--file", type=Path, required=True)
     c.add_argument(
-        "--volume", type=volume, action="append", default=[], help="/MOUNT=FOLDER: where a mounted volume of the job is here"
+        "--volume",
+        type=volume,
+        action="append",
+        default=[],
+        help="/MOUNT=FOLDER: where a mounted volume of the job is here",
     )
     c.set_defaults(call=run)
     c = commands.add_parser("report", help="draw the curve of a run folder")

@@ -38,7 +38,9 @@ class Evaluator:
     def __init__(self, spec: Spec, evaluation: Evaluation, tokenizer: Any) -> None:
         self.name = evaluation.name
         self._spec, self._evaluation = spec, evaluation
-        self._prompts = load_prompts(evaluation.prompts, tokenizer, spec.rollout.max_prompt_tokens, evaluation.max_prompts)
+        self._prompts = load_prompts(
+            evaluation.prompts, tokenizer, spec.rollout.max_prompt_tokens, evaluation.max_prompts
+        )
         self._reward = None if evaluation.reward.source is RewardSource.NONE else build_reward(evaluation.reward)
         self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
@@ -62,7 +64,10 @@ class Evaluator:
                 max_new_tokens=self._max_tokens,
                 temperature=sampling.temperature,
                 top_p=sampling.top_p,
-                seeds=[sample_seed(self._spec.seed, -1, prompt.index, s) for s in range(self._evaluation.samples_per_prompt)],
+                seeds=[
+                    sample_seed(self._spec.seed, -1, prompt.index, s)
+                    for s in range(self._evaluation.samples_per_prompt)
+                ],
             )
             scores = []
             for response in responses:

@@ -138,5 +138,3 @@ class LocalRun:
         except subprocess.TimeoutExpired:
             os.killpg(self._trainer.pid, signal.SIGKILL)
             self._trainer.wait()
-
-

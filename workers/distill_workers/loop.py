@@ -92,7 +92,8 @@ class Loop:
         self._reporter.update(phase=Phase.EXPORTING)
         await self._team.run(self._team.export, self._folder.model)
         self._reporter.update(
-            phase=Phase.DONE, result=Result(model_path=str(self._folder.model), step=self._step, best_step=self._best_step())
+            phase=Phase.DONE,
+            result=Result(model_path=str(self._folder.model), step=self._step, best_step=self._best_step()),
         )
 
     async def _train_step(self, total: int) -> None:
@@ -144,7 +145,9 @@ class Loop:
         name, step, old = measured.name, measured.step, self._evaluations.get(measured.name)
         score, kl = _decimal(measured.score), _decimal(measured.reverse_kl)
         if old is None:
-            new = EvaluationScore(name=name, step=step, score=score, reverse_kl=kl, first_score=score, first_reverse_kl=kl)
+            new = EvaluationScore(
+                name=name, step=step, score=score, reverse_kl=kl, first_score=score, first_reverse_kl=kl
+            )
             new = new.model_copy(update={"best_score": score, "best_step": step})
         else:
             new = old.model_copy(update={"step": step, "score": score, "reverse_kl": kl})
@@ -223,7 +226,14 @@ class Loop:
             bottleneck=max(self._stages, key=lambda stage: self._stages[stage]),
             last_step_time=utc(line["time"]),
         )
-        log.info("step %d/%d: reverse KL %.4f, loss %.4f, %.1f s", self._step, total, line["reverse_kl"], line["loss"], seconds)
+        log.info(
+            "step %d/%d: reverse KL %.4f, loss %.4f, %.1f s",
+            self._step,
+            total,
+            line["reverse_kl"],
+            line["loss"],
+            seconds,
+        )
 
     async def checkpoint(self) -> None:
         """Saves the run after `step` steps, unless that is done. The last good state is on disk at every moment: written aside,

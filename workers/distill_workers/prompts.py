@@ -30,14 +30,14 @@ def load_prompts(prompts: Prompts, tokenizer: Any, max_prompt_tokens: int, limit
     result: list[Prompt] = []
     seen = long = 0
     for question, answer, metadata in entries:
-        if limit is not None and len(result) == limit:
-            break
         seen += 1
         text, ids = encode(prompts, tokenizer, question)
         if len(ids) > max_prompt_tokens:
             long += 1
             continue
         result.append(Prompt(index=seen - 1, ids=ids, text=text, answer=answer, metadata=metadata))
+        if len(result) == limit:
+            break
     if long:
         log.warning(
             "%s: %d of %d prompts left out, longer than rollout.maxPromptTokens %d",

@@ -156,5 +156,3 @@ class Rollouts:
         advantages = group_advantages(values, torch.zeros(len(rewards), dtype=torch.int64)).tolist()
         for sample, reward, advantage in zip(samples, rewards, advantages, strict=True):
             sample.reward, sample.advantage = reward, coefficient * advantage
-
-

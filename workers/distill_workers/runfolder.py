@@ -10,7 +10,7 @@ from typing import Any
 from distill_api.job import DistillationJob
 
 STEP_FORMAT = "step-{:06d}"
-FREE_FIELDS = {
+FREE_FIELDS: dict[str, bool | set[str]] = {
     "suspend": True,
     "backoff_limit": True,
     "active_deadline_seconds": True,

@@ -122,8 +122,8 @@ class TeacherPool:
             raise BadScore("empty", "an empty response has no token to score")
         self._check_ids([*prompt_ids, *response_ids])
         body = scoring_request(prompt_ids, response_ids, top_k)
-        async with self._affinity(prompt_ids) as preferred:
-            answer = await self._request(body, len(prompt_ids) + len(response_ids), preferred)
+        async with self._affinity(prompt_ids) as (preferred, cached_tokens):
+            answer = await self._request(body, len(prompt_ids) + len(response_ids), preferred, cached_tokens)
         return read_scores(answer, len(prompt_ids), response_ids, top_k, self._vocabulary)
 
     async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
@@ -172,10 +172,11 @@ class TeacherPool:
         return None
 
     @asynccontextmanager
-    async def _affinity(self, prompt_ids: list[int]) -> AsyncIterator[Replica | None]:
-        """The replica that has the prompt, once it has it; for the first sibling the one that shall get it."""
+    async def _affinity(self, prompt_ids: list[int]) -> AsyncIterator[tuple[Replica | None, int]]:
+        """The replica that has the prompt, once it has it, and how many tokens that saves there; for the first
+        sibling the replica that shall get it."""
         if not self._share or len(prompt_ids) < SHARED_PREFIX_TOKENS:
-            yield None
+            yield None, 0
             return
         await self._resolve()
         key = hash(tuple(prompt_ids))
@@ -186,17 +187,17 @@ class TeacherPool:
             best = self._least_loaded()
             # Going elsewhere costs the prompt once more: worth it where more than that is waiting.
             stay = best is None or prefix.replica.outstanding_tokens <= best.outstanding_tokens + len(prompt_ids)
-            yield prefix.replica if stay else None
+            yield (prefix.replica, len(prompt_ids) - 1) if stay else (None, 0)
             return
         replica = self._least_loaded()
         if replica is None:
-            yield None
+            yield None, 0
             return
         prefix = self._prefixes[key] = Prefix(replica)
         while len(self._prefixes) > REMEMBERED_PREFIXES:
             self._prefixes.popitem(last=False)[1].cached.set()
         try:
-            yield replica
+            yield replica, 0
         except BaseException:
             self._prefixes.pop(key, None)
             raise
@@ -215,6 +216,7 @@ class TeacherPool:
         body: dict[str, Any],
         tokens: int,
         preferred: Replica | None,
+        cached_tokens: int = 0,
         timeout_seconds: float | None = None,
     ) -> Any:
         """The JSON of an answer 200. Raises BadScore for a refusal, TeacherUnreachable."""
@@ -234,7 +236,8 @@ class TeacherPool:
                 replica = self._least_loaded(but=failed_on)
             if replica is not None:
                 try:
-                    return await self._send(replica, body, tokens, timeout)
+                    work = tokens - cached_tokens if replica is preferred else tokens
+                    return await self._send(replica, body, work, timeout)
                 except _Retry as error:
                     failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
             now = time.monotonic()

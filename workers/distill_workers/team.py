@@ -83,7 +83,11 @@ def follow(student: MegatronStudent) -> None:
 
 
 def control_group() -> dist.ProcessGroup | None:
-    return dist.new_group(backend="gloo", timeout=WAIT) if dist.get_world_size() > 1 else None
+    if dist.get_world_size() == 1:
+        return None
+    group = dist.new_group(backend="gloo", timeout=WAIT)
+    assert isinstance(group, dist.ProcessGroup)  # every rank is a member
+    return group
 
 
 def announce(group: dist.ProcessGroup | None, call: Any) -> None:

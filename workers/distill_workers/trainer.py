@@ -56,7 +56,13 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         try:
             await asyncio.gather(teacher.start(), fleet.start(str(model)))
             rollouts = Rollouts(
-                spec, cursor, fleet, teacher, reward, lambda ids: tokenizer.decode(ids, skip_special_tokens=True), metrics
+                spec,
+                cursor,
+                fleet,
+                teacher,
+                reward,
+                lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
+                metrics,
             )
             loop = Loop(job, folder, team, fleet, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
@@ -127,5 +133,3 @@ if __name__ == "__main__":
     sys.stderr.flush()
     # Ray's and gloo's threads may hold up an ordinary exit; everything that must be kept is written by now.
     os._exit(status)
-
-

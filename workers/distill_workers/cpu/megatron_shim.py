@@ -1,8 +1,7 @@
 """Lets megatron-core run on a machine without CUDA, over gloo.
 
 megatron-core supports CPU tensors almost everywhere and names "cuda" in a few places as a matter of course. `install`
-redirects those, and only those. Called by entry points (and tests), before anything imports megatron, never on a GPU
-machine.
+redirects those, and only those. Called by entry points (and tests) before a model is built, never on a GPU machine.
 """
 
 import contextlib
@@ -12,6 +11,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+import torch._dynamo
 
 _FACTORIES = ("zeros", "tensor")
 
@@ -22,8 +22,10 @@ def install() -> None:
         raise RuntimeError("the CPU mode was asked for on a machine with CUDA: set spec.accelerator, not none")
     if getattr(torch.cuda.current_device, "distill_shim", False):
         return
-    # megatron decorates small functions with torch.compile at import: that needs a C++ compiler, and gains nothing.
+    # megatron decorates small functions with torch.compile: that needs a C++ compiler, and gains nothing. The variable
+    # is read when a function is decorated, the setting when it is called: either order of imports is covered.
     os.environ["TORCHDYNAMO_DISABLE"] = "1"
+    torch._dynamo.config.disable = True
 
     def current_device() -> torch.device:
         return torch.device("cpu")
@@ -52,8 +54,8 @@ def _pretending(function: Callable[..., Any]) -> Callable[..., Any]:
 def _pretended_cuda() -> Iterator[None]:
     """While it lasts, device="cuda" makes a CPU tensor, and Tensor.type() names torch.cuda.FloatTensor.
 
-    Not for the whole process: transformers loads models under torch.device("meta") as a context, which looks for torch's
-    own factories, and with replaced ones it silently loads something else.
+    Not for the whole process: transformers loads models under torch.device("meta") as a context, which looks for
+    torch's own factories, and with replaced ones it silently loads something else.
     """
     factories = {name: getattr(torch, name) for name in _FACTORIES}
     original = torch.Tensor.type

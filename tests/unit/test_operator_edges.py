@@ -1,0 +1,297 @@
+"""The operator's edges: metrics, health, events, progress, settings, the status on the wire, what counts as drift."""
+
+import asyncio
+import copy
+from datetime import timedelta
+from typing import Any
+
+import pytest
+import yaml
+from aiohttp import web
+from operator_fakes import EPOCH, KEY, SETTINGS, UID, FakeCluster, job, manifest, merge
+
+from distill_api.metrics import OPERATOR_METRICS, wire_name
+from distill_api.status import Status
+from distill_operator import progress as progress_module
+from distill_operator.children import desired
+from distill_operator.drift import contains, has_drifted
+from distill_operator.effects import Event
+from distill_operator.events import PER_HOUR, EventRecorder
+from distill_operator.health import Heart
+from distill_operator.jobs import Jobs
+from distill_operator.kinds import Kind
+from distill_operator.metrics import OperatorMetrics
+from distill_operator.observed import Claim, read_child, read_claim, read_pod
+from distill_operator.progress import ProgressPoller
+from distill_operator.queue import Key
+from distill_operator.settings import InvalidSettings, Settings
+from distill_operator.watch import CHILDREN, kopf_settings, owner_key
+from distill_operator.wire_status import read_status, status_patch
+from prometheus_client.exposition import generate_latest
+
+# Metrics and health
+
+
+def metrics_of(jobs: Jobs) -> OperatorMetrics:
+    return OperatorMetrics(jobs, queue_depth=lambda: 3, queue_retries=lambda: 2, api_requests={("list", "200"): 5})
+
+
+def status(reason: str = "Running", restarts: int = 0) -> Status:
+    condition = {"type": "Succeeded", "status": "Unknown", "reason": reason, "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    return Status.model_validate({"conditions": [condition], "restarts": restarts})
+
+
+def test_the_operator_exports_exactly_the_metrics_of_the_registry() -> None:
+    jobs = Jobs()
+    jobs.put(KEY, manifest(), status())
+    families = {f.name: {k for s in f.samples for k in s.labels if k != "le"} for f in metrics_of(jobs).collect()}
+    assert families == {m.name: set(m.labels) for m in OPERATOR_METRICS}
+    text = generate_latest(metrics_of(jobs).registry()).decode()
+    for metric in OPERATOR_METRICS:
+        assert wire_name(metric) in text
+
+
+def test_a_deleted_job_leaves_no_series() -> None:
+    jobs = Jobs()
+    found = metrics_of(jobs)
+    jobs.put(KEY, manifest(), status(restarts=2))
+    text = generate_latest(found.registry()).decode()
+    assert 'distill_job_restarts{name="job",namespace="default"} 2.0' in text
+    assert 'distill_jobs{state="Running"} 1.0' in text
+    jobs.remove(KEY)
+    assert "default" not in generate_latest(found.registry()).decode()
+
+
+def test_durations_are_cumulative() -> None:
+    found = metrics_of(Jobs())
+    for seconds in (0.005, 0.3, 500.0):
+        found.durations.observe(seconds)
+    text = generate_latest(found.registry()).decode()
+    assert 'distill_operator_reconcile_duration_seconds_bucket{le="0.01"} 1.0' in text
+    assert 'distill_operator_reconcile_duration_seconds_bucket{le="0.5"} 2.0' in text
+    assert 'distill_operator_reconcile_duration_seconds_bucket{le="+Inf"} 3.0' in text
+
+
+def test_health_is_the_time_since_the_last_success() -> None:
+    now = [0.0]
+    heart = Heart(lambda: now[0])
+    now[0] = 200.0
+    assert heart.age_seconds() > SETTINGS.unhealthy_after_seconds
+    heart.beat()
+    assert heart.age_seconds() == 0.0
+
+
+# Events
+
+
+async def test_an_event_that_was_posted_before_a_restart_is_not_posted_again() -> None:
+    cluster = FakeCluster()
+    for _ in range(3):
+        recorder = EventRecorder(cluster, "pod", lambda: EPOCH)
+        for _ in range(3):
+            await recorder.record("default", "job", UID, Event("key", "Running", "it runs", False))
+    assert [(e["reason"], e["type"]) for e in cluster.events.values()] == [("Running", "Normal")]
+
+
+async def test_an_event_that_happens_again_is_counted_once_a_minute_at_most() -> None:
+    cluster, now = FakeCluster(), EPOCH
+    recorder = EventRecorder(cluster, "pod", lambda: now)
+    for seconds in (0, 1, 2, 61, 62, 130):
+        now = EPOCH + timedelta(seconds=seconds)
+        await recorder.record("default", "job", UID, Event("key", "Unschedulable", "no node", True))
+    (found,) = cluster.events.values()
+    assert found["series"]["count"] == 3
+
+
+async def test_a_job_that_flaps_cannot_flood_the_namespace() -> None:
+    cluster = FakeCluster()
+    recorder = EventRecorder(cluster, "pod", lambda: EPOCH)
+    for n in range(1000):
+        await recorder.record("default", "job", UID, Event(f"key {n}", "CrashLooping", "x" * 5000, True))
+    assert len(cluster.events) == PER_HOUR
+    assert all(len(e["note"]) <= 1024 for e in cluster.events.values())
+
+
+# Progress
+
+
+@pytest.mark.parametrize("answer", ["{}", "no json", '{"phase": "Training"}', "[" * 300_000])
+async def test_a_trainer_that_answers_nonsense_is_no_news(answer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert await ask(answer, monkeypatch) == (None, [])
+
+
+async def test_an_answer_wakes_the_job_once_for_each_change(monkeypatch: pytest.MonkeyPatch) -> None:
+    report, woken = await ask('{"phase": "Training", "progress": {"step": 3}}', monkeypatch)
+    assert report.progress.step == 3
+    assert woken == [KEY]
+
+
+async def ask(answer: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Key]]:
+    """What two polls of a trainer make of its answer."""
+
+    async def respond(_: web.Request) -> web.Response:
+        return web.Response(text=answer)
+
+    app = web.Application()
+    app.router.add_get("/progress", respond)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    port = runner.addresses[0][1]
+    monkeypatch.setattr(progress_module, "TRAINER_PORT", port)
+    woken: list[Key] = []
+    poller = ProgressPoller(0.01, woken.append)
+    poller.follow(KEY, "pod-uid", "127.0.0.1")
+    task = asyncio.create_task(poller.run())
+    await asyncio.sleep(0.2)
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+    await runner.cleanup()
+    assert poller.latest(KEY, "another pod") is None
+    return poller.latest(KEY, "pod-uid"), woken
+
+
+# Settings
+
+
+def test_the_image_of_the_workers_must_be_set() -> None:
+    with pytest.raises(InvalidSettings, match="DISTILL_WORKERS_IMAGE"):
+        Settings.from_environment({})
+
+
+def test_settings_are_read_from_the_environment() -> None:
+    found = Settings.from_environment(
+        {
+            "DISTILL_WORKERS_IMAGE": "w:1",
+            "DISTILL_WATCH_NAMESPACES": "a, b",
+            "DISTILL_RESYNC_SECONDS": "30",
+            "DISTILL_WORKERS_IMAGE_PULL_POLICY": "Never",
+        }
+    )
+    assert found == Settings(
+        workers_image="w:1", watch_namespaces=("a", "b"), resync_seconds=30.0, workers_image_pull_policy="Never"
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("DISTILL_RESYNC_SECONDS", "soon"), ("DISTILL_HEALTH_PORT", "0"), ("DISTILL_LOG_FORMAT", "xml")],
+)
+def test_a_wrong_setting_is_named_with_its_value(name: str, value: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"{name}.*{value}"):
+        Settings.from_environment({"DISTILL_WORKERS_IMAGE": "w", name: value})
+
+
+# kopf
+
+
+def test_only_labelled_children_are_watched() -> None:
+    selectors = kopf_settings(SETTINGS).watching.label_selectors
+    assert len(selectors) == len(CHILDREN)
+    assert set(selectors.values()) == {"app.kubernetes.io/managed-by=distillation-operator"}
+
+
+def test_a_child_wakes_its_job_by_label() -> None:
+    labels = {"distillation-operator.io/job": "job"}
+    assert owner_key(body={"metadata": {"namespace": "default", "labels": labels}}) == KEY
+    assert owner_key(body={"metadata": {"namespace": "default"}}) is None
+
+
+# The status on the wire
+
+
+def test_a_field_that_vanishes_is_removed_and_what_stays_is_not_sent() -> None:
+    raw = manifest() | {"status": {"attempts": 1, "nextAttemptTime": "2026-01-01T00:00:00Z", "restarts": 2}}
+    raw["metadata"]["resourceVersion"] = "7"
+    after = read_status(raw).model_copy(update={"next_attempt_time": None, "attempts": 2})
+    patch = status_patch(raw, after)
+    assert patch is not None
+    assert patch["metadata"] == {"resourceVersion": "7", "uid": UID}
+    changed = {k: v for k, v in patch["status"].items() if k in ("nextAttemptTime", "attempts", "restarts")}
+    assert changed == {"nextAttemptTime": None, "attempts": 2}
+
+
+def test_a_patch_makes_the_status_that_was_meant_and_then_there_is_none() -> None:
+    raw: dict[str, Any] = manifest()
+    raw["metadata"]["resourceVersion"] = "1"
+    meant = status(restarts=1)
+    patch = status_patch(raw, meant)
+    assert patch is not None
+    raw["status"] = {}
+    merge(raw["status"], patch["status"])
+    assert read_status(raw) == meant
+    assert status_patch(raw, meant) is None
+
+
+def test_a_status_of_another_version_is_read_as_far_as_it_goes() -> None:
+    raw = manifest() | {"status": {"attempts": 3, "mood": "good", "roles": "none"}}
+    assert read_status(raw).attempts == 3
+
+
+# Drift
+
+
+def test_defaults_of_the_api_server_are_no_drift() -> None:
+    body = desired.serving(job(), SETTINGS)[0]
+    live = copy.deepcopy(body)
+    live["metadata"] |= {"uid": "1"}
+    live["spec"]["revisionHistoryLimit"] = 0
+    live["spec"]["template"]["spec"]["dnsPolicy"] = "ClusterFirst"
+    live["spec"]["template"]["spec"]["containers"][0]["resources"] = {"requests": {"cpu": "0.1", "memory": "1Gi"}}
+    live["spec"]["template"]["spec"]["containers"].append({"name": "injected"})
+    assert not has_drifted(body, read_child(live, UID))
+    live["spec"]["replicas"] = 5
+    assert has_drifted(body, read_child(live, UID))
+
+
+@pytest.mark.parametrize(
+    ("live", "wanted", "inside"),
+    [
+        ({"a": 1, "b": 2}, {"a": 1}, True),
+        ({"a": 1}, {"a": 2}, False),
+        ({}, {"a": []}, True),
+        ([{"name": "x", "v": 1}, {"name": "y"}], [{"name": "x"}], True),
+        ([{"name": "y"}], [{"name": "x"}], False),
+        (None, {"a": 1}, False),
+    ],
+)
+def test_what_we_wrote_must_be_there_and_more_may(live: Any, wanted: Any, inside: bool) -> None:
+    assert contains(live, wanted) is inside
+
+
+# Reading
+
+
+@pytest.mark.parametrize(
+    ("claim", "storage_class", "state"),
+    [
+        (None, None, Claim.ABSENT),
+        ({"status": {"phase": "Bound"}}, None, Claim.BOUND),
+        ({"status": {"phase": "Pending"}}, {"volumeBindingMode": "Immediate"}, Claim.PENDING),
+        ({"status": {"phase": "Pending"}}, {}, Claim.PENDING),
+        ({"status": {"phase": "Lost"}}, None, Claim.PENDING),
+        ({"status": {"phase": "Pending"}}, {"volumeBindingMode": "WaitForFirstConsumer"}, Claim.WAITS_FOR_CONSUMER),
+        ({"status": {"phase": "Pending"}}, None, Claim.WAITS_FOR_CONSUMER),
+    ],
+)
+def test_a_pending_claim_may_wait_for_its_first_consumer(claim: Any, storage_class: Any, state: Claim) -> None:
+    assert read_claim(claim, storage_class) is state
+
+
+def test_a_ray_cluster_without_a_head_has_no_ready_engine() -> None:
+    body = copy.deepcopy(desired.serving(job(), SETTINGS)[1])
+    body["status"] = {"readyWorkerReplicas": 1, "conditions": [{"type": "RayClusterProvisioned", "status": "True"}]}
+    assert (read_child(body, UID).desired, read_child(body, UID).ready) == (1, 0)
+    body["status"]["conditions"].append({"type": "HeadPodReady", "status": "True"})
+    assert read_child(body, UID).ready == 1
+
+
+@pytest.mark.parametrize("text", ["{}", "metadata: {name: x}", "{metadata: {name: x}, status: {conditions: []}}"])
+def test_a_pod_that_has_no_role_yet_is_not_looked_at(text: str) -> None:
+    assert read_pod({"metadata": {}, **yaml.safe_load(text)}) is None
+
+
+def test_every_kind_has_a_place_on_the_api_server() -> None:
+    assert Kind.POD.value.path == "/api/v1"
+    assert Kind.RAY_CLUSTER.value.path == "/apis/ray.io/v1"

@@ -1,0 +1,167 @@
+"""The work queue: one worker per key, each key once, again later after an error."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+
+from distill_operator.queue import Key, Retry, WorkQueue
+
+A, B = Key("ns", "a"), Key("ns", "b")
+
+
+async def run(handler: Callable[[Key], Awaitable[float | None]], act: Callable[[WorkQueue], Awaitable[None]]) -> WorkQueue:
+    queue = WorkQueue(handler, concurrency=4, spacing_seconds=0.01, jitter=lambda: 1.0)
+    workers = asyncio.create_task(queue.run())
+    await act(queue)
+    queue.stop()
+    await asyncio.wait_for(workers, 2)
+    return queue
+
+
+async def test_a_key_added_many_times_is_handled_once() -> None:
+    handled: list[Key] = []
+
+    async def handle(key: Key) -> None:
+        handled.append(key)
+
+    async def act(queue: WorkQueue) -> None:
+        for _ in range(100):
+            queue.add(A)
+        assert queue.depth == 1
+        await asyncio.sleep(0.05)
+
+    await run(handle, act)
+    assert handled == [A]
+
+
+async def test_a_key_is_never_handled_twice_at_once_and_different_keys_are() -> None:
+    now: list[Key] = []
+    most = 0
+
+    async def handle(key: Key) -> None:
+        nonlocal most
+        assert key not in now
+        now.append(key)
+        most = max(most, len(now))
+        await asyncio.sleep(0.02)
+        now.remove(key)
+
+    async def act(queue: WorkQueue) -> None:
+        for _ in range(8):
+            queue.add(A)
+            queue.add(B)
+            await asyncio.sleep(0.01)
+
+    await run(handle, act)
+    assert most == 2
+
+
+async def test_a_key_added_while_it_is_handled_is_handled_once_more() -> None:
+    handled: list[Key] = []
+
+    async def handle(key: Key) -> None:
+        handled.append(key)
+        await asyncio.sleep(0.02)
+
+    async def act(queue: WorkQueue) -> None:
+        queue.add(A)
+        await asyncio.sleep(0.005)
+        for _ in range(5):
+            queue.add(A)
+        await asyncio.sleep(0.15)
+
+    await run(handle, act)
+    assert handled == [A, A]
+
+
+async def test_the_time_that_a_handler_asks_for_is_kept_and_an_event_comes_first() -> None:
+    handled: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def handle(key: Key) -> float | None:
+        handled.append(loop.time())
+        return 0.1 if len(handled) == 1 else 60.0
+
+    async def act(queue: WorkQueue) -> None:
+        queue.add(A)
+        await asyncio.sleep(0.25)
+        assert len(handled) == 2 and handled[1] - handled[0] >= 0.1
+        queue.add(A)
+        await asyncio.sleep(0.05)
+
+    await run(handle, act)
+    assert len(handled) == 3
+
+
+async def test_an_error_is_tried_again_later_and_other_keys_do_not_wait() -> None:
+    handled: list[Key] = []
+
+    async def handle(key: Key) -> None:
+        handled.append(key)
+        if key == A:
+            raise RuntimeError("no")
+
+    async def act(queue: WorkQueue) -> None:
+        queue.add(A)
+        queue.add(B)
+        await asyncio.sleep(0.1)
+        assert sorted(handled) == [A, B]
+        await asyncio.sleep(0.6)
+
+    queue = await run(handle, act)
+    assert handled.count(A) == 2
+    assert queue.retries == 2
+
+
+async def test_a_conflict_is_tried_again_at_once_and_is_no_error() -> None:
+    handled: list[Key] = []
+
+    async def handle(key: Key) -> None:
+        handled.append(key)
+        if len(handled) == 1:
+            raise Retry
+
+    async def act(queue: WorkQueue) -> None:
+        queue.add(A)
+        await asyncio.sleep(0.1)
+
+    queue = await run(handle, act)
+    assert (len(handled), queue.retries) == (2, 0)
+
+
+async def test_nothing_is_kept_of_a_key_that_needs_no_more_looks() -> None:
+    async def handle(key: Key) -> None:
+        return None
+
+    async def act(queue: WorkQueue) -> None:
+        queue.add(A)
+        await asyncio.sleep(0.05)
+        assert not queue.keys()
+
+    await run(handle, act)
+
+
+async def test_stopping_lets_a_handler_finish_and_starts_no_other() -> None:
+    handled: list[Key] = []
+
+    async def handle(key: Key) -> None:
+        await asyncio.sleep(0.1)
+        handled.append(key)
+
+    async def act(queue: WorkQueue) -> None:
+        queue.add(A)
+        await asyncio.sleep(0.02)
+        queue.stop()
+        queue.add(B)
+
+    await run(handle, act)
+    assert handled == [A]
+
+
+def test_delays_after_errors_grow_to_a_bound_and_are_spread() -> None:
+    async def handle(key: Key) -> None:
+        return None
+
+    widest = WorkQueue(handle, concurrency=1, jitter=lambda: 1.0)
+    narrow = WorkQueue(handle, concurrency=1, jitter=lambda: 0.0)
+    assert [widest.retry_seconds(n) for n in (1, 2, 3, 20, 10_000)] == [0.5, 1.0, 2.0, 60.0, 60.0]
+    assert narrow.retry_seconds(3) == 1.0

@@ -1,0 +1,109 @@
+"""Whole runs with real parts: the launcher, Megatron ranks, Ray, SGLang engines; a teacher that the tests share."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from distill_api.wire import ExitReport, Variable
+from distill_workers.local_run import with_volumes
+from distill_workers.server import free_port
+
+REPO = Path(__file__).resolve().parents[2]
+CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))
+MODELS = CACHE / "models"
+
+
+def arithmetic(output: Path, name: str, **changes: Any) -> dict[str, Any]:
+    """examples/arithmetic-cpu.yaml for this machine; `changes` are merged into spec, two levels deep."""
+    manifest = yaml.safe_load((REPO / "examples" / "arithmetic-cpu.yaml").read_text())
+    manifest["metadata"]["name"] = name
+    for key, value in changes.items():
+        old = manifest["spec"].get(key)
+        manifest["spec"][key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+    return with_volumes(manifest, {"/models": str(MODELS), "/output": str(output)})
+
+
+@dataclass
+class Outcome:
+    code: int
+    folder: Path
+    report: ExitReport | None
+    log: str
+
+    def lines(self, kind: str) -> list[dict[str, Any]]:
+        text = (self.folder / "metrics.jsonl").read_text().splitlines()
+        return [line for line in map(json.loads, text) if line["kind"] == kind]
+
+
+class Run:
+    """One trainer pod as a child process, with the environment that the operator would give it."""
+
+    def __init__(self, manifest: dict[str, Any], teacher: str, scratch: Path, **environment: str) -> None:
+        self.folder = Path(manifest["spec"]["output"]["path"]) / manifest["metadata"]["name"]
+        self.port = free_port()
+        self._log = scratch / f"{manifest['metadata']['name']}-{self.port}.log"
+        self._exit = scratch / f"exit-{self.port}.json"
+        job = scratch / f"job-{self.port}.json"
+        job.write_text(json.dumps(manifest))
+        env = {
+            **os.environ,
+            Variable.JOB_FILE: str(job),
+            Variable.TEACHER: teacher,
+            Variable.MASTER_ADDR: "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            Variable.POD_IP: "127.0.0.1",
+            Variable.TERMINATION_LOG: str(self._exit),
+            "DISTILL_PORT": str(self.port),
+            **environment,
+        }
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "distill_workers.launch"],
+                env=env,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+
+    def get(self, path: str) -> str:
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as answer:
+            return str(answer.read().decode())
+
+    def step(self) -> int:
+        try:
+            return int(json.loads(self.get("/progress"))["progress"]["step"])
+        except OSError:
+            return 0
+
+    def wait_for_step(self, step: int, seconds: float = 300) -> None:
+        end = time.monotonic() + seconds
+        while self.step() < step:
+            assert self.process.poll() is None, self.log()
+            assert time.monotonic() < end, self.log()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """As a node that goes: every process of the pod, at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait()
+
+    def log(self) -> str:
+        return self._log.read_text(errors="replace")[-6000:]
+
+    def wait(self, seconds: float = 600) -> Outcome:
+        try:
+            code = self.process.wait(seconds)
+        except subprocess.TimeoutExpired:
+            self.kill()
+            raise AssertionError(f"not done after {seconds} s:\n{self.log()}") from None
+        report = ExitReport.model_validate_json(self._exit.read_text()) if self._exit.exists() else None
+        return Outcome(code, self.folder, report, self.log())

@@ -1,0 +1,230 @@
+"""What a whole run promises: the student learns, a kill costs nothing, and bad input ends in one sentence."""
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import MODELS, REPO, Outcome, Run, arithmetic
+
+from distill_api.wire import ExitCode, ExitReason
+from distill_workers.server import SGLangServer, free_port
+
+pytestmark = pytest.mark.timeout(900)
+
+DETERMINISTIC: dict[str, Any] = {
+    "deterministic": True,
+    "rollout": {"promptsPerStep": 4, "samplesPerPrompt": 2},
+    "schedule": {"steps": 10, "checkpointEverySteps": 5, "evaluateEverySteps": 10},
+    "evaluation": [],
+}
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """HOST:PORT of the arithmetic teacher."""
+    scratch = tmp_path_factory.mktemp("teacher")
+    from distill_api.job import parse_job
+
+    spec = parse_job(arithmetic(scratch, "teacher")).spec
+    server = SGLangServer(spec.teacher.model, spec, "teacher", port=free_port(), log=scratch / "teacher.log")
+    server.start()
+    try:
+        server.wait_ready(300)
+        yield f"127.0.0.1:{server.port}"
+    finally:
+        server.stop()
+
+
+def model_hash(outcome: Outcome) -> str:
+    return hashlib.sha256((outcome.folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+
+
+# Three seeds, and between them both layouts of two ranks, both ways of weight sync, and strict and lagging policy.
+VARIANTS: dict[str, dict[str, Any]] = {
+    "one-rank": {"seed": 0},
+    "data-parallel": {
+        "seed": 1,
+        "rollout": {"maxPolicyLag": 1},
+        "trainer": {"gpusPerNode": 2, "weightSync": "disk"},
+    },
+    "tensor-parallel": {
+        "seed": 2,
+        "trainer": {"gpusPerNode": 2, "parallelism": {"tensor": 2}},
+    },
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_distillation_lifts_the_students_accuracy_and_halves_its_reverse_kl(
+    name: str, teacher: str, tmp_path: Path
+) -> None:
+    outcome = Run(arithmetic(tmp_path, name, **VARIANTS[name]), teacher, tmp_path).wait()
+    assert outcome.code == ExitCode.DONE, outcome.log
+    first, *_, last = outcome.lines("evaluation")
+    print(
+        f"\n{name}: greedy accuracy {first['score']:.3f} -> {last['score']:.3f}, "
+        f"teacher's {first['teacher_score']:.3f}, "
+        f"reverse KL {first['reverse_kl']:.3f} -> {last['reverse_kl']:.3f}"
+    )
+    assert first["teacher_score"] >= 0.97
+    assert last["score"] >= first["score"] + 0.15
+    assert last["reverse_kl"] < first["reverse_kl"] / 2
+    steps = outcome.lines("step")
+    assert [s["step"] for s in steps] == list(range(1, 41))
+    assert max(s["trainer_engine_gap"] for s in steps) < (1e-3 if name != "data-parallel" else 1.0)
+    lag = VARIANTS[name].get("rollout", {}).get("maxPolicyLag", 0)
+    assert max(s["policy_lag"] for s in steps) <= lag
+    state = json.loads((outcome.folder / "state.json").read_text())
+    assert state["phase"] == "Done" and state["progress"]["step"] == 40
+    assert state["result"]["modelPath"] == str(outcome.folder / "model")
+    exported_model_is_what_was_measured(outcome, last["score"])
+
+
+def exported_model_is_what_was_measured(outcome: Outcome, score: float) -> None:
+    """transformers loads the export and answers as well as the engines did."""
+    import torch
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    folder = outcome.folder / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    lines = [json.loads(x) for x in (MODELS / "arithmetic" / "test.jsonl").read_text().splitlines()[:64]]
+    ids = torch.tensor([tokenizer(x["prompt"])["input_ids"] for x in lines])
+    with torch.no_grad():
+        out = model.generate(ids, do_sample=False, max_new_tokens=8, pad_token_id=tokenizer.pad_token_id)
+    texts = tokenizer.batch_decode(out[:, ids.shape[1] :], skip_special_tokens=True)
+    accuracy = sum(t.strip() == x["answer"] for t, x in zip(texts, lines, strict=True)) / len(lines)
+    assert abs(accuracy - score) < 0.2  # 64 of the 256 prompts
+
+
+def test_a_killed_run_goes_on_to_the_same_last_bit(tmp_path: Path) -> None:
+    """Ten steps = five steps, kill -9, resume, five steps. The teacher is deterministic too, and so its own."""
+    from distill_api.job import parse_job
+
+    whole = arithmetic(tmp_path / "whole", "same", **DETERMINISTIC)
+    parts = arithmetic(tmp_path / "parts", "same", **DETERMINISTIC)
+    spec = parse_job(whole).spec
+    server = SGLangServer(spec.teacher.model, spec, "teacher", port=free_port(), log=tmp_path / "teacher.log")
+    server.start()
+    try:
+        server.wait_ready(300)
+        address = f"127.0.0.1:{server.port}"
+        uninterrupted = Run(whole, address, tmp_path).wait()
+        assert uninterrupted.code == ExitCode.DONE, uninterrupted.log
+        first = Run(parts, address, tmp_path)
+        first.wait_for_step(6)
+        first.kill()
+        assert (tmp_path / "parts" / "same" / "checkpoints" / "latest").read_text() == "step-000005"
+        resumed = Run(parts, address, tmp_path).wait()
+        assert resumed.code == ExitCode.DONE, resumed.log
+    finally:
+        server.stop()
+    assert "resumed from" in resumed.log
+
+    def curve(outcome: Outcome) -> list[tuple[int, float, float, float]]:
+        return [(s["step"], s["loss"], s["reverse_kl"], s["grad_norm"]) for s in outcome.lines("step")]
+
+    assert curve(resumed) == curve(uninterrupted)
+    assert model_hash(resumed) == model_hash(uninterrupted)
+
+
+def test_sigterm_saves_a_checkpoint_and_metrics_agree_with_progress(teacher: str, tmp_path: Path) -> None:
+    run = Run(arithmetic(tmp_path, "stopped"), teacher, tmp_path)
+    run.wait_for_step(3)
+    metrics = run.get("/metrics")
+    assert "distill_train_step" in metrics and "distill_reverse_kl_nats" in metrics
+    run.process.send_signal(signal.SIGTERM)
+    outcome = run.wait(60)
+    assert outcome.code == ExitCode.TEMPORARY
+    assert outcome.report is not None and outcome.report.reason is ExitReason.STOPPED
+    saved = (outcome.folder / "checkpoints" / "latest").read_text()
+    assert int(saved.removeprefix("step-")) >= 3
+
+
+def test_a_killed_engine_costs_the_run_nothing(teacher: str, tmp_path: Path) -> None:
+    run = Run(arithmetic(tmp_path, "engine", schedule={"steps": 8}, evaluation=[]), teacher, tmp_path)
+    run.wait_for_step(2)
+    [port] = engine_ports(tmp_path / "engine")
+    pids = subprocess.run(["pgrep", "-f", f"--port {port}"], capture_output=True, text=True, check=True).stdout.split()
+    for pid in pids:
+        os.kill(int(pid), signal.SIGKILL)
+    outcome = run.wait()
+    assert outcome.code == ExitCode.DONE, outcome.log
+    assert "is lost" in outcome.log and "is back" in outcome.log
+    assert [s["step"] for s in outcome.lines("step")] == list(range(1, 9))
+
+
+def engine_ports(folder: Path) -> list[str]:
+    """Of the engine servers that belong to a run folder: their log lies there."""
+    found = []
+    for log in (folder / "logs").glob("engine-*.log"):
+        done = subprocess.run(["fuser", str(log)], capture_output=True, text=True, check=False)
+        for pid in done.stdout.split():
+            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
+            if "--port" in command:
+                found.append(command[command.index("--port") + 1])
+    return list(dict.fromkeys(found))
+
+
+BAD: dict[str, tuple[dict[str, Any], str]] = {
+    "model-missing": (
+        {"student": {"model": "/nowhere/model"}},
+        "spec.student.model: /nowhere/model is no Hugging Face",
+    ),
+    "prompts-missing": ({"data": {"prompts": {"path": "/nowhere/x.jsonl"}}}, "/nowhere/x.jsonl: does not exist"),
+    "field-missing": (
+        {"data": {"prompts": {"path": str(MODELS / "arithmetic" / "train.jsonl"), "promptField": "question"}}},
+        "train.jsonl:1: has no field question",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_bad_input_is_never_retried_and_says_what_to_do(name: str, teacher: str, tmp_path: Path) -> None:
+    changes, sentence = BAD[name]
+    outcome = Run(arithmetic(tmp_path, name, **changes), teacher, tmp_path).wait(120)
+    assert outcome.code == ExitCode.CONFIGURATION, outcome.log
+    assert outcome.report is not None and outcome.report.reason is ExitReason.CONFIGURATION_ERROR
+    assert sentence in outcome.report.message
+    assert "Traceback" not in outcome.log
+
+
+def test_a_teacher_of_another_vocabulary_fails_the_preflight(teacher_server: Any, tmp_path: Path) -> None:
+    address = f"127.0.0.1:{teacher_server.port}"
+    outcome = Run(arithmetic(tmp_path, "vocabulary"), address, tmp_path).wait(300)
+    assert outcome.code == ExitCode.CONFIGURATION, outcome.log
+    assert outcome.report is not None and outcome.report.reason is ExitReason.PREFLIGHT_FAILED
+    assert "SameVocabulary" in outcome.report.message and "one family" in outcome.report.message
+
+
+def test_another_run_in_the_folder_is_refused(teacher: str, tmp_path: Path) -> None:
+    folder = tmp_path / "taken"
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"fingerprint": "another", "job": {}}))
+    outcome = Run(arithmetic(tmp_path, "taken"), teacher, tmp_path).wait(120)
+    assert outcome.code == ExitCode.CONFIGURATION, outcome.log
+    assert outcome.report is not None and "holds another run" in outcome.report.message
+
+
+def test_distill_run_needs_no_cluster_and_leaves_no_process(tmp_path: Path) -> None:
+    """The command of the README, with fewer steps."""
+    manifest = tmp_path / "job.yaml"
+    text = (REPO / "examples" / "arithmetic-cpu.yaml").read_text()
+    manifest.write_text(text.replace("steps: 40", "steps: 2").replace("{name: arithmetic}", "{name: short}"))
+    command = [sys.executable, "-m", "distill_workers.cli", "run", "-f", str(manifest)]
+    command += ["--volume", f"/models={MODELS}", "--volume", f"/output={tmp_path}"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "step 2/2" in done.stdout and "report.html" in done.stdout
+    assert (tmp_path / "short" / "report.html").stat().st_size > 10_000
+    time.sleep(2)
+    left = subprocess.run(["pgrep", "-fa", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+    assert left == ""
