@@ -165,7 +165,7 @@ def show_result(job: DistillationJob, status: dict[str, Any]) -> None:
     )
     print("\nresult")
     for e in status["progress"].get("evaluations", []):
-        print(f"  {e['name']:<12} reverse KL {e.get('firstReverseKl')} -> {e.get('reverseKl')} nats per token")
+        print(f"  {e['name']:<12} reverse KL {e.get('firstReverseKL')} -> {e.get('reverseKL')} nats per token")
         if e.get("score") is not None:
             print(f"  {'':<12} score {e.get('firstScore')} -> {e['score']} (teacher {e.get('teacherScore')})")
     print("\nwall time")

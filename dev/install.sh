@@ -13,11 +13,11 @@ else
   export KUBECONFIG=${KUBECONFIG:-$CACHE/cluster/pki/admin.conf}
   [ -f "$KUBECONFIG" ] || die "there is no cluster: run 'make cluster-up', or name one of your own with CONTEXT=..."
   where=()
-  # A changed image has the same tag here, so its id goes into the pods: the operator restarts when the code did change.
+  # A changed image has the same tag here, so a hash of its code goes into the pods: a change restarts the operator.
   images=(--set image.repository=local.test/distillation-operator --set image.tag=dev
     --set workersImage=local.test/distillation-workers:dev
-    --set-string "podAnnotations.image-id=$(cat "$CACHE"/images/operator.id 2>/dev/null || echo none)")
+    --set-string "podAnnotations.image-id=$(hash_of_tree operator/distill_operator operator/Dockerfile crds/distill_api)")
 fi
 step "helm upgrade --install distillation-operator" helm upgrade --install distillation-operator \
   "$REPO/charts/distillation-operator" --namespace distillation-system --create-namespace \
-  "${where[@]}" "${images[@]}" --wait --timeout 3m
+  --take-ownership "${where[@]}" "${images[@]}" --wait --timeout 3m

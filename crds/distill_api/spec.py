@@ -157,8 +157,8 @@ class Evaluation(Model):
 
     rules = (
         Rule(
-            "set a reward.source, or leave measureReverseKl true: nothing would be measured",
-            "self.reward.source != 'none' || self.measureReverseKl",
+            "set a reward.source, or leave measureReverseKL true: nothing would be measured",
+            "self.reward.source != 'none' || self.measureReverseKL",
             lambda e: e.reward.source is not RewardSource.NONE or e.measure_reverse_kl,
         ),
         Rule(
@@ -178,7 +178,9 @@ class Evaluation(Model):
     )
     max_response_tokens: Tokens | None = Field(None, description="As rollout.maxResponseTokens if absent.")
     measure_reverse_kl: bool = Field(
-        True, description="Also draw one response a prompt as in training, and score its reverse KL to the teacher."
+        True,
+        alias="measureReverseKL",
+        description="Also draw one response a prompt as in training, and score its reverse KL to the teacher.",
     )
     score_teacher: bool = Field(False, description="Also score the teacher's own responses, once, at the start.")
 

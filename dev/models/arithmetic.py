@@ -2,10 +2,12 @@
 
     python dev/models/arithmetic.py
 
-A prompt is "123+456=", its answer the digits of the sum from the last to the first ("975": a carry is known when it
-is needed), then <eos>. Both models are Qwen3 in float32, trained here from nothing on prompts of their own, with a
-seed. The teacher is trained until it is right; the student only until a fifth of its samples are, so that a
-distillation has room. train.jsonl and test.jsonl hold disjoint prompts, and test.jsonl is seen by neither model.
+Every number is written from its last digit to its first: the prompt of 123 + 456 is "321+654=", its answer "975", then
+<eos>. So a carry is known when it is needed, and digits that belong together always stand equally far apart: both
+models learn their task in a minute. The teacher has learnt to add. The student has learnt from a careless pupil, who
+carries the one only every fourth time: it knows how to write and what to add, so its samples are sometimes right, and
+it has all the rest to learn from the teacher. Both are Qwen3 in float32, trained from nothing, with a seed.
+train.jsonl and test.jsonl hold disjoint prompts that neither model has seen.
 """
 
 import json
@@ -23,49 +25,58 @@ if TYPE_CHECKING:
 NAME = "arithmetic"
 TOKENS = ("<pad>", "<eos>", "<unk>", *"0123456789+-=")
 PAD, EOS = 0, 1
+Problem = dict[str, str]
 PROMPT_TOKENS = 8
 RESPONSE_TOKENS = 5
 TRAIN_PROMPTS = 8192
 TEST_PROMPTS = 512
-MODEL_PROMPTS = 200_000
-"""What the two models themselves are trained on; the last CHECK_PROMPTS of them tell when to stop."""
-CHECK_PROMPTS = 512
+MODEL_PROMPTS = 150_000
+"""What the two models themselves are trained on."""
+CARRIED = 0.25
+"""How often the student has seen the one carried."""
+BATCH = 256
+LEARNING_RATE = 2e-3
+WARMUP_STEPS = 30
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """A model, and the training that is stopped when its accuracy on prompts kept for that is reached."""
+    """Size of a model, and how long it is trained."""
 
     layers: int
     hidden_size: int
-    learning_rate: float
-    max_steps: int
-    sampled: bool
-    """Whether the accuracy is that of samples at temperature 1, or of greedy responses."""
-    enough: float
-    check_every: int
+    steps: int
 
 
-TEACHER = Recipe(3, 128, learning_rate=2e-3, max_steps=700, sampled=True, enough=0.98, check_every=25)
-STUDENT = Recipe(2, 64, learning_rate=2e-3, max_steps=1500, sampled=True, enough=0.20, check_every=5)
-BATCH = 256
-WARMUP_STEPS = 30
+TEACHER = Recipe(3, 128, steps=500)
+STUDENT = Recipe(2, 64, steps=500)
 
 
-def problem(a: int, b: int) -> dict[str, str]:
-    return {"prompt": f"{a}+{b}=", "answer": str(a + b)[::-1]}
+def careless_sum(a: int, b: int, chance: random.Random) -> str:
+    """The sum from the last digit to the first, where each one is carried with probability CARRIED, else forgotten."""
+    digits, carry = "", 0
+    while a or b:
+        here = a % 10 + b % 10 + carry
+        digits += str(here % 10)
+        carry = int(here >= 10 and chance.random() < CARRIED)
+        a, b = a // 10, b // 10
+    return digits + "1" * carry
 
 
-def problems() -> tuple[list[dict[str, str]], list[dict[str, str]], list[dict[str, str]]]:
-    """Prompts of test.jsonl, of train.jsonl, and all others: what the models themselves are trained on."""
+def problem(a: int, b: int) -> Problem:
+    return {"prompt": f"{str(a)[::-1]}+{str(b)[::-1]}=", "answer": str(a + b)[::-1]}
+
+
+def problems() -> tuple[list[Problem], list[Problem], list[tuple[int, int]]]:
+    """Prompts of test.jsonl, of train.jsonl, and the pairs that the models themselves are trained on."""
     pairs = [(a, b) for a in range(100, 1000) for b in range(100, 1000)]
     random.Random(SEED).shuffle(pairs)
-    made = [problem(a, b) for a, b in pairs[: TEST_PROMPTS + TRAIN_PROMPTS + MODEL_PROMPTS]]
-    return made[:TEST_PROMPTS], made[TEST_PROMPTS : TEST_PROMPTS + TRAIN_PROMPTS], made[TEST_PROMPTS + TRAIN_PROMPTS :]
+    kept = [problem(a, b) for a, b in pairs[: TEST_PROMPTS + TRAIN_PROMPTS]]
+    return kept[:TEST_PROMPTS], kept[TEST_PROMPTS:], pairs[len(kept) : len(kept) + MODEL_PROMPTS]
 
 
-def encode(lines: list[dict[str, str]]) -> "torch.Tensor":
+def encode(lines: list[Problem]) -> "torch.Tensor":
     """Prompt, answer, <eos>, then padding: [problems, PROMPT_TOKENS + RESPONSE_TOKENS]."""
     import torch
 
@@ -125,17 +136,17 @@ def new_model(recipe: Recipe) -> "Qwen3ForCausalLM":
     return Qwen3ForCausalLM(config)
 
 
-def trained(recipe: Recipe, pool: "torch.Tensor", kept: "torch.Tensor") -> tuple["Qwen3ForCausalLM", int]:
-    """A model trained on the answers in `pool` until it is good enough on `kept`, and the steps that it took."""
+def trained(recipe: Recipe, pool: "torch.Tensor") -> "Qwen3ForCausalLM":
+    """A model trained on the answers in `pool`."""
     import torch
     from torch.nn import functional
 
     torch.manual_seed(SEED)
     model = new_model(recipe)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=recipe.learning_rate, weight_decay=0.01)
-    for step in range(1, recipe.max_steps + 1):
+    optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
+    for step in range(1, recipe.steps + 1):
         for group in optimizer.param_groups:
-            group["lr"] = recipe.learning_rate * min(1.0, step / WARMUP_STEPS) * (1 - step / (recipe.max_steps + 1))
+            group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP_STEPS) * (1 - (step - 1) / recipe.steps)
         ids = pool[torch.randint(0, len(pool), (BATCH,))]
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, PROMPT_TOKENS - 1 :]
         loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, PROMPT_TOKENS:].flatten(), ignore_index=PAD)
@@ -143,9 +154,7 @@ def trained(recipe: Recipe, pool: "torch.Tensor", kept: "torch.Tensor") -> tuple
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        if step % recipe.check_every == 0 and accuracy(model, kept, recipe.sampled) >= recipe.enough:
-            return model.eval(), step
-    raise RuntimeError(f"accuracy {recipe.enough} was not reached in {recipe.max_steps} steps: {recipe}")
+    return model.eval()
 
 
 def save(model: "Qwen3ForCausalLM", folder: Path) -> None:
@@ -196,22 +205,20 @@ def build(folder: Path) -> Card:
 
     logging.disable_progress_bar()
     torch.set_num_threads(1)  # the same sums in the same order on every machine, and tiny matrices gain nothing
-    test, train, others = problems()
+    test, train, pairs = problems()
     for name, lines in (("train", train), ("test", test)):
         text = "".join(json.dumps(entry) + "\n" for entry in lines)
         (folder / f"{name}.jsonl").write_text(text, encoding="utf-8")
-    pool = encode(others)
-    pool, kept = pool[:-CHECK_PROMPTS], pool[-CHECK_PROMPTS:]
-    teacher, teacher_steps = trained(TEACHER, pool, kept)
-    student, student_steps = trained(STUDENT, pool, kept)
+    chance = random.Random(SEED)
+    right = [problem(a, b) for a, b in pairs]
+    careless = [{**problem(a, b), "answer": careless_sum(a, b, chance)} for a, b in pairs]
+    teacher, student = trained(TEACHER, encode(right)), trained(STUDENT, encode(careless))
     save(teacher, folder / "teacher")
     save(student, folder / "student")
     return {
         **measure(teacher, student, encode(test)),
         "teacher_parameters": sum(p.numel() for p in teacher.parameters()),
         "student_parameters": sum(p.numel() for p in student.parameters()),
-        "teacher_steps": teacher_steps,
-        "student_steps": student_steps,
     }
 
 

@@ -66,7 +66,9 @@ def reverse_kl(student: "LlamaForCausalLM", teacher: "LlamaForCausalLM", tokeniz
 
 def build(folder: Path) -> Card:
     import importlib.util
+    import os
 
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, by transformers
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
     from transformers.utils import logging

@@ -84,9 +84,7 @@ class EventRecorder:
         return True
 
 
-def _body(
-    namespace: str, job: str, uid: str, name: str, event: Event, instance: str, now: datetime
-) -> dict[str, Any]:
+def _body(namespace: str, job: str, uid: str, name: str, event: Event, instance: str, now: datetime) -> dict[str, Any]:
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",

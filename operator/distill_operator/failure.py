@@ -44,11 +44,7 @@ def _culprit(observed: Observed, attempt: int) -> Pod | None:
 
     The other ranks end right after it, by SIGTERM or by a broken collective.
     """
-    ended = [
-        p
-        for p in observed.pods
-        if p.role is Role.TRAINER and p.attempt == attempt and (p.exit_code or p.evicted)
-    ]
+    ended = [p for p in observed.pods if p.role is Role.TRAINER and p.attempt == attempt and (p.exit_code or p.evicted)]
     if not ended:
         return None
 

@@ -19,6 +19,7 @@ from distill_operator import conditions
 from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
 from distill_operator.failure import Failure
 from distill_operator.observed import Observed
+from distill_operator.readiness import RoleState
 from distill_operator.times import format_time, parse_time, seconds_since
 
 FIRST_DELAY_SECONDS = 10.0
@@ -58,6 +59,27 @@ def delay_seconds(uid: str, restarts: int) -> float:
     delay = min(FIRST_DELAY_SECONDS * 2.0 ** min(restarts - 1, 20), LONGEST_DELAY_SECONDS)
     digest = hashlib.sha256(f"{uid}/{restarts}".encode()).digest()
     return delay * (1 + JITTER * int.from_bytes(digest[:4]) / 2**32)
+
+
+def with_roles(job: DistillationJob, status: Status, states: list[RoleState], now: datetime) -> Status:
+    """The conditions and counts of the roles."""
+    verdicts = {ROLE_CONDITIONS[s.role]: s.verdict for s in states}
+    not_ready = next((s for s in states if s.verdict.status is not TRUE), None)
+    verdicts[ConditionType.READY] = (
+        Verdict(FALSE, not_ready.verdict.reason, f"{not_ready.role.value}: {not_ready.verdict.message}")
+        if not_ready
+        else Verdict(TRUE, Reason.READY, "all roles are ready")
+    )
+    counts = [
+        RoleStatus(
+            name=s.role.value,
+            desired=s.desired,
+            ready=s.ready,
+            reason="" if s.verdict.status is TRUE else s.verdict.reason.value,
+        )
+        for s in states
+    ]
+    return revised(job, status, now, verdicts, roles=counts)
 
 
 def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> Status:

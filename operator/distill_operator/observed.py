@@ -106,9 +106,7 @@ class Observed:
 
     def pods_of(self, role: Role, attempt: int | None = None) -> list[Pod]:
         """Pods that are to stay, in order of their names."""
-        return [
-            p for p in self.pods if p.role is role and not p.deleting and (attempt is None or p.attempt == attempt)
-        ]
+        return [p for p in self.pods if p.role is role and not p.deleting and (attempt is None or p.attempt == attempt)]
 
 
 def read_child(raw: Raw, job_uid: str) -> Child:

@@ -12,7 +12,7 @@ from datetime import datetime
 from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.status import ConditionType, Reason, RoleStatus, Status
+from distill_api.status import ConditionType, Reason, Status
 from distill_operator import conditions, lifecycle, readiness
 from distill_operator.announce import announcements
 from distill_operator.children import desired
@@ -118,7 +118,7 @@ def _begin(
     if obstacle := _name_taken(wanted, observed) or readiness.obstacle(job, observed):
         return _wait(job, status, observed, attempt, *obstacle, now)
     begun = lifecycle.begun(job, status, attempt, now)
-    begun = _with_roles(job, begun, readiness.roles(job, observed, attempt), now)
+    begun = lifecycle.with_roles(job, begun, readiness.roles(job, observed, attempt), now)
     return Plan(tuple(Check(body) for body in wanted), begun, 0.0)
 
 
@@ -136,7 +136,7 @@ def _wait(
         replace(state, verdict=verdict) if state.role is role else state
         for state in readiness.roles(job, observed, attempt)
     ]
-    after = _with_roles(job, status, states, now)
+    after = lifecycle.with_roles(job, status, states, now)
     summary = Verdict(UNKNOWN, Reason.PENDING, verdict.message)
     found = {ConditionType.SUCCEEDED: summary, ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED}
     if not status.attempts:
@@ -180,7 +180,7 @@ def _keep_running(
         effects.append(Apply(trainer))
 
     states = readiness.roles(job, observed, attempt)
-    after = _with_roles(job, status, states, now)
+    after = lifecycle.with_roles(job, status, states, now)
     not_ready = next((s for s in states if s.verdict.status is not TRUE), None)
     was_running = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.RUNNING
     if not_ready is None or was_running:
@@ -280,24 +280,3 @@ def _name_taken(wanted: list[Json], observed: Observed) -> tuple[Role, Verdict] 
             text = f"the {what} exists and belongs to something else; delete it, or name this job differently"
             return role, Verdict(FALSE, Reason.NAME_TAKEN, text)
     return None
-
-
-def _with_roles(job: DistillationJob, status: Status, states: list[RoleState], now: datetime) -> Status:
-    """The conditions and counts of the roles."""
-    verdicts = {ROLE_CONDITIONS[s.role]: s.verdict for s in states}
-    not_ready = next((s for s in states if s.verdict.status is not TRUE), None)
-    verdicts[ConditionType.READY] = (
-        Verdict(FALSE, not_ready.verdict.reason, f"{not_ready.role.value}: {not_ready.verdict.message}")
-        if not_ready
-        else Verdict(TRUE, Reason.READY, "all roles are ready")
-    )
-    counts = [
-        RoleStatus(
-            name=s.role.value,
-            desired=s.desired,
-            ready=s.ready,
-            reason="" if s.verdict.status is TRUE else s.verdict.reason.value,
-        )
-        for s in states
-    ]
-    return lifecycle.revised(job, status, now, verdicts, roles=counts)

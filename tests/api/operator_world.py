@@ -1,11 +1,10 @@
 """The operator as a real process against the real API server; the rest of the cluster is played here.
 
-The API server of these tests has no controllers and no node, so `Kubelet` makes the pods of Deployments, RayClusters and
-Jobs, sets their statuses, and collects what lost its owner. The operator runs as a ServiceAccount that holds exactly the
-rights of rbac.py.
+The API server of these tests has no controllers and no node, so `Kubelet` makes the pods of Deployments, RayClusters
+and Jobs, sets their statuses, and collects what lost its owner. The operator runs as a ServiceAccount that holds
+exactly the rights of rbac.py.
 """
 
-import base64
 import contextlib
 import hashlib
 import json
@@ -36,6 +35,7 @@ CHILDREN = {
     "Service": "/api/v1/namespaces/{ns}/services",
     "NetworkPolicy": "/apis/networking.k8s.io/v1/namespaces/{ns}/networkpolicies",
 }
+RAY_CRD = "rayclusters.ray.io"
 PODS = "/api/v1/namespaces/{ns}/pods"
 
 
@@ -237,7 +237,8 @@ class Kubelet(threading.Thread):
         self.trainers: dict[int, Trainer] = {}
         self.unschedulable: set[str] = set()
         """Roles whose pods get no node."""
-        self.seen_trainer_jobs: set[str] = set()
+        self.seen_trainer_jobs: set[tuple[str, str]] = set()
+        """Name and uid."""
         self.stopping = threading.Event()
         digest = hashlib.sha256(world.namespace.encode()).digest()
         self.ip = f"127.{1 + digest[0] % 250}.{digest[1]}.{1 + digest[2] % 250}"
@@ -271,7 +272,7 @@ class Kubelet(threading.Thread):
             if kind == "RayCluster":
                 self._ray_cluster(child, pods)
             if kind == "Job":
-                self.seen_trainer_jobs.add(name)
+                self.seen_trainer_jobs.add((name, child["metadata"]["uid"]))
                 self._job(child, pods)
 
     def _ray_cluster(self, child: Json, pods: dict[str, Json]) -> None:
@@ -406,9 +407,3 @@ UNSCHEDULABLE = [
         "message": "0/3 nodes are available: 3 Insufficient nvidia.com/gpu.",
     }
 ]
-
-
-def token_subject(token: str) -> str:
-    """Whom a token is for."""
-    payload = token.split(".")[1]
-    return str(json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))["sub"])

@@ -1,72 +1,15 @@
 """The operator, as a process with its own rights alone, against the real API server; the test plays the cluster."""
 
 import json
-import subprocess
 import time
 import urllib.error
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from operator_world import CHILDREN, JOBS, PODS, ROOT, Json, Kubelet, Trainer, World, api_of, token_subject
+from operator_world import CHILDREN, JOBS, PODS, RAY_CRD, Json, Kubelet, Trainer, World
 
-from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
-
-RAY_CRD = "rayclusters.ray.io"
-
-
-@pytest.fixture(scope="session")
-def ray_crd() -> Path:
-    """KubeRay's own, at the version that dev/ pins."""
-    module = "github.com/ray-project/kuberay/ray-operator"
-    command = ["go", "list", "-m", "-f", "{{.Dir}}", module]
-    found = subprocess.run(command, cwd=ROOT / "dev/tools/kuberay", capture_output=True, text=True, check=True)
-    return Path(found.stdout.strip()) / "config/crd/bases/ray.io_rayclusters.yaml"
-
-
-@pytest.fixture
-def kuberay(crds_installed: Any, ray_crd: Path) -> None:
-    crds_installed.kubectl("apply", "--server-side", "-f", str(ray_crd))
-    api, deadline = api_of(crds_installed.kubeconfig), time.monotonic() + 30
-    while api.find("/apis/ray.io/v1/rayclusters") is None:
-        assert time.monotonic() < deadline, "RayCluster is not served"
-        time.sleep(0.2)
-
-
-@pytest.fixture(scope="session")
-def operator_kubeconfig(crds_installed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Of a ServiceAccount with exactly the rights that rbac.py lists."""
-    rules = [*NAMESPACED_RULES, *CLUSTER_RULES]
-    role = {"apiVersion": "rbac.authorization.k8s.io/v1", "kind": "ClusterRole", "metadata": {"name": "operator"}}
-    crds_installed.kubectl("apply", "-f", "-", stdin=json.dumps({**role, "rules": rules}))
-    crds_installed.kubectl("create", "serviceaccount", "operator", "-n", "default")
-    crds_installed.kubectl(
-        "create", "clusterrolebinding", "operator", "--clusterrole=operator", "--serviceaccount=default:operator"
-    )
-    token = crds_installed.kubectl("create", "token", "operator", "-n", "default", "--duration=2h").stdout.strip()
-    assert token_subject(token) == "system:serviceaccount:default:operator"
-    config = json.loads(crds_installed.kubeconfig.read_text())
-    config["users"][0]["user"] = {"token": token}
-    path = tmp_path_factory.mktemp("operator") / "kubeconfig"
-    path.write_text(json.dumps(config))
-    return path
-
-
-@pytest.fixture
-def world(crds_installed: Any, namespace: str, operator_kubeconfig: Path, tmp_path: Path) -> Iterator[World]:
-    found = World(api_of(crds_installed.kubeconfig), namespace, operator_kubeconfig, tmp_path)
-    yield found
-    for operator in found.operators:
-        if operator.process.poll() is None:
-            operator.kill()
-
-
-@pytest.fixture
-def kubelet(world: World) -> Iterator[Kubelet]:
-    found = Kubelet(world)
-    yield found
-    found.stop()
+pytest_plugins = ["operator_fixtures"]
 
 
 def report(step: int, *, done: bool = False) -> Json:
@@ -173,7 +116,7 @@ def test_a_failed_attempt_is_followed_by_the_next_one_from_scratch(world: World,
     world.until_condition("Succeeded", "BackoffLimitExceeded", "False")
     status = world.job()["status"]
     assert (status["attempts"], status["restarts"]) == (2, 2)
-    assert kubelet.seen_trainer_jobs == {"job-trainer-1", "job-trainer-2"}
+    assert {name for name, _ in kubelet.seen_trainer_jobs} == {"job-trainer-1", "job-trainer-2"}
     world.until("nothing is held", lambda: not (serving & set(world.children())))
 
 
@@ -267,6 +210,7 @@ def test_kuberay_may_be_installed_after_the_job(
     crds_installed.kubectl("apply", "--server-side", "-f", str(ray_crd))
     world.until_condition("Succeeded", "Running", seconds=60)
     assert operator.process.poll() is None
+    assert "forbidden" not in operator.log().lower()
 
 
 @pytest.mark.usefixtures("kuberay")
@@ -327,6 +271,15 @@ def test_sigterm_ends_the_operator_cleanly_within_five_seconds(world: World, kub
     assert code == 0, operator.log()
     assert seconds < 5
     assert world.children() == before
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_rights_in_one_namespace_are_enough_there(world: World, kubelet: Kubelet, namespaced_kubeconfig: Path) -> None:
+    world.claim()
+    operator = world.operator(KUBECONFIG=str(namespaced_kubeconfig))
+    world.submit()
+    world.until_condition("Succeeded", "Running")
+    assert "forbidden" not in operator.log().lower()
 
 
 def test_a_wrong_setting_is_named(world: World) -> None:

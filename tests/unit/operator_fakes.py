@@ -101,9 +101,10 @@ class FakeCluster:
         key = (BY_NAME[body["kind"]], name)
         old = self.objects.get(key)
         if old is not None:
-            if old["metadata"].get("ownerReferences", body["metadata"]["ownerReferences"]) != body["metadata"][
-                "ownerReferences"
-            ]:
+            if (
+                old["metadata"].get("ownerReferences", body["metadata"]["ownerReferences"])
+                != body["metadata"]["ownerReferences"]
+            ):
                 raise AssertionError(f"{key} of somebody else was taken over")
             assert key[0] is not Kind.JOB or old["spec"] == body["spec"], "the pods of a Job cannot be changed"
         fresh = copy.deepcopy(dict(body))
@@ -255,9 +256,8 @@ class Simulation:
                 quiet = 0
                 continue
             quiet += 1
-            if again is None or quiet > 3:
-                if again is None or self.now >= end:
-                    return
+            if again is None or (quiet > 3 and self.now >= end):
+                return
             self.now += timedelta(seconds=again or 1.0)
         if self.now < end and quiet < 3:
             raise AssertionError(f"no fixed point: {self.cluster.writes[-20:]}")

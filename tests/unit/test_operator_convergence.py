@@ -265,8 +265,11 @@ def test_a_name_too_long_is_reported_and_starts_nothing() -> None:
 def test_an_object_of_an_earlier_job_of_the_same_name_is_waited_for() -> None:
     sim = Simulation()
     old = {"labels": {}, "ownerReferences": [{"uid": "an-earlier-job", "controller": True}]}
-    sim.cluster.put(Kind.DEPLOYMENT, "job-teacher", {"metadata": old, "spec": {"replicas": 0, "template": {
-        "metadata": {"labels": {}}}}})
+    sim.cluster.put(
+        Kind.DEPLOYMENT,
+        "job-teacher",
+        {"metadata": old, "spec": {"replicas": 0, "template": {"metadata": {"labels": {}}}}},
+    )
 
     async def run() -> None:
         await sim.reconcile()

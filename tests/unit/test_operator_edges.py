@@ -9,6 +9,7 @@ import pytest
 import yaml
 from aiohttp import web
 from operator_fakes import EPOCH, KEY, SETTINGS, UID, FakeCluster, job, manifest, merge
+from prometheus_client.exposition import generate_latest
 
 from distill_api.metrics import OPERATOR_METRICS, wire_name
 from distill_api.status import Status
@@ -27,7 +28,6 @@ from distill_operator.queue import Key
 from distill_operator.settings import InvalidSettings, Settings
 from distill_operator.watch import CHILDREN, kopf_settings, owner_key
 from distill_operator.wire_status import read_status, status_patch
-from prometheus_client.exposition import generate_latest
 
 # Metrics and health
 
@@ -37,7 +37,12 @@ def metrics_of(jobs: Jobs) -> OperatorMetrics:
 
 
 def status(reason: str = "Running", restarts: int = 0) -> Status:
-    condition = {"type": "Succeeded", "status": "Unknown", "reason": reason, "lastTransitionTime": "2026-01-01T00:00:00Z"}
+    condition = {
+        "type": "Succeeded",
+        "status": "Unknown",
+        "reason": reason,
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
     return Status.model_validate({"conditions": [condition], "restarts": restarts})
 
 

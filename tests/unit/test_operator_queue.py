@@ -8,7 +8,9 @@ from distill_operator.queue import Key, Retry, WorkQueue
 A, B = Key("ns", "a"), Key("ns", "b")
 
 
-async def run(handler: Callable[[Key], Awaitable[float | None]], act: Callable[[WorkQueue], Awaitable[None]]) -> WorkQueue:
+async def run(
+    handler: Callable[[Key], Awaitable[float | None]], act: Callable[[WorkQueue], Awaitable[None]]
+) -> WorkQueue:
     queue = WorkQueue(handler, concurrency=4, spacing_seconds=0.01, jitter=lambda: 1.0)
     workers = asyncio.create_task(queue.run())
     await act(queue)

@@ -1,5 +1,6 @@
 """The launcher keeps the exit code that the operator decides by, and leaves no rank behind."""
 
+import contextlib
 import json
 import os
 import signal
@@ -129,10 +130,8 @@ def test_the_real_trainer_is_what_it_starts(tmp_path: Path, ranks: int, monkeypa
     started: list[Any] = []
     monkeypatch.setattr(os, "execve", lambda *a: started.append(a) or (_ for _ in ()).throw(SystemExit(0)))
     monkeypatch.setattr(Ranks, "run", lambda self: started.append((None, self._command, self._environments[-1])) or 0)
-    try:
+    with contextlib.suppress(SystemExit):
         assert module.main(["--job", str(manifest(tmp_path, gpusPerNode=ranks))]) == 0
-    except SystemExit:
-        pass
     [(_, command, environment)] = started
     assert command[1:] == ["-m", "distill_workers.trainer"]
     assert (environment["RANK"], environment["WORLD_SIZE"]) == (str(ranks - 1), str(ranks))

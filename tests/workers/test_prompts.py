@@ -111,7 +111,7 @@ def test_a_missing_file_and_an_empty_folder_are_named(tmp_path: Path, tokenizer:
 def test_a_model_without_a_chat_template_is_named(tmp_path: Path) -> None:
     tokenizer = tiny_tokenizer()
     tokenizer.chat_template = None
-    with pytest.raises(PromptError, match="no chat template; set prompts.applyChatTemplate: false"):
+    with pytest.raises(PromptError, match=r"no chat template; set prompts\.applyChatTemplate: false"):
         load(write(tmp_path / "p.jsonl", {"prompt": "a"}), tokenizer)
 
 

@@ -27,7 +27,8 @@ from distill_workers.weights import DiskSync, DistributedSync, EngineLost
 
 log = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 20.0
+HEALTH_SECONDS = 15.0
+HEALTH_TIMEOUT_SECONDS = 20.0
 LOST_SECONDS = 1800.0
 """Without any engine for so long, the attempt is given up."""
 RETRY_SECONDS = 5.0
@@ -142,7 +143,9 @@ class Fleet:
     async def _pick(self) -> int:
         async with self._change:
             try:
-                await asyncio.wait_for(self._change.wait_for(lambda: bool(self._serving)), LOST_SECONDS)
+                # Not asyncio.wait_for: its extra task would let an engine be lost between the wake-up and the choice.
+                async with asyncio.timeout(LOST_SECONDS):
+                    await self._change.wait_for(lambda: bool(self._serving))
             except TimeoutError:
                 raise EnginesLost(f"no engine came back within {LOST_SECONDS:.0f} s") from None
             return min(self._serving, key=lambda n: self._load[n])
@@ -183,14 +186,20 @@ class Fleet:
                 log.warning("%s", error)
 
     async def _watch(self) -> None:
-        """A hung engine, or a lost head, shows in nothing else for a long time."""
+        """A hung engine, or a lost head, shows in nothing else for a long time. One missed check may be mere load."""
+        missed = dict.fromkeys(self._engines, 0)
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
             for number in self._serving.copy():
                 try:
-                    await self._engines[number].health()
+                    await self._engines[number].health(HEALTH_TIMEOUT_SECONDS)
+                    missed[number] = 0
                 except (EngineUnavailable, EngineRefused) as error:
-                    self._lost(number, f"health check: {error}")
+                    missed[number] += 1
+                    log.warning("engine %d, health check: %s", number, error)
+                    if missed[number] == 2:
+                        missed[number] = 0
+                        self._lost(number, f"health check: {error}")
 
     def _spawn(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]  # a coroutine that returns None

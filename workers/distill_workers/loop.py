@@ -109,6 +109,11 @@ class Loop:
         async with self._fleet.weights_change():
             with self._timed(Stage.TRAIN):
                 trained = await self._team.run(self._team.train, samples, rate)
+            if trained["skipped"]:
+                raise Failure(
+                    f"the gradient of step {self._step + 1} was not finite, so nothing was updated; if the next attempt "
+                    "ends here too, lower trainer.optimizer.learningRate or objective.coefficient"
+                )
             lag = statistics.fmean(self._step - s.weight_version for s in samples)
             self._cursor_state = batch.cursor_after
             self._step += 1

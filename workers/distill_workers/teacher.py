@@ -303,8 +303,8 @@ class TeacherPool:
                     # Nothing is known: what was known stays.
                     infos = []
                     found.update(self._replicas)
-                for family, _, _, _, where in infos:
-                    address = f"[{where[0]}]:{where[1]}" if family == 10 else f"{where[0]}:{where[1]}"
+                for _, _, _, _, (ip, *_) in infos:
+                    address = f"[{ip!s}]:{port}" if ":" in str(ip) else f"{ip!s}:{port}"
                     slots = self._spec.teacher.max_concurrent_requests
                     found[address] = self._replicas.get(address) or Replica(address, asyncio.Semaphore(slots))
             if found.keys() != self._replicas.keys():

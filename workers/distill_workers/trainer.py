@@ -33,6 +33,7 @@ from distill_workers.teacher import TeacherPool, TeacherUnreachable
 from distill_workers.team import Team, follow
 
 log = logging.getLogger(__name__)
+LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
 async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> None:
@@ -43,6 +44,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
     team = Team(student)
     try:
         folder.claim()
+        keep_log(folder)
         reporter = Reporter(folder, metrics, spec.schedule.steps)
         await reporter.serve(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=spec.trust_remote_code)
@@ -81,6 +83,14 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         team.dismiss()
 
 
+def keep_log(folder: RunFolder) -> None:
+    """A failed Job deletes its pods with their logs: what they said is kept in the run folder too."""
+    (folder.root / "logs").mkdir(exist_ok=True)
+    handler = logging.FileHandler(folder.root / "logs" / "rank-0.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter(LOG_FORMAT))
+    logging.getLogger().addHandler(handler)
+
+
 def run(job: DistillationJob) -> None:
     model = model_folder(job.spec.student.model, "spec.student.model")
     student = MegatronStudent(job.spec, model)
@@ -104,7 +114,7 @@ def explain(error: BaseException) -> tuple[ExitCode, ExitReason, str]:
 
 
 def main() -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stderr)
+    logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     job: DistillationJob | None = None
     code, reason, message = ExitCode.DONE, ExitReason.COMPLETED, "all steps are done and the model is exported"
     try:

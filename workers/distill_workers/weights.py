@@ -19,7 +19,14 @@ from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import Backend, PrefixStore, _new_process_group_helper, _world
+from torch._C._distributed_c10d import TCPStore
+from torch.distributed.distributed_c10d import (
+    Backend,
+    GroupName,
+    PrefixStore,
+    _new_process_group_helper,
+    _world,
+)
 
 from distill_api.spec import Spec
 from distill_workers.engine import EngineHandle, EngineRefused, EngineUnavailable
@@ -190,7 +197,7 @@ class DistributedSync(_Sync):
         name = f"weights-{uuid.uuid4().hex[:12]}"
         # Port 0: the kernel picks one that is free. The store does not wait; the group's own start does.
         limit = datetime.timedelta(seconds=self._timeout)
-        store = dist.TCPStore(self._address, 0, world, is_master=True, timeout=limit, wait_for_workers=False)
+        store = TCPStore(self._address, 0, world, is_master=True, timeout=limit, wait_for_workers=False)
         ranks = {number: 1 + place * self._engine_ranks for place, number in enumerate(engines)}
         numbers = {id(engine): number for number, engine in engines.items()}
         joining = asyncio.ensure_future(
@@ -219,7 +226,7 @@ class DistributedSync(_Sync):
         self._members = {n: (e, e.incarnation) for n, e in engines.items()}
         log.info("weight group %s of %d ranks", name, world)
 
-    def _new_group(self, name: str, store: dist.Store, world: int, limit: datetime.timedelta) -> Any:
+    def _new_group(self, name: str, store: TCPStore, world: int, limit: datetime.timedelta) -> Any:
         # A group beside the trainer's own, with ranks in other process trees: torch has no public way to make one.
         group, _ = _new_process_group_helper(
             world,
@@ -227,7 +234,7 @@ class DistributedSync(_Sync):
             [],
             Backend(self._backend),
             PrefixStore(name, store),
-            group_name=name,
+            group_name=GroupName(name),
             backend_options=None,
             timeout=limit,
         )

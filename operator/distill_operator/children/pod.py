@@ -195,9 +195,7 @@ def _volumes(job: DistillationJob, container: Container) -> tuple[list[Json], li
         {"name": "job", "mountPath": wire.JOB_FILE.rpartition("/")[0], "readOnly": True},
     ]
     if container.needs_output and job.spec.output.volume is not None:
-        volumes.append(
-            {"name": "output", "persistentVolumeClaim": {"claimName": job.spec.output.volume.claim_name}}
-        )
+        volumes.append({"name": "output", "persistentVolumeClaim": {"claimName": job.spec.output.volume.claim_name}})
         mounts.append({"name": "output", "mountPath": job.spec.output.path})
     if container.needs_shared_memory and not job.spec.on_cpu:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})

@@ -24,7 +24,7 @@ def fork_instead_of_spawn() -> None:
     def set_start_method(method: str | None, force: bool = False) -> None:
         original("fork" if method == "spawn" else method, force=force)
 
-    multiprocessing.set_start_method = set_start_method  # type: ignore[assignment]
+    multiprocessing.set_start_method = set_start_method
     torch.multiprocessing.set_start_method = set_start_method
 
 

@@ -1,0 +1,225 @@
+"""What the chart makes of its values."""
+
+import json
+import re
+import sys
+from typing import Any
+
+import pytest
+import yaml
+from conftest import ALL_ON, CHART, MONITORING, ROOT, Render, Tool, one
+
+from distill_api import names, wire
+
+sys.path.insert(0, str(ROOT / "operator"))
+from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
+from distill_operator.settings import Settings
+
+CRD_FILE = CHART / "files" / "crds" / "distillationjobs.yaml"
+BASE_KINDS = [
+    "ClusterRole",
+    "ClusterRole",
+    "ClusterRole",
+    "ClusterRole",
+    "ClusterRoleBinding",
+    "CustomResourceDefinition",
+    "Deployment",
+    "Service",
+    "ServiceAccount",
+]
+MONITORING_KINDS = {
+    "serviceMonitor": "ServiceMonitor",
+    "podMonitor": "PodMonitor",
+    "prometheusRule": "PrometheusRule",
+    "dashboards": "ConfigMap",
+}
+
+
+def kinds(manifests: list[dict[str, Any]]) -> list[str]:
+    return sorted(m["kind"] for m in manifests)
+
+
+@pytest.mark.parametrize("values", [(), ALL_ON], ids=["default", "everything on"])
+def test_helm_lint_has_nothing_to_say(helm: Tool, values: tuple[str, ...]) -> None:
+    done = helm("lint", "--strict", CHART, *[part for value in values for part in ("--set", value)])
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WARNING" not in done.stdout
+
+
+def test_by_default_there_is_no_monitoring(render: Render) -> None:
+    assert kinds(render()) == BASE_KINDS
+
+
+@pytest.mark.parametrize("name", MONITORING)
+def test_each_kind_of_monitoring_adds_its_own_object(render: Render, name: str) -> None:
+    assert kinds(render(f"metrics.{name}.enabled=true")) == sorted([*BASE_KINDS, MONITORING_KINDS[name]])
+
+
+@pytest.mark.parametrize(
+    ("value", "where", "why"),
+    [
+        ("workerImage=x", "", "additional properties 'workerImage' not allowed"),
+        ("metrics.podMonitor.enable=true", "/metrics/podMonitor", "additional properties 'enable' not allowed"),
+        ("image.pullPolicy=Sometimes", "/image/pullPolicy", "value must be one of 'IfNotPresent', 'Always', 'Never'"),
+        ("resyncSeconds=0", "/resyncSeconds", "exclusiveMinimum: got 0, want 0"),
+        ("concurrency=many", "/concurrency", "got string, want integer"),
+        ("watchNamespaces=team-a", "/watchNamespaces", "got string, want array"),
+        ("watchNamespaces={Team A}", "/watchNamespaces/0", "does not match pattern"),
+    ],
+)
+def test_a_wrong_value_is_refused_with_its_place_and_the_reason(helm: Tool, value: str, where: str, why: str) -> None:
+    done = helm("template", "x", CHART, "--set", value)
+    assert done.returncode != 0
+    assert f"at '{where}':" in done.stderr
+    assert why in done.stderr
+
+
+def test_every_value_is_in_the_schema_and_has_a_comment() -> None:
+    def check(values: dict[str, Any], schema: dict[str, Any], path: str) -> None:
+        assert schema.get("additionalProperties") is False, f"{path} takes unknown values"
+        assert set(values) <= set(schema["properties"]), path
+        for key, value in values.items():
+            inner = schema["properties"][key]
+            if isinstance(value, dict) and "properties" in inner and value:
+                check(value, inner, f"{path}.{key}")
+
+    check(
+        yaml.safe_load((CHART / "values.yaml").read_text()), json.loads((CHART / "values.schema.json").read_text()), ""
+    )
+    above = ""
+    for line in (CHART / "values.yaml").read_text().splitlines():
+        opens_a_group = re.fullmatch(r"\s*\w+:", line)
+        if re.match(r"\s*\w+:", line) and not opens_a_group and "{cpu" not in line and "limits:" not in line:
+            assert above.lstrip().startswith("#"), f"no comment above: {line}"
+        above = line
+
+
+def test_the_crd_is_the_generated_one() -> None:
+    assert CRD_FILE.read_text() == (ROOT / "crds" / "distillationjobs.yaml").read_text(), "run `make crds`"
+
+
+def test_the_crd_is_kept_on_uninstall_and_otherwise_unchanged(render: Render) -> None:
+    crd = one(render(), "CustomResourceDefinition")
+    assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
+    assert crd == yaml.safe_load(CRD_FILE.read_text())
+
+
+def test_the_crd_may_go_with_the_release_or_be_left_to_others(render: Render) -> None:
+    assert one(render("crds.keep=false"), "CustomResourceDefinition") == yaml.safe_load(CRD_FILE.read_text())
+    assert "CustomResourceDefinition" not in kinds(render("crds.install=false"))
+
+
+def test_the_operator_watching_everything_has_exactly_the_rights_it_names(render: Render) -> None:
+    role = one(render(), "ClusterRole", "distillation-operator")
+    assert role["rules"] == [*NAMESPACED_RULES, *CLUSTER_RULES]
+    binding = one(render(), "ClusterRoleBinding")
+    account = one(render(), "ServiceAccount")
+    assert binding["roleRef"]["name"] == role["metadata"]["name"]
+    assert binding["subjects"] == [
+        {"kind": "ServiceAccount", "name": account["metadata"]["name"], "namespace": "distillation-system"}
+    ]
+
+
+def test_the_operator_of_some_namespaces_has_no_right_outside_them(render: Render) -> None:
+    manifests = render("watchNamespaces={team-a,team-b}", "rbac.userRoles=false")
+    assert not [m for m in manifests if m["kind"].startswith("Cluster")]
+    roles = {m["metadata"]["namespace"]: m["rules"] for m in manifests if m["kind"] == "Role"}
+    assert roles == {"team-a": list(NAMESPACED_RULES), "team-b": list(NAMESPACED_RULES)}
+    bound = [m["metadata"]["namespace"] for m in manifests if m["kind"] == "RoleBinding"]
+    assert bound == ["team-a", "team-b"]
+
+
+def test_people_may_view_edit_and_administer_jobs_by_the_roles_they_have(render: Render) -> None:
+    rights = {}
+    for word, aggregate in (("viewer", "view"), ("editor", "edit"), ("admin", "admin")):
+        role = one(render(), "ClusterRole", f"distillation-operator-{word}")
+        assert role["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{aggregate}"] == "true"
+        rights[word] = {r["resources"][0]: set(r["verbs"]) for r in role["rules"]}
+    assert rights["viewer"] == {"distillationjobs": {"get", "list", "watch"}, "distillationjobs/status": {"get"}}
+    assert rights["viewer"]["distillationjobs"] < rights["editor"]["distillationjobs"]
+    assert "patch" not in rights["editor"]["distillationjobs/status"]
+    assert "patch" in rights["admin"]["distillationjobs/status"]
+
+
+def test_pod_security_restricted_admits_the_operator(render: Render) -> None:
+    pod = one(render(), "Deployment")["spec"]["template"]["spec"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["runAsUser"] == 65532
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    for field in ("hostNetwork", "hostPID", "hostIPC", "hostUsers"):
+        assert field not in pod
+    [container] = pod["containers"]
+    assert container["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "readOnlyRootFilesystem": True,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert all("hostPort" not in port for port in container["ports"])
+    assert [set(v) - {"name"} for v in pod["volumes"]] == [{"emptyDir"}]
+
+
+def test_there_is_never_more_than_one_operator(render: Render) -> None:
+    spec = one(render(), "Deployment")["spec"]
+    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
+
+
+def test_the_operator_reads_its_settings_from_the_values(render: Render) -> None:
+    values = (
+        "workersImage=registry.example/workers:1",
+        "workersImagePullPolicy=Always",
+        "workersImagePullSecrets={one,two}",
+        "watchNamespaces={team-a,team-b}",
+        "resyncSeconds=30",
+        "progressSeconds=0.5",
+        "concurrency=3",
+        "logLevel=DEBUG",
+        "logFormat=text",
+    )
+    [container] = one(render(*values), "Deployment")["spec"]["template"]["spec"]["containers"]
+    environment = {e["name"]: e["value"] for e in container["env"]}
+    settings = Settings.from_environment(environment)
+    assert settings == Settings(
+        workers_image="registry.example/workers:1",
+        workers_image_pull_policy="Always",
+        workers_image_pull_secrets=("one", "two"),
+        watch_namespaces=("team-a", "team-b"),
+        resync_seconds=30,
+        progress_seconds=0.5,
+        concurrency=3,
+        log_level="DEBUG",
+        log_format="text",
+    )
+    ports = {port["name"]: port["containerPort"] for port in container["ports"]}
+    assert ports == {"health": settings.health_port, "metrics": settings.metrics_port}
+
+
+def test_every_variable_that_the_operator_reads_is_set(render: Render) -> None:
+    source = (ROOT / "operator" / "distill_operator" / "settings.py").read_text()
+    [container] = one(render(), "Deployment")["spec"]["template"]["spec"]["containers"]
+    assert {e["name"] for e in container["env"]} == {"HOME", *re.findall(r"DISTILL_[A-Z_]+", source)}
+
+
+def test_the_services_and_monitors_select_the_operator_and_the_jobs_apart(render: Render) -> None:
+    manifests = render(*ALL_ON)
+    operator = one(manifests, "Deployment")["spec"]["template"]["metadata"]["labels"]
+    assert one(manifests, "Service")["spec"]["selector"].items() <= operator.items()
+    service_labels = one(manifests, "Service")["metadata"]["labels"]
+    assert one(manifests, "ServiceMonitor")["spec"]["selector"]["matchLabels"].items() <= service_labels.items()
+
+    monitor = one(manifests, "PodMonitor")["spec"]
+    assert monitor["selector"]["matchLabels"] == {names.LABEL_PART_OF: names.PART_OF}
+    assert monitor["selector"]["matchExpressions"] == [{"key": names.LABEL_JOB, "operator": "Exists"}]
+    assert names.LABEL_JOB not in operator
+    [endpoint] = monitor["podMetricsEndpoints"]
+    assert endpoint["port"] == wire.METRICS_PORT_NAME
+    pod_label = "__meta_kubernetes_pod_label_"
+    assert {r["targetLabel"]: r["sourceLabels"] for r in endpoint["relabelings"]} == {
+        "distillation_job": [pod_label + re.sub(r"\W", "_", names.LABEL_JOB)],
+        "role": [pod_label + re.sub(r"\W", "_", names.LABEL_ROLE)],
+    }
+
+
+def test_pods_of_jobs_are_sought_only_in_watched_namespaces(render: Render) -> None:
+    assert one(render(*ALL_ON), "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
+    some = one(render(*ALL_ON, "watchNamespaces={team-a}"), "PodMonitor")
+    assert some["spec"]["namespaceSelector"] == {"matchNames": ["team-a"]}
