@@ -8,9 +8,9 @@ from distill_api.metrics import OPERATOR_METRICS, WORKER_METRICS, Metric, wire_n
 
 _HEAD = """# Metrics
 
-Made from `crds/distill_api/metrics.py` by `make crds`; do not edit. Counters and the parts of histograms are named as they
-are scraped. Who a series belongs to (namespace, `distillation_job`, `role`, pod) comes from the scrape target: the chart's
-PodMonitor sets these labels. SGLang's servers, teacher and engines, add their own `sglang:` metrics.
+Made from `crds/distill_api/metrics.py` by `make crds`; do not edit. Counters and the parts of histograms are named as
+they are scraped. Who a series belongs to (namespace, `distillation_job`, `role`, pod) comes from the scrape target: the
+chart's PodMonitor sets these labels. SGLang's servers, teacher and engines, add their own `sglang:` metrics.
 """
 
 
@@ -25,7 +25,9 @@ def _table(title: str, where: str, metrics: tuple[Metric, ...]) -> str:
     lines = [f"## {title}", "", where, "", "| name | kind | labels | meaning |", "|---|---|---|---|"]
     for metric in metrics:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
-        lines.append(f"| `{wire_name(metric)}` | {metric.kind.value} | {labels} | {metric.help.replace('|', chr(92) + '|')} |")
+        lines.append(
+            f"| `{wire_name(metric)}` | {metric.kind.value} | {labels} | {metric.help.replace('|', chr(92) + '|')} |"
+        )
     return "\n".join([*lines, ""])
 
 

@@ -98,9 +98,13 @@ class EvaluationScore(Model):
     name: Word = Field(description="Name of the evaluation.")
     step: Number = Field(0, description="Step of the newest values.")
     score: Decimal | None = Field(None, description="Mean reward of the student's responses.")
-    reverse_kl: Decimal | None = Field(None, alias="reverseKL", description="Reverse KL to the teacher, nats per token.")
+    reverse_kl: Decimal | None = Field(
+        None, alias="reverseKL", description="Reverse KL to the teacher, nats per token."
+    )
     first_score: Decimal | None = Field(None, description="Score at the first evaluation.")
-    first_reverse_kl: Decimal | None = Field(None, alias="firstReverseKL", description="Reverse KL at the first evaluation.")
+    first_reverse_kl: Decimal | None = Field(
+        None, alias="firstReverseKL", description="Reverse KL at the first evaluation."
+    )
     best_score: Decimal | None = Field(None, description="Best score so far.")
     best_step: Number | None = Field(None, description="Step of the best score, or of the lowest KL without one.")
     teacher_score: Decimal | None = Field(None, description="Score of the teacher's own responses.")

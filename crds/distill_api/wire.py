@@ -63,14 +63,6 @@ class ExitReason(StrEnum):
     INTERNAL_ERROR = "InternalError"
 
 
-class ExitReport(Model):
-    """Why a trainer ended."""
-
-    reason: ExitReason = Field(description="One word for programs.")
-    message: Annotated[str, Field(max_length=3500)] = Field(description="For people: what, where, what to do.")
-    step: int = Field(0, description="Optimiser steps done.")
-
-
 class Phase(StrEnum):
     STARTING = "Starting"
     PREFLIGHT = "Preflight"
@@ -87,3 +79,12 @@ class ProgressReport(Model):
     preflight_passed: bool = Field(False, description="Whether every preflight check has passed.")
     progress: Progress = Field(description="Copied into status.progress.")
     result: Result | None = Field(None, description="Copied into status.result when phase is Done.")
+
+
+class ExitReport(Model):
+    """Why a trainer ended."""
+
+    reason: ExitReason = Field(description="One word for programs.")
+    message: Annotated[str, Field(max_length=3500)] = Field(description="For people: what, where, what to do.")
+    step: int = Field(0, description="Optimiser steps done.")
+    final: ProgressReport | None = Field(None, description="Of rank 0: the last words, which a poll may have missed.")

@@ -37,20 +37,28 @@ CARRIED = 0.25
 BATCH = 256
 LEARNING_RATE = 2e-3
 WARMUP_STEPS = 30
+CHECK_EVERY_STEPS = 20
+CHECK_PROMPTS = 1024
+MAX_STEPS = 2000
 SEED = 0
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size of a model, and how long it is trained."""
+    """Size of a model, and how long it is trained: until it is good enough, and then while the learning rate falls to 0.
+
+    Neither can be trained too long: the one stays right, the other stays as careless as what it learns from.
+    """
 
     layers: int
     hidden_size: int
-    steps: int
+    enough: float
+    """Share of right samples, on prompts kept for that."""
+    cooldown_steps: int
 
 
-TEACHER = Recipe(3, 128, steps=500)
-STUDENT = Recipe(2, 64, steps=500)
+TEACHER = Recipe(3, 128, enough=0.9, cooldown_steps=100)
+STUDENT = Recipe(2, 64, enough=0.18, cooldown_steps=60)
 
 
 def careless_sum(a: int, b: int, chance: random.Random) -> str:
@@ -136,17 +144,19 @@ def new_model(recipe: Recipe) -> "Qwen3ForCausalLM":
     return Qwen3ForCausalLM(config)
 
 
-def trained(recipe: Recipe, pool: "torch.Tensor") -> "Qwen3ForCausalLM":
-    """A model trained on the answers in `pool`."""
+def trained(recipe: Recipe, pool: "torch.Tensor", kept: "torch.Tensor") -> tuple["Qwen3ForCausalLM", int]:
+    """A model trained on the answers in `pool`, and the steps that it took; `kept` tells when it is good enough."""
     import torch
     from torch.nn import functional
 
     torch.manual_seed(SEED)
     model = new_model(recipe)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    for step in range(1, recipe.steps + 1):
+    last = MAX_STEPS
+    for step in range(1, MAX_STEPS + 1):
+        scale = min(1.0, step / WARMUP_STEPS, (last - step + 1) / recipe.cooldown_steps)
         for group in optimizer.param_groups:
-            group["lr"] = LEARNING_RATE * min(1.0, step / WARMUP_STEPS) * (1 - (step - 1) / recipe.steps)
+            group["lr"] = LEARNING_RATE * scale
         ids = pool[torch.randint(0, len(pool), (BATCH,))]
         logits = model(input_ids=ids[:, :-1], use_cache=False).logits[:, PROMPT_TOKENS - 1 :]
         loss = functional.cross_entropy(logits.flatten(0, 1), ids[:, PROMPT_TOKENS:].flatten(), ignore_index=PAD)
@@ -154,7 +164,11 @@ def trained(recipe: Recipe, pool: "torch.Tensor") -> "Qwen3ForCausalLM":
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-    return model.eval()
+        if step == last < MAX_STEPS:
+            return model.eval(), step
+        if last == MAX_STEPS and step % CHECK_EVERY_STEPS == 0 and accuracy(model, kept, True) >= recipe.enough:
+            last = step + recipe.cooldown_steps
+    raise RuntimeError(f"accuracy {recipe.enough} was not reached in {MAX_STEPS} steps: {recipe}")
 
 
 def save(model: "Qwen3ForCausalLM", folder: Path) -> None:
@@ -212,13 +226,17 @@ def build(folder: Path) -> Card:
     chance = random.Random(SEED)
     right = [problem(a, b) for a, b in pairs]
     careless = [{**problem(a, b), "answer": careless_sum(a, b, chance)} for a, b in pairs]
-    teacher, student = trained(TEACHER, encode(right)), trained(STUDENT, encode(careless))
+    kept = encode([problem(a, b) for a, b in pairs[:CHECK_PROMPTS]])
+    teacher, teacher_steps = trained(TEACHER, encode(right[CHECK_PROMPTS:]), kept)
+    student, student_steps = trained(STUDENT, encode(careless[CHECK_PROMPTS:]), kept)
     save(teacher, folder / "teacher")
     save(student, folder / "student")
     return {
         **measure(teacher, student, encode(test)),
         "teacher_parameters": sum(p.numel() for p in teacher.parameters()),
         "student_parameters": sum(p.numel() for p in student.parameters()),
+        "teacher_steps": teacher_steps,
+        "student_steps": student_steps,
     }
 
 

@@ -92,7 +92,8 @@ def build(folder: Path) -> Card:
         _without_quantization(folder / role / "config.json")
         sizes[f"{role}_parameters"] = sum(p.numel() for p in model.parameters())
     teacher, student = (
-        AutoModelForCausalLM.from_pretrained(folder / role, dtype=torch.float32).eval() for role in ("teacher", "student")
+        AutoModelForCausalLM.from_pretrained(folder / role, dtype=torch.float32).eval()
+        for role in ("teacher", "student")
     )
     return {"reverse_kl_nats": round(reverse_kl(student, teacher, tokenizer), 4), **sizes}
 

@@ -114,7 +114,11 @@ def _begin(
     job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
 ) -> Plan:
     """Starts an attempt, if nothing is known that would leave its pods waiting."""
-    wanted = [*desired.lasting(job), *desired.serving(job, settings), desired.training(job, settings, attempt)]
+    wanted = [
+        *desired.lasting(job, settings),
+        *desired.serving(job, settings),
+        desired.training(job, settings, attempt),
+    ]
     if obstacle := _name_taken(wanted, observed) or readiness.obstacle(job, observed):
         return _wait(job, status, observed, attempt, *obstacle, now)
     begun = lifecycle.begun(job, status, attempt, now)
@@ -164,7 +168,7 @@ def _keep_running(
     job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
 ) -> Plan:
     """Holds the attempt's children as they should be."""
-    wanted = [*desired.lasting(job), *desired.serving(job, settings)]
+    wanted = [*desired.lasting(job, settings), *desired.serving(job, settings)]
     trainer = desired.training(job, settings, attempt)
     if obstacle := _name_taken([*wanted, trainer], observed):
         return _wait(job, status, observed, attempt, *obstacle, now)

@@ -136,7 +136,9 @@ class Reconciler:
             self.progress.follow(key, newest.uid, newest.ip)
         else:
             self.progress.rest(key)
-        return self.progress.latest(key, newest.uid)
+        # A trainer that ends says its last numbers in its termination message: no poll has to be in time for them.
+        ended = reading.exit_report(newest.exit_message) if newest.exit_message else None
+        return ended.final if ended and ended.final else self.progress.latest(key, newest.uid)
 
     async def _do(self, key: Key, raw: Mapping[str, Any], effect: Effect) -> None:
         uid = raw["metadata"]["uid"]

@@ -21,6 +21,8 @@ class Settings:
     """DISTILL_WORKERS_IMAGE_PULL_SECRETS: comma separated; Secrets must exist in the namespace of the job."""
     watch_namespaces: tuple[str, ...] = ()
     """DISTILL_WATCH_NAMESPACES: comma separated; empty means every namespace."""
+    scrape_namespaces: tuple[str, ...] = ()
+    """DISTILL_SCRAPE_NAMESPACES: comma separated; Prometheus may reach SGLang's metrics from there. Empty: nowhere."""
     resync_seconds: float = 60.0
     """DISTILL_RESYNC_SECONDS: every job is looked at again at least this often, whatever the watches say."""
     progress_seconds: float = 2.0
@@ -53,6 +55,7 @@ class Settings:
             ),
             workers_image_pull_secrets=_words(environment, "DISTILL_WORKERS_IMAGE_PULL_SECRETS"),
             watch_namespaces=_words(environment, "DISTILL_WATCH_NAMESPACES"),
+            scrape_namespaces=_words(environment, "DISTILL_SCRAPE_NAMESPACES"),
             resync_seconds=_positive(environment, "DISTILL_RESYNC_SECONDS", cls.resync_seconds),
             progress_seconds=_positive(environment, "DISTILL_PROGRESS_SECONDS", cls.progress_seconds),
             concurrency=int(_positive(environment, "DISTILL_CONCURRENCY", cls.concurrency)),

@@ -4,6 +4,7 @@
 """
 
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from operator_fakes import SETTINGS, Json, job
 
 from distill_api.job import DistillationJob, load_job
 from distill_operator.children import desired
+from distill_operator.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -33,7 +35,7 @@ def example(name: str) -> DistillationJob:
 
 
 def children(of: DistillationJob) -> list[Json]:
-    return [*desired.lasting(of), *desired.serving(of, SETTINGS), desired.training(of, SETTINGS, 1)]
+    return [*desired.lasting(of, SETTINGS), *desired.serving(of, SETTINGS), desired.training(of, SETTINGS, 1)]
 
 
 def pod_templates(of: DistillationJob) -> dict[str, Json]:
@@ -151,7 +153,7 @@ def test_the_trainer_is_one_unit_whose_exit_codes_mean_something() -> None:
 
 
 def test_the_pods_read_the_spec_as_it_was_written() -> None:
-    found = desired.lasting(job())[0]
+    found = desired.lasting(job(), SETTINGS)[0]
     manifest = yaml.safe_load(found["data"]["job.yaml"])
     assert manifest["metadata"]["name"] == "job"
     assert manifest["spec"]["schedule"] == {"steps": 10}, "defaults are not written into it"
@@ -166,3 +168,21 @@ def test_the_hash_of_a_child_follows_its_content() -> None:
     assert one == same
     changed = {name for name in one if one[name] != other[name]}
     assert changed == {"RayClusterjob-rollout", "ConfigMapjob-job"}
+
+
+def test_sglang_is_reached_only_from_the_job_and_from_named_namespaces() -> None:
+    """Its metrics share a port with its administration."""
+
+    def openings(settings: Settings) -> list[tuple[str, list[int]]]:
+        policy = desired.lasting(job(), settings)[1]
+        return [
+            (
+                ", ".join(key for source in rule.get("from", []) for key in source),
+                [p["port"] for p in rule.get("ports", [])],
+            )
+            for rule in policy["spec"]["ingress"]
+        ]
+
+    assert openings(SETTINGS) == [("podSelector", []), ("", [8080])]
+    named = replace(SETTINGS, scrape_namespaces=("monitoring",))
+    assert openings(named) == [("podSelector", []), ("", [8080]), ("namespaceSelector", [30000])]

@@ -170,12 +170,17 @@ def test_settings_are_read_from_the_environment() -> None:
         {
             "DISTILL_WORKERS_IMAGE": "w:1",
             "DISTILL_WATCH_NAMESPACES": "a, b",
+            "DISTILL_SCRAPE_NAMESPACES": "monitoring",
             "DISTILL_RESYNC_SECONDS": "30",
             "DISTILL_WORKERS_IMAGE_PULL_POLICY": "Never",
         }
     )
     assert found == Settings(
-        workers_image="w:1", watch_namespaces=("a", "b"), resync_seconds=30.0, workers_image_pull_policy="Never"
+        workers_image="w:1",
+        watch_namespaces=("a", "b"),
+        scrape_namespaces=("monitoring",),
+        resync_seconds=30.0,
+        workers_image_pull_policy="Never",
     )
 
 

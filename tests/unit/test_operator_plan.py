@@ -49,7 +49,7 @@ def serving(of: DistillationJob, *, ready: bool = True) -> tuple[Child, ...]:
     teacher, rollout = desired.serving(of, SETTINGS)
     counts = (of.spec.teacher.replicas, of.spec.rollout.replicas) if ready else (0, 0)
     return (
-        *(child(body) for body in desired.lasting(of)),
+        *(child(body) for body in desired.lasting(of, SETTINGS)),
         child(teacher, ready=counts[0]),
         child(rollout, ready=counts[1]),
     )

@@ -10,13 +10,14 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import tempfile
 import time
-from collections.abc import Awaitable
-from typing import Any, TypeVar
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, cast
 
 import ray
-from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 
 from distill_api.job import DistillationJob
 from distill_api.wire import ENGINE_RESOURCE, SGLANG_PORT
@@ -31,7 +32,6 @@ from distill_workers.engine import (
 from distill_workers.server import ServerFailed
 
 log = logging.getLogger(__name__)
-T = TypeVar("T")
 
 ATTACH_SECONDS = 300.0
 RETRY_SECONDS = 2.0
@@ -40,6 +40,10 @@ PLACE_SECONDS = 600.0
 PING_SECONDS = 20.0
 CALL_SLACK_SECONDS = 15.0
 """That Ray may add to the engine's own timeout."""
+
+
+_private_folders: list[str] = []
+_CALLS = ThreadPoolExecutor(16, thread_name_prefix="ray-calls")
 
 
 class RayUnreachable(Exception):
@@ -57,6 +61,7 @@ def attach(address: str | None, timeout_seconds: float = ATTACH_SECONDS) -> None
     if address is None:
         # Unix sockets have short names, so the folder must too.
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        _private_folders.append(folder)
         ray.init(
             address="local",
             num_cpus=1,
@@ -88,9 +93,11 @@ def attach(address: str | None, timeout_seconds: float = ATTACH_SECONDS) -> None
 
 
 def detach() -> None:
-    """Ends the connection; actors that this process made end with it."""
+    """Ends the connection; actors that this process made end with it, and so does a private Ray with its files."""
     with contextlib.suppress(Exception):
         ray.shutdown()
+    while _private_folders:
+        shutil.rmtree(_private_folders.pop(), ignore_errors=True)
 
 
 def reattach(address: str | None, timeout_seconds: float = ATTACH_SECONDS) -> None:
@@ -119,11 +126,12 @@ class RayEngine:
                 await self._call("whereabouts", timeout_seconds=PING_SECONDS)
             except EngineUnavailable as error:
                 log.warning("engine %d: its actor is gone, a new one is made: %s", self.number, error)
-                with contextlib.suppress(Exception):
-                    ray.kill(self._actor)
-                self._actor = None
+                await self._kill()
         if self._actor is None:
-            self._actor = self._make()
+            try:
+                self._actor = await asyncio.get_running_loop().run_in_executor(_CALLS, self._make)
+            except Exception as error:
+                raise EngineUnavailable(f"no actor can be made: {type(error).__name__}: {error}") from None
             await self._call("whereabouts", timeout_seconds=PLACE_SECONDS)
         return float(await self._call("start", model, timeout_seconds=START_TIMEOUT_SECONDS))
 
@@ -132,9 +140,7 @@ class RayEngine:
             return
         with contextlib.suppress(EngineUnavailable, EngineRefused):
             await self._call("stop", timeout_seconds=PING_SECONDS)
-        with contextlib.suppress(Exception):
-            ray.kill(self._actor)
-        self._actor = None
+        await self._kill()
 
     async def whereabouts(self) -> dict[str, Any]:
         return dict(await self._call("whereabouts", timeout_seconds=PING_SECONDS))
@@ -200,6 +206,11 @@ class RayEngine:
     async def weight_version(self) -> int:
         return int(await self._call("weight_version"))
 
+    async def _kill(self) -> None:
+        actor, self._actor = self._actor, None
+        with contextlib.suppress(Exception):
+            await asyncio.get_running_loop().run_in_executor(_CALLS, ray.kill, actor)
+
     def _make(self) -> Any:
         spec = self._job.spec
         # On a cluster the pod is the engine's own: the fixed port is where Prometheus looks.
@@ -214,18 +225,26 @@ class RayEngine:
         if self._actor is None:
             raise EngineUnavailable("the engine was not started")
         try:
-            return await asyncio.wait_for(self._awaited(method, arguments), timeout_seconds + CALL_SLACK_SECONDS)
+            limit = timeout_seconds + CALL_SLACK_SECONDS
+            return await asyncio.wait_for(self._awaited(method, arguments), limit)
         except RayTaskError as error:
             # What the engine raised, without the wrapper that Ray puts around it.
             if isinstance(error.cause, EngineUnavailable | EngineRefused | ServerFailed):
                 raise error.cause from None
             raise EngineUnavailable(f"{method}: {error}") from None
-        except (TimeoutError, GetTimeoutError):
+        except TimeoutError:
             raise EngineUnavailable(f"{method} was not answered within {timeout_seconds:.0f} s") from None
-        except (RayError, ConnectionError, RuntimeError, OSError) as error:
+        except Exception as error:
+            # A lost connection is a bare Exception in Ray Client, a RayError elsewhere.
             why = " ".join(str(error).split())[:300]
             raise EngineUnavailable(f"{method}: {type(error).__name__}: {why}") from None
 
-    def _awaited(self, method: str, arguments: tuple[Any, ...]) -> Awaitable[Any]:
-        reference = getattr(self._actor, method).remote(*arguments)
-        return asyncio.wrap_future(reference.future())
+    async def _awaited(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        actor = self._actor
+
+        def call() -> Future[Any]:
+            return cast(Future[Any], getattr(actor, method).remote(*arguments).future())
+
+        # Off the event loop: while Ray Client tries to reconnect, the mere call blocks for half a minute.
+        future = await asyncio.get_running_loop().run_in_executor(_CALLS, call)
+        return await asyncio.wrap_future(future)

@@ -111,8 +111,8 @@ class Loop:
                 trained = await self._team.run(self._team.train, samples, rate)
             if trained["skipped"]:
                 raise Failure(
-                    f"the gradient of step {self._step + 1} was not finite, so nothing was updated; if the next attempt "
-                    "ends here too, lower trainer.optimizer.learningRate or objective.coefficient"
+                    f"the gradient of step {self._step + 1} was not finite, so nothing was updated; if the next "
+                    "attempt ends here too, lower trainer.optimizer.learningRate or objective.coefficient"
                 )
             lag = statistics.fmean(self._step - s.weight_version for s in samples)
             self._cursor_state = batch.cursor_after
@@ -241,8 +241,8 @@ class Loop:
         )
 
     async def checkpoint(self) -> None:
-        """Saves the run after `step` steps, unless that is done. The last good state is on disk at every moment: written aside,
-        renamed, `latest` moved last."""
+        """Saves the run after `step` steps, unless that is done. The last good state is on disk at every moment:
+        written aside, renamed, `latest` moved last."""
         if self._checkpoint_step == self._step:
             return
         with self._timed(Stage.CHECKPOINT):

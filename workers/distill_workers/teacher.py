@@ -303,8 +303,9 @@ class TeacherPool:
                     # Nothing is known: what was known stays.
                     infos = []
                     found.update(self._replicas)
-                for _, _, _, _, (ip, *_) in infos:
-                    address = f"[{ip!s}]:{port}" if ":" in str(ip) else f"{ip!s}:{port}"
+                for _, _, _, _, where in infos:
+                    ip, to = str(where[0]), int(where[1])
+                    address = f"[{ip}]:{to}" if ":" in ip else f"{ip}:{to}"
                     slots = self._spec.teacher.max_concurrent_requests
                     found[address] = self._replicas.get(address) or Replica(address, asyncio.Semaphore(slots))
             if found.keys() != self._replicas.keys():

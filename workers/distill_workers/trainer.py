@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from distill_api.job import DistillationJob, InvalidManifest, load_job
 from distill_api.spec import RewardSource
-from distill_api.wire import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, Variable
+from distill_api.wire import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, ProgressReport, Variable
 from distill_workers.evaluation import Evaluator
 from distill_workers.failures import Failure, Stopped, TeacherLost
 from distill_workers.fleet import Fleet
@@ -33,6 +33,8 @@ from distill_workers.teacher import TeacherPool, TeacherUnreachable
 from distill_workers.team import Team, follow
 
 log = logging.getLogger(__name__)
+MESSAGE_BYTES = 4096
+"""A longer termination message is cut off by Kubernetes, and would be no JSON."""
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
@@ -113,6 +115,26 @@ def explain(error: BaseException) -> tuple[ExitCode, ExitReason, str]:
     return ExitCode.TEMPORARY, ExitReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
 
 
+def exit_text(job: DistillationJob | None, reason: ExitReason, message: str) -> str:
+    """The exit report as JSON of at most MESSAGE_BYTES: with rank 0's last progress, as far as that fits."""
+    report = ExitReport(reason=reason, message=message[:1500])
+    rank = int(os.environ.get("RANK", "0"))
+    state = RunFolder(job).root / "state.json" if job is not None and rank == 0 else None
+    if state is None or not state.exists():
+        return report.model_dump_json(by_alias=True, exclude_none=True)
+    final = ProgressReport.model_validate_json(state.read_text(encoding="utf-8"))
+    evaluations = final.progress.evaluations
+    for kept in range(len(evaluations), -1, -1):
+        progress = final.progress.model_copy(update={"evaluations": evaluations[:kept]})
+        whole = report.model_copy(
+            update={"final": final.model_copy(update={"progress": progress}), "step": progress.step}
+        )
+        text = whole.model_dump_json(by_alias=True, exclude_none=True)
+        if len(text.encode()) <= MESSAGE_BYTES:
+            return text
+    return report.model_dump_json(by_alias=True, exclude_none=True)
+
+
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     job: DistillationJob | None = None
@@ -127,8 +149,8 @@ def main() -> int:
     except (Exception, asyncio.CancelledError) as error:
         code, reason, message = explain(error)
         log.error("%s: %s", reason.value, message, exc_info=not isinstance(error, Failure | ValueError))
-    report = ExitReport(reason=reason, message=message[:3500])
-    text = report.model_dump_json(by_alias=True)
+    # A configuration error may be that the folder is another run's, whose progress is not ours to tell.
+    text = exit_text(job if code != ExitCode.CONFIGURATION else None, reason, message)
     if path := os.environ.get(Variable.TERMINATION_LOG):
         Path(path).write_text(text, encoding="utf-8")
     if job is not None and int(os.environ.get("RANK", "0")) == 0:

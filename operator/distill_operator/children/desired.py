@@ -10,13 +10,13 @@ from distill_operator.children.pod import Json
 from distill_operator.settings import Settings
 
 
-def lasting(job: DistillationJob) -> list[Json]:
+def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
     """Children without pods: made at the start, kept until the job itself is deleted."""
     return [
         _hashed(child)
         for child in (
             configmap.config_map(job),
-            network.network_policy(job),
+            network.network_policy(job, settings),
             teacher.service(job),
             trainer.service(job),
         )

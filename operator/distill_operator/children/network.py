@@ -1,4 +1,5 @@
-"""The NetworkPolicy of a job: its own pods reach each other on every port, anyone its metrics, nobody anything else.
+"""The NetworkPolicy of a job: its own pods reach each other on every port; others read the trainer's progress and Ray's
+metrics, and only named namespaces reach the SGLang servers, whose metrics share a port with their administration.
 
 gloo and NCCL listen on ports that cannot be pinned. Egress is left alone: models may come from a hub.
 """
@@ -6,12 +7,22 @@ gloo and NCCL listen on ports that cannot be pinned. Egress is left alone: model
 from distill_api import names, wire
 from distill_api.job import DistillationJob
 from distill_operator.children.pod import Json, metadata
+from distill_operator.settings import Settings
 
-METRICS_PORTS = sorted({wire.SGLANG_PORT, wire.TRAINER_PORT, wire.RAY_METRICS_PORT})
+READ_ONLY_PORTS = sorted({wire.TRAINER_PORT, wire.RAY_METRICS_PORT})
 
 
-def network_policy(job: DistillationJob) -> Json:
+def network_policy(job: DistillationJob, settings: Settings) -> Json:
     own = {"matchLabels": {names.LABEL_JOB: job.metadata.name}}
+    ingress: list[Json] = [
+        {"from": [{"podSelector": own}]},
+        # Prometheus may be anywhere, and the operator reads the trainer's progress.
+        {"ports": _tcp(READ_ONLY_PORTS)},
+    ]
+    if settings.scrape_namespaces:
+        names_in = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(settings.scrape_namespaces)}
+        scrapers = {"namespaceSelector": {"matchExpressions": [names_in]}}
+        ingress.append({"from": [scrapers], "ports": _tcp([wire.SGLANG_PORT])})
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -19,10 +30,10 @@ def network_policy(job: DistillationJob) -> Json:
         "spec": {
             "podSelector": own,
             "policyTypes": ["Ingress"],
-            "ingress": [
-                {"from": [{"podSelector": own}]},
-                # Prometheus may be anywhere, and the operator reads the trainer's progress.
-                {"ports": [{"protocol": "TCP", "port": port} for port in METRICS_PORTS]},
-            ],
+            "ingress": ingress,
         },
     }
+
+
+def _tcp(ports: list[int]) -> list[Json]:
+    return [{"protocol": "TCP", "port": port} for port in ports]

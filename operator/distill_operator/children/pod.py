@@ -163,6 +163,10 @@ def _environment(job: DistillationJob) -> list[Json]:
         {"name": "HOME", "value": "/tmp"},
         {"name": wire.Variable.POD_IP.value, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": wire.Variable.JOB_FILE.value, "value": wire.JOB_FILE},
+        # Ray turns token authentication on by itself where it finds a token; all pods of a job must agree.
+        {"name": "RAY_AUTH_MODE", "value": "disabled"},
+        # An engine actor asks Ray for no accelerator, and uses those of its pod.
+        {"name": "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "value": "0"},
     ]
     if all(model.startswith("/") for model in (spec.student.model, spec.teacher.model)):
         found.append({"name": "HF_HUB_OFFLINE", "value": "1"})

@@ -1,0 +1,136 @@
+"""The embedded cluster with everything installed, for the tests of whole jobs; made as `make demo` makes it."""
+
+import json
+import os
+import shutil
+import subprocess
+import time
+import urllib.parse
+import urllib.request
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+REPO = Path(__file__).resolve().parents[2]
+DEV = REPO / "dev"
+CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))
+LABEL_JOB = "distillation-operator.io/job"
+
+
+def run(*command: str | Path, timeout: float = 900) -> str:
+    done = subprocess.run([str(c) for c in command], capture_output=True, text=True, timeout=timeout, check=False)
+    assert done.returncode == 0, f"{command}:\n{done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done.stdout
+
+
+@dataclass
+class Jobs:
+    """One namespace, PodSecurity restricted, with the claims `models` and `output`."""
+
+    namespace: str
+    output: Path
+
+    def kubectl(self, *arguments: str, stdin: str | None = None, check: bool = True) -> str:
+        command = ["kubectl", "-n", self.namespace, *arguments]
+        done = subprocess.run(command, input=stdin, capture_output=True, text=True, timeout=300, check=False)
+        assert done.returncode == 0 or not check, f"{arguments}: {done.stderr}"
+        return done.stdout
+
+    def get(self, kind: str, name: str) -> dict[str, Any]:
+        text = self.kubectl("get", kind, name, "-o", "json", "--ignore-not-found")
+        return json.loads(text) if text.strip() else {}
+
+    def names(self, kind: str, selector: str = "") -> list[str]:
+        return self.kubectl("get", kind, "-l", selector, "-o", "name").split()
+
+    def arithmetic(self, name: str, **changes: Any) -> None:
+        """Applies examples/arithmetic-cpu.yaml under a name; `changes` are merged into spec, two levels deep."""
+        manifest = yaml.safe_load((REPO / "examples" / "arithmetic-cpu.yaml").read_text())
+        manifest["metadata"]["name"] = name
+        manifest["spec"]["output"]["volume"]["claimName"] = "output"
+        for key, value in changes.items():
+            old = manifest["spec"].get(key)
+            manifest["spec"][key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
+        self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))
+
+    def status(self, name: str) -> dict[str, Any]:
+        return dict(self.get("distillationjob", name).get("status", {}))
+
+    def condition(self, name: str, kind: str) -> dict[str, Any]:
+        return next((c for c in self.status(name).get("conditions", []) if c["type"] == kind), {})
+
+    def step(self, name: str) -> int:
+        return int(self.status(name).get("progress", {}).get("step", 0))
+
+    def wait(self, what: str, true: Callable[[], Any], seconds: float = 300) -> Any:
+        end = time.monotonic() + seconds
+        while not (value := true()):
+            if time.monotonic() > end:
+                raise AssertionError(f"not within {seconds} s: {what}\n{self.picture()}")
+            time.sleep(0.5)
+        return value
+
+    def finish(self, name: str, seconds: float = 600) -> dict[str, Any]:
+        """The Succeeded condition, once it is True or False."""
+        self.wait(
+            f"{name} finishes", lambda: self.condition(name, "Succeeded").get("status") in ("True", "False"), seconds
+        )
+        return self.condition(name, "Succeeded")
+
+    def picture(self) -> str:
+        logs = [path.read_text()[-2500:] for path in self.output.glob("*/logs/rank-0.log")]
+        return "\n".join([self.kubectl("get", "djob,pods,events", "-o", "wide", check=False)[-6000:], *logs])
+
+    def pods_of(self, job: str) -> list[str]:
+        return self.names("pods", f"{LABEL_JOB}={job}")
+
+    def delete(self, job: str) -> None:
+        self.kubectl("delete", "djob", job, "--wait")
+        for kind in ("pods", "deployments", "rayclusters", "jobs", "services", "configmaps", "networkpolicies"):
+            self.wait(f"no {kind} of {job} is left", lambda k=kind: not self.names(k, f"{LABEL_JOB}={job}"), 120)
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """Leaves the cluster as it was found: up, or down again."""
+    os.environ["KUBECONFIG"] = str(CACHE / "cluster" / "pki" / "admin.conf")
+    os.environ["PATH"] = f"{CACHE / 'bin'}:{os.environ['PATH']}"
+    probe = ["kubectl", "get", "--raw", "/readyz", "--request-timeout=3s"]
+    was_up = subprocess.run(probe, capture_output=True, check=False).returncode == 0
+    for command in (
+        (DEV / "cluster" / "up.sh",),
+        (DEV / "images.sh", "all"),
+        (DEV / "cluster" / "kuberay.sh",),
+        (DEV / "install.sh",),
+        (DEV / "cluster" / "prometheus.sh", "start"),
+    ):
+        run(*command, timeout=1800)
+    yield
+    if not was_up:
+        run(DEV / "cluster" / "prometheus.sh", "stop")
+        run(DEV / "cluster" / "down.sh")
+
+
+@pytest.fixture(scope="session")
+def jobs(cluster: None) -> Iterator[Jobs]:
+    found = Jobs("distill-e2e", CACHE / "e2e-output")
+    label = {"pod-security.kubernetes.io/enforce": "restricted"}
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": found.namespace, "labels": label}}
+    run("kubectl", "delete", "namespace", found.namespace, "--ignore-not-found", "--wait")
+    found.kubectl("apply", "-f", "-", stdin=json.dumps(namespace))
+    shutil.rmtree(found.output, ignore_errors=True)
+    run(DEV / "cluster" / "volume.sh", found.namespace, "models", CACHE / "models")
+    run(DEV / "cluster" / "volume.sh", found.namespace, "output", found.output)
+    yield found
+    run("kubectl", "delete", "namespace", found.namespace, "--wait")
+    shutil.rmtree(found.output, ignore_errors=True)
+
+
+def prometheus(query: str) -> list[dict[str, Any]]:
+    url = "http://127.0.0.1:9090/api/v1/query?" + urllib.parse.urlencode({"query": query})
+    with urllib.request.urlopen(url, timeout=10) as answer:
+        return list(json.load(answer)["data"]["result"])

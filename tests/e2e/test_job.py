@@ -1,0 +1,149 @@
+"""Whole jobs on the embedded cluster: real kubelet, KubeRay, SGLang, Megatron, Prometheus; nothing is played."""
+
+import json
+import subprocess
+
+import pytest
+from conftest import Jobs, prometheus
+
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+
+REWARD = {"reward": {"source": "exact-match"}, "rewardCoefficient": 0.0}
+"""Graded, for the metric; without weight, so that the curve is the KL's alone."""
+TWO_PODS = {"nodes": 2}
+
+
+def test_an_applied_job_succeeds_and_the_student_has_learned(jobs: Jobs) -> None:
+    """Two trainer pods, data parallel. What is in status, on the volume and in Prometheus is the same run."""
+    jobs.arithmetic("learns", objective=REWARD, trainer=TWO_PODS)
+    done = jobs.finish("learns")
+    assert done["status"] == "True", jobs.picture()
+    status = jobs.status("learns")
+    [heldout] = status["progress"]["evaluations"]
+    print(
+        f"\nscore {heldout['firstScore']} -> {heldout['score']}, "
+        f"reverse KL {heldout['firstReverseKL']} -> {heldout['reverseKL']}"
+    )
+    assert float(heldout["score"]) >= float(heldout["firstScore"]) + 0.15
+    assert float(heldout["reverseKL"]) < float(heldout["firstReverseKL"]) / 2
+    assert status["restarts"] == 0 and status["progress"]["step"] == 40
+    model = jobs.output / "learns" / "model"
+    assert status["result"]["modelPath"] == "/output/learns/model"
+    assert (model / "model.safetensors").exists() and (model / "config.json").exists()
+    lines = [json.loads(x) for x in (jobs.output / "learns" / "metrics.jsonl").read_text().splitlines()]
+    steps = [x for x in lines if x["kind"] == "step"]
+    assert [x["step"] for x in steps] == list(range(1, 41))
+    # The teacher and the engines hold accelerators: they go at once, the trainer's record stays.
+    jobs.wait("roles are released", lambda: not jobs.names("deployments") and not jobs.names("rayclusters"), 60)
+    for metric, field, key in (
+        ("distill_reverse_kl_nats", "reverseKL", "reverse_kl"),
+        ("distill_reward_mean", "reward", "reward"),
+    ):
+        [series] = prometheus(f'last_over_time({metric}{{distillation_job="learns"}}[30m])')
+        assert series["metric"]["namespace"] == jobs.namespace and series["metric"]["role"] == "trainer"
+        assert float(series["value"][1]) in [pytest.approx(x[key]) for x in steps[-3:]]
+        assert float(status["progress"][field]) == pytest.approx(steps[-1][key], abs=1e-4)
+    for sglang in ("teacher", "rollout"):
+        query = f'last_over_time(sglang:prompt_tokens_total{{distillation_job="learns",role="{sglang}"}}[30m])'
+        assert prometheus(query), f"no SGLang metric of the {sglang}"
+    assert prometheus("distill_operator_reconcile_total")
+    jobs.delete("learns")
+
+
+def test_a_job_survives_the_loss_of_every_role_in_turn(jobs: Jobs) -> None:
+    """Operator, engine, teacher and trainer pods are killed; the steps are counted once and the job succeeds."""
+    name = "survives"
+    jobs.arithmetic(name, schedule={"steps": 60, "checkpointEverySteps": 5}, evaluation=[])
+
+    def later(steps: int = 3, seconds: float = 240) -> None:
+        target = jobs.step(name) + steps
+        jobs.wait(f"step {target}", lambda: jobs.step(name) >= target, seconds)
+
+    def kill(selector: str, namespace: str = jobs.namespace) -> None:
+        command = [
+            "kubectl",
+            "-n",
+            namespace,
+            "delete",
+            "pod",
+            "-l",
+            selector,
+            "--grace-period=0",
+            "--force",
+            "--wait=false",
+        ]
+        subprocess.run(command, check=True, capture_output=True)
+
+    of_job = f"distillation-operator.io/job={name}"
+    later(3)
+    before = jobs.get("job", f"{name}-trainer-1")["metadata"]["uid"]
+    kill("app.kubernetes.io/name=distillation-operator", "distillation-system")
+    later()
+    kill(f"{of_job},distillation-operator.io/role=teacher")
+    later()
+    kill(f"{of_job},ray.io/node-type=worker")
+    later()
+    assert jobs.get("job", f"{name}-trainer-1")["metadata"]["uid"] == before, "none of this may cost an attempt"
+    kill(f"{of_job},distillation-operator.io/role=trainer")
+    jobs.wait("the second attempt", lambda: jobs.status(name).get("attempts") == 2, 120)
+    assert jobs.finish(name)["status"] == "True", jobs.picture()
+    status = jobs.status(name)
+    assert status["restarts"] == 1 and status["progress"]["step"] == 60
+    lines = [json.loads(x) for x in (jobs.output / name / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if x["kind"] == "step"] == list(range(1, 61))
+    assert "resumed from" in (jobs.output / name / "logs" / "rank-0.log").read_text()
+    jobs.delete(name)
+
+
+def test_suspend_releases_every_pod_and_resume_goes_on(jobs: Jobs) -> None:
+    name = "pauses"
+    jobs.arithmetic(name, schedule={"steps": 12, "checkpointEverySteps": 50}, evaluation=[])
+    jobs.wait("step 3", lambda: jobs.step(name) >= 3)
+    jobs.kubectl("patch", "djob", name, "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    jobs.wait("no pod is left", lambda: not jobs.pods_of(name), 120)
+    assert jobs.condition(name, "Suspended")["status"] == "True"
+    saved = (jobs.output / name / "checkpoints" / "latest").read_text()
+    assert int(saved.removeprefix("step-")) >= 3, "SIGTERM must have saved what was trained"
+    jobs.kubectl("patch", "djob", name, "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    assert jobs.finish(name)["status"] == "True", jobs.picture()
+    status = jobs.status(name)
+    assert status["restarts"] == 0 and status["progress"]["step"] == 12
+    assert (
+        f"resumed from /output/{name}/checkpoints/{saved}" in (jobs.output / name / "logs" / "rank-0.log").read_text()
+    )
+    jobs.delete(name)
+
+
+def test_bad_input_ends_in_a_condition_that_says_what_to_do_and_leaves_no_pod(jobs: Jobs) -> None:
+    missing_model = {"student": {"model": "/models/nowhere"}}
+    jobs.arithmetic("no-model", **missing_model)
+    jobs.arithmetic("no-volume", output={"volume": {"claimName": "absent"}})
+    jobs.arithmetic("no-prompts", data={"prompts": {"path": "/models/nowhere.jsonl"}})
+    for name, sentence in (
+        ("no-model", "spec.student.model: /models/nowhere is no Hugging Face checkpoint"),
+        ("no-prompts", "/models/nowhere.jsonl: does not exist"),
+    ):
+        failed = jobs.finish(name)
+        assert failed["status"] == "False" and failed["reason"] == "ConfigurationError", jobs.picture()
+        assert sentence in failed["message"]
+        assert jobs.status(name)["restarts"] == 0
+        jobs.wait(
+            f"no running pod of {name}",
+            lambda n=name: (
+                not jobs.kubectl(
+                    "get",
+                    "pods",
+                    "-l",
+                    f"distillation-operator.io/job={n}",
+                    "--field-selector=status.phase=Running",
+                    "-o",
+                    "name",
+                )
+            ),
+            60,
+        )
+    waiting = jobs.condition("no-volume", "TrainerReady")
+    assert waiting["reason"] == "VolumeNotBound" and "absent" in waiting["message"]
+    assert not jobs.pods_of("no-volume")
+    for name in ("no-model", "no-volume", "no-prompts"):
+        jobs.delete(name)
