@@ -45,7 +45,7 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Recipe:
-    """Size of a model, and how long it is trained: until it is good enough, and then while the learning rate falls to 0.
+    """Size of a model, and how long it is trained: until it is good enough, then while the learning rate falls to 0.
 
     Neither can be trained too long: the one stays right, the other stays as careless as what it learns from.
     """
