@@ -16,6 +16,8 @@ global: {scrape_interval: 2s, scrape_timeout: 2s, evaluation_interval: 5s}
 rule_files: ["$DATA/rules/*.yaml"]
 scrape_configs:
 - job_name: distillation-pods
+  # The operator speaks of jobs in other namespaces than its own.
+  honor_labels: true
   file_sd_configs: [{files: ["$DATA/targets.json"], refresh_interval: 2s}]
 Y
 }

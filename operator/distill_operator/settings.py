@@ -47,7 +47,7 @@ class Settings:
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
         image = environment.get("DISTILL_WORKERS_IMAGE", "").strip()
         if not image:
-            raise InvalidSettings("DISTILL_WORKERS_IMAGE is not set; name the workers' image (chart: workers.image)")
+            raise InvalidSettings("DISTILL_WORKERS_IMAGE is not set; name the workers' image (chart: workersImage)")
         return cls(
             workers_image=image,
             workers_image_pull_policy=_one_of(

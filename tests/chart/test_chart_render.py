@@ -2,7 +2,6 @@
 
 import json
 import re
-import sys
 from typing import Any
 
 import pytest
@@ -10,8 +9,6 @@ import yaml
 from conftest import ALL_ON, CHART, MONITORING, ROOT, Render, Tool, one
 
 from distill_api import names, wire
-
-sys.path.insert(0, str(ROOT / "operator"))
 from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
 from distill_operator.settings import Settings
 

@@ -1,142 +1,255 @@
-"""The curve of a run: curve.png, and report.html that carries it with the numbers and the configuration.
+"""The story of a run on one page: curve.png, and report.html that needs no other file and no network.
 
-Reads metrics.jsonl, so it can be drawn again at any time, also of a run that is under way or has failed.
+Drawn from metrics.jsonl alone, so that a report can be made of a run that is still going, has failed, or was resumed.
 """
 
-import base64
 import html
 import io
 import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import matplotlib
 import yaml
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from distill_api.job import DistillationJob
 from distill_api.metrics import Stage
 from distill_workers.runfolder import write_whole
 
-Line = dict[str, Any]
-PACKAGES = ("torch", "megatron-core", "sglang", "ray", "transformers")
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd; }
-th { text-align: left; } td.number { text-align: right; font-variant-numeric: tabular-nums; }
-img { max-width: 100%; } pre { background: #f6f6f6; padding: 1rem; overflow-x: auto; }
-"""
+PACKAGES = ("torch", "sglang", "megatron-core", "ray", "transformers")
+COLOURS = ("#3366aa", "#dd7733", "#449955", "#aa4466", "#888888", "#66aacc")
+SMOOTHING = 0.9
+"""Weight of the past in the moving average drawn over noisy curves."""
 
 
-def read_lines(folder: Path) -> tuple[list[Line], list[Line]]:
-    """The steps and the evaluations of a run; a last line that a kill cut short is left out."""
-    steps: list[Line] = []
-    evaluations: list[Line] = []
-    for text in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines():
+@dataclass(frozen=True)
+class Step:
+    """A line of kind step; times in seconds, divergences in nats per token."""
+
+    step: int
+    reverse_kl: float | None
+    reward: float | None
+    response_tokens_mean: float | None
+    truncated_ratio: float | None
+    stages: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """A line of kind evaluation."""
+
+    name: str
+    step: int
+    score: float | None
+    reverse_kl: float | None
+    teacher_score: float | None
+
+
+@dataclass
+class Run:
+    """What metrics.jsonl tells."""
+
+    steps: list[Step] = field(default_factory=list)
+    evaluations: dict[str, list[Evaluated]] = field(default_factory=dict)
+
+
+def read_run(path: Path) -> Run:
+    """A missing file is an empty run; a last line that a kill cut short is left out."""
+    run = Run()
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else ():
         try:
             line = json.loads(text)
         except ValueError:
             continue
-        (steps if line["kind"] == "step" else evaluations).append(line)
-    return steps, evaluations
+        if line["kind"] == "step":
+            run.steps.append(_step(line))
+        elif line["kind"] == "evaluation":
+            keys = ("name", "step", "score", "reverse_kl", "teacher_score")
+            run.evaluations.setdefault(line["name"], []).append(Evaluated(**{key: line.get(key) for key in keys}))
+    return run
 
 
-def write_report(folder: Path, job: DistillationJob) -> None:
+def _step(line: dict[str, Any]) -> Step:
+    tokens, samples = line.get("response_tokens"), line.get("samples")
+    return Step(
+        step=line["step"],
+        reverse_kl=line.get("reverse_kl"),
+        reward=line.get("reward"),
+        response_tokens_mean=tokens / samples if tokens is not None and samples else None,
+        truncated_ratio=line.get("truncated_ratio"),
+        stages=line.get("stages", {}),
+    )
+
+
+def write_report(run_folder: Path, job: DistillationJob) -> None:
     """Writes curve.png and report.html into the run folder."""
-    steps, evaluations = read_lines(folder)
-    image = draw(steps, evaluations)
-    aside = folder / "curve.png.tmp"
-    aside.write_bytes(image)
-    aside.replace(folder / "curve.png")
-    write_whole(folder / "report.html", page(job, steps, evaluations, image))
+    run = read_run(run_folder / "metrics.jsonl")
+    figure = draw(run, job)
+    aside = run_folder / "curve.png.tmp"
+    figure.savefig(aside, format="png", dpi=120)
+    aside.replace(run_folder / "curve.png")
+    write_whole(run_folder / "report.html", page(run, job, svg(figure)))
 
 
-def draw(steps: list[Line], evaluations: list[Line]) -> bytes:
-    """Four plots over the steps, as PNG: reverse KL, score, lengths, seconds by stage."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, ((kl, score), (length, time)) = pyplot.subplots(2, 2, figsize=(11, 7), layout="constrained")
-    x = [s["step"] for s in steps]
-    names = list(dict.fromkeys(e["name"] for e in evaluations))
-    kl.plot(x, [s["reverse_kl"] for s in steps], label="training samples", color="#9ab", linewidth=1)
-    for name in names:
-        of_name = [e for e in evaluations if e["name"] == name]
-        kl.plot(*_points(of_name, "reverse_kl"), marker="o", label=name)
-        score.plot(*_points(of_name, "score"), marker="o", label=name)
-        if teacher := next((e["teacher_score"] for e in of_name if e.get("teacher_score") is not None), None):
-            score.axhline(teacher, linestyle="--", color="#888", linewidth=1, label=f"teacher on {name}")
-    score.plot(*_points(steps, "reward"), label="training reward", color="#9ab", linewidth=1)
-    length.plot(x, [s["response_tokens"] / s["samples"] for s in steps], color="#567")
-    time.stackplot(x, *[[s["stages"].get(stage, 0.0) for s in steps] for stage in Stage], labels=list(Stage))
-    for axes, title in (
-        (kl, "reverse KL, nats per token"),
-        (score, "score"),
-        (length, "response length, tokens"),
-        (time, "seconds of a step, by stage"),
-    ):
-        axes.set_title(title, loc="left", fontsize=10)
-        axes.set_xlabel("step")
-        axes.set_ylim(bottom=0)
-        axes.grid(alpha=0.3)
-        if axes is not length:
-            axes.legend(fontsize=8)
-    found = io.BytesIO()
-    figure.savefig(found, format="png", dpi=110)
-    pyplot.close(figure)
-    return found.getvalue()
+def draw(run: Run, job: DistillationJob) -> Figure:
+    """Four panels: divergence, scores, seconds, lengths."""
+    figure = Figure(figsize=(11, 7), layout="constrained")
+    axes = figure.subplots(2, 2)
+    for ax, panel in zip(axes.flat, (_divergence, _scores, _seconds, _lengths), strict=True):
+        panel(ax, run)
+        ax.set_xlabel("step")
+        ax.spines[["top", "right"]].set_visible(False)
+        if ax.has_data():
+            ax.set_xlim(0, max(1, job.spec.schedule.steps))
+            ax.legend(frameon=False, fontsize="small")
+        else:
+            ax.text(0.5, 0.5, "nothing measured", transform=ax.transAxes, ha="center", va="center", color="#888888")
+    return figure
 
 
-def page(job: DistillationJob, steps: list[Line], evaluations: list[Line], image: bytes) -> str:
-    """One file without links to the outside."""
-    spec = job.model_dump(mode="json", by_alias=True, exclude_none=True)["spec"]
-    title = html.escape(f"Distillation of {job.spec.student.model} by {job.spec.teacher.model}")
-    seconds = sum(s["seconds"] for s in steps)
-    tokens = sum(s["response_tokens"] for s in steps)
+def _divergence(ax: Axes, run: Run) -> None:
+    ax.set_title("Reverse KL to the teacher, nats per token")
+    _noisy(ax, run, lambda s: s.reverse_kl, "rollouts", COLOURS[0])
+    _held_out(ax, run, lambda e: e.reverse_kl)
+    if ax.has_data():
+        ax.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
+
+
+def _scores(ax: Axes, run: Run) -> None:
+    ax.set_title("Evaluation and reward")
+    _noisy(ax, run, lambda s: s.reward, "reward of rollouts", COLOURS[0])
+    _held_out(ax, run, lambda e: e.score)
+    for number, (name, measured) in enumerate(run.evaluations.items(), 1):
+        teacher = next((e.teacher_score for e in measured if e.teacher_score is not None), None)
+        if teacher is not None:
+            ax.axhline(teacher, color=COLOURS[number % len(COLOURS)], linestyle=":", label=f"{name}, teacher")
+
+
+def _seconds(ax: Axes, run: Run) -> None:
+    ax.set_title("Seconds of a step, by stage")
+    stages = [stage for stage in Stage if any(stage in s.stages for s in run.steps)]
+    if stages:
+        heights = [[s.stages.get(stage, 0.0) for s in run.steps] for stage in stages]
+        labels = [stage.value.replace("_", " ") for stage in stages]
+        ax.stackplot([s.step for s in run.steps], heights, labels=labels, colors=COLOURS, step="mid")
+
+
+def _lengths(ax: Axes, run: Run) -> None:
+    ax.set_title("Length of responses, tokens")
+    _noisy(ax, run, lambda s: s.response_tokens_mean, "mean length", COLOURS[0])
+    cut = [s for s in run.steps if s.truncated_ratio]
+    if cut:
+        ax.plot([], [], color=COLOURS[1], label="share cut off (right)")
+        right = ax.twinx()
+        right.plot([s.step for s in run.steps], [s.truncated_ratio or 0.0 for s in run.steps], color=COLOURS[1])
+        right.set_ylim(0, 1)
+
+
+def _noisy(ax: Axes, run: Run, value: Callable[[Step], float | None], label: str, colour: str) -> None:
+    """Each step faintly, and their moving average."""
+    points = [(s.step, y) for s in run.steps if (y := value(s)) is not None]
+    if not points:
+        return
+    xs, ys = zip(*points, strict=True)
+    smooth, average, weight = [], 0.0, 0.0
+    for y in ys:
+        average = SMOOTHING * average + (1 - SMOOTHING) * y
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        smooth.append(average / weight)
+    ax.plot(xs, ys, color=colour, alpha=0.3, linewidth=1)
+    ax.plot(xs, smooth, color=colour, label=label)
+
+
+def _held_out(ax: Axes, run: Run, value: Callable[[Evaluated], float | None]) -> None:
+    for number, (name, measured) in enumerate(run.evaluations.items(), 1):
+        points = [(e.step, y) for e in measured if (y := value(e)) is not None]
+        if points:
+            ax.plot(*zip(*points, strict=True), "o-", color=COLOURS[number % len(COLOURS)], label=name)
+
+
+def svg(figure: Figure) -> str:
+    """The drawing as an <svg> element, equal for equal runs."""
+    buffer = io.StringIO()
+    with matplotlib.rc_context({"svg.hashsalt": "distill", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+STYLE = """
+body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #222;
+       background: #fff; }
+svg { width: 100%; height: auto; }
+table { border-collapse: collapse; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
+td:first-child, th:first-child { text-align: left; }
+pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
+"""
+
+
+def page(run: Run, job: DistillationJob, drawing: str) -> str:
+    name, spec = html.escape(job.metadata.name), job.spec
+    done = run.steps[-1].step if run.steps else 0
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style></head><body>
-<h1>{html.escape(job.metadata.name)}</h1>
-<p>{title}: {len(steps)} steps, {tokens:,} response tokens, {seconds:,.0f} s of steps.</p>
-<img alt="curves" src="data:image/png;base64,{base64.b64encode(image).decode()}">
-<h2>Evaluation</h2>
-{_table(["evaluation", "step", "score", "reverse KL", "teacher's score"], [_row(e) for e in evaluations])}
-<h2>Where the time went</h2>
-{_table(["stage", "seconds", "share"], _stage_rows(steps))}
+<html lang="en"><head><meta charset="utf-8"><title>Distillation {name}</title><style>{STYLE}</style></head><body>
+<h1>Distillation {name}</h1>
+<p>Teacher <b>{html.escape(spec.teacher.model)}</b>, student <b>{html.escape(spec.student.model)}</b>:
+{done} of {spec.schedule.steps} steps.</p>
+{_evaluation_table(run)}
+{drawing}
 <h2>Configuration</h2>
-<pre>{html.escape(yaml.safe_dump(spec, sort_keys=False))}</pre>
+<pre>{html.escape(_configuration(job))}</pre>
 <h2>Versions</h2>
-{_table(["package", "version"], [[name, _version(name)] for name in PACKAGES])}
+<p>{html.escape(", ".join(_versions()))}</p>
 </body></html>
 """
 
 
-def _points(lines: list[Line], key: str) -> tuple[list[int], list[float]]:
-    found = [(line["step"], line[key]) for line in lines if line.get(key) is not None]
-    return [step for step, _ in found], [value for _, value in found]
+def _evaluation_table(run: Run) -> str:
+    """Before and after, for each evaluation."""
+    if not run.evaluations:
+        return ""
+    titles = ("evaluation", "steps", "score", "", "teacher's score", "reverse KL", "")
+    rows = [f"<tr>{''.join(f'<th>{title}</th>' for title in titles)}</tr>"]
+    for name, measured in run.evaluations.items():
+        first, last = measured[0], measured[-1]
+        teacher = next((e.teacher_score for e in measured if e.teacher_score is not None), None)
+        cells = (
+            html.escape(name),
+            f"{first.step} → {last.step}",
+            f"{_number(first.score)} → {_number(last.score)}",
+            _change(first.score, last.score),
+            _number(teacher),
+            f"{_number(first.reverse_kl)} → {_number(last.reverse_kl)}",
+            _change(first.reverse_kl, last.reverse_kl),
+        )
+        rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
+    return f"<table>{''.join(rows)}</table>"
 
 
-def _row(evaluation: Line) -> list[str]:
-    values = (evaluation.get(key) for key in ("score", "reverse_kl", "teacher_score"))
-    return [evaluation["name"], str(evaluation["step"]), *("" if v is None else f"{v:.4f}" for v in values)]
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}"
 
 
-def _stage_rows(steps: list[Line]) -> list[list[str]]:
-    sums = {stage.value: sum(s["stages"].get(stage, 0.0) for s in steps) for stage in Stage}
-    whole = sum(sums.values()) or 1.0
-    return [[name, f"{value:.1f}", f"{value / whole:.0%}"] for name, value in sums.items() if value]
+def _change(first: float | None, last: float | None) -> str:
+    return "" if first is None or last is None else f"{last - first:+.3f}"
 
 
-def _table(head: list[str], rows: list[list[str]]) -> str:
-    def cells(tag: str, values: list[str]) -> str:
-        return "".join(f"<{tag}>{html.escape(v)}</{tag}>" for v in values)
-
-    body = "".join(f"<tr>{cells('td', row)}</tr>" for row in rows)
-    return f"<table><tr>{cells('th', head)}</tr>{body}</table>"
+def _configuration(job: DistillationJob) -> str:
+    """What differs from the defaults, as the user would write it."""
+    manifest = job.model_dump(mode="json", by_alias=True, exclude_defaults=True)
+    return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True)
 
 
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
+def _versions() -> list[str]:
+    found = []
+    for package in PACKAGES:
+        try:
+            found.append(f"{package} {version(package)}")
+        except PackageNotFoundError:
+            continue
+    return found
