@@ -1,7 +1,8 @@
 """The fleet of rollout engines: hands out work, pushes weights, brings back what died.
 
 An engine that fails is fenced off at once: what it was drawing is drawn again elsewhere, a restart runs in the
-background, and it serves again only after a full push of the current weights. The job goes on with the others meanwhile.
+background, and it serves again only after a full push of the current weights. The job goes on with the others
+meanwhile.
 """
 
 import asyncio
