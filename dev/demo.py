@@ -11,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -175,7 +176,7 @@ def show_result(job: DistillationJob, status: dict[str, Any]) -> None:
     print("\nwhere")
     print(f"  Hugging Face model  {folder / 'model'}")
     print(f"  curve               {folder / 'report.html'}, {folder / 'curve.png'}")
-    query = f"distill_reverse_kl_nats{{distillation_job=%22{job.metadata.name}%22}}"
+    query = urllib.parse.quote(f'distill_reverse_kl_nats{{distillation_job="{job.metadata.name}"}}')
     print(f"  Prometheus          {PROMETHEUS}/graph?g0.expr={query}&g0.tab=0")
     print(f"  cluster             export KUBECONFIG={os.environ.get('KUBECONFIG', '')}; make cluster-down stops it")
 

@@ -33,6 +33,8 @@ def test_an_applied_job_succeeds_and_the_student_has_learned(jobs: Jobs) -> None
     lines = [json.loads(x) for x in (jobs.output / "learns" / "metrics.jsonl").read_text().splitlines()]
     steps = [x for x in lines if x["kind"] == "step"]
     assert [x["step"] for x in steps] == list(range(1, 41))
+    log = (jobs.output / "learns" / "logs" / "rank-0.log").read_text()
+    assert "is lost" not in log, "no engine had a reason to be restarted"
     # The teacher and the engines hold accelerators: they go at once, the trainer's record stays.
     jobs.wait("roles are released", lambda: not jobs.names("deployments") and not jobs.names("rayclusters"), 60)
     for metric, field, key in (

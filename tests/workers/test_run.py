@@ -85,6 +85,9 @@ def test_distillation_lifts_the_students_accuracy_and_halves_its_reverse_kl(
     state = json.loads((outcome.folder / "state.json").read_text())
     assert state["phase"] == "Done" and state["progress"]["step"] == 40
     assert state["result"]["modelPath"] == str(outcome.folder / "model")
+    assert "is lost" not in (outcome.folder / "logs" / "rank-0.log").read_text(), (
+        "no engine had a reason to be restarted"
+    )
     exported_model_is_what_was_measured(outcome, last["score"])
 
 
@@ -203,6 +206,14 @@ def test_a_teacher_of_another_vocabulary_fails_the_preflight(teacher_server: Any
     assert outcome.code == ExitCode.CONFIGURATION, outcome.log
     assert outcome.report is not None and outcome.report.reason is ExitReason.PREFLIGHT_FAILED
     assert "SameVocabulary" in outcome.report.message and "one family" in outcome.report.message
+
+
+def test_a_teacher_that_never_answers_ends_the_attempt_with_its_address(tmp_path: Path) -> None:
+    nobody = f"127.0.0.1:{free_port()}"
+    outcome = Run(arithmetic(tmp_path, "lonely", preRunningDeadlineSeconds=5), nobody, tmp_path).wait(120)
+    assert outcome.code == ExitCode.TEMPORARY, outcome.log
+    assert outcome.report is not None and outcome.report.reason is ExitReason.TEACHER_UNREACHABLE
+    assert nobody in outcome.report.message
 
 
 def test_another_run_in_the_folder_is_refused(teacher: str, tmp_path: Path) -> None:

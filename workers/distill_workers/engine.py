@@ -124,7 +124,9 @@ class Engine:
         self._server.start()
         self._session = aiohttp.ClientSession(
             f"http://127.0.0.1:{port}",
-            connector=aiohttp.TCPConnector(limit=0),
+            # A connection kept while the trainer trains is one that the server closes after 5 s, just as it is used
+            # again: that reset looks like a dead engine. A new one over loopback costs next to nothing.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
         )
         self.incarnation += 1

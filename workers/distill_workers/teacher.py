@@ -105,7 +105,8 @@ class TeacherPool:
     async def start(self, timeout_seconds: float | None = None) -> None:
         """Waits until a replica scores: a large teacher takes long to load. Raises TeacherUnreachable."""
         limit = timeout_seconds or float(self._spec.pre_running_deadline_seconds or 1800)
-        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=30)
+        # Shorter than the 5 s after which the server closes an idle connection: a reset would count as a failure.
+        connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
         self._session = aiohttp.ClientSession(connector=connector)
         usual, self._limit, self._last_success = self._limit, limit, time.monotonic()
         self._vocabulary = await self._ask_vocabulary()
