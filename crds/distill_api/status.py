@@ -105,7 +105,8 @@ class EvaluationScore(Model):
     first_reverse_kl: Decimal | None = Field(
         None, alias="firstReverseKL", description="Reverse KL at the first evaluation."
     )
-    best_score: Decimal | None = Field(None, description="Best score so far.")
+    best_score: Decimal | None = Field(None, description="Score at the best step.")
+    best_reverse_kl: Decimal | None = Field(None, alias="bestReverseKL", description="Reverse KL at the best step.")
     best_step: Number | None = Field(None, description="Step of the best score, or of the lowest KL without one.")
     teacher_score: Decimal | None = Field(None, description="Score of the teacher's own responses.")
 

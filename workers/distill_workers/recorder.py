@@ -1,0 +1,186 @@
+"""What is remembered of a run: each step and each evaluation, in metrics, progress and the files of the run folder."""
+
+import dataclasses
+import logging
+import statistics
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from distill_api.metrics import Stage
+from distill_api.status import EvaluationScore, Progress
+from distill_workers.evaluation import Measurement
+from distill_workers.progress import Reporter, utc
+from distill_workers.runfolder import RunFolder
+from distill_workers.sample import Sample
+
+log = logging.getLogger(__name__)
+
+RECENT_STEPS = 10
+"""Steps by whose mean duration the remaining time is estimated."""
+GAUGES = {
+    "distill_train_step": "step",
+    "distill_last_step_timestamp_seconds": "time",
+    "distill_reverse_kl_nats": "reverse_kl",
+    "distill_policy_rollout_kl_nats": "trainer_engine_gap",
+    "distill_entropy_nats": "entropy",
+    "distill_loss": "loss",
+    "distill_grad_norm": "grad_norm",
+    "distill_learning_rate": "learning_rate",
+    "distill_importance_capped_ratio": "importance_capped_ratio",
+    "distill_truncated_ratio": "truncated_ratio",
+    "distill_policy_lag_steps": "policy_lag",
+}
+"""Gauges by the field of a step's line that they show."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One optimiser step that is done."""
+
+    number: int
+    samples: list[Sample]
+    trained: dict[str, float]
+    """Of MegatronStudent.apply."""
+    policy_lag: float
+    seconds: float
+
+
+class Recorder:
+    """Holds what later lines depend on: the stages of the step under way, and the evaluations so far."""
+
+    def __init__(self, folder: RunFolder, reporter: Reporter, total_steps: int) -> None:
+        self._folder, self._reporter, self._metrics, self._total = folder, reporter, reporter.metrics, total_steps
+        self._stages: dict[str, float] = {}
+        self._recent_seconds: list[float] = []
+        self._evaluations: dict[str, EvaluationScore] = {}
+        self._metrics.set("distill_train_max_steps", total_steps)
+
+    def begin_step(self) -> None:
+        """What was spent since the last step, on evaluation or a checkpoint, belongs to no step."""
+        self._stages = {}
+
+    @contextmanager
+    def timed(self, stage: Stage) -> Iterator[None]:
+        begin = time.monotonic()
+        yield
+        self.spent(stage, time.monotonic() - begin)
+
+    def spent(self, stage: Stage, seconds: float) -> None:
+        self._stages[stage.value] = self._stages.get(stage.value, 0.0) + seconds
+        self._metrics.observe("distill_step_duration_seconds", seconds, stage=stage.value)
+
+    def step(self, step: Step) -> None:
+        """With the stages that were noted since `begin_step`."""
+        line = step_line(step, self._stages)
+        self._folder.append("metrics.jsonl", line)
+        for gauge, key in GAUGES.items():
+            self._metrics.set(gauge, line[key])
+        self._metrics.set("distill_response_tokens_mean", line["response_tokens"] / line["samples"])
+        if line["reward"] is not None:
+            self._metrics.set("distill_reward_mean", line["reward"])
+            self._metrics.set("distill_reward_stddev", line["reward_stddev"])
+        self._metrics.add("distill_tokens", line["response_tokens"], kind="train")
+        self._recent_seconds = [*self._recent_seconds[1 - RECENT_STEPS :], step.seconds]
+        self._reporter.progress(
+            step=step.number,
+            percent=100 * step.number // self._total,
+            reverse_kl=decimal(line["reverse_kl"]),
+            reward=decimal(line["reward"]),
+            tokens_per_second=f"{line['response_tokens'] / step.seconds:.1f}",
+            estimated_remaining_seconds=round((self._total - step.number) * statistics.fmean(self._recent_seconds)),
+            policy_lag=f"{step.policy_lag:.2f}",
+            bottleneck=max(line["stages"], key=lambda stage: line["stages"][stage]),
+            last_step_time=utc(line["time"]),
+        )
+        numbers = (step.number, self._total, line["reverse_kl"], line["loss"], step.seconds)
+        log.info("step %d/%d: reverse KL %.4f, loss %.4f, %.1f s", *numbers)
+
+    def evaluation(self, measured: Measurement) -> None:
+        name = measured.name
+        self._evaluations[name] = after(self._evaluations.get(name), measured)
+        if measured.score is not None:
+            self._metrics.set("distill_evaluation_score", measured.score, evaluation=name)
+        if measured.reverse_kl is not None:
+            self._metrics.set("distill_evaluation_reverse_kl_nats", measured.reverse_kl, evaluation=name)
+        line = dataclasses.asdict(measured)
+        for example in line.pop("examples"):
+            self._folder.append("samples.jsonl", {"evaluation": name, "step": measured.step, **example})
+        self._folder.append("metrics.jsonl", {"kind": "evaluation", "time": time.time(), **line})
+        self._reporter.progress(evaluations=list(self._evaluations.values()))
+        numbers = (name, measured.step, decimal(measured.score), decimal(measured.reverse_kl))
+        log.info("evaluation %s at step %d: score %s, reverse KL %s", *numbers)
+
+    def weights(self, version: int) -> None:
+        self._metrics.set("distill_weight_version", version)
+        self._reporter.progress(weight_version=version)
+
+    def checkpoint(self, step: int) -> None:
+        self._metrics.set("distill_checkpoint_last_success_timestamp_seconds", time.time())
+        self._reporter.progress(checkpoint_step=step)
+
+    def best_step(self) -> int | None:
+        """By the first evaluation."""
+        return next((e.best_step for e in self._evaluations.values()), None)
+
+    def state(self) -> dict[str, Any]:
+        return {"progress": self._reporter.report.progress.model_dump(mode="json", by_alias=True)}
+
+    def restore(self, state: dict[str, Any], step: int) -> None:
+        """Forgets what came after the checkpoint: those steps are done, and written, again."""
+        # At step 0 nothing is trained: its evaluation is made, and written, again.
+        self._folder.trim(step or -1)
+        restored = Progress.model_validate(state["progress"])
+        self._evaluations = {e.name: e for e in restored.evaluations}
+        known = {"total_steps": self._total, "percent": 100 * step // self._total, "checkpoint_step": step}
+        self._reporter.update(progress=restored.model_copy(update=known))
+
+
+def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
+    """The step's line of metrics.jsonl. Nats, seconds, tokens."""
+    samples, trained = step.samples, step.trained
+    rewards = [s.reward for s in samples if s.reward is not None]
+    return {
+        "kind": "step",
+        "step": step.number,
+        "time": time.time(),
+        "seconds": step.seconds,
+        "samples": len(samples),
+        "response_tokens": sum(len(s.response_ids) for s in samples),
+        "reverse_kl": trained["reverse_kl"],
+        "loss": trained["loss"],
+        "grad_norm": trained["grad_norm"],
+        "entropy": trained["entropy"],
+        "trainer_engine_gap": trained["trainer_engine_gap"],
+        "importance_capped_ratio": trained["importance_capped_ratio"],
+        "learning_rate": trained["learning_rate"],
+        "policy_lag": step.policy_lag,
+        "truncated_ratio": statistics.fmean(s.truncated for s in samples),
+        "reward": statistics.fmean(rewards) if rewards else None,
+        "reward_stddev": statistics.pstdev(rewards) if rewards else None,
+        "stages": stages,
+    }
+
+
+def after(old: EvaluationScore | None, new: Measurement) -> EvaluationScore:
+    """The evaluation's entry in status once `new` is known. Better is a higher score, or a lower KL without one."""
+    score, kl = decimal(new.score), decimal(new.reverse_kl)
+    entry = old or EvaluationScore(
+        name=new.name, first_score=score, first_reverse_kl=kl, teacher_score=decimal(new.teacher_score)
+    )
+    changes: dict[str, Any] = {"step": new.step, "score": score, "reverse_kl": kl}
+    if new.score is not None:
+        better = entry.best_score is None or new.score > float(entry.best_score)
+    else:
+        lowest = entry.best_reverse_kl
+        better = new.reverse_kl is not None and (lowest is None or new.reverse_kl < float(lowest))
+    if better:
+        changes |= {"best_step": new.step, "best_score": score, "best_reverse_kl": kl}
+    return entry.model_copy(update=changes)
+
+
+def decimal(value: float | None) -> str | None:
+    """As status holds it."""
+    return None if value is None else f"{value:.5f}"
