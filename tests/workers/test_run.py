@@ -156,7 +156,9 @@ def test_a_killed_engine_costs_the_run_nothing(teacher: str, tmp_path: Path) -> 
     run = Run(arithmetic(tmp_path, "engine", schedule={"steps": 8}, evaluation=[]), teacher, tmp_path)
     run.wait_for_step(2)
     [port] = engine_ports(tmp_path / "engine")
-    pids = subprocess.run(["pgrep", "-f", f"--port {port}"], capture_output=True, text=True, check=True).stdout.split()
+    pids = subprocess.run(
+        ["pgrep", "-f", "--", f"--port {port}"], capture_output=True, text=True, check=True
+    ).stdout.split()
     for pid in pids:
         os.kill(int(pid), signal.SIGKILL)
     outcome = run.wait()
