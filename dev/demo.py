@@ -70,6 +70,7 @@ def cluster(job: DistillationJob) -> None:
     if CONTEXT:
         stage("chart", dev / "install.sh")
         kubectl("apply", "-f", "-", stdin=json.dumps(namespace()))
+        kubectl("-n", NAMESPACE, "delete", "djob", job.metadata.name, "--ignore-not-found", "--wait", "--timeout=120s")
         return
     os.environ["KUBECONFIG"] = str(CACHE / "cluster" / "pki" / "admin.conf")
     stage("cluster", dev / "cluster" / "up.sh")
@@ -160,10 +161,6 @@ def waiting(status: dict[str, Any]) -> str:
 
 
 def show_result(job: DistillationJob, status: dict[str, Any]) -> None:
-    folder = OUTPUT / job.metadata.name
-    subprocess.run(
-        [str(REPO / "workers/.venv/bin/distill"), "report", str(folder)], check=True, stdout=subprocess.DEVNULL
-    )
     print("\nresult")
     for e in status["progress"].get("evaluations", []):
         print(f"  {e['name']:<12} reverse KL {e.get('firstReverseKL')} -> {e.get('reverseKL')} nats per token")
@@ -174,11 +171,27 @@ def show_result(job: DistillationJob, status: dict[str, Any]) -> None:
         print(f"  {name:<24} {seconds:7.1f} s")
     print(f"  {'all':<24} {time.monotonic() - begin:7.1f} s")
     print("\nwhere")
-    print(f"  Hugging Face model  {folder / 'model'}")
-    print(f"  curve               {folder / 'report.html'}, {folder / 'curve.png'}")
+    for name, place in places(job, status).items():
+        print(f"  {name:<20} {place}")
+
+
+def places(job: DistillationJob, status: dict[str, Any]) -> dict[str, str]:
+    """What the run left, and where it can be looked at."""
+    if CONTEXT:
+        assert job.spec.output.volume is not None
+        claim = f"claim {job.spec.output.volume.claim_name} of namespace {NAMESPACE}"
+        return {"Hugging Face model": f"{status['result']['modelPath']} on {claim}"}
+    folder = OUTPUT / job.metadata.name
+    subprocess.run(
+        [str(REPO / "workers/.venv/bin/distill"), "report", str(folder)], check=True, stdout=subprocess.DEVNULL
+    )
     query = urllib.parse.quote(f'distill_reverse_kl_nats{{distillation_job="{job.metadata.name}"}}')
-    print(f"  Prometheus          {PROMETHEUS}/graph?g0.expr={query}&g0.tab=0")
-    print(f"  cluster             export KUBECONFIG={os.environ.get('KUBECONFIG', '')}; make cluster-down stops it")
+    return {
+        "Hugging Face model": str(folder / "model"),
+        "curve": f"{folder / 'report.html'}, {folder / 'curve.png'}",
+        "Prometheus": f"{PROMETHEUS}/graph?g0.expr={query}&g0.tab=0",
+        "cluster": f"export KUBECONFIG={os.environ['KUBECONFIG']} (make cluster-down stops it)",
+    }
 
 
 def main() -> int:

@@ -1,5 +1,6 @@
 """What a whole run promises: the student learns, a kill costs nothing, and bad input ends in one sentence."""
 
+import contextlib
 import hashlib
 import json
 import os
@@ -155,28 +156,25 @@ def test_sigterm_saves_a_checkpoint_and_metrics_agree_with_progress(teacher: str
 def test_a_killed_engine_costs_the_run_nothing(teacher: str, tmp_path: Path) -> None:
     run = Run(arithmetic(tmp_path, "engine", schedule={"steps": 8}, evaluation=[]), teacher, tmp_path)
     run.wait_for_step(2)
-    [port] = engine_ports(tmp_path / "engine")
-    pids = subprocess.run(
-        ["pgrep", "-f", "--", f"--port {port}"], capture_output=True, text=True, check=True
-    ).stdout.split()
-    for pid in pids:
-        os.kill(int(pid), signal.SIGKILL)
+    servers = servers_of(tmp_path / "engine")
+    assert servers
+    for pid in servers:
+        os.kill(pid, signal.SIGKILL)
     outcome = run.wait()
     assert outcome.code == ExitCode.DONE, outcome.log
     assert "is lost" in outcome.log and "is back" in outcome.log
     assert [s["step"] for s in outcome.lines("step")] == list(range(1, 9))
 
 
-def engine_ports(folder: Path) -> list[str]:
-    """Of the engine servers that belong to a run folder: their log lies there."""
-    found = []
-    for log in (folder / "logs").glob("engine-*.log"):
-        done = subprocess.run(["fuser", str(log)], capture_output=True, text=True, check=False)
-        for pid in done.stdout.split():
-            command = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-            if "--port" in command:
-                found.append(command[command.index("--port") + 1])
-    return list(dict.fromkeys(found))
+def servers_of(folder: Path) -> set[int]:
+    """Process ids of the engine servers of a run folder: their log lies there, and is their output."""
+    log = str(folder / "logs" / "engine-0.log")
+    found = set()
+    for output in Path("/proc").glob("[0-9]*/fd/1"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if os.readlink(output) == log:
+                found.add(int(output.parts[2]))
+    return found
 
 
 BAD: dict[str, tuple[dict[str, Any], str]] = {
