@@ -195,14 +195,16 @@ build_one() {
 # --- a release -------------------------------------------------------------------------------------------------------
 
 release_one() { # operator|workers
-  local version arguments=() name
+  local version arguments=() name base=${OPERATOR_BASE_IMAGE:-}
   version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$REPO/pyproject.toml")
   name=$REGISTRY/distillation-$1:$version
   if [ "$1" = workers ]; then
     [ -n "$BASE_IMAGE" ] || die "the workers' image needs BASE_IMAGE=…, a CUDA image of SGLang 0.5.23, to stand on."
     arguments+=(--build-arg REQUIREMENTS="${REQUIREMENTS:-workers/requirements-gpu.txt}")
+    base=$BASE_IMAGE
   fi
-  if [ -n "$BASE_IMAGE" ]; then arguments+=(--build-arg BASE_IMAGE="$BASE_IMAGE"); fi
+  # The operator needs no CUDA: its own Dockerfile names a plain Python, which OPERATOR_BASE_IMAGE may replace.
+  if [ -n "$base" ]; then arguments+=(--build-arg BASE_IMAGE="$base"); fi
   step "build $name" build "$name" "$REPO/$1/Dockerfile" "${arguments[@]}"
   step "push $name" bu push "$name" "docker://$name"
 }

@@ -5,7 +5,7 @@
 
 # The container runtime, what it needs to connect pods, etcd, image building, metrics; and what the scripts call.
 PACKAGES=(containerd runc containernetworking-plugins iptables nftables conntrack etcd-server
-  buildah debootstrap prometheus
+  buildah debootstrap docker-registry prometheus
   gcc libc6-dev make curl openssl iproute2 procps util-linux ca-certificates)
 
 missing_packages() {
