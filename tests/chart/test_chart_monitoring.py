@@ -30,7 +30,9 @@ LABELS = {label for m in (*WORKER_METRICS, *OPERATOR_METRICS) for label in m.lab
 
 def named(expression: str) -> set[str]:
     """Metrics of an expression: words of ours or SGLang's outside of braces and quotes."""
-    bare = re.sub(r"\{[^}]*\}", "", expression)
+    # SGLang's colon is an underscore for a Prometheus before 3, so its metrics are matched by name.
+    by_name = re.sub(r'\{__name__=~"sglang\[:_\](\w+)"', r"sglang:\1{", expression)
+    bare = re.sub(r"\{[^}]*\}", "", by_name)
     return set(re.findall(r"\b(?:distill_[a-z0-9_]+|sglang:[a-z0-9_]+)", bare)) - {"distillation_job"}
 
 

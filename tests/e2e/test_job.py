@@ -46,7 +46,9 @@ def test_an_applied_job_succeeds_and_the_student_has_learned(jobs: Jobs) -> None
         assert float(series["value"][1]) in [pytest.approx(x[key]) for x in steps[-3:]]
         assert float(status["progress"][field]) == pytest.approx(steps[-1][key], abs=1e-4)
     for sglang in ("teacher", "rollout"):
-        query = f'last_over_time(sglang:prompt_tokens_total{{distillation_job="learns",role="{sglang}"}}[30m])'
+        # The colon of SGLang's names is an underscore for a Prometheus before 3, which negotiates another format.
+        name = '__name__=~"sglang[:_]prompt_tokens_total"'
+        query = f'last_over_time({{{name},distillation_job="learns",role="{sglang}"}}[30m])'
         assert prometheus(query), f"no SGLang metric of the {sglang}"
     assert prometheus("distill_operator_reconcile_total")
     jobs.delete("learns")
