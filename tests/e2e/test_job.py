@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from conftest import Jobs, prometheus
+from conftest import LABEL_JOB, Jobs, prometheus
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -37,11 +37,15 @@ def test_an_applied_job_succeeds_and_the_student_has_learned(jobs: Jobs) -> None
     assert "is lost" not in log, "no engine had a reason to be restarted"
     # The teacher and the engines hold accelerators: they go at once, the trainer's record stays.
     jobs.wait("roles are released", lambda: not jobs.names("deployments") and not jobs.names("rayclusters"), 60)
+    # By its pod: an earlier run of this test may have left series of the same job.
+    of_rank_0 = f"{LABEL_JOB}=learns,batch.kubernetes.io/job-completion-index=0"
+    [trainer] = [name.removeprefix("pod/") for name in jobs.names("pods", of_rank_0)]
     for metric, field, key in (
         ("distill_reverse_kl_nats", "reverseKL", "reverse_kl"),
         ("distill_reward_mean", "reward", "reward"),
     ):
-        [series] = prometheus(f'last_over_time({metric}{{distillation_job="learns"}}[30m])')
+        [series] = prometheus(f'last_over_time({metric}{{pod="{trainer}"}}[30m])')
+        assert series["metric"]["distillation_job"] == "learns"
         assert series["metric"]["namespace"] == jobs.namespace and series["metric"]["role"] == "trainer"
         assert float(series["value"][1]) in [pytest.approx(x[key]) for x in steps[-3:]]
         assert float(status["progress"][field]) == pytest.approx(steps[-1][key], abs=1e-4)
