@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill_api.spec import Evaluation, RewardSource, Spec
+from distill_workers.engine import EngineRefused
 from distill_workers.fleet import Fleet
 from distill_workers.prompts import load_prompts
 from distill_workers.rewards import Reward, RewardError, build_reward
@@ -59,16 +60,20 @@ class Evaluator:
         sampling = self._evaluation.sampling
 
         async def one(prompt: Prompt) -> list[float]:
-            responses = await fleet.generate(
-                prompt.ids,
-                max_new_tokens=self._max_tokens,
-                temperature=sampling.temperature,
-                top_p=sampling.top_p,
-                seeds=[
-                    sample_seed(self._spec.seed, -1, prompt.index, s)
-                    for s in range(self._evaluation.samples_per_prompt)
-                ],
-            )
+            try:
+                responses = await fleet.generate(
+                    prompt.ids,
+                    max_new_tokens=self._max_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    seeds=[
+                        sample_seed(self._spec.seed, -1, prompt.index, s)
+                        for s in range(self._evaluation.samples_per_prompt)
+                    ],
+                )
+            except EngineRefused:
+                result.failed += 1
+                return []
             scores = []
             for response in responses:
                 text = self._decode(response.ids)
@@ -89,13 +94,17 @@ class Evaluator:
         """Responses drawn as in training, since the reverse KL is an expectation over the student's own samples."""
 
         async def one(prompt: Prompt) -> list[float]:
-            [response] = await fleet.generate(
-                prompt.ids,
-                max_new_tokens=self._max_tokens,
-                temperature=1.0,
-                top_p=1.0,
-                seeds=[sample_seed(self._spec.seed, -2, prompt.index, 0)],
-            )
+            try:
+                [response] = await fleet.generate(
+                    prompt.ids,
+                    max_new_tokens=self._max_tokens,
+                    temperature=1.0,
+                    top_p=1.0,
+                    seeds=[sample_seed(self._spec.seed, -2, prompt.index, 0)],
+                )
+            except EngineRefused:
+                result.failed += 1
+                return []
             if not response.ids:
                 return []
             try:
@@ -110,10 +119,10 @@ class Evaluator:
 
     async def _score_teacher(self, teacher: TeacherPool, reward: Reward) -> float:
         async def one(prompt: Prompt) -> float | None:
-            ids = await teacher.generate(prompt.ids, self._max_tokens)
             try:
+                ids = await teacher.generate(prompt.ids, self._max_tokens)
                 return await reward.score(prompt, self._decode(ids))
-            except RewardError:
+            except (BadScore, RewardError):
                 return None
 
         scores = [s for s in await asyncio.gather(*(one(p) for p in self._prompts)) if s is not None]

@@ -103,7 +103,10 @@ class Fleet:
     async def generate(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
     ) -> list[Response]:
-        """One response for each seed, by the engine with least to do; by another if that one fails."""
+        """One response for each seed, by the engine with least to do; by another if that one fails.
+
+        Raises EngineRefused for a request that a living engine will not answer: another would not either.
+        """
         while True:
             number = await self._pick()
             self._load[number] += len(seeds)
@@ -111,7 +114,7 @@ class Fleet:
             incarnation = engine.incarnation
             try:
                 return await engine.generate(prompt_ids, seeds, max_new_tokens, temperature, top_p)
-            except (EngineUnavailable, EngineRefused) as error:
+            except EngineUnavailable as error:
                 # A call that outlived a restart says nothing about the server that is there now.
                 if engine.incarnation == incarnation:
                     self._lost(number, str(error))

@@ -7,6 +7,7 @@ import statistics
 from typing import Any
 
 from distill_api.spec import Spec
+from distill_workers.engine import EngineRefused
 from distill_workers.failures import PreflightFailed
 from distill_workers.fleet import Fleet
 from distill_workers.prompts import Cursor
@@ -62,13 +63,16 @@ async def probe(spec: Spec, fleet: Fleet, cursor: Cursor) -> list[Sample]:
     """A few short responses of the engines, to the first prompts of the data."""
     samples = []
     for prompt in cursor.peek(2):
-        [response] = await fleet.generate(
-            prompt.ids,
-            max_new_tokens=min(16, spec.rollout.max_response_tokens),
-            temperature=1.0,
-            top_p=1.0,
-            seeds=[sample_seed(spec.seed, -3, prompt.index, 0)],
-        )
+        try:
+            [response] = await fleet.generate(
+                prompt.ids,
+                max_new_tokens=min(16, spec.rollout.max_response_tokens),
+                temperature=1.0,
+                top_p=1.0,
+                seeds=[sample_seed(spec.seed, -3, prompt.index, 0)],
+            )
+        except EngineRefused as error:
+            raise fail("EngineGenerates", f"the engine would not answer the prompt {prompt.index}: {error}") from None
         if response.ids:
             samples.append(
                 Sample(prompt.index, 0, prompt.ids, response.ids, response.logprobs, response.weight_version, False)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from distill_api.spec import Spec, Support
+from distill_workers.engine import EngineRefused
 from distill_workers.fleet import Fleet
 from distill_workers.metrics import Metrics
 from distill_workers.objective.advantages import group_advantages
@@ -35,6 +36,13 @@ def sample_seed(seed: int, step: int, prompt: int, sibling: int) -> int:
     """A seed of one response: independent of order, so that a resumed run draws the same tokens."""
     text = f"{seed}/{step}/{prompt}/{sibling}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
+
+
+def failure_label(error: BadScore | RewardError | EngineRefused) -> str:
+    """Label `reason` of distill_samples_failed. Not by type: Ray hands on subclasses of what an actor raised."""
+    if isinstance(error, BadScore):
+        return error.reason
+    return "reward" if isinstance(error, RewardError) else "engine"
 
 
 @dataclass
@@ -95,17 +103,14 @@ class Rollouts:
 
     async def _group(self, batch: Batch, prompt: Prompt) -> list[Sample]:
         for attempt in range(TRIES):
-            samples = await self._draw(batch, prompt, attempt)
-            batch.generated_at = max(batch.generated_at, time.monotonic())
             try:
+                samples = await self._draw(batch, prompt, attempt)
+                batch.generated_at = max(batch.generated_at, time.monotonic())
                 await self._score(samples)
                 await self._grade(prompt, samples)
-            except BadScore as error:
-                self._metrics.add("distill_samples_failed", len(samples), reason=error.reason)
-                log.warning("prompt %d of step %d is made again: %s", prompt.index, batch.step, error)
-                continue
-            except RewardError as error:
-                self._metrics.add("distill_samples_failed", len(samples), reason="reward")
+            except (BadScore, RewardError, EngineRefused) as error:
+                lost = self._spec.rollout.samples_per_prompt
+                self._metrics.add("distill_samples_failed", lost, reason=failure_label(error))
                 log.warning("prompt %d of step %d is made again: %s", prompt.index, batch.step, error)
                 continue
             batch.scored_at = max(batch.scored_at, time.monotonic())

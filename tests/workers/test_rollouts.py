@@ -1,0 +1,91 @@
+"""The pipeline's own decisions, with played engines and teacher: what is made again, left out, counted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import arithmetic
+
+from distill_api.job import parse_job
+from distill_workers.engine import EngineRefused, Response
+from distill_workers.metrics import Metrics
+from distill_workers.prompts import Cursor
+from distill_workers.rollouts import TRIES, Rollouts, sample_seed
+from distill_workers.sample import Prompt
+from distill_workers.scores import BadScore, Scores
+
+
+class Engines:
+    """Answers two tokens a seed; the prompts in `refused` are refused."""
+
+    def __init__(self, refused: set[int]) -> None:
+        self.refused, self.seeds = refused, list[int]()
+
+    async def generate(self, prompt_ids: list[int], *, seeds: list[int], **_: Any) -> list[Response]:
+        self.seeds += seeds
+        if prompt_ids[0] in self.refused:
+            raise EngineRefused("too long")
+        return [Response([1, 2], [-0.5, -0.5], 0, False) for _ in seeds]
+
+
+class Teacher:
+    """Fails the first scores of a prompt as often as `failures` says."""
+
+    def __init__(self, failures: dict[int, int]) -> None:
+        self.failures = failures
+
+    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        if self.failures.get(prompt_ids[0], 0) > 0:
+            self.failures[prompt_ids[0]] -= 1
+            raise BadScore("ids", "other ids came back")
+        return Scores([-1.0, -1.0], None, None)
+
+
+@pytest.fixture
+def metrics() -> Iterator[Metrics]:
+    yield Metrics()
+
+
+def pipeline(tmp_path: Path, metrics: Metrics, engines: Engines, teacher: Teacher, **rollout: Any) -> Rollouts:
+    changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
+    spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes)).spec
+    cursor = Cursor([Prompt(i, [i], str(i)) for i in range(8)], seed=0, shuffle=False)
+    parts: Any = (engines, teacher)
+    return Rollouts(spec, cursor, *parts, None, str, metrics)
+
+
+def failed(metrics: Metrics) -> dict[str, float]:
+    lines = [x for x in metrics.text().decode().splitlines() if x.startswith("distill_samples_failed_total{")]
+    return {line.split('"')[1]: float(line.split()[-1]) for line in lines}
+
+
+async def test_a_bad_score_makes_the_group_again_with_other_seeds(tmp_path: Path, metrics: Metrics) -> None:
+    engines = Engines(set())
+    rollouts = pipeline(tmp_path, metrics, engines, Teacher({2: 1}))
+    _, samples = await rollouts.batch(0, 1)
+    assert [s.prompt_index for s in samples] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(engines.seeds) == len(set(engines.seeds)) == 10
+    assert failed(metrics) == {"ids": 2.0}
+
+
+async def test_what_an_engine_refuses_is_left_out_and_the_step_goes_on(tmp_path: Path, metrics: Metrics) -> None:
+    rollouts = pipeline(tmp_path, metrics, Engines({1}), Teacher({}))
+    _, samples = await rollouts.batch(0, 1)
+    assert [s.prompt_index for s in samples] == [0, 0, 2, 2, 3, 3]
+    assert failed(metrics) == {"engine": 2.0 * TRIES}
+
+
+async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Path, metrics: Metrics) -> None:
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), maxPolicyLag=1)
+    first, _ = await rollouts.batch(0, 3)
+    second, _ = await rollouts.batch(1, 3)
+    assert first.cursor_after["position"] == 4, "the next batch is under way, and its prompts are drawn again on resume"
+    assert second.cursor_after["position"] == 8
+
+
+def test_a_seed_depends_on_nothing_but_its_own_place() -> None:
+    places = [(step, prompt, sibling) for step in range(3) for prompt in range(3) for sibling in range(3)]
+    seeds = [sample_seed(7, *place) for place in places]
+    assert seeds == [sample_seed(7, *place) for place in places]
+    assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**31 for s in seeds)
