@@ -160,6 +160,8 @@ build_project_image() { # operator|workers CODE-PATH...
 build_dependencies() { # operator|workers NAME
   build_base
   if ! built "$2"; then
+    # buildah keeps up to four copies of what it commits, and the workers' are 7 GB.
+    if [ "$1" = workers ]; then need_disk 35 "$CACHE"; fi
     step "dependencies of the $1" build "$2" "$REPO/$1/Dockerfile" --target dependencies --build-arg BASE_IMAGE="$LOCAL_BASE"
   fi
 }
@@ -221,7 +223,7 @@ if [ -n "$REGISTRY" ]; then
 fi
 
 need_cluster
-need_disk 25 "$CACHE"
+need_disk 5 "$CACHE"
 mkdir -p "$IMAGES"
 sweep
 for what in "${WHAT[@]}"; do
