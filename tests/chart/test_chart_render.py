@@ -220,3 +220,9 @@ def test_pods_of_jobs_are_sought_only_in_watched_namespaces(render: Render) -> N
     assert one(render(*ALL_ON), "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
     some = one(render(*ALL_ON, "watchNamespaces={team-a}"), "PodMonitor")
     assert some["spec"]["namespaceSelector"] == {"matchNames": ["team-a"]}
+
+
+def test_the_readme_names_values_that_exist(render: Render) -> None:
+    [settings] = re.findall(r"--set (\S+=true)", (ROOT / "README.md").read_text())
+    kinds = {manifest["kind"] for manifest in render(*settings.split(","))}
+    assert {"PodMonitor", "PrometheusRule"} <= kinds
