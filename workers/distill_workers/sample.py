@@ -13,11 +13,15 @@ class Prompt:
     text: str
     answer: str | None = None
     metadata: dict[str, Any] = field(default_factory=dict)
+    source: str = ""
+    """Name of the data source that it came from."""
+    response: str | None = None
+    """The data set's own response, where there is one (GKD mixing)."""
 
 
 @dataclass(slots=True)
 class Sample:
-    """One response of the student. All per-token lists have one entry for each response token."""
+    """One response to a prompt, the student's own unless `supervised`. All per-token lists have one entry for each response token."""
 
     prompt_index: int
     sibling: int
@@ -35,6 +39,10 @@ class Sample:
     """[response][k]"""
     teacher_top_logprobs: list[list[float]] | None = None
     """[response][k]"""
+    source: str = ""
+    """Name of the data source of the prompt."""
+    supervised: bool = False
+    """The response is the data set's, not the student's: no engine drew it, and engine_logprobs are 0."""
     reward: float | None = None
     advantage: float = 0.0
     """Group-normalised reward times its coefficient: the same for every token."""
