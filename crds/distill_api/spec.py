@@ -123,6 +123,11 @@ class Rollout(Model):
             "self.sampling.temperature == 1.0 && self.sampling.topP == 1.0",
             lambda rollout: rollout.sampling.temperature == 1.0 and rollout.sampling.top_p == 1.0,
         ),
+        Rule(
+            "partial goes with maxPolicyLag above 0 only: without lag nothing is under way when new weights come",
+            "!self.partial || self.maxPolicyLag > 0",
+            lambda rollout: not rollout.partial or rollout.max_policy_lag > 0,
+        ),
     )
     replicas: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="SGLang engines = Ray workers.")
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Accelerators of one engine.")
@@ -133,6 +138,14 @@ class Rollout(Model):
     sampling: Sampling = Field(default_factory=Sampling, description="How responses are drawn.")
     max_policy_lag: Annotated[int, Field(ge=0, le=64)] = Field(
         0, description="Optimiser steps that a rollout may lag behind the trainer. 0 is strictly on-policy."
+    )
+    partial: bool = Field(
+        False,
+        description="A response under way when new weights come goes on under them, its tokens marked by version; "
+        "false lets it end first. Goes with maxPolicyLag above 0.",
+    )
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
+        256, description="Responses that one engine generates at once."
     )
     engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
         default_factory=list, description="More command line arguments for the SGLang engines."

@@ -160,7 +160,7 @@ def make_samples(count: int = 12, seed: int = 0, *, top_k: int = 0, longest: int
             prompt_ids=[draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 20))],
             response_ids=response,
             engine_logprobs=[-draw.uniform(5, 7) for _ in response],
-            weight_version=0,
+            token_versions=[0] * len(response),
             truncated=False,
             teacher_logprobs=[-draw.uniform(0.5, 9) for _ in response],
             advantage=draw.uniform(-1, 1),

@@ -21,7 +21,7 @@ async def test_log_probabilities_of_drawn_tokens_equal_those_of_transformers(
     assert len(responses) == 3
     assert len({tuple(r.ids) for r in responses}) == 3, "siblings differ"
     for response in responses:
-        assert response.weight_version == 0
+        assert response.versions == [0] * len(response.ids)
         assert response.truncated == (len(response.ids) == 24)
         assert response.logprobs == pytest.approx(hf_logprobs(tiny_model(0), PROMPT, response.ids), abs=1e-4)
 
@@ -95,13 +95,13 @@ async def test_a_response_that_was_aborted_or_has_no_finite_log_probability_is_r
         return {
             "meta_info": {
                 "finish_reason": {"type": reason},
-                "output_token_logprobs": [[logprob, 5, None]],
+                "output_token_logprobs": [[logprob, 5, None], [logprob, 6, None]],
                 "weight_version": "3",
                 "weight_versions": [{"version": "2", "start": 0, "end": 1}, {"version": "3", "start": 1, "end": 2}],
             }
         }
 
-    assert read_response(answer("stop", -1.0)).weight_version == 2, "the version of the first token"
+    assert read_response(answer("stop", -1.0)).versions == [2, 3], "each token's own"
     with pytest.raises(EngineRefused, match="abort"):
         read_response(answer("abort", -1.0))
     with pytest.raises(EngineRefused, match="finite"):

@@ -11,8 +11,9 @@ from distill_api.job import parse_job
 from distill_workers.engine import EngineRefused, Response
 from distill_workers.metrics import Metrics
 from distill_workers.prompts import Cursor
-from distill_workers.rollouts import TRIES, Rollouts, sample_seed
-from distill_workers.sample import Prompt
+from distill_workers.rewards import RewardError
+from distill_workers.rollouts import TRIES, Batch, Rollouts, sample_seed
+from distill_workers.sample import Prompt, Sample
 from distill_workers.scores import BadScore, Scores
 
 
@@ -22,11 +23,11 @@ class Engines:
     def __init__(self, refused: set[int]) -> None:
         self.refused, self.seeds = refused, list[int]()
 
-    async def generate(self, prompt_ids: list[int], *, seeds: list[int], **_: Any) -> list[Response]:
-        self.seeds += seeds
+    async def draw(self, prompt_ids: list[int], *, seed: int, **_: Any) -> Response:
+        self.seeds.append(seed)
         if prompt_ids[0] in self.refused:
             raise EngineRefused("too long")
-        return [Response([1, 2], [-0.5, -0.5], 0, False) for _ in seeds]
+        return Response([1, 2], [-0.5, -0.5], [0, 0], False)
 
 
 class Teacher:
@@ -47,12 +48,14 @@ def metrics() -> Iterator[Metrics]:
     yield Metrics()
 
 
-def pipeline(tmp_path: Path, metrics: Metrics, engines: Engines, teacher: Teacher, **rollout: Any) -> Rollouts:
+def pipeline(
+    tmp_path: Path, metrics: Metrics, engines: Engines, teacher: Teacher, reward: Any = None, **rollout: Any
+) -> Rollouts:
     changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
     spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes)).spec
     cursor = Cursor([Prompt(i, [i], str(i)) for i in range(8)], seed=0, shuffle=False)
     parts: Any = (engines, teacher)
-    return Rollouts(spec, cursor, *parts, None, str, metrics)
+    return Rollouts(spec, cursor, *parts, reward, str, metrics)
 
 
 def failed(metrics: Metrics) -> dict[str, float]:
@@ -60,28 +63,49 @@ def failed(metrics: Metrics) -> dict[str, float]:
     return {line.split('"')[1]: float(line.split()[-1]) for line in lines}
 
 
-async def test_a_bad_score_makes_the_group_again_with_other_seeds(tmp_path: Path, metrics: Metrics) -> None:
+async def samples_of(batch: Batch) -> list[Sample]:
+    return [sample async for part in batch.arrivals(in_order=True) for sample in part]
+
+
+async def test_a_bad_score_draws_that_response_again_with_another_seed(tmp_path: Path, metrics: Metrics) -> None:
     engines = Engines(set())
     rollouts = pipeline(tmp_path, metrics, engines, Teacher({2: 1}))
-    _, samples = await rollouts.batch(0, 1)
+    samples = await samples_of(rollouts.take(0, 1))
     assert [s.prompt_index for s in samples] == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert len(engines.seeds) == len(set(engines.seeds)) == 10
-    assert failed(metrics) == {"ids": 2.0}
+    assert len(engines.seeds) == len(set(engines.seeds)) == 9
+    assert failed(metrics) == {"ids": 1.0}
 
 
 async def test_what_an_engine_refuses_is_left_out_and_the_step_goes_on(tmp_path: Path, metrics: Metrics) -> None:
     rollouts = pipeline(tmp_path, metrics, Engines({1}), Teacher({}))
-    _, samples = await rollouts.batch(0, 1)
+    samples = await samples_of(rollouts.take(0, 1))
     assert [s.prompt_index for s in samples] == [0, 0, 2, 2, 3, 3]
     assert failed(metrics) == {"engine": 2.0 * TRIES}
 
 
+async def test_a_reward_that_raises_fails_its_own_sample_alone(tmp_path: Path, metrics: Metrics) -> None:
+    class Reward:
+        calls = 0
+
+        async def score(self, prompt: Prompt, response: str) -> float:
+            self.calls += 1
+            if self.calls == 2:
+                raise RewardError("division by zero")
+            return float(self.calls)
+
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), Reward(), promptsPerStep=1, samplesPerPrompt=3)
+    samples = await samples_of(rollouts.take(0, 1))
+    assert [s.reward for s in samples] == [1.0, 3.0]
+    assert sum(s.advantage for s in samples) == pytest.approx(0) and samples[1].advantage > 0.5
+    assert failed(metrics) == {"reward": 1.0}
+
+
 async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Path, metrics: Metrics) -> None:
     rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), maxPolicyLag=1)
-    first, _ = await rollouts.batch(0, 3)
-    second, _ = await rollouts.batch(1, 3)
+    first, second = rollouts.take(0, 3), rollouts.take(1, 3)
     assert first.cursor_after["position"] == 4, "the next batch is under way, and its prompts are drawn again on resume"
     assert second.cursor_after["position"] == 8
+    rollouts.cancel()
 
 
 def test_a_seed_depends_on_nothing_but_its_own_place() -> None:

@@ -37,8 +37,8 @@ class Response:
 
     ids: list[int]
     logprobs: list[float]
-    weight_version: int
-    """Version that the first token was drawn with."""
+    versions: list[int]
+    """Version of the weights that each token was drawn with."""
     truncated: bool
 
 
@@ -269,5 +269,9 @@ def read_response(answer: dict[str, Any]) -> Response:
     logprobs = [t[0] for t in tokens]
     if not all(isinstance(x, float | int) and math.isfinite(x) for x in logprobs):
         raise EngineRefused("a response has log-probabilities that are not finite; the weights may have diverged")
-    spans = info.get("weight_versions") or [{"version": info["weight_version"]}]
-    return Response([t[1] for t in tokens], logprobs, int(spans[0]["version"]), reason == "length")
+    # Spans only of a response that was under way while weights changed.
+    spans = info.get("weight_versions") or [{"version": info["weight_version"], "start": 0, "end": len(tokens)}]
+    versions = [int(span["version"]) for span in spans for _ in range(span["start"], span["end"])]
+    if len(versions) != len(tokens):
+        raise EngineRefused(f"a response of {len(tokens)} tokens names the weights of {len(versions)}")
+    return Response([t[1] for t in tokens], logprobs, versions, reason == "length")

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -23,7 +23,8 @@ from distill_workers.engine import EngineRefused, EngineUnavailable, Response
 from distill_workers.failures import EnginesLost
 from distill_workers.metrics import Metrics
 from distill_workers.runfolder import RunFolder
-from distill_workers.server import ServerFailed
+from distill_workers.server import ServerFailed, concurrency
+from distill_workers.slots import Slots
 from distill_workers.weights import DiskSync, DistributedSync, EngineLost
 
 log = logging.getLogger(__name__)
@@ -52,9 +53,9 @@ class Fleet:
                 )
             )
         }
-        self._load = dict.fromkeys(self._engines, 0)
-        self._serving: set[int] = set()
-        self._change = asyncio.Condition()
+        self._slots = Slots(concurrency(job.spec, job.spec.rollout.max_concurrent_requests))
+        self._deserted_since: float | None = None
+        """time.monotonic since which no engine serves."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._attaching = asyncio.Lock()
         self._weights: Sequence[tuple[str, torch.Tensor]] = ()
@@ -87,8 +88,8 @@ class Fleet:
             if isinstance(result, BaseException):
                 self._spawn(self._recover(number))
             else:
-                self._serving.add(number)
-        log.info("%d of %d engines up after %.1f s", len(self._serving), len(results), time.monotonic() - begin)
+                self._slots.add(number)
+        log.info("%d of %d engines up after %.1f s", len(self._slots.open), len(results), time.monotonic() - begin)
         self._spawn(self._watch())
 
     async def close(self) -> None:
@@ -103,81 +104,106 @@ class Fleet:
     async def generate(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
     ) -> list[Response]:
-        """One response for each seed, by the engine with least to do; by another if that one fails.
+        """One response for each seed, before those of `draw`: for what everything else waits for."""
+
+        def one(seed: int) -> Awaitable[Response]:
+            return self.draw(
+                prompt_ids,
+                max_new_tokens=max_new_tokens,
+                temperature=temperature,
+                top_p=top_p,
+                seed=seed,
+                urgent=True,
+            )
+
+        return await asyncio.gather(*map(one, seeds))
+
+    async def draw(
+        self,
+        prompt_ids: list[int],
+        *,
+        max_new_tokens: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        urgent: bool = False,
+    ) -> Response:
+        """One response, by the engine with least to do; by another if that one fails.
 
         Raises EngineRefused for a request that a living engine will not answer: another would not either.
         """
         while True:
-            number = await self._pick()
-            self._load[number] += len(seeds)
+            number = await self._slots.take(urgent=urgent)
             engine = self._engines[number]
             incarnation = engine.incarnation
             try:
-                return await engine.generate(prompt_ids, seeds, max_new_tokens, temperature, top_p)
+                [response] = await engine.generate(prompt_ids, [seed], max_new_tokens, temperature, top_p)
+                return response
             except EngineUnavailable as error:
                 # A call that outlived a restart says nothing about the server that is there now.
                 if engine.incarnation == incarnation:
                     self._lost(number, str(error))
             finally:
-                self._load[number] -= len(seeds)
+                self._slots.free(number)
 
     @asynccontextmanager
     async def weights_change(self) -> AsyncIterator[None]:
-        """Around a train step and its push."""
+        """Around an optimiser step and its push."""
         async with self._weights_lock:
-            yield
+            try:
+                yield
+            finally:
+                self._slots.release()
+
+    async def settle(self) -> None:
+        """Before a push: responses under way end under the weights they began with, unless they may be partial.
+        No other begins until `weights_change` is left."""
+        if not self._job.spec.rollout.partial:
+            await self._slots.drain()
 
     async def push(self, weights: Sequence[tuple[str, torch.Tensor]], version: int) -> None:
         """Gives all engines new weights; inside `weights_change`. The tensors are kept for engines that come back."""
         self._weights, self._version = weights, version
-        await self._push(self._serving.copy())
+        await self._push(self._slots.open.copy())
 
-    async def _push(self, numbers: Iterable[int]) -> None:
+    async def _push(self, numbers: Iterable[int]) -> set[int]:
+        """The engines that were lost by it."""
         engines = {n: self._engines[n] for n in numbers}
         if not engines:
-            return
+            return set()
         try:
             await self._sync.push(self._weights, self._version, engines)
         except EngineLost as error:
             for number, why in error.reasons.items():
                 self._lost(number, why)
-        async with self._change:
-            self._change.notify_all()
-
-    async def _pick(self) -> int:
-        async with self._change:
-            try:
-                # Not asyncio.wait_for: its extra task would let an engine be lost between the wake-up and the choice.
-                async with asyncio.timeout(LOST_SECONDS):
-                    await self._change.wait_for(lambda: bool(self._serving))
-            except TimeoutError:
-                raise EnginesLost(f"no engine came back within {LOST_SECONDS:.0f} s") from None
-            return min(self._serving, key=lambda n: self._load[n])
+            return set(error.reasons)
+        return set()
 
     def _lost(self, number: int, why: str) -> None:
-        if number not in self._serving:
+        if number not in self._slots.open:
             return
         log.warning("engine %d is lost: %s", number, why)
-        self._serving.discard(number)
+        self._slots.remove(number)
         self._spawn(self._recover(number))
 
     async def _recover(self, number: int) -> None:
-        """Starts an engine until it is up, and gives it the current weights."""
+        """Starts an engine until it is up and has the current weights."""
         engine = self._engines[number]
         while True:
             self._metrics.add("distill_engine_restarts")
             try:
                 seconds = await engine.start(self._model)
-                break
             except (EngineUnavailable, EngineRefused, ServerFailed) as error:
                 log.warning("engine %d did not start: %s", number, error)
-                if not self._serving:
+                if not self._slots.open:
                     await self._reattach()
                 await asyncio.sleep(RETRY_SECONDS)
-        async with self._weights_lock:
-            self._serving.add(number)
-            await self._push([number])
-        log.info("engine %d is back after %.1f s, with weights %d", number, seconds, self._version)
+                continue
+            async with self._weights_lock:
+                if not await self._push([number]):
+                    self._slots.add(number)
+                    log.info("engine %d is back after %.1f s, with weights %d", number, seconds, self._version)
+                    return
 
     async def _reattach(self) -> None:
         """Without any engine the head may be gone, and every actor with it."""
@@ -194,7 +220,8 @@ class Fleet:
         missed = dict.fromkeys(self._engines, 0)
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
-            for number in self._serving.copy():
+            self._count_deserted()
+            for number in self._slots.open.copy():
                 try:
                     await self._engines[number].health(HEALTH_TIMEOUT_SECONDS)
                     missed[number] = 0
@@ -204,6 +231,14 @@ class Fleet:
                     if missed[number] == 2:
                         missed[number] = 0
                         self._lost(number, f"health check: {error}")
+
+    def _count_deserted(self) -> None:
+        if self._slots.open:
+            self._deserted_since = None
+            return
+        self._deserted_since = self._deserted_since or time.monotonic()
+        if time.monotonic() - self._deserted_since > LOST_SECONDS:
+            self._slots.fail(EnginesLost(f"no engine came back within {LOST_SECONDS:.0f} s"))
 
     def _spawn(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]  # a coroutine that returns None

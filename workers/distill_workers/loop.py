@@ -6,6 +6,9 @@
         the student takes one step down the divergence           megatron/     (loss: objective/)
         the engines get the new weights                          fleet.py      (weight version v + 1)
 
+The first three run side by side, also on-policy: the gradient of the responses that are there is computed while others
+are still being written, and the step is taken once all are in (periodic asynchrony, arXiv 2511.18871).
+
 Rank 0 of the trainer runs this; the other ranks only take part in what `Team` announces. Weight version n means: the
 weights after n optimiser steps.
 """
@@ -14,7 +17,8 @@ import asyncio
 import logging
 import statistics
 import time
-from collections.abc import Coroutine
+from collections.abc import Awaitable
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from distill_api.job import DistillationJob
@@ -29,13 +33,26 @@ from distill_workers.preflight import preflight
 from distill_workers.progress import Reporter
 from distill_workers.prompts import Cursor
 from distill_workers.recorder import Recorder, Step
-from distill_workers.rollouts import Rollouts
+from distill_workers.rollouts import Batch, Rollouts
 from distill_workers.runfolder import RunFolder
+from distill_workers.sample import Sample
 from distill_workers.teacher import TeacherPool
 from distill_workers.team import Team
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
+
+
+@dataclass
+class Accumulated:
+    """A batch whose gradient is there, and where the time went."""
+
+    samples: list[Sample] = field(default_factory=list)
+    training_seconds: float = 0.0
+    rollout_seconds: float = 0.0
+    """Waiting for responses."""
+    scoring_seconds: float = 0.0
+    """Waiting for scores."""
 
 
 class Loop:
@@ -76,10 +93,13 @@ class Loop:
             checks = preflight(self._spec, self._tokenizer, self._team, self._fleet, self._teacher, self._cursor)
             await self._unless_stopped(checks)
         self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
+        self._rollouts.ahead(self._step, schedule.steps)
         if self._step == 0:
             await self._evaluate()
         while self._step < schedule.steps:
             await self._train_step()
+            # The engines need not wait for evaluation or checkpoint to end.
+            self._rollouts.ahead(self._step, schedule.steps)
             if self._step % schedule.evaluate_every_steps == 0 or self._step == schedule.steps:
                 await self._evaluate()
             if self._step % schedule.checkpoint_every_steps == 0 or self._step == schedule.steps:
@@ -122,26 +142,62 @@ class Loop:
     async def _train_step(self) -> None:
         begin = time.monotonic()
         self._record.begin_step()
-        batch, samples = await self._unless_stopped(self._rollouts.batch(self._step, self._spec.schedule.steps))
-        if not samples:
+        batch = self._rollouts.take(self._step, self._spec.schedule.steps)
+        done = await self._accumulate(batch)
+        if not done.samples:
             raise Failure(f"no sample of step {self._step + 1} could be scored; the log names the reasons")
-        # Seconds that training really waited, split at the moment the last response was there.
-        self._record.spent(Stage.ROLLOUT, max(0.0, batch.generated_at - begin))
-        self._record.spent(Stage.TEACHER_SCORE, time.monotonic() - max(begin, batch.generated_at))
-        lag = statistics.fmean(self._step - s.weight_version for s in samples)
+        lag = statistics.fmean(self._step - s.weight_version for s in done.samples)
         rate = learning_rate(self._spec.trainer.optimizer, self._step)
         async with self._fleet.weights_change():
-            with self._record.timed(Stage.TRAIN):
-                trained = await self._team.run(self._team.train, samples, rate)
+            applying = time.monotonic()
+            trained = await self._team.run(self._team.apply, rate)
             if trained["skipped"]:
                 raise Failure(
                     f"the gradient of step {self._step + 1} was not finite, so nothing was updated; if the next "
                     "attempt ends here too, lower trainer.optimizer.learningRate or objective.coefficient"
                 )
             self._step, self._cursor_state = self._step + 1, batch.cursor_after
+            settling = time.monotonic()
+            await self._fleet.settle()
+            settled = time.monotonic()
             with self._record.timed(Stage.WEIGHT_SYNC):
                 await self._push()
-        self._record.step(Step(self._step, samples, trained, lag, time.monotonic() - begin))
+        self._record.spent(Stage.TRAIN, done.training_seconds + settling - applying)
+        self._record.spent(Stage.ROLLOUT, done.rollout_seconds + settled - settling)
+        self._record.spent(Stage.TEACHER_SCORE, done.scoring_seconds)
+        self._record.step(Step(self._step, done.samples, trained, lag, time.monotonic() - begin))
+
+    async def _accumulate(self, batch: Batch) -> Accumulated:
+        """Forward and backward of the samples as they come in, in portions that fill a micro-batch of every replica.
+
+        The weights do not change before `apply`, so the gradient is that of the whole batch at once.
+        """
+        done, portion = Accumulated(), list[Sample]()
+        waits: list[tuple[float, float]] = []
+        enough = self._spec.trainer.max_tokens_per_micro_batch * self._team.data_size
+        arrivals = batch.arrivals(in_order=self._spec.deterministic)
+        try:
+            arrived: list[Sample] | None = []
+            while arrived is not None:
+                begin = time.monotonic()
+                arrived = await self._unless_stopped(anext(arrivals, None))
+                waits.append((begin, time.monotonic()))
+                portion += arrived or []
+                if portion and (arrived is None or sum(s.tokens for s in portion) >= enough):
+                    begin = time.monotonic()
+                    await self._team.run(self._team.accumulate, portion)
+                    done.training_seconds += time.monotonic() - begin
+                    done.samples += portion
+                    portion = []
+        except Stopped:
+            await self._team.run(self._team.discard)
+            raise
+        for begin, end in waits:
+            # What training waited for: until the last response was there that is the engines, then the teacher.
+            generated = min(max(batch.generated_at, begin), end)
+            done.rollout_seconds += generated - begin
+            done.scoring_seconds += end - generated
+        return done
 
     async def _push(self) -> None:
         """The engines get the weights after `step` steps."""
@@ -155,7 +211,7 @@ class Loop:
                 measured = await self._unless_stopped(evaluator.measure(self._step, self._fleet, self._teacher))
                 self._record.evaluation(measured)
 
-    async def _unless_stopped(self, work: Coroutine[Any, Any, T]) -> T:
+    async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """The result of work that changes no state, or Stopped as soon as `stop` is called."""
         task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
         try:

@@ -75,7 +75,7 @@ async def probe(spec: Spec, fleet: Fleet, cursor: Cursor) -> list[Sample]:
             raise fail("EngineGenerates", f"the engine would not answer the prompt {prompt.index}: {error}") from None
         if response.ids:
             samples.append(
-                Sample(prompt.index, 0, prompt.ids, response.ids, response.logprobs, response.weight_version, False)
+                Sample(prompt.index, 0, prompt.ids, response.ids, response.logprobs, response.versions, False)
             )
     if not samples:
         raise fail("EngineGenerates", "the student answered the first prompts with nothing; check its chat template")

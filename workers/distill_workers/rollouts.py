@@ -1,17 +1,18 @@
 """The rollout pipeline: prompts in, scored samples out.
 
-Each prompt is one task: the engines draw the group of its responses, and the moment they are there the teacher scores
-them and the reward grades them, while other groups are still being generated. A batch is the prompts that one
-optimiser step was given, whole: groups are never swapped for ones that happen to finish earlier, since that would
-prefer short responses. With maxPolicyLag n, the tasks of the next n batches are already under way; a task
-starts with whatever weights the engines have then, so pacing alone keeps every sample within n steps.
+Each response is one task: an engine draws it, and the moment it is there the teacher scores it, the reward grades it
+and the trainer may have it, while others are still being generated; where rewards are compared within the group of a
+prompt's responses, the group comes as one. A batch is the prompts that one optimiser step was given, whole: they are
+never swapped for ones that happen to finish earlier, since that would prefer short responses. With maxPolicyLag n, the
+tasks of the next n batches are already under way; a task starts with whatever weights the engines have then, so pacing
+alone keeps every sample within n steps.
 """
 
 import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,7 +30,7 @@ from distill_workers.teacher import BadScore, TeacherPool
 
 log = logging.getLogger(__name__)
 TRIES = 3
-"""Times that the responses to one prompt are made again before the step goes on without them."""
+"""Times that a response is drawn before the step goes on without it."""
 
 
 def sample_seed(seed: int, step: int, prompt: int, sibling: int) -> int:
@@ -38,30 +39,25 @@ def sample_seed(seed: int, step: int, prompt: int, sibling: int) -> int:
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
 
-def failure_label(error: BadScore | RewardError | EngineRefused) -> str:
-    """Label `reason` of distill_samples_failed. Not by type: Ray hands on subclasses of what an actor raised."""
-    if isinstance(error, BadScore):
-        return error.reason
-    return "reward" if isinstance(error, RewardError) else "engine"
-
-
 @dataclass
 class Batch:
-    """The samples of one optimiser step, and when its parts were done (time.monotonic seconds)."""
+    """The samples of one optimiser step, and when the last was generated (time.monotonic seconds)."""
 
     step: int
     cursor_after: dict[str, Any]
     """Where the prompt cursor stood once the prompts of this batch were drawn."""
-    groups: list[asyncio.Task[list[Sample]]] = field(default_factory=list)
+    parts: list[asyncio.Task[list[Sample]]] = field(default_factory=list)
+    """A response each, or the group of a prompt."""
     generated_at: float = 0.0
-    scored_at: float = 0.0
 
-    async def samples(self) -> list[Sample]:
-        return [sample for group in await asyncio.gather(*self.groups) for sample in group]
+    async def arrivals(self, *, in_order: bool) -> AsyncIterator[list[Sample]]:
+        """Its samples as they come in; in the order of the prompts where sums must not depend on time."""
+        for part in self.parts if in_order else asyncio.as_completed(self.parts):
+            yield await part
 
     def cancel(self) -> None:
-        for group in self.groups:
-            group.cancel()
+        for part in self.parts:
+            part.cancel()
 
 
 class Rollouts:
@@ -82,13 +78,16 @@ class Rollouts:
         self._batches: dict[int, Batch] = {}
         self._top_k = spec.objective.top_k if spec.objective.support is Support.TOP_K else None
 
-    async def batch(self, step: int, last_step: int) -> tuple[Batch, list[Sample]]:
-        """The batch of `step`, once it is whole; those of the next maxPolicyLag steps are set going."""
+    def ahead(self, step: int, last_step: int) -> None:
+        """Sets the batches of `step` and of the next maxPolicyLag steps going."""
         for ahead in range(step, min(step + self._spec.rollout.max_policy_lag, last_step - 1) + 1):
             if ahead not in self._batches:
                 self._batches[ahead] = self._launch(ahead)
-        batch = self._batches.pop(step)
-        return batch, await batch.samples()
+
+    def take(self, step: int, last_step: int) -> Batch:
+        """The batch of `step`, under way; those of the next maxPolicyLag steps are under way too."""
+        self.ahead(step, last_step)
+        return self._batches.pop(step)
 
     def cancel(self) -> None:
         for batch in self._batches.values():
@@ -98,66 +97,76 @@ class Rollouts:
     def _launch(self, step: int) -> Batch:
         prompts = self._cursor.next(self._spec.rollout.prompts_per_step)
         batch = Batch(step, self._cursor.state())
-        batch.groups = [asyncio.create_task(self._group(batch, prompt)) for prompt in prompts]
+        siblings = range(self._spec.rollout.samples_per_prompt)
+        if self._reward is not None:
+            parts = [self._group(batch, prompt) for prompt in prompts]
+        else:
+            parts = [self._sample(batch, prompt, sibling) for prompt in prompts for sibling in siblings]
+        batch.parts = [asyncio.create_task(part) for part in parts]
         return batch
 
     async def _group(self, batch: Batch, prompt: Prompt) -> list[Sample]:
+        siblings = range(self._spec.rollout.samples_per_prompt)
+        drawn = await asyncio.gather(*(self._sample(batch, prompt, sibling) for sibling in siblings))
+        samples = [sample for part in drawn for sample in part]
+        coefficient = self._spec.objective.reward_coefficient
+        rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
+        advantages = group_advantages(rewards, torch.zeros(len(samples), dtype=torch.long))
+        for sample, advantage in zip(samples, advantages.tolist(), strict=True):
+            sample.advantage = coefficient * advantage
+        return samples
+
+    async def _sample(self, batch: Batch, prompt: Prompt, sibling: int) -> list[Sample]:
+        """One response, scored and graded; drawn anew where its score was unusable. Empty if there is none to have."""
         for attempt in range(TRIES):
             try:
-                samples = await self._draw(batch, prompt, attempt)
+                sample = await self._draw(batch, prompt, sibling, attempt)
                 batch.generated_at = max(batch.generated_at, time.monotonic())
-                await self._score(samples)
-                await self._grade(prompt, samples)
-            except (BadScore, RewardError, EngineRefused) as error:
-                lost = self._spec.rollout.samples_per_prompt
-                self._metrics.add("distill_samples_failed", lost, reason=failure_label(error))
-                log.warning("prompt %d of step %d is made again: %s", prompt.index, batch.step, error)
-                continue
-            batch.scored_at = max(batch.scored_at, time.monotonic())
-            return samples
+                if not sample.response_ids:
+                    return []  # there is no token to learn from, and it must not reach the teacher
+                await asyncio.gather(self._score(sample), self._grade(prompt, sample))
+                return [sample]
+            except RewardError as error:
+                self._failed(batch, prompt, "reward", error)
+                return []  # the same response would fail again, and another would not be the one that was drawn
+            except BadScore as error:
+                self._failed(batch, prompt, error.reason, error)
+            except EngineRefused as error:
+                # Not by its type's name: Ray hands on subclasses of what an actor raised.
+                self._failed(batch, prompt, "engine", error)
         return []
 
-    async def _draw(self, batch: Batch, prompt: Prompt, attempt: int) -> list[Sample]:
+    def _failed(self, batch: Batch, prompt: Prompt, reason: str, error: Exception) -> None:
+        self._metrics.add("distill_samples_failed", 1, reason=reason)
+        log.warning("step %d, prompt %d: a sample failed: %s", batch.step, prompt.index, error)
+
+    async def _draw(self, batch: Batch, prompt: Prompt, sibling: int, attempt: int) -> Sample:
         rollout = self._spec.rollout
-        siblings = range(attempt * rollout.samples_per_prompt, (attempt + 1) * rollout.samples_per_prompt)
-        responses = await self._fleet.generate(
+        response = await self._fleet.draw(
             prompt.ids,
             max_new_tokens=rollout.max_response_tokens,
             temperature=rollout.sampling.temperature,
             top_p=rollout.sampling.top_p,
-            seeds=[sample_seed(self._spec.seed, batch.step, prompt.index, s) for s in siblings],
+            seed=sample_seed(self._spec.seed, batch.step, prompt.index, attempt * rollout.samples_per_prompt + sibling),
         )
-        samples = [
-            Sample(
-                prompt_index=prompt.index,
-                sibling=number,
-                prompt_ids=prompt.ids,
-                response_ids=response.ids,
-                engine_logprobs=response.logprobs,
-                weight_version=response.weight_version,
-                truncated=response.truncated,
-            )
-            for number, response in enumerate(responses)
-            if response.ids  # an empty response has no token to learn from, and never reaches the teacher
-        ]
-        self._metrics.add("distill_tokens", sum(len(s.response_ids) for s in samples), kind="rollout")
-        return samples
+        self._metrics.add("distill_tokens", len(response.ids), kind="rollout")
+        return Sample(
+            prompt_index=prompt.index,
+            sibling=sibling,
+            prompt_ids=prompt.ids,
+            response_ids=response.ids,
+            engine_logprobs=response.logprobs,
+            token_versions=response.versions,
+            truncated=response.truncated,
+            source=prompt.source,
+        )
 
-    async def _score(self, samples: list[Sample]) -> None:
-        async def one(sample: Sample) -> None:
-            scores = await self._teacher.score(sample.prompt_ids, sample.response_ids, self._top_k)
-            sample.teacher_logprobs = scores.logprobs
-            sample.teacher_top_ids, sample.teacher_top_logprobs = scores.top_ids, scores.top_logprobs
-            self._metrics.add("distill_tokens", len(sample.response_ids), kind="teacher")
+    async def _score(self, sample: Sample) -> None:
+        scores = await self._teacher.score(sample.prompt_ids, sample.response_ids, self._top_k)
+        sample.teacher_logprobs = scores.logprobs
+        sample.teacher_top_ids, sample.teacher_top_logprobs = scores.top_ids, scores.top_logprobs
+        self._metrics.add("distill_tokens", len(sample.response_ids), kind="teacher")
 
-        await asyncio.gather(*(one(sample) for sample in samples))
-
-    async def _grade(self, prompt: Prompt, samples: list[Sample]) -> None:
-        if self._reward is None:
-            return
-        rewards = await asyncio.gather(*(self._reward.score(prompt, self._decode(s.response_ids)) for s in samples))
-        coefficient = self._spec.objective.reward_coefficient
-        values = torch.tensor(rewards, dtype=torch.float64)
-        advantages = group_advantages(values, torch.zeros(len(rewards), dtype=torch.int64)).tolist()
-        for sample, reward, advantage in zip(samples, rewards, advantages, strict=True):
-            sample.reward, sample.advantage = reward, coefficient * advantage
+    async def _grade(self, prompt: Prompt, sample: Sample) -> None:
+        if self._reward is not None:
+            sample.reward = await self._reward.score(prompt, self._decode(sample.response_ids))

@@ -21,7 +21,7 @@ class Prompt:
 
 @dataclass(slots=True)
 class Sample:
-    """One response to a prompt, the student's own unless `supervised`. All per-token lists have one entry for each response token."""
+    """One response to a prompt, the student's own unless `supervised`. Per-token lists are [response]."""
 
     prompt_index: int
     sibling: int
@@ -30,8 +30,8 @@ class Sample:
     response_ids: list[int]
     engine_logprobs: list[float]
     """log p of each response token, as the engine drew it, nats."""
-    weight_version: int
-    """Version of the weights that the first token was drawn with."""
+    token_versions: list[int]
+    """Version of the weights that each token was drawn with; they differ only with rollout.partial."""
     truncated: bool
     """Cut off at maxResponseTokens."""
     teacher_logprobs: list[float] = field(default_factory=list)
@@ -46,6 +46,11 @@ class Sample:
     reward: float | None = None
     advantage: float = 0.0
     """Group-normalised reward times its coefficient: the same for every token."""
+
+    @property
+    def weight_version(self) -> int:
+        """Of the oldest token, and so of the whole response."""
+        return self.token_versions[0]
 
     @property
     def tokens(self) -> int:

@@ -47,6 +47,13 @@ def cpu_pool_tokens(spec: Spec, concurrency: int) -> int:
     return max(one, min(concurrency * one, CPU_POOL_TOKENS))
 
 
+def concurrency(spec: Spec, wanted: int) -> int:
+    """Requests that a server works on at once."""
+    if spec.deterministic:
+        return 1
+    return min(wanted, CPU_CONCURRENCY) if spec.on_cpu else wanted
+
+
 def sglang_command(model: str, spec: Spec, role: Role, host: str, port: int) -> tuple[list[str], dict[str, str]]:
     """The arguments of a server, and what it needs in its environment. Pure."""
     part = spec.teacher if role == "teacher" else spec.rollout
@@ -63,10 +70,10 @@ def sglang_command(model: str, spec: Spec, role: Role, host: str, port: int) -> 
         flags += ["--weight-version", "0"]
     if spec.trust_remote_code:
         flags += ["--trust-remote-code"]
-    concurrency = 1 if spec.deterministic else CPU_CONCURRENCY
+    running = concurrency(spec, part.max_concurrent_requests)
     if spec.on_cpu:
         module = "distill_workers.cpu.sglang_launch"
-        flags += ["--device", "cpu", "--max-total-tokens", str(cpu_pool_tokens(spec, concurrency))]
+        flags += ["--device", "cpu", "--max-total-tokens", str(cpu_pool_tokens(spec, running))]
         # Readiness is a real scoring request here, which warms up as much as SGLang's own request would.
         flags += ["--skip-server-warmup"]
         environment |= {
@@ -76,7 +83,7 @@ def sglang_command(model: str, spec: Spec, role: Role, host: str, port: int) -> 
     else:
         module = "sglang.launch_server"
     if spec.on_cpu or spec.deterministic:
-        flags += ["--max-running-requests", str(concurrency)]
+        flags += ["--max-running-requests", str(running)]
     if spec.deterministic:
         flags += ["--disable-radix-cache"]
         if not spec.on_cpu:

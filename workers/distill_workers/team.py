@@ -31,8 +31,14 @@ class Work:
     def __init__(self, student: MegatronStudent) -> None:
         self._student = student
 
-    def train(self, samples: list[Sample], learning_rate: float) -> dict[str, float]:
-        return self._student.train_step(samples, learning_rate)
+    def accumulate(self, samples: list[Sample]) -> None:
+        self._student.accumulate(samples)
+
+    def apply(self, learning_rate: float) -> dict[str, float]:
+        return self._student.apply(learning_rate)
+
+    def discard(self) -> None:
+        self._student.discard()
 
     def logprobs(self, samples: list[Sample]) -> list[list[float]]:
         return self._student.logprobs(samples)
@@ -52,13 +58,18 @@ class Work:
 
 
 class Team(Work):
-    """Rank 0's side. `await team.run(team.train, samples, rate)` runs it on every rank, off the event loop."""
+    """Rank 0's side. `await team.run(team.accumulate, samples)` runs it on every rank, off the event loop."""
 
     def __init__(self, student: MegatronStudent) -> None:
         super().__init__(student)
         self._group = control_group()
         # One thread: collectives must be entered in one order on every rank.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="megatron")
+
+    @property
+    def data_size(self) -> int:
+        """Replicas of the student."""
+        return self._student.ranks.data_size
 
     async def run(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         def call() -> R:

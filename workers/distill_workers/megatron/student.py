@@ -78,6 +78,10 @@ class MegatronStudent:
         self._expected_tokens: int | None = None
         self._begin_step()
 
+    def discard(self) -> None:
+        """Forget what was accumulated since the last `apply`."""
+        self._begin_step()
+
     def train_step(self, samples: Sequence[Sample], learning_rate: float) -> dict[str, float]:
         """One optimiser step on the samples: see `apply` for what is returned."""
         self.accumulate(samples)

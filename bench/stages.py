@@ -1,0 +1,214 @@
+"""The real loop, pipeline and slots over stages that only sleep: how well the loop hides one stage behind another.
+
+Two cores cannot overlap real work, so nothing else shows it here. Lengths are log-normal with a cut-off, as responses
+of reasoning models are (mean 64 tokens, longest 256: a sixty-fourth of mean 4,096, longest 16,384). All responses of a
+step run at once, each at the same speed; scoring and training are one server each, and take time by the token.
+
+Run in virtual time (`virtual`), a step costs milliseconds and the result is exact: that is the schedule's own model.
+"""
+
+import asyncio
+import itertools
+import math
+import random
+import selectors
+import tempfile
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_api.job import parse_job
+from distill_workers.engine import Response
+from distill_workers.fleet import Fleet
+from distill_workers.loop import Loop
+from distill_workers.metrics import Metrics
+from distill_workers.progress import Reporter
+from distill_workers.prompts import Cursor
+from distill_workers.rollouts import Rollouts
+from distill_workers.runfolder import RunFolder
+from distill_workers.sample import Prompt, Sample
+from distill_workers.scores import Scores
+from distill_workers.slots import Slots
+
+PROMPTS, SIBLINGS, MEAN, LONGEST = 64, 8, 64, 256
+WEIGHT_SYNC, OPTIMISER = 0.05, 0.03
+"""Of the longest stage; the optimiser is a part of training."""
+
+
+@dataclass(frozen=True)
+class Stages:
+    """Seconds of a step's stages if each ran alone: generation of a batch from its first token to its last."""
+
+    generate: float
+    score: float
+    train: float
+
+    @property
+    def longest(self) -> float:
+        return max(self.generate, self.score, self.train)
+
+    @property
+    def one_after_another(self) -> float:
+        return self.generate + self.score + self.train + WEIGHT_SYNC * self.longest
+
+
+def length_of(seed: int) -> int:
+    """p99 of the uncut distribution is the longest."""
+    draw = random.Random(seed)
+    sigma = 0.75
+    return max(1, min(LONGEST, round(draw.lognormvariate(math.log(MEAN) - sigma**2 / 2, sigma))))
+
+
+class Engine:
+    """Draws as many tokens a second as make the longest response take the time of generation."""
+
+    incarnation = 0
+
+    def __init__(self, stages: Stages) -> None:
+        self._token_seconds = stages.generate / LONGEST
+
+    async def generate(self, prompt_ids: list[int], seeds: list[int], *_: Any) -> list[Response]:
+        length = length_of(seeds[0])
+        await asyncio.sleep(length * self._token_seconds)
+        return [Response([1] * length, [-1.0] * length, [0] * length, False)]
+
+
+class StubFleet(Fleet):
+    """The fleet's own hand-out and settling, over one engine."""
+
+    def __init__(self, job: Any, stages: Stages) -> None:
+        self._job, self._stages = job, stages
+        self._engines: Any = {0: Engine(stages)}
+        self._slots = Slots(PROMPTS * SIBLINGS)
+        self._slots.add(0)
+        self._weights_lock = asyncio.Lock()
+
+    async def push(self, *_: Any) -> None:
+        await asyncio.sleep(WEIGHT_SYNC * self._stages.longest)
+
+
+class Teacher:
+    def __init__(self, stages: Stages) -> None:
+        self._token_seconds = stages.score / (PROMPTS * SIBLINGS * MEAN_CUT)
+        self._turn = asyncio.Lock()
+
+    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        async with self._turn:
+            await asyncio.sleep(len(response_ids) * self._token_seconds)
+        return Scores([-1.0] * len(response_ids), None, None)
+
+
+class Team:
+    """Every rank of the trainer as one that sleeps."""
+
+    data_size = 1
+
+    def __init__(self, stages: Stages) -> None:
+        self._optimiser_seconds = OPTIMISER * stages.longest
+        self._token_seconds = (stages.train - self._optimiser_seconds) / (PROMPTS * SIBLINGS * MEAN_CUT)
+
+    async def run(self, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
+        return await method(*args)
+
+    async def accumulate(self, samples: list[Sample]) -> None:
+        await asyncio.sleep(sum(len(s.response_ids) for s in samples) * self._token_seconds)
+
+    async def apply(self, learning_rate: float) -> dict[str, float]:
+        await asyncio.sleep(self._optimiser_seconds)
+        keys = ("reverse_kl", "loss", "grad_norm", "entropy", "trainer_engine_gap", "importance_capped_ratio")
+        return {**dict.fromkeys(keys, 0.0), "learning_rate": learning_rate, "skipped": 0.0}
+
+    async def weights(self) -> list[Any]:
+        return []
+
+
+MEAN_CUT = sum(map(length_of, range(20_000))) / 20_000
+"""Tokens of a response on average, cut off."""
+
+
+async def step_seconds(stages: Stages, *, max_policy_lag: int, partial: bool, steps: int, folder: Path) -> float:
+    """Mean time of a step, in seconds of the running event loop, once the pipeline is full."""
+    manifest = {
+        "apiVersion": "distillation-operator.io/v1alpha1",
+        "kind": "DistillationJob",
+        "metadata": {"name": "stages"},
+        "spec": {
+            "accelerator": "none",
+            "student": {"model": "/student"},
+            "teacher": {"model": "/teacher"},
+            "data": {"prompts": {"path": "/prompts.jsonl"}},
+            "rollout": {
+                "promptsPerStep": PROMPTS,
+                "samplesPerPrompt": SIBLINGS,
+                "maxPolicyLag": max_policy_lag,
+                "partial": partial,
+            },
+            "trainer": {"maxTokensPerMicroBatch": 1024},
+            "schedule": {"steps": 1000},
+            "output": {"path": str(folder)},
+        },
+    }
+    job = parse_job(manifest)
+    run_folder, metrics = RunFolder(job), Metrics()
+    run_folder.claim()
+    fleet, teacher, team = StubFleet(job, stages), Teacher(stages), Team(stages)
+    cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
+    pipeline: Any = (cursor, fleet, teacher, None, str, metrics)
+    rollouts = Rollouts(job.spec, *pipeline)
+    parts: Any = (team, fleet, teacher, cursor, rollouts, [], Reporter(run_folder, metrics, 1000), None)
+    loop = Loop(job, run_folder, *parts)
+    clock = asyncio.get_running_loop()
+    warm_up = max_policy_lag + 1
+    begin = 0.0
+    for step in range(warm_up + steps):
+        if step == warm_up:
+            begin = clock.time()
+        await loop._train_step()
+        rollouts.ahead(loop._step, 1000)
+    rollouts.cancel()
+    return (clock.time() - begin) / steps
+
+
+class _VirtualSelector(selectors.SelectSelector):
+    """Instead of waiting, moves the clock of its loop on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def select(self, timeout: float | None = None) -> list[Any]:
+        events = super().select(0)
+        if not events and timeout:
+            self.now += timeout
+        return events
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """An event loop in which sleeping takes no time."""
+
+    def __init__(self) -> None:
+        self._virtual = _VirtualSelector()
+        super().__init__(self._virtual)
+
+    def time(self) -> float:
+        return self._virtual.now
+
+
+def virtual(work: Callable[[Path], Coroutine[Any, Any, float]]) -> float:
+    """The result of `work` on a clock that jumps from event to event."""
+    with tempfile.TemporaryDirectory() as folder, asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        return runner.run(work(Path(folder)))
+
+
+SHAPES = {
+    "generation longest": Stages(1, 0.25, 0.5),
+    "generation and training longest": Stages(1, 0.3, 1),
+    "all equal": Stages(1, 1, 1),
+}
+SCHEDULES: dict[str, dict[str, Any]] = {
+    "maxPolicyLag 0": {"max_policy_lag": 0, "partial": False},
+    "maxPolicyLag 1": {"max_policy_lag": 1, "partial": False},
+    "maxPolicyLag 1, partial": {"max_policy_lag": 1, "partial": True},
+}
+CASES = list(itertools.product(SHAPES, SCHEDULES))

@@ -1,0 +1,31 @@
+"""How well the loop hides its stages behind each other: the real loop over stages that sleep, on a virtual clock.
+
+bench/loop_overlap.py does the same on a real clock.
+"""
+
+import sys
+
+import pytest
+from runs import REPO
+
+sys.path.insert(0, str(REPO / "bench"))
+from stages import SCHEDULES, SHAPES, step_seconds, virtual
+
+MOST = {
+    ("generation longest", "maxPolicyLag 0"): 1.20,
+    ("generation and training longest", "maxPolicyLag 0"): 1.20,
+    ("all equal", "maxPolicyLag 0"): 1.30,
+    ("generation longest", "maxPolicyLag 1"): 1.08,
+    ("generation and training longest", "maxPolicyLag 1"): 1.08,
+    ("all equal", "maxPolicyLag 1"): 1.08,
+    ("generation longest", "maxPolicyLag 1, partial"): 0.80,
+}
+"""Of the longest stage, where generation counts as a batch of its own, from its first token to its last."""
+
+
+@pytest.mark.parametrize(("shape", "schedule"), MOST)
+def test_a_step_takes_little_more_than_its_longest_stage(shape: str, schedule: str) -> None:
+    stages = SHAPES[shape]
+    seconds = virtual(lambda folder: step_seconds(stages, **SCHEDULES[schedule], steps=4, folder=folder))
+    assert seconds / stages.longest <= MOST[shape, schedule]
+    assert seconds < 0.7 * stages.one_after_another
