@@ -58,6 +58,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     },
     "tensor-parallel": {
         "seed": 2,
+        "rollout": {"maxPolicyLag": 1, "partial": True},
         "trainer": {"gpusPerNode": 2, "parallelism": {"tensor": 2}},
     },
 }
@@ -80,8 +81,8 @@ def test_distillation_lifts_the_students_accuracy_and_halves_its_reverse_kl(
     assert last["reverse_kl"] < first["reverse_kl"] / 2
     steps = outcome.lines("step")
     assert [s["step"] for s in steps] == list(range(1, 41))
-    assert max(s["trainer_engine_gap"] for s in steps) < (1e-3 if name != "data-parallel" else 1.0)
     lag = VARIANTS[name].get("rollout", {}).get("maxPolicyLag", 0)
+    assert max(s["trainer_engine_gap"] for s in steps) < (1.0 if lag else 1e-3)
     assert max(s["policy_lag"] for s in steps) <= lag
     state = json.loads((outcome.folder / "state.json").read_text())
     assert state["phase"] == "Done" and state["progress"]["step"] == 40
@@ -166,9 +167,9 @@ def test_a_killed_engine_costs_the_run_nothing(teacher: str, tmp_path: Path) -> 
     assert [s["step"] for s in outcome.lines("step")] == list(range(1, 9))
 
 
-def servers_of(folder: Path) -> set[int]:
-    """Process ids of the engine servers of a run folder: their log lies there, and is their output."""
-    log = str(folder / "logs" / "engine-0.log")
+def servers_of(folder: Path, engine: int = 0) -> set[int]:
+    """Process ids of an engine's servers of a run folder: their log lies there, and is their output."""
+    log = str(folder / "logs" / f"engine-{engine}.log")
     found = set()
     for output in Path("/proc").glob("[0-9]*/fd/1"):
         with contextlib.suppress(OSError):  # gone meanwhile

@@ -20,7 +20,7 @@ FREE_FIELDS: dict[str, bool | set[str]] = {
     "schedule": True,
     "output": True,
     "teacher": {"replicas", "template", "max_concurrent_requests", "request_timeout_seconds"},
-    "rollout": {"replicas", "template", "head_template"},
+    "rollout": {"replicas", "template", "head_template", "max_concurrent_requests"},
     "trainer": {"template"},
 }
 """What may differ between two runs of one curve."""
