@@ -115,7 +115,8 @@ def test_a_run_outlives_its_teachers_troubles_and_a_hung_engine(teachers: list[S
         print(f"\nthe last steps, an engine hung, took {time.monotonic() - stopped:.0f} s")
     finally:
         weather.close()
-        run.kill()
+        if run.process.poll() is None:
+            run.kill()
     assert outcome.code == ExitCode.DONE, outcome.log
     assert "engine 1 is lost: health check" in (outcome.folder / "logs" / "rank-0.log").read_text()
     steps = outcome.lines("step")
