@@ -19,12 +19,13 @@ from distill_api.objective import (
 from distill_api.prompts import Prompts, ReasoningGym
 from distill_api.rules import ListMap, Rule, matching
 from distill_api.template import PodTemplate
-from distill_api.training import Optimizer, Parallelism, Trainer, WeightSync
+from distill_api.training import LoRA, Optimizer, Parallelism, Trainer, WeightSync
 
 __all__ = [
     "Data",
     "Divergence",
     "Evaluation",
+    "LoRA",
     "Objective",
     "Optimizer",
     "Output",

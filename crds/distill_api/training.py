@@ -36,6 +36,13 @@ class Optimizer(Model):
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="Steps of linear warm-up.")
 
 
+class LoRA(Model):
+    """Low-rank adapters (arXiv 2106.09685) on every linear layer of the student; its own weights stay as they are."""
+
+    rank: Annotated[int, Field(ge=1, le=1024)] = Field(16, description="Rank of the adapters.")
+    alpha: Annotated[float, Field(gt=0, le=4096)] = Field(32.0, description="Their scale is alpha / rank.")
+
+
 class Trainer(Model):
     """Megatron trainer pods."""
 
@@ -52,6 +59,11 @@ class Trainer(Model):
     )
     parallelism: Parallelism = Field(default_factory=Parallelism, description="How the model is split.")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="The optimiser.")
+    lora: LoRA | None = Field(
+        None,
+        description="Train low-rank adapters instead of all weights. Engines and the exported model get the weights "
+        "with the adapters added in; the adapters alone are exported beside it, as PEFT reads them.",
+    )
     max_tokens_per_micro_batch: Tokens = Field(16384, description="Token budget of one micro-batch of a rank.")
     weight_sync: WeightSync = Field(
         WeightSync.DISTRIBUTED,

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 
+from distill_workers.megatron import lora
 from distill_workers.megatron.architecture import Mapping, Shape, UnsupportedModel, mappings
 from distill_workers.megatron.model import HiddenStateModel
 from distill_workers.megatron.parallel import Ranks
@@ -79,7 +80,8 @@ def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tup
         return
     parameters = dict(model.named_parameters())
     for mapping in mappings(shape):
-        shard = parameters[_name_in(parameters, mapping)].detach().contiguous()
+        name = _name_in(parameters, mapping)
+        shard = lora.merged(model, name, parameters[name].detach()).contiguous()
         shards: list[torch.Tensor] | None = [shard]
         if ranks.tensor_size > 1:
             shards = [torch.empty_like(shard) for _ in range(ranks.tensor_size)] if ranks.tensor_rank == 0 else None

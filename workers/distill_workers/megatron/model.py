@@ -53,8 +53,11 @@ class CausalAttention(torch.nn.Module):
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
 
-def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int) -> HiddenStateModel:
-    """The model on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split."""
+def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fused: bool = True) -> HiddenStateModel:
+    """The model on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
+
+    fused: with Transformer Engine's layers, where it is installed.
+    """
     for name, size in (
         ("attention heads", shape.attention_heads),
         ("key-value heads", shape.query_groups),
@@ -65,7 +68,7 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int) ->
     if shape.vocab_size < ranks.tensor_size**2:
         raise UnsupportedModel(f"{shape.vocab_size} tokens are too few for parallelism.tensor {ranks.tensor_size}")
     on_gpu = ranks.device.type == "cuda"
-    with_engine = on_gpu and importlib.util.find_spec("transformer_engine") is not None
+    with_engine = fused and on_gpu and importlib.util.find_spec("transformer_engine") is not None
     if on_gpu:
         model_parallel_cuda_manual_seed(seed)
     else:

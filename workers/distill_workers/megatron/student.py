@@ -17,7 +17,7 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from distill_api.spec import Spec, Support
-from distill_workers.megatron import hf, parallel, state
+from distill_workers.megatron import hf, lora, parallel, state
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, micro_batches, share
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
@@ -53,8 +53,11 @@ class MegatronStudent:
         self.shape = read_shape(model_path, trust_remote_code=spec.trust_remote_code)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         torch.manual_seed(spec.seed)
-        self._model = build_model(self.shape, self.ranks, self.dtype, seed=spec.seed)
+        self._lora = spec.trainer.lora
+        self._model = build_model(self.shape, self.ranks, self.dtype, seed=spec.seed, fused=self._lora is None)
         hf.load(self._model, self.shape, self.ranks, model_path)
+        if self._lora is not None:
+            lora.attach(self._model, self.shape, self.ranks, self._lora, spec.seed)
         self._parallel_model = DistributedDataParallel(
             self._model.config,
             DistributedDataParallelConfig(
@@ -161,7 +164,10 @@ class MegatronStudent:
         return hf.iterate(self._model, self.shape, self.ranks)
 
     def export(self, folder: Path) -> None:
-        """Write the Hugging Face checkpoint, whole or not at all (hf.export)."""
+        """Write the Hugging Face checkpoint, whole or not at all (hf.export); adapters also alone, beside it."""
+        if self._lora is not None:
+            adapter = folder.with_name("adapter")
+            lora.export(self._model, self.shape, self.ranks, self._lora, self.model_path, adapter)
         hf.export(self._model, self.shape, self.ranks, self.model_path, folder)
 
     def save(self, folder: Path) -> None:

@@ -1,0 +1,91 @@
+"""Low-rank adapters: what is trained, what engines and the exported model get, and what PEFT would read."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
+from safetensors.torch import load_file
+
+STEPS = 3
+RANK, ALPHA = 4, 12.0
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(tmp_path_factory.mktemp("student") / "qwen3", "qwen3")
+
+
+def train(folder: Path, tensor: int, ranks: int, out: Path) -> dict[str, Any]:
+    from distill_workers.megatron.student import MegatronStudent
+
+    trainer = make_trainer(tensor=tensor, ranks=ranks)
+    student = MegatronStudent(make_spec(trainer={**trainer, "lora": {"rank": RANK, "alpha": ALPHA}}), folder)
+    before = dict(student.hf_tensors())
+    trained = {name for name, p in student._model.named_parameters() if p.requires_grad}
+    stats = [student.train_step(make_samples(12, seed=step), 1e-2) for step in range(STEPS)]
+    student.export(out / "model")
+    samples = make_samples(4, seed=9)
+    return {"before": before, "stats": stats, "trained": trained, "logprobs": student.logprobs(samples)}
+
+
+@pytest.fixture(scope="module")
+def alone(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    out = tmp_path_factory.mktemp("alone")
+    (found,) = run_ranks(1, train, folder=folder, tensor=1, ranks=1, out=out)
+    return found, out
+
+
+def test_fresh_adapters_change_nothing_and_they_alone_are_trained(folder: Path, alone: Any) -> None:
+    found, _ = alone
+    for name, tensor in load_file(folder / "model.safetensors").items():
+        assert torch.equal(found["before"][name], tensor), name
+    assert {name.rpartition(".")[2] for name in found["trained"]} == {"lora_a", "lora_b"}
+    assert len(found["trained"]) == 2 * 4 * 2, "two matrices for four linear layers in each of two layers"
+
+
+def test_the_exported_model_computes_what_the_trainer_does(alone: Any) -> None:
+    from transformers import AutoModelForCausalLM
+
+    found, out = alone
+    model = AutoModelForCausalLM.from_pretrained(out / "model", dtype=torch.float32)
+    for sample, logprobs in zip(make_samples(4, seed=9), found["logprobs"], strict=True):
+        rows = model(torch.tensor([sample.prompt_ids + sample.response_ids])).logits[0].log_softmax(-1)
+        first = len(sample.prompt_ids) - 1
+        expected = [rows[first + t, token].item() for t, token in enumerate(sample.response_ids)]
+        assert logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_the_adapter_alone_makes_the_exported_model_of_the_first_one(folder: Path, alone: Any) -> None:
+    _, out = alone
+    config = json.loads((out / "adapter" / "adapter_config.json").read_text())
+    assert config["r"] == RANK and config["lora_alpha"] == ALPHA
+    projections = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+    assert set(config["target_modules"]) == projections
+    adapter = load_file(out / "adapter" / "adapter_model.safetensors")
+    base, whole = load_file(folder / "model.safetensors"), load_file(out / "model" / "model.safetensors")
+    for name, weight in base.items():
+        key = f"base_model.model.{name.removesuffix('.weight')}"
+        if f"{key}.lora_A.weight" in adapter:
+            change = adapter[f"{key}.lora_B.weight"] @ adapter[f"{key}.lora_A.weight"] * (ALPHA / RANK)
+            assert change.norm() > 0
+            weight = weight + change
+        torch.testing.assert_close(whole[name], weight, rtol=1e-5, atol=1e-6)
+    assert len(adapter) == 2 * len(projections) * 2
+
+
+@pytest.mark.parametrize(("tensor", "ranks"), [(2, 2), (1, 2)], ids=["tensor-2", "data-2"])
+def test_two_ranks_train_the_same_adapters_as_one(
+    folder: Path, alone: Any, tmp_path: Path, tensor: int, ranks: int
+) -> None:
+    expected, out = alone
+    found, _ = run_ranks(ranks, train, folder=folder, tensor=tensor, ranks=ranks, out=tmp_path)
+    for ours, theirs in zip(found["stats"], expected["stats"], strict=True):
+        assert ours["loss"] == pytest.approx(theirs["loss"], rel=1e-5)
+        assert ours["grad_norm"] == pytest.approx(theirs["grad_norm"], rel=1e-5)
+    ours = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
+    for name, tensor_ in load_file(out / "adapter" / "adapter_model.safetensors").items():
+        # B starts at 0, where Adam's first steps are as large for a rounding error as for a gradient: 1.2e-5 was seen.
+        assert (ours[name] - tensor_).norm() <= 5e-5 * tensor_.norm(), name
