@@ -250,8 +250,11 @@ class Loop:
         best = self._folder.best_checkpoint()
         if decision.action is GuardAction.ROLL_BACK and best is not None:
             await self._roll_back(decision, *best)
-        else:
-            await self._stop_by(decision, best)
+            return False
+        if decision.action is GuardAction.ROLL_BACK:
+            why = f"{decision.message}; no checkpoint of the best step is kept that the run could go back to"
+            decision = dataclasses.replace(decision, action=GuardAction.STOP, message=why)
+        await self._stop_by(decision, best)
         return False
 
     async def _stop_by(self, decision: Decision, best: tuple[Path, dict[str, Any]] | None) -> None:
