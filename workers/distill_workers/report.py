@@ -1,6 +1,7 @@
 """The story of a run on one page: curve.png, and report.html that needs no other file and no network.
 
-Drawn from metrics.jsonl alone, so that a report can be made of a run that is still going, has failed, or was resumed.
+Drawn from metrics.jsonl and samples.jsonl alone, so that a report can be made of a run that is still going, has failed,
+or was resumed.
 """
 
 import html
@@ -25,6 +26,10 @@ PACKAGES = ("torch", "sglang", "megatron-core", "ray", "transformers")
 COLOURS = ("#3366aa", "#dd7733", "#449955", "#aa4466", "#888888", "#66aacc")
 SMOOTHING = 0.9
 """Weight of the past in the moving average drawn over noisy curves."""
+SHOWN_TOKENS = 400
+"""Of a rollout's response and of its prompt."""
+FULL_COLOUR_NATS = 3.0
+"""Per-token KL at which the colour of a token is as strong as it gets."""
 
 
 @dataclass(frozen=True)
@@ -50,12 +55,38 @@ class Evaluated:
     teacher_score: float | None
 
 
+@dataclass(frozen=True)
+class Guarded:
+    """A line of kind guard: decided after `at_step`; the run went on from `step`."""
+
+    guard: str
+    action: str
+    at_step: int
+    step: int
+    message: str
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A rollout of samples.jsonl; `kl` in nats, one for each of `tokens`."""
+
+    step: int
+    picked: str
+    source: str
+    reward: float | None
+    response_tokens: int
+    prompt: str
+    tokens: list[str]
+    kl: list[float]
+
+
 @dataclass
 class Run:
     """What metrics.jsonl tells."""
 
     steps: list[Step] = field(default_factory=list)
     evaluations: dict[str, list[Evaluated]] = field(default_factory=dict)
+    guarded: list[Guarded] = field(default_factory=list)
 
 
 def read_run(path: Path) -> Run:
@@ -71,7 +102,29 @@ def read_run(path: Path) -> Run:
         elif line["kind"] == "evaluation":
             keys = ("name", "step", "score", "reverse_kl", "teacher_score")
             run.evaluations.setdefault(line["name"], []).append(Evaluated(**{key: line.get(key) for key in keys}))
+        elif line["kind"] == "guard":
+            run.guarded.append(Guarded(**{name: line[name] for name in Guarded.__dataclass_fields__}))
     return run
+
+
+def read_rollouts(run_folder: Path) -> list[Rollout]:
+    """Those of the first step that is still there, and of the last."""
+    found: list[Rollout] = []
+    for name in ("samples.1.jsonl", "samples.jsonl"):
+        path = run_folder / name
+        if not path.exists():
+            continue
+        with path.open(encoding="utf-8") as lines:
+            for text in lines:
+                try:
+                    line = json.loads(text)
+                except ValueError:
+                    continue  # cut short by a kill
+                if line["kind"] != "rollout":
+                    continue
+                rollout = Rollout(**{name: line[name] for name in Rollout.__dataclass_fields__})
+                found = [r for r in found if r.step in (found[0].step, rollout.step)] + [rollout]
+    return found
 
 
 def _step(line: dict[str, Any]) -> Step:
@@ -93,7 +146,7 @@ def write_report(run_folder: Path, job: DistillationJob) -> None:
     aside = run_folder / "curve.png.tmp"
     figure.savefig(aside, format="png", dpi=120)
     aside.replace(run_folder / "curve.png")
-    write_whole(run_folder / "report.html", page(run, job, svg(figure)))
+    write_whole(run_folder / "report.html", page(run, read_rollouts(run_folder), job, svg(figure)))
 
 
 def draw(run: Run, job: DistillationJob) -> Figure:
@@ -188,10 +241,13 @@ svg { width: 100%; height: auto; }
 table { border-collapse: collapse; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
+.rollout { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace; padding: .5rem 1rem;
+           border-left: 3px solid #ddd; }
+.prompt { color: #888; }
 """
 
 
-def page(run: Run, job: DistillationJob, drawing: str) -> str:
+def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str) -> str:
     name, spec = html.escape(job.metadata.name), job.spec
     done = run.steps[-1].step if run.steps else 0
     return f"""<!doctype html>
@@ -200,7 +256,9 @@ def page(run: Run, job: DistillationJob, drawing: str) -> str:
 <p>Teacher <b>{html.escape(spec.teacher.model)}</b>, student <b>{html.escape(spec.student.model)}</b>:
 {done} of {spec.schedule.steps} steps.</p>
 {_evaluation_table(run)}
+{_guard_table(run)}
 {drawing}
+{_rollouts(rollouts)}
 <h2>Configuration</h2>
 <pre>{html.escape(_configuration(job))}</pre>
 <h2>Versions</h2>
@@ -229,6 +287,46 @@ def _evaluation_table(run: Run) -> str:
         )
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f"<table>{''.join(rows)}</table>"
+
+
+def _guard_table(run: Run) -> str:
+    """What guards decided, in order."""
+    if not run.guarded:
+        return ""
+    rows = ["<tr><th>guard</th><th>after step</th><th>action</th><th>goes on from</th><th>why</th></tr>"]
+    for g in run.guarded:
+        cells = (g.guard, str(g.at_step), g.action, str(g.step), g.message)
+        rows.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+    return f"<h2>Guards</h2><table>{''.join(rows)}</table>"
+
+
+def _rollouts(rollouts: list[Rollout]) -> str:
+    """Responses whose tokens are red where the teacher holds them less likely than the student, blue where more."""
+    if not rollouts:
+        return ""
+    parts = [
+        "<h2>Rollouts</h2><p>Of the first step and of the last: any one, and the one furthest from the teacher. "
+        '<span style="background:rgba(220,60,40,.6)">Red</span> tokens are less likely to the teacher than to the '
+        'student, <span style="background:rgba(40,90,220,.6)">blue</span> ones more; point at one for its nats.</p>'
+    ]
+    for r in rollouts:
+        mean = sum(r.kl) / max(1, len(r.kl))
+        facts = [f"step {r.step}", r.picked, r.source, f"{r.response_tokens} tokens", f"{mean:.3f} nats per token"]
+        facts += [] if r.reward is None else [f"reward {r.reward:g}"]
+        shown = zip(r.tokens[:SHOWN_TOKENS], r.kl[:SHOWN_TOKENS], strict=True)
+        more = " …" if r.response_tokens > SHOWN_TOKENS else ""
+        parts.append(
+            f"<p>{html.escape(', '.join(fact for fact in facts if fact))}</p>"
+            f'<div class="rollout"><span class="prompt">{html.escape(r.prompt[-4 * SHOWN_TOKENS :])}</span>'
+            f"{''.join(_token(text, kl) for text, kl in shown)}{more}</div>"
+        )
+    return "\n".join(parts)
+
+
+def _token(text: str, kl: float) -> str:
+    strength = min(1.0, abs(kl) / FULL_COLOUR_NATS) * 0.8
+    colour = "220,60,40" if kl > 0 else "40,90,220"
+    return f'<span style="background:rgba({colour},{strength:.2f})" title="{kl:.3f}">{html.escape(text)}</span>'
 
 
 def _number(value: float | None) -> str:
