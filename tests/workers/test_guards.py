@@ -188,6 +188,11 @@ def test_a_resumed_run_decides_as_an_uninterrupted_one(values: list[float], cut:
     assert second.coefficient_factor == whole.coefficient_factor
 
 
+def test_a_step_without_a_token_to_measure_at_is_not_judged() -> None:
+    watching = guards({"name": "g", "watch": "reverse-kl", "above": 1, "patience": 1})
+    assert watching.after_step({**line(1), "reverse_kl": None}) is None
+
+
 def test_a_guard_that_is_new_in_the_spec_begins_anew() -> None:
     old = guards({"name": "old", "watch": "reverse-kl", "above": 1, "patience": 1, "action": "lower-coefficient"})
     fed(old, "reverse_kl", [2])

@@ -125,14 +125,14 @@ class Guards:
 
 
 def watched(watch: Watch, line: dict[str, Any]) -> float | None:
-    """The value of a step that a guard judges; None for what no step has."""
-    if watch is Watch.REVERSE_KL:
-        return float(line["reverse_kl"])
-    if watch is Watch.ENTROPY:
-        return float(line["entropy"])
-    if watch is Watch.RESPONSE_LENGTH:
-        return float(line["response_tokens"] / line["samples"])
-    return None
+    """The value of a step that a guard judges; None for what no step has, or this one had no token to measure at."""
+    values = {
+        Watch.REVERSE_KL: line["reverse_kl"],
+        Watch.ENTROPY: line["entropy"],
+        Watch.RESPONSE_LENGTH: line["response_tokens"] / line["samples"],
+        Watch.EVALUATION: None,
+    }
+    return values[watch]
 
 
 def out_of_bounds(guard: Guard, value: float, seen: Seen) -> str | None:

@@ -1,7 +1,7 @@
 """samples.jsonl: a few decoded rollouts of each step, token by token, with how much less likely the teacher holds each.
 
-Two a step: the first, which is any, and the one that the teacher likes least, which shows what the student still does
-wrong. Long ones are cut off, and the file is rotated, so that no run fills its volume.
+Two a step: the first by its prompt, which is any, and the one that the teacher likes least, which shows what the student
+still does wrong. Long ones are cut off, and the file is rotated, so that no run fills its volume.
 """
 
 from collections.abc import Callable
@@ -21,8 +21,10 @@ def picked(samples: list[Sample]) -> list[tuple[str, Sample]]:
     own = [sample for sample in samples if sample.response_ids and not sample.supervised]
     if not own:
         return []
+    # Not the first to arrive, which would be a short one.
+    first = min(own, key=lambda sample: (sample.prompt_index, sample.sibling))
     furthest = max(own, key=lambda sample: float(token_kl(sample).mean()))
-    return [("first", own[0]), *([("furthest", furthest)] if furthest is not own[0] else [])]
+    return [("first", first), *([("furthest", furthest)] if furthest is not first else [])]
 
 
 def transcript(step: int, why: str, sample: Sample, decode: Decode) -> dict[str, object]:
