@@ -126,7 +126,7 @@ class Guards:
 
 def watched(watch: Watch, line: dict[str, Any]) -> float | None:
     """The value of a step that a guard judges; None for what no step has, or this one had no token to measure at."""
-    values = {
+    values: dict[Watch, float | None] = {
         Watch.REVERSE_KL: line["reverse_kl"],
         Watch.ENTROPY: line["entropy"],
         Watch.RESPONSE_LENGTH: line["response_tokens"] / line["samples"],

@@ -1,7 +1,7 @@
 """samples.jsonl: a few decoded rollouts of each step, token by token, with how much less likely the teacher holds each.
 
-Two a step: the first by its prompt, which is any, and the one that the teacher likes least, which shows what the student
-still does wrong. Long ones are cut off, and the file is rotated, so that no run fills its volume.
+Two a step: the first by its prompt, which is any, and the one that the teacher likes least, which shows what the
+student still does wrong. Long ones are cut off, and the file is rotated, so that no run fills its volume.
 """
 
 from collections.abc import Callable
