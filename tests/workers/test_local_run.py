@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -105,6 +106,55 @@ def test_a_guard_rolls_back_to_the_best_checkpoint_and_at_last_stops_with_it(tmp
     assert "guard long stopped the run after step" in out and "roll-back" in out
     gaps = [step["trainer_engine_gap"] for step in lines(folder / "metrics.jsonl", "step")]
     assert max(gaps) < 1e-3, "engines and trainer went back to the same weights"
+
+
+class NoTeacher:
+    """These runs come to no step."""
+
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        self.port = 1
+
+    def start(self) -> None: ...
+
+    def stop(self) -> None: ...
+
+
+@pytest.fixture
+def stubborn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A trainer that does not end when asked; the file has its process id once it runs."""
+    mark = tmp_path / "pid"
+    script = f"""
+import os, pathlib, signal, time
+signal.signal(signal.SIGTERM, signal.SIG_IGN)
+pathlib.Path({str(mark)!r}).write_text(str(os.getpid()))
+time.sleep(600)
+"""
+    monkeypatch.setattr("distill_workers.local_run.TRAINER", (sys.executable, "-c", script))
+    monkeypatch.setattr("distill_workers.local_run.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("distill_workers.server.SGLangServer", NoTeacher)
+    return mark
+
+
+@pytest.mark.timeout(60)
+def test_a_second_ctrl_c_ends_everything_at_once(
+    tmp_path: Path, stubborn: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def press() -> None:
+        while not (stubborn.exists() and stubborn.read_text()):
+            time.sleep(0.02)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(0.5)
+
+    keys = threading.Thread(target=press)
+    keys.start()
+    assert main(command(tmp_path, "stubborn")) == 130
+    keys.join()
+    said = capsys.readouterr()
+    assert "stopping with a checkpoint; Ctrl-C again ends at once" in said.out
+    assert "ended at once" in said.err
+    with pytest.raises(ProcessLookupError):
+        os.kill(int(stubborn.read_text()), 0)
 
 
 def claimed(tmp_path: Path, step: int | None) -> None:

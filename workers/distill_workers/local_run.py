@@ -21,7 +21,10 @@ from distill_workers.launch import exit_code
 from distill_workers.model_folder import model_folder
 from distill_workers.runfolder import RunFolder
 
+TRAINER = (sys.executable, "-m", "distill_workers.launch")
 POLL_SECONDS = 1.0
+STOP_SECONDS = 60.0
+"""For the last checkpoint; a trainer that takes longer is killed."""
 INTERRUPTED = 128 + signal.SIGINT
 
 
@@ -129,7 +132,7 @@ class LocalRun:
                 addresses = ",".join(f"127.0.0.1:{teacher.port}" for teacher in teachers)
                 with (logs / "trainer.log").open("ab") as log:
                     self._trainer = subprocess.Popen(
-                        [sys.executable, "-m", "distill_workers.launch"],
+                        TRAINER,
                         env=self._environment(manifest, addresses),
                         stdout=log,
                         stderr=subprocess.STDOUT,
@@ -178,12 +181,16 @@ class LocalRun:
         return exit_code(code)
 
     def _end_trainer(self) -> None:
+        """Asks it to end, unless a second Ctrl-C wants it at once; kills what is left of it."""
         if self._trainer is None or self._trainer.poll() is not None:
             return
         try:
             if self.interrupts < 2:
                 self._trainer.send_signal(signal.SIGTERM)
-            self._trainer.wait(60 if self.interrupts < 2 else 0)
+                self._trainer.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(self._trainer.pid, signal.SIGKILL)
-            self._trainer.wait()
+            pass
+        finally:
+            if self._trainer.poll() is None:
+                os.killpg(self._trainer.pid, signal.SIGKILL)
+                self._trainer.wait()
