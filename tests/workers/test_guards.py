@@ -188,6 +188,14 @@ def test_a_resumed_run_decides_as_an_uninterrupted_one(values: list[float], cut:
     assert second.coefficient_factor == whole.coefficient_factor
 
 
+def test_a_resumed_run_does_not_forget_how_often_a_guard_has_acted() -> None:
+    guard = {"name": "g", "watch": "reverse-kl", "above": 1, "patience": 1, "action": "roll-back", "maxTimes": 1}
+    before, after = guards(guard), guards(guard)
+    assert [d.action.value for d in fed(before, "reverse_kl", [2])] == ["roll-back"]
+    after.restore(before.state())
+    assert [d.action.value for d in fed(after, "reverse_kl", [2])] == ["stop"]
+
+
 def test_a_step_without_a_token_to_measure_at_is_not_judged() -> None:
     watching = guards({"name": "g", "watch": "reverse-kl", "above": 1, "patience": 1})
     assert watching.after_step({**line(1), "reverse_kl": None}) is None

@@ -172,6 +172,7 @@ def test_a_roll_back_takes_the_curve_back_and_keeps_what_was_seen_elsewhere(fold
             record.evaluation(Measurement("heldout", number, score=1.0 / number))
             saved[number] = {"step": number, **record.state()}
             folder.publish_checkpoint(folder.checkpoint_aside(number), saved[number], keep=9)
+    record.guard(decision(5), 5, 0.5)
     best = folder.best_checkpoint()
     assert best is not None and best[1]["step"] == 2
     record.rolled_back(best[1], 2)
@@ -182,6 +183,7 @@ def test_a_roll_back_takes_the_curve_back_and_keeps_what_was_seen_elsewhere(fold
     assert [line["step"] for line in lines(folder, "rolled-back.jsonl") if line["kind"] == "step"] == [3, 4, 5, 6]
     newest = folder.latest_checkpoint()
     assert newest is not None and newest[0] == best[0] and newest[1]["step"] == 2
-    assert newest[1]["progress"]["guardEvents"][0]["guard"] == "diverges"
+    events = [(event["step"], event["action"]) for event in newest[1]["progress"]["guardEvents"]]
+    assert events == [(5, "lower-coefficient"), (6, "roll-back")], "what was done stays known"
     assert [p.name for p in folder.checkpoints.glob("step-*")] == ["step-000002"]
     assert reporter.report.progress.step == 2 and reporter.report.progress.evaluations[0].step == 2
