@@ -20,16 +20,13 @@ from matplotlib.figure import Figure
 
 from distill_api.job import DistillationJob
 from distill_api.metrics import Stage
+from distill_workers.rollout_page import ROLLOUT_STYLE, Rollout, read_rollouts, rollouts_html
 from distill_workers.runfolder import write_whole
 
 PACKAGES = ("torch", "sglang", "megatron-core", "ray", "transformers")
 COLOURS = ("#3366aa", "#dd7733", "#449955", "#aa4466", "#888888", "#66aacc")
 SMOOTHING = 0.9
 """Weight of the past in the moving average drawn over noisy curves."""
-SHOWN_TOKENS = 400
-"""Of a rollout's response and of its prompt."""
-FULL_COLOUR_NATS = 3.0
-"""Per-token KL at which the colour of a token is as strong as it gets."""
 
 
 @dataclass(frozen=True)
@@ -66,20 +63,6 @@ class Guarded:
     message: str
 
 
-@dataclass(frozen=True)
-class Rollout:
-    """A rollout of samples.jsonl; `kl` in nats, one for each of `tokens`."""
-
-    step: int
-    picked: str
-    source: str
-    reward: float | None
-    response_tokens: int
-    prompt: str
-    tokens: list[str]
-    kl: list[float]
-
-
 @dataclass
 class Run:
     """What metrics.jsonl tells."""
@@ -105,26 +88,6 @@ def read_run(path: Path) -> Run:
         elif line["kind"] == "guard":
             run.guarded.append(Guarded(**{name: line[name] for name in Guarded.__dataclass_fields__}))
     return run
-
-
-def read_rollouts(run_folder: Path) -> list[Rollout]:
-    """Those of the first step that is still there, and of the last."""
-    found: list[Rollout] = []
-    for name in ("samples.1.jsonl", "samples.jsonl"):
-        path = run_folder / name
-        if not path.exists():
-            continue
-        with path.open(encoding="utf-8") as lines:
-            for text in lines:
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue  # cut short by a kill
-                if line["kind"] != "rollout":
-                    continue
-                rollout = Rollout(**{name: line[name] for name in Rollout.__dataclass_fields__})
-                found = [r for r in found if r.step in (found[0].step, rollout.step)] + [rollout]
-    return found
 
 
 def _step(line: dict[str, Any]) -> Step:
@@ -241,9 +204,6 @@ svg { width: 100%; height: auto; }
 table { border-collapse: collapse; } td, th { padding: .3rem .8rem; border-bottom: 1px solid #ddd; text-align: right; }
 td:first-child, th:first-child { text-align: left; }
 pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
-.rollout { white-space: pre-wrap; overflow-wrap: anywhere; font-family: ui-monospace, monospace; padding: .5rem 1rem;
-           border-left: 3px solid #ddd; }
-.prompt { color: #888; }
 """
 
 
@@ -251,14 +211,15 @@ def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str) 
     name, spec = html.escape(job.metadata.name), job.spec
     done = run.steps[-1].step if run.steps else 0
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Distillation {name}</title><style>{STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><title>Distillation {name}</title>
+<style>{STYLE}{ROLLOUT_STYLE}</style></head><body>
 <h1>Distillation {name}</h1>
 <p>Teacher <b>{html.escape(spec.teacher.model)}</b>, student <b>{html.escape(spec.student.model)}</b>:
 {done} of {spec.schedule.steps} steps.</p>
 {_evaluation_table(run)}
 {_guard_table(run)}
 {drawing}
-{_rollouts(rollouts)}
+{rollouts_html(rollouts)}
 <h2>Configuration</h2>
 <pre>{html.escape(_configuration(job))}</pre>
 <h2>Versions</h2>
@@ -298,35 +259,6 @@ def _guard_table(run: Run) -> str:
         cells = (g.guard, str(g.at_step), g.action, str(g.step), g.message)
         rows.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
     return f"<h2>Guards</h2><table>{''.join(rows)}</table>"
-
-
-def _rollouts(rollouts: list[Rollout]) -> str:
-    """Responses whose tokens are red where the teacher holds them less likely than the student, blue where more."""
-    if not rollouts:
-        return ""
-    parts = [
-        "<h2>Rollouts</h2><p>Of the first step and of the last: any one, and the one furthest from the teacher. "
-        '<span style="background:rgba(220,60,40,.6)">Red</span> tokens are less likely to the teacher than to the '
-        'student, <span style="background:rgba(40,90,220,.6)">blue</span> ones more; point at one for its nats.</p>'
-    ]
-    for r in rollouts:
-        mean = sum(r.kl) / max(1, len(r.kl))
-        facts = [f"step {r.step}", r.picked, r.source, f"{r.response_tokens} tokens", f"{mean:.3f} nats per token"]
-        facts += [] if r.reward is None else [f"reward {r.reward:g}"]
-        shown = zip(r.tokens[:SHOWN_TOKENS], r.kl[:SHOWN_TOKENS], strict=True)
-        more = " …" if r.response_tokens > SHOWN_TOKENS else ""
-        parts.append(
-            f"<p>{html.escape(', '.join(fact for fact in facts if fact))}</p>"
-            f'<div class="rollout"><span class="prompt">{html.escape(r.prompt[-4 * SHOWN_TOKENS :])}</span>'
-            f"{''.join(_token(text, kl) for text, kl in shown)}{more}</div>"
-        )
-    return "\n".join(parts)
-
-
-def _token(text: str, kl: float) -> str:
-    strength = min(1.0, abs(kl) / FULL_COLOUR_NATS) * 0.8
-    colour = "220,60,40" if kl > 0 else "40,90,220"
-    return f'<span style="background:rgba({colour},{strength:.2f})" title="{kl:.3f}">{html.escape(text)}</span>'
 
 
 def _number(value: float | None) -> str:
