@@ -98,9 +98,10 @@ def test_a_guard_acts_at_the_step_that_its_bounds_say(name: str) -> None:
     [
         ([entry(1, 0.5, 0.5), entry(2, 0.4, 0.5), entry(3, 0.39, 0.5)], [3]),
         ([entry(1, 0.5, 0.5), entry(2, 0.3, 0.5), entry(3, 0.5, 0.5), entry(4, 0.3, 0.5)], []),
+        ([entry(1, 0.5, 0.5), entry(2, None, 0.5, 3.0), entry(3, None, 0.5, 3.0)], []),
         ([entry(1, None, None, 1.0, 1.0), entry(2, None, None, 1.2, 1.0), entry(3, None, None, 1.3, 1.0)], [3]),
     ],
-    ids=["twice in a row", "with a good one between", "by reverse KL without a score"],
+    ids=["twice in a row", "with a good one between", "without a score all at once", "by reverse KL without a score"],
 )
 def test_an_evaluation_that_falls_too_far_below_its_best_is_acted_on(
     entries: list[EvaluationScore], steps: list[int]

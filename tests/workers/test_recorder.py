@@ -86,7 +86,7 @@ def test_a_step_tells_its_token_kl_in_metrics_and_in_its_line(folder: RunFolder)
     [line] = lines(folder, "metrics.jsonl")
     assert line == returned
     assert line["token_kl"]["max"] == 2.0 and line["token_kl"]["high_ratio"] == 0.5
-    assert line["source_kl"] == {"sums": 1.0}
+    assert line["reverse_kl_by_source"] == {"sums": 1.0}
     text = reporter.metrics.text().decode()
     assert 'distill_token_kl_nats{statistic="max"} 2.0' in text
     assert 'distill_source_reverse_kl_nats{source="sums"} 1.0' in text

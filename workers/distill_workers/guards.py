@@ -166,6 +166,8 @@ def remember(seen: Seen, value: float, window: int) -> None:
 def fallen(guard: Guard, entry: EvaluationScore) -> str | None:
     """How far the evaluation is from its best, if that is more than the guard allows."""
     assert guard.drop is not None  # a rule of the API
+    if entry.score is None and entry.best_score is not None:
+        return None  # all of its responses failed, which says nothing about the student
     if entry.score is not None and entry.best_score is not None:
         what, now, best = "score", float(entry.score), float(entry.best_score)
         worse_by = best - now

@@ -97,7 +97,7 @@ class Recorder:
             for statistic in ("mean", "p50", "p95", "max"):
                 self._metrics.set("distill_token_kl_nats", line["token_kl"][statistic], statistic=statistic)
             self._metrics.set("distill_token_kl_high_ratio", line["token_kl"]["high_ratio"])
-        for source, kl in line["source_kl"].items():
+        for source, kl in line["reverse_kl_by_source"].items():
             self._metrics.set("distill_source_reverse_kl_nats", kl, source=source)
         self._metrics.add("distill_tokens", line["response_tokens"], kind="train")
         self._recent_seconds = [*self._recent_seconds[1 - RECENT_STEPS :], step.seconds]
@@ -210,7 +210,7 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         "reward": statistics.fmean(rewards) if rewards else None,
         "reward_stddev": statistics.pstdev(rewards) if rewards else None,
         "token_kl": summary(samples),
-        "source_kl": source_kl(samples),
+        "reverse_kl_by_source": source_kl(samples),
         "stages": stages,
     }
 
