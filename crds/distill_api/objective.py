@@ -27,6 +27,24 @@ class Support(StrEnum):
     TOP_K = "top-k"
 
 
+class Advantage(StrEnum):
+    GROUP = "group"
+    LEAVE_ONE_OUT = "leave-one-out"
+    NONE = "none"
+
+
+class Decay(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class ImportanceWeight(StrEnum):
+    TRUNCATED = "truncated"
+    GATED = "gated"
+    NONE = "none"
+
+
 class RewardSource(StrEnum):
     NONE = "none"
     EXACT_MATCH = "exact-match"
@@ -63,6 +81,49 @@ def answered_cel(reward: str, prompts: str) -> str:
     return f"!({reward}.source in ['math', 'exact-match']) || !has({prompts}.path) || has({prompts}.answerField)"
 
 
+class CoefficientSchedule(Model):
+    """How a coefficient goes from its own value to another over the first steps."""
+
+    rules = (
+        Rule(
+            "steps goes with decay linear or cosine, and only with them",
+            "(self.decay == 'constant') == !has(self.steps)",
+            lambda schedule: (schedule.decay is Decay.CONSTANT) == (schedule.steps is None),
+        ),
+    )
+    decay: Decay = Field(Decay.CONSTANT, description="constant, linear or cosine.")
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="Optimiser steps until endValue is reached; from then on it stays."
+    )
+    end_value: Annotated[float, Field(ge=0, le=1000)] = Field(0.0, description="The coefficient from then on.")
+
+
+class Correction(Model):
+    """Off-policy corrections of the policy gradient.
+
+    The ratio of a token is the probability that the trainer gives it, before the step, over that which the engine drew
+    it with: away from 1 by the engine's other arithmetic and its older weights. The divergence of support top-k is
+    taken as it is: it needs no weight on any sequence (GKD).
+    """
+
+    importance_weight: ImportanceWeight = Field(
+        ImportanceWeight.TRUNCATED,
+        description="Weight of a token. truncated: its ratio, bounded to low and high (truncated importance sampling); "
+        "gated: its ratio, and 0 outside low and high (IcePop); none: 1.",
+    )
+    low: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Lower end of the ratio; IcePop: 0.5.")
+    high: Annotated[float, Field(ge=1, le=100)] = Field(2.0, description="Upper end of the ratio; IcePop: 5.")
+    sequence_low: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="A response whose ratios have a lower geometric mean is masked."
+    )
+    sequence_high: Annotated[float, Field(ge=1, le=100)] | None = Field(
+        None, description="A response whose ratios have a higher geometric mean is masked; absent: none is."
+    )
+    ratio_clip: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Clip range of the policy ratio within a step (PPO, arXiv 1707.06347)."
+    )
+
+
 class Objective(Model):
     """What the student is trained on: a divergence from the teacher on the student's own tokens."""
 
@@ -71,6 +132,17 @@ class Objective(Model):
             "support sampled-token goes with divergence reverse-kl only; choose support top-k",
             "self.support != 'sampled-token' || self.divergence == 'reverse-kl'",
             lambda o: o.support is not Support.SAMPLED_TOKEN or o.divergence is Divergence.REVERSE_KL,
+        ),
+        Rule(
+            "discount goes with support sampled-token only; top-k differentiates the divergence of each token",
+            "self.support == 'sampled-token' || self.discount == 0.0",
+            lambda o: o.support is Support.SAMPLED_TOKEN or o.discount == 0,
+        ),
+        # The policy gradient of a token that the student did not draw would be no gradient of its divergence.
+        Rule(
+            "datasetShare goes with support top-k only: sampled-token needs the student's own samples",
+            "self.support == 'top-k' || self.datasetShare == 0.0",
+            lambda o: o.support is Support.TOP_K or o.dataset_share == 0,
         ),
     )
     divergence: Divergence = Field(Divergence.REVERSE_KL, description="reverse-kl, forward-kl or jsd.")
@@ -83,17 +155,31 @@ class Objective(Model):
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Weight of the teacher in the mixture of divergence jsd (GKD, arXiv 2306.13649)."
     )
+    dataset_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Share of a step's sequences that the data set wrote, not the student (1 - lambda of GKD)."
+    )
     coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(1.0, description="Weight of the divergence.")
+    coefficient_schedule: CoefficientSchedule = Field(
+        default_factory=CoefficientSchedule, description="How coefficient changes over the steps."
+    )
     advantage_clip: Annotated[float, Field(gt=0, le=1000)] = Field(
         10.0, description="Bound, in nats, of the sampled-token term of one token."
     )
-    ratio_clip: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Clip range of the policy ratio (PPO, arXiv 1707.06347)."
+    discount: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="What a token answers for, with support sampled-token. 0: its own divergence; 1: also the mean of "
+        "those after it (MiniLLM, arXiv 2306.08543); between: also their discounted mean, times discount.",
     )
-    importance_cap: Annotated[float, Field(ge=1, le=100)] = Field(
-        2.0, description="Cap of the trainer-to-engine importance weight (truncated importance sampling)."
-    )
+    correction: Correction = Field(default_factory=Correction, description="Off-policy corrections.")
     reward: Reward = Field(default_factory=Reward, description="A task reward added to the advantage.")
     reward_coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
-        1.0, description="Weight of the group-normalised task reward."
+        1.0, description="Weight of the task reward's advantage."
+    )
+    reward_coefficient_schedule: CoefficientSchedule = Field(
+        default_factory=CoefficientSchedule, description="How rewardCoefficient changes over the steps."
+    )
+    advantage: Advantage = Field(
+        Advantage.GROUP,
+        description="A response's reward against those to the same prompt. group: centred and scaled (GRPO, "
+        "arXiv 2402.03300); leave-one-out: less the mean of the others (RLOO, arXiv 2402.14740); none: as it is.",
     )

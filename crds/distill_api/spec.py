@@ -9,7 +9,12 @@ from distill_api.base import Argument, Model, Path, ShortText, Tokens
 from distill_api.guards import Guard, GuardAction, Watch
 from distill_api.objective import (
     ANSWERED,
+    Advantage,
+    CoefficientSchedule,
+    Correction,
+    Decay,
     Divergence,
+    ImportanceWeight,
     Objective,
     Reward,
     RewardSource,
@@ -23,11 +28,16 @@ from distill_api.template import PodTemplate
 from distill_api.training import LoRA, Optimizer, Parallelism, Trainer, WeightSync
 
 __all__ = [
+    "Advantage",
+    "CoefficientSchedule",
+    "Correction",
     "Data",
+    "Decay",
     "Divergence",
     "Evaluation",
     "Guard",
     "GuardAction",
+    "ImportanceWeight",
     "LoRA",
     "Objective",
     "Optimizer",

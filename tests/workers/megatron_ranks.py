@@ -148,8 +148,10 @@ def make_trainer(*, tensor: int = 1, ranks: int = 1, max_tokens: int = 400, **op
     }
 
 
-def make_samples(count: int = 12, seed: int = 0, *, top_k: int = 0, longest: int = 40) -> list[Sample]:
-    """Random tokens with plausible scores."""
+def make_samples(
+    count: int = 12, seed: int = 0, *, top_k: int = 0, longest: int = 40, from_data: int = 0
+) -> list[Sample]:
+    """Random tokens with plausible scores. Of the first `from_data` samples the data set wrote the response."""
     draw = random.Random(seed)
     samples = []
     for i in range(count):
@@ -179,6 +181,8 @@ def make_samples(count: int = 12, seed: int = 0, *, top_k: int = 0, longest: int
                     sample.teacher_logprobs[t] = math.log(0.01)
                 sample.teacher_top_ids.append(ids)
                 sample.teacher_top_logprobs.append(top)
+        if i < from_data:
+            sample.supervised, sample.engine_logprobs, sample.advantage = True, [0.0] * len(response), 0.0
         samples.append(sample)
     return samples
 

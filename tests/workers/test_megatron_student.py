@@ -12,12 +12,21 @@ from distill_workers.sample import Sample
 
 LEARNING_RATE, STEPS = 1e-3, 3
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "sampled": {"reward": {"source": "exact-match"}},
-    "top-k": {"support": "top-k", "divergence": "jsd", "reward": {"source": "exact-match"}},
-}
+    "sampled": {"reward": {"source": "exact-match"}, "discount": 0.9},
+    "top-k": {
+        "support": "top-k", "divergence": "jsd", "reward": {"source": "exact-match"}, "datasetShare": 0.25,
+        "coefficientSchedule": {"decay": "linear", "steps": 4, "endValue": 3.0},
+        "rewardCoefficientSchedule": {"decay": "cosine", "steps": 2, "endValue": 0.5},
+    },
+}  # fmt: skip
 
 
 Alone = dict[tuple[str, str], dict[str, Any]]
+
+
+def samples_of(objective: str, step: int) -> list[Sample]:
+    top_k = objective == "top-k"
+    return make_samples(12, seed=step, top_k=4 if top_k else 0, from_data=3 if top_k else 0)
 
 
 def train(
@@ -31,6 +40,7 @@ def train(
 ) -> dict[str, Any]:
     """Some steps on the same samples, and what came of them."""
     from distill_workers.megatron.student import MegatronStudent
+    from distill_workers.objective.coefficients import step_coefficients
 
     spec = make_spec(
         trainer=make_trainer(tensor=tensor, ranks=ranks, max_tokens=max_tokens), objective=OBJECTIVES[objective]
@@ -38,12 +48,12 @@ def train(
     student = MegatronStudent(spec, folder / kind)
     stats = []
     for step in range(STEPS):
-        samples = make_samples(12, seed=step, top_k=4 if objective == "top-k" else 0)
+        samples, coefficients = samples_of(objective, step), step_coefficients(spec.objective, step)
         if groups == 1:
-            stats.append(student.train_step(samples, LEARNING_RATE))
+            stats.append(student.train_step(samples, LEARNING_RATE, coefficients))
             continue
         for i in range(groups):
-            student.accumulate(samples[i::groups], sum(len(s.response_ids) for s in samples))
+            student.accumulate(samples[i::groups], sum(len(s.response_ids) for s in samples), coefficients)
         stats.append(student.apply(LEARNING_RATE))
     return {"stats": stats, "tensors": dict(student.hf_tensors())}
 
@@ -103,15 +113,27 @@ def test_micro_batches_and_groups_change_nothing(alone: Alone, how: str) -> None
     assert_same_training(alone["qwen3-tied", how], alone["qwen3-tied", "sampled"])
 
 
-def naive_losses(objective: str, sample: Sample, rows: torch.Tensor) -> torch.Tensor:
+def naive_penalties(sample: Sample, student: list[float]) -> list[float]:
+    """Of each token of one sample: its own clipped term, and 0.9 times the mean, discounted by 0.9, of later ones."""
+    terms = [max(-10.0, min(10.0, s - t)) for s, t in zip(student, sample.teacher_logprobs, strict=True)]
+    penalties = []
+    for t, term in enumerate(terms):
+        weights = [0.9**i for i in range(len(terms) - t - 1)]
+        later = sum(w * d for w, d in zip(weights, terms[t + 1 :], strict=True))
+        penalties.append(term + (0.9 * later / sum(weights) if weights else 0.0))
+    return penalties
+
+
+def naive_losses(objective: str, sample: Sample, rows: torch.Tensor, step: int) -> torch.Tensor:
     """Of one sample, token by token from the formulas; rows [tokens, vocabulary] are log-probs."""
     losses = []
-    for t, token in enumerate(sample.response_ids):
-        student, teacher = rows[t, token], sample.teacher_logprobs[t]
+    drawn = [rows[t, token] for t, token in enumerate(sample.response_ids)]
+    penalties = naive_penalties(sample, [d.item() for d in drawn])
+    for t, (token, student) in enumerate(zip(sample.response_ids, drawn, strict=True)):
+        teacher = sample.teacher_logprobs[t]
         weight = min(math.exp(student.item() - sample.engine_logprobs[t]), 2.0)
         if objective == "sampled":
-            advantage = sample.advantage - max(-10.0, min(10.0, student.item() - teacher))
-            losses.append(-weight * advantage * (student - student.detach()).exp())
+            losses.append(-weight * (sample.advantage - penalties[t]) * (student - student.detach()).exp())
             continue
         assert sample.teacher_top_ids is not None and sample.teacher_top_logprobs is not None
         ids, top = list(sample.teacher_top_ids[t]), list(sample.teacher_top_logprobs[t])
@@ -121,8 +143,36 @@ def naive_losses(objective: str, sample: Sample, rows: torch.Tensor) -> torch.Te
         s, p = torch.cat([s, 1 - s.sum()[None]]), torch.cat([p, 1 - p.sum()[None]])
         m = (s + p) / 2
         jsd = ((p * (p / m).log()).sum() + (s * (s / m).log()).sum()) / 2
-        losses.append(jsd - weight * sample.advantage * (student - student.detach()).exp())
+        loss = (1.0 + step * 0.5) * jsd
+        if not sample.supervised:
+            reward_coefficient = (1.0, 0.75, 0.5)[step]
+            loss = loss - weight * reward_coefficient * sample.advantage * (student - student.detach()).exp()
+        losses.append(loss)
     return torch.stack(losses)
+
+
+def naive_reports(objective: str, sample: Sample, rows: torch.Tensor) -> dict[str, list[float]]:
+    """Of one sample, what each token adds to each mean of the step."""
+    found: dict[str, list[float]] = {}
+
+    def add(name: str, value: float) -> None:
+        found.setdefault(name, []).append(value)
+
+    for t, token in enumerate(sample.response_ids):
+        if sample.teacher_top_ids is not None and sample.teacher_top_logprobs is not None:
+            ids = sample.teacher_top_ids[t]
+            add("student_mass", rows[t, ids].exp().sum().item())
+            add("teacher_mass", sum(math.exp(x) for x in sample.teacher_top_logprobs[t]))
+            if not sample.supervised and (len(sample.prompt_ids) - 1 + t) % 8 == 0:
+                add("overlap_ratio", len(set(ids) & set(rows[t].topk(len(ids)).indices.tolist())) / len(ids))
+        if not sample.supervised:
+            k1 = rows[t, token].item() - sample.teacher_logprobs[t]
+            add("reverse_kl", k1)
+            add("reverse_kl_k2", k1**2 / 2)
+            add("reverse_kl_k3", math.exp(-k1) - 1 + k1)
+            add("trainer_engine_gap", abs(rows[t, token].item() - sample.engine_logprobs[t]))
+            add("entropy", -(rows[t].exp() * rows[t]).sum().item())
+    return found
 
 
 @pytest.mark.parametrize(("kind", "objective"), [("qwen3-tied", "sampled"), ("qwen2", "top-k")])
@@ -142,10 +192,13 @@ def test_training_equals_a_plain_loop_of_transformers_and_adamw(
     )
     for step, stats in enumerate(alone[kind, objective]["stats"]):
         total, tokens = torch.zeros((), dtype=torch.float64), 0
-        for sample in make_samples(12, seed=step, top_k=4 if objective == "top-k" else 0):
+        reports: dict[str, list[float]] = {}
+        for sample in samples_of(objective, step):
             logits = model(torch.tensor([sample.prompt_ids + sample.response_ids])).logits[0]
             rows = logits.log_softmax(-1)[len(sample.prompt_ids) - 1 : -1]
-            losses = naive_losses(objective, sample, rows)
+            losses = naive_losses(objective, sample, rows, step)
+            for name, values in naive_reports(objective, sample, rows.detach()).items():
+                reports.setdefault(name, []).extend(values)
             total, tokens = total + losses.double().sum(), tokens + len(losses)
         optimizer.zero_grad()
         (total / tokens).backward()
@@ -154,6 +207,8 @@ def test_training_equals_a_plain_loop_of_transformers_and_adamw(
         assert stats["loss"] == pytest.approx(total.item() / tokens, rel=1e-5)
         assert stats["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
         assert stats["tokens"] == tokens
+        for name, values in reports.items():
+            assert stats[name] == pytest.approx(sum(values) / len(values), rel=1e-4, abs=1e-6), name
     for name, parameter in model.named_parameters():
         difference = (alone[kind, objective]["tensors"][name] - parameter.detach()).norm() / parameter.norm()
         assert difference <= 1e-5, f"{name}: {difference}"
@@ -223,6 +278,7 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     """What happens at the edges of a step."""
     from distill_workers.megatron.state import IncompatibleCheckpoint
     from distill_workers.megatron.student import MegatronStudent
+    from distill_workers.objective.coefficients import StepCoefficients
 
     found: dict[str, Any] = {}
     student = MegatronStudent(make_spec(trainer=make_trainer(weightDecay=0.5)), folder / "qwen2")
@@ -244,6 +300,7 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     wrong[0].teacher_logprobs.append(-1.0)
     for name, act in {
         "lengths": lambda: student.train_step(wrong, 1e-3),
+        "coefficients": lambda: student.accumulate(make_samples(1), None, StepCoefficients(2.0, 1.0)),
         "layout": lambda: student.load(checkpoint),
     }.items():
         try:
@@ -283,6 +340,7 @@ def test_edges_of_a_step(folder: Path, tmp_path: Path) -> None:
     assert stats["skipped"] == 1 and unchanged, "a gradient that is not finite updates nothing"
     assert "{'teacher_logprobs': " in found["lengths"]
     assert "was written by 2 ranks with parallelism.tensor 2; this trainer has 1 with 1" in found["layout"]
+    assert "one pair of coefficients: StepCoefficients(divergence=1.0, reward=1.0), and now" in found["coefficients"]
     assert "was to have 10000 response tokens" in found["lost"]
     assert "between accumulate and apply" in found["mid-step"]
     for name, ratio in found["decay"].items():

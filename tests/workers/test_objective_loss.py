@@ -7,26 +7,29 @@ import pytest
 import torch
 
 from distill_api.spec import Divergence, Objective
+from distill_workers.objective.coefficients import StepCoefficients, step_coefficients
 from distill_workers.objective.divergences import support_divergence
-from distill_workers.objective.loss import STATS, importance_weights, policy_gradient, token_losses
+from distill_workers.objective.loss import policy_gradient, token_losses
 
 
 def objective(**fields: Any) -> Objective:
-    return Objective.model_validate({"advantageClip": 1000.0, "importanceCap": 100.0, **fields})
+    return Objective.model_validate({"advantageClip": 1000.0, "correction": {"high": 100.0}, **fields})
 
 
 def losses(
-    spec: Objective, logprobs: torch.Tensor, **given: torch.Tensor
+    spec: Objective, logprobs: torch.Tensor, coefficients: StepCoefficients | None = None, **given: torch.Tensor
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """token_losses on-policy, with no reward, unless told otherwise."""
+    """token_losses on-policy, of one response of the student's own, with no reward, unless told otherwise."""
     detached = logprobs.detach()
     defaults = {
         "old_logprobs": detached,
         "engine_logprobs": detached,
         "teacher_logprobs": detached,
         "advantages": torch.zeros_like(detached),
+        "lengths": torch.tensor([len(detached)]),
+        "supervised": torch.zeros(len(detached), dtype=torch.bool),
     }
-    return token_losses(spec, logprobs=logprobs, **{**defaults, **given})
+    return token_losses(spec, coefficients or step_coefficients(spec, 0), logprobs=logprobs, **{**defaults, **given})
 
 
 def test_the_expected_gradient_of_sampled_tokens_is_that_of_the_true_reverse_kl() -> None:
@@ -55,17 +58,18 @@ def test_the_importance_weight_corrects_for_an_engine_with_other_probabilities()
     torch.testing.assert_close(gradient, expected, rtol=1e-12, atol=1e-14)
 
 
-def test_coefficient_and_reward_advantage_add_up() -> None:
+def test_the_coefficients_of_the_step_weigh_divergence_and_reward() -> None:
     logprobs = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor([-0.5, -3.0], dtype=torch.float64)
 
-    loss, _ = losses(
-        objective(coefficient=3.0), logprobs, teacher_logprobs=teacher, advantages=torch.tensor([0.7, -0.2]).double()
-    )
+    advantages = torch.tensor([0.7, -0.2], dtype=torch.float64)
+
+    loss, _ = losses(objective(), logprobs, StepCoefficients(3.0, 2.0), teacher_logprobs=teacher, advantages=advantages)
     (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
 
-    # -(A - coefficient (log pi - log pi_T))
-    torch.testing.assert_close(gradient, torch.tensor([-(0.7 - 3 * -0.5), -(-0.2 - 3 * 1.0)], dtype=torch.float64))
+    # -(c_reward A - c_divergence (log pi - log pi_T))
+    expected = [-(2 * 0.7 - 3 * -0.5), -(2 * -0.2 - 3 * 1.0)]
+    torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64))
 
 
 def test_the_sampled_term_is_clipped_in_nats() -> None:
@@ -77,16 +81,6 @@ def test_the_sampled_term_is_clipped_in_nats() -> None:
     assert gradient.tolist() == pytest.approx([4.0, -4.0])
     assert stats["advantage_clipped_ratio"].tolist() == [1.0, 1.0]
     assert stats["reverse_kl"].tolist() == pytest.approx([19.0, -29.0]), "what is reported is not clipped"
-
-
-def test_the_importance_weight_is_capped_detached_and_counted() -> None:
-    old, engine = torch.tensor([0.0, 0.0, -1.0]), torch.tensor([-3.0, 0.0, 0.0])
-
-    weights, capped = importance_weights(old.requires_grad_(), engine, cap=2.0)
-
-    assert weights.tolist() == pytest.approx([2.0, 1.0, math.exp(-1)])
-    assert capped.tolist() == [True, False, False]
-    assert not weights.requires_grad
 
 
 def test_the_ratio_is_clipped_on_the_side_that_would_go_further() -> None:
@@ -161,9 +155,90 @@ def test_every_statistic_is_reported_detached_for_each_token(support: str) -> No
 
     loss, stats = losses(objective(support=support), **given)
 
-    assert tuple(stats) == STATS
     assert all(value.shape == loss.shape and not value.requires_grad for value in stats.values())
     torch.testing.assert_close(stats["trainer_engine_gap"], torch.zeros_like(loss))
+
+
+def naive_sampled_loss(spec: Objective, response: list[tuple[float, float, float, float]], place: int) -> float:
+    """The gradient's factor of one token of a response of (student, engine, teacher, advantage), from the formulas."""
+    terms = [max(-spec.advantage_clip, min(spec.advantage_clip, s - t)) for s, _, t, _ in response]
+    student, engine, _, advantage = response[place]
+    penalty, later = terms[place], terms[place + 1 :]
+    if spec.discount and later:
+        weights = [spec.discount**i for i in range(len(later))]
+        penalty += spec.discount * sum(w * d for w, d in zip(weights, later, strict=True)) / sum(weights)
+    weight = min(math.exp(student - engine), spec.correction.high)
+    return -weight * (spec.reward_coefficient * advantage - spec.coefficient * penalty)
+
+
+@pytest.mark.parametrize("discount", [0.0, 0.5, 0.99, 1.0])
+def test_sampled_token_equals_a_plain_loop_over_each_response(discount: float) -> None:
+    spec = objective(discount=discount, advantageClip=2.0, coefficient=0.5, rewardCoefficient=3.0)
+    generator = torch.Generator().manual_seed(3)
+    lengths = [5, 1, 17, 2]
+    student, engine, teacher = (-4 * torch.rand(25, dtype=torch.float64, generator=generator) for _ in range(3))
+    advantages = torch.randn(25, dtype=torch.float64, generator=generator)
+    student.requires_grad_()
+
+    loss, _ = losses(
+        spec, student, engine_logprobs=engine, teacher_logprobs=teacher, advantages=advantages,
+        lengths=torch.tensor(lengths),
+    )  # fmt: skip
+    (gradient,) = torch.autograd.grad(loss.sum(), student)
+
+    expected, start = [], 0
+    for length in lengths:
+        columns = (x.tolist()[start : start + length] for x in (student.detach(), engine, teacher, advantages))
+        response = list(zip(*columns, strict=True))
+        expected += [naive_sampled_loss(spec, response, place) for place in range(length)]
+        start += length
+    torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("divergence", list(Divergence))
+def test_the_data_sets_tokens_get_the_divergence_and_no_policy_gradient(divergence: Divergence) -> None:
+    logits, given = top_k_inputs([0, 3, 5, 8])
+    del given["union_student"], given["union_teacher"]
+    given |= {
+        "engine_logprobs": torch.zeros(4, dtype=torch.float64),  # as they come: no engine drew them
+        "advantages": torch.tensor([1.0, -1.0, 0.5, 2.0], dtype=torch.float64),
+        "lengths": torch.tensor([2, 2]),
+        "supervised": torch.tensor([True, True, False, False]),
+    }
+    spec = {"support": "top-k", "divergence": divergence}
+
+    rewarded, _ = losses(objective(**spec, reward={"source": "exact-match"}), **given)
+    plain, stats = losses(objective(**spec), **given)
+
+    gradients = [torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (rewarded, plain)]
+    torch.testing.assert_close(rewarded[:2], plain[:2])
+    torch.testing.assert_close(gradients[0][:2], gradients[1][:2])
+    torch.testing.assert_close(plain, stats["divergence"])
+    assert (gradients[0][2:] - gradients[1][2:]).abs().max() > 0.1, "the student's own do get it"
+
+
+def test_a_masked_response_has_no_policy_gradient_and_the_other_is_as_before() -> None:
+    logprobs = torch.tensor([-1.0, -1.0, -1.0, -1.0], requires_grad=True)
+    engine, teacher = torch.tensor([-1.0, -3.0, -1.0, -1.2]), torch.full((4,), -2.0)
+    spec = objective(correction={"sequenceHigh": 2.0, "high": 100})
+
+    loss, stats = losses(spec, logprobs, engine_logprobs=engine, teacher_logprobs=teacher, lengths=torch.tensor([2, 2]))
+    (gradient,) = torch.autograd.grad(loss.sum(), logprobs)
+
+    # The first response's geometric mean is e, the second's exp(0.1).
+    assert gradient.tolist() == pytest.approx([0.0, 0.0, 1.0, math.exp(0.2)])
+    assert stats["sequence_masked_ratio"].tolist() == [1, 1, 0, 0]
+
+
+def test_masses_are_those_on_the_teachers_tokens() -> None:
+    _, given = top_k_inputs([0, 3, 5])
+    del given["union_student"], given["union_teacher"]
+
+    _, stats = losses(objective(support="top-k"), **given)
+
+    torch.testing.assert_close(stats["student_mass"], given["support_logprobs"].detach().exp().sum(-1))
+    torch.testing.assert_close(stats["teacher_mass"], given["teacher_support_logprobs"].exp().sum(-1))
+    assert "student_mass" not in losses(objective(), given["logprobs"])[1]
 
 
 def test_the_detached_old_policy_gives_no_gradient_through_the_advantage() -> None:

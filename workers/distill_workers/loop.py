@@ -32,6 +32,7 @@ from distill_workers.evaluation import Evaluator
 from distill_workers.failures import Failure, Stopped
 from distill_workers.fleet import Fleet
 from distill_workers.guards import Decision, Guards
+from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.objective.schedule import learning_rate
 from distill_workers.preflight import preflight
 from distill_workers.progress import Reporter
@@ -196,6 +197,8 @@ class Loop:
         The weights do not change before `apply`, so the gradient is that of the whole batch at once.
         """
         done, portion = Accumulated(), list[Sample]()
+        planned = step_coefficients(self._spec.objective, self._step)
+        coefficients = planned.lowered(self._guards.coefficient_factor)
         waits: list[tuple[float, float]] = []
         enough = self._spec.trainer.max_tokens_per_micro_batch * self._team.data_size
         arrivals = batch.arrivals(in_order=self._spec.deterministic)
@@ -208,7 +211,7 @@ class Loop:
                 portion += arrived or []
                 if portion and (arrived is None or sum(s.tokens for s in portion) >= enough):
                     begin = time.monotonic()
-                    await self._team.run(self._team.accumulate, portion)
+                    await self._team.run(self._team.accumulate, portion, coefficients)
                     done.training_seconds += time.monotonic() - begin
                     done.samples += portion
                     portion = []

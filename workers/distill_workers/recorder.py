@@ -13,6 +13,7 @@ from distill_api.metrics import Stage
 from distill_api.status import EvaluationScore, GuardEvent, Progress
 from distill_workers.evaluation import Measurement
 from distill_workers.guards import Decision
+from distill_workers.objective.statistics import SCOPES
 from distill_workers.progress import Reporter, utc
 from distill_workers.runfolder import RunFolder
 from distill_workers.sample import Sample
@@ -21,6 +22,8 @@ from distill_workers.transcript import LIMIT_BYTES, picked, transcript
 
 log = logging.getLogger(__name__)
 
+TRAINED = (*SCOPES, "grad_norm", "learning_rate", "coefficient", "reward_coefficient")
+"""What MegatronStudent.apply returns and a step's line shows."""
 RECENT_STEPS = 10
 """Steps by whose mean duration the remaining time is estimated."""
 GUARD_EVENTS = 4
@@ -35,7 +38,19 @@ GAUGES = {
     "distill_loss": "loss",
     "distill_grad_norm": "grad_norm",
     "distill_learning_rate": "learning_rate",
+    "distill_reverse_kl_k2_nats": "reverse_kl_k2",
+    "distill_reverse_kl_k3_nats": "reverse_kl_k3",
+    "distill_divergence_nats": "divergence",
+    "distill_student_mass_ratio": "student_mass",
+    "distill_teacher_mass_ratio": "teacher_mass",
+    "distill_overlap_ratio": "overlap_ratio",
+    "distill_coefficient": "coefficient",
+    "distill_reward_coefficient": "reward_coefficient",
     "distill_importance_capped_ratio": "importance_capped_ratio",
+    "distill_importance_gated_ratio": "importance_gated_ratio",
+    "distill_sequence_masked_ratio": "sequence_masked_ratio",
+    "distill_ratio_clipped_ratio": "ratio_clipped_ratio",
+    "distill_advantage_clipped_ratio": "advantage_clipped_ratio",
     "distill_truncated_ratio": "truncated_ratio",
     "distill_policy_lag_steps": "policy_lag",
 }
@@ -88,7 +103,8 @@ class Recorder:
         for why, sample in picked(step.samples):
             self._folder.append("samples.jsonl", transcript(step.number, why, sample, self._decode), LIMIT_BYTES)
         for gauge, key in GAUGES.items():
-            self._metrics.set(gauge, line[key])
+            if line[key] is not None:
+                self._metrics.set(gauge, line[key])
         self._metrics.set("distill_response_tokens_mean", line["response_tokens"] / line["samples"])
         if line["reward"] is not None:
             self._metrics.set("distill_reward_mean", line["reward"])
@@ -112,8 +128,8 @@ class Recorder:
             bottleneck=max(line["stages"], key=lambda stage: line["stages"][stage]),
             last_step_time=utc(line["time"]),
         )
-        numbers = (step.number, self._total, line["reverse_kl"], line["loss"], step.seconds)
-        log.info("step %d/%d: reverse KL %.4f, loss %.4f, %.1f s", *numbers)
+        numbers = (step.number, self._total, decimal(line["reverse_kl"]), line["loss"], step.seconds)
+        log.info("step %d/%d: reverse KL %s, loss %.4f, %.1f s", *numbers)
         return line
 
     def evaluation(self, measured: Measurement) -> EvaluationScore:
@@ -198,13 +214,8 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         "seconds": step.seconds,
         "samples": len(samples),
         "response_tokens": sum(len(s.response_ids) for s in samples),
-        "reverse_kl": trained["reverse_kl"],
-        "loss": trained["loss"],
-        "grad_norm": trained["grad_norm"],
-        "entropy": trained["entropy"],
-        "trainer_engine_gap": trained["trainer_engine_gap"],
-        "importance_capped_ratio": trained["importance_capped_ratio"],
-        "learning_rate": trained["learning_rate"],
+        # What had no token to be measured at is not there.
+        **{key: trained.get(key) for key in TRAINED},
         "policy_lag": step.policy_lag,
         "truncated_ratio": statistics.fmean(s.truncated for s in samples),
         "reward": statistics.fmean(rewards) if rewards else None,

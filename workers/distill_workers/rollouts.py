@@ -22,7 +22,7 @@ from distill_api.spec import Spec, Support
 from distill_workers.engine import EngineRefused
 from distill_workers.fleet import Fleet
 from distill_workers.metrics import Metrics
-from distill_workers.objective.advantages import group_advantages
+from distill_workers.objective.advantages import reward_advantages
 from distill_workers.prompts import Cursor
 from distill_workers.rewards import Reward, RewardError
 from distill_workers.sample import Prompt, Sample
@@ -109,11 +109,11 @@ class Rollouts:
         siblings = range(self._spec.rollout.samples_per_prompt)
         drawn = await asyncio.gather(*(self._sample(batch, prompt, sibling) for sibling in siblings))
         samples = [sample for part in drawn for sample in part]
-        coefficient = self._spec.objective.reward_coefficient
         rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
-        advantages = group_advantages(rewards, torch.zeros(len(samples), dtype=torch.long))
+        groups = torch.zeros(len(samples), dtype=torch.long)
+        advantages = reward_advantages(self._spec.objective.advantage, rewards, groups)
         for sample, advantage in zip(samples, advantages.tolist(), strict=True):
-            sample.advantage = coefficient * advantage
+            sample.advantage = advantage
         return samples
 
     async def _sample(self, batch: Batch, prompt: Prompt, sibling: int) -> list[Sample]:

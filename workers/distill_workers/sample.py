@@ -45,7 +45,7 @@ class Sample:
     """The response is the data set's, not the student's: no engine drew it, and engine_logprobs are 0."""
     reward: float | None = None
     advantage: float = 0.0
-    """Group-normalised reward times its coefficient: the same for every token."""
+    """Of the reward (objective.advantage), without its coefficient: the same for every token."""
 
     @property
     def weight_version(self) -> int:

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from distill_workers.megatron.student import MegatronStudent
+from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.sample import Sample
 
 P = ParamSpec("P")
@@ -31,8 +32,8 @@ class Work:
     def __init__(self, student: MegatronStudent) -> None:
         self._student = student
 
-    def accumulate(self, samples: list[Sample]) -> None:
-        self._student.accumulate(samples)
+    def accumulate(self, samples: list[Sample], coefficients: StepCoefficients) -> None:
+        self._student.accumulate(samples, coefficients=coefficients)
 
     def apply(self, learning_rate: float) -> dict[str, float]:
         return self._student.apply(learning_rate)
@@ -58,7 +59,7 @@ class Work:
 
 
 class Team(Work):
-    """Rank 0's side. `await team.run(team.accumulate, samples)` runs it on every rank, off the event loop."""
+    """Rank 0's side. `await team.run(team.accumulate, samples, coefficients)` runs it on every rank, off the event loop."""
 
     def __init__(self, student: MegatronStudent) -> None:
         super().__init__(student)

@@ -30,10 +30,19 @@ class MicroBatch:
     """[tokens]; empty where the samples have none."""
     advantages: torch.Tensor
     """[tokens]"""
+    lengths: torch.Tensor
+    """[samples]: response tokens of each."""
+    supervised: torch.Tensor
+    """[tokens], bool: of a response that the data set wrote."""
     support_ids: torch.Tensor
     """[tokens, k]: the teacher's top-k; k is 0 without."""
     teacher_support_logprobs: torch.Tensor
     """[tokens, k]"""
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """[tokens]: where in its sequence each response token is predicted."""
+        return self.rows // len(self.order)
 
     @property
     def sampled_in_support(self) -> torch.Tensor:
@@ -92,6 +101,7 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
     def per_token(values: list[list[float]]) -> torch.Tensor:
         return torch.tensor([v for of_sample in values for v in of_sample], dtype=floats, device=device)
 
+    lengths = torch.tensor([len(s.response_ids) for s in samples], device=device)
     tokens = sum(len(s.response_ids) for s in samples)
     support_ids = torch.zeros(tokens, 0, dtype=torch.long, device=device)
     support_logprobs = torch.zeros(tokens, 0, dtype=floats, device=device)
@@ -108,6 +118,8 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
         engine_logprobs=per_token([s.engine_logprobs for s in samples]),
         teacher_logprobs=per_token([s.teacher_logprobs for s in samples] if scored else []),
         advantages=per_token([[s.advantage] * len(s.response_ids) for s in samples]),
+        lengths=lengths,
+        supervised=torch.tensor([s.supervised for s in samples], device=device).repeat_interleave(lengths),
         support_ids=support_ids,
         teacher_support_logprobs=support_logprobs,
     )

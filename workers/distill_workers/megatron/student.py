@@ -16,17 +16,16 @@ from megatron.core.distributed import (
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-from distill_api.spec import Spec, Support
+from distill_api.spec import Spec
 from distill_workers.megatron import hf, lora, parallel, state
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, micro_batches, share
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
+from distill_workers.megatron.loss import batch_loss
 from distill_workers.megatron.model import build_model
-from distill_workers.objective.loss import STATS, token_losses
+from distill_workers.objective.coefficients import StepCoefficients, step_coefficients
+from distill_workers.objective.statistics import SCOPES, means, no_sums
 from distill_workers.sample import Sample
-
-MEANS = (*STATS, "entropy")
-"""Sums over response tokens that `apply` returns as means over the global batch."""
 
 
 class MegatronStudent:
@@ -79,22 +78,36 @@ class MegatronStudent:
             group=self.ranks.tensor_group if self.ranks.tensor_size > 1 else None,
         )
         self._expected_tokens: int | None = None
+        self._first_coefficients: StepCoefficients = step_coefficients(spec.objective, 0)
+        self._coefficients = self._first_coefficients
         self._begin_step()
 
     def discard(self) -> None:
         """Forget what was accumulated since the last `apply`."""
         self._begin_step()
 
-    def train_step(self, samples: Sequence[Sample], learning_rate: float) -> dict[str, float]:
-        """One optimiser step on the samples: see `apply` for what is returned."""
-        self.accumulate(samples)
+    def train_step(
+        self, samples: Sequence[Sample], learning_rate: float, coefficients: StepCoefficients | None = None
+    ) -> dict[str, float]:
+        """One optimiser step on the samples: see `accumulate` and `apply`."""
+        self.accumulate(samples, coefficients=coefficients)
         return self.apply(learning_rate)
 
-    def accumulate(self, samples: Sequence[Sample], total_response_tokens: int | None = None) -> None:
+    def accumulate(
+        self,
+        samples: Sequence[Sample],
+        total_response_tokens: int | None = None,
+        coefficients: StepCoefficients | None = None,
+    ) -> None:
         """Forward and backward of some samples of the step. No communication between replicas.
 
         total_response_tokens: of the whole step, where it is known; `apply` then checks that no sample was lost.
+        coefficients: of the step, the same in all its calls; without them those of a run's first step.
         """
+        coefficients = coefficients or self._first_coefficients
+        if self._samples and coefficients != self._coefficients:
+            raise ValueError(f"a step has one pair of coefficients: {self._coefficients}, and now {coefficients}")
+        self._coefficients = coefficients
         shares = share(samples, self._loads)
         for rank, indices in enumerate(shares):
             self._loads[rank] += sum(samples[i].tokens for i in indices)
@@ -109,27 +122,27 @@ class MegatronStudent:
     def apply(self, learning_rate: float) -> dict[str, float]:
         """One optimiser step with the gradients of every `accumulate` since the last. The same result on every rank.
 
-        Means over response tokens of the global batch: loss, reverse_kl (k1, by the trainer's own log-probs, nats),
-        divergence, trainer_engine_gap (nats), entropy (nats), importance_capped_ratio, ratio_clipped_ratio,
-        advantage_clipped_ratio. And: grad_norm before clipping, learning_rate, tokens (of responses), samples,
+        Means over the tokens of the global batch that each is of, left out without any: statistics.SCOPES. And:
+        grad_norm before clipping, learning_rate, coefficient and reward_coefficient, tokens (of responses), samples,
         padding_ratio (share of the computed positions that are padding), skipped (1 when nothing was updated: there
         were no tokens, or the gradient was not finite).
         """
         if self._expected_tokens not in (None, self._tokens):
             raise ValueError(f"the step was to have {self._expected_tokens} response tokens, but got {self._tokens}")
-        local = [self._sums[name] for name in MEANS]
-        sums = torch.stack([*local, self._positions]).to(self.ranks.device)
-        dist.all_reduce(sums, group=self.ranks.data_group)
-        *totals, positions = sums.tolist()
+        totals = torch.cat([self._sums.flatten(), self._positions[None]])
+        dist.all_reduce(totals, group=self.ranks.data_group)
+        positions = totals[-1].item()
         local_tokens = torch.tensor(self._local_tokens, dtype=torch.int, device=self.ranks.device)
         finalize_model_grads([self._parallel_model], num_tokens=local_tokens)
-        stats = {name: total / max(1, self._tokens) for name, total in zip(MEANS, totals, strict=True)}
+        stats = means(totals[:-1].view(len(SCOPES), 2))
         used = sum(self._loads)
         stats |= {
             "tokens": float(self._tokens),
             "samples": float(self._samples),
             "padding_ratio": 1 - used / positions if positions else 0.0,
             "learning_rate": learning_rate,
+            "coefficient": self._coefficients.divergence,
+            "reward_coefficient": self._coefficients.reward,
             "grad_norm": 0.0,
             "skipped": 1.0,
         }
@@ -184,42 +197,31 @@ class MegatronStudent:
     def _begin_step(self) -> None:
         self._parallel_model.zero_grad_buffer()
         self._optimizer.zero_grad()
-        zero = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        self._sums = dict.fromkeys(MEANS, zero)
-        self._positions = zero
+        self._sums = no_sums(self.ranks.device)
+        self._positions = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         self._loads = [0] * self.ranks.data_size
         self._samples = self._tokens = self._local_tokens = 0
+        self._coefficients = self._first_coefficients
         self._expected_tokens = None
 
     def _forward_backward(self, batch: MicroBatch) -> None:
-        # Column 0 is the drawn token; with support top-k the others are the teacher's.
-        top_k = self.spec.objective.support is Support.TOP_K
-        ids = torch.cat([batch.targets[:, None], batch.support_ids], -1) if top_k else batch.targets[:, None]
-        values, entropy = self._token_logprobs(batch, ids)
-        losses, stats = token_losses(
-            self.spec.objective,
-            logprobs=values[:, 0],
-            # One update for each batch: the policy before the step is the one at hand.
-            old_logprobs=values[:, 0].detach(),
-            engine_logprobs=batch.engine_logprobs,
-            teacher_logprobs=batch.teacher_logprobs,
-            advantages=batch.advantages,
-            support_logprobs=values[:, 1:] if top_k else None,
-            teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,
-            sampled_in_support=batch.sampled_in_support if top_k else None,
-        )
-        losses.sum().backward()  # type: ignore[no-untyped-call]  # torch.Tensor.backward is untyped
-        for name, of_tokens in (*stats.items(), ("entropy", entropy)):
-            self._sums[name] = self._sums[name] + of_tokens.double().sum()
+        hidden = self._response_hidden(batch)
+        head = self._model.head_weight()
+        loss, sums = batch_loss(self.spec.objective, self._coefficients, batch, hidden, head, self._vocabulary)
+        loss.backward()  # type: ignore[no-untyped-call]  # torch.Tensor.backward is untyped
+        self._sums = self._sums + sums
         self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
         self._local_tokens += len(batch.targets)
 
     def _token_logprobs(self, batch: MicroBatch, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs [tokens, m] of ids [tokens, m] at the response tokens, and the entropy [tokens], nats."""
+        return token_logprobs(self._response_hidden(batch), self._model.head_weight(), ids, self._vocabulary)
+
+    def _response_hidden(self, batch: MicroBatch) -> torch.Tensor:
+        """[tokens, hidden]: what the head predicts each response token from."""
         positions = torch.arange(batch.input_ids.shape[1], device=self.ranks.device).expand_as(batch.input_ids)
-        hidden = self._parallel_model(batch.input_ids, positions, None)  # [sequence, samples, hidden]
-        at_responses = hidden.flatten(0, 1)[batch.rows]
-        return token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)
+        hidden: torch.Tensor = self._parallel_model(batch.input_ids, positions, None)  # [sequence, samples, hidden]
+        return hidden.flatten(0, 1)[batch.rows]
 
     def _gradient_is_finite(self) -> bool:
         """On every rank the same answer. A sum is enough: an infinity or NaN anywhere makes it one."""

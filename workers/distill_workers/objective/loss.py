@@ -1,38 +1,27 @@
 """The loss of each response token.
 
 sampled-token (on-policy distillation as in the Qwen3 report, Thinking Machines and slime):
-    A'_t = A_t - coefficient clip(log pi_old(y_t) - log pi_T(y_t), +-advantage_clip)              detached
+    d_t  = clip(log pi_old(y_t) - log pi_T(y_t), +-advantage_clip)                                detached
+    A'_t = c_reward A_t - c_divergence (d_t + discount mean_discount(d_s: s > t))                 detached
     L_t  = -w_t min(rho_t A'_t, clip(rho_t, 1 - ratio_clip, 1 + ratio_clip) A'_t),  rho_t = pi_theta(y_t) / pi_old(y_t)
-    w_t  = min(pi_old(y_t) / mu(y_t), importance_cap)                                             detached
-mu is the engine's own probability when it drew y_t: w_t corrects both for its other arithmetic and for its older
-weights (truncated importance sampling). The gradient at rho = 1 is -w_t A'_t grad log pi_theta: in expectation, with no
-reward, that of the reverse KL.
+w_t is made of pi_old(y_t) / mu(y_t) (corrections.py), mu being the engine's own probability when it drew y_t: it
+corrects both for its other arithmetic and for its older weights. With w_t that ratio itself and discount 0 the gradient
+at rho = 1 is, in expectation and with no reward, that of the reverse KL.
 
 top-k:
-    L_t = coefficient D(student, teacher; top-k and the drawn token, tail) + L_t of sampled-token with A'_t = A_t
+    L_t = c_divergence D(student, teacher; top-k and the drawn token, tail)
+          + L_t of sampled-token with A'_t = c_reward A_t
+The divergence is taken on any sequence, the data set's included (GKD, arXiv 2306.13649); the policy gradient on the
+student's own alone.
 """
 
 import torch
 
 from distill_api.spec import Objective, RewardSource, Support
-from distill_workers.objective.divergences import sampled_reverse_kl, support_divergence
-
-STATS = (
-    "loss",
-    "reverse_kl",
-    "divergence",
-    "trainer_engine_gap",
-    "importance_capped_ratio",
-    "ratio_clipped_ratio",
-    "advantage_clipped_ratio",
-)
-"""What `token_losses` reports of each token. divergence is what is minimised: with sampled-token its k1 estimate."""
-
-
-def importance_weights(old: torch.Tensor, engine: torch.Tensor, cap: float) -> tuple[torch.Tensor, torch.Tensor]:
-    """min(exp(old - engine), cap) of log-probs [tokens], and which were capped, bool: both [tokens], detached."""
-    weights = (old - engine).detach().exp()
-    return weights.clamp(max=cap), weights > cap
+from distill_workers.objective.coefficients import StepCoefficients
+from distill_workers.objective.corrections import correct
+from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl, support_divergence
+from distill_workers.objective.responses import future_mean
 
 
 def policy_gradient(
@@ -47,35 +36,45 @@ def policy_gradient(
 
 def token_losses(
     objective: Objective,
+    coefficients: StepCoefficients,
     *,
     logprobs: torch.Tensor,
     old_logprobs: torch.Tensor,
     engine_logprobs: torch.Tensor,
     teacher_logprobs: torch.Tensor,
     advantages: torch.Tensor,
+    lengths: torch.Tensor,
+    supervised: torch.Tensor,
     support_logprobs: torch.Tensor | None = None,
     teacher_support_logprobs: torch.Tensor | None = None,
     sampled_in_support: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of each token [tokens], nats, and STATS, each [tokens] and detached.
+    """Loss of each token [tokens], nats, and statistics by name (of statistics.SCOPES), each [tokens] and detached.
 
-    All log-probs are of response tokens at temperature 1, natural, [tokens]: `logprobs` the trainer's, with gradient;
-    `old_logprobs` the trainer's before the step (`logprobs.detach()` when a batch is one update); `engine_logprobs`
-    those the token was drawn with. advantages [tokens]: group-normalised reward times its coefficient, 0 without one.
+    The tokens are whole responses one after the other; lengths [responses] says how long each is. All log-probs are of
+    response tokens at temperature 1, natural, [tokens]: `logprobs` the trainer's, with gradient; `old_logprobs` the
+    trainer's before the step (`logprobs.detach()` when a batch is one update); `engine_logprobs` those the token was
+    drawn with. advantages [tokens]: of the task reward, 0 without one. supervised [tokens], bool: of the data set.
 
     Support top-k needs the student's log-probs [tokens, k], with gradient, at the teacher's top-k ids, the teacher's
     own [tokens, k], and `sampled_in_support` [tokens], bool: the drawn token is one of the k, and not counted again.
     """
     old, current = old_logprobs.detach(), logprobs.detach()
-    weights, capped = importance_weights(old, engine_logprobs, objective.importance_cap)
+    weights = correct(objective.correction, old, engine_logprobs, lengths)
+    # What the student did not draw has no policy gradient.
+    importance = torch.where(supervised, 0.0, weights.values)
     reverse_kl = sampled_reverse_kl(current, teacher_logprobs)
-    clip = objective.advantage_clip
+    total_advantages = coefficients.reward * advantages
+    masses: dict[str, torch.Tensor] = {}
     if objective.support is Support.SAMPLED_TOKEN:
+        clip = objective.advantage_clip
         penalty = sampled_reverse_kl(old, teacher_logprobs).clamp(-clip, clip)
-        total_advantages = (advantages - objective.coefficient * penalty).detach()
-        surrogate, held = policy_gradient(logprobs, old, total_advantages, objective.ratio_clip)
-        loss = weights * surrogate
+        if objective.discount > 0:
+            penalty = penalty + objective.discount * future_mean(penalty, lengths, objective.discount)
+        total_advantages = total_advantages - coefficients.divergence * penalty
+        loss = torch.zeros_like(logprobs)
         divergence, clipped = reverse_kl, reverse_kl.abs() > clip
+        has_policy_gradient = True
     else:
         if support_logprobs is None or teacher_support_logprobs is None or sampled_in_support is None:
             raise ValueError("support top-k needs the log-probs of student and teacher at the teacher's top-k tokens")
@@ -87,18 +86,31 @@ def token_losses(
             present=torch.cat([inside, ~sampled_in_support[:, None]], -1),
             jsd_beta=objective.jsd_beta,
         )
-        loss = objective.coefficient * divergence
-        held = clipped = torch.zeros_like(capped)
-        if objective.reward.source is not RewardSource.NONE:
-            surrogate, held = policy_gradient(logprobs, old, advantages.detach(), objective.ratio_clip)
-            loss = loss + weights * surrogate
+        loss = coefficients.divergence * divergence
+        clipped = torch.zeros_like(supervised)
+        has_policy_gradient = objective.reward.source is not RewardSource.NONE
+        masses = {
+            "student_mass": support_logprobs.exp().sum(-1),
+            "teacher_mass": teacher_support_logprobs.exp().sum(-1),
+        }
+    held = torch.zeros_like(supervised)
+    if has_policy_gradient:
+        clip_range = objective.correction.ratio_clip
+        surrogate, held = policy_gradient(logprobs, old, total_advantages.detach(), clip_range)
+        loss = loss + importance * surrogate
+    k2, k3 = higher_estimates(reverse_kl)
     stats = {
         "loss": loss,
-        "reverse_kl": reverse_kl,
         "divergence": divergence,
+        "reverse_kl": reverse_kl,
+        "reverse_kl_k2": k2,
+        "reverse_kl_k3": k3,
         "trainer_engine_gap": (current - engine_logprobs).abs(),
-        "importance_capped_ratio": capped,
+        "importance_capped_ratio": weights.capped,
+        "importance_gated_ratio": weights.gated,
+        "sequence_masked_ratio": weights.masked,
         "ratio_clipped_ratio": held,
         "advantage_clipped_ratio": clipped,
+        **masses,
     }
     return loss, {name: value.detach().to(current.dtype) for name, value in stats.items()}

@@ -1,0 +1,42 @@
+"""Sums over the responses that a row of tokens is made of. Ragged, without padding and without a loop over tokens.
+
+`lengths` [responses]: tokens of each response; `values` [tokens]: the responses one after the other.
+"""
+
+import torch
+
+
+def response_mean(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """The mean of its response, at each token: [tokens], float64."""
+    response = torch.repeat_interleave(lengths)  # its number, at each token
+    sums = torch.zeros(len(lengths), dtype=torch.float64, device=values.device)
+    means = sums.index_add(0, response, values.double()) / lengths.clamp(min=1)
+    return means.index_select(0, response)
+
+
+def future_mean(values: torch.Tensor, lengths: torch.Tensor, discount: float) -> torch.Tensor:
+    """The discounted mean of the later values of the same response, at each token: [tokens], in the dtype of values.
+
+    sum_{s>t} discount^(s-t-1) v_s / sum_{s>t} discount^(s-t-1), and 0 at the last token. With discount 1 it is
+    R^Norm_{t+1} of MiniLLM (arXiv 2306.08543, section 2.2, length normalisation).
+
+    By doubling: from sums of the next n terms, S_n(t), come those of 2n, S_n(t) + discount^n S_n(t + n).
+    """
+    if not len(values):
+        return values
+    places = torch.arange(len(values), device=values.device)
+    later = torch.repeat_interleave(lengths.cumsum(0), lengths) - 1 - places  # tokens after this one in its response
+
+    def ahead(of: torch.Tensor, tokens: int) -> torch.Tensor:
+        """What stands so many tokens later in the same response, or 0: [2, tokens]."""
+        found = of[:, (places + tokens).clamp(max=len(values) - 1)]
+        return torch.where(later >= tokens, found, 0.0)
+
+    sums = torch.stack([values.double(), torch.ones_like(values, dtype=torch.float64)])
+    reach, longest = 1, int(lengths.max())
+    while reach < longest:
+        sums = sums + discount**reach * ahead(sums, reach)
+        reach *= 2
+    total, weight = ahead(sums, 1)
+    mean: torch.Tensor = total / weight.clamp(min=1)
+    return mean.to(values.dtype)

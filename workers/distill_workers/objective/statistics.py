@@ -1,0 +1,66 @@
+"""Sums of what is reported of a step, and the means that they make.
+
+Each statistic is the mean over the tokens that it says something about: the reverse KL, for one, over those that the
+student drew itself. Sums and counts of any split of a step into micro-batches, groups and ranks add up to the same.
+"""
+
+from collections.abc import Mapping
+from enum import Enum
+
+import torch
+
+
+class Scope(Enum):
+    """The response tokens that a statistic is the mean of."""
+
+    ALL = "all"
+    OWN = "own"
+    """Those that the student drew: not the data set's."""
+    MEASURED = "measured"
+    """Those of its own at which the student's top-k was looked up (megatron/overlap.py)."""
+
+
+SCOPES = {
+    "loss": Scope.ALL,
+    "divergence": Scope.ALL,
+    "student_mass": Scope.ALL,
+    "teacher_mass": Scope.ALL,
+    "reverse_kl": Scope.OWN,
+    "reverse_kl_k2": Scope.OWN,
+    "reverse_kl_k3": Scope.OWN,
+    "trainer_engine_gap": Scope.OWN,
+    "importance_capped_ratio": Scope.OWN,
+    "importance_gated_ratio": Scope.OWN,
+    "sequence_masked_ratio": Scope.OWN,
+    "ratio_clipped_ratio": Scope.OWN,
+    "advantage_clipped_ratio": Scope.OWN,
+    "entropy": Scope.OWN,
+    "overlap_ratio": Scope.MEASURED,
+}
+"""Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate. student_mass
+and teacher_mass: what each gives to the teacher's top-k; overlap_ratio: share of the student's own top-k among those
+(as verl reports them). They are of support top-k alone."""
+
+
+def no_sums(device: torch.device) -> torch.Tensor:
+    """[statistics, 2]: sum and count of each, float64."""
+    return torch.zeros(len(SCOPES), 2, dtype=torch.float64, device=device)
+
+
+def sums(stats: Mapping[str, torch.Tensor], scopes: Mapping[Scope, torch.Tensor]) -> torch.Tensor:
+    """Sum and count of each statistic over the tokens of its scope: [statistics, 2], float64.
+
+    stats: values [tokens] by name; one that is left out is not counted. scopes: the tokens of each, [tokens], bool.
+    """
+    rows = []
+    for name, scope in SCOPES.items():
+        counted = scopes[scope] if name in stats else torch.zeros_like(scopes[scope])
+        values = torch.where(counted, stats[name], 0.0) if name in stats else counted
+        rows.append(torch.stack([values.double().sum(), counted.double().sum()]))
+    return torch.stack(rows)
+
+
+def means(totals: torch.Tensor) -> dict[str, float]:
+    """The mean of each statistic, from sums and counts [statistics, 2], without those of no token."""
+    rows = zip(SCOPES, totals.tolist(), strict=True)
+    return {name: total / count for name, (total, count) in rows if count}
