@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from distill_api.spec import Divergence
-from distill_workers.objective.divergences import coarsen, sampled_reverse_kl, support_divergence
+from distill_workers.objective.divergences import coarsen, higher_estimates, sampled_reverse_kl, support_divergence
 
 ALL = list(Divergence)
 VOCABULARY = 12
@@ -138,6 +138,38 @@ def test_an_absent_column_changes_nothing() -> None:
     torch.testing.assert_close(gradients[0], gradients[1], rtol=1e-9, atol=1e-12)
 
 
+MASSES = (0.9, 0.1, 1e-3, 1e-5, 2e-6, 1e-6, 5e-7, 1e-9, 1e-12)
+"""Of the tail, on both sides of its floor."""
+
+
+@pytest.mark.parametrize("divergence", ALL)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_a_tail_of_any_mass_makes_no_larger_gradient_than_the_full_divergence(
+    divergence: Divergence, dtype: torch.dtype
+) -> None:
+    """d log(1 - mass) / d mass is 1e6 at the floor: what it is multiplied with must take that back."""
+    generator, k = torch.Generator().manual_seed(0), 16
+    pairs = torch.tensor(list(itertools.product(MASSES, MASSES)), dtype=torch.float64)
+
+    def with_tail(mass: torch.Tensor) -> torch.Tensor:
+        noise = torch.randn(len(mass), 200, dtype=torch.float64, generator=generator)
+        inside, outside = (part.log_softmax(-1) for part in noise.split([k, 200 - k], -1))
+        return torch.cat([inside + torch.log1p(-mass)[:, None], outside + mass.log()[:, None]], -1)
+
+    logits, teacher = with_tail(pairs[:, 0]), with_tail(pairs[:, 1])
+    ids = torch.arange(k).expand(len(pairs), k)
+    exact, coarse = logits.clone().requires_grad_(), logits.to(dtype).requires_grad_()
+
+    full = naive_divergence(divergence, exact.softmax(-1), teacher.exp(), 0.5)
+    value = on_support(divergence, coarse, teacher.to(dtype), ids)
+    (of_full,) = torch.autograd.grad(full.sum(), exact)
+    (of_value,) = torch.autograd.grad(value.sum(), coarse)
+
+    assert (value >= 0).all()
+    assert (value <= full + 1e-5).all(), "never more than the divergence that it stands for"
+    assert (of_value.norm(dim=-1) <= 1.1 * of_full.norm(dim=-1) + 0.01).all()
+
+
 def test_buckets_are_a_distribution_even_when_rounding_made_the_mass_exceed_one() -> None:
     logprobs = torch.tensor([[math.log(0.7), math.log(0.3000005)], [0.0, -200.0]])
 
@@ -153,3 +185,29 @@ def test_the_mean_of_the_sampled_term_is_the_reverse_kl() -> None:
     expected = (student.exp() * sampled_reverse_kl(student, teacher)).sum()
 
     assert expected.item() == pytest.approx((student.exp() * (student - teacher)).sum().item())
+
+
+def test_the_higher_estimates_follow_their_formulas_and_are_never_negative() -> None:
+    k1 = torch.arange(-8.0, 8.5, 0.5, dtype=torch.float64)
+
+    k2, k3 = higher_estimates(k1)
+
+    torch.testing.assert_close(k2, k1**2 / 2)
+    torch.testing.assert_close(k3, (-k1).exp() - 1 + k1)
+    assert (k2 >= 0).all() and (k3 >= 0).all()
+    assert k2[16] == k3[16] == 0, "and 0 where both agree"
+
+
+def test_the_mean_of_k3_is_the_reverse_kl() -> None:
+    student, teacher = torch.tensor([0.5, 0.3, 0.2]).log(), torch.tensor([0.1, 0.2, 0.7]).log()
+
+    _, k3 = higher_estimates(student - teacher)
+
+    expected = (student.exp() * (student - teacher)).sum()
+    assert (student.exp() * k3).sum().item() == pytest.approx(expected.item())
+
+
+def test_one_impossible_token_does_not_drown_the_report() -> None:
+    _, k3 = higher_estimates(torch.tensor([-200.0]))
+
+    assert k3.item() == pytest.approx(math.exp(20) - 21, rel=1e-6)

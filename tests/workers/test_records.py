@@ -11,8 +11,9 @@ from distill_api.job import DistillationJob, parse_job
 from distill_api.status import EvaluationScore, Progress
 from distill_api.wire import ExitReason, ExitReport, Phase, ProgressReport
 from distill_workers.evaluation import Measurement
-from distill_workers.recorder import after
+from distill_workers.recorder import TRAINED, Step, after, step_line
 from distill_workers.runfolder import ForeignRun, RunFolder, fingerprint
+from distill_workers.sample import Sample
 from distill_workers.trainer import MESSAGE_BYTES, exit_text
 
 
@@ -52,6 +53,16 @@ def test_a_folder_is_taken_up_by_the_same_curve_alone(tmp_path: Path) -> None:
     assert fingerprint(other) != fingerprint(job(tmp_path))
     with pytest.raises(ForeignRun, match=r"holds another run.*choose another spec.output.path"):
         RunFolder(other).claim()
+
+
+def test_a_step_says_nothing_of_what_had_no_token_to_be_measured_at() -> None:
+    sample = Sample(0, 0, [1], [2, 3], [0.0, 0.0], [0, 0], False, supervised=True)
+    trained = {name: 0.5 for name in TRAINED if name != "reverse_kl"}
+
+    line = step_line(Step(3, [sample], trained, 0.0, 1.0), {})
+
+    assert line["reverse_kl"] is None and line["divergence"] == 0.5
+    assert json.loads(json.dumps(line, allow_nan=False)) == line
 
 
 def measured(step: int, score: float | None, kl: float | None) -> Measurement:

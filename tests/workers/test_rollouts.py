@@ -49,10 +49,16 @@ def metrics() -> Iterator[Metrics]:
 
 
 def pipeline(
-    tmp_path: Path, metrics: Metrics, engines: Engines, teacher: Teacher, reward: Any = None, **rollout: Any
+    tmp_path: Path,
+    metrics: Metrics,
+    engines: Engines,
+    teacher: Teacher,
+    reward: Any = None,
+    objective: Any = None,
+    **rollout: Any,
 ) -> Rollouts:
     changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
-    spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes)).spec
+    spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {})).spec
     cursor = Cursor([Prompt(i, [i], str(i)) for i in range(8)], seed=0, shuffle=False)
     parts: Any = (engines, teacher)
     return Rollouts(spec, cursor, *parts, reward, str, metrics)
@@ -81,6 +87,20 @@ async def test_what_an_engine_refuses_is_left_out_and_the_step_goes_on(tmp_path:
     samples = await samples_of(rollouts.take(0, 1))
     assert [s.prompt_index for s in samples] == [0, 0, 2, 2, 3, 3]
     assert failed(metrics) == {"engine": 2.0 * TRIES}
+
+
+async def test_a_sample_has_its_advantage_without_a_coefficient(tmp_path: Path, metrics: Metrics) -> None:
+    class Reward:
+        calls = 0
+
+        async def score(self, prompt: Prompt, response: str) -> float:
+            self.calls += 1
+            return float(self.calls)
+
+    objective = {"reward": {"source": "exact-match"}, "rewardCoefficient": 5, "advantage": "leave-one-out"}
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), Reward(), objective, promptsPerStep=1)
+    samples = await samples_of(rollouts.take(0, 1))
+    assert [(s.reward, s.advantage) for s in samples] == [(1.0, -1.0), (2.0, 1.0)]
 
 
 async def test_a_reward_that_raises_fails_its_own_sample_alone(tmp_path: Path, metrics: Metrics) -> None:
