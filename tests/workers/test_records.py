@@ -8,10 +8,13 @@ import pytest
 from runs import arithmetic
 
 from distill_api.job import DistillationJob, parse_job
+from distill_api.metrics import Stage
 from distill_api.status import EvaluationScore, Progress
 from distill_api.wire import ExitReason, ExitReport, Phase, ProgressReport
 from distill_workers.evaluation import Measurement
-from distill_workers.recorder import TRAINED, Step, after, step_line
+from distill_workers.metrics import Metrics
+from distill_workers.progress import Reporter
+from distill_workers.recorder import TRAINED, Recorder, Step, after
 from distill_workers.runfolder import ForeignRun, RunFolder, fingerprint
 from distill_workers.sample import Sample
 from distill_workers.trainer import MESSAGE_BYTES, exit_text
@@ -55,14 +58,21 @@ def test_a_folder_is_taken_up_by_the_same_curve_alone(tmp_path: Path) -> None:
         RunFolder(other).claim()
 
 
-def test_a_step_says_nothing_of_what_had_no_token_to_be_measured_at() -> None:
+def test_a_step_says_nothing_of_what_had_no_token_to_be_measured_at(tmp_path: Path) -> None:
+    folder, metrics = RunFolder(job(tmp_path)), Metrics()
+    folder.claim()
+    recorder = Recorder(folder, Reporter(folder, metrics, 5), 5)
     sample = Sample(0, 0, [1], [2, 3], [0.0, 0.0], [0, 0], False, supervised=True)
     trained = {name: 0.5 for name in TRAINED if name != "reverse_kl"}
 
-    line = step_line(Step(3, [sample], trained, 0.0, 1.0), {})
+    recorder.begin_step()
+    recorder.spent(Stage.TRAIN, 1.0)
+    recorder.step(Step(3, [sample], trained, 0.0, 1.0))
 
+    line = json.loads((folder.root / "metrics.jsonl").read_text(), parse_constant=pytest.fail)
     assert line["reverse_kl"] is None and line["divergence"] == 0.5
-    assert json.loads(json.dumps(line, allow_nan=False)) == line
+    scraped = metrics.text().decode().splitlines()
+    assert "distill_reverse_kl_nats NaN" in scraped and "distill_divergence_nats 0.5" in scraped
 
 
 def measured(step: int, score: float | None, kl: float | None) -> Measurement:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import logging
+import math
 import statistics
 import time
 from collections.abc import Callable, Iterator
@@ -103,8 +104,7 @@ class Recorder:
         for why, sample in picked(step.samples):
             self._folder.append("samples.jsonl", transcript(step.number, why, sample, self._decode), LIMIT_BYTES)
         for gauge, key in GAUGES.items():
-            if line[key] is not None:
-                self._metrics.set(gauge, line[key])
+            self._metrics.set(gauge, math.nan if line[key] is None else line[key])
         self._metrics.set("distill_response_tokens_mean", line["response_tokens"] / line["samples"])
         if line["reward"] is not None:
             self._metrics.set("distill_reward_mean", line["reward"])

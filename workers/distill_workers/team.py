@@ -59,7 +59,7 @@ class Work:
 
 
 class Team(Work):
-    """Rank 0's side. `await team.run(team.accumulate, samples, coefficients)` runs it on every rank, off the event loop."""
+    """Rank 0's side. `await team.run(team.apply, rate)` runs it on every rank, off the event loop."""
 
     def __init__(self, student: MegatronStudent) -> None:
         super().__init__(student)
