@@ -23,6 +23,7 @@ from distill_workers.engine import Response
 from distill_workers.fleet import Fleet
 from distill_workers.loop import Loop
 from distill_workers.metrics import Metrics
+from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.progress import Reporter
 from distill_workers.prompts import Cursor
 from distill_workers.rollouts import Rollouts
@@ -111,7 +112,7 @@ class Team:
     async def run(self, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         return await method(*args)
 
-    async def accumulate(self, samples: list[Sample]) -> None:
+    async def accumulate(self, samples: list[Sample], _: StepCoefficients) -> None:
         await asyncio.sleep(sum(len(s.response_ids) for s in samples) * self._token_seconds)
 
     async def apply(self, learning_rate: float) -> dict[str, float]:
