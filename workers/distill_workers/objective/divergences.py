@@ -14,7 +14,8 @@ import torch
 from distill_api.spec import Divergence
 
 TAIL_FLOOR = 1e-6
-"""Smallest mass of the tail. Log-probs in fp32 leave 1e-7 of rounding in 1 - sum p: below that the tail is noise."""
+"""Smallest mass of the tail. Log-probs in fp32 leave 1e-7 of rounding in 1 - sum p: below that the tail is noise.
+The gradient is not large on either side of it; but a student's tail below it is not pulled up any more."""
 
 ESTIMATE_NATS = 20.0
 """Bound of the exponent in an estimate of the reverse KL."""
