@@ -16,6 +16,7 @@ import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 from distill_api.job import parse_job
@@ -157,7 +158,8 @@ async def step_seconds(stages: Stages, *, max_policy_lag: int, partial: bool, st
     cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
     pipeline: Any = (cursor, fleet, teacher, None, str, metrics)
     rollouts = Rollouts(job.spec, *pipeline)
-    parts: Any = (team, fleet, teacher, cursor, rollouts, [], Reporter(run_folder, metrics, 1000), None)
+    tokenizer = SimpleNamespace(decode=str)
+    parts: Any = (team, fleet, teacher, cursor, rollouts, [], Reporter(run_folder, metrics, 1000), tokenizer)
     loop = Loop(job, run_folder, *parts)
     clock = asyncio.get_running_loop()
     warm_up = max_policy_lag + 1
