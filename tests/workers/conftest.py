@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,21 @@ async def engine(
     await engine.start(str(tiny_model(0)))
     yield engine
     await engine.stop()
+
+
+def weights_of(model: Path) -> Any:
+    """A Source (distill_workers.buckets) of the weights in a model folder."""
+    from safetensors.torch import load_file
+
+    return source_of(list(load_file(model / "model.safetensors").items()))
+
+
+def source_of(tensors: list[tuple[str, Any]]) -> Any:
+    """A Source of tensors at hand."""
+    from distill_workers.buckets import Pass
+
+    thread = ThreadPoolExecutor(1)
+    return lambda buffers: Pass(thread, lambda: iter(tensors), buffers)
 
 
 def hf_logprobs(model: Path | Any, prompt_ids: list[int], response_ids: list[int]) -> list[float]:

@@ -4,11 +4,9 @@ import asyncio
 import os
 import signal
 from pathlib import Path
-from typing import Any
 
 import pytest
-from conftest import TinyModel, hf_logprobs, spec_of
-from safetensors.torch import load_file
+from conftest import TinyModel, hf_logprobs, spec_of, weights_of
 
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import parse_job
@@ -43,8 +41,7 @@ async def test_an_engine_actor_serves_is_updated_and_comes_back_when_it_dies(
         assert (await engine.whereabouts())["pid"] != where["pid"]
         assert not alive(where["server_pid"]), "a server ends with its actor"
         assert engine.incarnation == 2
-        weights: Any = list(load_file(tiny_model(2) / "model.safetensors").items())
-        await sync.push(weights, 5, {0: engine})
+        await sync.push(weights_of(tiny_model(2)), 5, {0: engine})
         [response] = await engine.generate(PROMPT, [1], 8)
         assert set(response.versions) == {5}
         assert response.logprobs == pytest.approx(hf_logprobs(tiny_model(2), PROMPT, response.ids), abs=1e-3)

@@ -203,6 +203,9 @@ class RayEngine:
     async def load_folder(self, folder: str, version: int, timeout_seconds: float) -> None:
         await self._call("load_folder", folder, version, timeout_seconds, timeout_seconds=timeout_seconds)
 
+    async def load_shared(self, message: str, version: int | None, timeout_seconds: float) -> None:
+        await self._call("load_shared", message, version, timeout_seconds, timeout_seconds=timeout_seconds)
+
     async def weight_version(self) -> int:
         return int(await self._call("weight_version"))
 

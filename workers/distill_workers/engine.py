@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from distill_api.spec import Spec
-from distill_workers.server import SGLangServer, free_port
+from distill_workers.server import SHARED_MEMORY_LOADER, SGLangServer, free_port
 
 CONTROL_TIMEOUT_SECONDS = 60.0
 START_TIMEOUT_SECONDS = 1800.0
@@ -102,6 +102,9 @@ class EngineHandle(Protocol):
 
     async def load_folder(self, folder: str, version: int, timeout_seconds: float) -> None:
         """Reads the weights of a Hugging Face folder."""
+
+    async def load_shared(self, message: str, version: int | None, timeout_seconds: float) -> None:
+        """Loads a bucket from memory that is shared on this machine (shared_memory.py); the last one has a version."""
 
     async def weight_version(self) -> int: ...
 
@@ -229,6 +232,15 @@ class Engine:
     async def load_folder(self, folder: str, version: int, timeout_seconds: float) -> None:
         body = {"model_path": folder, "weight_version": str(version), "flush_cache": True}
         await self._post("/update_weights_from_disk", body, timeout_seconds)
+
+    async def load_shared(self, message: str, version: int | None, timeout_seconds: float) -> None:
+        body = {
+            "serialized_named_tensors": [message] * self._spec.rollout.tensor_parallel_size,
+            "load_format": SHARED_MEMORY_LOADER,
+            "flush_cache": version is not None,
+            "weight_version": None if version is None else str(version),
+        }
+        await self._post("/update_weights_from_tensor", body, timeout_seconds)
 
     async def weight_version(self) -> int:
         return int((await self._get("/model_info", CONTROL_TIMEOUT_SECONDS))["weight_version"])

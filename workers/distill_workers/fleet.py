@@ -9,23 +9,24 @@ import asyncio
 import logging
 import os
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
 from pathlib import Path
-
-import torch
 
 from distill_api.job import DistillationJob
 from distill_api.spec import WeightSync
 from distill_api.wire import Variable
 from distill_workers.attach import RayUnreachable, attach, detach, engine_actors, reattach
+from distill_workers.buckets import Source
 from distill_workers.engine import EngineRefused, EngineUnavailable, Response
 from distill_workers.failures import EnginesLost
 from distill_workers.metrics import Metrics
 from distill_workers.runfolder import RunFolder
 from distill_workers.server import ServerFailed, concurrency
+from distill_workers.shared_memory import SharedMemorySync, bucket_bytes
 from distill_workers.slots import Slots
-from distill_workers.weights import DiskSync, DistributedSync, EngineLost
+from distill_workers.weight_files import DiskSync
+from distill_workers.weights import DistributedSync, EngineLost, Sync
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +59,7 @@ class Fleet:
         """time.monotonic since which no engine serves."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._attaching = asyncio.Lock()
-        self._weights: Sequence[tuple[str, torch.Tensor]] = ()
+        self._source: Source | None = None
         self._version = 0
         # Held while weights change or are pushed: a restarted engine must not be given half a step.
         self._weights_lock = asyncio.Lock()
@@ -72,11 +73,13 @@ class Fleet:
             await asyncio.to_thread(attach, self._address)
         except RayUnreachable as error:
             raise EnginesLost(str(error)) from None
-        self._sync: DiskSync | DistributedSync
-        if spec.trainer.weight_sync is WeightSync.DISK:
-            self._sync = DiskSync(self._folder.sync, Path(model))
-        else:
+        self._sync: Sync
+        if spec.trainer.weight_sync is WeightSync.DISTRIBUTED:
             self._sync = DistributedSync(spec, os.environ.get(Variable.POD_IP, "127.0.0.1"))
+        elif self._address is None and (size := bucket_bytes(Path(model))):
+            self._sync = SharedMemorySync(bucket_bytes=size)
+        else:
+            self._sync = DiskSync(self._folder.sync, Path(model))
         begin = time.monotonic()
         results = await asyncio.gather(*(e.start(model) for e in self._engines.values()), return_exceptions=True)
         for number, result in zip(self._engines, results, strict=True):
@@ -161,18 +164,20 @@ class Fleet:
         if not self._job.spec.rollout.partial:
             await self._slots.drain()
 
-    async def push(self, weights: Sequence[tuple[str, torch.Tensor]], version: int) -> None:
-        """Gives all engines new weights; inside `weights_change`. The tensors are kept for engines that come back."""
-        self._weights, self._version = weights, version
+    async def push(self, source: Source, version: int) -> None:
+        """Gives all engines the weights `version`; inside `weights_change`. Those that come back later get them by
+        another pass of `source`, which gives this version until the next `weights_change`."""
+        self._source, self._version = source, version
         await self._push(self._slots.open.copy())
 
     async def _push(self, numbers: Iterable[int]) -> set[int]:
         """The engines that were lost by it."""
         engines = {n: self._engines[n] for n in numbers}
-        if not engines:
+        # Before the first push there is nothing to give: an engine takes part in that one.
+        if not engines or self._source is None:
             return set()
         try:
-            await self._sync.push(self._weights, self._version, engines)
+            await self._sync.push(self._source, self._version, engines)
         except EngineLost as error:
             for number, why in error.reasons.items():
                 self._lost(number, why)

@@ -227,8 +227,7 @@ class Loop:
 
     async def _push(self) -> None:
         """The engines get the weights after `step` steps."""
-        weights = await self._team.run(self._team.weights)
-        await self._fleet.push(weights, self._step)
+        await self._fleet.push(self._team.weights, self._step)
         self._record.weights(self._step)
 
     async def _evaluate(self) -> bool:

@@ -28,6 +28,7 @@ CPU_POOL_TOKENS = 65_536
 """Most tokens in the key-value cache of a CPU server, unless one sequence needs more."""
 SCORING_CHUNK_TOKENS = 4096
 """Of a teacher's prefill: the fp32 logits of one chunk are [chunk, vocabulary] (sglang#2607)."""
+SHARED_MEMORY_LOADER = "distill_workers.shared_memory.load"
 TAIL_CHARACTERS = 2000
 
 
@@ -67,7 +68,7 @@ def sglang_command(model: str, spec: Spec, role: Role, host: str, port: int) -> 
     if role == "teacher":
         flags += ["--chunked-prefill-size", str(SCORING_CHUNK_TOKENS)]
     else:
-        flags += ["--weight-version", "0"]
+        flags += ["--weight-version", "0", "--custom-weight-loader", SHARED_MEMORY_LOADER]
     if spec.trust_remote_code:
         flags += ["--trust-remote-code"]
     running = concurrency(spec, part.max_concurrent_requests)

@@ -6,7 +6,7 @@ Each method of `Work` is collective. Rank 0 reaches them through `Team`, from it
 
 import asyncio
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
@@ -14,6 +14,7 @@ from typing import Any, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 
+from distill_workers.buckets import Buffers, Named, Pass
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.sample import Sample
@@ -44,9 +45,10 @@ class Work:
     def logprobs(self, samples: list[Sample]) -> list[list[float]]:
         return self._student.logprobs(samples)
 
-    def weights(self) -> list[tuple[str, torch.Tensor]]:
-        """The whole student by Hugging Face names, on rank 0; empty elsewhere."""
-        return [(name, tensor) for name, tensor in self._student.hf_tensors() if tensor is not None]
+    def give_weights(self) -> None:
+        """The other ranks' part in `Team.weights`: each tensor is gathered on rank 0."""
+        for _ in self._student.hf_tensors():
+            pass
 
     def save(self, folder: Path) -> None:
         self._student.save(folder)
@@ -79,6 +81,15 @@ class Team(Work):
 
         # Shielded: a cancelled caller must not leave the other ranks in half a collective.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, call))
+
+    def weights(self, buffers: Buffers) -> Pass:
+        """A pass over the student's weights as they are in its turn among the calls of the team (a Source)."""
+
+        def tensors() -> Iterator[Named]:
+            announce(self._group, (self.give_weights.__name__, (), {}))
+            yield from self._student.hf_tensors()
+
+        return Pass(self._thread, tensors, buffers)
 
     def dismiss(self) -> None:
         """Lets the other ranks end."""

@@ -1,21 +1,21 @@
 """The trainer's side of a weight push: new weights into every engine, and proof that they arrived.
 
-`DistributedSync` broadcasts buckets over a process group of the trainer's rank 0 and all ranks of the engines (NCCL, or
-gloo without accelerators); `DiskSync` writes a Hugging Face folder that the engines read. Both pause generation,
-check every reply, read the version back and resume. An engine that fails is left out and named in EngineLost; all
-others then have the new weights. A restarted engine gets them by a push to it alone.
+`Sync` is what every way has in common: generation pauses, the weights are transferred, the version is read back, and
+generation goes on. An engine that fails is left out and named in EngineLost; all others then have the new weights. A
+restarted engine gets them by a push to it alone. No way holds more than two buckets of the weights (buckets.py): each
+attempt is a fresh pass over the trainer's parameters. `DistributedSync` broadcasts them over a process group of the
+trainer's rank 0 and all ranks of the engines (NCCL, or gloo without accelerators). Ways without a network have modules
+of their own: weight_files.py, shared_memory.py.
 """
 
 import asyncio
 import contextlib
 import datetime
 import logging
-import shutil
 import uuid
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -29,15 +29,14 @@ from torch.distributed.distributed_c10d import (
 )
 
 from distill_api.spec import Spec
+from distill_workers.buckets import Bucket, Buffers, Source
 from distill_workers.engine import EngineHandle, EngineRefused, EngineUnavailable
 
 log = logging.getLogger(__name__)
 
 Engines = Mapping[int, EngineHandle]
-Tensors = Sequence[tuple[str, torch.Tensor]]
-"""Hugging Face names and whole tensors, in the precision of the engines."""
-
-BUCKET_BYTES = 512 * 1024**2
+BUCKET_BYTES = 256 * 1024**2
+"""Measured (bench/weight_sync.py): each bucket costs some milliseconds beside its bytes, and memory twice."""
 ATTEMPTS = 2
 """Of one push to engines that all seem healthy."""
 
@@ -48,13 +47,6 @@ class EngineLost(Exception):
     def __init__(self, reasons: Mapping[int, str]) -> None:
         super().__init__("; ".join(f"engine {n}: {why}" for n, why in reasons.items()))
         self.reasons = dict(reasons)
-
-
-class WeightSync(Protocol):
-    async def push(self, tensors: Tensors, version: int, engines: Engines) -> None:
-        """Gives `engines` the weights `version`. Raises EngineLost after all others have them."""
-
-    async def close(self) -> None: ...
 
 
 class Incomplete(Exception):
@@ -81,14 +73,15 @@ async def on_each(engines: Engines, call: Callable[[EngineHandle], Awaitable[Any
         raise Incomplete(lost, "; ".join([*lost.values(), *refused]))
 
 
-class _Sync:
-    """What both ways have in common: pause, transfer, proof, resume; and going on without the engines that fail."""
+class Sync:
+    """Pause, transfer, proof, resume; and going on without the engines that fail. A way adds the transfer."""
 
-    async def push(self, tensors: Tensors, version: int, engines: Engines) -> None:
+    async def push(self, source: Source, version: int, engines: Engines) -> None:
+        """Gives `engines` the weights `version`. Raises EngineLost after all others have them."""
         left, lost, attempt = dict(engines), dict[int, str](), 1
         while left:
             try:
-                await self._once(tensors, version, left)
+                await self._once(source, version, left)
                 break
             except Incomplete as failed:
                 reasons = failed.reasons
@@ -105,9 +98,15 @@ class _Sync:
         if lost:
             raise EngineLost(lost)
 
-    async def _once(self, tensors: Tensors, version: int, engines: Engines) -> None:
+    async def _once(self, source: Source, version: int, engines: Engines) -> None:
+        """One attempt: the transfer, inside `_paused`. Raises Incomplete."""
+        raise NotImplementedError
+
+    @contextlib.asynccontextmanager
+    async def _paused(self, version: int, engines: Engines) -> AsyncIterator[None]:
+        """Around a transfer; what fails in it leaves the engines paused, for the next attempt."""
         await on_each(engines, lambda e: e.pause())
-        await self._transfer(tensors, version, engines)
+        yield
         for number, engine in engines.items():
             try:
                 seen = await engine.weight_version()
@@ -124,16 +123,13 @@ class _Sync:
             return failed.reasons
         return {}
 
-    async def _transfer(self, tensors: Tensors, version: int, engines: Engines) -> None:
-        raise NotImplementedError
-
     async def _clean_up(self, engines: Engines) -> None:
         """Brings engines out of a push that failed half-way; they stay paused until the next one."""
 
     async def close(self) -> None: ...
 
 
-class DistributedSync(_Sync):
+class DistributedSync(Sync):
     """One group for as long as its members live; another member, or a failure, makes a new one under a new name."""
 
     def __init__(
@@ -143,7 +139,9 @@ class DistributedSync(_Sync):
         self._engine_ranks = spec.rollout.tensor_parallel_size
         self._backend = "gloo" if spec.on_cpu else "nccl"
         self._device = torch.device("cpu") if spec.on_cpu else torch.device("cuda", torch.cuda.current_device())
-        self._address, self._timeout, self._bucket_bytes = address, timeout_seconds, bucket_bytes
+        self._address, self._timeout = address, timeout_seconds
+        self._buffers = Buffers(bucket_bytes, self._device)
+        self._stream: torch.cuda.Stream | None = None
         # One thread, so that the broadcasts are entered in order, and the event loop goes on meanwhile.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights", initializer=self._enter_thread)
         self._group: Any = None
@@ -155,25 +153,25 @@ class DistributedSync(_Sync):
         await self._disband(engines)
         self._thread.shutdown(wait=False)
 
-    async def _transfer(self, tensors: Tensors, version: int, engines: Engines) -> None:
-        if self._members != {n: (e, e.incarnation) for n, e in engines.items()}:
-            await self._form(engines)
-        await on_each(engines, lambda e: e.begin_update())
-        buckets = list(in_buckets(tensors, self._bucket_bytes))
-        for number, bucket in enumerate(buckets, start=1):
-            await self._send(bucket, version if number == len(buckets) else None, engines)
-        await on_each(engines, lambda e: e.end_update())
+    async def _once(self, source: Source, version: int, engines: Engines) -> None:
+        # Asked for first: the first buckets are filled while the engines pause, and in no turn but the next.
+        async with contextlib.aclosing(source(self._buffers)) as buckets, self._paused(version, engines):
+            if self._members != {n: (e, e.incarnation) for n, e in engines.items()}:
+                await self._form(engines)
+            await on_each(engines, lambda e: e.begin_update())
+            async for bucket in buckets:
+                await self._send(bucket, version if bucket.last else None, engines)
+            await on_each(engines, lambda e: e.end_update())
 
-    async def _send(self, bucket: Tensors, version: int | None, engines: Engines) -> None:
-        names = [name for name, _ in bucket]
-        dtypes = [str(tensor.dtype).removeprefix("torch.") for _, tensor in bucket]
-        shapes = [list(tensor.shape) for _, tensor in bucket]
+    async def _send(self, bucket: Bucket, version: int | None, engines: Engines) -> None:
+        names, shapes = bucket.names, bucket.shapes
+        dtypes = [str(dtype).removeprefix("torch.") for dtype in bucket.dtypes]
         # A hung engine never answers; the slack lets the healthy ones say that their broadcast timed out.
         limit = self._timeout + 10
         receiving = asyncio.ensure_future(
             on_each(engines, lambda e: e.receive(self._name, names, dtypes, shapes, version, limit))
         )
-        sending = asyncio.get_running_loop().run_in_executor(self._thread, self._broadcast, bucket)
+        sending = asyncio.get_running_loop().run_in_executor(self._thread, self._broadcast, bucket.flat)
         outcome = await asyncio.gather(sending, receiving, return_exceptions=True)
         if isinstance(outcome[1], BaseException):
             raise outcome[1]
@@ -183,13 +181,14 @@ class DistributedSync(_Sync):
     def _enter_thread(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
+            # Beside the stream on which the next bucket is filled meanwhile.
+            self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+            torch.cuda.set_stream(self._stream)
 
-    def _broadcast(self, bucket: Tensors) -> None:
-        with torch.no_grad():
-            flat = torch.cat([t.detach().to(self._device).contiguous().flatten().view(torch.uint8) for _, t in bucket])
-            dist.broadcast(flat, src=0, group=self._group)
-            if self._device.type == "cuda":
-                torch.cuda.synchronize(self._device)
+    def _broadcast(self, flat: torch.Tensor) -> None:
+        dist.broadcast(flat, src=0, group=self._group)
+        if self._stream is not None:
+            self._stream.synchronize()  # the buffer is filled again after this
 
     async def _form(self, engines: Engines) -> None:
         await self._disband({n: e for n, (e, i) in self._members.items() if n in engines and e.incarnation == i})
@@ -257,63 +256,3 @@ class DistributedSync(_Sync):
             with contextlib.suppress(EngineUnavailable, EngineRefused):
                 await engine.end_update()
         await self._disband(engines)
-
-
-class DiskSync(_Sync):
-    """Through a folder that trainer and engines both see: slower, and survives anything."""
-
-    def __init__(self, folder: Path, model: Path, *, timeout_seconds: float = 1800.0) -> None:
-        """`folder` is for the weights in transit; configuration and tokenizer are copied from `model`."""
-        self._folder, self._model, self._timeout = folder, model, timeout_seconds
-
-    async def push(self, tensors: Tensors, version: int, engines: Engines) -> None:
-        await asyncio.to_thread(self._write, tensors, version)
-        await super().push(tensors, version, engines)
-        await asyncio.to_thread(self._remove_but, version)
-
-    async def _transfer(self, tensors: Tensors, version: int, engines: Engines) -> None:
-        place = str(self._place(version))
-        await on_each(engines, lambda e: e.load_folder(place, version, self._timeout))
-
-    def _place(self, version: int) -> Path:
-        return self._folder / f"version-{version:06d}"
-
-    def _write(self, tensors: Tensors, version: int) -> None:
-        from safetensors.torch import save_file
-
-        final = self._place(version)
-        aside = final.with_suffix(".tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        for path in self._model.iterdir():
-            if (
-                path.is_file()
-                and path.suffix in (".json", ".jinja", ".txt", ".model")
-                and "safetensors" not in path.name
-            ):
-                shutil.copyfile(path, aside / path.name)
-        # Clones: tensors that share memory (tied embeddings) are refused.
-        cpu = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors}
-        save_file(cpu, aside / "model.safetensors", metadata={"format": "pt"})
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-
-    def _remove_but(self, version: int) -> None:
-        for path in self._folder.glob("version-*"):
-            if path != self._place(version):
-                shutil.rmtree(path, ignore_errors=True)
-
-
-def in_buckets(tensors: Tensors, limit_bytes: int) -> Iterator[list[tuple[str, torch.Tensor]]]:
-    """Runs of tensors of one type, up to a size; a larger tensor has a bucket of its own."""
-    bucket: list[tuple[str, torch.Tensor]] = []
-    size = 0
-    for name, tensor in tensors:
-        # One type only: SGLang wants each tensor aligned to its own element size within the bucket.
-        if bucket and (size + tensor.nbytes > limit_bytes or tensor.dtype != bucket[0][1].dtype):
-            yield bucket
-            bucket, size = [], 0
-        bucket.append((name, tensor))
-        size += tensor.nbytes
-    if bucket:
-        yield bucket

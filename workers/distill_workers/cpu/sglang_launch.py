@@ -28,6 +28,30 @@ def fork_instead_of_spawn() -> None:
     torch.multiprocessing.set_start_method = set_start_method
 
 
+def keep_receive_buffer() -> None:
+    """A bucket of weights is received into the memory of the one before it.
+
+    The kernel zeroes fresh memory page by page, which takes longer than the broadcast itself, and glibc gives blocks
+    of this size back at once. SGLang has copied the weights into the model when the next bucket comes.
+    """
+    import torch
+    from sglang.srt.weight_sync.tensor_bucket import FlattenedTensorBucket
+
+    original: Any = FlattenedTensorBucket.empty.__func__
+    kept = torch.empty(0, dtype=torch.uint8)
+
+    def empty(cls: Any, names: Any, dtypes: Any, shapes: Any, device: Any) -> Any:
+        nonlocal kept
+        bucket = original(cls, names, dtypes, shapes, "meta")
+        size = bucket.flattened_tensor.numel()
+        if len(kept) < size:
+            kept = torch.empty(size, dtype=torch.uint8)
+        bucket.flattened_tensor = kept[:size]
+        return bucket
+
+    FlattenedTensorBucket.empty = classmethod(empty)
+
+
 def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent / "stubs"))
     fork_instead_of_spawn()
@@ -37,6 +61,7 @@ def main() -> None:
     import sglang.srt.models.llama
     import sglang.srt.models.qwen3  # noqa: F401
 
+    keep_receive_buffer()
     if os.environ.get(SEEDED) == "1":
         from distill_workers.cpu import seeded_sampling
 

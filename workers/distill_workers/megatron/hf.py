@@ -74,7 +74,8 @@ def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tup
     """(name, tensor) of every Hugging Face tensor: whole on rank 0, None on its tensor parallel peers.
 
     Collective over the first data parallel replica, one Megatron tensor at a time: each of its ranks must run the
-    iterator to the end. The other replicas get nothing, and need not call. The tensors are copies, on the device.
+    iterator to the end. The other replicas get nothing, and need not call. A tensor may be a view of a parameter: who
+    keeps it beyond the next training step copies it.
     """
     if ranks.data_rank != 0:
         return
@@ -90,7 +91,7 @@ def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tup
             yield from ((name, None) for name in mapping.hf)
         else:
             whole = join(shards, mapping.layout, shape)
-            yield from ((name, tensor.clone()) for name, tensor in zip(mapping.hf, whole, strict=True))
+            yield from zip(mapping.hf, whole, strict=True)
 
 
 def export(

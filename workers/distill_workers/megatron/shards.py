@@ -49,18 +49,23 @@ def join(shards: Sequence[torch.Tensor], layout: Layout, shape: Shape) -> list[t
         case Layout.REPLICATED:
             return [shards[0]]
         case Layout.COLUMNS:
-            return [torch.cat(list(shards), dim=1)]
+            return [_cat(shards, 1)]
         case Layout.ROWS:
-            return [torch.cat(list(shards))[: shape.vocab_size]]
+            return [_cat(shards)[: shape.vocab_size]]
         case Layout.GATE_UP:
             halves = [shard.chunk(2) for shard in shards]
-            return [torch.cat([half[i] for half in halves]) for i in range(2)]
+            return [_cat([half[i] for half in halves]) for i in range(2)]
         case Layout.GROUPED_QKV:
-            whole = torch.cat(list(shards))
+            whole = _cat(shards)
             heads = _heads_per_group(shape)
             grouped = whole.view(shape.query_groups, sum(heads) * shape.head_size, *whole.shape[1:])
             parts = torch.split_with_sizes(grouped, [h * shape.head_size for h in heads], dim=1)
             return [part.reshape(-1, *whole.shape[1:]) for part in parts]
+
+
+def _cat(parts: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
+    """Without a copy where there is one part: at tensor parallel 1 that is nearly the whole model."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
 def _heads_per_group(shape: Shape) -> tuple[int, int, int]:
