@@ -7,18 +7,18 @@ cannot be right is a BadScore: it fails its sample, never the job.
 """
 
 import asyncio
-import json
 import logging
 import random
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import aiohttp
+import orjson
 
 from distill_api.spec import Spec
 from distill_workers.scores import BadScore, Scores, read_scores, scoring_request
@@ -39,6 +39,9 @@ TRIES = 6
 SHARED_PREFIX_TOKENS = 32
 """Shorter prompts are not worth waiting for."""
 REMEMBERED_PREFIXES = 4096
+PREFETCHES = 8
+"""Prompts that are sent ahead at once: the others wait, so that scoring always finds free slots."""
+JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 class TeacherUnreachable(Exception):
@@ -80,6 +83,9 @@ class Prefix:
 
     replica: Replica
     cached: asyncio.Event = field(default_factory=asyncio.Event)
+    """Also set after a failure, or siblings would wait for ever."""
+    lost: bool = False
+    """It could not be prefetched: the first sibling goes alone after all."""
 
 
 class _Retry(Exception):
@@ -96,6 +102,7 @@ class TeacherPool:
         self._resolved_at = -RESOLVE_SECONDS
         self._resolving = asyncio.Lock()
         self._prefixes: OrderedDict[int, Prefix] = OrderedDict()
+        self._prefetching = asyncio.Semaphore(PREFETCHES)
         self._session: aiohttp.ClientSession | None = None
         self._last_success = time.monotonic()
         self._vocabulary: int | None = None
@@ -126,6 +133,29 @@ class TeacherPool:
         async with self._affinity(prompt_ids) as (preferred, cached_tokens):
             answer = await self._request(body, len(prompt_ids) + len(response_ids), preferred, cached_tokens)
         return read_scores(answer, len(prompt_ids), response_ids, top_k, self._vocabulary)
+
+    async def prefetch(self, prompt_ids: list[int]) -> None:
+        """Has the prompt cached where its siblings will be scored, while they are still being drawn: then none of them
+        need go alone. One try, of which no failure is raised: without it the first sibling does the same work."""
+        if not self._worth_sharing(prompt_ids):
+            return
+        key = hash(tuple(prompt_ids))
+        async with self._prefetching:
+            try:
+                self._check_ids(prompt_ids)
+                await self._resolve()
+                replica = self._least_loaded()
+                # A sibling, or another prefetch, may have been faster.
+                if replica is None or key in self._prefixes:
+                    return
+                with self._caching(key, replica) as prefix:
+                    prefix.lost = True
+                    body = scoring_request(prompt_ids, [], None)
+                    timeout = float(self._spec.teacher.request_timeout_seconds)
+                    await self._send(replica, body, len(prompt_ids), timeout)
+                    prefix.lost = False
+            except Exception as error:
+                log.warning("a prompt of %d tokens was not prefetched: %s", len(prompt_ids), error)
 
     async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
         """The teacher's own greedy response."""
@@ -176,15 +206,16 @@ class TeacherPool:
     async def _affinity(self, prompt_ids: list[int]) -> AsyncIterator[tuple[Replica | None, int]]:
         """The replica that has the prompt, once it has it, and how many tokens that saves there; for the first
         sibling the replica that shall get it."""
-        if not self._share or len(prompt_ids) < SHARED_PREFIX_TOKENS:
+        if not self._worth_sharing(prompt_ids):
             yield None, 0
             return
         await self._resolve()
         key = hash(tuple(prompt_ids))
-        prefix = self._prefixes.get(key)
-        if prefix is not None:
+        while (prefix := self._prefixes.get(key)) is not None:
             self._prefixes.move_to_end(key)
             await prefix.cached.wait()
+            if prefix.lost:
+                continue
             best = self._least_loaded()
             # Going elsewhere costs the prompt once more: worth it where more than that is waiting.
             stay = best is None or prefix.replica.outstanding_tokens <= best.outstanding_tokens + len(prompt_ids)
@@ -194,16 +225,25 @@ class TeacherPool:
         if replica is None:
             yield None, 0
             return
+        with self._caching(key, replica):
+            yield replica, 0
+
+    def _worth_sharing(self, prompt_ids: list[int]) -> bool:
+        return self._share and len(prompt_ids) >= SHARED_PREFIX_TOKENS
+
+    @contextmanager
+    def _caching(self, key: int, replica: Replica) -> Iterator[Prefix]:
+        """While the first request of a prompt is under way; others wait for its end. A failure is forgotten."""
         prefix = self._prefixes[key] = Prefix(replica)
         while len(self._prefixes) > REMEMBERED_PREFIXES:
             self._prefixes.popitem(last=False)[1].cached.set()
         try:
-            yield replica, 0
+            yield prefix
         except BaseException:
-            self._prefixes.pop(key, None)
+            if self._prefixes.get(key) is prefix:
+                del self._prefixes[key]
             raise
         finally:
-            # Also after a failure, or the others would wait for ever.
             prefix.cached.set()
 
     def _least_loaded(self, but: Replica | None = None) -> Replica | None:
@@ -261,7 +301,9 @@ class TeacherPool:
                 try:
                     limit = aiohttp.ClientTimeout(total=timeout)
                     url = f"http://{replica.address}/generate"
-                    async with self._session.post(url, json=body, timeout=limit) as answer:
+                    async with self._session.post(
+                        url, data=orjson.dumps(body), headers=JSON_HEADERS, timeout=limit
+                    ) as answer:
                         code = str(answer.status)
                         text = await answer.read()
                 except TimeoutError:
@@ -283,8 +325,8 @@ class TeacherPool:
         if answer.status != 200:
             raise BadScore("refused", f"{replica.address} answered {answer.status}: {text[:300]!r}")
         try:
-            return json.loads(text)
-        except ValueError:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
             raise BadScore("malformed", f"{replica.address} answered no JSON: {text[:200]!r}") from None
 
     async def _resolve(self, again: bool = False) -> None:
