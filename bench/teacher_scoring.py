@@ -236,7 +236,8 @@ def report(shape: str, prompts: int, costs: dict[str, list[Cost]]) -> dict[str, 
         }
         print(
             f"| {shape} | {name} | {shown(row['wall_ratio'])} | {shown(row['cpu_ratio'])} "
-            f"| {shown(row['server_ms'], 0)} | {shown(row['client_us_per_token'], 1)} | {row['bytes']} | {shown(row['tokens_per_second'], 0)} |",
+            f"| {shown(row['server_ms'], 0)} | {shown(row['client_us_per_token'], 1)} | {row['bytes']} "
+            f"| {shown(row['tokens_per_second'], 0)} |",
             flush=True,
         )
     bare = [n.cpu_seconds / c.cpu_seconds for n, c in zip(costs["no scores"], costs["leader"], strict=True)]
