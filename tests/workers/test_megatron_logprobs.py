@@ -48,7 +48,7 @@ def test_values_and_gradients_equal_log_softmax(chunk: int, dtype: torch.dtype, 
 
 def test_a_head_that_is_not_trained_gets_no_gradient() -> None:
     hidden, head, ids, weights = problem(torch.float64)
-    expected = reference(hidden, head, ids, weights)[2]
+    expected = reference(hidden.clone(), head.clone(), ids, weights)[2]
     hidden.requires_grad_()
 
     logprobs, _ = token_logprobs(hidden, head, ids, Vocabulary(0, VOCABULARY, None), chunk_tokens=7)
