@@ -159,8 +159,8 @@ class Bench:
     async def no_scores(self, work: Work) -> None:
         async def one(prompt: list[int], response: list[int]) -> None:
             body = {"input_ids": prompt + response, "sampling_params": {"max_new_tokens": 0, "temperature": 0}}
-            async with self._pool._affinity(prompt) as (preferred, cached):
-                await self._pool._request(body, len(prompt) + len(response), preferred, cached)
+            async with self._pool._affinity(prompt) as place:
+                await self._pool._request(body, len(prompt) + len(response), place)
 
         await asyncio.gather(*(one(prompt, response) for prompt, responses in work for response in responses))
 

@@ -468,6 +468,39 @@ async def test_a_prefetch_that_cannot_be_sent_raises_nothing(fakes: Any, fast: N
     await pool.prefetch([2] * 40)
 
 
+async def test_a_prompt_that_its_replica_has_lost_is_sent_alone_again(fakes: Any) -> None:
+    cached = 0
+
+    async def answer(body: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(0.03)
+        message = good(body)
+        message["meta_info"]["cached_tokens"] = cached
+        return web.json_response(message)
+
+    fakes[0].answer = answer
+    pool = await pool_of(fakes[0])
+    first, second, third = ([number] * 400 for number in range(3))
+    await pool.prefetch(first)
+    await pool.prefetch(second)
+    await pool.score(first, RESPONSE, None)  # finds nothing: 400 tokens went through the cache since
+    cached = 399
+    fakes[0].most_busy = 0
+
+    await asyncio.gather(*(pool.score(third, RESPONSE, None) for _ in range(3)))
+    assert fakes[0].most_busy == 2, "one alone, then two"
+    fakes[0].most_busy = 0
+    await asyncio.gather(*(pool.score(third, RESPONSE, None) for _ in range(3)))
+    assert fakes[0].most_busy == 3, "none alone: it was used just now"
+    fakes[0].most_busy = 0
+    await asyncio.gather(*(pool.score(second, RESPONSE, None) for _ in range(3)))
+    assert fakes[0].most_busy == 2, "one alone: more than 200 tokens have gone through since"
+    sent = len(fakes[0].bodies)
+    await pool.prefetch(first)
+    await pool.prefetch(first)
+    assert len(fakes[0].bodies) == sent + 1, "prefetched again, once"
+    await pool.close()
+
+
 async def test_prefetches_leave_slots_for_scoring(fakes: Any) -> None:
     async def slowly(body: dict[str, Any]) -> web.Response:
         await asyncio.sleep(0.02)

@@ -7,6 +7,7 @@ no Python object for each of R x k pairs on either side.
 """
 
 import binascii
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +80,14 @@ def read_scores(
     if top_k is not None:
         top_ids, top_logprobs = _read_top(answer["meta_info"], len(response_ids), top_k, vocabulary)
     return Scores(_checked(logprobs).tolist(), top_ids, top_logprobs)
+
+
+def cached_tokens(answer: Any) -> float:
+    """Tokens of the request that the server had in its cache; infinite if it does not say."""
+    try:
+        return float(answer["meta_info"]["cached_tokens"])
+    except (LookupError, TypeError, ValueError):
+        return math.inf
 
 
 def _read_top(

@@ -8,6 +8,7 @@ cannot be right is a BadScore: it fails its sample, never the job.
 
 import asyncio
 import logging
+import math
 import random
 import re
 import time
@@ -21,7 +22,7 @@ import aiohttp
 import orjson
 
 from distill_api.spec import Spec
-from distill_workers.scores import BadScore, Scores, read_scores, scoring_request
+from distill_workers.scores import BadScore, Scores, cached_tokens, read_scores, scoring_request
 
 __all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
 
@@ -63,6 +64,8 @@ class Replica:
     address: str
     slots: asyncio.Semaphore
     outstanding_tokens: int = 0
+    answered_tokens: int = 0
+    """Of all requests so far: what has gone through its cache."""
     failures: int = 0
     open_until: float = 0.0
     """time.monotonic until which it is left alone."""
@@ -86,6 +89,21 @@ class Prefix:
     """Also set after a failure, or siblings would wait for ever."""
     lost: bool = False
     """It could not be prefetched: the first sibling goes alone after all."""
+    used_at: int = 0
+    """answered_tokens of the replica when the prompt was last used there."""
+
+    @property
+    def age_tokens(self) -> int:
+        return self.replica.answered_tokens - self.used_at
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a request should go, and what of it is expected to be cached there."""
+
+    replica: Replica | None = None
+    cached_tokens: int = 0
+    age_tokens: int = 0
 
 
 class _Retry(Exception):
@@ -102,6 +120,8 @@ class TeacherPool:
         self._resolved_at = -RESOLVE_SECONDS
         self._resolving = asyncio.Lock()
         self._prefixes: OrderedDict[int, Prefix] = OrderedDict()
+        self._kept_tokens = math.inf
+        """What may go through a replica's cache before it loses a prompt, as learnt from those that it lost."""
         self._prefetching = asyncio.Semaphore(PREFETCHES)
         self._session: aiohttp.ClientSession | None = None
         self._last_success = time.monotonic()
@@ -130,8 +150,10 @@ class TeacherPool:
             raise BadScore("empty", "an empty response has no token to score")
         self._check_ids([*prompt_ids, *response_ids])
         body = scoring_request(prompt_ids, response_ids, top_k)
-        async with self._affinity(prompt_ids) as (preferred, cached_tokens):
-            answer = await self._request(body, len(prompt_ids) + len(response_ids), preferred, cached_tokens)
+        async with self._affinity(prompt_ids) as place:
+            answer = await self._request(body, len(prompt_ids) + len(response_ids), place)
+        if place.cached_tokens and cached_tokens(answer) < place.cached_tokens // 2:
+            self._kept_tokens = min(self._kept_tokens, place.age_tokens / 2)
         return read_scores(answer, len(prompt_ids), response_ids, top_k, self._vocabulary)
 
     async def prefetch(self, prompt_ids: list[int]) -> None:
@@ -146,7 +168,8 @@ class TeacherPool:
                 await self._resolve()
                 replica = self._least_loaded()
                 # A sibling, or another prefetch, may have been faster.
-                if replica is None or key in self._prefixes:
+                known = self._prefixes.get(key)
+                if replica is None or (known is not None and not self._may_be_lost(known)):
                     return
                 with self._caching(key, replica) as prefix:
                     prefix.lost = True
@@ -163,7 +186,7 @@ class TeacherPool:
         sampling = {"max_new_tokens": max_new_tokens, "temperature": 0}
         body = {"input_ids": prompt_ids, "sampling_params": sampling}
         # Generation has no bound of its own in the job; it takes as long as it takes, within reason.
-        answer = await self._request(body, len(prompt_ids) + max_new_tokens, None, timeout_seconds=3600)
+        answer = await self._request(body, len(prompt_ids) + max_new_tokens, timeout_seconds=3600)
         try:
             return [int(i) for i in answer["output_ids"]]
         except (LookupError, TypeError, ValueError):
@@ -177,7 +200,7 @@ class TeacherPool:
             "return_text_in_logprobs": True,
             "logprob_start_len": 0,
         }
-        answer = await self._request(body, len(ids), None)
+        answer = await self._request(body, len(ids))
         entries = answer["meta_info"]["input_token_logprobs"]
         # SGLang names the last id of the vocabulary 0; its text would be that of token 0.
         return [text if seen == sent else None for sent, (_, seen, text) in zip(ids, entries, strict=True)]
@@ -195,7 +218,7 @@ class TeacherPool:
         """Size of the teacher's embedding. SGLang tells it in no answer but in the refusal of an impossible id."""
         body = {**scoring_request([1], [1], None), "token_ids_logprob": [2**31 - 1]}
         try:
-            await self._request(body, 2, None)
+            await self._request(body, 2)
         except BadScore as refused:
             if match := re.search(r"valid range is \[0, (\d+)\)", str(refused)):
                 return int(match[1])
@@ -203,15 +226,17 @@ class TeacherPool:
         return None
 
     @asynccontextmanager
-    async def _affinity(self, prompt_ids: list[int]) -> AsyncIterator[tuple[Replica | None, int]]:
-        """The replica that has the prompt, once it has it, and how many tokens that saves there; for the first
-        sibling the replica that shall get it."""
+    async def _affinity(self, prompt_ids: list[int]) -> AsyncIterator[Place]:
+        """The replica that has the prompt, once it has it; for the first sibling the replica that shall get it, and
+        also for one so late that the prompt may be lost there."""
         if not self._worth_sharing(prompt_ids):
-            yield None, 0
+            yield Place()
             return
         await self._resolve()
         key = hash(tuple(prompt_ids))
         while (prefix := self._prefixes.get(key)) is not None:
+            if self._may_be_lost(prefix):
+                break
             self._prefixes.move_to_end(key)
             await prefix.cached.wait()
             if prefix.lost:
@@ -219,17 +244,22 @@ class TeacherPool:
             best = self._least_loaded()
             # Going elsewhere costs the prompt once more: worth it where more than that is waiting.
             stay = best is None or prefix.replica.outstanding_tokens <= best.outstanding_tokens + len(prompt_ids)
-            yield (prefix.replica, len(prompt_ids) - 1) if stay else (None, 0)
+            yield Place(prefix.replica, len(prompt_ids) - 1, prefix.age_tokens) if stay else Place()
+            if stay:
+                prefix.used_at = prefix.replica.answered_tokens
             return
         replica = self._least_loaded()
         if replica is None:
-            yield None, 0
+            yield Place()
             return
         with self._caching(key, replica):
-            yield replica, 0
+            yield Place(replica)
 
     def _worth_sharing(self, prompt_ids: list[int]) -> bool:
         return self._share and len(prompt_ids) >= SHARED_PREFIX_TOKENS
+
+    def _may_be_lost(self, prefix: Prefix) -> bool:
+        return prefix.cached.is_set() and prefix.age_tokens > self._kept_tokens
 
     @contextmanager
     def _caching(self, key: int, replica: Replica) -> Iterator[Prefix]:
@@ -239,6 +269,7 @@ class TeacherPool:
             self._prefixes.popitem(last=False)[1].cached.set()
         try:
             yield prefix
+            prefix.used_at = replica.answered_tokens
         except BaseException:
             if self._prefixes.get(key) is prefix:
                 del self._prefixes[key]
@@ -256,12 +287,12 @@ class TeacherPool:
         self,
         body: dict[str, Any],
         tokens: int,
-        preferred: Replica | None,
-        cached_tokens: int = 0,
+        place: Place = Place(),  # frozen
         timeout_seconds: float | None = None,
     ) -> Any:
         """The JSON of an answer 200. Raises BadScore for a refusal, TeacherUnreachable."""
         timeout = timeout_seconds or float(self._spec.teacher.request_timeout_seconds)
+        preferred = place.replica
         begin, tries, failed_on, why = time.monotonic(), 0, None, "its name has no address"
         while True:
             await self._resolve(again=failed_on is not None or not self._replicas)
@@ -277,7 +308,7 @@ class TeacherPool:
                 replica = self._least_loaded(but=failed_on)
             if replica is not None:
                 try:
-                    work = tokens - cached_tokens if replica is preferred else tokens
+                    work = tokens - place.cached_tokens if replica is preferred else tokens
                     return await self._send(replica, body, work, timeout)
                 except _Retry as error:
                     failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
@@ -321,6 +352,7 @@ class TeacherPool:
             replica.failed(time.monotonic())
             raise _Retry(f"answered {answer.status}: {text[:200]!r}")
         replica.succeeded()
+        replica.answered_tokens += tokens
         self._last_success = time.monotonic()
         if answer.status != 200:
             raise BadScore("refused", f"{replica.address} answered {answer.status}: {text[:300]!r}")
