@@ -14,7 +14,7 @@ import torch.distributed as dist
 
 from distill_workers.objective.vocabulary import add_outer, block_rows, logits, slices
 
-CHUNK_BYTES = 128 * 1024**2
+CHUNK_BYTES = 96 * 1024**2
 """Logits of one chunk, in fp32, in memory once; in a narrower type of the model that once more."""
 
 
