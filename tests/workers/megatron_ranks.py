@@ -17,6 +17,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+import numpy as np
+
 from distill_api.spec import Spec
 from distill_workers.sample import Sample
 
@@ -169,7 +171,7 @@ def make_samples(
         )
         if top_k:
             # The teacher's mass on its top-k, 0.9, and on the drawn token agree, also where it is one of the k.
-            sample.teacher_top_ids, sample.teacher_top_logprobs = [], []
+            top_ids, top_logprobs = [], []
             for t, token in enumerate(response):
                 ids = draw.sample([v for v in range(VOCABULARY) if v != token], top_k)
                 weights = [draw.uniform(0.1, 1) for _ in ids]
@@ -179,8 +181,10 @@ def make_samples(
                     sample.teacher_logprobs[t] = top[0]
                 else:
                     sample.teacher_logprobs[t] = math.log(0.01)
-                sample.teacher_top_ids.append(ids)
-                sample.teacher_top_logprobs.append(top)
+                top_ids.append(ids)
+                top_logprobs.append(top)
+            sample.teacher_top_ids = np.array(top_ids, dtype=np.int32)
+            sample.teacher_top_logprobs = np.array(top_logprobs, dtype=np.float32)
         if i < from_data:
             sample.supervised, sample.engine_logprobs, sample.advantage = True, [0.0] * len(response), 0.0
         samples.append(sample)

@@ -46,6 +46,18 @@ def test_values_and_gradients_equal_log_softmax(chunk: int, dtype: torch.dtype, 
         torch.testing.assert_close(ours.double(), theirs, rtol=tolerance, atol=tolerance)
 
 
+def test_a_head_that_is_not_trained_gets_no_gradient() -> None:
+    hidden, head, ids, weights = problem(torch.float64)
+    expected = reference(hidden.clone(), head.clone(), ids, weights)[2]
+    hidden.requires_grad_()
+
+    logprobs, _ = token_logprobs(hidden, head, ids, Vocabulary(0, VOCABULARY, None), chunk_tokens=7)
+    (logprobs * weights).sum().backward()
+
+    torch.testing.assert_close(hidden.grad, expected, rtol=1e-12, atol=1e-12)
+    assert head.grad is None
+
+
 def test_bfloat16_inputs_are_summed_in_float32() -> None:
     hidden, head, ids, weights = problem(torch.bfloat16)
 

@@ -1,18 +1,20 @@
 """Scores are right, a wrong answer fails its sample only, and the pool uses its replicas well."""
 
 import asyncio
+import base64
 import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import pytest_asyncio
 from aiohttp import web
 from conftest import TinyModel, hf_logprobs, spec_of
 
 import distill_workers.teacher as module
-from distill_workers.scores import read_scores
+from distill_workers.scores import read_scores, scoring_request
 from distill_workers.teacher import BadScore, TeacherPool, TeacherUnreachable
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -66,8 +68,9 @@ async def test_the_likeliest_tokens_come_in_order_with_their_log_probabilities(
 ) -> None:
     scores = await real.score(PROMPT, RESPONSE, 5)
     assert scores.top_ids is not None and scores.top_logprobs is not None
-    assert [len(row) for row in scores.top_ids] == [5] * len(RESPONSE)
-    for place, (ids, logprobs) in enumerate(zip(scores.top_ids, scores.top_logprobs, strict=True)):
+    assert scores.top_ids.shape == scores.top_logprobs.shape == (len(RESPONSE), 5)
+    rows = zip(scores.top_ids.tolist(), scores.top_logprobs.tolist(), strict=True)
+    for place, (ids, logprobs) in enumerate(rows):
         assert logprobs == sorted(logprobs, reverse=True)
         before = PROMPT + RESPONSE[:place]
         for token, logprob in zip(ids, logprobs, strict=True):
@@ -112,7 +115,23 @@ Answer = Callable[[dict[str, Any]], Awaitable[web.Response]]
 def good(body: dict[str, Any]) -> dict[str, Any]:
     ids, start = body["input_ids"], body["logprob_start_len"]
     entries = [[None if place == 0 else -1.5, i, None] for place, i in enumerate(ids[start:])]
-    return {"meta_info": {"input_token_logprobs": entries}}
+    info: dict[str, Any] = {"input_token_logprobs": entries}
+    if k := body.get("top_logprobs_num"):
+        assert body["return_flat_raw_top_logprobs"] and body["return_flat_raw_top_logprobs_b64"]
+        rows = len(entries) - 1
+        info |= {
+            "input_top_logprobs_idx_flat_b64": packed(np.tile(np.arange(k, dtype="<i4"), rows)),
+            "input_top_logprobs_val_flat_b64": packed(np.tile(-1.5 - np.arange(k, dtype="<f4"), rows)),
+            "input_top_logprobs_idx_flat_b64_dtype": "int32",
+            "input_top_logprobs_val_flat_b64_dtype": "float32",
+            "input_top_logprobs_shape": [rows, k],
+            "input_top_logprobs_null_prefix": 1,
+        }
+    return {"meta_info": info}
+
+
+def packed(values: np.ndarray[Any, Any]) -> str:
+    return base64.b64encode(values.tobytes()).decode()
 
 
 class Fake:
@@ -196,8 +215,8 @@ def corrupt(change: Callable[[dict[str, Any]], Any]) -> Answer:
         ("wrong_count", lambda info: info["input_token_logprobs"].append([-1.0, 5, None])),
         ("wrong_tokens", lambda info: info["input_token_logprobs"][2].__setitem__(1, 999)),
         ("not_finite", lambda info: info["input_token_logprobs"][2].__setitem__(0, None)),
-        ("not_finite", lambda info: info["input_token_logprobs"][2].__setitem__(0, float("nan"))),
-        ("not_finite", lambda info: info["input_token_logprobs"][2].__setitem__(0, float("-inf"))),
+        ("malformed", lambda info: info["input_token_logprobs"][2].__setitem__(0, float("nan"))),
+        ("malformed", lambda info: info["input_token_logprobs"][2].__setitem__(0, [])),
         ("positive", lambda info: info["input_token_logprobs"][1].__setitem__(0, 0.5)),
         ("malformed", lambda info: info.pop("input_token_logprobs")),
         ("malformed", lambda info: "no JSON"),
@@ -216,14 +235,43 @@ async def test_an_answer_that_cannot_be_right_fails_the_sample_with_a_reason(
     await pool.close()
 
 
-async def test_missing_likeliest_tokens_fail_the_sample() -> None:
-    answer = good({"input_ids": PROMPT + RESPONSE, "logprob_start_len": len(PROMPT) - 1})
+@pytest.mark.parametrize(
+    ("reason", "change"),
+    [
+        ("malformed", {"input_top_logprobs_val_flat_b64": None}),
+        ("malformed", {"input_top_logprobs_val_flat_b64": "no base64!"}),
+        ("malformed", {"input_top_logprobs_val_flat_b64": packed(np.zeros(7, "<f4"))}),
+        ("malformed", {"input_top_logprobs_val_flat_b64_dtype": "float16"}),
+        ("wrong_count", {"input_top_logprobs_shape": [3, 2]}),
+        ("wrong_count", {"input_top_logprobs_null_prefix": 2}),
+        ("not_finite", {"input_top_logprobs_val_flat_b64": packed(np.full(8, np.nan, "<f4"))}),
+        ("not_finite", {"input_top_logprobs_val_flat_b64": packed(np.full(8, -np.inf, "<f4"))}),
+        ("positive", {"input_top_logprobs_val_flat_b64": packed(np.full(8, 0.5, "<f4"))}),
+        ("wrong_tokens", {"input_top_logprobs_idx_flat_b64": packed(np.full(8, 1000, "<i4"))}),
+        ("wrong_tokens", {"input_top_logprobs_idx_flat_b64": packed(np.full(8, -1, "<i4"))}),
+    ],
+)
+async def test_likeliest_tokens_that_cannot_be_right_fail_the_sample(reason: str, change: dict[str, Any]) -> None:
+    answer = good(scoring_request(PROMPT, RESPONSE, 2))
+    scores = read_scores(answer, len(PROMPT), RESPONSE, 2, 1000)
+    assert scores.top_ids is not None and scores.top_ids.tolist() == [[0, 1]] * 4
+    assert scores.top_logprobs is not None and scores.top_logprobs.tolist() == [[-1.5, -2.5]] * 4
+    answer["meta_info"] |= change
     with pytest.raises(BadScore) as error:
+        read_scores(answer, len(PROMPT), RESPONSE, 2, 1000)
+    assert error.value.reason == reason
+
+
+async def test_a_server_that_sends_no_flat_arrays_is_told_what_it_must_be() -> None:
+    answer = good(scoring_request(PROMPT, RESPONSE, None))
+    with pytest.raises(BadScore, match="must be an SGLang that knows return_flat_raw_top_logprobs_b64"):
         read_scores(answer, len(PROMPT), RESPONSE, 2)
-    assert error.value.reason == "malformed"
-    answer["meta_info"]["input_top_logprobs"] = [None] + [[[-1.0, 4, None]]] * len(RESPONSE)
-    with pytest.raises(BadScore, match="not 2 likeliest"):
-        read_scores(answer, len(PROMPT), RESPONSE, 2)
+
+
+async def test_a_rounding_error_above_zero_becomes_zero() -> None:
+    answer = good(scoring_request(PROMPT, RESPONSE, None))
+    answer["meta_info"]["input_token_logprobs"][1][0] = 5e-5
+    assert read_scores(answer, len(PROMPT), RESPONSE, None).logprobs == [0.0, -1.5, -1.5, -1.5]
 
 
 async def test_a_bad_score_survives_pickling() -> None:
@@ -364,6 +412,117 @@ async def test_a_failed_first_sibling_does_not_hold_up_the_others(fakes: Any, fa
     results = await asyncio.gather(*(pool.score(PROMPT, RESPONSE, None) for _ in range(4)), return_exceptions=True)
     assert all(isinstance(r, BadScore) for r in results)
     await pool.close()
+
+
+async def test_after_a_prefetch_no_sibling_goes_alone(fakes: Any) -> None:
+    async def slowly(body: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(0.1)
+        return web.json_response(good(body))
+
+    for fake in fakes:
+        fake.answer = slowly
+    pool = await pool_of(*fakes)
+    prompts = [[number] * 400 for number in range(2)]
+    ahead = [asyncio.create_task(pool.prefetch(p)) for p in prompts]
+    await asyncio.sleep(0.05)
+    tasks = [asyncio.create_task(pool.score(p, [1, sibling], None)) for p in prompts for sibling in range(3)]
+    await asyncio.sleep(0.01)
+    assert [len(f.bodies) for f in fakes] == [1, 1], "siblings wait for a prefetch under way"
+    await asyncio.gather(*ahead)
+    await asyncio.sleep(0.05)
+    assert [f.busy for f in fakes] == [3, 3], "then all go at once"
+    await asyncio.gather(*tasks)
+    for fake in fakes:
+        assert len({body["input_ids"][0] for body in fake.bodies}) == 1, "to where the prompt is"
+        assert len(fake.bodies[0]["input_ids"]) == 400 and fake.bodies[0]["logprob_start_len"] == 399
+    await pool.close()
+
+
+async def test_after_a_failed_prefetch_the_first_sibling_goes_alone(fakes: Any, fast: None) -> None:
+    async def answer(body: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(0.05)
+        ahead = len(body["input_ids"]) == 400
+        return web.Response(status=500) if ahead else web.json_response(good(body))
+
+    fakes[0].answer = answer
+    pool = await pool_of(fakes[0])
+    prompt = [7] * 400
+    tasks = [asyncio.create_task(pool.prefetch(prompt))]
+    await asyncio.sleep(0.02)
+    tasks += [asyncio.create_task(pool.score(prompt, [1, sibling], None)) for sibling in range(3)]
+    await asyncio.sleep(0.06)
+    assert [len(body["input_ids"]) for body in fakes[0].bodies] == [400, 402], "one alone, after the prefetch"
+    await asyncio.gather(*tasks)
+    assert len(fakes[0].bodies) == 4
+    await pool.close()
+
+
+async def test_a_prefetch_that_cannot_be_sent_raises_nothing(fakes: Any, fast: None) -> None:
+    pool = await pool_of(fakes[0])
+    await pool.prefetch([2000] * 40)  # outside the vocabulary
+    await pool.prefetch([1] * 31)  # too short to be worth it
+    assert not fakes[0].bodies
+    await fakes[0].stop()
+    await pool.prefetch([1] * 40)
+    await pool.close()
+    await pool.prefetch([2] * 40)
+
+
+async def test_a_prompt_that_its_replica_has_lost_is_sent_alone_again(fakes: Any) -> None:
+    cached = 0
+
+    async def answer(body: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(0.03)
+        message = good(body)
+        message["meta_info"]["cached_tokens"] = cached
+        return web.json_response(message)
+
+    fakes[0].answer = answer
+    pool = await pool_of(fakes[0])
+    first, second, third = ([number] * 400 for number in range(3))
+    await pool.prefetch(first)
+    await pool.prefetch(second)
+    await pool.score(first, RESPONSE, None)  # finds nothing: 400 tokens went through the cache since
+    cached = 399
+    fakes[0].most_busy = 0
+
+    await asyncio.gather(*(pool.score(third, RESPONSE, None) for _ in range(3)))
+    assert fakes[0].most_busy == 2, "one alone, then two"
+    fakes[0].most_busy = 0
+    await asyncio.gather(*(pool.score(third, RESPONSE, None) for _ in range(3)))
+    assert fakes[0].most_busy == 3, "none alone: it was used just now"
+    fakes[0].most_busy = 0
+    await asyncio.gather(*(pool.score(second, RESPONSE, None) for _ in range(3)))
+    assert fakes[0].most_busy == 2, "one alone: more than 200 tokens have gone through since"
+    sent = len(fakes[0].bodies)
+    await pool.prefetch(first)
+    await pool.prefetch(first)
+    assert len(fakes[0].bodies) == sent + 1, "prefetched again, once"
+    await pool.close()
+
+
+async def test_prefetches_leave_slots_for_scoring(fakes: Any) -> None:
+    async def slowly(body: dict[str, Any]) -> web.Response:
+        await asyncio.sleep(0.02)
+        return web.json_response(good(body))
+
+    fakes[0].answer = slowly
+    pool = await pool_of(fakes[0])
+    await asyncio.gather(*(pool.prefetch([number] * 40) for number in range(20)))
+    assert fakes[0].most_busy == module.PREFETCHES
+    await pool.close()
+
+
+async def test_a_prefetched_prompt_is_in_the_servers_cache(real: TeacherPool, tiny_model: TinyModel) -> None:
+    prompt = list(range(300, 380))
+    await real.prefetch(prompt)
+    replica = real._least_loaded()
+    assert replica is not None
+    answer = await real._send(replica, scoring_request(prompt, RESPONSE, None), 84, 30)
+    assert answer["meta_info"]["cached_tokens"] == len(prompt) - 1
+    assert (await real.score(prompt, RESPONSE, None)).logprobs == pytest.approx(
+        hf_logprobs(tiny_model(1), prompt, RESPONSE), abs=1e-4
+    )
 
 
 async def test_a_replica_never_has_more_requests_than_it_is_allowed(fakes: Any) -> None:

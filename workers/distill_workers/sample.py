@@ -3,6 +3,9 @@
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -35,10 +38,10 @@ class Sample:
     truncated: bool
     """Cut off at maxResponseTokens."""
     teacher_logprobs: list[float] = field(default_factory=list)
-    teacher_top_ids: list[list[int]] | None = None
-    """[response][k]"""
-    teacher_top_logprobs: list[list[float]] | None = None
-    """[response][k]"""
+    teacher_top_ids: npt.NDArray[np.int32] | None = None
+    """[response, k], likeliest first"""
+    teacher_top_logprobs: npt.NDArray[np.float32] | None = None
+    """[response, k]"""
     source: str = ""
     """Name of the data source of the prompt."""
     supervised: bool = False

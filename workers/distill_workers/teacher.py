@@ -7,21 +7,22 @@ cannot be right is a BadScore: it fails its sample, never the job.
 """
 
 import asyncio
-import json
 import logging
+import math
 import random
 import re
 import time
 from collections import OrderedDict
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import aiohttp
+import orjson
 
 from distill_api.spec import Spec
-from distill_workers.scores import BadScore, Scores, read_scores, scoring_request
+from distill_workers.scores import BadScore, Scores, cached_tokens, read_scores, scoring_request
 
 __all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
 
@@ -39,6 +40,9 @@ TRIES = 6
 SHARED_PREFIX_TOKENS = 32
 """Shorter prompts are not worth waiting for."""
 REMEMBERED_PREFIXES = 4096
+PREFETCHES = 8
+"""Prompts that are sent ahead at once: the others wait, so that scoring always finds free slots."""
+JSON_HEADERS = {"Content-Type": "application/json"}
 
 
 class TeacherUnreachable(Exception):
@@ -60,6 +64,8 @@ class Replica:
     address: str
     slots: asyncio.Semaphore
     outstanding_tokens: int = 0
+    answered_tokens: int = 0
+    """Of all requests so far: what has gone through its cache."""
     failures: int = 0
     open_until: float = 0.0
     """time.monotonic until which it is left alone."""
@@ -80,6 +86,24 @@ class Prefix:
 
     replica: Replica
     cached: asyncio.Event = field(default_factory=asyncio.Event)
+    """Also set after a failure, or siblings would wait for ever."""
+    lost: bool = False
+    """It could not be prefetched: the first sibling goes alone after all."""
+    used_at: int = 0
+    """answered_tokens of the replica when the prompt was last used there."""
+
+    @property
+    def age_tokens(self) -> int:
+        return self.replica.answered_tokens - self.used_at
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a request should go, and what of it is expected to be cached there."""
+
+    replica: Replica | None = None
+    cached_tokens: int = 0
+    age_tokens: int = 0
 
 
 class _Retry(Exception):
@@ -96,6 +120,9 @@ class TeacherPool:
         self._resolved_at = -RESOLVE_SECONDS
         self._resolving = asyncio.Lock()
         self._prefixes: OrderedDict[int, Prefix] = OrderedDict()
+        self._kept_tokens = math.inf
+        """What may go through a replica's cache before it loses a prompt, as learnt from those that it lost."""
+        self._prefetching = asyncio.Semaphore(PREFETCHES)
         self._session: aiohttp.ClientSession | None = None
         self._last_success = time.monotonic()
         self._vocabulary: int | None = None
@@ -123,9 +150,35 @@ class TeacherPool:
             raise BadScore("empty", "an empty response has no token to score")
         self._check_ids([*prompt_ids, *response_ids])
         body = scoring_request(prompt_ids, response_ids, top_k)
-        async with self._affinity(prompt_ids) as (preferred, cached_tokens):
-            answer = await self._request(body, len(prompt_ids) + len(response_ids), preferred, cached_tokens)
+        async with self._affinity(prompt_ids) as place:
+            answer = await self._request(body, len(prompt_ids) + len(response_ids), place)
+        if place.cached_tokens and cached_tokens(answer) < place.cached_tokens // 2:
+            self._kept_tokens = min(self._kept_tokens, place.age_tokens / 2)
         return read_scores(answer, len(prompt_ids), response_ids, top_k, self._vocabulary)
+
+    async def prefetch(self, prompt_ids: list[int]) -> None:
+        """Has the prompt cached where its siblings will be scored, while they are still being drawn: then none of them
+        need go alone. One try, of which no failure is raised: without it the first sibling does the same work."""
+        if not self._worth_sharing(prompt_ids):
+            return
+        key = hash(tuple(prompt_ids))
+        async with self._prefetching:
+            try:
+                self._check_ids(prompt_ids)
+                await self._resolve()
+                replica = self._least_loaded()
+                # A sibling, or another prefetch, may have been faster.
+                known = self._prefixes.get(key)
+                if replica is None or (known is not None and not self._may_be_lost(known)):
+                    return
+                with self._caching(key, replica) as prefix:
+                    prefix.lost = True
+                    body = scoring_request(prompt_ids, [], None)
+                    timeout = float(self._spec.teacher.request_timeout_seconds)
+                    await self._send(replica, body, len(prompt_ids), timeout)
+                    prefix.lost = False
+            except Exception as error:
+                log.warning("a prompt of %d tokens was not prefetched: %s", len(prompt_ids), error)
 
     async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
         """The teacher's own greedy response."""
@@ -133,7 +186,7 @@ class TeacherPool:
         sampling = {"max_new_tokens": max_new_tokens, "temperature": 0}
         body = {"input_ids": prompt_ids, "sampling_params": sampling}
         # Generation has no bound of its own in the job; it takes as long as it takes, within reason.
-        answer = await self._request(body, len(prompt_ids) + max_new_tokens, None, timeout_seconds=3600)
+        answer = await self._request(body, len(prompt_ids) + max_new_tokens, timeout_seconds=3600)
         try:
             return [int(i) for i in answer["output_ids"]]
         except (LookupError, TypeError, ValueError):
@@ -147,7 +200,7 @@ class TeacherPool:
             "return_text_in_logprobs": True,
             "logprob_start_len": 0,
         }
-        answer = await self._request(body, len(ids), None)
+        answer = await self._request(body, len(ids))
         entries = answer["meta_info"]["input_token_logprobs"]
         # SGLang names the last id of the vocabulary 0; its text would be that of token 0.
         return [text if seen == sent else None for sent, (_, seen, text) in zip(ids, entries, strict=True)]
@@ -165,7 +218,7 @@ class TeacherPool:
         """Size of the teacher's embedding. SGLang tells it in no answer but in the refusal of an impossible id."""
         body = {**scoring_request([1], [1], None), "token_ids_logprob": [2**31 - 1]}
         try:
-            await self._request(body, 2, None)
+            await self._request(body, 2)
         except BadScore as refused:
             if match := re.search(r"valid range is \[0, (\d+)\)", str(refused)):
                 return int(match[1])
@@ -173,37 +226,55 @@ class TeacherPool:
         return None
 
     @asynccontextmanager
-    async def _affinity(self, prompt_ids: list[int]) -> AsyncIterator[tuple[Replica | None, int]]:
-        """The replica that has the prompt, once it has it, and how many tokens that saves there; for the first
-        sibling the replica that shall get it."""
-        if not self._share or len(prompt_ids) < SHARED_PREFIX_TOKENS:
-            yield None, 0
+    async def _affinity(self, prompt_ids: list[int]) -> AsyncIterator[Place]:
+        """The replica that has the prompt, once it has it; for the first sibling the replica that shall get it, and
+        also for one so late that the prompt may be lost there."""
+        if not self._worth_sharing(prompt_ids):
+            yield Place()
             return
         await self._resolve()
         key = hash(tuple(prompt_ids))
-        prefix = self._prefixes.get(key)
-        if prefix is not None:
+        while (prefix := self._prefixes.get(key)) is not None:
+            if self._may_be_lost(prefix):
+                break
             self._prefixes.move_to_end(key)
             await prefix.cached.wait()
+            if prefix.lost:
+                continue
             best = self._least_loaded()
             # Going elsewhere costs the prompt once more: worth it where more than that is waiting.
             stay = best is None or prefix.replica.outstanding_tokens <= best.outstanding_tokens + len(prompt_ids)
-            yield (prefix.replica, len(prompt_ids) - 1) if stay else (None, 0)
+            yield Place(prefix.replica, len(prompt_ids) - 1, prefix.age_tokens) if stay else Place()
+            if stay:
+                prefix.used_at = prefix.replica.answered_tokens
             return
         replica = self._least_loaded()
         if replica is None:
-            yield None, 0
+            yield Place()
             return
+        with self._caching(key, replica):
+            yield Place(replica)
+
+    def _worth_sharing(self, prompt_ids: list[int]) -> bool:
+        return self._share and len(prompt_ids) >= SHARED_PREFIX_TOKENS
+
+    def _may_be_lost(self, prefix: Prefix) -> bool:
+        return prefix.cached.is_set() and prefix.age_tokens > self._kept_tokens
+
+    @contextmanager
+    def _caching(self, key: int, replica: Replica) -> Iterator[Prefix]:
+        """While the first request of a prompt is under way; others wait for its end. A failure is forgotten."""
         prefix = self._prefixes[key] = Prefix(replica)
         while len(self._prefixes) > REMEMBERED_PREFIXES:
             self._prefixes.popitem(last=False)[1].cached.set()
         try:
-            yield replica, 0
+            yield prefix
+            prefix.used_at = replica.answered_tokens
         except BaseException:
-            self._prefixes.pop(key, None)
+            if self._prefixes.get(key) is prefix:
+                del self._prefixes[key]
             raise
         finally:
-            # Also after a failure, or the others would wait for ever.
             prefix.cached.set()
 
     def _least_loaded(self, but: Replica | None = None) -> Replica | None:
@@ -216,12 +287,12 @@ class TeacherPool:
         self,
         body: dict[str, Any],
         tokens: int,
-        preferred: Replica | None,
-        cached_tokens: int = 0,
+        place: Place = Place(),  # frozen
         timeout_seconds: float | None = None,
     ) -> Any:
         """The JSON of an answer 200. Raises BadScore for a refusal, TeacherUnreachable."""
         timeout = timeout_seconds or float(self._spec.teacher.request_timeout_seconds)
+        preferred = place.replica
         begin, tries, failed_on, why = time.monotonic(), 0, None, "its name has no address"
         while True:
             await self._resolve(again=failed_on is not None or not self._replicas)
@@ -237,7 +308,7 @@ class TeacherPool:
                 replica = self._least_loaded(but=failed_on)
             if replica is not None:
                 try:
-                    work = tokens - cached_tokens if replica is preferred else tokens
+                    work = tokens - place.cached_tokens if replica is preferred else tokens
                     return await self._send(replica, body, work, timeout)
                 except _Retry as error:
                     failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
@@ -261,7 +332,9 @@ class TeacherPool:
                 try:
                     limit = aiohttp.ClientTimeout(total=timeout)
                     url = f"http://{replica.address}/generate"
-                    async with self._session.post(url, json=body, timeout=limit) as answer:
+                    async with self._session.post(
+                        url, data=orjson.dumps(body), headers=JSON_HEADERS, timeout=limit
+                    ) as answer:
                         code = str(answer.status)
                         text = await answer.read()
                 except TimeoutError:
@@ -279,12 +352,13 @@ class TeacherPool:
             replica.failed(time.monotonic())
             raise _Retry(f"answered {answer.status}: {text[:200]!r}")
         replica.succeeded()
+        replica.answered_tokens += tokens
         self._last_success = time.monotonic()
         if answer.status != 200:
             raise BadScore("refused", f"{replica.address} answered {answer.status}: {text[:300]!r}")
         try:
-            return json.loads(text)
-        except ValueError:
+            return orjson.loads(text)
+        except orjson.JSONDecodeError:
             raise BadScore("malformed", f"{replica.address} answered no JSON: {text[:200]!r}") from None
 
     async def _resolve(self, again: bool = False) -> None:

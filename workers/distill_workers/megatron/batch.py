@@ -7,6 +7,7 @@ longest of their micro-batch; sorting by length keeps the padding small.
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from distill_workers.sample import Sample
@@ -106,10 +107,10 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
     support_ids = torch.zeros(tokens, 0, dtype=torch.long, device=device)
     support_logprobs = torch.zeros(tokens, 0, dtype=floats, device=device)
     if scored and samples[0].teacher_top_ids is not None:
-        support_ids = torch.tensor([row for s in samples for row in s.teacher_top_ids or []], device=device)
-        support_logprobs = torch.tensor(
-            [row for s in samples for row in s.teacher_top_logprobs or []], dtype=floats, device=device
-        )
+        of_all = [s.teacher_top_ids for s in samples if s.teacher_top_ids is not None]
+        support_ids = torch.from_numpy(np.concatenate(of_all)).to(device, torch.long)
+        logprobs_of_all = [s.teacher_top_logprobs for s in samples if s.teacher_top_logprobs is not None]
+        support_logprobs = torch.from_numpy(np.concatenate(logprobs_of_all)).to(device, floats)
     return MicroBatch(
         order=order,
         input_ids=input_ids.to(device),

@@ -1,8 +1,9 @@
 """Log-probs of given tokens from hidden states, without [tokens, vocabulary] in memory.
 
-The head's logits are made for a chunk of tokens at a time, reduced to what is asked for, and thrown away; the backward
-pass makes them again. Under tensor parallelism each rank holds a part of the vocabulary: the maximum and the sums are
-all-reduced, as in Megatron's vocab_parallel_cross_entropy.
+The head's logits are made for a chunk of tokens at a time, reduced to what is asked for a few rows at a time that stay
+in the processor's cache, and thrown away; the backward pass makes them again, unless one chunk was enough. Under tensor
+parallelism each rank holds a part of the vocabulary: maxima and sums are all-reduced, as in Megatron's
+vocab_parallel_cross_entropy.
 """
 
 from dataclasses import dataclass
@@ -11,8 +12,10 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-CHUNK_BYTES = 64 * 1024**2
-"""Logits of one chunk, in fp32. The chunk exists about three times at once."""
+from distill_workers.objective.vocabulary import add_outer, block_rows, logits, slices
+
+CHUNK_BYTES = 96 * 1024**2
+"""Logits of one chunk, in fp32, in memory once; in a narrower type of the model that once more."""
 
 
 @dataclass(frozen=True)
@@ -57,56 +60,68 @@ def token_logprobs(
     return logprobs, entropy
 
 
-def _logits(hidden: torch.Tensor, head: torch.Tensor, rows: int) -> torch.Tensor:
-    """[chunk, rows] of this rank, fp32 or wider."""
-    logits = hidden @ head[:rows].t()
-    return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-
 class _TokenLogprobs(torch.autograd.Function):
     @staticmethod
     def forward(
         ctx: Any, hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, vocabulary: Vocabulary, chunk_tokens: int
     ) -> tuple[torch.Tensor, torch.Tensor]:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        logprobs = torch.empty(ids.shape, dtype=wide, device=hidden.device)
-        log_normaliser = torch.empty(len(ids), dtype=wide, device=hidden.device)
+        own_head = head[: vocabulary.rows]
+        logprobs = hidden.new_empty(ids.shape, dtype=wide)
+        log_normaliser = hidden.new_empty(len(ids), dtype=wide)
         entropy = torch.empty_like(log_normaliser)
-        for start in range(0, len(ids), chunk_tokens):
-            rows = slice(start, start + chunk_tokens)
-            logits = _logits(hidden[rows], head, vocabulary.rows)
-            highest = vocabulary.reduce(logits.max(-1).values, dist.ReduceOp.MAX)
-            logits -= highest[:, None]
-            index, here = vocabulary.local(ids[rows])
-            wanted = logits.gather(-1, index).masked_fill_(~here, 0.0)
-            weights = logits.exp()
-            # One reduction for all sums: of exp(z), of z exp(z), and the wanted logits, which one rank each has.
-            sums = [weights.sum(-1, keepdim=True), logits.mul_(weights).sum(-1, keepdim=True), wanted]
-            reduced = vocabulary.reduce(torch.cat(sums, -1))
-            log_sum = reduced[:, 0].log()
-            logprobs[rows] = reduced[:, 2:] - log_sum[:, None]
-            entropy[rows] = log_sum - reduced[:, 1] / reduced[:, 0]
-            log_normaliser[rows] = highest + log_sum
-        ctx.save_for_backward(hidden, head, ids, log_normaliser)
+        buffer = hidden.new_empty(min(chunk_tokens, len(ids)), vocabulary.rows, dtype=wide)
+        rows_at_once = block_rows(buffer)
+        scratch = buffer.new_empty(rows_at_once, vocabulary.rows)
+        for chunk in slices(len(ids), chunk_tokens):
+            z = logits(hidden[chunk], own_head, buffer)
+            index, here = vocabulary.local(ids[chunk])
+            wanted = z.gather(-1, index).masked_fill_(~here, 0.0)
+            highest, sums = z.new_empty(len(z), 1), z.new_empty(len(z), 2)
+            for block in slices(len(z), rows_at_once):
+                torch.amax(z[block], -1, keepdim=True, out=highest[block])
+                shifted = z[block] - highest[block]
+                weights = torch.exp(shifted, out=scratch[: len(shifted)])
+                torch.sum(weights, -1, out=sums[block, 0])
+                torch.linalg.vecdot(weights, shifted, out=sums[block, 1])
+            of_all = vocabulary.reduce(highest.clone(), dist.ReduceOp.MAX)
+            # The sums are of exp(z - highest) and of that times z - highest: made those of the highest of all ranks.
+            gap = highest - of_all
+            sums[:, 1:] += sums[:, :1] * gap
+            sums *= gap.exp()
+            reduced = vocabulary.reduce(torch.cat([sums, wanted], -1))
+            log_sum = reduced[:, :1].log()
+            logprobs[chunk] = reduced[:, 2:] - of_all - log_sum
+            entropy[chunk] = log_sum[:, 0] - reduced[:, 1] / reduced[:, 0]
+            log_normaliser[chunk] = (of_all + log_sum)[:, 0]
+        # One chunk is no more than a backward pass would hold anyway.
+        kept = buffer if len(ids) <= chunk_tokens else None
+        ctx.save_for_backward(hidden, head, ids, log_normaliser, kept)
         ctx.vocabulary, ctx.chunk_tokens = vocabulary, chunk_tokens
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, head, ids, log_normaliser = ctx.saved_tensors
+        hidden, head, ids, log_normaliser, kept = ctx.saved_tensors
         vocabulary: Vocabulary = ctx.vocabulary
+        own_head = head[: vocabulary.rows]
         gradient = gradients[0].to(log_normaliser.dtype)
+        total = gradient.sum(-1, keepdim=True)
         of_hidden = torch.empty_like(hidden)
-        of_head = torch.zeros(head.shape, dtype=log_normaliser.dtype, device=head.device)
-        for start in range(0, len(ids), ctx.chunk_tokens):
-            rows = slice(start, start + ctx.chunk_tokens)
+        # None for a head that is not trained.
+        of_head = torch.zeros_like(head, dtype=log_normaliser.dtype) if ctx.needs_input_grad[1] else None
+        buffer = log_normaliser.new_empty(min(ctx.chunk_tokens, len(ids)), vocabulary.rows)
+        for chunk in slices(len(ids), ctx.chunk_tokens):
+            of_logits = buffer.copy_(kept) if kept is not None else logits(hidden[chunk], own_head, buffer)
             # d logp(v) / d z_u = [u = v] - p_u
-            of_logits = _logits(hidden[rows], head, vocabulary.rows).sub_(log_normaliser[rows, None]).exp_()
-            of_logits *= -gradient[rows].sum(-1, keepdim=True)
-            index, here = vocabulary.local(ids[rows])
-            of_logits.scatter_add_(-1, index, gradient[rows] * here)
+            for block in slices(len(of_logits), block_rows(buffer)):
+                at = slice(chunk.start + block.start, chunk.start + block.stop)
+                of_logits[block].sub_(log_normaliser[at, None]).exp_().mul_(-total[at])
+            index, here = vocabulary.local(ids[chunk])
+            of_logits.scatter_add_(-1, index, gradient[chunk] * here)
             narrow = of_logits.to(hidden.dtype)
-            of_hidden[rows] = narrow @ head[: vocabulary.rows]
-            of_head[: vocabulary.rows] += narrow.t() @ hidden[rows]
-        return vocabulary.reduce(of_hidden), of_head.to(head.dtype), None, None, None
+            torch.mm(narrow, own_head, out=of_hidden[chunk])
+            if of_head is not None:
+                add_outer(of_head[: vocabulary.rows], narrow, hidden[chunk])
+        return vocabulary.reduce(of_hidden), None if of_head is None else of_head.to(head.dtype), None, None, None
