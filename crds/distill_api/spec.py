@@ -19,7 +19,7 @@ from distill_api.objective import (
 from distill_api.prompts import Prompts, ReasoningGym
 from distill_api.rules import ListMap, Rule, matching
 from distill_api.template import PodTemplate
-from distill_api.training import LoRA, Optimizer, Parallelism, Trainer, WeightSync
+from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Trainer, WeightSync
 
 __all__ = [
     "Data",
@@ -33,6 +33,7 @@ __all__ = [
     "Parallelism",
     "Precision",
     "Prompts",
+    "RateSchedule",
     "ReasoningGym",
     "Reward",
     "RewardSource",
@@ -238,6 +239,14 @@ class Spec(Model):
             f"data.prompts.answerField must be set: objective.reward: {ANSWERED}",
             answered_cel("self.objective.reward", "self.data.prompts"),
             lambda spec: answered(spec.objective.reward, spec.data.prompts),
+        ),
+        Rule(
+            "trainer.optimizer.warmupSteps must be less than schedule.steps, unless its schedule is constant",
+            "self.trainer.optimizer.schedule == 'constant' || self.trainer.optimizer.warmupSteps < self.schedule.steps",
+            lambda spec: (
+                spec.trainer.optimizer.schedule is RateSchedule.CONSTANT
+                or spec.trainer.optimizer.warmup_steps < spec.schedule.steps
+            ),
         ),
     )
     accelerator: AcceleratorName = Field(

@@ -15,6 +15,13 @@ class WeightSync(StrEnum):
     DISK = "disk"
 
 
+class RateSchedule(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    WSD = "wsd"
+
+
 class Parallelism(Model):
     """How the student is split over the trainer's ranks; the rest is data parallel."""
 
@@ -25,8 +32,15 @@ class Parallelism(Model):
 
 
 class Optimizer(Model):
-    """AdamW with decoupled weight decay, and a linear warm-up."""
+    """AdamW with decoupled weight decay, and the schedule of its learning rate."""
 
+    rules = (
+        Rule(
+            "minLearningRate must not exceed learningRate",
+            "self.minLearningRate <= self.learningRate",
+            lambda optimizer: optimizer.min_learning_rate <= optimizer.learning_rate,
+        ),
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-6, description="Learning rate after warm-up.")
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Decay of the first moment.")
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="Decay of the second moment.")
@@ -34,6 +48,15 @@ class Optimizer(Model):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.1, description="Decoupled weight decay.")
     clip_grad: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="Largest norm of the gradient.")
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="Steps of linear warm-up.")
+    schedule: RateSchedule = Field(
+        RateSchedule.CONSTANT,
+        description="After warm-up: constant; linear or cosine, down to minLearningRate after the last step; wsd, "
+        "constant until it falls in the last decayShare of schedule.steps.",
+    )
+    min_learning_rate: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Where linear, cosine and wsd end.")
+    decay_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="wsd only: share of schedule.steps in which the rate decays."
+    )
 
 
 class LoRA(Model):
