@@ -26,7 +26,9 @@ class Parallelism(Model):
     """How the student is split over the trainer's ranks; the rest is data parallel."""
 
     tensor: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Tensor parallel size.")
-    pipeline: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Pipeline parallel size; only 1 so far.")
+    pipeline: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="Pipeline stages; they must divide the student's layers."
+    )
     context: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Context parallel size; only 1 so far.")
     expert: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Expert parallel size; only 1 so far.")
 
@@ -71,9 +73,11 @@ class Trainer(Model):
 
     rules = (
         Rule(
-            "parallelism.tensor must divide nodes x gpusPerNode",
-            "(self.nodes * self.gpusPerNode) % self.parallelism.tensor == 0",
-            lambda trainer: trainer.nodes * trainer.gpus_per_node % trainer.parallelism.tensor == 0,
+            "parallelism.tensor x pipeline must divide nodes x gpusPerNode",
+            "(self.nodes * self.gpusPerNode) % (self.parallelism.tensor * self.parallelism.pipeline) == 0",
+            lambda trainer: (
+                trainer.nodes * trainer.gpus_per_node % (trainer.parallelism.tensor * trainer.parallelism.pipeline) == 0
+            ),
         ),
     )
     nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods.")

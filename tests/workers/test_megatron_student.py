@@ -28,12 +28,14 @@ def train(
     objective: str,
     max_tokens: int = 400,
     groups: int = 1,
+    pipeline: int = 1,
 ) -> dict[str, Any]:
     """Some steps on the same samples, and what came of them."""
     from distill_workers.megatron.student import MegatronStudent
 
     spec = make_spec(
-        trainer=make_trainer(tensor=tensor, ranks=ranks, max_tokens=max_tokens), objective=OBJECTIVES[objective]
+        trainer=make_trainer(tensor=tensor, pipeline=pipeline, ranks=ranks, max_tokens=max_tokens),
+        objective=OBJECTIVES[objective],
     )
     student = MegatronStudent(spec, folder / kind)
     stats = []
@@ -72,9 +74,9 @@ def train_all(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
-def train_split(folder: Path, tensor: int, ranks: int) -> dict[tuple[str, str], dict[str, Any]]:
+def train_split(folder: Path, tensor: int, pipeline: int, ranks: int) -> dict[tuple[str, str], dict[str, Any]]:
     return {
-        (kind, objective): train(folder, kind, tensor, ranks, objective)
+        (kind, objective): train(folder, kind, tensor, ranks, objective, pipeline=pipeline)
         for kind, objective in (("qwen3-tied", "sampled"), ("qwen2", "top-k"))
     }
 
@@ -89,9 +91,11 @@ def assert_same_training(found: dict[str, Any], expected: dict[str, Any]) -> Non
         assert difference <= 1e-6, f"{name}: {difference}"
 
 
-@pytest.mark.parametrize(("tensor", "ranks"), [(2, 2), (1, 2)], ids=["tensor-2", "data-2"])
-def test_two_ranks_train_as_one(folder: Path, alone: Alone, tensor: int, ranks: int) -> None:
-    results = run_ranks(ranks, train_split, folder=folder, tensor=tensor, ranks=ranks)
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "ranks"), [(2, 1, 2), (1, 1, 2), (1, 2, 2)], ids=["tensor-2", "data-2", "pipeline-2"]
+)
+def test_two_ranks_train_as_one(folder: Path, alone: Alone, tensor: int, pipeline: int, ranks: int) -> None:
+    results = run_ranks(ranks, train_split, folder=folder, tensor=tensor, pipeline=pipeline, ranks=ranks)
 
     for key, found in results[0].items():
         assert_same_training(found, alone[key])

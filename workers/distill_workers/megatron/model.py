@@ -13,22 +13,21 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 
-from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel, mappings
+from distill_workers.megatron import stages
+from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel
 from distill_workers.megatron.parallel import Ranks
 
 
 class HiddenStateModel(GPTModel):  # type: ignore[misc]  # megatron-core carries no types
-    """A GPTModel that stops after the final norm: [batch, sequence] -> [sequence, batch, hidden]."""
+    """A stage of a GPTModel; the last stops after the final norm: [batch, sequence] -> [sequence, batch, hidden]."""
 
     def _postprocess(self, hidden_states: torch.Tensor, **unused: Any) -> torch.Tensor:
         return hidden_states
 
     def head_weight(self) -> torch.Tensor:
-        """This rank's rows of the output head, padding included: [vocab / tensor_parallel, hidden]."""
-        if self.share_embeddings_and_output_weights:
-            weight: torch.Tensor = self.embedding.word_embeddings.weight
-        else:
-            weight = self.output_layer.weight
+        """This rank's rows of the output head, padding included: [vocab / tensor_parallel, hidden]. Last stage only."""
+        tied_here = self.share_embeddings_and_output_weights and self.pre_process
+        weight: torch.Tensor = self.embedding.word_embeddings.weight if tied_here else self.output_layer.weight
         return weight
 
 
@@ -54,10 +53,11 @@ class CausalAttention(torch.nn.Module):
 
 
 def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fused: bool = True) -> HiddenStateModel:
-    """The model on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
+    """This stage on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
 
     fused: with Transformer Engine's layers, where it is installed.
     """
+    stages.check(shape, ranks)
     for name, size in (
         ("attention heads", shape.attention_heads),
         ("key-value heads", shape.query_groups),
@@ -84,6 +84,8 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fu
         transformer_layer_spec=layer,
         vocab_size=shape.padded_vocab_size(ranks.tensor_size),
         max_sequence_length=shape.max_positions,
+        pre_process=ranks.pipeline_rank == 0,
+        post_process=ranks.is_last_stage,
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=shape.rope_theta,
@@ -99,7 +101,7 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fu
             high_freq_factor=shape.rope_scaling.high_freq_factor,
             original_max_position_embeddings=shape.rope_scaling.original_max_position_embeddings,
         )
-    _mark_shards(model, shape)
+    _mark_shards(model, shape, ranks)
     return model
 
 
@@ -123,8 +125,15 @@ def _transformer_config(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, on_gp
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=ranks.tensor_size,
+        pipeline_model_parallel_size=ranks.pipeline_size,
         params_dtype=dtype,
         pipeline_dtype=dtype,
+        # Micro-batches differ in length: a stage tells the next one the shape before the tensor.
+        variable_seq_lengths=ranks.pipeline_size > 1,
+        # Asked for by the former, also of a model without experts.
+        moe_token_dispatcher_type="alltoall",
+        # What a stage has sent is not kept: backward needs its graph alone.
+        deallocate_pipeline_outputs=True,
         bf16=dtype == torch.bfloat16,
         # The gradient is a sum over tokens until finalize_model_grads divides it by their number in the global batch.
         calculate_per_token_loss=True,
@@ -143,10 +152,10 @@ def _transformer_config(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, on_gp
     )
 
 
-def _mark_shards(model: HiddenStateModel, shape: Shape) -> None:
+def _mark_shards(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> None:
     """Tell Megatron which parameters are shards: its initialisation would have, and the gradient norm depends on it."""
     parameters = dict(model.named_parameters())
-    for mapping in mappings(shape):
+    for mapping in stages.held(shape, ranks):
         parameter = next(parameters[name] for name in mapping.megatron if name in parameters)
         if mapping.layout is not Layout.REPLICATED:
             parameter.tensor_model_parallel = True

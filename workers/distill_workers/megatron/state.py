@@ -12,7 +12,7 @@ import torch
 
 from distill_workers.megatron.parallel import Ranks
 
-FORMAT = 1
+FORMAT = 2
 
 
 class IncompatibleCheckpoint(ValueError):
@@ -42,14 +42,19 @@ def load(folder: Path, ranks: Ranks, model: torch.nn.Module, optimizer: Any) -> 
     """Restore what `save` wrote, to the last bit. Raises IncompatibleCheckpoint when another layout wrote it."""
     own = _read(folder, ranks.rank)
     written = own["layout"]
-    if own["format"] != FORMAT or written != _layout(ranks):
+    if own["format"] != FORMAT:
         raise IncompatibleCheckpoint(
-            f"{folder} was written by {written['world_size']} ranks with parallelism.tensor {written['tensor_size']}; "
-            f"this trainer has {ranks.world_size} with {ranks.tensor_size}. "
+            f"{folder} has format {own['format']}, and this version reads {FORMAT}: continue it with the version that "
+            "wrote it, or begin in a new folder"
+        )
+    if written != _layout(ranks):
+        raise IncompatibleCheckpoint(
+            f"{folder} was written by {written['world_size']} ranks with parallelism.tensor {written['tensor_size']} "
+            f"and pipeline {written['pipeline_size']}; this trainer has {ranks.world_size} with {ranks.tensor_size} "
+            f"and {ranks.pipeline_size}. "
             "Set nodes, gpusPerNode and parallelism as they were."
         )
-    # Ranks of a tensor parallel group are neighbours, so the first replica's peer of this rank is its tensor rank.
-    shared = own if ranks.data_rank == 0 else _read(folder, ranks.tensor_rank)
+    shared = own if ranks.data_rank == 0 else _read(folder, ranks.in_first_replica)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(shared["parameters"][name])
@@ -70,7 +75,8 @@ def _read(folder: Path, rank: int) -> dict[str, Any]:
 
 
 def _layout(ranks: Ranks) -> dict[str, int]:
-    return {"world_size": ranks.world_size, "tensor_size": ranks.tensor_size}
+    sizes = {"tensor_size": ranks.tensor_size, "pipeline_size": ranks.pipeline_size}
+    return {"world_size": ranks.world_size, **sizes}
 
 
 def _main_parameters(part: Any) -> list[torch.Tensor]:

@@ -17,7 +17,7 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from distill_api.spec import Spec, Support
-from distill_workers.megatron import hf, lora, parallel, state
+from distill_workers.megatron import hf, lora, parallel, stages, state
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, micro_batches, share
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
@@ -30,7 +30,7 @@ MEANS = (*STATS, "entropy")
 
 
 class MegatronStudent:
-    """The model that is trained, split over tensor x data parallel ranks.
+    """The model that is trained, split over tensor x data x pipeline parallel ranks.
 
     Megatron's DistributedDataParallel accumulates gradients in fp32; its AdamW works on fp32 main parameters when the
     model is in bf16. The gradient is the sum over tokens, divided in `apply` by the response tokens of the global
@@ -46,6 +46,7 @@ class MegatronStudent:
         self.model_path = model_path
         self.ranks = parallel.initialise(
             spec.trainer.parallelism.tensor,
+            spec.trainer.parallelism.pipeline,
             on_cpu=spec.on_cpu,
             # Ranks wait in a collective while rank 0 waits for rollouts.
             timeout_seconds=spec.stall_timeout_seconds,
@@ -103,8 +104,8 @@ class MegatronStudent:
         if total_response_tokens is not None:
             self._expected_tokens = total_response_tokens
         limit = self.spec.trainer.max_tokens_per_micro_batch
-        for batch in micro_batches(samples, shares[self.ranks.data_rank], limit, self.ranks.device):
-            self._forward_backward(batch)
+        batches = micro_batches(samples, shares[self.ranks.data_rank], limit, self.ranks.device)
+        stages.run(self._parallel_model, list(batches), self._loss, backward=True)
 
     def apply(self, learning_rate: float) -> dict[str, float]:
         """One optimiser step with the gradients of every `accumulate` since the last. The same result on every rank.
@@ -120,6 +121,9 @@ class MegatronStudent:
         local = [self._sums[name] for name in MEANS]
         sums = torch.stack([*local, self._positions]).to(self.ranks.device)
         dist.all_reduce(sums, group=self.ranks.data_group)
+        if self.ranks.pipeline_size > 1:
+            # The last stage counts; the others add zeros.
+            dist.all_reduce(sums, group=self.ranks.pipeline_group)
         *totals, positions = sums.tolist()
         local_tokens = torch.tensor(self._local_tokens, dtype=torch.int, device=self.ranks.device)
         finalize_model_grads([self._parallel_model], num_tokens=local_tokens)
@@ -147,17 +151,21 @@ class MegatronStudent:
         own: dict[int, list[float]] = {}
         indices = share(samples, [0] * self.ranks.data_size)[self.ranks.data_rank]
         limit = self.spec.trainer.max_tokens_per_micro_batch
-        for batch in micro_batches(samples, indices, limit, self.ranks.device, scored=False):
-            values, _ = self._token_logprobs(batch, batch.targets[:, None])
+        batches = list(micro_batches(samples, indices, limit, self.ranks.device, scored=False))
+
+        def drawn(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
+            return self._token_logprobs(batch, hidden, batch.targets[:, None])[0]
+
+        found = stages.run(self._parallel_model, batches, drawn, backward=False)
+        for batch, values in zip(batches, found, strict=self.ranks.is_last_stage):
             lengths = [len(samples[i].response_ids) for i in batch.order]
             for i, part in zip(batch.order, torch.split_with_sizes(values[:, 0], lengths), strict=True):
                 own[i] = part.tolist()
-        parts: list[dict[int, list[float]]] = [own]
-        if self.ranks.data_size > 1:
-            parts = [{} for _ in range(self.ranks.data_size)]
-            dist.all_gather_object(parts, own, group=self.ranks.data_group)
-        found = {i: values for part in parts for i, values in part.items()}
-        return [found.get(i, []) for i in range(len(samples))]
+        # To the first stage, which has rank 0, and from there to every replica.
+        by_stage = parallel.gather_objects(own, self.ranks.pipeline_group)
+        by_replica = parallel.gather_objects(by_stage[-1], self.ranks.data_group)
+        of_sample = {i: values for part in by_replica for i, values in part.items()}
+        return [of_sample.get(i, []) for i in range(len(samples))]
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor | None]]:
         """(name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on its peers (hf.iterate)."""
@@ -191,11 +199,12 @@ class MegatronStudent:
         self._samples = self._tokens = self._local_tokens = 0
         self._expected_tokens = None
 
-    def _forward_backward(self, batch: MicroBatch) -> None:
+    def _loss(self, batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
+        """The sum over the micro-batch's tokens, from the last stage's hidden states; counts what `apply` reports."""
         # Column 0 is the drawn token; with support top-k the others are the teacher's.
         top_k = self.spec.objective.support is Support.TOP_K
         ids = torch.cat([batch.targets[:, None], batch.support_ids], -1) if top_k else batch.targets[:, None]
-        values, entropy = self._token_logprobs(batch, ids)
+        values, entropy = self._token_logprobs(batch, hidden, ids)
         losses, stats = token_losses(
             self.spec.objective,
             logprobs=values[:, 0],
@@ -208,16 +217,16 @@ class MegatronStudent:
             teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,
             sampled_in_support=batch.sampled_in_support if top_k else None,
         )
-        losses.sum().backward()  # type: ignore[no-untyped-call]  # torch.Tensor.backward is untyped
         for name, of_tokens in (*stats.items(), ("entropy", entropy)):
             self._sums[name] = self._sums[name] + of_tokens.double().sum()
         self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
         self._local_tokens += len(batch.targets)
+        return losses.sum()
 
-    def _token_logprobs(self, batch: MicroBatch, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _token_logprobs(
+        self, batch: MicroBatch, hidden: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs [tokens, m] of ids [tokens, m] at the response tokens, and the entropy [tokens], nats."""
-        positions = torch.arange(batch.input_ids.shape[1], device=self.ranks.device).expand_as(batch.input_ids)
-        hidden = self._parallel_model(batch.input_ids, positions, None)  # [sequence, samples, hidden]
         at_responses = hidden.flatten(0, 1)[batch.rows]
         return token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)
 
