@@ -19,7 +19,7 @@ from distill_api.objective import (
 from distill_api.prompts import Prompts, ReasoningGym
 from distill_api.rules import ListMap, Rule, matching
 from distill_api.template import PodTemplate
-from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Trainer, WeightSync
+from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
 
 __all__ = [
     "Data",
@@ -35,6 +35,7 @@ __all__ = [
     "Prompts",
     "RateSchedule",
     "ReasoningGym",
+    "Recompute",
     "Reward",
     "RewardSource",
     "Rollout",

@@ -22,6 +22,13 @@ class RateSchedule(StrEnum):
     WSD = "wsd"
 
 
+class Recompute(StrEnum):
+    AUTO = "auto"
+    NONE = "none"
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
 class Parallelism(Model):
     """How the student is split over the trainer's ranks; the rest is data parallel."""
 
@@ -59,6 +66,11 @@ class Optimizer(Model):
     decay_share: Annotated[float, Field(gt=0, le=1)] = Field(
         0.1, description="wsd only: share of schedule.steps in which the rate decays."
     )
+    distributed: bool = Field(
+        False,
+        description="Split the moments, and bfloat16's fp32 weights, over data parallel ranks instead of "
+        "holding them on each.",
+    )
 
 
 class LoRA(Model):
@@ -92,6 +104,11 @@ class Trainer(Model):
         "with the adapters added in; the adapters alone are exported beside it, as PEFT reads them.",
     )
     max_tokens_per_micro_batch: Tokens = Field(16384, description="Token budget of one micro-batch of a rank.")
+    recompute: Recompute = Field(
+        Recompute.AUTO,
+        description="Activations made again in the backward pass: none, selective (those of the MLPs), full (of whole "
+        "layers). auto is full with accelerators, none without.",
+    )
     weight_sync: WeightSync = Field(
         WeightSync.DISTRIBUTED,
         description="distributed: NCCL, or gloo without accelerators; disk: through the output volume.",

@@ -34,11 +34,16 @@ def install() -> None:
     torch.cuda.current_device = current_device  # type: ignore[assignment]  # an int in torch; used as device= only
     torch.cuda.synchronize = lambda device=None: None
     from megatron.core.optimizer import optimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.tensor_parallel import random
 
     optimizer.get_grad_norm_fp32 = _pretending(optimizer.get_grad_norm_fp32)
     optimizer.clip_grad_by_total_norm_fp32 = _pretending(optimizer.clip_grad_by_total_norm_fp32)
-    for kind in (optimizer.FP32Optimizer, optimizer.Float16OptimizerWithFloat16Params):
+    for kind in (optimizer.FP32Optimizer, optimizer.Float16OptimizerWithFloat16Params, DistributedOptimizer):
         kind.__init__ = _pretending(kind.__init__)
+    # Recomputed layers restore the state of CUDA's generator, and there is none.
+    random._get_cuda_rng_state = lambda *args, **kwargs: None
+    random._set_cuda_rng_state = lambda *args, **kwargs: None
     # Pipeline stages only: the copy of a tied embedding, and the 1F1B schedule's counter of tokens.
     from megatron.core.models.common.language_module.language_module import LanguageModule
     from megatron.core.pipeline_parallel import schedules

@@ -13,6 +13,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 
+from distill_api.spec import Recompute
 from distill_workers.megatron import stages
 from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel
 from distill_workers.megatron.parallel import Ranks
@@ -52,7 +53,15 @@ class CausalAttention(torch.nn.Module):
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
 
-def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fused: bool = True) -> HiddenStateModel:
+def build_model(
+    shape: Shape,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    fused: bool = True,
+    recompute: Recompute = Recompute.AUTO,
+) -> HiddenStateModel:
     """This stage on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
 
     fused: with Transformer Engine's layers, where it is installed.
@@ -73,7 +82,7 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fu
         model_parallel_cuda_manual_seed(seed)
     else:
         initialize_rng_tracker(inference_rng_tracker=True)
-    config = _transformer_config(shape, ranks, dtype, on_gpu=on_gpu)
+    config = _transformer_config(shape, ranks, dtype, recompute, on_gpu=on_gpu)
     if with_engine:
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     else:
@@ -105,9 +114,20 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fu
     return model
 
 
-def _transformer_config(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, on_gpu: bool) -> TransformerConfig:
-    # Activations of a long response do not fit without recomputation; a small model on a CPU has no use for it.
-    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+RECOMPUTATION: dict[Recompute, dict[str, Any]] = {
+    Recompute.NONE: {},
+    # The attention keeps nothing of [sequence, sequence], so the MLPs' are the largest activations.
+    Recompute.SELECTIVE: {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    Recompute.FULL: {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def _transformer_config(
+    shape: Shape, ranks: Ranks, dtype: torch.dtype, recompute: Recompute, *, on_gpu: bool
+) -> TransformerConfig:
+    if recompute is Recompute.AUTO:
+        # Activations of a long response do not fit without; a small model on a CPU has no use for it.
+        recompute = Recompute.FULL if on_gpu else Recompute.NONE
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden_size,
@@ -148,7 +168,7 @@ def _transformer_config(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, on_gp
         apply_rope_fusion=False,
         persist_layer_norm=False,
         batch_p2p_comm=False,
-        **(recompute if on_gpu else {}),
+        **RECOMPUTATION[recompute],
     )
 
 

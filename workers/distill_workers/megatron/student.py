@@ -33,8 +33,9 @@ class MegatronStudent:
     """The model that is trained, split over tensor x data x pipeline parallel ranks.
 
     Megatron's DistributedDataParallel accumulates gradients in fp32; its AdamW works on fp32 main parameters when the
-    model is in bf16. The gradient is the sum over tokens, divided in `apply` by the response tokens of the global
-    batch: it does not depend on the split into micro-batches, groups or ranks.
+    model is in bf16: all of them on each data parallel rank or, with optimizer.distributed, a part. The gradient is
+    the sum over tokens, divided in `apply` by the response tokens of the global batch: it does not depend on the split
+    into micro-batches, groups or ranks.
     """
 
     def __init__(self, spec: Spec, model_path: Path) -> None:
@@ -55,14 +56,23 @@ class MegatronStudent:
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         torch.manual_seed(spec.seed)
         self._lora = spec.trainer.lora
-        self._model = build_model(self.shape, self.ranks, self.dtype, seed=spec.seed, fused=self._lora is None)
+        self._model = build_model(
+            self.shape,
+            self.ranks,
+            self.dtype,
+            seed=spec.seed,
+            fused=self._lora is None,
+            recompute=spec.trainer.recompute,
+        )
         hf.load(self._model, self.shape, self.ranks, model_path)
         if self._lora is not None:
             lora.attach(self._model, self.shape, self.ranks, self._lora, spec.seed)
         self._parallel_model = DistributedDataParallel(
             self._model.config,
             DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=False
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=False,
+                use_distributed_optimizer=spec.trainer.optimizer.distributed,
             ),
             self._model,
         )
@@ -250,5 +260,5 @@ def _optimizer_config(spec: Spec, dtype: torch.dtype) -> OptimizerConfig:
         clip_grad=optimizer.clip_grad,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        use_distributed_optimizer=False,
+        use_distributed_optimizer=optimizer.distributed,
     )
