@@ -32,7 +32,17 @@ class Recompute(StrEnum):
 class Parallelism(Model):
     """How the student is split over the trainer's ranks; the rest is data parallel."""
 
+    rules = (
+        Rule(
+            "sequence needs a tensor parallel size above 1",
+            "!self.sequence || self.tensor > 1",
+            lambda parallelism: not parallelism.sequence or parallelism.tensor > 1,
+        ),
+    )
     tensor: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Tensor parallel size.")
+    sequence: bool = Field(
+        False, description="Sequence parallel: tensor parallel ranks split what they would each keep whole, by tokens."
+    )
     pipeline: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="Pipeline stages; they must divide the student's layers."
     )

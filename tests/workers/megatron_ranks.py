@@ -141,12 +141,18 @@ def make_spec(**changes: Any) -> Spec:
 
 
 def make_trainer(
-    *, tensor: int = 1, pipeline: int = 1, ranks: int = 1, max_tokens: int = 400, **optimizer: Any
+    *,
+    tensor: int = 1,
+    sequence: bool = False,
+    pipeline: int = 1,
+    ranks: int = 1,
+    max_tokens: int = 400,
+    **optimizer: Any,
 ) -> dict[str, Any]:
     """The spec's trainer."""
     return {
         "gpusPerNode": ranks,
-        "parallelism": {"tensor": tensor, "pipeline": pipeline},
+        "parallelism": {"tensor": tensor, "sequence": sequence, "pipeline": pipeline},
         "maxTokensPerMicroBatch": max_tokens,
         "optimizer": {"learningRate": 1e-3, "epsilon": 1e-6, **optimizer},
     }

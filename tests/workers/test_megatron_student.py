@@ -30,13 +30,19 @@ def train(
     groups: int = 1,
     pipeline: int = 1,
     distributed: bool = False,
+    sequence: bool = False,
 ) -> dict[str, Any]:
     """Some steps on the same samples, and what came of them."""
     from distill_workers.megatron.student import MegatronStudent
 
     spec = make_spec(
         trainer=make_trainer(
-            tensor=tensor, pipeline=pipeline, ranks=ranks, max_tokens=max_tokens, distributed=distributed
+            tensor=tensor,
+            sequence=sequence,
+            pipeline=pipeline,
+            ranks=ranks,
+            max_tokens=max_tokens,
+            distributed=distributed,
         ),
         objective=OBJECTIVES[objective],
     )
@@ -98,6 +104,7 @@ SPLITS: dict[str, dict[str, Any]] = {
     "tensor-2": {"tensor": 2, "ranks": 2},
     "data-2": {"tensor": 1, "ranks": 2},
     "pipeline-2": {"tensor": 1, "pipeline": 2, "ranks": 2},
+    "tensor-2-sequence-distributed": {"tensor": 2, "ranks": 2, "sequence": True, "distributed": True},
     "data-2-pipeline-2-distributed": {"tensor": 1, "pipeline": 2, "ranks": 4, "distributed": True, "groups": 2},
 }
 

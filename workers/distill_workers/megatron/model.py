@@ -12,6 +12,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from distill_api.spec import Recompute
 from distill_workers.megatron import stages
@@ -53,6 +54,15 @@ class CausalAttention(torch.nn.Module):
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
 
+class Norm(torch.nn.RMSNorm):
+    """Megatron's norm of the local layers, which refuses sequence parallelism: there each rank sees other tokens, and
+    the mark makes finalize_model_grads add up the gradients of the ranks."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **unused: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
+
+
 def build_model(
     shape: Shape,
     ranks: Ranks,
@@ -61,6 +71,7 @@ def build_model(
     seed: int,
     fused: bool = True,
     recompute: Recompute = Recompute.AUTO,
+    sequence_parallel: bool = False,
 ) -> HiddenStateModel:
     """This stage on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
 
@@ -82,15 +93,20 @@ def build_model(
         model_parallel_cuda_manual_seed(seed)
     else:
         initialize_rng_tracker(inference_rng_tracker=True)
-    config = _transformer_config(shape, ranks, dtype, recompute, on_gpu=on_gpu)
+    config = _transformer_config(shape, ranks, dtype, recompute, on_gpu=on_gpu, sequence_parallel=sequence_parallel)
     if with_engine:
-        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        layers: Any = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     else:
         layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
         layer.submodules.self_attention.submodules.core_attention = CausalAttention
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
+        if config.qk_layernorm:
+            attention = layer.submodules.self_attention.submodules
+            attention.q_layernorm = attention.k_layernorm = Norm
+        layers = TransformerBlockSubmodules([layer] * (shape.layers // ranks.pipeline_size), layer_norm=Norm)
     model: HiddenStateModel = HiddenStateModel(
         config=config,
-        transformer_layer_spec=layer,
+        transformer_layer_spec=layers,
         vocab_size=shape.padded_vocab_size(ranks.tensor_size),
         max_sequence_length=shape.max_positions,
         pre_process=ranks.pipeline_rank == 0,
@@ -123,7 +139,7 @@ RECOMPUTATION: dict[Recompute, dict[str, Any]] = {
 
 
 def _transformer_config(
-    shape: Shape, ranks: Ranks, dtype: torch.dtype, recompute: Recompute, *, on_gpu: bool
+    shape: Shape, ranks: Ranks, dtype: torch.dtype, recompute: Recompute, *, on_gpu: bool, sequence_parallel: bool
 ) -> TransformerConfig:
     if recompute is Recompute.AUTO:
         # Activations of a long response do not fit without; a small model on a CPU has no use for it.
@@ -146,6 +162,7 @@ def _transformer_config(
         attention_dropout=0.0,
         tensor_model_parallel_size=ranks.tensor_size,
         pipeline_model_parallel_size=ranks.pipeline_size,
+        sequence_parallel=sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         # Micro-batches differ in length: a stage tells the next one the shape before the tensor.

@@ -13,6 +13,9 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
+from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
 from distill_workers.megatron.architecture import Mapping, Shape, UnsupportedModel, mappings
 from distill_workers.megatron.batch import MicroBatch
@@ -85,9 +88,6 @@ def run(model: Any, batches: Sequence[MicroBatch], outputs: Outputs, *, backward
     tokens, whose gradient is added to those of earlier calls; or with backward=False for any tensor. Returns what it
     gave, without gradient, in the order of the micro-batches; elsewhere nothing.
     """
-    from megatron.core import parallel_state
-    from megatron.core.pipeline_parallel.schedules import get_forward_backward_func
-
     if not batches:
         return []
     if parallel_state.get_pipeline_model_parallel_world_size() == 1:
@@ -123,7 +123,14 @@ def run(model: Any, batches: Sequence[MicroBatch], outputs: Outputs, *, backward
 
 
 def _hidden(model: Any, batch: MicroBatch) -> torch.Tensor:
-    """Of this stage, [sequence, samples, hidden]."""
-    positions = torch.arange(batch.input_ids.shape[1], device=batch.input_ids.device).expand_as(batch.input_ids)
-    hidden: torch.Tensor = model(batch.input_ids, positions, None)
+    """Of this stage, [sequence, samples, hidden]: whole on the last one, where the head needs it."""
+    ids, config = batch.input_ids, model.config
+    if config.sequence_parallel:
+        # Each tensor parallel rank has an equal part of the sequence: it is padded at its end.
+        ids = torch.nn.functional.pad(ids, (0, -ids.shape[1] % config.tensor_model_parallel_size))
+    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
+    hidden: torch.Tensor = model(ids, positions, None)
+    if config.sequence_parallel and parallel_state.is_pipeline_last_stage():
+        # The gradient is whole on each rank (logprobs.py), so backward takes this rank's part of it.
+        hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)
     return hidden

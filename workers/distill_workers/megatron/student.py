@@ -63,6 +63,7 @@ class MegatronStudent:
             seed=spec.seed,
             fused=self._lora is None,
             recompute=spec.trainer.recompute,
+            sequence_parallel=spec.trainer.parallelism.sequence,
         )
         hf.load(self._model, self.shape, self.ranks, model_path)
         if self._lora is not None:
