@@ -100,6 +100,25 @@ def test_recomputed_activations_give_the_same_gradient(folder: Path) -> None:
             assert torch.equal(found[setting]["tensors"][name], tensor), name
 
 
+def adapters(folder: Path) -> list[list[float]]:
+    """Two steps of frozen weights with adapters, without and with recomputation."""
+    from distill_workers.megatron.student import MegatronStudent
+
+    found = []
+    for setting in ("none", "full"):
+        trainer = make_trainer() | {"recompute": setting, "lora": {"rank": 4}}
+        student = MegatronStudent(make_spec(trainer=trainer), folder)
+        found.append([student.train_step(make_samples(6), 1e-3)["grad_norm"] for _ in range(2)])
+    return found
+
+
+def test_adapters_of_a_frozen_model_learn_also_where_layers_are_recomputed(folder: Path) -> None:
+    (found,) = run_ranks(1, adapters, folder=folder)
+
+    assert found[0] == found[1]
+    assert min(found[0]) > 0
+
+
 def moments(folder: Path, distributed: bool) -> tuple[int, int]:
     """Numbers in the moments and main parameters of this rank, and parameters of the model."""
     from distill_workers.megatron.student import MegatronStudent
