@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Argument, Model, Path, ShortText, Tokens
+from distill_api.guards import Guard, GuardAction, Watch
 from distill_api.objective import (
     ANSWERED,
     Divergence,
@@ -25,6 +26,8 @@ __all__ = [
     "Data",
     "Divergence",
     "Evaluation",
+    "Guard",
+    "GuardAction",
     "LoRA",
     "Objective",
     "Optimizer",
@@ -46,6 +49,7 @@ __all__ = [
     "Support",
     "Teacher",
     "Trainer",
+    "Watch",
     "WeightSync",
 ]
 
@@ -249,6 +253,16 @@ class Spec(Model):
                 or spec.trainer.optimizer.warmup_steps < spec.schedule.steps
             ),
         ),
+        Rule(
+            "guards: evaluation must be the name of one of spec.evaluation",
+            "self.guards.all(g, !has(g.evaluation) || self.evaluation.exists(e, e.name == g.evaluation))",
+            lambda spec: {g.evaluation for g in spec.guards} - {None} <= {e.name for e in spec.evaluation},
+        ),
+        Rule(
+            "guards: action roll-back needs spec.evaluation, which says what the best checkpoint is",
+            "!self.guards.exists(g, g.action == 'roll-back') || self.evaluation.size() > 0",
+            lambda spec: bool(spec.evaluation) or all(g.action is not GuardAction.ROLL_BACK for g in spec.guards),
+        ),
     )
     accelerator: AcceleratorName = Field(
         "nvidia.com/gpu", description="Resource name of the accelerator, or none for the CPU mode."
@@ -272,6 +286,9 @@ class Spec(Model):
     schedule: Schedule = Field(description="How long, and how often.")
     evaluation: Annotated[list[Evaluation], Field(max_length=16), ListMap("name")] = Field(
         default_factory=list, description="Held-out measurements."
+    )
+    guards: Annotated[list[Guard], Field(max_length=8), ListMap("name")] = Field(
+        default_factory=list, description="What must not happen to the training, and what is done when it does."
     )
     output: Output = Field(default_factory=Output, description="Where results go.")
     suspend: bool = Field(False, description="Release every pod and keep the checkpoints; false resumes.")

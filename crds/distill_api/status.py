@@ -111,6 +111,16 @@ class EvaluationScore(Model):
     teacher_score: Decimal | None = Field(None, description="Score of the teacher's own responses.")
 
 
+class GuardEvent(Model):
+    """One decision of a guard."""
+
+    guard: Word = Field(description="Name of the guard.")
+    step: Number = Field(description="Optimiser steps done when it acted.")
+    action: Word = Field(description="stop, lower-coefficient or roll-back.")
+    message: Annotated[str, Field(max_length=512)] = Field(description="What was out of bounds, and what was done.")
+    time: Time = Field(description="When.")
+
+
 class Progress(Model):
     """Headline numbers, read from GET /progress of trainer rank 0."""
 
@@ -131,6 +141,9 @@ class Progress(Model):
     evaluations: Annotated[list[EvaluationScore], Field(max_length=16), ListMap("name")] = Field(
         default_factory=list, description="Held-out measurements."
     )
+    guard_events: Annotated[list[GuardEvent], Field(max_length=4)] = Field(
+        default_factory=list, description="The last decisions of spec.guards, newest last."
+    )
 
 
 class Result(Model):
@@ -139,6 +152,7 @@ class Result(Model):
     model_path: Annotated[str, Field(max_length=1024)] = Field(description="Folder of the Hugging Face model.")
     step: Number = Field(description="Step of the exported weights.")
     best_step: Number | None = Field(None, description="Best step by the first evaluation.")
+    stopped_by: Word | None = Field(None, description="Name of the guard that ended the run before its last step.")
 
 
 class Status(Model):

@@ -135,10 +135,13 @@ def succeeded(job: DistillationJob, status: Status, report: ProgressReport | Non
     progress = report.progress if report else status.progress
     steps = job.spec.schedule.steps
     result = report.result if report and report.result else None
+    text = f"{steps} steps are done"
+    if result and result.stopped_by:
+        text = f"guard {result.stopped_by} ended the run before its {steps} steps; step {result.step} is exported"
     return _finished(
         job,
         status,
-        Verdict(TRUE, Reason.COMPLETED, f"{steps} steps are done"),
+        Verdict(TRUE, Reason.COMPLETED, text),
         now,
         progress=progress or status.progress or Progress(step=steps, total_steps=steps, percent=100),
         result=result or Result(model_path=model_path(job), step=steps),

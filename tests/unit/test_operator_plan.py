@@ -9,8 +9,8 @@ from operator_fakes import EPOCH, SETTINGS, job
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.status import ConditionType, Reason, Status
-from distill_api.wire import ProgressReport
+from distill_api.status import ConditionType, Progress, Reason, Result, Status
+from distill_api.wire import Phase, ProgressReport
 from distill_operator import conditions
 from distill_operator.children import desired
 from distill_operator.effects import Apply, Check, Delete, Event
@@ -243,6 +243,18 @@ def test_a_role_says_why_it_is_not_ready(changes: dict[str, Any], reason: str, w
 
 
 # Ends
+
+
+def test_a_run_that_a_guard_stopped_is_complete_and_says_which_guard_and_which_step() -> None:
+    of = job()
+    result = Result(model_path="/output/job/model", step=20, best_step=20, stopped_by="diverges")
+    report = ProgressReport(phase=Phase.DONE, progress=Progress(step=37, total_steps=100), result=result)
+    done = running(of, children=(*serving(of), trainer(of, outcome=Outcome.COMPLETE, ready=0)), report=report)
+    status = look(of, begun(of), done).status
+    steps = of.spec.schedule.steps
+    words = f"guard diverges ended the run before its {steps} steps; step 20 is exported"
+    assert says(status, ConditionType.SUCCEEDED) == ("True", "Completed", words)
+    assert status.result == result and status.progress == report.progress
 
 
 def test_a_complete_trainer_is_success_recorded_before_anything_is_released() -> None:

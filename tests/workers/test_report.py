@@ -10,6 +10,7 @@ import pytest
 
 from distill_api.job import DistillationJob, parse_job
 from distill_workers.report import read_run, write_report
+from distill_workers.rollout_page import read_rollouts
 
 
 @pytest.fixture
@@ -126,3 +127,38 @@ def test_equal_runs_make_equal_reports_and_nothing_else_is_left(tmp_path: Path, 
     write_report(tmp_path, job)
     assert (tmp_path / "report.html").read_bytes() == first
     assert {p.name for p in tmp_path.iterdir()} == {"metrics.jsonl", "curve.png", "report.html"}
+
+
+def rollout(step: int, tokens: list[str], kl: list[float], **changes: Any) -> dict[str, Any]:
+    known = {"kind": "rollout", "step": step, "picked": "first", "source": "", "reward": None, "prompt": "2+2="}
+    return {**known, "response_tokens": len(tokens), "tokens": tokens, "kl": kl, **changes}
+
+
+def write_samples(folder: Path, lines: list[dict[str, Any]]) -> None:
+    (folder / "samples.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines) + '{"kind": "roll')
+
+
+def test_tokens_of_rollouts_are_coloured_by_their_kl(tmp_path: Path, job: DistillationJob) -> None:
+    write_samples(tmp_path, [rollout(1, ["<4>", " ok", "!"], [3.0, 0.0, -1.5], reward=1.0, source="sums")])
+    write_report(tmp_path, job)
+    page = (tmp_path / "report.html").read_text()
+    assert '<span style="background:rgba(220,60,40,0.80)" title="3.000">&lt;4&gt;</span>' in page
+    assert '<span style="background:rgba(40,90,220,0.00)" title="0.000"> ok</span>' in page
+    assert '<span style="background:rgba(40,90,220,0.40)" title="-1.500">!</span>' in page
+    assert "step 1, first, sums, 3 tokens, 0.500 nats per token, reward 1" in page
+    assert "2+2=" in page
+
+
+def test_rollouts_of_the_first_step_and_of_the_last_are_shown(tmp_path: Path) -> None:
+    lines = [rollout(step, [f"{step}"], [0.1], picked=why) for step in (1, 2, 3) for why in ("first", "furthest")]
+    write_samples(tmp_path, [{"kind": "evaluation", "step": 0}, *lines])
+    shown = [(r.step, r.picked) for r in read_rollouts(tmp_path)]
+    assert shown == [(1, "first"), (1, "furthest"), (3, "first"), (3, "furthest")]
+
+
+def test_what_guards_did_is_told(tmp_path: Path, job: DistillationJob) -> None:
+    guard = {"kind": "guard", "guard": "diverges", "action": "roll-back", "step": 4, "at_step": 9, "message": "kl > 5"}
+    write_metrics(tmp_path, [step_line(1), {**guard, "time": 1.0, "coefficient_factor": 1.0}])
+    write_report(tmp_path, job)
+    row = "<td>diverges</td><td>9</td><td>roll-back</td><td>4</td><td>kl &gt; 5</td>"
+    assert row in (tmp_path / "report.html").read_text()

@@ -1,15 +1,15 @@
-"""`distill`: run, validate and report. Exit codes: 0 done, 1 invalid or failed, 75 try again, 78 configuration."""
+"""`distill`: run, validate and report.
+
+Exit codes: 0 done, 1 invalid or failed, 75 stopped or try again, 78 configuration, 130 ended by a second Ctrl-C.
+"""
 
 import argparse
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
-import yaml
-
 from distill_api.job import InvalidManifest, load_job, parse_job
-from distill_api.wire import ExitCode, ProgressReport
+from distill_api.manifest import read_manifest
+from distill_api.wire import ExitCode
 
 
 def validate(args: argparse.Namespace) -> int:
@@ -28,19 +28,34 @@ def validate(args: argparse.Namespace) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Runs a job on this machine."""
-    from distill_workers.local_run import LocalRun, with_volumes
+    from rich.console import Console
+
+    from distill_workers.console import view
+    from distill_workers.local_run import INTERRUPTED, LocalRun, with_volumes
+    from distill_workers.overrides import with_overrides
+    from distill_workers.report import write_report
 
     load_job(args.file)
-    manifest = with_volumes(yaml.safe_load(args.file.read_text()), dict(args.volume))
-    local = LocalRun(parse_job(manifest))
+    manifest = with_overrides(read_manifest(args.file.read_text(encoding="utf-8")), args.set)
+    parse_job(manifest)
+    local = LocalRun(parse_job(with_volumes(manifest, dict(args.volume))))
+    local.claim(args.resume)
     print(f"distill run: {local.job.metadata.name}, results and logs in {local.folder.root}", flush=True)
-    code = local.run(progress_printer())
+    with view(Console(), local.folder.root / "metrics.jsonl") as shown:
+        code = local.run(shown.show, shown.say)
     report = local.exit_report()
-    if code == ExitCode.DONE:
-        from distill_workers.report import write_report
-
+    if (local.folder.root / "metrics.jsonl").exists():
         write_report(local.folder.root, local.job)
+    if code == ExitCode.DONE:
+        if report and report.final and report.final.result and report.final.result.stopped_by:
+            print(report.message)
         print(f"done: model {local.folder.model}, curve {local.folder.root / 'report.html'}")
+    elif code == INTERRUPTED:
+        print("ended at once; --resume goes on from the newest checkpoint, if there is one", file=sys.stderr)
+    elif local.interrupts:
+        newest = local.folder.latest_checkpoint()
+        kept = f"at step {newest[1]['step']}; --resume goes on from there" if newest else "before the first step"
+        print(f"stopped {kept}", file=sys.stderr)
     else:
         why = f"{report.reason.value}: {report.message}" if report else f"see {local.folder.root / 'logs'}"
         print(f"failed: {why}", file=sys.stderr)
@@ -59,44 +74,6 @@ def report(args: argparse.Namespace) -> int:
     return 0
 
 
-def progress_printer() -> Callable[[ProgressReport], None]:
-    """Prints a line for each new step or phase, and one for each new evaluation."""
-    shown: set[str] = set()
-    begin = time.monotonic()
-
-    def show(report: ProgressReport) -> None:
-        for line in (*evaluation_lines(report), progress_line(report)):
-            if line not in shown:
-                shown.add(line)
-                print(f"[{time.monotonic() - begin:6.1f} s] {line}", flush=True)
-
-    return show
-
-
-def evaluation_lines(report: ProgressReport) -> list[str]:
-    return [
-        f"{'Evaluation':<10} step {e.step}: {e.name}, "
-        + ", ".join(
-            f"{what} {value}"
-            for what, value in (("score", e.score), ("reverse KL", e.reverse_kl), ("teacher's score", e.teacher_score))
-            if value is not None
-        )
-        for e in report.progress.evaluations
-    ]
-
-
-def progress_line(report: ProgressReport) -> str:
-    p = report.progress
-    parts = [f"{report.phase.value:<10} step {p.step}/{p.total_steps}"]
-    if p.reverse_kl is not None:
-        parts.append(f"reverse KL {p.reverse_kl}")
-    if p.reward is not None:
-        parts.append(f"reward {p.reward}")
-    if p.estimated_remaining_seconds is not None and p.step < p.total_steps:
-        parts.append(f"{p.estimated_remaining_seconds} s to go, {p.bottleneck} is slowest")
-    return ", ".join(parts)
-
-
 def volume(text: str) -> tuple[str, str]:
     mount, _, folder = text.partition("=")
     if not mount.startswith("/") or not folder:
@@ -112,6 +89,14 @@ def parser() -> argparse.ArgumentParser:
     c.set_defaults(call=validate)
     c = commands.add_parser("run", help="run a job on this machine, without a cluster")
     c.add_argument("-f", "--file", type=Path, required=True)
+    c.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="PATH=VALUE",
+        help="another value than the file's, such as spec.schedule.steps=10 or spec.evaluation.math500.maxPrompts=8",
+    )
+    c.add_argument("--resume", action="store_true", help="go on with the run that the folder holds")
     c.add_argument(
         "--volume",
         type=volume,

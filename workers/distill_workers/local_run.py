@@ -9,16 +9,27 @@ import sys
 import tempfile
 import time
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 from distill_api.job import DistillationJob
 from distill_api.spec import Output
 from distill_api.wire import ExitCode, ExitReport, ProgressReport, Variable
+from distill_workers.launch import exit_code
 from distill_workers.model_folder import model_folder
 from distill_workers.runfolder import RunFolder
 
+TRAINER = (sys.executable, "-m", "distill_workers.launch")
 POLL_SECONDS = 1.0
+STOP_SECONDS = 60.0
+"""For the last checkpoint; a trainer that takes longer is killed."""
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class RunExists(ValueError):
+    """The folder holds a run, and nobody said that it is to go on."""
 
 
 def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str, Any]:
@@ -53,16 +64,50 @@ def free_port() -> int:
 
 
 class LocalRun:
-    """The teacher's servers and the trainer as child processes; the trainer makes the engines itself."""
+    """The teacher's servers and the trainer as child processes; the trainer makes the engines itself.
+
+    The first SIGINT (Ctrl-C) or SIGTERM ends the trainer as Kubernetes would: with a checkpoint of the last whole step.
+    The second ends everything at once.
+    """
 
     def __init__(self, job: DistillationJob) -> None:
         self.job = job
         self.folder = RunFolder(job)
+        self.interrupts = 0
         self._port = free_port()
         self._trainer: subprocess.Popen[bytes] | None = None
 
-    def run(self, show: Any) -> int:
-        """Runs the job to its end and returns the trainer's exit code. `show` gets each new ProgressReport."""
+    def claim(self, resume: bool) -> None:
+        """Raises RunExists if the folder holds a run that is not to be resumed."""
+        newest = self.folder.latest_checkpoint()
+        if newest is not None and not resume:
+            raise RunExists(
+                f"{self.folder.root} holds a run at step {newest[1]['step']} of {self.job.spec.schedule.steps}: "
+                "--resume goes on with it; for a new one choose another metadata.name or spec.output.path, "
+                "or remove the folder"
+            )
+
+    def run(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
+        """Runs the job to its end and returns the trainer's exit code, or INTERRUPTED after a second Ctrl-C. `show`
+        gets each new ProgressReport, `say` a sentence."""
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            self.interrupts += 1
+            if self.interrupts > 1:
+                raise KeyboardInterrupt
+            if self._trainer is not None:
+                self._trainer.send_signal(signal.SIGTERM)
+
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._run(show, say)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _run(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
         from distill_workers.server import SGLangServer
 
         spec = self.job.spec
@@ -82,16 +127,18 @@ class LocalRun:
             try:
                 for teacher in teachers:
                     teacher.start()
+                if self.interrupts:
+                    return ExitCode.TEMPORARY
                 addresses = ",".join(f"127.0.0.1:{teacher.port}" for teacher in teachers)
                 with (logs / "trainer.log").open("ab") as log:
                     self._trainer = subprocess.Popen(
-                        [sys.executable, "-m", "distill_workers.launch"],
+                        TRAINER,
                         env=self._environment(manifest, addresses),
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
                     )
-                return self._follow(show)
+                return self._follow(show, say)
             finally:
                 self._end_trainer()
                 for teacher in teachers:
@@ -115,9 +162,13 @@ class LocalRun:
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
 
-    def _follow(self, show: Any) -> int:
+    def _follow(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
         assert self._trainer is not None
+        stopping = False
         while (code := self._trainer.poll()) is None:
+            if self.interrupts and not stopping:
+                stopping = True
+                say("stopping with a checkpoint; Ctrl-C again ends at once")
             try:
                 with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/progress", timeout=2) as answer:
                     show(ProgressReport.model_validate_json(answer.read()))
@@ -127,14 +178,19 @@ class LocalRun:
         state = self.folder.root / "state.json"
         if code == ExitCode.DONE and state.exists():
             show(ProgressReport.model_validate_json(state.read_text()))
-        return code
+        return exit_code(code)
 
     def _end_trainer(self) -> None:
+        """Asks it to end, unless a second Ctrl-C wants it at once; kills what is left of it."""
         if self._trainer is None or self._trainer.poll() is not None:
             return
-        self._trainer.send_signal(signal.SIGTERM)
         try:
-            self._trainer.wait(60)
+            if self.interrupts < 2:
+                self._trainer.send_signal(signal.SIGTERM)
+                self._trainer.wait(STOP_SECONDS)
         except subprocess.TimeoutExpired:
-            os.killpg(self._trainer.pid, signal.SIGKILL)
-            self._trainer.wait()
+            pass
+        finally:
+            if self._trainer.poll() is None:
+                os.killpg(self._trainer.pid, signal.SIGKILL)
+                self._trainer.wait()

@@ -14,13 +14,16 @@ weights after n optimiser steps.
 """
 
 import asyncio
+import dataclasses
 import logging
 import statistics
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
+from distill_api.guards import GuardAction
 from distill_api.job import DistillationJob
 from distill_api.metrics import Stage
 from distill_api.status import Result
@@ -28,6 +31,7 @@ from distill_api.wire import Phase
 from distill_workers.evaluation import Evaluator
 from distill_workers.failures import Failure, Stopped
 from distill_workers.fleet import Fleet
+from distill_workers.guards import Decision, Guards
 from distill_workers.objective.schedule import learning_rate
 from distill_workers.preflight import preflight
 from distill_workers.progress import Reporter
@@ -74,7 +78,9 @@ class Loop:
         self._spec, self._folder, self._team, self._fleet = job.spec, folder, team, fleet
         self._teacher, self._cursor, self._rollouts, self._evaluators = teacher, cursor, rollouts, evaluators
         self._reporter, self._tokenizer = reporter, tokenizer
-        self._record = Recorder(folder, reporter, job.spec.schedule.steps)
+        self._record = Recorder(folder, reporter, job.spec.schedule.steps, tokenizer.decode)
+        self._guards = Guards(job.spec)
+        self._stopped_by: Decision | None = None
         self._step = 0
         """Optimiser steps done, and so the version of the weights."""
         self._cursor_state = cursor.state()
@@ -82,8 +88,8 @@ class Loop:
         self._checkpoint_step = -1
         self._stopping = asyncio.Event()
 
-    async def run(self) -> None:
-        """Raises Failure; Stopped after `stop`."""
+    async def run(self) -> str:
+        """Returns how it ended, as a sentence. Raises Failure; Stopped after `stop`."""
         schedule = self._spec.schedule
         await self._resume()
         async with self._fleet.weights_change():
@@ -96,18 +102,30 @@ class Loop:
         self._rollouts.ahead(self._step, schedule.steps)
         if self._step == 0:
             await self._evaluate()
-        while self._step < schedule.steps:
-            await self._train_step()
+        while self._step < schedule.steps and self._stopped_by is None:
+            line = await self._train_step()
+            if not await self._heed(self._guards.after_step(line)):
+                continue
             # The engines need not wait for evaluation or checkpoint to end.
             self._rollouts.ahead(self._step, schedule.steps)
-            if self._step % schedule.evaluate_every_steps == 0 or self._step == schedule.steps:
-                await self._evaluate()
+            evaluate = self._step % schedule.evaluate_every_steps == 0 or self._step == schedule.steps
+            if evaluate and not await self._evaluate():
+                continue
             if self._step % schedule.checkpoint_every_steps == 0 or self._step == schedule.steps:
                 await self.checkpoint()
         self._reporter.update(phase=Phase.EXPORTING)
         await self._team.run(self._team.export, self._folder.model)
-        model, best = str(self._folder.model), self._record.best_step()
-        self._reporter.update(phase=Phase.DONE, result=Result(model_path=model, step=self._step, best_step=best))
+        guard = self._stopped_by
+        result = Result(
+            model_path=str(self._folder.model),
+            step=self._step,
+            best_step=self._record.best_step(),
+            stopped_by=guard and guard.guard,
+        )
+        self._reporter.update(phase=Phase.DONE, result=result)
+        if guard is None:
+            return "all steps are done and the model is exported"
+        return f"guard {guard.guard} stopped the run after step {guard.step}: {guard.message}"
 
     def stop(self) -> None:
         """Ends the run at the next moment at which the state is whole; `run` then raises Stopped."""
@@ -121,10 +139,13 @@ class Loop:
         with self._record.timed(Stage.CHECKPOINT):
             aside = self._folder.checkpoint_aside(self._step)
             await self._team.run(self._team.save, aside)
-            state = {"step": self._step, "cursor": self._cursor_state, **self._record.state()}
-            self._folder.publish_checkpoint(aside, state, self._spec.schedule.keep_checkpoints)
+            self._folder.publish_checkpoint(aside, self._state(), self._spec.schedule.keep_checkpoints)
         self._checkpoint_step = self._step
         self._record.checkpoint(self._step)
+
+    def _state(self) -> dict[str, Any]:
+        guards = {"guards": self._guards.state()}
+        return {"step": self._step, "cursor": self._cursor_state, **guards, **self._record.state()}
 
     async def _resume(self) -> None:
         newest = self._folder.latest_checkpoint()
@@ -137,9 +158,11 @@ class Loop:
         self._cursor_state = state["cursor"]
         self._cursor.restore(state["cursor"])
         self._record.restore(state, self._step)
+        self._guards.restore(state["guards"])
         log.info("resumed from %s", path)
 
-    async def _train_step(self) -> None:
+    async def _train_step(self) -> dict[str, Any]:
+        """Returns the step's line of metrics.jsonl."""
         begin = time.monotonic()
         self._record.begin_step()
         batch = self._rollouts.take(self._step, self._spec.schedule.steps)
@@ -165,7 +188,7 @@ class Loop:
         self._record.spent(Stage.TRAIN, done.training_seconds + settling - applying)
         self._record.spent(Stage.ROLLOUT, done.rollout_seconds + settled - settling)
         self._record.spent(Stage.TEACHER_SCORE, done.scoring_seconds)
-        self._record.step(Step(self._step, done.samples, trained, lag, time.monotonic() - begin))
+        return self._record.step(Step(self._step, done.samples, trained, lag, time.monotonic() - begin))
 
     async def _accumulate(self, batch: Batch) -> Accumulated:
         """Forward and backward of the samples as they come in, in portions that fill a micro-batch of every replica.
@@ -205,11 +228,61 @@ class Loop:
         await self._fleet.push(weights, self._step)
         self._record.weights(self._step)
 
-    async def _evaluate(self) -> None:
+    async def _evaluate(self) -> bool:
+        """Whether the run goes on from this step."""
+        decisions = []
         with self._record.timed(Stage.EVALUATE):
             for evaluator in self._evaluators:
                 measured = await self._unless_stopped(evaluator.measure(self._step, self._fleet, self._teacher))
-                self._record.evaluation(measured)
+                decisions.append(self._guards.after_evaluation(self._record.evaluation(measured)))
+        for decision in decisions:
+            if not await self._heed(decision):
+                return False
+        return True
+
+    async def _heed(self, decision: Decision | None) -> bool:
+        """Does what a guard wants. Whether the run goes on from this step: not after a stop or a roll-back."""
+        if decision is None:
+            return True
+        if decision.action is GuardAction.LOWER_COEFFICIENT:
+            self._record.guard(decision, self._step, self._guards.coefficient_factor)
+            return True
+        best = self._folder.best_checkpoint()
+        if decision.action is GuardAction.ROLL_BACK and best is not None:
+            await self._roll_back(decision, *best)
+            return False
+        if decision.action is GuardAction.ROLL_BACK:
+            why = f"{decision.message}; no checkpoint of the best step is kept that the run could go back to"
+            decision = dataclasses.replace(decision, action=GuardAction.STOP, message=why)
+        await self._stop_by(decision, best)
+        return False
+
+    async def _stop_by(self, decision: Decision, best: tuple[Path, dict[str, Any]] | None) -> None:
+        """The best checkpoint is what will be exported, or the weights as they are where none is kept."""
+        self._record.guard(decision, self._step, self._guards.coefficient_factor)
+        if best is not None:
+            path, state = best
+            await self._team.run(self._team.load, path)
+            self._step = state["step"]
+        self._stopped_by = dataclasses.replace(
+            decision, message=f"{decision.message}; the model of step {self._step} is exported"
+        )
+
+    async def _roll_back(self, decision: Decision, path: Path, saved: dict[str, Any]) -> None:
+        """Goes on from a checkpoint, but with the prompts that come next: with those that led away from there, in the
+        same order, it would be led away again (PaLM, arXiv 2204.02311, section 5.1)."""
+        self._rollouts.cancel()
+        await self._team.run(self._team.load, path)
+        self._step = self._checkpoint_step = saved["step"]
+        self._cursor.restore(self._cursor_state)
+        self._guards.rolled_back(saved["guards"])
+        self._record.rolled_back(saved, self._step)
+        told = dataclasses.replace(decision, message=f"{decision.message}; back to step {self._step}")
+        self._record.guard(told, self._step, self._guards.coefficient_factor)
+        self._folder.roll_back(path, self._state())
+        async with self._fleet.weights_change():
+            await self._fleet.settle()
+            await self._push()
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """The result of work that changes no state, or Stopped as soon as `stop` is called."""

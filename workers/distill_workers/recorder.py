@@ -4,22 +4,28 @@ import dataclasses
 import logging
 import statistics
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from distill_api.metrics import Stage
-from distill_api.status import EvaluationScore, Progress
+from distill_api.status import EvaluationScore, GuardEvent, Progress
 from distill_workers.evaluation import Measurement
+from distill_workers.guards import Decision
 from distill_workers.progress import Reporter, utc
 from distill_workers.runfolder import RunFolder
 from distill_workers.sample import Sample
+from distill_workers.token_kl import source_kl, summary
+from distill_workers.transcript import LIMIT_BYTES, picked, transcript
 
 log = logging.getLogger(__name__)
 
 RECENT_STEPS = 10
 """Steps by whose mean duration the remaining time is estimated."""
+GUARD_EVENTS = 4
+"""Kept in progress: they must fit a termination message together with everything else."""
+EVENT_CHARACTERS = 300
 GAUGES = {
     "distill_train_step": "step",
     "distill_last_step_timestamp_seconds": "time",
@@ -51,8 +57,11 @@ class Step:
 class Recorder:
     """Holds what later lines depend on: the stages of the step under way, and the evaluations so far."""
 
-    def __init__(self, folder: RunFolder, reporter: Reporter, total_steps: int) -> None:
+    def __init__(
+        self, folder: RunFolder, reporter: Reporter, total_steps: int, decode: Callable[[list[int]], str]
+    ) -> None:
         self._folder, self._reporter, self._metrics, self._total = folder, reporter, reporter.metrics, total_steps
+        self._decode = decode
         self._stages: dict[str, float] = {}
         self._recent_seconds: list[float] = []
         self._evaluations: dict[str, EvaluationScore] = {}
@@ -72,16 +81,24 @@ class Recorder:
         self._stages[stage.value] = self._stages.get(stage.value, 0.0) + seconds
         self._metrics.observe("distill_step_duration_seconds", seconds, stage=stage.value)
 
-    def step(self, step: Step) -> None:
-        """With the stages that were noted since `begin_step`."""
+    def step(self, step: Step) -> dict[str, Any]:
+        """With the stages that were noted since `begin_step`. Returns the line of metrics.jsonl."""
         line = step_line(step, self._stages)
         self._folder.append("metrics.jsonl", line)
+        for why, sample in picked(step.samples):
+            self._folder.append("samples.jsonl", transcript(step.number, why, sample, self._decode), LIMIT_BYTES)
         for gauge, key in GAUGES.items():
             self._metrics.set(gauge, line[key])
         self._metrics.set("distill_response_tokens_mean", line["response_tokens"] / line["samples"])
         if line["reward"] is not None:
             self._metrics.set("distill_reward_mean", line["reward"])
             self._metrics.set("distill_reward_stddev", line["reward_stddev"])
+        if line["token_kl"] is not None:
+            for statistic in ("mean", "p50", "p95", "max"):
+                self._metrics.set("distill_token_kl_nats", line["token_kl"][statistic], statistic=statistic)
+            self._metrics.set("distill_token_kl_high_ratio", line["token_kl"]["high_ratio"])
+        for source, kl in line["reverse_kl_by_source"].items():
+            self._metrics.set("distill_source_reverse_kl_nats", kl, source=source)
         self._metrics.add("distill_tokens", line["response_tokens"], kind="train")
         self._recent_seconds = [*self._recent_seconds[1 - RECENT_STEPS :], step.seconds]
         self._reporter.progress(
@@ -97,8 +114,10 @@ class Recorder:
         )
         numbers = (step.number, self._total, line["reverse_kl"], line["loss"], step.seconds)
         log.info("step %d/%d: reverse KL %.4f, loss %.4f, %.1f s", *numbers)
+        return line
 
-    def evaluation(self, measured: Measurement) -> None:
+    def evaluation(self, measured: Measurement) -> EvaluationScore:
+        """Returns the evaluation's entry in status."""
         name = measured.name
         self._evaluations[name] = after(self._evaluations.get(name), measured)
         if measured.score is not None:
@@ -107,11 +126,32 @@ class Recorder:
             self._metrics.set("distill_evaluation_reverse_kl_nats", measured.reverse_kl, evaluation=name)
         line = dataclasses.asdict(measured)
         for example in line.pop("examples"):
-            self._folder.append("samples.jsonl", {"evaluation": name, "step": measured.step, **example})
+            entry = {"kind": "evaluation", "evaluation": name, "step": measured.step, **example}
+            self._folder.append("samples.jsonl", entry, LIMIT_BYTES)
         self._folder.append("metrics.jsonl", {"kind": "evaluation", "time": time.time(), **line})
         self._reporter.progress(evaluations=list(self._evaluations.values()))
         numbers = (name, measured.step, decimal(measured.score), decimal(measured.reverse_kl))
         log.info("evaluation %s at step %d: score %s, reverse KL %s", *numbers)
+        return self._evaluations[name]
+
+    def guard(self, decision: Decision, step: int, coefficient_factor: float) -> None:
+        """What a guard decided; `step` is where the run goes on from."""
+        now = time.time()
+        self._metrics.add("distill_guard_decisions", guard=decision.guard, action=decision.action.value)
+        # Of step `step`, so that it stays when the lines of later steps go.
+        at = {"kind": "guard", "step": step, "time": now, "at_step": decision.step, "action": decision.action.value}
+        line = {**at, "guard": decision.guard, "message": decision.message, "coefficient_factor": coefficient_factor}
+        self._folder.append("metrics.jsonl", line)
+        event = GuardEvent(
+            guard=decision.guard,
+            step=decision.step,
+            action=decision.action.value,
+            message=decision.message[:EVENT_CHARACTERS],
+            time=utc(now),
+        )
+        events = [*self._reporter.report.progress.guard_events, event][-GUARD_EVENTS:]
+        self._reporter.progress(guard_events=events)
+        log.warning("guard %s, %s: %s", decision.guard, decision.action.value, decision.message)
 
     def weights(self, version: int) -> None:
         self._metrics.set("distill_weight_version", version)
@@ -132,7 +172,16 @@ class Recorder:
         """Forgets what came after the checkpoint: those steps are done, and written, again."""
         # At step 0 nothing is trained: its evaluation is made, and written, again.
         self._folder.trim(step or -1)
+        self._restore_progress(Progress.model_validate(state["progress"]), step)
+
+    def rolled_back(self, state: dict[str, Any], step: int) -> None:
+        """Progress is that of the checkpoint again; what guards did stays known."""
         restored = Progress.model_validate(state["progress"])
+        events = self._reporter.report.progress.guard_events
+        self._restore_progress(restored.model_copy(update={"guard_events": events}), step)
+        self._metrics.set("distill_train_step", step)
+
+    def _restore_progress(self, restored: Progress, step: int) -> None:
         self._evaluations = {e.name: e for e in restored.evaluations}
         known = {"total_steps": self._total, "percent": 100 * step // self._total, "checkpoint_step": step}
         self._reporter.update(progress=restored.model_copy(update=known))
@@ -160,6 +209,8 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         "truncated_ratio": statistics.fmean(s.truncated for s in samples),
         "reward": statistics.fmean(rewards) if rewards else None,
         "reward_stddev": statistics.pstdev(rewards) if rewards else None,
+        "token_kl": summary(samples),
+        "reverse_kl_by_source": source_kl(samples),
         "stages": stages,
     }
 

@@ -1,6 +1,7 @@
 """The story of a run on one page: curve.png, and report.html that needs no other file and no network.
 
-Drawn from metrics.jsonl alone, so that a report can be made of a run that is still going, has failed, or was resumed.
+Drawn from metrics.jsonl and samples.jsonl alone, so that a report can be made of a run that is still going, has failed,
+or was resumed.
 """
 
 import html
@@ -19,6 +20,7 @@ from matplotlib.figure import Figure
 
 from distill_api.job import DistillationJob
 from distill_api.metrics import Stage
+from distill_workers.rollout_page import ROLLOUT_STYLE, Rollout, read_rollouts, rollouts_html
 from distill_workers.runfolder import write_whole
 
 PACKAGES = ("torch", "sglang", "megatron-core", "ray", "transformers")
@@ -50,12 +52,24 @@ class Evaluated:
     teacher_score: float | None
 
 
+@dataclass(frozen=True)
+class Guarded:
+    """A line of kind guard: decided after `at_step`; the run went on from `step`."""
+
+    guard: str
+    action: str
+    at_step: int
+    step: int
+    message: str
+
+
 @dataclass
 class Run:
     """What metrics.jsonl tells."""
 
     steps: list[Step] = field(default_factory=list)
     evaluations: dict[str, list[Evaluated]] = field(default_factory=dict)
+    guarded: list[Guarded] = field(default_factory=list)
 
 
 def read_run(path: Path) -> Run:
@@ -71,6 +85,8 @@ def read_run(path: Path) -> Run:
         elif line["kind"] == "evaluation":
             keys = ("name", "step", "score", "reverse_kl", "teacher_score")
             run.evaluations.setdefault(line["name"], []).append(Evaluated(**{key: line.get(key) for key in keys}))
+        elif line["kind"] == "guard":
+            run.guarded.append(Guarded(**{name: line[name] for name in Guarded.__dataclass_fields__}))
     return run
 
 
@@ -93,7 +109,7 @@ def write_report(run_folder: Path, job: DistillationJob) -> None:
     aside = run_folder / "curve.png.tmp"
     figure.savefig(aside, format="png", dpi=120)
     aside.replace(run_folder / "curve.png")
-    write_whole(run_folder / "report.html", page(run, job, svg(figure)))
+    write_whole(run_folder / "report.html", page(run, read_rollouts(run_folder), job, svg(figure)))
 
 
 def draw(run: Run, job: DistillationJob) -> Figure:
@@ -191,16 +207,19 @@ pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 """
 
 
-def page(run: Run, job: DistillationJob, drawing: str) -> str:
+def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str) -> str:
     name, spec = html.escape(job.metadata.name), job.spec
     done = run.steps[-1].step if run.steps else 0
     return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8"><title>Distillation {name}</title><style>{STYLE}</style></head><body>
+<html lang="en"><head><meta charset="utf-8"><title>Distillation {name}</title>
+<style>{STYLE}{ROLLOUT_STYLE}</style></head><body>
 <h1>Distillation {name}</h1>
 <p>Teacher <b>{html.escape(spec.teacher.model)}</b>, student <b>{html.escape(spec.student.model)}</b>:
 {done} of {spec.schedule.steps} steps.</p>
 {_evaluation_table(run)}
+{_guard_table(run)}
 {drawing}
+{rollouts_html(rollouts)}
 <h2>Configuration</h2>
 <pre>{html.escape(_configuration(job))}</pre>
 <h2>Versions</h2>
@@ -229,6 +248,17 @@ def _evaluation_table(run: Run) -> str:
         )
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f"<table>{''.join(rows)}</table>"
+
+
+def _guard_table(run: Run) -> str:
+    """What guards decided, in order."""
+    if not run.guarded:
+        return ""
+    rows = ["<tr><th>guard</th><th>after step</th><th>action</th><th>goes on from</th><th>why</th></tr>"]
+    for g in run.guarded:
+        cells = (g.guard, str(g.at_step), g.action, str(g.step), g.message)
+        rows.append(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in cells)}</tr>")
+    return f"<h2>Guards</h2><table>{''.join(rows)}</table>"
 
 
 def _number(value: float | None) -> str:

@@ -18,6 +18,7 @@ FREE_FIELDS: dict[str, bool | set[str]] = {
     "stall_timeout_seconds": True,
     "ttl_seconds_after_finished": True,
     "schedule": True,
+    "guards": True,
     "output": True,
     "teacher": {"replicas", "template", "max_concurrent_requests", "request_timeout_seconds"},
     "rollout": {"replicas", "template", "head_template", "max_concurrent_requests"},
@@ -69,24 +70,42 @@ class RunFolder:
         manifest = self._job.model_dump(mode="json", by_alias=True, exclude_none=True)
         write_whole(mark, json.dumps({"fingerprint": mine, "job": manifest}, indent=1))
 
-    def append(self, name: str, line: dict[str, Any]) -> None:
-        """One more line of a .jsonl file."""
-        with (self.root / name).open("a", encoding="utf-8") as file:
+    def append(self, name: str, line: dict[str, Any], limit_bytes: int | None = None) -> None:
+        """One more line of a .jsonl file. One that has grown to `limit_bytes` is kept as NAME.1.jsonl, and a new one
+        is begun: the two never hold much more than twice as much."""
+        path = self.root / name
+        if limit_bytes is not None and path.exists() and path.stat().st_size >= limit_bytes:
+            path.replace(path.with_suffix(f".1{path.suffix}"))
+        with path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
 
-    def trim(self, step: int) -> None:
-        """Forgets the lines of metrics.jsonl after `step`: a resumed run writes them again."""
-        path = self.root / "metrics.jsonl"
-        if not path.exists():
-            return
-        kept = []
-        for line in path.read_text(encoding="utf-8").splitlines():
-            try:
-                if json.loads(line)["step"] <= step:
-                    kept.append(line)
-            except (ValueError, KeyError):
-                break  # the line that a kill cut short, and so the last
-        write_whole(path, "".join(line + "\n" for line in kept))
+    def trim(self, step: int, keep_as: str | None = None) -> None:
+        """Forgets the lines of metrics.jsonl and samples.jsonl after `step`, as a resumed run writes them again;
+        or moves them to the end of another file."""
+        for path in (self.root / "metrics.jsonl", self.root / "samples.jsonl"):
+            if not path.exists():
+                continue
+            kept: list[str] = []
+            later: list[str] = []
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    (kept if json.loads(line)["step"] <= step else later).append(line)
+                except (ValueError, KeyError):
+                    break  # the line that a kill cut short, and so the last
+            if keep_as is not None:
+                with (self.root / keep_as).open("a", encoding="utf-8") as file:
+                    file.writelines(line + "\n" for line in later)
+            write_whole(path, "".join(line + "\n" for line in kept))
+
+    def roll_back(self, folder: Path, state: dict[str, Any]) -> None:
+        """Makes an earlier checkpoint the newest, with another state: what came after it is no part of the run.
+        Lines of later steps go to rolled-back.jsonl, later checkpoints go altogether."""
+        write_whole(folder / "state.json", json.dumps(state))
+        write_whole(self.checkpoints / "latest", folder.name)
+        for later in self.checkpoints.glob("step-*"):
+            if later.name > folder.name:
+                shutil.rmtree(later, ignore_errors=True)
+        self.trim(state["step"], keep_as="rolled-back.jsonl")
 
     def checkpoint_aside(self, step: int) -> Path:
         """An empty folder for the ranks to write into."""
@@ -113,4 +132,14 @@ class RunFolder:
         if not mark.exists():
             return None
         folder = self.checkpoints / mark.read_text().strip()
+        return folder, json.loads((folder / "state.json").read_text())
+
+    def best_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint of the best step by the first evaluation, if it is kept, and its state."""
+        newest = self.latest_checkpoint()
+        evaluations = newest[1]["progress"]["evaluations"] if newest else []
+        best = evaluations[0]["bestStep"] if evaluations else None
+        folder = self.checkpoints / STEP_FORMAT.format(best or 0)
+        if best is None or not (folder / "state.json").exists():
+            return None
         return folder, json.loads((folder / "state.json").read_text())

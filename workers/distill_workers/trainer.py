@@ -38,8 +38,8 @@ MESSAGE_BYTES = 4096
 LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 
-async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> None:
-    """Rank 0: puts the parts together and runs the loop."""
+async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> str:
+    """Rank 0: puts the parts together and runs the loop. Returns how it ended, as a sentence."""
     from transformers import AutoTokenizer
 
     spec, folder, metrics = job.spec, RunFolder(job), Metrics()
@@ -71,7 +71,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             loop = Loop(job, folder, team, fleet, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
             try:
-                await loop.run()
+                return await loop.run()
             except Stopped:
                 await loop.checkpoint()
                 raise
@@ -93,15 +93,16 @@ def keep_log(folder: RunFolder) -> None:
     logging.getLogger().addHandler(handler)
 
 
-def run(job: DistillationJob) -> None:
+def run(job: DistillationJob) -> str:
+    """Returns how it ended, as a sentence."""
     model = model_folder(job.spec.student.model, "spec.student.model")
     student = MegatronStudent(job.spec, model)
     if dist.get_rank() == 0:
-        asyncio.run(drive(job, student, model))
-    else:
-        # Rank 0 decides when to stop, so that a checkpoint is still possible; if it is gone, its connection is too.
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)
-        follow(student)
+        return asyncio.run(drive(job, student, model))
+    # Rank 0 decides when to stop, so that a checkpoint is still possible; if it is gone, its connection is too.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    follow(student)
+    return "rank 0 is done"
 
 
 def explain(error: BaseException) -> tuple[ExitCode, ExitReason, str]:
@@ -123,9 +124,10 @@ def exit_text(job: DistillationJob | None, reason: ExitReason, message: str) -> 
     if state is None or not state.exists():
         return report.model_dump_json(by_alias=True, exclude_none=True)
     final = ProgressReport.model_validate_json(state.read_text(encoding="utf-8"))
-    evaluations = final.progress.evaluations
+    evaluations, events = final.progress.evaluations, final.progress.guard_events
     for kept in range(len(evaluations), -1, -1):
-        progress = final.progress.model_copy(update={"evaluations": evaluations[:kept]})
+        told = events if kept == len(evaluations) else events[-1:]
+        progress = final.progress.model_copy(update={"evaluations": evaluations[:kept], "guard_events": told})
         whole = report.model_copy(
             update={"final": final.model_copy(update={"progress": progress}), "step": progress.step}
         )
@@ -138,14 +140,14 @@ def exit_text(job: DistillationJob | None, reason: ExitReason, message: str) -> 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     job: DistillationJob | None = None
-    code, reason, message = ExitCode.DONE, ExitReason.COMPLETED, "all steps are done and the model is exported"
+    code, reason, message = ExitCode.DONE, ExitReason.COMPLETED, ""
     try:
         job = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE)))
         if job.spec.on_cpu:
             from distill_workers.cpu import megatron_shim
 
             megatron_shim.install()
-        run(job)
+        message = run(job)
     except (Exception, asyncio.CancelledError) as error:
         code, reason, message = explain(error)
         log.error("%s: %s", reason.value, message, exc_info=not isinstance(error, Failure | ValueError))

@@ -1,0 +1,189 @@
+"""What is kept of a step: how far single tokens are from the teacher, two rollouts to read, and what guards did."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import tiny_tokenizer
+from runs import arithmetic
+
+from distill_api.guards import GuardAction
+from distill_api.job import parse_job
+from distill_api.metrics import Stage
+from distill_workers.evaluation import Measurement
+from distill_workers.guards import Decision
+from distill_workers.metrics import Metrics
+from distill_workers.progress import Reporter
+from distill_workers.recorder import GUARD_EVENTS, Recorder, Step
+from distill_workers.runfolder import RunFolder
+from distill_workers.sample import Sample
+from distill_workers.token_kl import source_kl, summary
+from distill_workers.transcript import TOKENS, picked, token_texts, transcript
+
+TRAINED = {
+    name: 0.25
+    for name in ("reverse_kl", "loss", "grad_norm", "entropy", "trainer_engine_gap", "importance_capped_ratio")
+} | {"learning_rate": 1e-5}
+
+
+def sample(kl: list[float], **changes: Any) -> Sample:
+    """A sample whose tokens have these differences of log-probs."""
+    numbers: dict[str, Any] = {"prompt_index": 0, "sibling": 0, "token_versions": [3] * len(kl), "truncated": False}
+    ids = {"prompt_ids": [65, 66], "response_ids": [67 + i % 20 for i in range(len(kl))]}
+    teacher = [-1.5 - one for one in kl]
+    logprobs = {"engine_logprobs": [-1.5] * len(kl), "teacher_logprobs": teacher}
+    return Sample(**{**numbers, **ids, **logprobs, **changes})
+
+
+def decode(ids: list[int]) -> str:
+    return bytes(ids).decode("utf-8", errors="replace")
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> RunFolder:
+    folder = RunFolder(parse_job(arithmetic(tmp_path, "recorder")))
+    folder.claim()
+    return folder
+
+
+def recorder(folder: RunFolder) -> tuple[Recorder, Reporter]:
+    reporter = Reporter(folder, Metrics(), 40)
+    record = Recorder(folder, reporter, 40, decode)
+    record.spent(Stage.TRAIN, 1.0)
+    return record, reporter
+
+
+def lines(folder: RunFolder, name: str) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (folder.root / name).read_text().splitlines()]
+
+
+def step(number: int, *samples: Sample) -> Step:
+    return Step(number, list(samples), TRAINED, policy_lag=0.0, seconds=2.0)
+
+
+def test_the_distribution_is_over_all_tokens_that_the_student_drew() -> None:
+    drawn = [sample([0.0] * 18), sample([0.5, 3.0]), sample([100.0], supervised=True)]
+    found = summary(drawn)
+    assert found is not None
+    assert found == pytest.approx({"mean": 0.175, "p50": 0.0, "p95": 0.625, "max": 3.0, "high_ratio": 0.05})
+    assert summary([sample([1.0], supervised=True)]) is None
+
+
+def test_the_reverse_kl_of_a_source_is_the_mean_over_its_tokens() -> None:
+    drawn = [
+        sample([1.0, 1.0, 1.0], source="sums"),
+        sample([5.0], source="sums"),
+        sample([0.5], source="words"),
+        sample([9.0]),
+    ]
+    assert source_kl(drawn) == pytest.approx({"sums": 2.0, "words": 0.5})
+
+
+def test_a_step_tells_its_token_kl_in_metrics_and_in_its_line(folder: RunFolder) -> None:
+    record, reporter = recorder(folder)
+    returned = record.step(step(1, sample([0.0, 2.0], source="sums")))
+    [line] = lines(folder, "metrics.jsonl")
+    assert line == returned
+    assert line["token_kl"]["max"] == 2.0 and line["token_kl"]["high_ratio"] == 0.5
+    assert line["reverse_kl_by_source"] == {"sums": 1.0}
+    text = reporter.metrics.text().decode()
+    assert 'distill_token_kl_nats{statistic="max"} 2.0' in text
+    assert 'distill_source_reverse_kl_nats{source="sums"} 1.0' in text
+    assert "distill_token_kl_high_ratio 0.5" in text
+
+
+def test_the_first_rollout_and_the_one_furthest_from_the_teacher_are_kept(folder: RunFolder) -> None:
+    record, _ = recorder(folder)
+    far = sample([2.0, 1.0, 0.0], reward=1.0, sibling=2)
+    drawn = [sample([9.0], supervised=True), sample([0.0], sibling=1), far, sample([0.1, 0.2])]
+    record.step(step(7, *drawn))
+    first, furthest = lines(folder, "samples.jsonl")
+    assert (first["picked"], first["kl"], first["tokens"]) == ("first", [0.1, 0.2], ["C", "D"])
+    assert (furthest["picked"], furthest["kl"], furthest["reward"]) == ("furthest", [2.0, 1.0, 0.0], 1.0)
+    assert first["step"] == 7 and first["prompt"] == "AB" and first["kind"] == "rollout"
+    assert [why for why, _ in picked([sample([1.0])])] == ["first"]
+    assert picked([sample([9.0], supervised=True)]) == []
+
+
+def test_a_long_rollout_is_cut_off_and_says_how_long_it_was() -> None:
+    line = transcript(1, "first", sample([0.5] * (TOKENS + 100)), decode)
+    assert len(line["tokens"]) == len(line["kl"]) == TOKENS  # type: ignore[arg-type]
+    assert line["response_tokens"] == TOKENS + 100
+
+
+@pytest.mark.parametrize("text", ["sum is 12", "naïve €5", "数学, 🙂!"])
+def test_the_texts_of_tokens_make_up_the_response_whatever_they_split(text: str) -> None:
+    tokenizer = tiny_tokenizer()
+    ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+    texts = token_texts(ids, tokenizer.decode)
+    assert len(texts) == len(ids)
+    assert "".join(texts) == text
+
+
+def test_a_file_that_has_grown_is_rotated(folder: RunFolder) -> None:
+    for number in range(50):
+        folder.append("samples.jsonl", {"step": number, "text": "x" * 80}, limit_bytes=1000)
+    sizes = [(folder.root / name).stat().st_size for name in ("samples.jsonl", "samples.1.jsonl")]
+    assert all(size < 1200 for size in sizes)
+    assert lines(folder, "samples.jsonl")[-1]["step"] == 49
+    assert {p.name for p in folder.root.glob("samples*")} == {"samples.jsonl", "samples.1.jsonl"}
+
+
+def test_a_resumed_run_writes_its_later_rollouts_again(folder: RunFolder) -> None:
+    record, _ = recorder(folder)
+    for number in (1, 2, 3):
+        record.step(step(number, sample([0.5])))
+    folder.trim(2)
+    assert [line["step"] for line in lines(folder, "samples.jsonl")] == [1, 2]
+
+
+def decision(at: int, action: GuardAction = GuardAction.LOWER_COEFFICIENT) -> Decision:
+    return Decision("diverges", action, at, "reverse-kl 9 is above 5 nats")
+
+
+def test_what_a_guard_decides_is_in_progress_metrics_and_the_curve(folder: RunFolder) -> None:
+    record, reporter = recorder(folder)
+    for at in range(1, 8):
+        record.guard(decision(at), at, 0.5)
+    events = reporter.report.progress.guard_events
+    assert [event.step for event in events] == list(range(8 - GUARD_EVENTS, 8))
+    assert events[-1].action == "lower-coefficient" and events[-1].message == "reverse-kl 9 is above 5 nats"
+    counted = 'distill_guard_decisions_total{action="lower-coefficient",guard="diverges"} 7.0'
+    assert counted in reporter.metrics.text().decode()
+    assert lines(folder, "metrics.jsonl")[-1] | {"time": 0} == {
+        "kind": "guard",
+        "step": 7,
+        "time": 0,
+        "at_step": 7,
+        "action": "lower-coefficient",
+        "guard": "diverges",
+        "message": "reverse-kl 9 is above 5 nats",
+        "coefficient_factor": 0.5,
+    }
+
+
+def test_a_roll_back_takes_the_curve_back_and_keeps_what_was_seen_elsewhere(folder: RunFolder) -> None:
+    record, reporter = recorder(folder)
+    saved: dict[int, dict[str, Any]] = {}
+    for number in range(1, 7):
+        record.step(step(number, sample([0.5])))
+        if number % 2 == 0:
+            record.evaluation(Measurement("heldout", number, score=1.0 / number))
+            saved[number] = {"step": number, **record.state()}
+            folder.publish_checkpoint(folder.checkpoint_aside(number), saved[number], keep=9)
+    record.guard(decision(5), 5, 0.5)
+    best = folder.best_checkpoint()
+    assert best is not None and best[1]["step"] == 2
+    record.rolled_back(best[1], 2)
+    record.guard(decision(6, GuardAction.ROLL_BACK), 2, 1.0)
+    folder.roll_back(best[0], {"step": 2, **record.state()})
+    curve = [(line["kind"], line["step"]) for line in lines(folder, "metrics.jsonl")]
+    assert curve == [("step", 1), ("step", 2), ("evaluation", 2), ("guard", 2)]
+    assert [line["step"] for line in lines(folder, "rolled-back.jsonl") if line["kind"] == "step"] == [3, 4, 5, 6]
+    newest = folder.latest_checkpoint()
+    assert newest is not None and newest[0] == best[0] and newest[1]["step"] == 2
+    events = [(event["step"], event["action"]) for event in newest[1]["progress"]["guardEvents"]]
+    assert events == [(5, "lower-coefficient"), (6, "roll-back")], "what was done stays known"
+    assert [p.name for p in folder.checkpoints.glob("step-*")] == ["step-000002"]
+    assert reporter.report.progress.step == 2 and reporter.report.progress.evaluations[0].step == 2
