@@ -25,7 +25,7 @@ from distill_api.objective import (
 from distill_api.prompts import Prompts, ReasoningGym
 from distill_api.rules import ListMap, Rule, matching
 from distill_api.template import PodTemplate
-from distill_api.training import LoRA, Optimizer, Parallelism, Trainer, WeightSync
+from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
 
 __all__ = [
     "Advantage",
@@ -46,7 +46,9 @@ __all__ = [
     "Parallelism",
     "Precision",
     "Prompts",
+    "RateSchedule",
     "ReasoningGym",
+    "Recompute",
     "Reward",
     "RewardSource",
     "Rollout",
@@ -252,6 +254,14 @@ class Spec(Model):
             f"data.prompts.answerField must be set: objective.reward: {ANSWERED}",
             answered_cel("self.objective.reward", "self.data.prompts"),
             lambda spec: answered(spec.objective.reward, spec.data.prompts),
+        ),
+        Rule(
+            "trainer.optimizer.warmupSteps must be less than schedule.steps, unless its schedule is constant",
+            "self.trainer.optimizer.schedule == 'constant' || self.trainer.optimizer.warmupSteps < self.schedule.steps",
+            lambda spec: (
+                spec.trainer.optimizer.schedule is RateSchedule.CONSTANT
+                or spec.trainer.optimizer.warmup_steps < spec.schedule.steps
+            ),
         ),
         Rule(
             "guards: evaluation must be the name of one of spec.evaluation",

@@ -15,18 +15,51 @@ class WeightSync(StrEnum):
     DISK = "disk"
 
 
+class RateSchedule(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+    WSD = "wsd"
+
+
+class Recompute(StrEnum):
+    AUTO = "auto"
+    NONE = "none"
+    SELECTIVE = "selective"
+    FULL = "full"
+
+
 class Parallelism(Model):
     """How the student is split over the trainer's ranks; the rest is data parallel."""
 
+    rules = (
+        Rule(
+            "sequence needs a tensor parallel size above 1",
+            "!self.sequence || self.tensor > 1",
+            lambda parallelism: not parallelism.sequence or parallelism.tensor > 1,
+        ),
+    )
     tensor: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Tensor parallel size.")
-    pipeline: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Pipeline parallel size; only 1 so far.")
+    sequence: bool = Field(
+        False, description="Sequence parallel: tensor parallel ranks split what they would each keep whole, by tokens."
+    )
+    pipeline: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="Pipeline stages; they must divide the student's layers."
+    )
     context: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Context parallel size; only 1 so far.")
     expert: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Expert parallel size; only 1 so far.")
 
 
 class Optimizer(Model):
-    """AdamW with decoupled weight decay, and a linear warm-up."""
+    """AdamW with decoupled weight decay, and the schedule of its learning rate."""
 
+    rules = (
+        Rule(
+            "minLearningRate must not exceed learningRate",
+            "self.minLearningRate <= self.learningRate",
+            lambda optimizer: optimizer.min_learning_rate <= optimizer.learning_rate,
+        ),
+    )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(1e-6, description="Learning rate after warm-up.")
     beta1: Annotated[float, Field(ge=0, lt=1)] = Field(0.9, description="Decay of the first moment.")
     beta2: Annotated[float, Field(ge=0, lt=1)] = Field(0.98, description="Decay of the second moment.")
@@ -34,6 +67,20 @@ class Optimizer(Model):
     weight_decay: Annotated[float, Field(ge=0, le=10)] = Field(0.1, description="Decoupled weight decay.")
     clip_grad: Annotated[float, Field(gt=0, le=1e6)] = Field(1.0, description="Largest norm of the gradient.")
     warmup_steps: Annotated[int, Field(ge=0, le=1_000_000)] = Field(0, description="Steps of linear warm-up.")
+    schedule: RateSchedule = Field(
+        RateSchedule.CONSTANT,
+        description="After warm-up: constant; linear or cosine, down to minLearningRate after the last step; wsd, "
+        "constant until it falls in the last decayShare of schedule.steps.",
+    )
+    min_learning_rate: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Where linear, cosine and wsd end.")
+    decay_share: Annotated[float, Field(gt=0, le=1)] = Field(
+        0.1, description="wsd only: share of schedule.steps in which the rate decays."
+    )
+    distributed: bool = Field(
+        False,
+        description="Split the moments, and bfloat16's fp32 weights, over data parallel ranks instead of "
+        "holding them on each.",
+    )
 
 
 class LoRA(Model):
@@ -48,9 +95,18 @@ class Trainer(Model):
 
     rules = (
         Rule(
-            "parallelism.tensor must divide nodes x gpusPerNode",
-            "(self.nodes * self.gpusPerNode) % self.parallelism.tensor == 0",
-            lambda trainer: trainer.nodes * trainer.gpus_per_node % trainer.parallelism.tensor == 0,
+            "parallelism.tensor x pipeline must divide nodes x gpusPerNode",
+            "(self.nodes * self.gpusPerNode) % (self.parallelism.tensor * self.parallelism.pipeline) == 0",
+            lambda trainer: (
+                trainer.nodes * trainer.gpus_per_node % (trainer.parallelism.tensor * trainer.parallelism.pipeline) == 0
+            ),
+        ),
+        Rule(
+            "lora goes with parallelism.pipeline 1 and without parallelism.sequence so far",
+            "!has(self.lora) || (self.parallelism.pipeline == 1 && !self.parallelism.sequence)",
+            lambda trainer: (
+                trainer.lora is None or (trainer.parallelism.pipeline == 1 and not trainer.parallelism.sequence)
+            ),
         ),
     )
     nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods.")
@@ -65,6 +121,11 @@ class Trainer(Model):
         "with the adapters added in; the adapters alone are exported beside it, as PEFT reads them.",
     )
     max_tokens_per_micro_batch: Tokens = Field(16384, description="Token budget of one micro-batch of a rank.")
+    recompute: Recompute = Field(
+        Recompute.AUTO,
+        description="Activations made again in the backward pass: none, selective (those of the MLPs), full (of whole "
+        "layers). auto is full with accelerators, none without.",
+    )
     weight_sync: WeightSync = Field(
         WeightSync.DISTRIBUTED,
         description="distributed: NCCL, or gloo without accelerators; disk: through the output volume.",

@@ -55,7 +55,7 @@ def used() -> set[str]:
 
 @pytest.mark.parametrize("model", models(Spec), ids=lambda m: m.__name__)
 def test_every_field_of_the_spec_is_read(model: type[BaseModel], used: set[str]) -> None:
-    allowed_to_have_one_value = {"pipeline", "context", "expert"}  # bounded to 1: there is nothing to read yet
+    allowed_to_have_one_value = {"context", "expert"}  # bounded to 1: there is nothing to read yet
     read_by_the_model_itself = {"precision"}  # Spec.dtype, which both sides read
     unread = set(model.model_fields) - used - allowed_to_have_one_value - read_by_the_model_itself
     assert "dtype" in used

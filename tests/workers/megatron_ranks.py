@@ -88,7 +88,9 @@ VOCABULARY = 321
 """Odd: with two tensor parallel ranks it is padded."""
 
 
-def make_checkpoint(folder: Path, kind: str = "qwen3", seed: int = 0, *, dtype: str = "float32") -> Path:
+def make_checkpoint(
+    folder: Path, kind: str = "qwen3", seed: int = 0, *, dtype: str = "float32", layers: int = 2
+) -> Path:
     """A random model, by transformers, of about 120,000 parameters, whose norms and biases are not trivial."""
     import torch
     from transformers import (
@@ -113,7 +115,7 @@ def make_checkpoint(folder: Path, kind: str = "qwen3", seed: int = 0, *, dtype: 
     }
     config_class, model_class, options = kinds[kind]
     config = config_class(**{
-        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": 2,
+        "vocab_size": VOCABULARY, "hidden_size": 64, "intermediate_size": 128, "num_hidden_layers": layers,
         "num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 512, "rms_norm_eps": 1e-6,
         "tie_word_embeddings": False, "initializer_range": 0.1, **options,
     })  # fmt: skip
@@ -140,11 +142,19 @@ def make_spec(**changes: Any) -> Spec:
     return Spec.model_validate({**base, **changes})
 
 
-def make_trainer(*, tensor: int = 1, ranks: int = 1, max_tokens: int = 400, **optimizer: Any) -> dict[str, Any]:
+def make_trainer(
+    *,
+    tensor: int = 1,
+    sequence: bool = False,
+    pipeline: int = 1,
+    ranks: int = 1,
+    max_tokens: int = 400,
+    **optimizer: Any,
+) -> dict[str, Any]:
     """The spec's trainer."""
     return {
         "gpusPerNode": ranks,
-        "parallelism": {"tensor": tensor},
+        "parallelism": {"tensor": tensor, "sequence": sequence, "pipeline": pipeline},
         "maxTokensPerMicroBatch": max_tokens,
         "optimizer": {"learningRate": 1e-3, "epsilon": 1e-6, **optimizer},
     }

@@ -1,5 +1,8 @@
 """Chunked, vocabulary-parallel log-probs against log_softmax; micro-batches. No Megatron needed."""
 
+import math
+import random
+from itertools import combinations, pairwise
 from typing import Any
 
 import pytest
@@ -7,7 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron_ranks import make_samples, run_ranks
 
-from distill_workers.megatron.batch import collate, micro_batches, share, split
+from distill_workers.megatron.batch import MICRO_BATCH_TOKENS, collate, micro_batches, share, split
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
 
 TOKENS, HIDDEN, VOCABULARY, WIDTH = 23, 8, 37, 5
@@ -154,6 +157,40 @@ def test_micro_batches_stay_within_the_budget_padding_included() -> None:
     assert sorted(i for batch in batches for i in batch) == indices
     for batch in batches:
         assert len(batch) * max(samples[i].tokens for i in batch) <= 120
+
+
+def test_micro_batches_are_the_cheapest_of_all_cuts_of_the_sorted_samples() -> None:
+    samples = make_samples(9, longest=900)
+    order = sorted(range(9), key=lambda i: (-samples[i].tokens, i))
+
+    def cost(batches: list[list[int]]) -> int:
+        return sum(len(b) * samples[b[0]].tokens + MICRO_BATCH_TOKENS for b in batches)
+
+    cuts = [
+        [order[a:b] for a, b in pairwise([0, *inner, 9])]
+        for count in range(9)
+        for inner in combinations(range(1, 9), count)
+    ]
+    allowed = [cut for cut in cuts if all(len(b) == 1 or len(b) * samples[b[0]].tokens <= 2000 for b in cut)]
+    found = split(samples, list(range(9)), 2000)
+
+    assert found in allowed
+    assert cost(found) == min(cost(cut) for cut in allowed)
+    assert 1 < len(found) < 9
+
+
+def test_few_positions_are_padding_where_lengths_differ_widely() -> None:
+    draw, samples = random.Random(0), make_samples(64)
+    for sample in samples:
+        # Log-normal, mean 400, coefficient of variation 1.
+        tokens = max(1, round(draw.lognormvariate(math.log(400) - math.log(2) / 2, math.sqrt(math.log(2)))))
+        sample.prompt_ids, sample.response_ids = [0] * 100, [0] * tokens
+
+    batches = split(samples, list(range(64)), 16384)
+
+    padded = sum(len(b) * samples[b[0]].tokens for b in batches)
+    assert 1 - sum(s.tokens for s in samples) / padded < 0.12
+    assert len(batches) < 16
 
 
 def test_a_sample_longer_than_the_budget_is_a_micro_batch_of_its_own() -> None:

@@ -37,13 +37,24 @@ def train(
     objective: str,
     max_tokens: int = 400,
     groups: int = 1,
+    pipeline: int = 1,
+    distributed: bool = False,
+    sequence: bool = False,
 ) -> dict[str, Any]:
     """Some steps on the same samples, and what came of them."""
     from distill_workers.megatron.student import MegatronStudent
     from distill_workers.objective.coefficients import step_coefficients
 
     spec = make_spec(
-        trainer=make_trainer(tensor=tensor, ranks=ranks, max_tokens=max_tokens), objective=OBJECTIVES[objective]
+        trainer=make_trainer(
+            tensor=tensor,
+            sequence=sequence,
+            pipeline=pipeline,
+            ranks=ranks,
+            max_tokens=max_tokens,
+            distributed=distributed,
+        ),
+        objective=OBJECTIVES[objective],
     )
     student = MegatronStudent(spec, folder / kind)
     stats = []
@@ -82,9 +93,9 @@ def train_all(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
-def train_split(folder: Path, tensor: int, ranks: int) -> dict[tuple[str, str], dict[str, Any]]:
+def train_split(folder: Path, **split: Any) -> dict[tuple[str, str], dict[str, Any]]:
     return {
-        (kind, objective): train(folder, kind, tensor, ranks, objective)
+        (kind, objective): train(folder, kind, objective=objective, **split)
         for kind, objective in (("qwen3-tied", "sampled"), ("qwen2", "top-k"))
     }
 
@@ -99,13 +110,23 @@ def assert_same_training(found: dict[str, Any], expected: dict[str, Any]) -> Non
         assert difference <= 1e-6, f"{name}: {difference}"
 
 
-@pytest.mark.parametrize(("tensor", "ranks"), [(2, 2), (1, 2)], ids=["tensor-2", "data-2"])
-def test_two_ranks_train_as_one(folder: Path, alone: Alone, tensor: int, ranks: int) -> None:
-    results = run_ranks(ranks, train_split, folder=folder, tensor=tensor, ranks=ranks)
+SPLITS: dict[str, dict[str, Any]] = {
+    "tensor-2": {"tensor": 2, "ranks": 2},
+    "data-2": {"tensor": 1, "ranks": 2},
+    "pipeline-2": {"tensor": 1, "pipeline": 2, "ranks": 2},
+    "tensor-2-sequence-distributed": {"tensor": 2, "ranks": 2, "sequence": True, "distributed": True},
+    "data-2-pipeline-2-distributed": {"tensor": 1, "pipeline": 2, "ranks": 4, "distributed": True, "groups": 2},
+}
+
+
+@pytest.mark.parametrize("name", SPLITS)
+def test_several_ranks_train_as_one(folder: Path, alone: Alone, name: str) -> None:
+    results = run_ranks(SPLITS[name]["ranks"], train_split, folder=folder, **SPLITS[name])
 
     for key, found in results[0].items():
         assert_same_training(found, alone[key])
-        assert results[1][key]["stats"] == found["stats"], "every rank reports the same numbers"
+        for other in results[1:]:
+            assert other[key]["stats"] == found["stats"], "every rank reports the same numbers"
 
 
 @pytest.mark.parametrize("how", ["small", "groups"])
@@ -240,11 +261,13 @@ def test_the_divergence_falls_on_samples_that_are_trained_on(folder: Path) -> No
     assert divergences[-1] < 0.6 * divergences[0]
 
 
-def interrupted(folder: Path, checkpoint: Path, tensor: int, precision: str, phase: str) -> list[Any]:
+def interrupted(
+    folder: Path, checkpoint: Path, tensor: int, precision: str, phase: str, distributed: bool = False
+) -> list[Any]:
     """Train 2 steps, save, train 2 more; or, in another process, load and train the same 2."""
     from distill_workers.megatron.student import MegatronStudent
 
-    spec = make_spec(trainer=make_trainer(tensor=tensor, ranks=2), precision=precision)
+    spec = make_spec(trainer=make_trainer(tensor=tensor, ranks=2, distributed=distributed), precision=precision)
     student = MegatronStudent(spec, folder / "qwen2")
     if phase == "first":
         for step in range(2):
@@ -260,10 +283,16 @@ def interrupted(folder: Path, checkpoint: Path, tensor: int, precision: str, pha
 
 
 @pytest.mark.parametrize(
-    ("tensor", "precision"), [(1, "float32"), (2, "bfloat16")], ids=["data-2-float32", "tensor-2-bfloat16"]
+    "split",
+    [
+        {"tensor": 1, "precision": "float32"},
+        {"tensor": 2, "precision": "bfloat16"},
+        {"tensor": 1, "precision": "bfloat16", "distributed": True},
+    ],
+    ids=["data-2-float32", "tensor-2-bfloat16", "data-2-bfloat16-distributed"],
 )
-def test_a_restarted_trainer_continues_bit_by_bit(folder: Path, tmp_path: Path, tensor: int, precision: str) -> None:
-    arguments = {"folder": folder, "checkpoint": tmp_path / "step", "tensor": tensor, "precision": precision}
+def test_a_restarted_trainer_continues_bit_by_bit(folder: Path, tmp_path: Path, split: dict[str, Any]) -> None:
+    arguments = {"folder": folder, "checkpoint": tmp_path / "step", **split}
     first = run_ranks(2, interrupted, phase="first", **arguments)
     second = run_ranks(2, interrupted, phase="second", **arguments)
 
@@ -339,8 +368,11 @@ def test_edges_of_a_step(folder: Path, tmp_path: Path) -> None:
     stats, unchanged = found["nan"]
     assert stats["skipped"] == 1 and unchanged, "a gradient that is not finite updates nothing"
     assert "{'teacher_logprobs': " in found["lengths"]
-    assert "was written by 2 ranks with parallelism.tensor 2; this trainer has 1 with 1" in found["layout"]
     assert "one pair of coefficients: StepCoefficients(divergence=1.0, reward=1.0), and now" in found["coefficients"]
+    assert (
+        "was written by 2 ranks with parallelism.tensor 2 and pipeline 1; this trainer has 1 with 1 and 1"
+        in found["layout"]
+    )
     assert "was to have 10000 response tokens" in found["lost"]
     assert "between accumulate and apply" in found["mid-step"]
     for name, ratio in found["decay"].items():

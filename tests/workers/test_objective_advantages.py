@@ -1,13 +1,12 @@
-"""Advantages of rewards, and the learning rate."""
+"""Advantages of rewards."""
 
 from collections.abc import Callable
 
 import pytest
 import torch
 
-from distill_api.spec import Advantage, Optimizer
+from distill_api.spec import Advantage
 from distill_workers.objective.advantages import group_advantages, leave_one_out_advantages, reward_advantages
-from distill_workers.objective.schedule import learning_rate
 
 
 def test_advantages_are_the_centred_and_scaled_rewards_of_each_group() -> None:
@@ -59,20 +58,3 @@ def test_the_spec_chooses_the_advantage() -> None:
 def test_rewards_and_groups_of_different_length_are_refused() -> None:
     with pytest.raises(ValueError, match=r"must both be \[samples\]"):
         group_advantages(torch.zeros(3), torch.zeros(2, dtype=torch.long))
-
-
-def test_the_learning_rate_rises_linearly_and_then_stays() -> None:
-    optimizer = Optimizer(learning_rate=1e-3, warmup_steps=4)
-
-    rates = [learning_rate(optimizer, step) for step in range(6)]
-
-    assert rates == pytest.approx([0.25e-3, 0.5e-3, 0.75e-3, 1e-3, 1e-3, 1e-3])
-
-
-def test_without_warm_up_the_first_step_has_the_full_learning_rate() -> None:
-    assert learning_rate(Optimizer(learning_rate=1e-3), 0) == 1e-3
-
-
-def test_a_negative_step_is_refused() -> None:
-    with pytest.raises(ValueError, match="must not be negative"):
-        learning_rate(Optimizer(), -1)

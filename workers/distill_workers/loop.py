@@ -171,7 +171,7 @@ class Loop:
         if not done.samples:
             raise Failure(f"no sample of step {self._step + 1} could be scored; the log names the reasons")
         lag = statistics.fmean(self._step - s.weight_version for s in done.samples)
-        rate = learning_rate(self._spec.trainer.optimizer, self._step)
+        rate = learning_rate(self._spec.trainer.optimizer, self._step, self._spec.schedule.steps)
         async with self._fleet.weights_change():
             applying = time.monotonic()
             trained = await self._team.run(self._team.apply, rate)

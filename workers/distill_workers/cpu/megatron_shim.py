@@ -34,11 +34,24 @@ def install() -> None:
     torch.cuda.current_device = current_device  # type: ignore[assignment]  # an int in torch; used as device= only
     torch.cuda.synchronize = lambda device=None: None
     from megatron.core.optimizer import optimizer
+    from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+    from megatron.core.tensor_parallel import random
 
     optimizer.get_grad_norm_fp32 = _pretending(optimizer.get_grad_norm_fp32)
     optimizer.clip_grad_by_total_norm_fp32 = _pretending(optimizer.clip_grad_by_total_norm_fp32)
-    for kind in (optimizer.FP32Optimizer, optimizer.Float16OptimizerWithFloat16Params):
+    for kind in (optimizer.FP32Optimizer, optimizer.Float16OptimizerWithFloat16Params, DistributedOptimizer):
         kind.__init__ = _pretending(kind.__init__)
+    # Recomputed layers restore the state of CUDA's generator, and there is none.
+    random._get_cuda_rng_state = lambda *args, **kwargs: None
+    random._set_cuda_rng_state = lambda *args, **kwargs: None
+    # Pipeline stages only: the copy of a tied embedding, and the 1F1B schedule's counter of tokens.
+    from megatron.core.models.common.language_module.language_module import LanguageModule
+    from megatron.core.pipeline_parallel import schedules
+
+    LanguageModule.setup_embeddings_and_output_layer = _pretending(LanguageModule.setup_embeddings_and_output_layer)
+    schedules.forward_backward_pipelining_without_interleaving = _pretending(
+        schedules.forward_backward_pipelining_without_interleaving
+    )
 
 
 def _pretending(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -52,27 +65,34 @@ def _pretending(function: Callable[..., Any]) -> Callable[..., Any]:
 
 @contextlib.contextmanager
 def _pretended_cuda() -> Iterator[None]:
-    """While it lasts, device="cuda" makes a CPU tensor, and Tensor.type() names torch.cuda.FloatTensor.
+    """While it lasts, device="cuda" makes a CPU tensor, Tensor.cuda() is the tensor itself, and Tensor.type() names
+    torch.cuda.FloatTensor.
 
     Not for the whole process: transformers loads models under torch.device("meta") as a context, which looks for
     torch's own factories, and with replaced ones it silently loads something else.
     """
     factories = {name: getattr(torch, name) for name in _FACTORIES}
-    original = torch.Tensor.type
+    original, original_cuda = torch.Tensor.type, torch.Tensor.cuda
 
     def named(self: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
         result = original(self, *args, **kwargs)
         return result.replace("torch.", "torch.cuda.", 1) if isinstance(result, str) else result
 
     torch.Tensor.type = named  # type: ignore[assignment,method-assign]  # restored below
+    torch.Tensor.cuda = _itself  # type: ignore[assignment,method-assign]  # restored below
     for name, factory in factories.items():
         setattr(torch, name, _on_cpu(factory))
     try:
         yield
     finally:
         torch.Tensor.type = original  # type: ignore[method-assign]
+        torch.Tensor.cuda = original_cuda  # type: ignore[method-assign]
         for name, factory in factories.items():
             setattr(torch, name, factory)
+
+
+def _itself(tensor: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    return tensor
 
 
 def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:

@@ -1,7 +1,7 @@
 """Samples to micro-batches: who computes which sample, and the tensors of it.
 
 Deterministic: every rank is given the same samples and finds the same split. Sequences are padded on the right to the
-longest of their micro-batch; sorting by length keeps the padding small.
+longest of their micro-batch, which holds samples of like length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -11,6 +11,9 @@ import numpy as np
 import torch
 
 from distill_workers.sample import Sample
+
+MICRO_BATCH_TOKENS = 512
+"""What a micro-batch costs beside its positions, in positions: launches, and kernels too small to fill a device."""
 
 
 @dataclass(frozen=True)
@@ -66,15 +69,30 @@ def share(samples: Sequence[Sample], loads: Sequence[int]) -> list[list[int]]:
 
 
 def split(samples: Sequence[Sample], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of each micro-batch: samples x longest stays within max_tokens, except that one sample always may."""
+    """Indices of each micro-batch: samples x longest stays within max_tokens, except that one sample always may.
+
+    Of all cuts of the samples in the order of their lengths, the one that computes the least: its padded positions, and
+    MICRO_BATCH_TOKENS for each micro-batch.
+    """
+    order = _longest_first(samples, indices)
+    least, begins = [0], [0]
+    for end in range(1, len(order) + 1):
+        found: list[tuple[int, int]] = []
+        for begin in range(end - 1, -1, -1):
+            # The first sample of a micro-batch is its longest.
+            padded = (end - begin) * samples[order[begin]].tokens
+            if padded > max_tokens and found:
+                break
+            found.append((least[begin] + padded + MICRO_BATCH_TOKENS, begin))
+        cost, begin = min(found)
+        least.append(cost)
+        begins.append(begin)
     batches: list[list[int]] = []
-    for i in _longest_first(samples, indices):
-        # The first sample of a micro-batch is its longest.
-        if batches and (len(batches[-1]) + 1) * samples[batches[-1][0]].tokens <= max_tokens:
-            batches[-1].append(i)
-        else:
-            batches.append([i])
-    return batches
+    end = len(order)
+    while end:
+        batches.append(order[begins[end] : end])
+        end = begins[end]
+    return batches[::-1]
 
 
 def micro_batches(

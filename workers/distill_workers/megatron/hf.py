@@ -22,6 +22,7 @@ from distill_workers.megatron.architecture import Mapping, Shape, UnsupportedMod
 from distill_workers.megatron.model import HiddenStateModel
 from distill_workers.megatron.parallel import Ranks
 from distill_workers.megatron.shards import cut, join
+from distill_workers.megatron.stages import held, owned, to_first_stage
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -45,7 +46,7 @@ def load(model: HiddenStateModel, shape: Shape, ranks: Ranks, model_path: Path) 
             for path in sorted(set(_weight_files(model_path)))
         }
         where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118  # not a dict
-        for mapping in mappings(shape):
+        for mapping in held(shape, ranks):
             missing = [name for name in mapping.hf if name not in where]
             if missing:
                 raise UnsupportedModel(f"{model_path} has no tensor {missing[0]}")
@@ -71,7 +72,7 @@ def load(model: HiddenStateModel, shape: Shape, ranks: Ranks, model_path: Path) 
 
 
 def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """(name, tensor) of every Hugging Face tensor: whole on rank 0, None on its tensor parallel peers.
+    """(name, tensor) of every Hugging Face tensor: whole on rank 0, None on the other ranks of its replica.
 
     Collective over the first data parallel replica, one Megatron tensor at a time: each of its ranks must run the
     iterator to the end. The other replicas get nothing, and need not call. A tensor may be a view of a parameter: who
@@ -80,17 +81,21 @@ def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tup
     if ranks.data_rank != 0:
         return
     parameters = dict(model.named_parameters())
-    for mapping in mappings(shape):
-        name = _name_in(parameters, mapping)
-        shard = lora.merged(model, name, parameters[name].detach()).contiguous()
-        shards: list[torch.Tensor] | None = [shard]
-        if ranks.tensor_size > 1:
-            shards = [torch.empty_like(shard) for _ in range(ranks.tensor_size)] if ranks.tensor_rank == 0 else None
-            dist.gather(shard, shards, dst=dist.get_global_rank(ranks.tensor_group, 0), group=ranks.tensor_group)
-        if shards is None:
+    for stage, mapping in owned(shape, ranks.pipeline_size):
+        whole: list[torch.Tensor] | None = None
+        if stage == ranks.pipeline_rank:
+            name = _name_in(parameters, mapping)
+            shard = lora.merged(model, name, parameters[name].detach()).contiguous()
+            shards: list[torch.Tensor] | None = [shard]
+            if ranks.tensor_size > 1:
+                shards = [torch.empty_like(shard) for _ in range(ranks.tensor_size)] if ranks.tensor_rank == 0 else None
+                dist.gather(shard, shards, dst=dist.get_global_rank(ranks.tensor_group, 0), group=ranks.tensor_group)
+            whole = None if shards is None else join(shards, mapping.layout, shape)
+        if stage != 0 and ranks.tensor_rank == 0:
+            whole = to_first_stage(whole, stage, len(mapping.hf), model.config.params_dtype, ranks)
+        if whole is None:
             yield from ((name, None) for name in mapping.hf)
         else:
-            whole = join(shards, mapping.layout, shape)
             yield from zip(mapping.hf, whole, strict=True)
 
 

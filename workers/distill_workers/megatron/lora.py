@@ -36,6 +36,8 @@ def attach(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, seed:
     The layers must be Megatron's own: Transformer Engine's normalise their input inside.
     """
     model.requires_grad_(False)
+    # A recomputed layer is backpropagated through only if its input asks for it, and a frozen embedding's does not.
+    model.embedding.register_forward_hook(_ask_for_gradient)  # type: ignore[union-attr]  # a module, on one stage
     for mapping, module in _adapted(model, shape):
         weight = module.weight
         columns = mapping.layout is Layout.COLUMNS
@@ -99,6 +101,10 @@ def _adapted(model: torch.nn.Module, shape: Shape) -> Iterator[tuple[Mapping, An
         path, _, kind = mapping.megatron[0].rpartition(".")
         if kind == "weight" and mapping.layout in (Layout.GROUPED_QKV, Layout.GATE_UP, Layout.COLUMNS):
             yield mapping, model.get_submodule(path)
+
+
+def _ask_for_gradient(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
+    return output.requires_grad_()
 
 
 def _add_by_rows(module: Any, inputs: tuple[Any, ...], output: Any) -> Any:

@@ -12,23 +12,24 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel, mappings
+from distill_api.spec import Recompute
+from distill_workers.megatron import stages
+from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel
 from distill_workers.megatron.parallel import Ranks
 
 
 class HiddenStateModel(GPTModel):  # type: ignore[misc]  # megatron-core carries no types
-    """A GPTModel that stops after the final norm: [batch, sequence] -> [sequence, batch, hidden]."""
+    """A stage of a GPTModel; the last stops after the final norm: [batch, sequence] -> [sequence, batch, hidden]."""
 
     def _postprocess(self, hidden_states: torch.Tensor, **unused: Any) -> torch.Tensor:
         return hidden_states
 
     def head_weight(self) -> torch.Tensor:
-        """This rank's rows of the output head, padding included: [vocab / tensor_parallel, hidden]."""
-        if self.share_embeddings_and_output_weights:
-            weight: torch.Tensor = self.embedding.word_embeddings.weight
-        else:
-            weight = self.output_layer.weight
+        """This rank's rows of the output head, padding included: [vocab / tensor_parallel, hidden]. Last stage only."""
+        tied_here = self.share_embeddings_and_output_weights and self.pre_process
+        weight: torch.Tensor = self.embedding.word_embeddings.weight if tied_here else self.output_layer.weight
         return weight
 
 
@@ -53,11 +54,30 @@ class CausalAttention(torch.nn.Module):
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
 
-def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fused: bool = True) -> HiddenStateModel:
-    """The model on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
+class Norm(torch.nn.RMSNorm):
+    """Megatron's norm of the local layers, which refuses sequence parallelism: there each rank sees other tokens, and
+    the mark makes finalize_model_grads add up the gradients of the ranks."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float, **unused: Any) -> None:
+        super().__init__(hidden_size, eps=eps)
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
+
+
+def build_model(
+    shape: Shape,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    *,
+    seed: int,
+    fused: bool = True,
+    recompute: Recompute = Recompute.AUTO,
+    sequence_parallel: bool = False,
+) -> HiddenStateModel:
+    """This stage on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
 
     fused: with Transformer Engine's layers, where it is installed.
     """
+    stages.check(shape, ranks)
     for name, size in (
         ("attention heads", shape.attention_heads),
         ("key-value heads", shape.query_groups),
@@ -73,17 +93,24 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fu
         model_parallel_cuda_manual_seed(seed)
     else:
         initialize_rng_tracker(inference_rng_tracker=True)
-    config = _transformer_config(shape, ranks, dtype, on_gpu=on_gpu)
+    config = _transformer_config(shape, ranks, dtype, recompute, on_gpu=on_gpu, sequence_parallel=sequence_parallel)
     if with_engine:
-        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        layers: Any = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
     else:
         layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
         layer.submodules.self_attention.submodules.core_attention = CausalAttention
+        layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
+        if config.qk_layernorm:
+            attention = layer.submodules.self_attention.submodules
+            attention.q_layernorm = attention.k_layernorm = Norm
+        layers = TransformerBlockSubmodules([layer] * (shape.layers // ranks.pipeline_size), layer_norm=Norm)
     model: HiddenStateModel = HiddenStateModel(
         config=config,
-        transformer_layer_spec=layer,
+        transformer_layer_spec=layers,
         vocab_size=shape.padded_vocab_size(ranks.tensor_size),
         max_sequence_length=shape.max_positions,
+        pre_process=ranks.pipeline_rank == 0,
+        post_process=ranks.is_last_stage,
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=shape.rope_theta,
@@ -99,13 +126,24 @@ def build_model(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, seed: int, fu
             high_freq_factor=shape.rope_scaling.high_freq_factor,
             original_max_position_embeddings=shape.rope_scaling.original_max_position_embeddings,
         )
-    _mark_shards(model, shape)
+    _mark_shards(model, shape, ranks)
     return model
 
 
-def _transformer_config(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, on_gpu: bool) -> TransformerConfig:
-    # Activations of a long response do not fit without recomputation; a small model on a CPU has no use for it.
-    recompute = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+RECOMPUTATION: dict[Recompute, dict[str, Any]] = {
+    Recompute.NONE: {},
+    # The attention keeps nothing of [sequence, sequence], so the MLPs' are the largest activations.
+    Recompute.SELECTIVE: {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    Recompute.FULL: {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+}
+
+
+def _transformer_config(
+    shape: Shape, ranks: Ranks, dtype: torch.dtype, recompute: Recompute, *, on_gpu: bool, sequence_parallel: bool
+) -> TransformerConfig:
+    if recompute is Recompute.AUTO:
+        # Activations of a long response do not fit without; a small model on a CPU has no use for it.
+        recompute = Recompute.FULL if on_gpu else Recompute.NONE
     return TransformerConfig(
         num_layers=shape.layers,
         hidden_size=shape.hidden_size,
@@ -123,8 +161,16 @@ def _transformer_config(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, on_gp
         hidden_dropout=0.0,
         attention_dropout=0.0,
         tensor_model_parallel_size=ranks.tensor_size,
+        pipeline_model_parallel_size=ranks.pipeline_size,
+        sequence_parallel=sequence_parallel,
         params_dtype=dtype,
         pipeline_dtype=dtype,
+        # Micro-batches differ in length: a stage tells the next one the shape before the tensor.
+        variable_seq_lengths=ranks.pipeline_size > 1,
+        # Asked for by the former, also of a model without experts.
+        moe_token_dispatcher_type="alltoall",
+        # What a stage has sent is not kept: backward needs its graph alone.
+        deallocate_pipeline_outputs=True,
         bf16=dtype == torch.bfloat16,
         # The gradient is a sum over tokens until finalize_model_grads divides it by their number in the global batch.
         calculate_per_token_loss=True,
@@ -139,14 +185,14 @@ def _transformer_config(shape: Shape, ranks: Ranks, dtype: torch.dtype, *, on_gp
         apply_rope_fusion=False,
         persist_layer_norm=False,
         batch_p2p_comm=False,
-        **(recompute if on_gpu else {}),
+        **RECOMPUTATION[recompute],
     )
 
 
-def _mark_shards(model: HiddenStateModel, shape: Shape) -> None:
+def _mark_shards(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> None:
     """Tell Megatron which parameters are shards: its initialisation would have, and the gradient norm depends on it."""
     parameters = dict(model.named_parameters())
-    for mapping in mappings(shape):
+    for mapping in stages.held(shape, ranks):
         parameter = next(parameters[name] for name in mapping.megatron if name in parameters)
         if mapping.layout is not Layout.REPLICATED:
             parameter.tensor_model_parallel = True

@@ -1,7 +1,8 @@
 """Exact state of the trainer's ranks: parameters, optimiser, random numbers. One file for each rank.
 
 Data parallel replicas hold equal parameters and moments: the first replica writes them, the others only their random
-numbers. A checkpoint is read by the layout that wrote it; another is refused (the moments would have to be split anew).
+numbers, and their own part of the moments where those are split (optimizer.distributed). A checkpoint is read by the
+layout that wrote it; another is refused (the moments would have to be split anew).
 """
 
 import os
@@ -12,7 +13,7 @@ import torch
 
 from distill_workers.megatron.parallel import Ranks
 
-FORMAT = 1
+FORMAT = 2
 
 
 class IncompatibleCheckpoint(ValueError):
@@ -25,9 +26,10 @@ def rank_file(folder: Path, rank: int) -> Path:
 
 def save(folder: Path, ranks: Ranks, model: torch.nn.Module, optimizer: Any) -> None:
     """Write this rank's file into an existing folder and wait until it is on disk. The caller renames the folder."""
-    content: dict[str, Any] = {"format": FORMAT, "layout": _layout(ranks), "random": _random_state()}
+    content: dict[str, Any] = {"format": FORMAT, "layout": _layout(ranks, optimizer), "random": _random_state()}
     if ranks.data_rank == 0:
         content["parameters"] = {name: p.detach() for name, p in model.named_parameters()}
+    if ranks.data_rank == 0 or _is_distributed(optimizer):
         content["optimizers"] = [
             {"inner": part.optimizer.state_dict(), "main": [p.detach() for p in _main_parameters(part)]}
             for part in optimizer.chained_optimizers
@@ -42,18 +44,23 @@ def load(folder: Path, ranks: Ranks, model: torch.nn.Module, optimizer: Any) -> 
     """Restore what `save` wrote, to the last bit. Raises IncompatibleCheckpoint when another layout wrote it."""
     own = _read(folder, ranks.rank)
     written = own["layout"]
-    if own["format"] != FORMAT or written != _layout(ranks):
+    if own["format"] != FORMAT:
         raise IncompatibleCheckpoint(
-            f"{folder} was written by {written['world_size']} ranks with parallelism.tensor {written['tensor_size']}; "
-            f"this trainer has {ranks.world_size} with {ranks.tensor_size}. "
-            "Set nodes, gpusPerNode and parallelism as they were."
+            f"{folder} has format {own['format']}, and this version reads {FORMAT}: continue it with the version that "
+            "wrote it, or begin in a new folder"
         )
-    # Ranks of a tensor parallel group are neighbours, so the first replica's peer of this rank is its tensor rank.
-    shared = own if ranks.data_rank == 0 else _read(folder, ranks.tensor_rank)
+    if written != _layout(ranks, optimizer):
+        raise IncompatibleCheckpoint(
+            f"{folder} was written by {written['world_size']} ranks with parallelism.tensor {written['tensor_size']} "
+            f"and pipeline {written['pipeline_size']}; this trainer has {ranks.world_size} with {ranks.tensor_size} "
+            f"and {ranks.pipeline_size}. Set nodes, gpusPerNode, parallelism and optimizer.distributed as they were."
+        )
+    shared = own if ranks.data_rank == 0 else _read(folder, ranks.in_first_replica)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             parameter.copy_(shared["parameters"][name])
-        for part, content in zip(optimizer.chained_optimizers, shared["optimizers"], strict=True):
+        moments = own if _is_distributed(optimizer) else shared
+        for part, content in zip(optimizer.chained_optimizers, moments["optimizers"], strict=True):
             part.optimizer.load_state_dict(content["inner"])
             for main, saved in zip(_main_parameters(part), content["main"], strict=True):
                 main.copy_(saved)
@@ -69,13 +76,20 @@ def _read(folder: Path, rank: int) -> dict[str, Any]:
     return content
 
 
-def _layout(ranks: Ranks) -> dict[str, int]:
-    return {"world_size": ranks.world_size, "tensor_size": ranks.tensor_size}
+def _layout(ranks: Ranks, optimizer: Any) -> dict[str, int]:
+    sizes = {"tensor_size": ranks.tensor_size, "pipeline_size": ranks.pipeline_size}
+    return {"world_size": ranks.world_size, **sizes, "distributed": int(_is_distributed(optimizer))}
+
+
+def _is_distributed(optimizer: Any) -> bool:
+    """Whether each data parallel rank has only a part of the moments."""
+    return any(hasattr(part, "shard_fp32_from_float16_groups") for part in optimizer.chained_optimizers)
 
 
 def _main_parameters(part: Any) -> list[torch.Tensor]:
     """The fp32 parameters behind bf16 ones; none when the model itself is in fp32."""
-    return [p for group in getattr(part, "fp32_from_float16_groups", []) for p in group]
+    whole = getattr(part, "fp32_from_float16_groups", [])
+    return [p for group in getattr(part, "shard_fp32_from_float16_groups", whole) for p in group]
 
 
 def _random_state() -> dict[str, torch.Tensor]:

@@ -17,7 +17,7 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from distill_api.spec import Spec
-from distill_workers.megatron import hf, lora, parallel, state
+from distill_workers.megatron import hf, lora, parallel, stages, state
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, micro_batches, share
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
@@ -29,11 +29,12 @@ from distill_workers.sample import Sample
 
 
 class MegatronStudent:
-    """The model that is trained, split over tensor x data parallel ranks.
+    """The model that is trained, split over tensor x data x pipeline parallel ranks.
 
     Megatron's DistributedDataParallel accumulates gradients in fp32; its AdamW works on fp32 main parameters when the
-    model is in bf16. The gradient is the sum over tokens, divided in `apply` by the response tokens of the global
-    batch: it does not depend on the split into micro-batches, groups or ranks.
+    model is in bf16: all of them on each data parallel rank or, with optimizer.distributed, a part. The gradient is
+    the sum over tokens, divided in `apply` by the response tokens of the global batch: it does not depend on the split
+    into micro-batches, groups or ranks.
     """
 
     def __init__(self, spec: Spec, model_path: Path) -> None:
@@ -45,6 +46,7 @@ class MegatronStudent:
         self.model_path = model_path
         self.ranks = parallel.initialise(
             spec.trainer.parallelism.tensor,
+            spec.trainer.parallelism.pipeline,
             on_cpu=spec.on_cpu,
             # Ranks wait in a collective while rank 0 waits for rollouts.
             timeout_seconds=spec.stall_timeout_seconds,
@@ -53,14 +55,24 @@ class MegatronStudent:
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         torch.manual_seed(spec.seed)
         self._lora = spec.trainer.lora
-        self._model = build_model(self.shape, self.ranks, self.dtype, seed=spec.seed, fused=self._lora is None)
+        self._model = build_model(
+            self.shape,
+            self.ranks,
+            self.dtype,
+            seed=spec.seed,
+            fused=self._lora is None,
+            recompute=spec.trainer.recompute,
+            sequence_parallel=spec.trainer.parallelism.sequence,
+        )
         hf.load(self._model, self.shape, self.ranks, model_path)
         if self._lora is not None:
             lora.attach(self._model, self.shape, self.ranks, self._lora, spec.seed)
         self._parallel_model = DistributedDataParallel(
             self._model.config,
             DistributedDataParallelConfig(
-                grad_reduce_in_fp32=True, overlap_grad_reduce=False, use_distributed_optimizer=False
+                grad_reduce_in_fp32=True,
+                overlap_grad_reduce=False,
+                use_distributed_optimizer=spec.trainer.optimizer.distributed,
             ),
             self._model,
         )
@@ -116,8 +128,8 @@ class MegatronStudent:
         if total_response_tokens is not None:
             self._expected_tokens = total_response_tokens
         limit = self.spec.trainer.max_tokens_per_micro_batch
-        for batch in micro_batches(samples, shares[self.ranks.data_rank], limit, self.ranks.device):
-            self._forward_backward(batch)
+        batches = micro_batches(samples, shares[self.ranks.data_rank], limit, self.ranks.device)
+        stages.run(self._parallel_model, list(batches), self._loss, backward=True)
 
     def apply(self, learning_rate: float) -> dict[str, float]:
         """One optimiser step with the gradients of every `accumulate` since the last. The same result on every rank.
@@ -131,6 +143,9 @@ class MegatronStudent:
             raise ValueError(f"the step was to have {self._expected_tokens} response tokens, but got {self._tokens}")
         totals = torch.cat([self._sums.flatten(), self._positions[None]])
         dist.all_reduce(totals, group=self.ranks.data_group)
+        if self.ranks.pipeline_size > 1:
+            # The last stage counts; the others add zeros.
+            dist.all_reduce(totals, group=self.ranks.pipeline_group)
         positions = totals[-1].item()
         local_tokens = torch.tensor(self._local_tokens, dtype=torch.int, device=self.ranks.device)
         finalize_model_grads([self._parallel_model], num_tokens=local_tokens)
@@ -160,17 +175,21 @@ class MegatronStudent:
         own: dict[int, list[float]] = {}
         indices = share(samples, [0] * self.ranks.data_size)[self.ranks.data_rank]
         limit = self.spec.trainer.max_tokens_per_micro_batch
-        for batch in micro_batches(samples, indices, limit, self.ranks.device, scored=False):
-            values, _ = self._token_logprobs(batch, batch.targets[:, None])
+        batches = list(micro_batches(samples, indices, limit, self.ranks.device, scored=False))
+
+        def drawn(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
+            return self._token_logprobs(batch, hidden, batch.targets[:, None])[0]
+
+        found = stages.run(self._parallel_model, batches, drawn, backward=False)
+        for batch, values in zip(batches, found, strict=self.ranks.is_last_stage):
             lengths = [len(samples[i].response_ids) for i in batch.order]
             for i, part in zip(batch.order, torch.split_with_sizes(values[:, 0], lengths), strict=True):
                 own[i] = part.tolist()
-        parts: list[dict[int, list[float]]] = [own]
-        if self.ranks.data_size > 1:
-            parts = [{} for _ in range(self.ranks.data_size)]
-            dist.all_gather_object(parts, own, group=self.ranks.data_group)
-        found = {i: values for part in parts for i, values in part.items()}
-        return [found.get(i, []) for i in range(len(samples))]
+        # To the first stage, which has rank 0, and from there to every replica.
+        by_stage = parallel.gather_objects(own, self.ranks.pipeline_group)
+        by_replica = parallel.gather_objects(by_stage[-1], self.ranks.data_group)
+        of_sample = {i: values for part in by_replica for i, values in part.items()}
+        return [of_sample.get(i, []) for i in range(len(samples))]
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor | None]]:
         """(name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on its peers (hf.iterate)."""
@@ -204,24 +223,21 @@ class MegatronStudent:
         self._coefficients = self._first_coefficients
         self._expected_tokens = None
 
-    def _forward_backward(self, batch: MicroBatch) -> None:
-        hidden = self._response_hidden(batch)
-        head = self._model.head_weight()
-        loss, sums = batch_loss(self.spec.objective, self._coefficients, batch, hidden, head, self._vocabulary)
-        loss.backward()  # type: ignore[no-untyped-call]  # torch.Tensor.backward is untyped
+    def _loss(self, batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
+        """The sum over the micro-batch's tokens, from the last stage's hidden states; counts what `apply` reports."""
+        at_responses, head = hidden.flatten(0, 1)[batch.rows], self._model.head_weight()
+        loss, sums = batch_loss(self.spec.objective, self._coefficients, batch, at_responses, head, self._vocabulary)
         self._sums = self._sums + sums
         self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
         self._local_tokens += len(batch.targets)
+        return loss
 
-    def _token_logprobs(self, batch: MicroBatch, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def _token_logprobs(
+        self, batch: MicroBatch, hidden: torch.Tensor, ids: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Log-probs [tokens, m] of ids [tokens, m] at the response tokens, and the entropy [tokens], nats."""
-        return token_logprobs(self._response_hidden(batch), self._model.head_weight(), ids, self._vocabulary)
-
-    def _response_hidden(self, batch: MicroBatch) -> torch.Tensor:
-        """[tokens, hidden]: what the head predicts each response token from."""
-        positions = torch.arange(batch.input_ids.shape[1], device=self.ranks.device).expand_as(batch.input_ids)
-        hidden: torch.Tensor = self._parallel_model(batch.input_ids, positions, None)  # [sequence, samples, hidden]
-        return hidden.flatten(0, 1)[batch.rows]
+        at_responses = hidden.flatten(0, 1)[batch.rows]
+        return token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)
 
     def _gradient_is_finite(self) -> bool:
         """On every rank the same answer. A sum is enough: an infinity or NaN anywhere makes it one."""
@@ -243,5 +259,5 @@ def _optimizer_config(spec: Spec, dtype: torch.dtype) -> OptimizerConfig:
         clip_grad=optimizer.clip_grad,
         params_dtype=dtype,
         bf16=dtype == torch.bfloat16,
-        use_distributed_optimizer=False,
+        use_distributed_optimizer=optimizer.distributed,
     )
