@@ -186,7 +186,7 @@ def test_a_model_that_cannot_be_trained_is_refused_with_what_is_allowed(tmp_path
     assert "config.json cannot be read" in messages["nonsense"]
     assert "has no tensor model.layers.2.input_layernorm.weight" in messages["deeper"]
     assert "have no place in the model" in messages["shallower"]
-    assert "but config.json asks for [512, 64]" in messages["wider"]
+    assert "model.layers.0.mlp.gate_proj.weight is [128, 64], but config.json asks for [256, 64]" in messages["wider"]
     assert "only safetensors checkpoints are read" in messages["empty"]
     assert messages["sharded"] == "same True", "a checkpoint of several files is read by its index"
     assert int(messages["resharded"]) > 1 and messages["again"] == "same True", "and written as several files"
