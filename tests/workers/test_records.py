@@ -23,13 +23,14 @@ def job(output: Path, **changes: Any) -> DistillationJob:
 def test_a_checkpoint_is_the_newest_only_once_it_is_whole(tmp_path: Path) -> None:
     folder = RunFolder(job(tmp_path))
     folder.claim()
+    schedule = job(tmp_path, schedule={"keepLast": 2}).spec.schedule
     assert folder.latest_checkpoint() is None
-    folder.publish_checkpoint(folder.checkpoint_aside(5), {"step": 5}, keep=2)
+    folder.publish_checkpoint(folder.checkpoint_aside(5), {"step": 5}, schedule)
     (folder.checkpoint_aside(10) / "rank-0.pt").write_bytes(b"half")  # and here the process is killed
     newest = folder.latest_checkpoint()
     assert newest is not None and newest[1] == {"step": 5}
-    folder.publish_checkpoint(folder.checkpoint_aside(10), {"step": 10}, keep=2)
-    folder.publish_checkpoint(folder.checkpoint_aside(15), {"step": 15}, keep=2)
+    folder.publish_checkpoint(folder.checkpoint_aside(10), {"step": 10}, schedule)
+    folder.publish_checkpoint(folder.checkpoint_aside(15), {"step": 15}, schedule)
     assert sorted(p.name for p in folder.checkpoints.glob("step-*")) == ["step-000010", "step-000015"]
 
 

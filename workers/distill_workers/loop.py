@@ -122,7 +122,7 @@ class Loop:
             aside = self._folder.checkpoint_aside(self._step)
             await self._team.run(self._team.save, aside)
             state = {"step": self._step, "cursor": self._cursor_state, **self._record.state()}
-            self._folder.publish_checkpoint(aside, state, self._spec.schedule.keep_checkpoints)
+            self._folder.publish_checkpoint(aside, state, self._spec.schedule)
         self._checkpoint_step = self._step
         self._record.checkpoint(self._step)
 
