@@ -99,7 +99,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         # absent means something that no value says
         *("path", "reasoningGym", "answerField", "systemPrompt", "function", "maxResponseTokens", "volume"),
         "lora",
-        *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
+        *("keepEvery", "activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("image", "affinity", "serviceAccountName", "priorityClassName", "schedulerName", "runtimeClassName"),
     }
 
@@ -125,7 +125,7 @@ def test_what_may_change_in_a_running_job_is_little() -> None:
     assert set(rollout["properties"]) - frozen(rollout) == {"replicas"}
     assert set(spec["properties"]) - frozen(spec) == {
         *("suspend", "rollout", "backoffLimit", "stallTimeoutSeconds", "ttlSecondsAfterFinished"),
-        *("activeDeadlineSeconds", "preRunningDeadlineSeconds"),
+        *("keepEvery", "activeDeadlineSeconds", "preRunningDeadlineSeconds"),
     }
     assert Rollout.mutable is not None and Rollout.mutable <= set(Rollout.model_fields)
     assert Spec.mutable is not None and Spec.mutable <= set(Spec.model_fields)

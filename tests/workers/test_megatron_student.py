@@ -250,7 +250,6 @@ def test_a_restarted_trainer_continues_bit_by_bit(folder: Path, tmp_path: Path, 
 
 def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     """What happens at the edges of a step."""
-    from distill_workers.megatron.state import IncompatibleCheckpoint
     from distill_workers.megatron.student import MegatronStudent
 
     found: dict[str, Any] = {}
@@ -271,14 +270,10 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
 
     wrong = make_samples(1)
     wrong[0].teacher_logprobs.append(-1.0)
-    for name, act in {
-        "lengths": lambda: student.train_step(wrong, 1e-3),
-        "layout": lambda: student.load(checkpoint),
-    }.items():
-        try:
-            act()
-        except (ValueError, IncompatibleCheckpoint) as error:
-            found[name] = str(error)
+    try:
+        student.train_step(wrong, 1e-3)
+    except ValueError as error:
+        found["lengths"] = str(error)
     student._begin_step()
     student.accumulate(make_samples(2), 10_000)
     try:
@@ -302,8 +297,6 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def test_edges_of_a_step(folder: Path, tmp_path: Path) -> None:
-    run_ranks(2, interrupted, folder=folder, checkpoint=tmp_path, tensor=2, precision="float32", phase="first")
-
     (found,) = run_ranks(1, edges, folder=folder, checkpoint=tmp_path)
 
     stats, unchanged, logprobs = found["empty"]
@@ -311,10 +304,6 @@ def test_edges_of_a_step(folder: Path, tmp_path: Path) -> None:
     stats, unchanged = found["nan"]
     assert stats["skipped"] == 1 and unchanged, "a gradient that is not finite updates nothing"
     assert "{'teacher_logprobs': " in found["lengths"]
-    assert (
-        "was written by 2 ranks with parallelism.tensor 2 and pipeline 1; this trainer has 1 with 1 and 1"
-        in found["layout"]
-    )
     assert "was to have 10000 response tokens" in found["lost"]
     assert "between accumulate and apply" in found["mid-step"]
     for name, ratio in found["decay"].items():

@@ -121,6 +121,7 @@ class Loop:
         with self._record.timed(Stage.CHECKPOINT):
             aside = self._folder.checkpoint_aside(self._step)
             await self._team.run(self._team.save, aside)
+            await self._team.run(self._team.saved)
             state = {"step": self._step, "cursor": self._cursor_state, **self._record.state()}
             self._folder.publish_checkpoint(aside, state, self._spec.schedule)
         self._checkpoint_step = self._step

@@ -7,13 +7,15 @@ Each method of `Work` is collective. Rank 0 reaches them through `Team`, from it
 import asyncio
 import datetime
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
 import torch
 import torch.distributed as dist
 
+from distill_workers.failures import Failure
+from distill_workers.megatron import state
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.sample import Sample
 
@@ -30,6 +32,8 @@ class Work:
 
     def __init__(self, student: MegatronStudent) -> None:
         self._student = student
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def accumulate(self, samples: list[Sample]) -> None:
         self._student.accumulate(samples)
@@ -48,7 +52,30 @@ class Work:
         return [(name, tensor) for name, tensor in self._student.hf_tensors() if tensor is not None]
 
     def save(self, folder: Path) -> None:
-        self._student.save(folder)
+        """Copy every rank's exact state to host memory, and begin to write it into an existing folder.
+
+        Training may go on at once; the checkpoint is whole only after `saved`, which each `save` needs.
+        """
+        if self._writing is not None:
+            raise RuntimeError("save was called while another is under way: call saved first")
+        self._writing = self._writer.submit(state.write, folder, self._student.snapshot(copied=True))
+
+    def saved(self) -> None:
+        """Wait until every rank has its part on disk. Raises Failure, on rank 0, when one could not write it."""
+        writing, self._writing = self._writing, None
+        error = writing.exception() if writing is not None else None
+        errors: list[str | None] = [str(error) if error is not None else None]
+        if dist.get_world_size() > 1:
+            mine = errors[0]
+            errors = [None] * dist.get_world_size()
+            dist.all_gather_object(errors, mine)
+        if dist.get_rank() == 0:
+            for rank, text in enumerate(errors):
+                if text is not None:
+                    raise Failure(
+                        f"rank {rank} could not write its checkpoint: {text}; mend that, the next attempt goes on from "
+                        "the last whole one"
+                    )
 
     def load(self, folder: Path) -> None:
         self._student.load(folder)
@@ -78,6 +105,10 @@ class Team(Work):
 
         # Shielded: a cancelled caller must not leave the other ranks in half a collective.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, call))
+
+    def written(self) -> bool:
+        """Whether rank 0 has written what it is to save: the others are then as good as done, and `saved` is short."""
+        return self._writing is None or self._writing.done()
 
     def dismiss(self) -> None:
         """Lets the other ranks end."""
