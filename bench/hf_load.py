@@ -3,10 +3,10 @@
     python bench/hf_load.py [--rounds 7]
 
 A random Llama of 513 MiB in fp32, one file, warm page cache, one thread. Beside the project's own loader: the plain
-read of the tensors' bytes into one buffer (the limit), safetensors (safe_open, load_file) and transformers'
-from_pretrained, each followed by the copy into the parameters that it needs. GB/s are of the bytes that are wanted, by
-CPU seconds of the process (the machine may be busy) and by the clock; rounds are interleaved. Memory is the peak of a
-child process over what it held before, mapped pages counted, with the parameters allocated and touched beforehand.
+read of the tensors' bytes into one buffer (the limit), safetensors (safe_open's tensors and slices, load_file) and
+transformers' from_pretrained, each followed by the copy into the parameters that it needs. GB/s are of the bytes that
+are wanted, by CPU seconds of the process (the machine may be busy) and by the clock; rounds are interleaved. Memory is
+the peak of a child process over what it held before, mapped pages counted, with the parameters allocated and touched.
 
 The kernel copies between memory that is aligned alike (modulo 32 bytes) half as fast again, and the header that
 safetensors writes leaves the tensors at any multiple of 8: the plain read is of the same bytes at the same offsets, and
