@@ -116,7 +116,9 @@ class Ways:
             return file.readinto(self._buffer.numpy())
 
     def own(self, size: int, folder: str = ".") -> int:
-        ranks: Any = SimpleNamespace(tensor_rank=0, tensor_size=size or 1)
+        ranks: Any = SimpleNamespace(
+            tensor_rank=0, tensor_size=size or 1, pipeline_rank=0, pipeline_size=1, is_last_stage=True
+        )
         hf.load(self._models[size], self._shape, ranks, self._folder / folder)
         elements = sum(t.numel() for t in self._models[size]._own.values())
         return 4 * elements
