@@ -22,6 +22,7 @@ from distill_workers.megatron.parallel import Ranks
 from distill_workers.megatron.shards import join, pieces, whole_shapes
 from distill_workers.megatron.stages import held, owned, to_first_stage
 from distill_workers.megatron.tensor_file import BadTensorFile, TensorFile
+from distill_workers.whole_file import sync_folder
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -137,7 +138,7 @@ def export(
     if folder.exists():
         folder.rename(replaced)
     aside.rename(folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
@@ -202,12 +203,4 @@ def _sync(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)

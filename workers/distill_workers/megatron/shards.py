@@ -85,16 +85,27 @@ def cut(
 
 
 def join(shards: Sequence[torch.Tensor], layout: Layout, shape: Shape) -> list[torch.Tensor]:
-    """The Hugging Face tensors, whole, from the Megatron tensors of all tensor parallel ranks: the inverse of `cut`."""
-    if layout is Layout.REPLICATED:
-        return [shards[0]]
-    local, size = shards[0].shape, len(shards)
-    wholes = [shards[0].new_empty(whole) for whole in whole_shapes(layout, shape, local, size=size)]
-    for rank, shard in enumerate(shards):
+    """The Hugging Face tensors, whole, from the Megatron tensors of all tensor parallel ranks: the inverse of `cut`.
+
+    A tensor that lies in one piece is a view of it, not a copy: with one rank that is nearly the whole model.
+    """
+    local, size = shards[0].shape, 1 if layout is Layout.REPLICATED else len(shards)
+    wholes = whole_shapes(layout, shape, local, size=size)
+    found: list[list[tuple[Piece, torch.Tensor]]] = [[] for _ in wholes]
+    for rank in range(size):
         for piece in pieces(layout, shape, local, rank=rank, size=size):
-            block = wholes[piece.source][piece.rows]
-            (block if piece.columns == EVERY else block[:, piece.columns]).copy_(shard[piece.to])
-    return wholes
+            found[piece.source].append((piece, shards[rank][piece.to]))
+    return [_assembled(parts, whole) for parts, whole in zip(found, wholes, strict=True)]
+
+
+def _assembled(parts: list[tuple[Piece, torch.Tensor]], whole: tuple[int, ...]) -> torch.Tensor:
+    if len(parts) == 1:
+        return parts[0][1]
+    tensor = parts[0][1].new_empty(whole)
+    for piece, part in parts:
+        block = tensor[piece.rows]
+        (block if piece.columns == EVERY else block[:, piece.columns]).copy_(part)
+    return tensor
 
 
 def _heads_per_group(shape: Shape) -> tuple[int, int, int]:
