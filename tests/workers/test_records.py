@@ -49,6 +49,11 @@ def test_a_resumed_run_writes_the_later_lines_again(tmp_path: Path) -> None:
 def test_a_folder_is_taken_up_by_the_same_curve_alone(tmp_path: Path) -> None:
     RunFolder(job(tmp_path)).claim()
     RunFolder(job(tmp_path, schedule={"steps": 80}, teacher={"replicas": 2})).claim()
+    moved = {"nodes": 2, "parallelism": {"tensor": 2}, "gpusPerNode": 2, "maxTokensPerMicroBatch": 999}
+    optimizer = job(tmp_path).spec.trainer.optimizer.model_dump(by_alias=True) | {"distributed": True}
+    RunFolder(job(tmp_path, trainer={**moved, "optimizer": optimizer, "weightSync": "disk"})).claim()
+    with pytest.raises(ForeignRun):
+        RunFolder(job(tmp_path, trainer={"optimizer": optimizer | {"learningRate": 0.5}})).claim()
     other = job(tmp_path, seed=7)
     assert fingerprint(other) != fingerprint(job(tmp_path))
     with pytest.raises(ForeignRun, match=r"holds another run.*choose another spec.output.path"):

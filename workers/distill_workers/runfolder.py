@@ -12,7 +12,7 @@ from distill_workers.whole_file import write_whole
 
 __all__ = ["ForeignRun", "RunFolder", "fingerprint", "write_whole"]
 
-FREE_FIELDS: dict[str, bool | set[str]] = {
+FREE_FIELDS: dict[str, Any] = {
     "suspend": True,
     "backoff_limit": True,
     "active_deadline_seconds": True,
@@ -23,9 +23,18 @@ FREE_FIELDS: dict[str, bool | set[str]] = {
     "output": True,
     "teacher": {"replicas", "template", "max_concurrent_requests", "request_timeout_seconds"},
     "rollout": {"replicas", "template", "head_template", "max_concurrent_requests"},
-    "trainer": {"template"},
+    "trainer": {
+        "nodes": True,
+        "gpus_per_node": True,
+        "parallelism": True,
+        "recompute": True,
+        "max_tokens_per_micro_batch": True,
+        "weight_sync": True,
+        "optimizer": {"distributed"},
+        "template": True,
+    },
 }
-"""What may differ between two runs of one curve."""
+"""What may differ between two runs of one curve: not what is learnt, but for how long, where and by how many."""
 
 
 class ForeignRun(ValueError):
