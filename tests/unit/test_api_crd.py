@@ -125,7 +125,7 @@ def test_what_may_change_in_a_running_job_is_little() -> None:
     assert set(rollout["properties"]) - frozen(rollout) == {"replicas"}
     assert set(spec["properties"]) - frozen(spec) == {
         *("suspend", "rollout", "backoffLimit", "stallTimeoutSeconds", "ttlSecondsAfterFinished"),
-        *("keepEvery", "activeDeadlineSeconds", "preRunningDeadlineSeconds"),
+        *("activeDeadlineSeconds", "preRunningDeadlineSeconds"),
     }
     assert Rollout.mutable is not None and Rollout.mutable <= set(Rollout.model_fields)
     assert Spec.mutable is not None and Spec.mutable <= set(Spec.model_fields)

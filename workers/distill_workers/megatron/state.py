@@ -19,8 +19,8 @@ from typing import Any
 
 import torch
 
-from distill_workers.megatron import tensor_file
-from distill_workers.megatron.architecture import Mapping, Shape
+from distill_workers.megatron import lora, tensor_file
+from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.parallel import Ranks
 from distill_workers.megatron.shards import cut, join
 from distill_workers.megatron.stages import held
@@ -256,10 +256,19 @@ class _Saved:
 
 
 def _parameters(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[Mapping, torch.nn.Parameter]]:
-    """The parameters of this rank, in the order of the layers."""
+    """What is trained on this rank, in the order of the layers. Frozen weights are those of the model it began as."""
     parameters = dict(model.named_parameters())
     for mapping in held(shape, ranks):
-        yield mapping, next(parameters[name] for name in mapping.megatron if name in parameters)
+        name = next(name for name in mapping.megatron if name in parameters)
+        if parameters[name].requires_grad:
+            yield mapping, parameters[name]
+        layouts = {lora.A: Layout.REPLICATED, lora.B: mapping.layout}
+        if mapping.layout is Layout.COLUMNS:
+            layouts = {lora.A: Layout.COLUMNS, lora.B: Layout.REPLICATED}
+        for adapter, layout in layouts.items():
+            of_weight = f"{name.removesuffix('weight')}{adapter}"
+            if of_weight in parameters:
+                yield Mapping((of_weight,), (f"{mapping.hf[0]}.{adapter}",), layout), parameters[of_weight]
 
 
 def _optimised(parameter: torch.nn.Parameter, optimizer: Any) -> Optimised | None:
