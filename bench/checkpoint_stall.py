@@ -38,7 +38,7 @@ def make_samples() -> list[Sample]:
             prompt_ids=tokens,
             response_ids=tokens,
             engine_logprobs=[-10.0] * len(tokens),
-            weight_version=0,
+            token_versions=[0] * len(tokens),
             truncated=False,
             teacher_logprobs=[-9.0] * len(tokens),
         )
