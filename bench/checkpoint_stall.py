@@ -9,6 +9,7 @@ interleaved; medians [min-max]. What must reach the disk is the same, so the wal
 """
 
 import argparse
+import asyncio
 import os
 import shutil
 import socket
@@ -83,8 +84,7 @@ def main() -> None:
                 training = time.monotonic()
                 student.train_step(samples, RATE)
                 timed("copied: step beside the writing", training)
-                while not team.written():
-                    time.sleep(0.001)
+                asyncio.run(team.written())
                 training = time.monotonic()
                 team.saved()
                 checkpoints.publish(aside, {"step": step}, spec.schedule)

@@ -19,6 +19,7 @@ import statistics
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeVar
 
 from distill_api.job import DistillationJob
@@ -80,6 +81,8 @@ class Loop:
         self._cursor_state = cursor.state()
         """After the prompts of those steps; the cursor itself may be ahead."""
         self._checkpoint_step = -1
+        self._saving: asyncio.Future[None] | None = None
+        """A checkpoint that is being written."""
         self._stopping = asyncio.Event()
 
     async def run(self) -> None:
@@ -104,6 +107,9 @@ class Loop:
                 await self._evaluate()
             if self._step % schedule.checkpoint_every_steps == 0 or self._step == schedule.steps:
                 await self.checkpoint()
+            elif self._saving is not None and self._saving.done():
+                await self.saved()
+        await self.saved()
         self._reporter.update(phase=Phase.EXPORTING)
         await self._team.run(self._team.export, self._folder.model)
         model, best = str(self._folder.model), self._record.best_step()
@@ -114,18 +120,33 @@ class Loop:
         self._stopping.set()
 
     async def checkpoint(self) -> None:
-        """Saves the run after `step` steps, unless that is done. The last good state is on disk at every moment:
-        written aside, renamed, `latest` moved last."""
+        """Copies the run's state after `step` steps, unless that is done; it is written while training goes on.
+
+        The last good state is on disk at every moment: written aside, renamed, `latest` moved last.
+        """
         if self._checkpoint_step == self._step:
             return
+        await self.saved()
         with self._record.timed(Stage.CHECKPOINT):
             aside = self._folder.checkpoint_aside(self._step)
             await self._team.run(self._team.save, aside)
-            await self._team.run(self._team.saved)
-            state = {"step": self._step, "cursor": self._cursor_state, **self._record.state()}
-            self._folder.publish_checkpoint(aside, state, self._spec.schedule)
+        state = {"step": self._step, "cursor": self._cursor_state, **self._record.state()}
+        self._saving = asyncio.ensure_future(self._publish(aside, state))
         self._checkpoint_step = self._step
-        self._record.checkpoint(self._step)
+
+    async def _publish(self, aside: Path, state: dict[str, Any]) -> None:
+        """Makes a checkpoint the newest, once every rank has written it."""
+        await self._team.written()
+        await self._team.run(self._team.saved)
+        await asyncio.to_thread(self._folder.publish_checkpoint, aside, state, self._spec.schedule)
+        self._record.checkpoint(state["step"])
+
+    async def saved(self) -> None:
+        """Waits until the checkpoint that is being written, if one is, is the newest. Raises what went wrong."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            with self._record.timed(Stage.CHECKPOINT):
+                await saving
 
     async def _resume(self) -> None:
         newest = self._folder.latest_checkpoint()
@@ -211,6 +232,9 @@ class Loop:
             for evaluator in self._evaluators:
                 measured = await self._unless_stopped(evaluator.measure(self._step, self._fleet, self._teacher))
                 self._record.evaluation(measured)
+        if self._spec.schedule.keep_best and self._record.best_step() == self._step:
+            # A best step that was not saved could not be gone back to.
+            await self.checkpoint()
 
     async def _unless_stopped(self, work: Awaitable[T]) -> T:
         """The result of work that changes no state, or Stopped as soon as `stop` is called."""

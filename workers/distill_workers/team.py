@@ -106,9 +106,10 @@ class Team(Work):
         # Shielded: a cancelled caller must not leave the other ranks in half a collective.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, call))
 
-    def written(self) -> bool:
-        """Whether rank 0 has written what it is to save: the others are then as good as done, and `saved` is short."""
-        return self._writing is None or self._writing.done()
+    async def written(self) -> None:
+        """Until rank 0 has written what it is to save: the others are then as good as done, and `saved` is short."""
+        if self._writing is not None:
+            await asyncio.wait({asyncio.wrap_future(self._writing)})
 
     def dismiss(self) -> None:
         """Lets the other ranks end."""

@@ -75,6 +75,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
                 await loop.run()
             except Stopped:
                 await loop.checkpoint()
+                await loop.saved()
                 raise
             finally:
                 rollouts.cancel()
