@@ -115,13 +115,11 @@ def beside(folder: Path, checkpoints: Path) -> dict[str, Any]:
     student.save(checkpoints / "synchronous")
     found: dict[str, Any] = {}
 
-    written, write = state.write, state.write
-
-    trained = threading.Event()
+    write, trained = state.write, threading.Event()
 
     def slow(*arguments: Any) -> None:
         trained.wait(60)
-        written(*arguments)
+        write(*arguments)
 
     state.write = slow
     team.save(checkpoints / "asynchronous")
@@ -137,7 +135,7 @@ def beside(folder: Path, checkpoints: Path) -> dict[str, Any]:
     def full(*arguments: Any) -> None:
         if student.ranks.rank == 1:
             raise OSError(28, "No space left on device")
-        written(*arguments)
+        write(*arguments)
 
     state.write = full
     team.save(checkpoints / "full")
