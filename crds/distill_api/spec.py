@@ -174,9 +174,23 @@ class Rollout(Model):
 class Schedule(Model):
     """How long, and how often."""
 
+    rules = (
+        Rule(
+            "keepEvery must be a multiple of checkpointEverySteps: there is no checkpoint between them",
+            "!has(self.keepEvery) || self.keepEvery % self.checkpointEverySteps == 0",
+            lambda s: s.keep_every is None or s.keep_every % s.checkpoint_every_steps == 0,
+        ),
+    )
     steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(description="Optimiser steps.")
     checkpoint_every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(20, description="Checkpoint period.")
-    keep_checkpoints: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Newest checkpoints kept.")
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Newest checkpoints kept.")
+    keep_best: bool = Field(
+        True,
+        description="A new best step by the first evaluation is checkpointed at once, and kept until a better one.",
+    )
+    keep_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="Checkpoints of every so many steps are kept for ever: a multiple of checkpointEverySteps."
+    )
     evaluate_every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
         20, description="Evaluation period; step 0 and the last step are always evaluated."
     )

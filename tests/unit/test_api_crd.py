@@ -98,7 +98,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
     assert found == {
         # absent means something that no value says
         *("path", "reasoningGym", "answerField", "systemPrompt", "function", "maxResponseTokens", "volume"),
-        *("lora", "steps", "sequenceHigh"),
+        *("lora", "steps", "sequenceHigh", "keepEvery"),
         *("above", "below", "aboveRatio", "belowRatio", "evaluation", "drop"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("image", "affinity", "serviceAccountName", "priorityClassName", "schedulerName", "runtimeClassName"),

@@ -16,6 +16,7 @@ from runs import MODELS, REPO, arithmetic
 
 from distill_api.guards import GuardAction
 from distill_api.job import parse_job
+from distill_api.spec import Schedule
 from distill_api.status import EvaluationScore, GuardEvent, Progress
 from distill_api.wire import ExitCode, Phase, ProgressReport
 from distill_workers.cli import main
@@ -86,7 +87,7 @@ def test_a_guard_rolls_back_to_the_best_checkpoint_and_at_last_stops_with_it(tmp
     settings = (
         f"spec.guards=[{guard}]",
         "spec.rollout.promptsPerStep=16",
-        "spec.schedule={steps: 40, checkpointEverySteps: 2, evaluateEverySteps: 2, keepCheckpoints: 20}",
+        "spec.schedule={steps: 40, checkpointEverySteps: 2, evaluateEverySteps: 2, keepLast: 20}",
         "spec.evaluation.heldout.reward.source=none",
         "spec.evaluation.heldout.scoreTeacher=false",
         "spec.evaluation.heldout.maxPrompts=32",
@@ -161,7 +162,7 @@ def claimed(tmp_path: Path, step: int | None) -> None:
     folder = RunFolder(parse_job(arithmetic(tmp_path, "begun")))
     folder.claim()
     if step is not None:
-        folder.publish_checkpoint(folder.checkpoint_aside(step), {"step": step}, keep=2)
+        folder.publish_checkpoint(folder.checkpoint_aside(step), {"step": step}, Schedule(steps=20))
 
 
 def test_a_folder_with_a_run_is_refused_without_resume_and_the_sentence_says_so(

@@ -151,6 +151,22 @@ def refusals(folder: Path) -> dict[str, str]:
     except UnsupportedModel as error:
         messages["empty"] = str(error)
 
+    def broken(name: str, file: str, content: bytes) -> None:
+        path = folder / name
+        path.mkdir()
+        (path / "config.json").write_text(json.dumps(config))
+        (path / file).write_bytes(content)
+        try:
+            MegatronStudent(make_spec(), path)
+        except UnsupportedModel as error:
+            messages[name] = str(error)
+
+    whole = (folder / "qwen3" / "model.safetensors").read_bytes()
+    broken("cut-off", "model.safetensors", whole[:-100])
+    broken("no-header", "model.safetensors", b"PK" + whole)
+    broken("bad-index", "model.safetensors.index.json", b"{")
+    broken("lost-file", "model.safetensors.index.json", b'{"weight_map": {"lm_head.weight": "x.safetensors"}}')
+
     # An index and several files are read as one checkpoint.
     sharded = folder / "sharded"
     sharded.mkdir()
@@ -172,6 +188,13 @@ def refusals(folder: Path) -> dict[str, str]:
     messages["resharded"] = str(len(list((folder / "resharded").glob("model-*.safetensors"))))
     again = MegatronStudent(make_spec(), folder / "resharded")
     messages["again"] = f"same {all(torch.equal(t, tensors[n]) for n, t in again.hf_tensors() if t is not None)}"
+
+    # In bf16, and of its export in fp32 again.
+    half = MegatronStudent(make_spec(precision="bfloat16"), folder / "resharded")
+    hf.export(half._model, half.shape, half.ranks, folder / "qwen3", folder / "half", shard_bytes=100_000)
+    wide = MegatronStudent(make_spec(), folder / "half")
+    rounded = {name: tensor.bfloat16().float() for name, tensor in tensors.items()}
+    messages["wide"] = f"same {all(torch.equal(t, rounded[n]) for n, t in wide.hf_tensors() if t is not None)}"
     return messages
 
 
@@ -186,7 +209,25 @@ def test_a_model_that_cannot_be_trained_is_refused_with_what_is_allowed(tmp_path
     assert "config.json cannot be read" in messages["nonsense"]
     assert "has no tensor model.layers.2.input_layernorm.weight" in messages["deeper"]
     assert "have no place in the model" in messages["shallower"]
-    assert "but config.json asks for [512, 64]" in messages["wider"]
+    assert "model.layers.0.mlp.gate_proj.weight is [128, 64], but config.json asks for [256, 64]" in messages["wider"]
     assert "only safetensors checkpoints are read" in messages["empty"]
+    assert "is cut off" in messages["cut-off"] and "is no safetensors file" in messages["no-header"]
+    assert "is no index of safetensors files" in messages["bad-index"]
+    assert "x.safetensors cannot be read: No such file" in messages["lost-file"]
     assert messages["sharded"] == "same True", "a checkpoint of several files is read by its index"
     assert int(messages["resharded"]) > 1 and messages["again"] == "same True", "and written as several files"
+    assert messages["wide"] == "same True", "bf16 is read and written without loss, and read as fp32"
+    assert_loads_as_bfloat16(tmp_path)
+
+
+def assert_loads_as_bfloat16(folder: Path) -> None:
+    """The export of several files, in transformers, which knows its dtype and has every tensor rounded once."""
+    from transformers import AutoModelForCausalLM
+
+    assert len(list((folder / "half").glob("model-*.safetensors"))) > 1
+    model = AutoModelForCausalLM.from_pretrained(folder / "half", dtype="auto")
+    assert model.dtype == torch.bfloat16
+    original = state_dict(folder / "qwen3")
+    found = {name: p.detach() for name, p in model.named_parameters()}
+    assert found.keys() == original.keys()
+    assert all(torch.equal(found[name], original[name].bfloat16()) for name in original)

@@ -305,7 +305,6 @@ def test_a_restarted_trainer_continues_bit_by_bit(folder: Path, tmp_path: Path, 
 
 def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     """What happens at the edges of a step."""
-    from distill_workers.megatron.state import IncompatibleCheckpoint
     from distill_workers.megatron.student import MegatronStudent
     from distill_workers.objective.coefficients import StepCoefficients
 
@@ -330,11 +329,10 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     for name, act in {
         "lengths": lambda: student.train_step(wrong, 1e-3),
         "coefficients": lambda: student.accumulate(make_samples(1), None, StepCoefficients(2.0, 1.0)),
-        "layout": lambda: student.load(checkpoint),
     }.items():
         try:
             act()
-        except (ValueError, IncompatibleCheckpoint) as error:
+        except ValueError as error:
             found[name] = str(error)
     student._begin_step()
     student.accumulate(make_samples(2), 10_000)
@@ -359,8 +357,6 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
 
 
 def test_edges_of_a_step(folder: Path, tmp_path: Path) -> None:
-    run_ranks(2, interrupted, folder=folder, checkpoint=tmp_path, tensor=2, precision="float32", phase="first")
-
     (found,) = run_ranks(1, edges, folder=folder, checkpoint=tmp_path)
 
     stats, unchanged, logprobs = found["empty"]
@@ -369,10 +365,6 @@ def test_edges_of_a_step(folder: Path, tmp_path: Path) -> None:
     assert stats["skipped"] == 1 and unchanged, "a gradient that is not finite updates nothing"
     assert "{'teacher_logprobs': " in found["lengths"]
     assert "one pair of coefficients: StepCoefficients(divergence=1.0, reward=1.0), and now" in found["coefficients"]
-    assert (
-        "was written by 2 ranks with parallelism.tensor 2 and pipeline 1; this trainer has 1 with 1 and 1"
-        in found["layout"]
-    )
     assert "was to have 10000 response tokens" in found["lost"]
     assert "between accumulate and apply" in found["mid-step"]
     for name, ratio in found["decay"].items():

@@ -10,6 +10,7 @@ from runs import arithmetic
 
 from distill_api.guards import GuardAction
 from distill_api.job import parse_job
+from distill_api.spec import Schedule
 from distill_api.metrics import Stage
 from distill_workers.evaluation import Measurement
 from distill_workers.guards import Decision
@@ -171,7 +172,7 @@ def test_a_roll_back_takes_the_curve_back_and_keeps_what_was_seen_elsewhere(fold
         if number % 2 == 0:
             record.evaluation(Measurement("heldout", number, score=1.0 / number))
             saved[number] = {"step": number, **record.state()}
-            folder.publish_checkpoint(folder.checkpoint_aside(number), saved[number], keep=9)
+            folder.publish_checkpoint(folder.checkpoint_aside(number), saved[number], Schedule(steps=9, keep_last=9))
     record.guard(decision(5), 5, 0.5)
     best = folder.best_checkpoint()
     assert best is not None and best[1]["step"] == 2

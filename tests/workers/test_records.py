@@ -27,13 +27,14 @@ def job(output: Path, **changes: Any) -> DistillationJob:
 def test_a_checkpoint_is_the_newest_only_once_it_is_whole(tmp_path: Path) -> None:
     folder = RunFolder(job(tmp_path))
     folder.claim()
+    schedule = job(tmp_path, schedule={"keepLast": 2}).spec.schedule
     assert folder.latest_checkpoint() is None
-    folder.publish_checkpoint(folder.checkpoint_aside(5), {"step": 5}, keep=2)
+    folder.publish_checkpoint(folder.checkpoint_aside(5), {"step": 5}, schedule)
     (folder.checkpoint_aside(10) / "rank-0.pt").write_bytes(b"half")  # and here the process is killed
     newest = folder.latest_checkpoint()
     assert newest is not None and newest[1] == {"step": 5}
-    folder.publish_checkpoint(folder.checkpoint_aside(10), {"step": 10}, keep=2)
-    folder.publish_checkpoint(folder.checkpoint_aside(15), {"step": 15}, keep=2)
+    folder.publish_checkpoint(folder.checkpoint_aside(10), {"step": 10}, schedule)
+    folder.publish_checkpoint(folder.checkpoint_aside(15), {"step": 15}, schedule)
     assert sorted(p.name for p in folder.checkpoints.glob("step-*")) == ["step-000010", "step-000015"]
 
 
@@ -52,6 +53,11 @@ def test_a_resumed_run_writes_the_later_lines_again(tmp_path: Path) -> None:
 def test_a_folder_is_taken_up_by_the_same_curve_alone(tmp_path: Path) -> None:
     RunFolder(job(tmp_path)).claim()
     RunFolder(job(tmp_path, schedule={"steps": 80}, teacher={"replicas": 2})).claim()
+    moved = {"nodes": 2, "parallelism": {"tensor": 2}, "gpusPerNode": 2, "maxTokensPerMicroBatch": 999}
+    optimizer = job(tmp_path).spec.trainer.optimizer.model_dump(by_alias=True) | {"distributed": True}
+    RunFolder(job(tmp_path, trainer={**moved, "optimizer": optimizer, "weightSync": "disk"})).claim()
+    with pytest.raises(ForeignRun):
+        RunFolder(job(tmp_path, trainer={"optimizer": optimizer | {"learningRate": 0.5}})).claim()
     other = job(tmp_path, seed=7)
     assert fingerprint(other) != fingerprint(job(tmp_path))
     with pytest.raises(ForeignRun, match=r"holds another run.*choose another spec.output.path"):

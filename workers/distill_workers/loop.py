@@ -87,6 +87,8 @@ class Loop:
         self._cursor_state = cursor.state()
         """After the prompts of those steps; the cursor itself may be ahead."""
         self._checkpoint_step = -1
+        self._saving: asyncio.Future[None] | None = None
+        """A checkpoint that is being written."""
         self._stopping = asyncio.Event()
 
     async def run(self) -> str:
@@ -114,6 +116,9 @@ class Loop:
                 continue
             if self._step % schedule.checkpoint_every_steps == 0 or self._step == schedule.steps:
                 await self.checkpoint()
+            elif self._saving is not None and self._saving.done():
+                await self.saved()
+        await self.saved()
         self._reporter.update(phase=Phase.EXPORTING)
         await self._team.run(self._team.export, self._folder.model)
         guard = self._stopped_by
@@ -133,16 +138,32 @@ class Loop:
         self._stopping.set()
 
     async def checkpoint(self) -> None:
-        """Saves the run after `step` steps, unless that is done. The last good state is on disk at every moment:
-        written aside, renamed, `latest` moved last."""
+        """Copies the run's state after `step` steps, unless that is done; it is written while training goes on.
+
+        The last good state is on disk at every moment: written aside, renamed, `latest` moved last.
+        """
         if self._checkpoint_step == self._step:
             return
+        await self.saved()
         with self._record.timed(Stage.CHECKPOINT):
             aside = self._folder.checkpoint_aside(self._step)
             await self._team.run(self._team.save, aside)
-            self._folder.publish_checkpoint(aside, self._state(), self._spec.schedule.keep_checkpoints)
+        self._saving = asyncio.ensure_future(self._publish(aside, self._state()))
         self._checkpoint_step = self._step
-        self._record.checkpoint(self._step)
+
+    async def _publish(self, aside: Path, state: dict[str, Any]) -> None:
+        """Makes a checkpoint the newest, once every rank has written it."""
+        await self._team.written()
+        await self._team.run(self._team.saved)
+        await asyncio.to_thread(self._folder.publish_checkpoint, aside, state, self._spec.schedule)
+        self._record.checkpoint(state["step"])
+
+    async def saved(self) -> None:
+        """Waits until the checkpoint that is being written, if one is, is the newest. Raises what went wrong."""
+        if self._saving is not None:
+            saving, self._saving = self._saving, None
+            with self._record.timed(Stage.CHECKPOINT):
+                await saving
 
     def _state(self) -> dict[str, Any]:
         guards = {"guards": self._guards.state()}
@@ -237,6 +258,9 @@ class Loop:
             for evaluator in self._evaluators:
                 measured = await self._unless_stopped(evaluator.measure(self._step, self._fleet, self._teacher))
                 decisions.append(self._guards.after_evaluation(self._record.evaluation(measured)))
+        if self._spec.schedule.keep_best and self._record.best_step() == self._step:
+            # A best step that was not saved could not be gone back to.
+            await self.checkpoint()
         for decision in decisions:
             if not await self._heed(decision):
                 return False
@@ -249,6 +273,7 @@ class Loop:
         if decision.action is GuardAction.LOWER_COEFFICIENT:
             self._record.guard(decision, self._step, self._guards.coefficient_factor)
             return True
+        await self.saved()
         best = self._folder.best_checkpoint()
         if decision.action is GuardAction.ROLL_BACK and best is not None:
             await self._roll_back(decision, *best)

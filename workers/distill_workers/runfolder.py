@@ -2,15 +2,17 @@
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
 from typing import Any
 
 from distill_api.job import DistillationJob
+from distill_api.spec import Schedule
+from distill_workers.checkpoints import Checkpoints
+from distill_workers.whole_file import write_whole
 
-STEP_FORMAT = "step-{:06d}"
-FREE_FIELDS: dict[str, bool | set[str]] = {
+__all__ = ["ForeignRun", "RunFolder", "fingerprint", "write_whole"]
+
+FREE_FIELDS: dict[str, Any] = {
     "suspend": True,
     "backoff_limit": True,
     "active_deadline_seconds": True,
@@ -22,23 +24,22 @@ FREE_FIELDS: dict[str, bool | set[str]] = {
     "output": True,
     "teacher": {"replicas", "template", "max_concurrent_requests", "request_timeout_seconds"},
     "rollout": {"replicas", "template", "head_template", "max_concurrent_requests"},
-    "trainer": {"template"},
+    "trainer": {
+        "nodes": True,
+        "gpus_per_node": True,
+        "parallelism": True,
+        "recompute": True,
+        "max_tokens_per_micro_batch": True,
+        "weight_sync": True,
+        "optimizer": {"distributed"},
+        "template": True,
+    },
 }
-"""What may differ between two runs of one curve."""
+"""What may differ between two runs of one curve: not what is learnt, but for how long, where and by how many."""
 
 
 class ForeignRun(ValueError):
     """The run folder holds another run."""
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Replaces a file in one step: a reader, or a crash, sees the old or the new text."""
-    aside = path.with_name(path.name + ".tmp")
-    with aside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def fingerprint(job: DistillationJob) -> str:
@@ -100,46 +101,21 @@ class RunFolder:
     def roll_back(self, folder: Path, state: dict[str, Any]) -> None:
         """Makes an earlier checkpoint the newest, with another state: what came after it is no part of the run.
         Lines of later steps go to rolled-back.jsonl, later checkpoints go altogether."""
-        write_whole(folder / "state.json", json.dumps(state))
-        write_whole(self.checkpoints / "latest", folder.name)
-        for later in self.checkpoints.glob("step-*"):
-            if later.name > folder.name:
-                shutil.rmtree(later, ignore_errors=True)
+        Checkpoints(self.checkpoints).roll_back(folder, state)
         self.trim(state["step"], keep_as="rolled-back.jsonl")
 
     def checkpoint_aside(self, step: int) -> Path:
         """An empty folder for the ranks to write into."""
-        aside = self.checkpoints / (STEP_FORMAT.format(step) + ".tmp")
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
-        return aside
+        return Checkpoints(self.checkpoints).aside(step)
 
-    def publish_checkpoint(self, aside: Path, state: dict[str, Any], keep: int) -> Path:
-        """Makes a written checkpoint the newest: state, rename, `latest` last; then removes the oldest."""
-        write_whole(aside / "state.json", json.dumps(state))
-        final = aside.with_suffix("")
-        shutil.rmtree(final, ignore_errors=True)
-        aside.rename(final)
-        write_whole(self.checkpoints / "latest", final.name)
-        done = sorted(p for p in self.checkpoints.glob("step-*") if p.suffix != ".tmp")
-        for old in done[:-keep]:
-            shutil.rmtree(old, ignore_errors=True)
-        return final
+    def publish_checkpoint(self, aside: Path, state: dict[str, Any], schedule: Schedule) -> Path:
+        """Makes a checkpoint that every rank has written the newest; then removes those that `schedule` keeps not."""
+        return Checkpoints(self.checkpoints).publish(aside, state, schedule)
 
     def latest_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
-        """The newest complete checkpoint and its state."""
-        mark = self.checkpoints / "latest"
-        if not mark.exists():
-            return None
-        folder = self.checkpoints / mark.read_text().strip()
-        return folder, json.loads((folder / "state.json").read_text())
+        """The newest complete checkpoint and its state. Raises DamagedCheckpoints."""
+        return Checkpoints(self.checkpoints).latest()
 
     def best_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint of the best step by the first evaluation, if it is kept, and its state."""
-        newest = self.latest_checkpoint()
-        evaluations = newest[1]["progress"]["evaluations"] if newest else []
-        best = evaluations[0]["bestStep"] if evaluations else None
-        folder = self.checkpoints / STEP_FORMAT.format(best or 0)
-        if best is None or not (folder / "state.json").exists():
-            return None
-        return folder, json.loads((folder / "state.json").read_text())
+        return Checkpoints(self.checkpoints).best()

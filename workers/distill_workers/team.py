@@ -7,7 +7,7 @@ Each method of `Work` is collective. Rank 0 reaches them through `Team`, from it
 import asyncio
 import datetime
 from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
@@ -15,6 +15,8 @@ import torch
 import torch.distributed as dist
 
 from distill_workers.buckets import Buffers, Named, Pass
+from distill_workers.failures import Failure
+from distill_workers.megatron import state
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.sample import Sample
@@ -32,6 +34,8 @@ class Work:
 
     def __init__(self, student: MegatronStudent) -> None:
         self._student = student
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._writing: Future[None] | None = None
 
     def accumulate(self, samples: list[Sample], coefficients: StepCoefficients) -> None:
         self._student.accumulate(samples, coefficients=coefficients)
@@ -51,7 +55,30 @@ class Work:
             pass
 
     def save(self, folder: Path) -> None:
-        self._student.save(folder)
+        """Copy every rank's exact state to host memory, and begin to write it into an existing folder.
+
+        Training may go on at once; the checkpoint is whole only after `saved`, which each `save` needs.
+        """
+        if self._writing is not None:
+            raise RuntimeError("save was called while another is under way: call saved first")
+        self._writing = self._writer.submit(state.write, folder, self._student.snapshot(copied=True))
+
+    def saved(self) -> None:
+        """Wait until every rank has its part on disk. Raises Failure, on rank 0, when one could not write it."""
+        writing, self._writing = self._writing, None
+        error = writing.exception() if writing is not None else None
+        errors: list[str | None] = [str(error) if error is not None else None]
+        if dist.get_world_size() > 1:
+            mine = errors[0]
+            errors = [None] * dist.get_world_size()
+            dist.all_gather_object(errors, mine)
+        if dist.get_rank() == 0:
+            for rank, text in enumerate(errors):
+                if text is not None:
+                    raise Failure(
+                        f"rank {rank} could not write its checkpoint: {text}; mend that, the next attempt goes on from "
+                        "the last whole one"
+                    )
 
     def load(self, folder: Path) -> None:
         self._student.load(folder)
@@ -90,6 +117,11 @@ class Team(Work):
             yield from self._student.hf_tensors()
 
         return Pass(self._thread, tensors, buffers)
+
+    async def written(self) -> None:
+        """Until rank 0 has written what it is to save: the others are then as good as done, and `saved` is short."""
+        if self._writing is not None:
+            await asyncio.wait({asyncio.wrap_future(self._writing)})
 
     def dismiss(self) -> None:
         """Lets the other ranks end."""

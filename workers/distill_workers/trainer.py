@@ -15,6 +15,7 @@ import torch.distributed as dist
 from distill_api.job import DistillationJob, InvalidManifest, load_job
 from distill_api.spec import RewardSource
 from distill_api.wire import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, ProgressReport, Variable
+from distill_workers.checkpoints import DamagedCheckpoints
 from distill_workers.evaluation import Evaluator
 from distill_workers.failures import Failure, Stopped, TeacherLost
 from distill_workers.fleet import Fleet
@@ -74,6 +75,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
                 return await loop.run()
             except Stopped:
                 await loop.checkpoint()
+                await loop.saved()
                 raise
             finally:
                 rollouts.cancel()
@@ -107,7 +109,10 @@ def run(job: DistillationJob) -> str:
 
 def explain(error: BaseException) -> tuple[ExitCode, ExitReason, str]:
     """Exit code, reason and sentence of whatever ended the run."""
-    if isinstance(error, InvalidManifest | PromptError | ForeignRun | UnsupportedModel | IncompatibleCheckpoint):
+    refused = (
+        InvalidManifest | PromptError | ForeignRun | UnsupportedModel | IncompatibleCheckpoint | DamagedCheckpoints
+    )
+    if isinstance(error, refused):
         return ExitCode.CONFIGURATION, ExitReason.CONFIGURATION_ERROR, str(error)
     if isinstance(error, TeacherUnreachable):
         return TeacherLost.code, TeacherLost.reason, str(error)

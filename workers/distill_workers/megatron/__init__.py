@@ -3,5 +3,6 @@
 parallel       ranks and their groups            architecture   what each supported model_type looks like
 model          the GPTModel                      hf             reading and writing Hugging Face checkpoints
 batch          samples to micro-batches          logprobs       log-probs without [tokens, vocabulary] in memory
-state          exact checkpoints                 student        the trainer's only door to all of it
+state          exact checkpoints                 tensor_file    safetensors files, read in place
+stages         pipeline stages                   student        the trainer's only door to all of it
 """

@@ -1,7 +1,7 @@
 """Hugging Face checkpoints: read straight into this rank's shard, and written back.
 
-Reading takes slices of safetensors files, so a rank holds one tensor of its own shard at a time besides the model.
-Writing gathers one tensor at a time on rank 0. There is no conversion step and no second format.
+Reading takes this rank's blocks of the safetensors files into the parameters themselves: no tensor exists twice, and no
+file is mapped. Writing gathers one tensor at a time on rank 0. There is no conversion step and no second format.
 """
 
 import json
@@ -14,15 +14,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from distill_workers.megatron import lora
-from distill_workers.megatron.architecture import Mapping, Shape, UnsupportedModel, mappings
+from distill_workers.megatron import lora, tensor_file
+from distill_workers.megatron.architecture import Layout, Mapping, Shape, UnsupportedModel, mappings
 from distill_workers.megatron.model import HiddenStateModel
 from distill_workers.megatron.parallel import Ranks
-from distill_workers.megatron.shards import cut, join
+from distill_workers.megatron.shards import join, pieces, whole_shapes
 from distill_workers.megatron.stages import held, owned, to_first_stage
+from distill_workers.megatron.tensor_file import BadTensorFile, TensorFile
+from distill_workers.whole_file import sync_folder
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -34,34 +34,23 @@ COPIED = (
 """What an exported model takes over unchanged from the model it started as, when it is there."""
 
 
-def load(model: HiddenStateModel, shape: Shape, ranks: Ranks, model_path: Path) -> None:
+def load(model: torch.nn.Module, shape: Shape, ranks: Ranks, model_path: Path) -> None:
     """Fill every parameter of this rank's shard from the safetensors files of a folder; dtypes are converted.
 
-    Raises UnsupportedModel when a tensor is missing, has another shape, or would be left unread.
+    Raises UnsupportedModel when a file is broken, or a tensor is missing, has another shape, or would be left unread.
     """
-    parameters = dict(model.named_parameters())
+    unset = dict(model.named_parameters())
     with ExitStack() as stack:
-        files = {
-            path: stack.enter_context(safe_open(path, framework="pt"))
-            for path in sorted(set(_weight_files(model_path)))
-        }
-        where = {name: file for file in files.values() for name in file.keys()}  # noqa: SIM118  # not a dict
-        for mapping in held(shape, ranks):
-            missing = [name for name in mapping.hf if name not in where]
-            if missing:
-                raise UnsupportedModel(f"{model_path} has no tensor {missing[0]}")
-            sources = [where[name].get_slice(name) for name in mapping.hf]
-            name = _name_in(parameters, mapping)
-            parameter = parameters.pop(name)
-            part = cut(sources, mapping.layout, shape, rank=ranks.tensor_rank, size=ranks.tensor_size)
-            if part.shape != parameter.shape:
-                raise UnsupportedModel(
-                    f"{model_path}: {' + '.join(mapping.hf)} make {list(part.shape)} on this rank, "
-                    f"but config.json asks for {list(parameter.shape)}"
-                )
-            parameter.data.copy_(part)
-        if parameters:
-            raise UnsupportedModel(f"{model_path}: nothing to read for {', '.join(sorted(parameters))}")
+        try:
+            files = [stack.enter_context(TensorFile(path)) for path in sorted(set(_weight_files(model_path)))]
+            where = {name: file for file in files for name in file.entries}
+            for mapping in held(shape, ranks):
+                parameter = unset.pop(_name_in(unset, mapping))
+                _read(parameter.data, mapping, shape, ranks, where, model_path)
+        except BadTensorFile as error:
+            raise UnsupportedModel(str(error)) from error
+        if unset:
+            raise UnsupportedModel(f"{model_path}: nothing to read for {', '.join(sorted(unset))}")
         read = {name for mapping in mappings(shape) for name in mapping.hf}
         # A tied checkpoint may carry the head as well; old ones carry rotary frequencies, which are computed.
         extra = [n for n in where if n not in read and n != "lm_head.weight" and not n.endswith("rotary_emb.inv_freq")]
@@ -69,6 +58,30 @@ def load(model: HiddenStateModel, shape: Shape, ranks: Ranks, model_path: Path) 
             raise UnsupportedModel(
                 f"{model_path}: tensor {extra[0]} and {len(extra) - 1} more have no place in the model"
             )
+
+
+def _read(
+    parameter: torch.Tensor,
+    mapping: Mapping,
+    shape: Shape,
+    ranks: Ranks,
+    where: dict[str, TensorFile],
+    model_path: Path,
+) -> None:
+    """Fill one parameter."""
+    wholes = whole_shapes(mapping.layout, shape, parameter.shape, size=ranks.tensor_size)
+    for name, expected in zip(mapping.hf, wholes, strict=True):
+        if name not in where:
+            raise UnsupportedModel(f"{model_path} has no tensor {name}")
+        found = where[name].entries[name].shape
+        if found != expected:
+            raise UnsupportedModel(f"{model_path}: {name} is {list(found)}, but config.json asks for {list(expected)}")
+    if mapping.layout is Layout.ROWS:
+        parameter.zero_()
+    for piece in pieces(mapping.layout, shape, parameter.shape, rank=ranks.tensor_rank, size=ranks.tensor_size):
+        name = mapping.hf[piece.source]
+        first_column = piece.columns.start or 0
+        where[name].read(name, parameter[piece.to], first_row=piece.rows.start, first_column=first_column)
 
 
 def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
@@ -126,14 +139,17 @@ def export(
     if folder.exists():
         folder.rename(replaced)
     aside.rename(folder)
-    _sync_folder(folder.parent)
+    sync_folder(folder.parent)
     shutil.rmtree(replaced, ignore_errors=True)
 
 
 def _weight_files(model_path: Path) -> list[Path]:
     if (model_path / INDEX).exists():
-        index = json.loads((model_path / INDEX).read_text())
-        return [model_path / name for name in index["weight_map"].values()]
+        try:
+            index = json.loads((model_path / INDEX).read_text(encoding="utf-8"))
+            return [model_path / name for name in index["weight_map"].values()]
+        except (ValueError, KeyError, AttributeError) as error:
+            raise UnsupportedModel(f"{model_path / INDEX} is no index of safetensors files: {error}") from error
     if (model_path / SINGLE).exists():
         return [model_path / SINGLE]
     raise UnsupportedModel(f"{model_path} has neither {SINGLE} nor {INDEX}; only safetensors checkpoints are read")
@@ -151,7 +167,7 @@ def _write_weights(tensors: Iterator[tuple[str, torch.Tensor | None]], folder: P
     def flush() -> None:
         nonlocal size
         # The number of files is known at the end only, and is part of their names.
-        save_file(pending, folder / f"{len(files)}.part", metadata={"format": "pt"})
+        tensor_file.write(folder / f"{len(files)}.part", pending, {"format": "pt"})
         files.append(list(pending))
         pending.clear()
         size = 0
@@ -188,12 +204,4 @@ def _sync(folder: Path) -> None:
     for path in folder.iterdir():
         with path.open("rb") as file:
             os.fsync(file.fileno())
-    _sync_folder(folder)
-
-
-def _sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_folder(folder)

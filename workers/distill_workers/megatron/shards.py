@@ -1,71 +1,111 @@
-"""Cutting Hugging Face tensors into one rank's Megatron tensor, and putting them together again. No input or output."""
+"""Which block of a Hugging Face tensor lies where in one rank's Megatron tensor: the layout table. No input or output.
 
-from collections.abc import Sequence
-from typing import Protocol
+Reading a file, cutting a tensor in memory and joining the ranks' parts are three uses of one list, `pieces`; weights
+and the optimiser's moments are cut alike.
+"""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
 import torch
 
 from distill_workers.megatron.architecture import Layout, Shape
 
 
-class Slice(Protocol):
-    """A tensor of a safetensors file (safe_open(...).get_slice(name)), read where it is indexed."""
+@dataclass(frozen=True)
+class Piece:
+    """Rows (and with COLUMNS, columns) of a Hugging Face tensor, and the rows of the rank's tensor that they fill."""
 
-    def __getitem__(self, index: slice | tuple[slice, slice]) -> torch.Tensor: ...
+    source: int
+    """Which of the mapping's Hugging Face tensors."""
+    rows: slice
+    columns: slice
+    to: slice
+    """Rows of the Megatron tensor."""
 
-    def get_shape(self) -> list[int]: ...
+
+EVERY = slice(None)
 
 
-def cut(sources: Sequence[Slice], layout: Layout, shape: Shape, *, rank: int, size: int) -> torch.Tensor:
-    """The Megatron tensor of tensor parallel rank `rank` of `size`, reading only its part of the sources."""
+def pieces(layout: Layout, shape: Shape, local: Sequence[int], *, rank: int, size: int) -> Iterator[Piece]:
+    """What the Megatron tensor of shape `local` on tensor parallel rank `rank` of `size` consists of.
+
+    Rows that no piece fills (the padding of a vocabulary) are zero.
+    """
+    rows = local[0]
     match layout:
         case Layout.REPLICATED:
-            return sources[0][:]
+            yield Piece(0, slice(0, rows), EVERY, slice(0, rows))
         case Layout.COLUMNS:
-            width = sources[0].get_shape()[1] // size
-            return sources[0][:, rank * width : (rank + 1) * width]
+            yield Piece(0, slice(0, rows), slice(rank * local[1], (rank + 1) * local[1]), slice(0, rows))
         case Layout.ROWS:
-            rows = shape.padded_vocab_size(size) // size
-            part = sources[0][rank * rows : min((rank + 1) * rows, shape.vocab_size)]
-            padding = part.new_zeros(rows - part.shape[0], *part.shape[1:])
-            return torch.cat([part, padding])
+            begin = min(rank * rows, shape.vocab_size)
+            end = min(begin + rows, shape.vocab_size)
+            yield Piece(0, slice(begin, end), EVERY, slice(0, end - begin))
         case Layout.GATE_UP:
-            rows = shape.ffn_hidden_size // size
-            return torch.cat([source[rank * rows : (rank + 1) * rows] for source in sources])
+            half = rows // 2
+            for source in range(2):
+                to = slice(source * half, (source + 1) * half)
+                yield Piece(source, slice(rank * half, (rank + 1) * half), EVERY, to)
         case Layout.GROUPED_QKV:
             groups = shape.query_groups // size
-            parts = []
-            for source, heads in zip(sources, _heads_per_group(shape), strict=True):
-                rows = groups * heads * shape.head_size
-                part = source[rank * rows : (rank + 1) * rows]
-                parts.append(part.reshape(groups, heads * shape.head_size, *part.shape[1:]))
-            joined = torch.cat(parts, dim=1)
-            return joined.reshape(-1, *joined.shape[2:])
+            filled = 0
+            for group in range(rank * groups, (rank + 1) * groups):
+                for source, heads in enumerate(_heads_per_group(shape)):
+                    count = heads * shape.head_size
+                    yield Piece(source, slice(group * count, (group + 1) * count), EVERY, slice(filled, filled + count))
+                    filled += count
+
+
+def whole_shapes(layout: Layout, shape: Shape, local: Sequence[int], *, size: int) -> list[tuple[int, ...]]:
+    """The shapes of the Hugging Face tensors of which each of `size` ranks has a Megatron tensor of shape `local`."""
+    rows, rest = local[0], tuple(local[1:])
+    match layout:
+        case Layout.REPLICATED:
+            return [(rows, *rest)]
+        case Layout.COLUMNS:
+            return [(rows, rest[0] * size)]
+        case Layout.ROWS:
+            return [(shape.vocab_size, *rest)]
+        case Layout.GATE_UP:
+            return [(rows // 2 * size, *rest)] * 2
+        case Layout.GROUPED_QKV:
+            return [(shape.query_groups * heads * shape.head_size, *rest) for heads in _heads_per_group(shape)]
+
+
+def cut(
+    wholes: Sequence[torch.Tensor], into: torch.Tensor, layout: Layout, shape: Shape, *, rank: int, size: int
+) -> None:
+    """Fill the Megatron tensor of one rank from the whole Hugging Face tensors."""
+    if layout is Layout.ROWS:
+        into.zero_()
+    for piece in pieces(layout, shape, into.shape, rank=rank, size=size):
+        block = wholes[piece.source][piece.rows]
+        into[piece.to] = block if piece.columns == EVERY else block[:, piece.columns]
 
 
 def join(shards: Sequence[torch.Tensor], layout: Layout, shape: Shape) -> list[torch.Tensor]:
-    """The Hugging Face tensors, whole, from the Megatron tensors of all tensor parallel ranks: the inverse of `cut`."""
-    match layout:
-        case Layout.REPLICATED:
-            return [shards[0]]
-        case Layout.COLUMNS:
-            return [_cat(shards, 1)]
-        case Layout.ROWS:
-            return [_cat(shards)[: shape.vocab_size]]
-        case Layout.GATE_UP:
-            halves = [shard.chunk(2) for shard in shards]
-            return [_cat([half[i] for half in halves]) for i in range(2)]
-        case Layout.GROUPED_QKV:
-            whole = _cat(shards)
-            heads = _heads_per_group(shape)
-            grouped = whole.view(shape.query_groups, sum(heads) * shape.head_size, *whole.shape[1:])
-            parts = torch.split_with_sizes(grouped, [h * shape.head_size for h in heads], dim=1)
-            return [part.reshape(-1, *whole.shape[1:]) for part in parts]
+    """The Hugging Face tensors, whole, from the Megatron tensors of all tensor parallel ranks: the inverse of `cut`.
+
+    A tensor that lies in one piece is a view of it, not a copy: with one rank that is nearly the whole model.
+    """
+    local, size = shards[0].shape, 1 if layout is Layout.REPLICATED else len(shards)
+    wholes = whole_shapes(layout, shape, local, size=size)
+    found: list[list[tuple[Piece, torch.Tensor]]] = [[] for _ in wholes]
+    for rank in range(size):
+        for piece in pieces(layout, shape, local, rank=rank, size=size):
+            found[piece.source].append((piece, shards[rank][piece.to]))
+    return [_assembled(parts, whole) for parts, whole in zip(found, wholes, strict=True)]
 
 
-def _cat(parts: Sequence[torch.Tensor], dim: int = 0) -> torch.Tensor:
-    """Without a copy where there is one part: at tensor parallel 1 that is nearly the whole model."""
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+def _assembled(parts: list[tuple[Piece, torch.Tensor]], whole: tuple[int, ...]) -> torch.Tensor:
+    if len(parts) == 1:
+        return parts[0][1]
+    tensor = parts[0][1].new_empty(whole)
+    for piece, part in parts:
+        block = tensor[piece.rows]
+        (block if piece.columns == EVERY else block[:, piece.columns]).copy_(part)
+    return tensor
 
 
 def _heads_per_group(shape: Shape) -> tuple[int, int, int]:

@@ -203,14 +203,18 @@ class MegatronStudent:
         hf.export(self._model, self.shape, self.ranks, self.model_path, folder)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's exact state into an existing folder (state.save). Between steps only."""
+        """Write this rank's exact state into an existing folder (state.write). Between steps only."""
+        state.write(folder, self.snapshot(copied=False))
+
+    def snapshot(self, *, copied: bool) -> state.Snapshot:
+        """This rank's exact state (state.snapshot). Between steps only."""
         if self._samples:
             raise RuntimeError("save was called between accumulate and apply: the gradients would be lost")
-        state.save(folder, self.ranks, self._model, self._optimizer)
+        return state.snapshot(self.ranks, self.shape, self._model, self._optimizer, copied=copied)
 
     def load(self, folder: Path) -> None:
-        """Continue from what `save` wrote, to the last bit (state.load)."""
-        state.load(folder, self.ranks, self._model, self._optimizer)
+        """Continue from what `save` wrote, with the same split over ranks to the last bit (state.load)."""
+        state.load(folder, self.ranks, self.shape, self._model, self._optimizer)
         self._begin_step()
 
     def _begin_step(self) -> None:

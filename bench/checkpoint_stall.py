@@ -1,0 +1,110 @@
+"""How long a checkpoint keeps the training waiting: written at once, and copied and written while training goes on.
+
+    python bench/checkpoint_stall.py [--rounds 5]
+
+A random Llama of 134 million parameters in fp32 on one rank, after one step, so that it has moments: 1.6 GB a
+checkpoint. `waiting` is what the loop spends before it may go on: the copy to host memory, or the write with its fsync;
+`written` until it is published; `step` is a training step of 256 tokens without, and beside, the writing. Rounds are
+interleaved; medians [min-max]. What must reach the disk is the same, so the wall clock is what counts here.
+"""
+
+import argparse
+import asyncio
+import os
+import shutil
+import socket
+import statistics
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+import torch
+from hf_load import make_model, spread
+
+from distill_api.spec import Spec
+from distill_workers.checkpoints import Checkpoints
+from distill_workers.cpu import megatron_shim
+from distill_workers.sample import Sample
+
+RATE = 1e-6
+
+
+def make_samples() -> list[Sample]:
+    tokens = list(range(100, 132))
+    return [
+        Sample(
+            prompt_index=i,
+            sibling=0,
+            prompt_ids=tokens,
+            response_ids=tokens,
+            engine_logprobs=[-10.0] * len(tokens),
+            token_versions=[0] * len(tokens),
+            truncated=False,
+            teacher_logprobs=[-9.0] * len(tokens),
+        )
+        for i in range(4)
+    ]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--rounds", type=int, default=5)
+    rounds = parser.parse_args().rounds
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    torch.set_num_threads(1)
+    megatron_shim.install()
+    from distill_workers.megatron.student import MegatronStudent
+    from distill_workers.team import Team
+
+    with tempfile.TemporaryDirectory(dir=Path.home()) as temporary:  # /tmp may be memory
+        folder = Path(temporary)
+        make_model(folder)
+        spec = Spec.model_validate({
+            "accelerator": "none", "student": {"model": str(folder)}, "teacher": {"model": str(folder)},
+            "data": {"prompts": {"path": "/none"}}, "schedule": {"steps": 1, "keepLast": 1},
+        })  # fmt: skip
+        student = MegatronStudent(spec, folder)
+        team, samples, seconds = Team(student), make_samples(), defaultdict[str, list[float]](list)
+        checkpoints = Checkpoints(folder / "checkpoints")
+        student.train_step(samples, RATE)
+
+        def timed(name: str, begin: float) -> None:
+            seconds[name].append(time.monotonic() - begin)
+
+        for step in range(2 * rounds):
+            aside = checkpoints.aside(step)
+            begin = time.monotonic()
+            if step % 2:
+                team.save(aside)
+                timed("copied: waiting", begin)
+                training = time.monotonic()
+                student.train_step(samples, RATE)
+                timed("copied: step beside the writing", training)
+                asyncio.run(team.written())
+                training = time.monotonic()
+                team.saved()
+                checkpoints.publish(aside, {"step": step}, spec.schedule)
+                timed("copied: waiting to publish", training)
+                timed("copied: written", begin)
+            else:
+                student.save(aside)
+                checkpoints.publish(aside, {"step": step}, spec.schedule)
+                timed("at once: waiting", begin)
+                begin = time.monotonic()
+                student.train_step(samples, RATE)
+                timed("at once: step", begin)
+        size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*.safetensors"))
+        shutil.rmtree(folder / "checkpoints")
+    print(f"{size / 1e9:.2f} GB, {rounds} rounds\n\n| what | seconds |\n|---|---|")
+    for name, values in sorted(seconds.items()):
+        print(f"| {name} | {spread(values)} |")
+    ratio = statistics.median(seconds["copied: waiting"]) / statistics.median(seconds["at once: waiting"])
+    print(f"\nwaiting, copied / at once: {ratio:.3f}")
+
+
+if __name__ == "__main__":
+    main()
