@@ -49,13 +49,13 @@ def metrics() -> Iterator[Metrics]:
 
 
 def pipeline(
-    tmp_path: Path, metrics: Metrics, engines: Engines, teacher: Teacher, reward: Any = None, **rollout: Any
+    tmp_path: Path, metrics: Metrics, engines: Engines, teacher: Teacher, rewards: Any = None, **rollout: Any
 ) -> Rollouts:
     changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
     spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes)).spec
-    cursor = Cursor([Prompt(i, [i], str(i)) for i in range(8)], seed=0, shuffle=False)
+    cursor = Cursor([Prompt(i, [i], str(i), source="ab"[i % 2]) for i in range(8)], seed=0, shuffle=False)
     parts: Any = (engines, teacher)
-    return Rollouts(spec, cursor, *parts, reward, str, metrics)
+    return Rollouts(spec, cursor, *parts, rewards or {}, str, metrics)
 
 
 def failed(metrics: Metrics) -> dict[str, float]:
@@ -83,28 +83,45 @@ async def test_what_an_engine_refuses_is_left_out_and_the_step_goes_on(tmp_path:
     assert failed(metrics) == {"engine": 2.0 * TRIES}
 
 
+class Counting:
+    """The first reward is 1, the next 2, and so on; number `fails` fails."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.fails, self.calls = fails, 0
+
+    async def score(self, prompt: Prompt, response: str) -> float:
+        self.calls += 1
+        if self.calls == self.fails:
+            raise RewardError("division by zero")
+        return float(self.calls)
+
+
 async def test_a_reward_that_raises_fails_its_own_sample_alone(tmp_path: Path, metrics: Metrics) -> None:
-    class Reward:
-        calls = 0
-
-        async def score(self, prompt: Prompt, response: str) -> float:
-            self.calls += 1
-            if self.calls == 2:
-                raise RewardError("division by zero")
-            return float(self.calls)
-
-    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), Reward(), promptsPerStep=1, samplesPerPrompt=3)
+    rewards, engines = {"a": Counting(fails=2)}, Engines(set())
+    rollouts = pipeline(tmp_path, metrics, engines, Teacher({}), rewards, promptsPerStep=1, samplesPerPrompt=3)
     samples = await samples_of(rollouts.take(0, 1))
     assert [s.reward for s in samples] == [1.0, 3.0]
     assert sum(s.advantage for s in samples) == pytest.approx(0) and samples[1].advantage > 0.5
     assert failed(metrics) == {"reward": 1.0}
 
 
+async def test_the_reward_of_a_prompt_is_that_of_its_source(tmp_path: Path, metrics: Metrics) -> None:
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), {"b": Counting()})
+    samples = await samples_of(rollouts.take(0, 1))
+    assert [(s.prompt_index, s.source, s.reward) for s in samples[2:4]] == [(1, "b", 1.0), (1, "b", 2.0)]
+    assert all(s.advantage for s in samples if s.source == "b")
+    assert all(s.reward is None and s.advantage == 0 for s in samples if s.source == "a")
+
+
+def taken(batch: Batch) -> int:
+    return sum(source["position"] for source in batch.cursor_after["sources"].values())
+
+
 async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Path, metrics: Metrics) -> None:
     rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), maxPolicyLag=1)
     first, second = rollouts.take(0, 3), rollouts.take(1, 3)
-    assert first.cursor_after["position"] == 4, "the next batch is under way, and its prompts are drawn again on resume"
-    assert second.cursor_after["position"] == 8
+    assert taken(first) == 4, "the next batch is under way, and its prompts are drawn again on resume"
+    assert taken(second) == 8
     rollouts.cancel()
 
 

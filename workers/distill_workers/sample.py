@@ -6,7 +6,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt; `index` is its position in its source."""
+    """One prompt; `index` is its own among the prompts of a run, in the order of the data."""
 
     index: int
     ids: list[int]

@@ -1,0 +1,159 @@
+"""What an evaluation says of a model: scores with honest intervals, of one version of the weights alone."""
+
+import asyncio
+import itertools
+import json
+import random
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import spec_of, tiny_tokenizer
+
+from distill_workers.engine import EngineRefused, Response
+from distill_workers.estimates import interval, mean_score, pass_at_k, solves
+from distill_workers.evaluation import Evaluator
+from distill_workers.metrics import Metrics
+from distill_workers.scores import BadScore, Scores
+
+
+@pytest.mark.parametrize("n", [1, 4, 7])
+def test_pass_at_k_is_the_share_of_all_choices_of_k_responses_that_hold_a_correct_one(n: int) -> None:
+    for correct, k in itertools.product(range(n + 1), range(1, n + 1)):
+        chosen = list(itertools.combinations(range(n), k))
+        assert solves(n, correct, k) == pytest.approx(sum(min(c) < correct for c in chosen) / len(chosen))
+
+
+def test_pass_at_k_is_given_for_powers_of_two_and_for_all_responses() -> None:
+    found = pass_at_k([[1.0, 0.0, 0.3, 0.0, 0.0, 0.0], [0.0] * 6, [1.0] * 6])
+    assert list(found) == [1, 2, 4, 6]
+    assert found[1].value == pytest.approx((1 / 6 + 0 + 1) / 3)
+    assert found[6].value == pytest.approx(2 / 3)
+    assert pass_at_k([]) == {} and pass_at_k([[], []]) == {}
+
+
+def test_a_prompt_with_too_few_graded_responses_is_left_out_of_the_larger_k() -> None:
+    found = pass_at_k([[1.0], [0.0, 0.0], []])
+    assert found[1].value == pytest.approx(0.5) and found[2].value == 0.0
+
+
+def test_every_prompt_counts_alike_in_the_score() -> None:
+    found = mean_score([[1.0, 1.0, 1.0], [0.0], []])
+    assert found is not None and found.value == pytest.approx(0.5)
+    assert mean_score([[], []]) is None
+
+
+@pytest.mark.parametrize(("prompts", "siblings", "hopeless"), [(64, 1, 0.0), (64, 8, 0.3), (200, 4, 0.45)])
+@pytest.mark.parametrize("rate", [0.02, 0.3, 0.9])
+def test_the_interval_holds_the_truth_about_as_often_as_it_says(
+    prompts: int, siblings: int, hopeless: float, rate: float
+) -> None:
+    """Some prompts are never solved, so that the responses to one prompt depend on each other."""
+    draw, held = random.Random(f"{prompts}/{siblings}/{rate}"), 0
+    for _ in range(400):
+        rates = [0.0 if draw.random() < hopeless else rate for _ in range(prompts)]
+        found = mean_score([[float(draw.random() < r) for _ in range(siblings)] for r in rates])
+        assert found is not None and 0 <= found.low <= found.value <= found.high <= 1
+        held += found.low <= rate * (1 - hopeless) <= found.high
+    assert held / 400 >= 0.92
+
+
+@pytest.mark.parametrize("value", [0.0, 1.0])
+def test_an_interval_is_not_a_point_where_all_prompts_agree(value: float) -> None:
+    found = interval([value] * 64, 64 * 8)
+    assert found is not None
+    assert max(found.high - value, value - found.low) == pytest.approx(0.0566, abs=1e-3)
+
+
+def test_rewards_outside_zero_to_one_have_a_normal_interval() -> None:
+    values = [-3.0, 0.5, 4.0, 2.5]
+    found = interval(values, 4)
+    half = 1.96 * statistics.stdev(values) / 2
+    assert found is not None and found.high - found.value == pytest.approx(half, rel=1e-3)
+    assert found.value - found.low == pytest.approx(half, rel=1e-3)
+
+
+class Engines:
+    """Answer the text of `texts` in turn for the siblings of a prompt; `refused` are refused, `newer` are of newer
+    weights."""
+
+    def __init__(self, texts: Sequence[str], refused: frozenset[int] = frozenset(), newer: bool = False) -> None:
+        self.tokenizer, self.texts, self.refused, self.newer = tiny_tokenizer(), texts, refused, newer
+        self.calls = 0
+
+    async def generate(
+        self, prompt_ids: list[int], *, temperature: float, seeds: list[int], **_: Any
+    ) -> list[Response]:
+        self.calls += 1
+        if self.calls - 1 in self.refused:
+            raise EngineRefused("too long")
+        await asyncio.sleep(0)
+        answers = [self.tokenizer(self.texts[n % len(self.texts)])["input_ids"] for n in range(len(seeds))]
+        version = 6 if self.newer and temperature == 0 else 5
+        return [Response(a, [-1.0] * len(a), [version] * len(a), False) for a in answers]
+
+
+class Teacher:
+    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        return Scores([-1.5] * len(response_ids), None, None)
+
+    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+        raise BadScore("refused", "no")
+
+
+def evaluator(tmp_path: Path, **fields: Any) -> Evaluator:
+    file = tmp_path / "p.jsonl"
+    file.write_text("".join(json.dumps({"prompt": f"{n}", "answer": "42"}) + "\n" for n in range(3)))
+    prompts = {"path": str(file), "answerField": "answer", "applyChatTemplate": False}
+    spec = spec_of(
+        Path("/m"),
+        Path("/m"),
+        evaluation=[{"name": "sums", "prompts": prompts, "reward": {"source": "exact-match"}, **fields}],
+    )
+    return Evaluator(spec, spec.evaluation[0], tiny_tokenizer(), Metrics())
+
+
+async def test_an_evaluation_has_score_pass_at_k_and_reverse_kl(tmp_path: Path) -> None:
+    teacher: Any = Teacher()
+    made = evaluator(tmp_path, samplesPerPrompt=4)
+    found = await made.measure(5, Engines(["42", "no", "no", "no"]), teacher)
+    assert (found.score, found.step, found.prompts, found.failed) == (0.25, 5, 3, 0)
+    assert found.score_low is not None and found.score_high is not None
+    assert 0 < found.score_low < 0.25 < found.score_high < 1
+    assert {k: e.value for k, e in found.pass_at.items()} == {1: 0.25, 2: 0.5, 4: 1.0}
+    assert found.reverse_kl == pytest.approx(0.5)
+    await made.close()
+
+
+async def test_responses_that_fail_are_counted_and_leave_no_score_of_their_own(tmp_path: Path) -> None:
+    teacher: Any = Teacher()
+    made = evaluator(tmp_path, samplesPerPrompt=2, measureReverseKL=False)
+    found = await made.measure(5, Engines(["42"], refused=frozenset({0})), teacher)
+    assert (found.score, found.failed) == (1.0, 2)
+    nothing = await made.measure(5, Engines(["42"], refused=frozenset({0, 1, 2})), teacher)
+    assert (nothing.score, nothing.pass_at, nothing.failed) == (None, {}, 6)
+
+
+async def test_responses_of_other_weights_are_not_taken_for_those_of_the_step(tmp_path: Path) -> None:
+    teacher: Any = Teacher()
+    found = await evaluator(tmp_path).measure(5, Engines(["42"], newer=True), teacher)
+    assert found.score is None and found.failed == 3
+    assert found.reverse_kl == pytest.approx(0.5), "that of the right weights is measured"
+
+
+async def test_what_was_drawn_is_graded_without_an_engine(tmp_path: Path) -> None:
+    """So that training need wait for the drawing alone."""
+    teacher: Any = Teacher()
+    made, engines = evaluator(tmp_path), Engines(["42"])
+    drawn = await made.draw(5, engines)
+    calls = engines.calls
+    found = await made.grade(drawn, teacher)
+    assert engines.calls == calls == 6 and found.score == 1.0 and found.reverse_kl == pytest.approx(0.5)
+
+
+async def test_without_a_teacher_nothing_is_drawn_for_the_reverse_kl(tmp_path: Path) -> None:
+    engines = Engines(["42"])
+    found = await evaluator(tmp_path, scoreTeacher=True).measure(5, engines, None)
+    assert found.score == 1.0 and found.reverse_kl is None and engines.calls == 3
