@@ -1,20 +1,28 @@
 """What an evaluation says of a model: scores with honest intervals, of one version of the weights alone."""
 
 import asyncio
+import io
 import itertools
 import json
+import os
 import random
 import statistics
+import subprocess
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 from conftest import spec_of, tiny_tokenizer
+from rich.console import Console
+from runs import MODELS, REPO
 
+from distill_workers.cli import main
 from distill_workers.engine import EngineRefused, Response
-from distill_workers.estimates import interval, mean_score, pass_at_k, solves
-from distill_workers.evaluation import Evaluator
+from distill_workers.estimates import Estimate, interval, mean_score, pass_at_k, solves
+from distill_workers.evaluate import chosen, table
+from distill_workers.evaluation import Evaluator, Measurement
 from distill_workers.metrics import Metrics
 from distill_workers.scores import BadScore, Scores
 
@@ -157,3 +165,62 @@ async def test_without_a_teacher_nothing_is_drawn_for_the_reverse_kl(tmp_path: P
     engines = Engines(["42"])
     found = await evaluator(tmp_path, scoreTeacher=True).measure(5, engines, None)
     assert found.score == 1.0 and found.reverse_kl is None and engines.calls == 3
+
+
+@pytest.mark.timeout(300)
+def test_distill_evaluate_measures_a_finished_model_and_leaves_no_process(tmp_path: Path) -> None:
+    """The teacher itself, as the model: it adds, and is no nat away from itself."""
+    command = [
+        sys.executable,
+        "-m",
+        "distill_workers.cli",
+        "evaluate",
+        "--model",
+        str(MODELS / "arithmetic" / "teacher"),
+    ]
+    command += ["-f", str(REPO / "examples" / "arithmetic-cpu.yaml"), "--volume", f"/models={MODELS}", "--teacher"]
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "--output", "json"], capture_output=True, text=True, timeout=280, check=False, env=environment
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [found] = json.loads(done.stdout)["evaluations"]
+    assert (found["name"], found["prompts"], found["failed"]) == ("heldout", 256, 0)
+    assert found["score"] == found["teacher_score"] >= 0.97
+    assert found["score_low"] < found["score"] <= found["score_high"] <= 1
+    assert found["pass_at"]["1"]["value"] == found["score"]
+    assert abs(found["reverse_kl"]) < 1e-3
+    assert subprocess.run(["pgrep", "-f", str(tmp_path)], check=False).returncode == 1
+
+
+def test_the_table_shows_every_number_once(tmp_path: Path) -> None:
+    measured = Measurement("sums", 0, 0.25, 0.125, 0.5, {1: Estimate(0.25, 0.125, 0.5)}, None, 0.75, 3, 1)
+    console = Console(width=100, record=True, file=io.StringIO())
+    console.print(table("/model", [measured]))
+    shown = console.export_text()
+    for text in ("score", "0.2500", "0.1250 to 0.5000", "pass@1", "teacher's score", "0.7500", "3, 1"):
+        assert text in shown
+    assert "reverse KL" not in shown
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--evaluation", "none"], "spec.evaluation has no none: it has heldout"),
+        (["--model", "/nowhere"], "--model: /nowhere is no Hugging Face checkpoint"),
+    ],
+)
+def test_what_cannot_be_evaluated_is_said_before_anything_starts(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job = str(REPO / "examples" / "arithmetic-cpu.yaml")
+    assert main(["evaluate", "-f", job, "--model", "/m", "--volume", f"/models={MODELS}", *arguments]) == 1
+    assert sentence in capsys.readouterr().err
+
+
+def test_an_evaluation_of_the_reverse_kl_alone_asks_for_the_teacher() -> None:
+    only = {"name": "kl", "prompts": {"reasoningGym": {"task": "chain_sum"}}}
+    spec = spec_of(Path("/m"), Path("/m"), evaluation=[only])
+    assert [e.name for e in chosen(spec, [], with_teacher=True)] == ["kl"]
+    with pytest.raises(ValueError, match=r"evaluation kl has no reward, .*: add --teacher"):
+        chosen(spec, [], with_teacher=False)
