@@ -53,7 +53,7 @@ def pipeline(
 ) -> Rollouts:
     changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
     spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes)).spec
-    cursor = Cursor([Prompt(i, [i], str(i), source="ab"[i % 2]) for i in range(8)], seed=0, shuffle=False)
+    cursor = Cursor([Prompt(i, [i], str(i), source="sums") for i in range(8)], seed=0, shuffle=False)
     parts: Any = (engines, teacher)
     return Rollouts(spec, cursor, *parts, rewards or {}, str, metrics)
 
@@ -97,7 +97,7 @@ class Counting:
 
 
 async def test_a_reward_that_raises_fails_its_own_sample_alone(tmp_path: Path, metrics: Metrics) -> None:
-    rewards, engines = {"a": Counting(fails=2)}, Engines(set())
+    rewards, engines = {"sums": Counting(fails=2)}, Engines(set())
     rollouts = pipeline(tmp_path, metrics, engines, Teacher({}), rewards, promptsPerStep=1, samplesPerPrompt=3)
     samples = await samples_of(rollouts.take(0, 1))
     assert [s.reward for s in samples] == [1.0, 3.0]
@@ -105,23 +105,21 @@ async def test_a_reward_that_raises_fails_its_own_sample_alone(tmp_path: Path, m
     assert failed(metrics) == {"reward": 1.0}
 
 
-async def test_the_reward_of_a_prompt_is_that_of_its_source(tmp_path: Path, metrics: Metrics) -> None:
-    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), {"b": Counting()})
-    samples = await samples_of(rollouts.take(0, 1))
-    assert [(s.prompt_index, s.source, s.reward) for s in samples[2:4]] == [(1, "b", 1.0), (1, "b", 2.0)]
-    assert all(s.advantage for s in samples if s.source == "b")
-    assert all(s.reward is None and s.advantage == 0 for s in samples if s.source == "a")
-
-
-def taken(batch: Batch) -> int:
-    return sum(source["position"] for source in batch.cursor_after["sources"].values())
+@pytest.mark.parametrize(("source", "rewards"), [("sums", [1.0, 2.0]), ("another", [None, None])])
+async def test_the_reward_of_a_prompt_is_that_of_its_source(
+    tmp_path: Path, metrics: Metrics, source: str, rewards: list[float | None]
+) -> None:
+    made = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), {source: Counting()}, promptsPerStep=1)
+    samples = await samples_of(made.take(0, 1))
+    assert [s.reward for s in samples] == rewards and {s.source for s in samples} == {"sums"}
+    assert all(bool(s.advantage) == (s.reward is not None) for s in samples)
 
 
 async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Path, metrics: Metrics) -> None:
     rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), maxPolicyLag=1)
     first, second = rollouts.take(0, 3), rollouts.take(1, 3)
-    assert taken(first) == 4, "the next batch is under way, and its prompts are drawn again on resume"
-    assert taken(second) == 8
+    assert first.cursor_after["position"] == 4, "the next batch is under way, and its prompts are drawn again on resume"
+    assert second.cursor_after["position"] == 8
     rollouts.cancel()
 
 

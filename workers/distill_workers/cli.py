@@ -78,7 +78,7 @@ def evaluate(args: argparse.Namespace) -> int:
     from distill_workers.teacher import TeacherUnreachable
 
     load_job(args.file)
-    spec = parse_job(with_volumes(yaml.safe_load(args.file.read_text()), dict(args.volume))).spec
+    spec = parse_job(with_volumes(read_manifest(args.file.read_text()), dict(args.volume))).spec
     try:
         measured = asyncio.run(evaluate(spec, args.model, args.evaluation, args.teacher))
     except (Failure, EngineUnavailable, ServerFailed, TeacherUnreachable) as error:
