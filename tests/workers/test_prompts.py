@@ -373,17 +373,24 @@ def test_peeking_sees_every_source() -> None:
     assert [p.index for p in mixed().peek(4)] == [0, 5, 8, 1]
 
 
-def test_the_share_of_supervised_prompts_is_met_to_one_prompt_by_seed_and_step() -> None:
-    chosen = [supervised_positions(0.3, 7, step, 16) for step in range(200)]
-    assert chosen == [supervised_positions(0.3, 7, step, 16) for step in range(200)]
-    assert chosen != [supervised_positions(0.3, 8, step, 16) for step in range(200)]
-    total = 0
-    for step, positions in enumerate(chosen):
+@pytest.mark.parametrize("siblings", [1, 4])
+def test_the_data_sets_share_of_the_sequences_is_met_over_the_steps(siblings: int) -> None:
+    from_data = drawn = 0
+    for step in range(300):
+        positions = supervised_positions(0.3, 7, step, 16, siblings)
         assert positions <= set(range(16))
-        total += len(positions)
-        assert abs(total - 0.3 * 16 * (step + 1)) < 1
-    assert supervised_positions(0.0, 7, 3, 16) == frozenset()
-    assert supervised_positions(1.0, 7, 3, 16) == frozenset(range(16))
+        from_data, drawn = from_data + len(positions), drawn + siblings * (16 - len(positions))
+    assert from_data / (from_data + drawn) == pytest.approx(0.3, abs=0.001)
+    assert supervised_positions(0.0, 7, 3, 16, siblings) == frozenset()
+    assert supervised_positions(1.0, 7, 3, 16, siblings) == frozenset(range(16))
+
+
+def test_which_prompts_the_data_set_answers_depends_on_seed_and_step_alone() -> None:
+    def chosen(seed: int) -> list[frozenset[int]]:
+        return [supervised_positions(0.5, seed, step, 16, 1) for step in range(20)]
+
+    assert chosen(7) == chosen(7) != chosen(8)
+    assert len(set(chosen(7))) > 15
 
 
 def test_a_supervised_sample_is_the_data_sets_response_with_its_end(tmp_path: Path, tokenizer: Any) -> None:

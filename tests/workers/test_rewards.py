@@ -198,7 +198,10 @@ async def test_a_service_that_is_not_there_or_too_slow_fails_the_sample(service:
         await ask(service.url, retries=0, timeout_seconds=1)
 
 
-@pytest.mark.parametrize("text", ["", "0.5", "[]", "{}", '{"reward": "1"}', '{"reward": true}', '{"reward": NaN}'])
+@pytest.mark.parametrize(
+    "text",
+    ["", "0.5", "[]", "{}", '{"reward": "1"}', '{"reward": true}', '{"reward": NaN}', '{"reward": 1' + "0" * 400 + "}"],
+)
 async def test_an_answer_that_is_no_reward_fails_the_sample_at_once(service: Service, text: str) -> None:
     service.answers = [(200, text)]
     with pytest.raises(RewardError, match=r"it must be \{\"reward\": NUMBER\}"):

@@ -128,6 +128,8 @@ class Asked:
 
     def __init__(self, url: str, timeout_seconds: float, retries: int, metrics: Metrics) -> None:
         self._url, self._timeout, self._retries, self._metrics = url, timeout_seconds, retries, metrics
+        # Of the connector, the wait for a free connection would count as the service's time.
+        self._slots = asyncio.Semaphore(CONNECTIONS)
         self._session: aiohttp.ClientSession | None = None
 
     async def score(self, prompt: Prompt, response: str) -> float:
@@ -157,14 +159,13 @@ class Asked:
         """Status and text; without an answer, None and why."""
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=CONNECTIONS),
+                connector=aiohttp.TCPConnector(limit=0),
                 headers={"Content-Type": "application/json"},
-                # Not while it waits for a connection: that is no fault of the service.
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._timeout, sock_read=self._timeout),
+                timeout=aiohttp.ClientTimeout(total=self._timeout),
             )
         code: int | None = None
         try:
-            async with self._session.post(self._url, data=body) as answer:
+            async with self._slots, self._session.post(self._url, data=body) as answer:
                 text = await answer.text(errors="replace")
                 code = answer.status
                 return code, text if code == 200 else f"answered {code}: {text}"
@@ -180,11 +181,12 @@ class Asked:
             raise RewardError(f"{self._url} {answer[:200]}")
         try:
             value = json.loads(answer)["reward"]
-        except (ValueError, TypeError, KeyError):
-            value = None
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+            number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
+        except (ValueError, TypeError, KeyError, OverflowError):
+            number = math.nan
+        if not math.isfinite(number):
             raise RewardError(f'{self._url} answered {answer[:200]!r}; it must be {{"reward": NUMBER}}')
-        return float(value)
+        return number
 
 
 def build_rewards(spec: Spec, metrics: Metrics) -> dict[str, Reward]:

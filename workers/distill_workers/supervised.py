@@ -7,13 +7,18 @@ from typing import Any
 from distill_workers.sample import Prompt, Sample
 
 
-def supervised_positions(dataset_share: float, seed: int, step: int, prompts: int) -> frozenset[int]:
-    """Which of the `prompts` of step `step` (from 0) are answered by the data set.
+def supervised_positions(
+    dataset_share: float, seed: int, step: int, prompts: int, samples_per_prompt: int
+) -> frozenset[int]:
+    """Which of the `prompts` of step `step` (from 0) are answered by the data set, once each, and not by the student.
 
-    So many that their share is `dataset_share` over any number of steps, to less than one prompt; chosen by seed and
-    step alone, so that a resumed run chooses the same.
+    The student answers each of the others `samples_per_prompt` times, so m of them are as many as make the data set's
+    share of the sequences m / (m + samples_per_prompt (prompts - m)) = `dataset_share`: over any number of steps, to
+    less than one prompt. Chosen by seed and step alone, so that a resumed run chooses the same.
     """
-    count = math.floor(dataset_share * prompts * (step + 1)) - math.floor(dataset_share * prompts * step)
+    k = samples_per_prompt
+    wanted = prompts * k * dataset_share / (1 - dataset_share + k * dataset_share)
+    count = math.floor(wanted * (step + 1)) - math.floor(wanted * step)
     return frozenset(random.Random(f"{seed}/supervised/{step}").sample(range(prompts), count))
 
 
