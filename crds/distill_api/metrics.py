@@ -53,6 +53,7 @@ WORKER_METRICS = (
     ),
     Metric("distill_policy_rollout_kl_nats", Kind.GAUGE, "Mean |log p_trainer - log p_engine| at the sampled tokens."),
     Metric("distill_reward_mean", Kind.GAUGE, "Mean task reward of the last step's samples."),
+    Metric("distill_source_reward_mean", Kind.GAUGE, "The same by source of the prompts.", ("source",)),
     Metric("distill_reward_stddev", Kind.GAUGE, "Standard deviation of the task reward of the last step's samples."),
     Metric("distill_entropy_nats", Kind.GAUGE, "Entropy of the student, estimated by -log p at the sampled tokens."),
     Metric("distill_loss", Kind.GAUGE, "Training loss of the last step, mean per response token."),
@@ -89,6 +90,12 @@ WORKER_METRICS = (
     Metric("distill_weight_version", Kind.GAUGE, "Version of the weights in the engines."),
     Metric("distill_checkpoint_last_success_timestamp_seconds", Kind.GAUGE, "Unix time of the newest checkpoint."),
     Metric("distill_evaluation_score", Kind.GAUGE, "Mean reward of an evaluation.", ("evaluation",)),
+    Metric(
+        "distill_evaluation_pass_ratio",
+        Kind.GAUGE,
+        "Pass@k: share of the prompts that at least one of k responses solves, a reward of 1 or more.",
+        ("evaluation", "k"),
+    ),
     Metric("distill_evaluation_reverse_kl_nats", Kind.GAUGE, "Reverse KL on held-out prompts.", ("evaluation",)),
     Metric(
         "distill_token_kl_nats",
@@ -104,8 +111,14 @@ WORKER_METRICS = (
         ("source",),
     ),
     Metric("distill_guard_decisions", Kind.COUNTER, "What guards decided, by guard and action.", ("guard", "action")),
+    Metric(
+        "distill_prompts_overlong",
+        Kind.GAUGE,
+        "Prompts left out, longer than maxPromptTokens, by source; of an evaluation: evaluation/NAME.",
+        ("source",),
+    ),
     Metric("distill_tokens", Kind.COUNTER, "Tokens: rollout generated, teacher scored, train trained on.", ("kind",)),
-    Metric("distill_samples_failed", Kind.COUNTER, "Samples that were dropped and made again, by reason.", ("reason",)),
+    Metric("distill_samples_failed", Kind.COUNTER, "Samples that were dropped, by reason.", ("reason",)),
     Metric("distill_engine_restarts", Kind.COUNTER, "Engine servers that were started again."),
     Metric("distill_step_duration_seconds", Kind.HISTOGRAM, "Seconds of a step by stage.", ("stage",), STEP_BUCKETS),
     Metric(
@@ -116,6 +129,7 @@ WORKER_METRICS = (
         REQUEST_BUCKETS,
     ),
     Metric("distill_teacher_requests", Kind.COUNTER, "Scoring requests by HTTP code, or error.", ("code",)),
+    Metric("distill_reward_requests", Kind.COUNTER, "Requests of reward source http by code, or error.", ("code",)),
 )
 
 OPERATOR_METRICS = (

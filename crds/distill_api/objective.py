@@ -14,6 +14,11 @@ FunctionName = Annotated[
     Field(max_length=253),
     matching(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "must be module:function, such as my_rewards.code:score"),
 ]
+Url = Annotated[
+    str,
+    Field(max_length=1024),
+    matching(r"^https?://[^/\s]+[^\s]*$", "must be an address that begins with http:// or https://"),
+]
 
 
 class Divergence(StrEnum):
@@ -51,6 +56,7 @@ class RewardSource(StrEnum):
     MATH = "math"
     REASONING_GYM = "reasoning-gym"
     PYTHON = "python"
+    HTTP = "http"
 
 
 class Reward(Model):
@@ -62,10 +68,26 @@ class Reward(Model):
             "(self.source == 'python') == has(self.function)",
             lambda reward: (reward.source is RewardSource.PYTHON) == (reward.function is not None),
         ),
+        Rule(
+            "url goes with source http, and only with it",
+            "(self.source == 'http') == has(self.url)",
+            lambda reward: (reward.source is RewardSource.HTTP) == (reward.url is not None),
+        ),
     )
     source: RewardSource = Field(RewardSource.NONE, description="What computes the reward.")
     function: FunctionName | None = Field(
         None, description="module:function of source python; called with (response, answer, metadata), returns a float."
+    )
+    url: Url | None = Field(
+        None,
+        description="Service of source http: it is sent {prompt, response, answer, metadata} as JSON by POST, and "
+        'answers {"reward": NUMBER}.',
+    )
+    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
+        30, description="A reward that takes longer fails its sample; of source http, each request."
+    )
+    retries: Annotated[int, Field(ge=0, le=20)] = Field(
+        3, description="Times that source http asks again, after a lost connection, a timeout, a 429 or a 5xx."
     )
 
 
@@ -74,11 +96,12 @@ ANSWERED = "source math, or exact-match, compares with an answer"
 
 def answered(reward: Reward, prompts: Prompts) -> bool:
     compares = reward.source in (RewardSource.MATH, RewardSource.EXACT_MATCH)
-    return not compares or prompts.path is None or prompts.answer_field is not None
+    return not compares or prompts.reasoning_gym is not None or prompts.answer_field is not None
 
 
 def answered_cel(reward: str, prompts: str) -> str:
-    return f"!({reward}.source in ['math', 'exact-match']) || !has({prompts}.path) || has({prompts}.answerField)"
+    compares = f"{reward}.source in ['math', 'exact-match']"
+    return f"!({compares}) || has({prompts}.reasoningGym) || has({prompts}.answerField)"
 
 
 class CoefficientSchedule(Model):

@@ -5,7 +5,16 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from distill_api.base import Model, Path, ShortText, Text, preserve_unknown
-from distill_api.rules import Rule
+from distill_api.rules import Rule, matching
+
+HubId = Annotated[
+    str,
+    Field(max_length=253),
+    matching(
+        r"^[A-Za-z0-9][-._A-Za-z0-9]*(/[A-Za-z0-9][-._A-Za-z0-9]*)?$",
+        "must be a name of the Hugging Face hub, such as openai/gsm8k; a file or a folder goes into path",
+    ),
+]
 
 
 class ReasoningGym(Model):
@@ -19,21 +28,43 @@ class ReasoningGym(Model):
     )
 
 
+class Dataset(Model):
+    """A data set of the Hugging Face hub. Code that its repository brings is never run."""
+
+    name: HubId = Field(description="Its name on the hub, such as openai/gsm8k.")
+    config: ShortText | None = Field(None, description="Its configuration (subset), where it has several.")
+    split: ShortText = Field(description="Its split, such as train, or a part of one, such as test[:500].")
+    revision: ShortText | None = Field(None, description="Branch, tag or commit; the newest if absent.")
+
+
 class Prompts(Model):
-    """Where prompts come from: exactly one of path and reasoningGym."""
+    """Where prompts come from: exactly one of path, dataset and reasoningGym."""
 
     rules = (
         Rule(
-            "set exactly one of path and reasoningGym",
-            "has(self.path) != has(self.reasoningGym)",
-            lambda prompts: (prompts.path is None) != (prompts.reasoning_gym is None),
+            "set exactly one of path, dataset and reasoningGym",
+            "[has(self.path), has(self.dataset), has(self.reasoningGym)].filter(given, given).size() == 1",
+            lambda p: [p.path, p.dataset, p.reasoning_gym].count(None) == 2,
+        ),
+        Rule(
+            "responseField goes with path or dataset: reasoningGym makes no responses",
+            "!has(self.responseField) || !has(self.reasoningGym)",
+            lambda p: p.response_field is None or p.reasoning_gym is None,
         ),
     )
-    path: Path | None = Field(None, description="A JSONL file, or a folder of them, on a mounted volume.")
+    path: Path | None = Field(
+        None,
+        description="On a mounted volume: a JSONL or Parquet file, a folder of such files, several of them by a * in "
+        "the last part (data/train-*.parquet), or a folder that datasets' save_to_disk wrote.",
+    )
+    dataset: Dataset | None = Field(None, description="A data set of the Hugging Face hub instead of a file.")
     reasoning_gym: ReasoningGym | None = Field(None, description="A generated task instead of a file.")
     prompt_field: ShortText = Field(
-        "prompt", description="Field of a line that holds the prompt: a string, or a list of chat messages."
+        "prompt", description="Field of a row that holds the prompt: a string, or a list of chat messages."
     )
-    answer_field: ShortText | None = Field(None, description="Field of a line that holds the reference answer.")
+    answer_field: ShortText | None = Field(None, description="Field of a row that holds the reference answer.")
+    response_field: ShortText | None = Field(
+        None, description="Field of a row that holds a response to learn from beside the student's own, as text."
+    )
     apply_chat_template: bool = Field(True, description="Put the prompt through the student's chat template.")
     system_prompt: Text | None = Field(None, description="System message, when the chat template is applied.")

@@ -22,7 +22,7 @@ from distill_api.objective import (
     answered,
     answered_cel,
 )
-from distill_api.prompts import Prompts, ReasoningGym
+from distill_api.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.rules import ListMap, Rule, matching
 from distill_api.template import PodTemplate
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
@@ -32,6 +32,7 @@ __all__ = [
     "CoefficientSchedule",
     "Correction",
     "Data",
+    "Dataset",
     "Decay",
     "Divergence",
     "Evaluation",
@@ -54,6 +55,7 @@ __all__ = [
     "Rollout",
     "Sampling",
     "Schedule",
+    "Source",
     "Spec",
     "Student",
     "Support",
@@ -73,7 +75,7 @@ AcceleratorName = Annotated[
         "must be none, or a resource name such as nvidia.com/gpu",
     ),
 ]
-EvaluationName = Annotated[
+Name = Annotated[
     str,
     Field(max_length=40),
     matching(
@@ -115,11 +117,37 @@ class Teacher(Model):
     template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the teacher's pods.")
 
 
-class Data(Model):
-    """Training prompts."""
+class Source(Model):
+    """One of several sources of training prompts."""
 
-    prompts: Prompts = Field(description="Where the training prompts come from.")
-    shuffle: bool = Field(True, description="Shuffle the prompts anew in each epoch, by the job's seed.")
+    name: Name = Field(description="Name in metrics: lower-case letters, digits and dashes.")
+    prompts: Prompts = Field(description="Where its prompts come from.")
+    weight: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
+        1.0, description="Its share of the prompts, relative to the other sources' weights."
+    )
+    reward: Reward | None = Field(None, description="For its prompts instead of objective.reward.")
+
+
+class Data(Model):
+    """Training prompts: of one source, or mixed from several."""
+
+    rules = (
+        Rule(
+            "set exactly one of prompts and sources",
+            "has(self.prompts) != (self.sources.size() > 0)",
+            lambda data: (data.prompts is not None) != bool(data.sources),
+        ),
+    )
+    prompts: Prompts | None = Field(None, description="Where the training prompts come from.")
+    sources: Annotated[list[Source], Field(max_length=16), ListMap("name")] = Field(
+        default_factory=list, description="Several sources instead of prompts, mixed by weight."
+    )
+    shuffle: bool = Field(True, description="Shuffle the prompts of a source anew in each epoch, by the job's seed.")
+
+    @property
+    def all_sources(self) -> list[Source]:
+        """`sources`; or the one that `prompts` is, by the name prompts."""
+        return self.sources if self.prompts is None else [Source(name="prompts", prompts=self.prompts)]
 
 
 class Sampling(Model):
@@ -211,7 +239,7 @@ class Evaluation(Model):
             lambda e: answered(e.reward, e.prompts),
         ),
     )
-    name: EvaluationName = Field(description="Name in status and metrics: lower-case letters, digits and dashes.")
+    name: Name = Field(description="Name in status and metrics: lower-case letters, digits and dashes.")
     prompts: Prompts = Field(description="Where the prompts come from.")
     max_prompts: Annotated[int, Field(ge=1, le=1_000_000)] = Field(256, description="Only the first so many.")
     reward: Reward = Field(default_factory=Reward, description="The score; source none measures the KL alone.")
@@ -266,8 +294,14 @@ class Spec(Model):
         ),
         Rule(
             f"data.prompts.answerField must be set: objective.reward: {ANSWERED}",
-            answered_cel("self.objective.reward", "self.data.prompts"),
-            lambda spec: answered(spec.objective.reward, spec.data.prompts),
+            f"!has(self.data.prompts) || {answered_cel('self.objective.reward', 'self.data.prompts')}",
+            lambda spec: spec.data.prompts is None or answered(spec.objective.reward, spec.data.prompts),
+        ),
+        Rule(
+            f"prompts.answerField of each of data.sources must be set: its reward, or objective.reward: {ANSWERED}",
+            f"self.data.sources.all(s, has(s.reward) ? {answered_cel('s.reward', 's.prompts')} : "
+            f"{answered_cel('self.objective.reward', 's.prompts')})",
+            lambda spec: all(answered(s.reward or spec.objective.reward, s.prompts) for s in spec.data.sources),
         ),
         Rule(
             "trainer.optimizer.warmupSteps must be less than schedule.steps, unless its schedule is constant",
@@ -327,6 +361,13 @@ class Spec(Model):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
         None, description="Delete the finished job after so long; absent keeps it."
     )
+
+    @property
+    def needs_hub(self) -> bool:
+        """Whether something is downloaded from the Hugging Face hub."""
+        prompts = [s.prompts for s in self.data.all_sources] + [e.prompts for e in self.evaluation]
+        models = (self.student.model, self.teacher.model)
+        return not all(m.startswith("/") for m in models) or any(p.dataset is not None for p in prompts)
 
     @property
     def on_cpu(self) -> bool:

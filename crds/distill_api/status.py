@@ -98,6 +98,11 @@ class EvaluationScore(Model):
     name: Word = Field(description="Name of the evaluation.")
     step: Number = Field(0, description="Step of the newest values.")
     score: Decimal | None = Field(None, description="Mean reward of the student's responses.")
+    score_low: Decimal | None = Field(None, description="Lower bound of the score's 95 % confidence interval.")
+    score_high: Decimal | None = Field(None, description="Upper bound of the score's 95 % confidence interval.")
+    pass_at_k: Decimal | None = Field(
+        None, description="Pass@k, k = samplesPerPrompt: share of the prompts that one of the responses solves."
+    )
     reverse_kl: Decimal | None = Field(
         None, alias="reverseKL", description="Reverse KL to the teacher, nats per token."
     )

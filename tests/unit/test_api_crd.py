@@ -100,6 +100,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("path", "reasoningGym", "answerField", "systemPrompt", "function", "maxResponseTokens", "volume"),
         *("lora", "steps", "sequenceHigh", "keepEvery"),
         *("above", "below", "aboveRatio", "belowRatio", "evaluation", "drop"),
+        *("prompts", "dataset", "config", "revision", "responseField", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("image", "affinity", "serviceAccountName", "priorityClassName", "schedulerName", "runtimeClassName"),
     }

@@ -108,6 +108,14 @@ def test_code_may_pass_none_for_a_field_that_is_absent_and_use_python_names() ->
         Prompts(path=None)
 
 
+def test_a_job_of_paths_alone_needs_no_hub_until_a_data_set_is_of_one() -> None:
+    hub = {"name": "e", "prompts": {"dataset": {"name": "openai/gsm8k", "split": "test"}, "promptField": "question"}}
+    assert not parse_job(minimal()).spec.needs_hub
+    assert parse_job(minimal(evaluation=[hub])).spec.needs_hub
+    assert parse_job(minimal(data={"sources": [{"name": "s", "prompts": hub["prompts"]}]})).spec.needs_hub
+    assert parse_job(minimal(student={"model": "Qwen/Qwen3-8B"})).spec.needs_hub
+
+
 def test_an_object_of_the_api_server_is_read_with_its_status_and_metadata() -> None:
     manifest = minimal()
     manifest["metadata"] |= {"uid": "u", "managedFields": [], "creationTimestamp": "2026-01-02T03:04:05Z"}

@@ -11,6 +11,7 @@ from distill_api.job import DistillationJob, parse_job
 from distill_api.metrics import Stage
 from distill_api.status import EvaluationScore, Progress
 from distill_api.wire import ExitReason, ExitReport, Phase, ProgressReport
+from distill_workers.estimates import Estimate
 from distill_workers.evaluation import Measurement
 from distill_workers.metrics import Metrics
 from distill_workers.progress import Reporter
@@ -100,6 +101,18 @@ def test_the_best_step_is_the_best_of_all(series: list[tuple[float | None, float
     assert entry is not None and entry.best_step == best
     assert entry.best_reverse_kl == f"{series[best][1]:.5f}"
     assert entry.first_reverse_kl == "2.00000" and entry.step == len(series) - 1
+
+
+def test_the_newest_entry_has_the_interval_and_pass_at_the_largest_k() -> None:
+    passes = {1: Estimate(0.5, 0.4, 0.6), 4: Estimate(0.75, 0.6, 0.9)}
+    entry = after(None, Measurement("heldout", 0, score=0.5, score_low=0.4, score_high=0.6, pass_at=passes))
+    assert (entry.score_low, entry.score_high, entry.pass_at_k) == ("0.40000", "0.60000", "0.75000")
+
+
+def test_an_evaluation_whose_rewards_all_failed_is_not_the_best() -> None:
+    entry = after(after(None, measured(0, 0.5, 2.0)), measured(1, None, 0.1))
+    assert (entry.best_step, entry.best_score, entry.best_reverse_kl) == (0, "0.50000", "2.00000")
+    assert entry.score is None and entry.step == 1
 
 
 def test_the_exit_report_fits_a_termination_message_whatever_was_measured(tmp_path: Path) -> None:

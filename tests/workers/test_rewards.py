@@ -1,18 +1,28 @@
 """Rewards grade what they should, and one that fails or hangs fails its sample only."""
 
+import asyncio
+import os
 import sys
 import time
 import types
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 import pytest
+from aiohttp import web
 
-from distill_api.spec import Prompts, Reward
+from distill_api.spec import Prompts, Reward, RewardSource, Spec
+from distill_workers import rewards
 from distill_workers.failures import ConfigurationError
+from distill_workers.metrics import Metrics
 from distill_workers.prompts import load_prompts
-from distill_workers.rewards import Called, RewardError, build_reward
+from distill_workers.rewards import Called, RewardError, build_reward, build_rewards
 from distill_workers.sample import Prompt
+from distill_workers.server import free_port
+
+
+def reward_of(**fields: Any) -> Any:
+    return build_reward(Reward.model_validate(fields), Metrics())
 
 
 def prompt(answer: str | None, **metadata: Any) -> Prompt:
@@ -27,18 +37,18 @@ def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
 
 
 async def test_exact_match_ignores_space_around() -> None:
-    reward = build_reward(Reward(source="exact-match"))
+    reward = reward_of(source="exact-match")
     assert await reward.score(prompt("42"), " 42\n") == 1.0
     assert await reward.score(prompt("42"), "It is 42") == 0.0
 
 
 async def test_a_reference_answer_that_is_missing_is_named() -> None:
     with pytest.raises(RewardError, match=r"prompt 3 has no reference answer; set prompts\.answerField"):
-        await build_reward(Reward(source="exact-match")).score(prompt(None), "x")
+        await reward_of(source="exact-match").score(prompt(None), "x")
 
 
 async def test_math_compares_values_not_texts() -> None:
-    reward = build_reward(Reward(source="math"))
+    reward = reward_of(source="math")
     assert await reward.score(prompt("1/2"), r"So the answer is \boxed{0.5}.") == 1.0
     assert await reward.score(prompt(r"\frac{3}{4}"), r"Thus \boxed{\frac{6}{8}}") == 1.0
     assert await reward.score(prompt("34"), r"I think \boxed{35}") == 0.0
@@ -53,8 +63,8 @@ async def test_reasoning_gym_scores_with_the_task_itself() -> None:
             return {"input_ids": [ord(c) for c in text]}
 
     spec = Prompts.model_validate({"reasoningGym": {"task": "chain_sum", "size": 2}, "applyChatTemplate": False})
-    [first, _] = load_prompts(spec, Letters(), 1000, None)
-    reward = build_reward(Reward(source="reasoning-gym"))
+    [first, _], _ = load_prompts(spec, Letters(), 1000, None)
+    reward = reward_of(source="reasoning-gym")
     assert await reward.score(first, f"I add. <answer>{first.answer}</answer>") == 1.0
     assert await reward.score(first, f" {first.answer} ") == 1.0
     assert await reward.score(first, "<answer>nonsense</answer>") < 0.1
@@ -64,7 +74,7 @@ async def test_reasoning_gym_scores_with_the_task_itself() -> None:
 
 async def test_a_function_of_the_user_gets_response_answer_and_metadata(module: Any) -> None:
     module.grade = lambda response, answer, metadata: len(response) + len(answer) + metadata["x"]
-    reward = build_reward(Reward(source="python", function="my_rewards:grade"))
+    reward = reward_of(source="python", function="my_rewards:grade")
     assert await reward.score(prompt("ab", x=10), "abc") == 15.0
 
 
@@ -72,7 +82,7 @@ async def test_a_function_of_the_user_gets_response_answer_and_metadata(module: 
 async def test_a_reward_that_is_no_number_fails_the_sample(module: Any, value: Any) -> None:
     module.grade = lambda response, answer, metadata: value
     with pytest.raises(RewardError):
-        await build_reward(Reward(source="python", function="my_rewards:grade")).score(prompt("a"), "b")
+        await reward_of(source="python", function="my_rewards:grade").score(prompt("a"), "b")
 
 
 async def test_a_reward_that_raises_fails_the_sample(module: Any) -> None:
@@ -81,26 +91,148 @@ async def test_a_reward_that_raises_fails_the_sample(module: Any) -> None:
 
     module.grade = grade
     with pytest.raises(RewardError, match="KeyError"):
-        await build_reward(Reward(source="python", function="my_rewards:grade")).score(prompt("a"), "b")
+        await reward_of(source="python", function="my_rewards:grade").score(prompt("a"), "b")
 
 
 def sleepy(prompt: Prompt, response: str) -> float:
-    time.sleep(30 if response == "hang" else 0)
+    time.sleep(3 if response == "hang" else 0)
     return 1.0
 
 
 @pytest.mark.parametrize("processes", [False, True])
-async def test_a_reward_that_hangs_is_cut_off_and_the_next_one_works(processes: bool) -> None:
-    reward = Called(sleepy, processes=processes, timeout_seconds=2.0 if not processes else 8.0)
+async def test_a_reward_that_hangs_is_ended_and_takes_no_other_with_it(processes: bool) -> None:
+    """A process takes longer to start than the reward may: that is not held against it."""
+    reward = Called(sleepy, processes, timeout_seconds=0.5)
+    texts = ["a", "hang", "b", "c", "d", "e"]
+    found = await asyncio.gather(*(reward.score(prompt("a"), t) for t in texts), return_exceptions=True)
+    assert [str(f) for f in found] == ["1.0", "the reward took longer than 0.5 s", *["1.0"] * 4]
     assert await reward.score(prompt("a"), "b") == 1.0
-    reward._timeout = 0.5
-    with pytest.raises(RewardError, match="took longer than"):
-        await reward.score(prompt("a"), "hang")
-    reward._timeout = 20.0
-    assert await reward.score(prompt("a"), "b") == 1.0
+    await reward.close()
+
+
+def deadly(prompt: Prompt, response: str) -> float:
+    os._exit(1)
+
+
+async def test_a_reward_whose_process_dies_fails_its_sample() -> None:
+    reward = Called(deadly, True, timeout_seconds=20)
+    with pytest.raises(RewardError, match="process died"):
+        await reward.score(prompt("a"), "b")
+    await reward.close()
 
 
 @pytest.mark.parametrize("function", ["no_such_module:f", "math:no_such", "math:pi"])
 def test_a_function_that_is_none_is_a_fault_of_the_job(function: str) -> None:
     with pytest.raises(ConfigurationError, match=function):
-        build_reward(Reward(source="python", function=function))
+        reward_of(source="python", function=function)
+
+
+class Service:
+    """A reward's service: answers what `answers` holds, in turn, and the last of it for ever."""
+
+    def __init__(self) -> None:
+        self.answers: list[tuple[int, str]] = [(200, '{"reward": 0.5}')]
+        self.asked: list[Any] = []
+        self.delay = 0.0
+        self.url = ""
+
+    async def answer(self, request: web.Request) -> web.Response:
+        self.asked.append(await request.json())
+        await asyncio.sleep(self.delay)
+        status, text = self.answers.pop(0) if len(self.answers) > 1 else self.answers[0]
+        return web.Response(status=status, text=text)
+
+
+@pytest.fixture
+async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
+    monkeypatch.setattr(rewards, "BACKOFF_SECONDS", (0.01, 0.02))
+    made, app, port = Service(), web.Application(), free_port()
+    app.router.add_post("/score", made.answer)
+    runner = web.AppRunner(app)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
+    made.url = f"http://127.0.0.1:{port}/score"
+    yield made
+    await runner.cleanup()
+
+
+async def ask(url: str, metrics: Metrics | None = None, **fields: Any) -> float:
+    reward = build_reward(Reward(source=RewardSource.HTTP, url=url, **fields), metrics or Metrics())
+    try:
+        return await reward.score(prompt("4", level=2), "It is 4")
+    finally:
+        await reward.close()
+
+
+def requests(metrics: Metrics) -> dict[str, float]:
+    lines = [x for x in metrics.text().decode().splitlines() if x.startswith("distill_reward_requests_total{")]
+    return {line.split('"')[1]: float(line.split()[-1]) for line in lines}
+
+
+async def test_a_service_is_sent_all_that_a_reward_needs(service: Service) -> None:
+    assert await ask(service.url) == 0.5
+    assert service.asked == [{"prompt": "?", "response": "It is 4", "answer": "4", "metadata": {"level": 2}}]
+
+
+async def test_a_service_that_is_busy_is_asked_again_and_every_request_is_counted(service: Service) -> None:
+    service.answers = [(503, "starting"), (429, "slow down"), (200, '{"reward": 1}')]
+    metrics = Metrics()
+    assert await ask(service.url, metrics, retries=2) == 1.0
+    assert requests(metrics) == {"503": 1.0, "429": 1.0, "200": 1.0}
+
+
+async def test_a_service_that_stays_down_fails_the_sample_after_its_retries(service: Service) -> None:
+    service.answers = [(500, "out of memory")]
+    with pytest.raises(RewardError, match=r"3 requests failed; the last: answered 500: out of memory"):
+        await ask(service.url, retries=2)
+    assert len(service.asked) == 3
+
+
+async def test_a_service_that_is_not_there_or_too_slow_fails_the_sample(service: Service) -> None:
+    metrics = Metrics()
+    with pytest.raises(RewardError, match="2 requests failed; the last: ClientConnectorError"):
+        await ask(f"http://127.0.0.1:{free_port()}/", metrics, retries=1)
+    assert requests(metrics) == {"error": 2.0}
+    service.delay = 1.5
+    with pytest.raises(RewardError, match="1 requests failed; the last: not answered within 1 s"):
+        await ask(service.url, retries=0, timeout_seconds=1)
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "0.5", "[]", "{}", '{"reward": "1"}', '{"reward": true}', '{"reward": NaN}', '{"reward": 1' + "0" * 400 + "}"],
+)
+async def test_an_answer_that_is_no_reward_fails_the_sample_at_once(service: Service, text: str) -> None:
+    service.answers = [(200, text)]
+    with pytest.raises(RewardError, match=r"it must be \{\"reward\": NUMBER\}"):
+        await ask(service.url)
+    assert len(service.asked) == 1
+
+
+async def test_a_refusal_is_not_asked_again(service: Service) -> None:
+    service.answers = [(422, "no field answer")]
+    with pytest.raises(RewardError, match="answered 422: no field answer"):
+        await ask(service.url)
+    assert len(service.asked) == 1
+
+
+def test_a_source_has_its_own_reward_and_else_that_of_the_objective() -> None:
+    where = {"path": "/data/a.jsonl", "answerField": "answer"}
+    sources = [
+        {"name": "plain", "prompts": where},
+        {"name": "own", "prompts": where, "reward": {"source": "math"}},
+        {"name": "none", "prompts": where, "reward": {"source": "none"}},
+        {"name": "same", "prompts": where, "reward": {"source": "exact-match"}},
+    ]
+    spec = Spec.model_validate(
+        {
+            "student": {"model": "/m"},
+            "teacher": {"model": "/m"},
+            "data": {"sources": sources},
+            "objective": {"reward": {"source": "exact-match"}},
+            "schedule": {"steps": 1},
+        }
+    )
+    found = build_rewards(spec, Metrics())
+    assert found.keys() == {"plain", "own", "same"}
+    assert found["plain"] is found["same"] is not found["own"]

@@ -53,15 +53,15 @@ def pipeline(
     metrics: Metrics,
     engines: Engines,
     teacher: Teacher,
-    reward: Any = None,
+    rewards: Any = None,
     objective: Any = None,
     **rollout: Any,
 ) -> Rollouts:
     changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
     spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {})).spec
-    cursor = Cursor([Prompt(i, [i], str(i)) for i in range(8)], seed=0, shuffle=False)
+    cursor = Cursor([Prompt(i, [i], str(i), source="sums") for i in range(8)], seed=0, shuffle=False)
     parts: Any = (engines, teacher)
-    return Rollouts(spec, cursor, *parts, reward, str, metrics)
+    return Rollouts(spec, cursor, *parts, rewards or {}, str, metrics)
 
 
 def failed(metrics: Metrics) -> dict[str, float]:
@@ -89,35 +89,44 @@ async def test_what_an_engine_refuses_is_left_out_and_the_step_goes_on(tmp_path:
     assert failed(metrics) == {"engine": 2.0 * TRIES}
 
 
+class Counting:
+    """The first reward is 1, the next 2, and so on; number `fails` fails."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.fails, self.calls = fails, 0
+
+    async def score(self, prompt: Prompt, response: str) -> float:
+        self.calls += 1
+        if self.calls == self.fails:
+            raise RewardError("division by zero")
+        return float(self.calls)
+
+
 async def test_a_sample_has_its_advantage_without_a_coefficient(tmp_path: Path, metrics: Metrics) -> None:
-    class Reward:
-        calls = 0
-
-        async def score(self, prompt: Prompt, response: str) -> float:
-            self.calls += 1
-            return float(self.calls)
-
     objective = {"reward": {"source": "exact-match"}, "rewardCoefficient": 5, "advantage": "leave-one-out"}
-    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), Reward(), objective, promptsPerStep=1)
+    rewards = {"sums": Counting()}
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), rewards, objective, promptsPerStep=1)
     samples = await samples_of(rollouts.take(0, 1))
     assert [(s.reward, s.advantage) for s in samples] == [(1.0, -1.0), (2.0, 1.0)]
 
 
 async def test_a_reward_that_raises_fails_its_own_sample_alone(tmp_path: Path, metrics: Metrics) -> None:
-    class Reward:
-        calls = 0
-
-        async def score(self, prompt: Prompt, response: str) -> float:
-            self.calls += 1
-            if self.calls == 2:
-                raise RewardError("division by zero")
-            return float(self.calls)
-
-    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), Reward(), promptsPerStep=1, samplesPerPrompt=3)
+    rewards, engines = {"sums": Counting(fails=2)}, Engines(set())
+    rollouts = pipeline(tmp_path, metrics, engines, Teacher({}), rewards, promptsPerStep=1, samplesPerPrompt=3)
     samples = await samples_of(rollouts.take(0, 1))
     assert [s.reward for s in samples] == [1.0, 3.0]
     assert sum(s.advantage for s in samples) == pytest.approx(0) and samples[1].advantage > 0.5
     assert failed(metrics) == {"reward": 1.0}
+
+
+@pytest.mark.parametrize(("source", "rewards"), [("sums", [1.0, 2.0]), ("another", [None, None])])
+async def test_the_reward_of_a_prompt_is_that_of_its_source(
+    tmp_path: Path, metrics: Metrics, source: str, rewards: list[float | None]
+) -> None:
+    made = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), {source: Counting()}, promptsPerStep=1)
+    samples = await samples_of(made.take(0, 1))
+    assert [s.reward for s in samples] == rewards and {s.source for s in samples} == {"sums"}
+    assert all(bool(s.advantage) == (s.reward is not None) for s in samples)
 
 
 async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Path, metrics: Metrics) -> None:

@@ -1,4 +1,4 @@
-"""`distill`: run, validate and report.
+"""`distill`: run, validate, evaluate and report.
 
 Exit codes: 0 done, 1 invalid or failed, 75 stopped or try again, 78 configuration, 130 ended by a second Ctrl-C.
 """
@@ -62,6 +62,36 @@ def run(args: argparse.Namespace) -> int:
     return code
 
 
+def evaluate(args: argparse.Namespace) -> int:
+    """Measures a model as a run of the job would."""
+    import asyncio
+    import dataclasses
+    import json
+
+    from rich.console import Console
+
+    from distill_workers.engine import EngineUnavailable
+    from distill_workers.evaluate import evaluate, table
+    from distill_workers.failures import Failure
+    from distill_workers.local_run import with_volumes
+    from distill_workers.server import ServerFailed
+    from distill_workers.teacher import TeacherUnreachable
+
+    load_job(args.file)
+    spec = parse_job(with_volumes(read_manifest(args.file.read_text()), dict(args.volume))).spec
+    try:
+        measured = asyncio.run(evaluate(spec, args.model, args.evaluation, args.teacher))
+    except (Failure, EngineUnavailable, ServerFailed, TeacherUnreachable) as error:
+        print(f"distill: {error}", file=sys.stderr)
+        return 1
+    if args.output == "json":
+        found = [dataclasses.asdict(m) for m in measured]
+        print(json.dumps({"model": args.model, "evaluations": found}, indent=1))
+    else:
+        Console().print(table(args.model, measured))
+    return 0
+
+
 def report(args: argparse.Namespace) -> int:
     """Draws the curve of a run folder again."""
     import json
@@ -105,6 +135,20 @@ def parser() -> argparse.ArgumentParser:
         help="/MOUNT=FOLDER: where a mounted volume of the job is here",
     )
     c.set_defaults(call=run)
+    c = commands.add_parser("evaluate", help="measure a model by the evaluations of a job")
+    c.add_argument("--model", required=True, help="folder of the model, such as a run's model/, or a hub id")
+    c.add_argument("-f", "--file", type=Path, required=True, help="the job")
+    c.add_argument("--evaluation", action="append", default=[], metavar="NAME", help="only this one; may be repeated")
+    c.add_argument(
+        "--teacher",
+        nargs="?",
+        const="here",
+        metavar="HOST:PORT",
+        help="measure the reverse KL too, with the teacher served on this machine, or by one that already serves",
+    )
+    c.add_argument("--volume", type=volume, action="append", default=[], help="/MOUNT=FOLDER, as of run")
+    c.add_argument("--output", choices=["table", "json"], default="table")
+    c.set_defaults(call=evaluate)
     c = commands.add_parser("report", help="draw the curve of a run folder")
     c.add_argument("folder", type=Path)
     c.set_defaults(call=report)

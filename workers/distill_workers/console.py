@@ -124,7 +124,12 @@ def evaluation_lines(report: ProgressReport) -> list[str]:
         f"{'Evaluation':<10} step {e.step}: {e.name}, "
         + ", ".join(
             f"{what} {value}"
-            for what, value in (("score", e.score), ("reverse KL", e.reverse_kl), ("teacher's score", e.teacher_score))
+            for what, value in (
+                ("score", f"{e.score} ({e.score_low} to {e.score_high})" if e.score_low else e.score),
+                ("pass@k", e.pass_at_k),
+                ("reverse KL", e.reverse_kl),
+                ("teacher's score", e.teacher_score),
+            )
             if value is not None
         )
         for e in report.progress.evaluations

@@ -115,6 +115,8 @@ class Recorder:
             self._metrics.set("distill_token_kl_high_ratio", line["token_kl"]["high_ratio"])
         for source, kl in line["reverse_kl_by_source"].items():
             self._metrics.set("distill_source_reverse_kl_nats", kl, source=source)
+        for source, mean in line["reward_by_source"].items():
+            self._metrics.set("distill_source_reward_mean", mean, source=source)
         self._metrics.add("distill_tokens", line["response_tokens"], kind="train")
         self._recent_seconds = [*self._recent_seconds[1 - RECENT_STEPS :], step.seconds]
         self._reporter.progress(
@@ -138,6 +140,8 @@ class Recorder:
         self._evaluations[name] = after(self._evaluations.get(name), measured)
         if measured.score is not None:
             self._metrics.set("distill_evaluation_score", measured.score, evaluation=name)
+        for k, estimate in measured.pass_at.items():
+            self._metrics.set("distill_evaluation_pass_ratio", estimate.value, evaluation=name, k=str(k))
         if measured.reverse_kl is not None:
             self._metrics.set("distill_evaluation_reverse_kl_nats", measured.reverse_kl, evaluation=name)
         line = dataclasses.asdict(measured)
@@ -222,6 +226,10 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         "reward_stddev": statistics.pstdev(rewards) if rewards else None,
         "token_kl": summary(samples),
         "reverse_kl_by_source": source_kl(samples),
+        "reward_by_source": {
+            source: statistics.fmean(s.reward for s in samples if s.reward is not None and s.source == source)
+            for source in sorted({s.source for s in samples if s.reward is not None})
+        },
         "stages": stages,
     }
 
@@ -233,8 +241,12 @@ def after(old: EvaluationScore | None, new: Measurement) -> EvaluationScore:
         name=new.name, first_score=score, first_reverse_kl=kl, teacher_score=decimal(new.teacher_score)
     )
     changes: dict[str, Any] = {"step": new.step, "score": score, "reverse_kl": kl}
+    changes |= {"score_low": decimal(new.score_low), "score_high": decimal(new.score_high)}
+    changes["pass_at_k"] = decimal(new.pass_at[max(new.pass_at)].value) if new.pass_at else None
     if new.score is not None:
         better = entry.best_score is None or new.score > float(entry.best_score)
+    elif entry.best_score is not None:
+        better = False  # all of its responses failed, which says nothing about the student
     else:
         lowest = entry.best_reverse_kl
         better = new.reverse_kl is not None and (lowest is None or new.reverse_kl < float(lowest))

@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -69,12 +69,13 @@ class Rollouts:
         cursor: Cursor,
         fleet: Fleet,
         teacher: TeacherPool,
-        reward: Reward | None,
+        rewards: Mapping[str, Reward],
         decode: Callable[[list[int]], str],
         metrics: Metrics,
     ) -> None:
         self._spec, self._cursor, self._fleet, self._teacher = spec, cursor, fleet, teacher
-        self._reward, self._decode, self._metrics = reward, decode, metrics
+        # By source of the prompt; those of a source that is not among them have none.
+        self._rewards, self._decode, self._metrics = rewards, decode, metrics
         self._batches: dict[int, Batch] = {}
         self._top_k = spec.objective.top_k if spec.objective.support is Support.TOP_K else None
 
@@ -98,10 +99,12 @@ class Rollouts:
         prompts = self._cursor.next(self._spec.rollout.prompts_per_step)
         batch = Batch(step, self._cursor.state())
         siblings = range(self._spec.rollout.samples_per_prompt)
-        if self._reward is not None:
-            parts = [self._group(batch, prompt) for prompt in prompts]
-        else:
-            parts = [self._sample(batch, prompt, sibling) for prompt in prompts for sibling in siblings]
+        parts: list[Coroutine[Any, Any, list[Sample]]] = []
+        for prompt in prompts:
+            if prompt.source in self._rewards:
+                parts.append(self._group(batch, prompt))
+            else:
+                parts += [self._sample(batch, prompt, sibling) for sibling in siblings]
         batch.parts = [asyncio.create_task(part) for part in parts]
         return batch
 
@@ -168,5 +171,5 @@ class Rollouts:
         self._metrics.add("distill_tokens", len(sample.response_ids), kind="teacher")
 
     async def _grade(self, prompt: Prompt, sample: Sample) -> None:
-        if self._reward is not None:
-            sample.reward = await self._reward.score(prompt, self._decode(sample.response_ids))
+        if prompt.source in self._rewards:
+            sample.reward = await self._rewards[prompt.source].score(prompt, self._decode(sample.response_ids))

@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt; `index` is its position in its source."""
+    """One prompt; `index` is its own among the prompts of a run, in the order of the data."""
 
     index: int
     ids: list[int]

@@ -13,7 +13,6 @@ from pathlib import Path
 import torch.distributed as dist
 
 from distill_api.job import DistillationJob, InvalidManifest, load_job
-from distill_api.spec import RewardSource
 from distill_api.wire import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, ProgressReport, Variable
 from distill_workers.checkpoints import DamagedCheckpoints
 from distill_workers.evaluation import Evaluator
@@ -26,8 +25,8 @@ from distill_workers.megatron.student import MegatronStudent
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
 from distill_workers.progress import Reporter
-from distill_workers.prompts import Cursor, PromptError, load_prompts
-from distill_workers.rewards import build_reward
+from distill_workers.prompts import Cursor, PromptError, load_data
+from distill_workers.rewards import build_rewards
 from distill_workers.rollouts import Rollouts
 from distill_workers.runfolder import ForeignRun, RunFolder, write_whole
 from distill_workers.teacher import TeacherPool, TeacherUnreachable
@@ -51,11 +50,11 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         reporter = Reporter(folder, metrics, spec.schedule.steps)
         await reporter.serve(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=spec.trust_remote_code)
-        prompts = load_prompts(spec.data.prompts, tokenizer, spec.rollout.max_prompt_tokens, None)
-        cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle)
-        evaluators = [Evaluator(spec, e, tokenizer) for e in spec.evaluation]
-        source = spec.objective.reward.source
-        reward = None if source is RewardSource.NONE else build_reward(spec.objective.reward)
+        prompts = load_data(spec.data, tokenizer, spec.rollout.max_prompt_tokens, metrics)
+        weights = {source.name: source.weight for source in spec.data.all_sources}
+        cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
+        evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in spec.evaluation]
+        rewards = build_rewards(spec, metrics)
         teacher = TeacherPool(os.environ[Variable.TEACHER], spec, metrics)
         fleet = Fleet(job, folder, metrics)
         try:
@@ -65,7 +64,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
                 cursor,
                 fleet,
                 teacher,
-                reward,
+                rewards,
                 lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
                 metrics,
             )
@@ -83,6 +82,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             await fleet.close()
             await teacher.close()
             await reporter.close()
+            await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
     finally:
         team.dismiss()
 

@@ -168,7 +168,7 @@ def _environment(job: DistillationJob) -> list[Json]:
         # An engine actor asks Ray for no accelerator, and uses those of its pod.
         {"name": "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "value": "0"},
     ]
-    if all(model.startswith("/") for model in (spec.student.model, spec.teacher.model)):
+    if not spec.needs_hub:
         found.append({"name": "HF_HUB_OFFLINE", "value": "1"})
     return found
 

@@ -1,0 +1,120 @@
+"""`distill evaluate`: a finished model, measured as a run measures its student: by one engine on this machine."""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from rich.table import Table
+
+from distill_api.spec import Evaluation, RewardSource, Spec
+from distill_workers.engine import Engine, Response
+from distill_workers.estimates import Estimate
+from distill_workers.evaluation import Evaluator, Measurement
+from distill_workers.metrics import Metrics
+from distill_workers.model_folder import model_folder
+from distill_workers.server import SGLangServer, free_port
+from distill_workers.teacher import TeacherPool
+
+HERE = "here"
+"""The teacher is served on this machine, rather than at an address."""
+WEIGHTS = 0
+"""Version of weights that no run has pushed."""
+
+
+class OneEngine:
+    """An engine as Evaluator asks for it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def generate(
+        self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
+    ) -> list[Response]:
+        return await self._engine.generate(prompt_ids, seeds, max_new_tokens, temperature, top_p)
+
+
+def chosen(spec: Spec, names: Sequence[str], with_teacher: bool) -> list[Evaluation]:
+    """Those of spec.evaluation that are named, or all. Raises ValueError for what cannot be measured."""
+    known = {e.name: e for e in spec.evaluation}
+    if not known:
+        raise ValueError("the job has no spec.evaluation: add what shall be measured")
+    if unknown := [n for n in names if n not in known]:
+        raise ValueError(f"spec.evaluation has no {', '.join(unknown)}: it has {', '.join(known)}")
+    found = [known[n] for n in names] if names else list(known.values())
+    if not with_teacher and (bare := [e.name for e in found if e.reward.source is RewardSource.NONE]):
+        raise ValueError(
+            f"evaluation {', '.join(bare)} has no reward, and so measures the reverse KL alone: add --teacher"
+        )
+    return found
+
+
+async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | None) -> list[Measurement]:
+    """`teacher` is HERE, HOST:PORT of one that serves, or None to leave out what needs it.
+
+    Raises ValueError, Failure, and what a server that does not start or answer raises.
+    """
+    from transformers import AutoTokenizer
+
+    evaluations = chosen(spec, names, teacher is not None)
+    folder = model_folder(model, "--model")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    metrics = Metrics()
+    evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in evaluations]
+    with tempfile.TemporaryDirectory(prefix="distill-evaluate-") as logs:
+        engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs)
+        async with teacher_pool(spec, teacher, Path(logs), metrics) as pool:
+            try:
+                await asyncio.gather(engine.start(str(folder)), *([pool.start()] if pool else []))
+                return [await e.measure(WEIGHTS, OneEngine(engine), pool) for e in evaluators]
+            finally:
+                await engine.stop()
+                await asyncio.gather(*(e.close() for e in evaluators))
+
+
+@asynccontextmanager
+async def teacher_pool(
+    spec: Spec, teacher: str | None, logs: Path, metrics: Metrics
+) -> AsyncIterator[TeacherPool | None]:
+    """A pool that has yet to be started; the server behind it, if it is one of ours, is on its way up."""
+    if teacher is None:
+        yield None
+        return
+    server: SGLangServer | None = None
+    if teacher == HERE:
+        folder = str(model_folder(spec.teacher.model, "spec.teacher.model"))
+        server = SGLangServer(folder, spec, "teacher", port=free_port(), log=logs / "teacher.log")
+        server.start()
+        teacher = f"127.0.0.1:{server.port}"
+    pool = TeacherPool(teacher, spec, metrics)
+    try:
+        yield pool
+    finally:
+        await pool.close()
+        if server is not None:
+            server.stop()
+
+
+def table(model: str, measured: Sequence[Measurement]) -> Table:
+    made = Table(title=model, title_justify="left", caption_justify="left")
+    for name in ("evaluation", "measure", "value", "95 % interval"):
+        made.add_column(name)
+    for m in measured:
+        rows = [("score", between(m.score, m.score_low, m.score_high)), *passes(m.pass_at)]
+        rows += [("reverse KL, nats", between(m.reverse_kl)), ("teacher's score", between(m.teacher_score))]
+        for measure, cells in rows:
+            if cells is not None:
+                made.add_row(m.name, measure, *cells)
+        made.add_row(m.name, "prompts, failed responses", f"{m.prompts}, {m.failed}", "", end_section=True)
+    return made
+
+
+def passes(estimates: dict[int, Estimate]) -> list[tuple[str, tuple[str, str] | None]]:
+    return [(f"pass@{k}", between(e.value, e.low, e.high)) for k, e in estimates.items()]
+
+
+def between(value: float | None, low: float | None = None, high: float | None = None) -> tuple[str, str] | None:
+    if value is None:
+        return None
+    return f"{value:.4f}", "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
