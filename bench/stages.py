@@ -95,6 +95,9 @@ class Teacher:
         self._token_seconds = stages.score / (PROMPTS * SIBLINGS * MEAN_CUT)
         self._turn = asyncio.Lock()
 
+    async def prefetch(self, prompt_ids: list[int]) -> None:
+        pass
+
     async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
         async with self._turn:
             await asyncio.sleep(len(response_ids) * self._token_seconds)
@@ -156,9 +159,9 @@ async def step_seconds(stages: Stages, *, max_policy_lag: int, partial: bool, st
     run_folder.claim()
     fleet, teacher, team = StubFleet(job, stages), Teacher(stages), Team(stages)
     cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
-    pipeline: Any = (cursor, fleet, teacher, None, str, metrics)
-    rollouts = Rollouts(job.spec, *pipeline)
     tokenizer = SimpleNamespace(decode=str)
+    pipeline: Any = (cursor, fleet, teacher, {}, tokenizer, metrics)
+    rollouts = Rollouts(job.spec, *pipeline)
     parts: Any = (team, fleet, teacher, cursor, rollouts, [], Reporter(run_folder, metrics, 1000), tokenizer)
     loop = Loop(job, run_folder, *parts)
     clock = asyncio.get_running_loop()

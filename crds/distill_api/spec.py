@@ -304,6 +304,15 @@ class Spec(Model):
             lambda spec: all(answered(s.reward or spec.objective.reward, s.prompts) for s in spec.data.sources),
         ),
         Rule(
+            "objective.datasetShare above 0 needs prompts.responseField, of each source: what is learned from there",
+            "self.objective.datasetShare == 0.0 || (has(self.data.prompts) ? has(self.data.prompts.responseField) : "
+            "self.data.sources.all(s, has(s.prompts.responseField)))",
+            lambda spec: (
+                spec.objective.dataset_share == 0
+                or all(s.prompts.response_field is not None for s in spec.data.all_sources)
+            ),
+        ),
+        Rule(
             "trainer.optimizer.warmupSteps must be less than schedule.steps, unless its schedule is constant",
             "self.trainer.optimizer.schedule == 'constant' || self.trainer.optimizer.warmupSteps < self.schedule.steps",
             lambda spec: (

@@ -34,13 +34,28 @@ class Teacher:
     """Fails the first scores of a prompt as often as `failures` says."""
 
     def __init__(self, failures: dict[int, int]) -> None:
-        self.failures = failures
+        self.failures, self.prefetched = failures, list[list[int]]()
+
+    async def prefetch(self, prompt_ids: list[int]) -> None:
+        self.prefetched.append(prompt_ids)
 
     async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
         if self.failures.get(prompt_ids[0], 0) > 0:
             self.failures[prompt_ids[0]] -= 1
             raise BadScore("ids", "other ids came back")
         return Scores([-1.0, -1.0], None, None)
+
+
+class Tokenizer:
+    """A token for each letter."""
+
+    eos_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(map(chr, ids))
 
 
 @pytest.fixture
@@ -55,13 +70,15 @@ def pipeline(
     teacher: Teacher,
     rewards: Any = None,
     objective: Any = None,
+    data: Any = None,
     **rollout: Any,
 ) -> Rollouts:
     changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
-    spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {})).spec
-    cursor = Cursor([Prompt(i, [i], str(i), source="sums") for i in range(8)], seed=0, shuffle=False)
+    spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {}, data=data or {})).spec
+    prompts = [Prompt(i, [i], str(i), source="sums", response=f"={i}") for i in range(8)]
+    cursor = Cursor(prompts, seed=0, shuffle=False)
     parts: Any = (engines, teacher)
-    return Rollouts(spec, cursor, *parts, rewards or {}, str, metrics)
+    return Rollouts(spec, cursor, *parts, rewards or {}, Tokenizer(), metrics)
 
 
 def failed(metrics: Metrics) -> dict[str, float]:
@@ -127,6 +144,21 @@ async def test_the_reward_of_a_prompt_is_that_of_its_source(
     samples = await samples_of(made.take(0, 1))
     assert [s.reward for s in samples] == rewards and {s.source for s in samples} == {"sums"}
     assert all(bool(s.advantage) == (s.reward is not None) for s in samples)
+
+
+async def test_a_share_of_the_sequences_is_the_data_sets_own(tmp_path: Path, metrics: Metrics) -> None:
+    """With two responses to a prompt, a third of the sequences is half of the prompts."""
+    engines, teacher = Engines(set()), Teacher({})
+    prompts = {"path": "/prompts.jsonl", "responseField": "response"}
+    objective = {"support": "top-k", "datasetShare": 1 / 3}
+    rollouts = pipeline(tmp_path, metrics, engines, teacher, objective=objective, data={"prompts": prompts})
+    samples = await samples_of(rollouts.take(0, 1))
+    supervised = [s for s in samples if s.supervised]
+    assert len(supervised) == 2 and len(samples) == 6 and len(engines.seeds) == 4
+    for sample in supervised:
+        assert sample.response_ids == [ord("="), ord(str(sample.prompt_index)), 0]
+        assert sample.engine_logprobs == [0.0] * 3 and len(sample.teacher_logprobs) == 2
+    assert len(teacher.prefetched) == 2, "only prompts with siblings are worth it"
 
 
 async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Path, metrics: Metrics) -> None:

@@ -253,11 +253,10 @@ class Loop:
 
     async def _evaluate(self) -> bool:
         """Whether the run goes on from this step."""
-        decisions = []
         with self._record.timed(Stage.EVALUATE):
-            for evaluator in self._evaluators:
-                measured = await self._unless_stopped(evaluator.measure(self._step, self._fleet, self._teacher))
-                decisions.append(self._guards.after_evaluation(self._record.evaluation(measured)))
+            work = (evaluator.measure(self._step, self._fleet, self._teacher) for evaluator in self._evaluators)
+            measured = await self._unless_stopped(asyncio.gather(*work))
+        decisions = [self._guards.after_evaluation(self._record.evaluation(m)) for m in measured]
         if self._spec.schedule.keep_best and self._record.best_step() == self._step:
             # A best step that was not saved could not be gone back to.
             await self.checkpoint()

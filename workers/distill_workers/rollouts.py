@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +26,7 @@ from distill_workers.objective.advantages import reward_advantages
 from distill_workers.prompts import Cursor
 from distill_workers.rewards import Reward, RewardError
 from distill_workers.sample import Prompt, Sample
+from distill_workers.supervised import supervised_positions, supervised_sample
 from distill_workers.teacher import BadScore, TeacherPool
 
 log = logging.getLogger(__name__)
@@ -70,13 +71,14 @@ class Rollouts:
         fleet: Fleet,
         teacher: TeacherPool,
         rewards: Mapping[str, Reward],
-        decode: Callable[[list[int]], str],
+        tokenizer: Any,
         metrics: Metrics,
     ) -> None:
         self._spec, self._cursor, self._fleet, self._teacher = spec, cursor, fleet, teacher
         # By source of the prompt; those of a source that is not among them have none.
-        self._rewards, self._decode, self._metrics = rewards, decode, metrics
+        self._rewards, self._tokenizer, self._metrics = rewards, tokenizer, metrics
         self._batches: dict[int, Batch] = {}
+        self._prefetches: set[asyncio.Task[None]] = set()
         self._top_k = spec.objective.top_k if spec.objective.support is Support.TOP_K else None
 
     def ahead(self, step: int, last_step: int) -> None:
@@ -94,19 +96,47 @@ class Rollouts:
         for batch in self._batches.values():
             batch.cancel()
         self._batches.clear()
+        for prefetch in self._prefetches:
+            prefetch.cancel()
 
     def _launch(self, step: int) -> Batch:
-        prompts = self._cursor.next(self._spec.rollout.prompts_per_step)
+        spec = self._spec
+        prompts = self._cursor.next(spec.rollout.prompts_per_step)
         batch = Batch(step, self._cursor.state())
-        siblings = range(self._spec.rollout.samples_per_prompt)
+        siblings = range(spec.rollout.samples_per_prompt)
+        supervised = supervised_positions(
+            spec.objective.dataset_share, spec.seed, step, len(prompts), spec.rollout.samples_per_prompt
+        )
         parts: list[Coroutine[Any, Any, list[Sample]]] = []
-        for prompt in prompts:
+        for position, prompt in enumerate(prompts):
+            if position in supervised:
+                parts.append(self._supervised(batch, prompt))
+                continue
+            self._prefetch(prompt)
             if prompt.source in self._rewards:
                 parts.append(self._group(batch, prompt))
             else:
                 parts += [self._sample(batch, prompt, sibling) for sibling in siblings]
         batch.parts = [asyncio.create_task(part) for part in parts]
         return batch
+
+    def _prefetch(self, prompt: Prompt) -> None:
+        """The teacher reads the prompt while the student answers it."""
+        if self._spec.rollout.samples_per_prompt > 1:
+            task = asyncio.create_task(self._teacher.prefetch(prompt.ids))
+            self._prefetches.add(task)
+            task.add_done_callback(self._prefetches.discard)
+
+    async def _supervised(self, batch: Batch, prompt: Prompt) -> list[Sample]:
+        """The data set's own response, scored."""
+        limit = self._spec.rollout.max_response_tokens
+        sample = supervised_sample(prompt, self._tokenizer, limit, batch.step)
+        try:
+            await self._score(sample)
+        except BadScore as error:
+            self._failed(batch, prompt, error.reason, error)
+            return []
+        return [sample]
 
     async def _group(self, batch: Batch, prompt: Prompt) -> list[Sample]:
         siblings = range(self._spec.rollout.samples_per_prompt)
@@ -172,4 +202,5 @@ class Rollouts:
 
     async def _grade(self, prompt: Prompt, sample: Sample) -> None:
         if prompt.source in self._rewards:
-            sample.reward = await self._rewards[prompt.source].score(prompt, self._decode(sample.response_ids))
+            text = self._tokenizer.decode(sample.response_ids, skip_special_tokens=True)
+            sample.reward = await self._rewards[prompt.source].score(prompt, text)

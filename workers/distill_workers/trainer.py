@@ -59,15 +59,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         fleet = Fleet(job, folder, metrics)
         try:
             await asyncio.gather(teacher.start(), fleet.start(str(model)))
-            rollouts = Rollouts(
-                spec,
-                cursor,
-                fleet,
-                teacher,
-                rewards,
-                lambda ids: tokenizer.decode(ids, skip_special_tokens=True),
-                metrics,
-            )
+            rollouts = Rollouts(spec, cursor, fleet, teacher, rewards, tokenizer, metrics)
             loop = Loop(job, folder, team, fleet, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
             try:
