@@ -298,15 +298,16 @@ class Loop:
         """Goes on from a checkpoint, but with the prompts that come next: with those that led away from there, in the
         same order, it would be led away again (PaLM, arXiv 2204.02311, section 5.1)."""
         self._rollouts.cancel()
-        await self._team.run(self._team.load, path)
-        self._step = self._checkpoint_step = saved["step"]
-        self._cursor.restore(self._cursor_state)
-        self._guards.rolled_back(saved["guards"])
-        self._record.rolled_back(saved, self._step)
-        told = dataclasses.replace(decision, message=f"{decision.message}; back to step {self._step}")
-        self._record.guard(told, self._step, self._guards.coefficient_factor)
-        self._folder.roll_back(path, self._state())
+        # An engine that comes back gets the trainer's weights as they are: not these, under the old version.
         async with self._fleet.weights_change():
+            await self._team.run(self._team.load, path)
+            self._step = self._checkpoint_step = saved["step"]
+            self._cursor.restore(self._cursor_state)
+            self._guards.rolled_back(saved["guards"])
+            self._record.rolled_back(saved, self._step)
+            told = dataclasses.replace(decision, message=f"{decision.message}; back to step {self._step}")
+            self._record.guard(told, self._step, self._guards.coefficient_factor)
+            self._folder.roll_back(path, self._state())
             await self._fleet.settle()
             await self._push()
 
