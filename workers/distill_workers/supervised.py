@@ -18,7 +18,8 @@ def supervised_positions(
     """
     k = samples_per_prompt
     wanted = prompts * k * dataset_share / (1 - dataset_share + k * dataset_share)
-    count = math.floor(wanted * (step + 1)) - math.floor(wanted * step)
+    # A share such as 1/3 is not exact: the slack keeps a whole number from being floored to the one below.
+    count = math.floor(wanted * (step + 1) + 1e-9) - math.floor(wanted * step + 1e-9)
     return frozenset(random.Random(f"{seed}/supervised/{step}").sample(range(prompts), count))
 
 
