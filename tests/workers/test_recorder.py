@@ -10,8 +10,8 @@ from runs import arithmetic
 
 from distill_api.guards import GuardAction
 from distill_api.job import parse_job
-from distill_api.spec import Schedule
 from distill_api.metrics import Stage
+from distill_api.spec import Schedule
 from distill_workers.evaluation import Measurement
 from distill_workers.guards import Decision
 from distill_workers.metrics import Metrics
