@@ -201,6 +201,7 @@ def main() -> None:
                 if number:  # the first round touches memory and fills caches
                     cpu[way].append(wanted / spent / 1e9)
                     clock[way].append(wanted / took / 1e9)
+        print(json.dumps({"gb_per_cpu_second": cpu}), flush=True)
         peak = {}
         for way in ways.all:
             command = [sys.executable, "-W", "ignore", __file__, "--child", str(folder), way]
@@ -213,7 +214,6 @@ def main() -> None:
     for way in ways.all:
         ratios = [own / limit for own, limit in zip(cpu[way], plain, strict=True)]
         print(f"| {way} | {spread(cpu[way])} | {spread(ratios)} | {spread(clock[way])} | {peak[way]:.0f} |")
-    print("\n" + json.dumps({"gb_per_cpu_second": cpu, "extra_peak_mb": peak}))
 
 
 def spread(values: list[float]) -> str:

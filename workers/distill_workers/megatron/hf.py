@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 
 from distill_workers.megatron import lora, tensor_file
-from distill_workers.megatron.architecture import Layout, Mapping, Shape, UnsupportedModel, mappings
+from distill_workers.megatron.architecture import Mapping, Shape, UnsupportedModel, mappings
 from distill_workers.megatron.model import HiddenStateModel
 from distill_workers.megatron.parallel import Ranks
 from distill_workers.megatron.shards import join, pieces, whole_shapes
@@ -76,12 +76,13 @@ def _read(
         found = where[name].entries[name].shape
         if found != expected:
             raise UnsupportedModel(f"{model_path}: {name} is {list(found)}, but config.json asks for {list(expected)}")
-    if mapping.layout is Layout.ROWS:
-        parameter.zero_()
+    filled = 0
     for piece in pieces(mapping.layout, shape, parameter.shape, rank=ranks.tensor_rank, size=ranks.tensor_size):
         name = mapping.hf[piece.source]
         first_column = piece.columns.start or 0
         where[name].read(name, parameter[piece.to], first_row=piece.rows.start, first_column=first_column)
+        filled = piece.to.stop
+    parameter[filled:].zero_()  # the padding of a vocabulary
 
 
 def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:

@@ -30,7 +30,7 @@ EVERY = slice(None)
 def pieces(layout: Layout, shape: Shape, local: Sequence[int], *, rank: int, size: int) -> Iterator[Piece]:
     """What the Megatron tensor of shape `local` on tensor parallel rank `rank` of `size` consists of.
 
-    Rows that no piece fills (the padding of a vocabulary) are zero.
+    Rows that no piece fills (the padding of a vocabulary, at the end) are zero. The others are filled in their order.
     """
     rows = local[0]
     match layout:
@@ -77,11 +77,12 @@ def cut(
     wholes: Sequence[torch.Tensor], into: torch.Tensor, layout: Layout, shape: Shape, *, rank: int, size: int
 ) -> None:
     """Fill the Megatron tensor of one rank from the whole Hugging Face tensors."""
-    if layout is Layout.ROWS:
-        into.zero_()
+    filled = 0
     for piece in pieces(layout, shape, into.shape, rank=rank, size=size):
         block = wholes[piece.source][piece.rows]
         into[piece.to] = block if piece.columns == EVERY else block[:, piece.columns]
+        filled = piece.to.stop
+    into[filled:].zero_()
 
 
 def join(shards: Sequence[torch.Tensor], layout: Layout, shape: Shape) -> list[torch.Tensor]:
