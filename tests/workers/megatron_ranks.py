@@ -136,7 +136,7 @@ def make_spec(**changes: Any) -> Spec:
         "accelerator": "none",
         "student": {"model": "/student"},
         "teacher": {"model": "/teacher"},
-        "data": {"prompts": {"path": "/prompts", "answerField": "answer"}},
+        "data": {"prompts": {"path": "/prompts", "answerField": "answer", "responseField": "response"}},
         "schedule": {"steps": 3},
     }
     return Spec.model_validate({**base, **changes})
