@@ -66,6 +66,10 @@ lint: setup ## ruff, mypy, import contracts
 test: setup tools ## Every layer, cheap ones first
 	@dev/test.sh lint unit api chart workers e2e
 
+.PHONY: bench
+bench: setup ## Every benchmark beside its peer (BENCH=name for one)
+	@dev/bench.sh $(BENCH)
+
 .PHONY: test-unit test-api test-workers test-chart test-e2e
 test-unit test-api test-workers test-chart test-e2e: test-%: setup tools ## One layer
 	@dev/test.sh $*

@@ -1,0 +1,27 @@
+#!/bin/bash
+# bench.sh [NAME]... - runs benchmarks of bench/, each beside its peer in one run; all of them without a name. On a quiet
+# machine: every figure is of the processor. About half an hour in all.
+. "$(dirname "$0")/lib.sh"
+
+export PYTHONPATH=$REPO/crds:$REPO/workers OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+WORKERS=$REPO/workers/.venv/bin/python
+PEERS=$REPO/bench/.venv
+
+peers() { # TRL, in an environment of its own
+  local key
+  key=$(hash_of "$REPO/bench/requirements.lock")
+  [ "$(cat "$PEERS/.set-up" 2>/dev/null)" != "$key" ] || return 0
+  python3.11 -m uv venv --quiet --clear --python python3.11 "$PEERS"
+  python3.11 -m uv pip sync --quiet --require-hashes --python "$PEERS/bin/python" "$REPO/bench/requirements.lock"
+  echo "$key" > "$PEERS/.set-up"
+}
+
+[ $# -gt 0 ] || set -- loop_overlap teacher_scoring divergence weight_sync hf_load checkpoint_stall
+for name in "$@"; do
+  echo "=== $name"
+  case $name in
+    divergence) step "Python packages of the peers" peers; "$PEERS/bin/python" -W ignore "$REPO/bench/divergence.py" ;;
+    loop_overlap | teacher_scoring | weight_sync | hf_load | checkpoint_stall) "$WORKERS" -W ignore "$REPO/bench/$name.py" ;;
+    *) die "no benchmark $name in bench/." ;;
+  esac
+done
