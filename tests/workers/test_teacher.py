@@ -14,6 +14,7 @@ from aiohttp import web
 from conftest import TinyModel, hf_logprobs, spec_of
 
 import distill_workers.teacher as module
+from distill_workers import replicas
 from distill_workers.scores import read_scores, scoring_request
 from distill_workers.teacher import BadScore, TeacherPool, TeacherUnreachable
 
@@ -184,7 +185,7 @@ async def fakes() -> Any:
 @pytest.fixture
 def fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "BACKOFF_SECONDS", (0.01, 0.05))
-    monkeypatch.setattr(module, "BREAK_SECONDS", (0.4, 0.4))
+    monkeypatch.setattr(replicas, "BREAK_SECONDS", (0.4, 0.4))
 
 
 async def pool_of(*fakes: Fake, timeout: int = 30, concurrency: int = 32, unreachable: float = 20.0) -> TeacherPool:
@@ -289,8 +290,8 @@ async def test_server_errors_are_tried_again_elsewhere(fakes: Any, fast: None) -
     pool = await pool_of(*fakes)
     for prompt in range(8):
         assert (await pool.score([prompt], RESPONSE, None)).logprobs == [-1.5] * 4
-    assert len(fakes[0].bodies) == module.BREAK_AFTER, "then it is left alone"
-    assert pool._observer.codes["503"] == module.BREAK_AFTER  # type: ignore[attr-defined]
+    assert len(fakes[0].bodies) == replicas.BREAK_AFTER, "then it is left alone"
+    assert pool._observer.codes["503"] == replicas.BREAK_AFTER  # type: ignore[attr-defined]
     await pool.close()
 
 
@@ -516,7 +517,7 @@ async def test_prefetches_leave_slots_for_scoring(fakes: Any) -> None:
 async def test_a_prefetched_prompt_is_in_the_servers_cache(real: TeacherPool, tiny_model: TinyModel) -> None:
     prompt = list(range(300, 380))
     await real.prefetch(prompt)
-    replica = real._least_loaded()
+    replica = real._replicas.least_loaded()
     assert replica is not None
     answer = await real._send(replica, scoring_request(prompt, RESPONSE, None), 84, 30)
     assert answer["meta_info"]["cached_tokens"] == len(prompt) - 1
@@ -549,7 +550,7 @@ async def test_addresses_that_join_and_leave_the_service_are_followed(
     monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
     pool = await pool_of(first)
     await pool.score([1], RESPONSE, None)
-    monkeypatch.setattr(module, "RESOLVE_SECONDS", 0.0)
+    monkeypatch.setattr(replicas, "RESOLVE_SECONDS", 0.0)
     addresses[:] = [second]
     await pool.score([2], RESPONSE, None)
     assert [len(first.bodies), len(second.bodies)] == [1, 1]

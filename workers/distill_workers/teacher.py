@@ -22,18 +22,13 @@ import aiohttp
 import orjson
 
 from distill_api.spec import Spec
+from distill_workers.replicas import Replica, Replicas
 from distill_workers.scores import BadScore, Scores, cached_tokens, read_scores, scoring_request
 
 __all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
 
 log = logging.getLogger(__name__)
 
-RESOLVE_SECONDS = 30.0
-"""Age at which the addresses are looked up again; at once after a failed connection."""
-BREAK_AFTER = 3
-"""Failures in a row after which a replica is left alone."""
-BREAK_SECONDS = (1.0, 30.0)
-"""For how long: doubled each time, from and to."""
 BACKOFF_SECONDS = (0.2, 10.0)
 TRIES = 6
 """Of one request, while others succeed."""
@@ -55,29 +50,6 @@ class Observer(Protocol):
     def add(self, name: str, amount: float = 1, **labels: str) -> None: ...
 
     def observe(self, name: str, value: float, **labels: str) -> None: ...
-
-
-@dataclass(eq=False)
-class Replica:
-    """One address, and what is known of it."""
-
-    address: str
-    slots: asyncio.Semaphore
-    outstanding_tokens: int = 0
-    answered_tokens: int = 0
-    """Of all requests so far: what has gone through its cache."""
-    failures: int = 0
-    open_until: float = 0.0
-    """time.monotonic until which it is left alone."""
-
-    def failed(self, now: float) -> None:
-        self.failures += 1
-        if self.failures >= BREAK_AFTER:
-            pause = min(BREAK_SECONDS[1], BREAK_SECONDS[0] * 2 ** (self.failures - BREAK_AFTER))
-            self.open_until = now + pause
-
-    def succeeded(self) -> None:
-        self.failures, self.open_until = 0, 0.0
 
 
 @dataclass(eq=False)
@@ -116,9 +88,7 @@ class TeacherPool:
     def __init__(self, address: str, spec: Spec, observer: Observer, *, unreachable_seconds: float = 300.0) -> None:
         self._names = [a.strip() for a in address.split(",") if a.strip()]
         self._spec, self._observer, self._limit = spec, observer, unreachable_seconds
-        self._replicas: dict[str, Replica] = {}
-        self._resolved_at = -RESOLVE_SECONDS
-        self._resolving = asyncio.Lock()
+        self._replicas = Replicas(self._names, spec.teacher.max_concurrent_requests)
         self._prefixes: OrderedDict[int, Prefix] = OrderedDict()
         self._kept_tokens = math.inf
         """What may go through a replica's cache before it loses a prompt, as learnt from those that it lost."""
@@ -165,8 +135,8 @@ class TeacherPool:
         async with self._prefetching:
             try:
                 self._check_ids(prompt_ids)
-                await self._resolve()
-                replica = self._least_loaded()
+                await self._replicas.resolve()
+                replica = self._replicas.least_loaded()
                 # A sibling, or another prefetch, may have been faster.
                 known = self._prefixes.get(key)
                 if replica is None or (known is not None and not self._may_be_lost(known)):
@@ -232,7 +202,7 @@ class TeacherPool:
         if not self._worth_sharing(prompt_ids):
             yield Place()
             return
-        await self._resolve()
+        await self._replicas.resolve()
         key = hash(tuple(prompt_ids))
         while (prefix := self._prefixes.get(key)) is not None:
             if self._may_be_lost(prefix):
@@ -241,14 +211,14 @@ class TeacherPool:
             await prefix.cached.wait()
             if prefix.lost:
                 continue
-            best = self._least_loaded()
+            best = self._replicas.least_loaded()
             # Going elsewhere costs the prompt once more: worth it where more than that is waiting.
             stay = best is None or prefix.replica.outstanding_tokens <= best.outstanding_tokens + len(prompt_ids)
             yield Place(prefix.replica, len(prompt_ids) - 1, prefix.age_tokens) if stay else Place()
             if stay:
                 prefix.used_at = prefix.replica.answered_tokens
             return
-        replica = self._least_loaded()
+        replica = self._replicas.least_loaded()
         if replica is None:
             yield Place()
             return
@@ -277,12 +247,6 @@ class TeacherPool:
         finally:
             prefix.cached.set()
 
-    def _least_loaded(self, but: Replica | None = None) -> Replica | None:
-        now = time.monotonic()
-        usable = [r for r in self._replicas.values() if r.open_until <= now]
-        others = [r for r in usable if r is not but]
-        return min(others or usable, key=lambda r: r.outstanding_tokens, default=None)
-
     async def _request(
         self,
         body: dict[str, Any],
@@ -295,17 +259,12 @@ class TeacherPool:
         preferred = place.replica
         begin, tries, failed_on, why = time.monotonic(), 0, None, "its name has no address"
         while True:
-            await self._resolve(again=failed_on is not None or not self._replicas)
-            known = preferred is not None and self._replicas.get(preferred.address) is preferred
-            if (
-                known
-                and preferred is not failed_on
-                and preferred is not None
-                and preferred.open_until <= time.monotonic()
-            ):
-                replica: Replica | None = preferred
+            await self._replicas.resolve(again=failed_on is not None)
+            replica: Replica | None
+            if preferred is not None and preferred is not failed_on and self._replicas.usable(preferred):
+                replica = preferred
             else:
-                replica = self._least_loaded(but=failed_on)
+                replica = self._replicas.least_loaded(but=failed_on)
             if replica is not None:
                 try:
                     work = tokens - place.cached_tokens if replica is preferred else tokens
@@ -360,30 +319,3 @@ class TeacherPool:
             return orjson.loads(text)
         except orjson.JSONDecodeError:
             raise BadScore("malformed", f"{replica.address} answered no JSON: {text[:200]!r}") from None
-
-    async def _resolve(self, again: bool = False) -> None:
-        """Looks the addresses up: new ones join, vanished ones get no more requests."""
-        age = RESOLVE_SECONDS if not again else 1.0
-        if time.monotonic() - self._resolved_at < age:
-            return
-        async with self._resolving:
-            if time.monotonic() - self._resolved_at < age:
-                return
-            found: dict[str, Replica] = {}
-            for name in self._names:
-                host, _, port = name.rpartition(":")
-                try:
-                    infos = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=1)
-                except OSError:
-                    # Nothing is known: what was known stays.
-                    infos = []
-                    found.update(self._replicas)
-                for _, _, _, _, where in infos:
-                    ip, to = str(where[0]), int(where[1])
-                    address = f"[{ip}]:{to}" if ":" in ip else f"{ip}:{to}"
-                    slots = self._spec.teacher.max_concurrent_requests
-                    found[address] = self._replicas.get(address) or Replica(address, asyncio.Semaphore(slots))
-            if found.keys() != self._replicas.keys():
-                log.info("teacher replicas: %s", ", ".join(sorted(found)) or "none")
-            self._replicas = found
-            self._resolved_at = time.monotonic()
