@@ -15,14 +15,15 @@ from conftest import TinyModel, hf_logprobs, spec_of
 from safetensors.torch import load_file
 
 from distill_api.base import API_VERSION, KIND
-from distill_api.job import parse_job
+from distill_api.job import DistillationJob, parse_job
+from distill_api.wire import Variable
 from distill_workers.buckets import Buffers, Pass
+from distill_workers.engine import EngineUnavailable
 from distill_workers.fleet import Fleet
 from distill_workers.metrics import Metrics
 from distill_workers.runfolder import RunFolder
 from distill_workers.weights import DistributedSync
 
-pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = list(range(40, 60))
 
 
@@ -32,20 +33,54 @@ async def holds(engine: Any, model: Path, version: int) -> None:
     assert response.logprobs == pytest.approx(hf_logprobs(model, PROMPT, response.ids), abs=1e-3)
 
 
-async def test_an_engine_killed_in_a_push_gets_the_weights_later_by_a_pass_of_its_own(
-    tiny_model: TinyModel, tmp_path: Path
-) -> None:
+def job_of(tiny_model: TinyModel, tmp_path: Path) -> DistillationJob:
     rollout = {"replicas": 2, "maxPromptTokens": 256, "maxResponseTokens": 256}
     spec = spec_of(tiny_model(0), tiny_model(1), rollout=rollout, output={"path": str(tmp_path)})
     manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "local"}}
-    job = parse_job({**manifest, "spec": spec.model_dump(mode="json", by_alias=True)})
+    return parse_job({**manifest, "spec": spec.model_dump(mode="json", by_alias=True)})
+
+
+class Gone:
+    """An engine whose RayCluster is deleted."""
+
+    async def start(self, model: str) -> float:
+        raise EngineUnavailable("no actor can be made")
+
+
+def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when a job is suspended: RayCluster and trainer are deleted together, and the engines go first."""
+    monkeypatch.setenv(Variable.RAY, "ray://127.0.0.1:1")
+    monkeypatch.setattr("distill_workers.fleet.reattach", lambda _: time.sleep(60))
+    job = job_of(tiny_model, tmp_path)
+
+    async def lose_everything_and_close() -> None:
+        fleet = Fleet(job, RunFolder(job), Metrics())
+        fleet._engines = {0: Gone()}  # type: ignore[dict-item]  # all that is asked of it
+        fleet._slots.add(0)
+        fleet._lost(0, "the pod is gone")
+        while fleet._attaching is None:
+            await asyncio.sleep(0.05)
+        await fleet.close()
+
+    begin = time.monotonic()
+    asyncio.run(lose_everything_and_close())
+    assert time.monotonic() - begin < 30
+
+
+@pytest.mark.asyncio(loop_scope="session")
+async def test_an_engine_killed_in_a_push_gets_the_weights_later_by_a_pass_of_its_own(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    job = job_of(tiny_model, tmp_path)
     fleet = Fleet(job, RunFolder(job), Metrics())
     weights = list(load_file(tiny_model(2) / "model.safetensors").items())
     thread = ThreadPoolExecutor(1)
     passes = 0
     try:
         await fleet.start(str(tiny_model(0)))
-        fleet._sync = DistributedSync(spec, "127.0.0.1", timeout_seconds=30, bucket_bytes=200_000)
+        fleet._sync = DistributedSync(job.spec, "127.0.0.1", timeout_seconds=30, bucket_bytes=200_000)
         victim: Any = fleet._engines[1]
         pid = (await victim.whereabouts())["server_pid"]
 

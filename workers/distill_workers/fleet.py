@@ -6,8 +6,10 @@ meanwhile.
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Iterable
 from contextlib import asynccontextmanager
@@ -35,6 +37,8 @@ HEALTH_TIMEOUT_SECONDS = 20.0
 LOST_SECONDS = 1800.0
 """Without any engine for so long, the attempt is given up."""
 RETRY_SECONDS = 5.0
+CLOSE_SECONDS = 20.0
+"""For engines to end in; a pod that is asked to go has not for ever."""
 
 
 class Fleet:
@@ -58,7 +62,7 @@ class Fleet:
         self._deserted_since: float | None = None
         """time.monotonic since which no engine serves."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._attaching = asyncio.Lock()
+        self._attaching: threading.Thread | None = None
         self._source: Source | None = None
         self._version = 0
         # Held while weights change or are pushed: a restarted engine must not be given half a step.
@@ -101,8 +105,12 @@ class Fleet:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_sync"):
             await self._sync.close()
-        await asyncio.gather(*(e.stop() for e in self._engines.values()), return_exceptions=True)
-        await asyncio.to_thread(detach)
+        # Those that are lost end with the connection, at the latest.
+        stopping = asyncio.gather(*(self._engines[n].stop() for n in self._slots.open), return_exceptions=True)
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(stopping, CLOSE_SECONDS)
+        if self._attaching is None or not self._attaching.is_alive():
+            await asyncio.to_thread(detach)
 
     async def generate(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
@@ -212,13 +220,20 @@ class Fleet:
 
     async def _reattach(self) -> None:
         """Without any engine the head may be gone, and every actor with it."""
-        if self._address is None or self._attaching.locked():
+        if self._address is None or (self._attaching is not None and self._attaching.is_alive()):
             return
-        async with self._attaching:
-            try:
-                await asyncio.to_thread(reattach, self._address)
-            except RayUnreachable as error:
-                log.warning("%s", error)
+        # A thread of its own that nobody joins: it may try for minutes, and the trainer may have to end meanwhile.
+        self._attaching = threading.Thread(target=self._attach_again, args=(self._address,), daemon=True)
+        self._attaching.start()
+        while self._attaching.is_alive():
+            await asyncio.sleep(0.2)
+
+    @staticmethod
+    def _attach_again(address: str) -> None:
+        try:
+            reattach(address)
+        except RayUnreachable as error:
+            log.warning("%s", error)
 
     async def _watch(self) -> None:
         """A hung engine, or a lost head, shows in nothing else for a long time. One missed check may be mere load."""
