@@ -64,7 +64,7 @@ def train(
             stats.append(student.train_step(samples, LEARNING_RATE, coefficients))
             continue
         for i in range(groups):
-            student.accumulate(samples[i::groups], sum(len(s.response_ids) for s in samples), coefficients)
+            student.accumulate(samples[i::groups], coefficients)
         stats.append(student.apply(LEARNING_RATE))
     return {"stats": stats, "tensors": dict(student.hf_tensors())}
 
@@ -328,23 +328,20 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     wrong[0].teacher_logprobs.append(-1.0)
     for name, act in {
         "lengths": lambda: student.train_step(wrong, 1e-3),
-        "coefficients": lambda: student.accumulate(make_samples(1), None, StepCoefficients(2.0, 1.0)),
+        "coefficients": lambda: student.accumulate(make_samples(1), StepCoefficients(2.0, 1.0)),
     }.items():
         try:
             act()
         except ValueError as error:
             found[name] = str(error)
     student._begin_step()
-    student.accumulate(make_samples(2), 10_000)
-    try:
-        student.apply(1e-3)
-    except ValueError as error:
-        found["lost"] = str(error)
+    student.accumulate(make_samples(2))
     try:
         student.save(checkpoint)
     except RuntimeError as error:
         found["mid-step"] = str(error)
-    student._begin_step()
+    student.discard()
+    found["discarded"] = student.apply(1e-3), unchanged()
 
     # No gradient: the decay alone acts, and on matrices alone.
     neutral = make_samples(2)
@@ -365,8 +362,9 @@ def test_edges_of_a_step(folder: Path, tmp_path: Path) -> None:
     assert stats["skipped"] == 1 and unchanged, "a gradient that is not finite updates nothing"
     assert "{'teacher_logprobs': " in found["lengths"]
     assert "one pair of coefficients: StepCoefficients(divergence=1.0, reward=1.0), and now" in found["coefficients"]
-    assert "was to have 10000 response tokens" in found["lost"]
     assert "between accumulate and apply" in found["mid-step"]
+    stats, unchanged = found["discarded"]
+    assert stats["skipped"] == 1 and stats["tokens"] == 0 and unchanged, "of what was discarded nothing is left"
     for name, ratio in found["decay"].items():
         expected = 1.0 if "norm" in name or "bias" in name else 1 - 1e-2 * 0.5
         assert ratio == pytest.approx(expected, rel=1e-4), name

@@ -126,7 +126,7 @@ def evaluation_lines(report: ProgressReport) -> list[str]:
             f"{what} {value}"
             for what, value in (
                 ("score", f"{e.score} ({e.score_low} to {e.score_high})" if e.score_low else e.score),
-                ("pass@k", e.pass_at_k),
+                ("pass@k", e.pass_at_k if e.pass_at_k != e.score else None),
                 ("reverse KL", e.reverse_kl),
                 ("teacher's score", e.teacher_score),
             )

@@ -38,7 +38,7 @@ class Work:
         self._writing: Future[None] | None = None
 
     def accumulate(self, samples: list[Sample], coefficients: StepCoefficients) -> None:
-        self._student.accumulate(samples, coefficients=coefficients)
+        self._student.accumulate(samples, coefficients)
 
     def apply(self, learning_rate: float) -> dict[str, float]:
         return self._student.apply(learning_rate)

@@ -89,7 +89,6 @@ class MegatronStudent:
             rows=min(rows, self.shape.vocab_size - start),
             group=self.ranks.tensor_group if self.ranks.tensor_size > 1 else None,
         )
-        self._expected_tokens: int | None = None
         self._first_coefficients: StepCoefficients = step_coefficients(spec.objective, 0)
         self._coefficients = self._first_coefficients
         self._begin_step()
@@ -102,18 +101,12 @@ class MegatronStudent:
         self, samples: Sequence[Sample], learning_rate: float, coefficients: StepCoefficients | None = None
     ) -> dict[str, float]:
         """One optimiser step on the samples: see `accumulate` and `apply`."""
-        self.accumulate(samples, coefficients=coefficients)
+        self.accumulate(samples, coefficients)
         return self.apply(learning_rate)
 
-    def accumulate(
-        self,
-        samples: Sequence[Sample],
-        total_response_tokens: int | None = None,
-        coefficients: StepCoefficients | None = None,
-    ) -> None:
+    def accumulate(self, samples: Sequence[Sample], coefficients: StepCoefficients | None = None) -> None:
         """Forward and backward of some samples of the step. No communication between replicas.
 
-        total_response_tokens: of the whole step, where it is known; `apply` then checks that no sample was lost.
         coefficients: of the step, the same in all its calls; without them those of a run's first step.
         """
         coefficients = coefficients or self._first_coefficients
@@ -125,8 +118,6 @@ class MegatronStudent:
             self._loads[rank] += sum(samples[i].tokens for i in indices)
         self._samples += len(samples)
         self._tokens += sum(len(s.response_ids) for s in samples)
-        if total_response_tokens is not None:
-            self._expected_tokens = total_response_tokens
         limit = self.spec.trainer.max_tokens_per_micro_batch
         batches = micro_batches(samples, shares[self.ranks.data_rank], limit, self.ranks.device)
         stages.run(self._parallel_model, list(batches), self._loss, backward=True)
@@ -139,8 +130,6 @@ class MegatronStudent:
         padding_ratio (share of the computed positions that are padding), skipped (1 when nothing was updated: there
         were no tokens, or the gradient was not finite).
         """
-        if self._expected_tokens not in (None, self._tokens):
-            raise ValueError(f"the step was to have {self._expected_tokens} response tokens, but got {self._tokens}")
         totals = torch.cat([self._sums.flatten(), self._positions[None]])
         dist.all_reduce(totals, group=self.ranks.data_group)
         if self.ranks.pipeline_size > 1:
@@ -225,7 +214,6 @@ class MegatronStudent:
         self._loads = [0] * self.ranks.data_size
         self._samples = self._tokens = self._local_tokens = 0
         self._coefficients = self._first_coefficients
-        self._expected_tokens = None
 
     def _loss(self, batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
         """The sum over the micro-batch's tokens, from the last stage's hidden states; counts what `apply` reports."""
