@@ -5,7 +5,9 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill_api.base import Argument, Model, Path, ShortText, Tokens
+from distill_api.base import Model, Path, ShortText
+from distill_api.data import Data, Source
+from distill_api.evaluation import Evaluation
 from distill_api.guards import Guard, GuardAction, Watch
 from distill_api.objective import (
     ANSWERED,
@@ -23,9 +25,11 @@ from distill_api.objective import (
     answered_cel,
 )
 from distill_api.prompts import Dataset, Prompts, ReasoningGym
-from distill_api.rules import ListMap, Rule, matching
-from distill_api.template import PodTemplate
+from distill_api.rollout import Rollout, Sampling
+from distill_api.rules import ListMap, Rule
+from distill_api.teacher import Teacher
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
+from distill_api.words import AbsolutePath, AcceleratorName, Seconds
 
 __all__ = [
     "Advantage",
@@ -65,27 +69,6 @@ __all__ = [
     "WeightSync",
 ]
 
-Count = Annotated[int, Field(ge=1, le=4096)]
-Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
-AcceleratorName = Annotated[
-    str,
-    Field(max_length=253),
-    matching(
-        r"^(none|[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?)$",
-        "must be none, or a resource name such as nvidia.com/gpu",
-    ),
-]
-Name = Annotated[
-    str,
-    Field(max_length=40),
-    matching(
-        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "must be lower-case letters, digits and dashes, with no dash at an end"
-    ),
-]
-AbsolutePath = Annotated[
-    str, Field(max_length=1024), matching(r"^/[^\x00]*$", "must be an absolute path: it must begin with /")
-]
-
 
 class Precision(StrEnum):
     AUTO = "auto"
@@ -97,106 +80,6 @@ class Student(Model):
     """The model that is trained."""
 
     model: Path = Field(description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint.")
-
-
-class Teacher(Model):
-    """The model that scores every token of the student, served by SGLang."""
-
-    model: Path = Field(description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint.")
-    replicas: Annotated[int, Field(ge=1, le=256)] = Field(1, description="SGLang servers behind one Service.")
-    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Accelerators of one server.")
-    max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
-        32, description="Scoring requests in flight per replica."
-    )
-    request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
-        120, description="A scoring request that takes longer is sent again."
-    )
-    engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
-        default_factory=list, description="More command line arguments for the SGLang server."
-    )
-    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the teacher's pods.")
-
-
-class Source(Model):
-    """One of several sources of training prompts."""
-
-    name: Name = Field(description="Name in metrics: lower-case letters, digits and dashes.")
-    prompts: Prompts = Field(description="Where its prompts come from.")
-    weight: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
-        1.0, description="Its share of the prompts, relative to the other sources' weights."
-    )
-    reward: Reward | None = Field(None, description="For its prompts instead of objective.reward.")
-
-
-class Data(Model):
-    """Training prompts: of one source, or mixed from several."""
-
-    rules = (
-        Rule(
-            "set exactly one of prompts and sources",
-            "has(self.prompts) != (self.sources.size() > 0)",
-            lambda data: (data.prompts is not None) != bool(data.sources),
-        ),
-    )
-    prompts: Prompts | None = Field(None, description="Where the training prompts come from.")
-    sources: Annotated[list[Source], Field(max_length=16), ListMap("name")] = Field(
-        default_factory=list, description="Several sources instead of prompts, mixed by weight."
-    )
-    shuffle: bool = Field(True, description="Shuffle the prompts of a source anew in each epoch, by the job's seed.")
-
-    @property
-    def all_sources(self) -> list[Source]:
-        """`sources`; or the one that `prompts` is, by the name prompts."""
-        return self.sources if self.prompts is None else [Source(name="prompts", prompts=self.prompts)]
-
-
-class Sampling(Model):
-    """How tokens are drawn. The teacher's scores are taken at temperature 1, so the student's must be too."""
-
-    temperature: Annotated[float, Field(ge=0, le=2)] = Field(1.0, description="0 is greedy (evaluation only).")
-    top_p: Annotated[float, Field(gt=0, le=1)] = Field(1.0, description="Nucleus sampling; 1 is off.")
-
-
-class Rollout(Model):
-    """The student's own generation: SGLang engines in a RayCluster."""
-
-    mutable = frozenset({"replicas"})
-    rules = (
-        # The teacher scores at temperature 1 over the whole vocabulary: any other draw is off-policy.
-        Rule(
-            "sampling must be temperature 1.0 and topP 1.0, as the teacher scores",
-            "self.sampling.temperature == 1.0 && self.sampling.topP == 1.0",
-            lambda rollout: rollout.sampling.temperature == 1.0 and rollout.sampling.top_p == 1.0,
-        ),
-        Rule(
-            "partial goes with maxPolicyLag above 0 only: without lag nothing is under way when new weights come",
-            "!self.partial || self.maxPolicyLag > 0",
-            lambda rollout: not rollout.partial or rollout.max_policy_lag > 0,
-        ),
-    )
-    replicas: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="SGLang engines = Ray workers.")
-    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Accelerators of one engine.")
-    prompts_per_step: Count = Field(16, description="Prompts of one optimiser step.")
-    samples_per_prompt: Annotated[int, Field(ge=1, le=1024)] = Field(4, description="Responses to each prompt.")
-    max_prompt_tokens: Tokens = Field(2048, description="A longer prompt is left out, and counted.")
-    max_response_tokens: Tokens = Field(4096, description="A longer response is cut off there.")
-    sampling: Sampling = Field(default_factory=Sampling, description="How responses are drawn.")
-    max_policy_lag: Annotated[int, Field(ge=0, le=64)] = Field(
-        0, description="Optimiser steps that a rollout may lag behind the trainer. 0 is strictly on-policy."
-    )
-    partial: bool = Field(
-        False,
-        description="A response under way when new weights come goes on under them, its tokens marked by version; "
-        "false lets it end first. Goes with maxPolicyLag above 0.",
-    )
-    max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
-        256, description="Responses that one engine generates at once."
-    )
-    engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
-        default_factory=list, description="More command line arguments for the SGLang engines."
-    )
-    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the engines' pods.")
-    head_template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the Ray head's pod.")
 
 
 class Schedule(Model):
@@ -222,39 +105,6 @@ class Schedule(Model):
     evaluate_every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
         20, description="Evaluation period; step 0 and the last step are always evaluated."
     )
-
-
-class Evaluation(Model):
-    """Held-out prompts on which the student is measured."""
-
-    rules = (
-        Rule(
-            "set a reward.source, or leave measureReverseKL true: nothing would be measured",
-            "self.reward.source != 'none' || self.measureReverseKL",
-            lambda e: e.reward.source is not RewardSource.NONE or e.measure_reverse_kl,
-        ),
-        Rule(
-            f"prompts.answerField must be set: {ANSWERED}",
-            answered_cel("self.reward", "self.prompts"),
-            lambda e: answered(e.reward, e.prompts),
-        ),
-    )
-    name: Name = Field(description="Name in status and metrics: lower-case letters, digits and dashes.")
-    prompts: Prompts = Field(description="Where the prompts come from.")
-    max_prompts: Annotated[int, Field(ge=1, le=1_000_000)] = Field(256, description="Only the first so many.")
-    reward: Reward = Field(default_factory=Reward, description="The score; source none measures the KL alone.")
-    samples_per_prompt: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Responses to each prompt.")
-    sampling: Sampling = Field(
-        default_factory=lambda: Sampling(temperature=0.0),
-        description="How scored responses are drawn; greedy by default.",
-    )
-    max_response_tokens: Tokens | None = Field(None, description="As rollout.maxResponseTokens if absent.")
-    measure_reverse_kl: bool = Field(
-        True,
-        alias="measureReverseKL",
-        description="Also draw one response a prompt as in training, and score its reverse KL to the teacher.",
-    )
-    score_teacher: bool = Field(False, description="Also score the teacher's own responses, once, at the start.")
 
 
 class OutputVolume(Model):

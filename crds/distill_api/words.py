@@ -1,0 +1,28 @@
+"""Numbers and names that several parts of the contract hold."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.rules import matching
+
+Count = Annotated[int, Field(ge=1, le=4096)]
+Seconds = Annotated[int, Field(ge=1, le=31_536_000)]
+AcceleratorName = Annotated[
+    str,
+    Field(max_length=253),
+    matching(
+        r"^(none|[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?)$",
+        "must be none, or a resource name such as nvidia.com/gpu",
+    ),
+]
+Name = Annotated[
+    str,
+    Field(max_length=40),
+    matching(
+        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "must be lower-case letters, digits and dashes, with no dash at an end"
+    ),
+]
+AbsolutePath = Annotated[
+    str, Field(max_length=1024), matching(r"^/[^\x00]*$", "must be an absolute path: it must begin with /")
+]
