@@ -38,6 +38,14 @@ crds: setup ## Generate the CRD, its copy in the chart and the API reference fro
 	@$(OPERATOR_PYTHON) -m distill_api.docs docs/api.md
 	@$(OPERATOR_PYTHON) -m distill_api.metrics_docs docs/metrics.md
 
+.PHONY: lock
+lock: ## Make the hashed locks from pyproject.toml again (dev/lock.sh --upgrade: the newest versions)
+	@dev/lock.sh
+
+.PHONY: docs
+docs: setup ## The documentation as a site, in build/site
+	@operator/.venv/bin/mkdocs build --strict --quiet && echo build/site/index.html
+
 .PHONY: images
 images: setup ## Both images; with REGISTRY=... (and BASE_IMAGE=...) builds and pushes them
 	@dev/images.sh all

@@ -1,0 +1,81 @@
+"""The documentation: its site builds with strict links, its YAML is valid, its Python runs, its files exist."""
+
+import importlib.util
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from distill_api.job import parse_job
+from distill_api.spec import Spec
+
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
+FENCE = re.compile(r"^( *)```(\w+)\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)
+FIELDS = {field.alias for field in Spec.model_fields.values()}
+
+
+def _blocks(language: str) -> Iterator[Any]:
+    for page in PAGES:
+        for number, (indent, found, text) in enumerate(FENCE.findall(page.read_text())):
+            if found == language:
+                code = re.sub(f"^{indent}", "", text, flags=re.MULTILINE)
+                yield pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}")
+
+
+def merged(base: Any, over: Any) -> Any:
+    """`over` laid on `base`; lists are replaced whole."""
+    if isinstance(base, dict) and isinstance(over, dict):
+        return base | {key: merged(base.get(key), value) for key, value in over.items()}
+    return over
+
+
+@pytest.mark.parametrize("text", list(_blocks("yaml")))
+def test_every_yaml_of_the_documentation_is_valid(text: str) -> None:
+    """Whole manifests as they are; pieces of a spec on the least job that there is."""
+    for found in yaml.safe_load_all(text):
+        if found.get("kind") == "DistillationJob":
+            parse_job(found)
+        elif not {"apiVersion", "kind"} <= set(found) and set(found) <= FIELDS | {"spec"}:
+            minimal = yaml.safe_load((ROOT / "tests/manifests/good/minimal.yaml").read_text())
+            spec = found.get("spec", found)
+            kept = {key: value for key, value in minimal["spec"].items() if key not in spec or key != "data"}
+            parse_job(minimal | {"spec": merged(kept, spec)})
+        else:
+            # Of another tool: it has to be YAML, and to say what it is.
+            assert {"apiVersion", "kind"} <= set(found) or "scrape_configs" in found, f"what is this? {set(found)}"
+
+
+def test_the_reward_of_the_guide_gives_what_the_guide_says(tmp_path: Path) -> None:
+    page = (ROOT / "docs/guides/rewards.md").read_text()
+    [code] = [text for _, language, text in FENCE.findall(page) if language == "python"]
+    module = tmp_path / "short.py"
+    module.write_text(code)
+    spec = importlib.util.spec_from_file_location("short", module)
+    assert spec and spec.loader
+    loaded = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(loaded)
+    scores = [loaded.short_and_right(text, "12", {}) for text in ("12", "it is 12", "it is 13", "")]
+    assert scores == [1.0, pytest.approx(1 / 3), 0.0, 0.0]
+
+
+def test_the_site_builds_with_strict_links(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
+    built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert built.returncode == 0, built.stderr
+    assert "Your first job" in (tmp_path / "site" / "index.html").read_text()
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_file_that_the_documentation_names_exists(page: Path) -> None:
+    text = page.read_text()
+    linked = {target.split("#")[0] for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target}
+    missing = {target for target in linked if target and not (page.parent / target).exists()}
+    named = set(re.findall(r"`((?:examples|dev|crds|operator|workers|charts|tests|bench)/[\w./-]+\.\w+)`", text))
+    missing |= {path for path in named if not (ROOT / path).exists()}
+    assert not missing
