@@ -32,9 +32,9 @@ models: setup ## The small models and data of the examples, cached
 	@$(WORKERS_PYTHON) dev/models/smollm2.py
 
 .PHONY: crds
-crds: setup ## Generate the CRD, its copy in the chart and the API reference from the models
-	@$(OPERATOR_PYTHON) -m distill_api.crd crds/distillationjobs.yaml
-	@mkdir -p charts/distillation-operator/files/crds && cp crds/distillationjobs.yaml charts/distillation-operator/files/crds/
+crds: setup ## Generate the CRDs, their copies in the chart and the API reference from the models
+	@$(OPERATOR_PYTHON) -m distill_api.crd crds
+	@mkdir -p charts/distillation-operator/files/crds && cp crds/*.yaml charts/distillation-operator/files/crds/
 	@$(OPERATOR_PYTHON) -m distill_api.docs docs/api.md
 	@$(OPERATOR_PYTHON) -m distill_api.metrics_docs docs/metrics.md
 

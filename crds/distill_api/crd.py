@@ -1,19 +1,22 @@
-"""The CustomResourceDefinition, made from the models: `python -m distill_api.crd FILE` writes it.
+"""The CustomResourceDefinitions, made from the models: `python -m distill_api.crd FOLDER` writes them.
 
 The API server wants a structural OpenAPI v3.0 schema: no references, no alternatives, a type and a bound on everything.
 """
 
 import os
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from distill_api import shared_teacher
 from distill_api.base import GROUP, KIND, PLURAL, VERSION, Model
 from distill_api.job import NAME_RULES
 from distill_api.names import Role
 from distill_api.rules import LIST_TYPE, VALIDATIONS
+from distill_api.shared_teacher import SharedTeacherSpec, SharedTeacherStatus
 from distill_api.spec import Spec
 from distill_api.status import ConditionType, Status
 
@@ -26,21 +29,36 @@ _KEPT = {
 }  # fmt: skip
 
 
-def crd() -> Schema:
-    """The whole object, as a plain dict."""
+@dataclass(frozen=True)
+class Definition:
+    """One kind of the group."""
+
+    kind: str
+    plural: str
+    short_name: str
+    description: str
+    spec: type[Model]
+    status: type[Model]
+    columns: tuple[Schema, ...]
+    subresources: tuple[tuple[str, Schema], ...] = ()
+
+
+def crd(of: Definition | None = None) -> Schema:
+    """The whole object, as a plain dict; of DistillationJob unless told otherwise."""
+    of = of or JOB
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
         "kind": "CustomResourceDefinition",
-        "metadata": {"name": f"{PLURAL}.{GROUP}"},
+        "metadata": {"name": f"{of.plural}.{GROUP}"},
         "spec": {
             "group": GROUP,
             "scope": "Namespaced",
             "names": {
-                "kind": KIND,
-                "listKind": f"{KIND}List",
-                "plural": PLURAL,
-                "singular": KIND.lower(),
-                "shortNames": ["djob"],
+                "kind": of.kind,
+                "listKind": f"{of.kind}List",
+                "plural": of.plural,
+                "singular": of.kind.lower(),
+                "shortNames": [of.short_name],
                 "categories": ["distillation"],
             },
             "versions": [
@@ -48,9 +66,9 @@ def crd() -> Schema:
                     "name": VERSION,
                     "served": True,
                     "storage": True,
-                    "subresources": {"status": {}},
-                    "additionalPrinterColumns": printer_columns(),
-                    "schema": {"openAPIV3Schema": _root()},
+                    "subresources": {"status": {}, **dict(of.subresources)},
+                    "additionalPrinterColumns": list(of.columns),
+                    "schema": {"openAPIV3Schema": _root(of)},
                 }
             ],
         },
@@ -81,24 +99,42 @@ def printer_columns() -> list[Schema]:
         ("Remaining", "integer", f"{progress}estimatedRemainingSeconds", "Seconds to go, by the last steps' speed."),
         ("Student", "string", ".spec.student.model", "The model that is trained."),
     ]
+    return _columns(columns, wide)
+
+
+def teacher_columns() -> list[Schema]:
+    """What `kubectl get dteacher` shows."""
+    ready = f'.status.conditions[?(@.type=="{ConditionType.READY}")].reason'
+    columns = [
+        ("State", "string", ready, "Whether it answers, or why not."),
+        ("Servers", "integer", ".status.readyReplicas", "Servers that answer."),
+        ("Wanted", "integer", ".status.desiredReplicas", "Servers wanted."),
+        ("Jobs", "integer", ".status.jobs", "Running jobs that learn from it."),
+        ("Requests", "integer", ".status.requests", "Scoring requests, waiting and under way, of those jobs."),
+        ("Age", "date", ".metadata.creationTimestamp", "Since when it exists."),
+    ]
+    return _columns(columns, [("Model", "string", ".spec.model", "What it serves.")])
+
+
+def _columns(always: list[tuple[str, str, str, str]], wide: list[tuple[str, str, str, str]]) -> list[Schema]:
     return [
         {"name": name, "type": kind, "jsonPath": path, "description": text, **({"priority": 1} if late else {})}
-        for late, group in ((False, columns), (True, wide))
+        for late, group in ((False, always), (True, wide))
         for name, kind, path, text in group
     ]
 
 
-def _root() -> Schema:
+def _root(of: Definition) -> Schema:
     return {
-        "description": "An on-policy distillation: a student learns from a teacher on its own samples.",
+        "description": of.description,
         "type": "object",
         "required": ["spec"],
         "properties": {
             "apiVersion": {"type": "string", "maxLength": 253, "description": f"{GROUP}/{VERSION}"},
-            "kind": {"type": "string", "maxLength": 63, "description": KIND},
+            "kind": {"type": "string", "maxLength": 63, "description": of.kind},
             "metadata": {"type": "object"},  # the server allows nothing more here
-            "spec": structural(Spec),
-            "status": _without_defaults(structural(Status)),
+            "spec": structural(of.spec),
+            "status": _without_defaults(structural(of.status)),
         },
         VALIDATIONS: [
             {"rule": r.cel.replace("self", "self.metadata.name", 1), "message": f"metadata.name {r.message}"}
@@ -174,5 +210,27 @@ def write_aside(path: Path, text: str) -> None:
     os.replace(aside, path)
 
 
+JOB = Definition(
+    KIND,
+    PLURAL,
+    "djob",
+    "An on-policy distillation: a student learns from a teacher on its own samples.",
+    Spec,
+    Status,
+    tuple(printer_columns()),
+)
+TEACHER = Definition(
+    shared_teacher.KIND,
+    shared_teacher.PLURAL,
+    "dteacher",
+    "A served model that several DistillationJobs of its namespace learn from, by spec.teacher.ref.",
+    SharedTeacherSpec,
+    SharedTeacherStatus,
+    tuple(teacher_columns()),
+    (("scale", {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.readyReplicas"}),),
+)
+
+
 if __name__ == "__main__":
-    write_aside(Path(sys.argv[1]), to_yaml(crd()))
+    for definition in (JOB, TEACHER):
+        write_aside(Path(sys.argv[1]) / f"{definition.plural}.yaml", to_yaml(crd(definition)))

@@ -6,18 +6,17 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.base import API_VERSION, KIND, Model
-from distill_api.crd import printer_columns, structural_node, write_aside
+from distill_api.crd import JOB, TEACHER, Definition, structural_node, write_aside
 from distill_api.job import NAME_RULES
 from distill_api.rules import INT_OR_STRING, LIST_MAP_KEYS, VALIDATIONS
-from distill_api.spec import Spec
-from distill_api.status import ConditionType, Reason, Status
+from distill_api.status import ConditionType, Reason
 
 Schema = dict[str, Any]
 
 _HEAD = f"""# API reference: {KIND}
 
 Made from `crds/distill_api` by `make crds`; do not edit. `apiVersion: {API_VERSION}`, `kind: {KIND}`,
-short name `djob`, category `distillation`. Whole manifests: [examples/](../examples).
+short name `djob`, category `distillation`. Whole manifests: the folder `examples/`.
 
 `metadata.name` {"; it ".join(rule.message for rule in NAME_RULES)}.
 
@@ -25,18 +24,26 @@ A field that is not *required* may be left out. Those marked ↻ may change whil
 spec is immutable.
 """
 
+_TEACHER = """# API reference: Teacher
+
+`apiVersion` as above, `kind: Teacher`, short name `dteacher`: a served model that several DistillationJobs of its
+namespace learn from, by `spec.teacher.ref`. The same rules for its name; those marked ↻ may change.
+"""
+
 
 def reference() -> str:
     """All of it, as Markdown."""
-    sections = [section for model in (Spec, Status) for section in _sections(model)]
-    return "\n".join([_HEAD, *sections, _columns(), _words()])
+    jobs = [section for model in (JOB.spec, JOB.status) for section in _sections(model, set())]
+    met = {"PodTemplate", "Resources", "Condition"}
+    shared = [section for model in (TEACHER.spec, TEACHER.status) for section in _sections(model, met)]
+    return "\n".join([_HEAD, *jobs, _columns(JOB), _TEACHER, *shared, _columns(TEACHER), _words()])
 
 
-def _sections(model: type[Model]) -> Iterator[str]:
-    """One for each model, in the order in which they are met."""
+def _sections(model: type[Model], described: set[str]) -> Iterator[str]:
+    """One for each model that is not described yet, in the order in which they are met."""
     schema = model.model_json_schema(by_alias=True)
     definitions: dict[str, Schema] = schema.get("$defs", {})
-    waiting, met = [(model.__name__, schema)], {model.__name__}
+    waiting, met = [(model.__name__, schema)], {model.__name__, *described}
     while waiting:
         name, node = waiting.pop(0)
         yield _section(name, node, definitions)
@@ -118,15 +125,13 @@ def _allowed(node: Schema, is_model: bool) -> str:
     return ", ".join(found)
 
 
-def _columns() -> str:
+def _columns(of: Definition) -> str:
     rows = [
         f"| {c['name']}{' (wide)' if 'priority' in c else ''} | {c['description']} | `{c['jsonPath']}` |"
-        for c in printer_columns()
+        for c in of.columns
     ]
-    return (
-        "\n".join(["## Columns of `kubectl get djob`", "", "| column | meaning | from |", "|---|---|---|", *rows])
-        + "\n"
-    )
+    head = [f"## Columns of `kubectl get {of.short_name}`", "", "| column | meaning | from |", "|---|---|---|"]
+    return "\n".join([*head, *rows]) + "\n"
 
 
 def _words() -> str:

@@ -1,6 +1,5 @@
 """The spec of a DistillationJob. Names are the contract; each field has a description, bounds and a sane default."""
 
-from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -29,7 +28,7 @@ from distill_api.rollout import Rollout, Sampling
 from distill_api.rules import ListMap, Rule
 from distill_api.teacher import Teacher
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
-from distill_api.words import AbsolutePath, AcceleratorName, Seconds
+from distill_api.words import AbsolutePath, AcceleratorName, Precision, Seconds
 
 __all__ = [
     "Advantage",
@@ -68,12 +67,6 @@ __all__ = [
     "Watch",
     "WeightSync",
 ]
-
-
-class Precision(StrEnum):
-    AUTO = "auto"
-    BFLOAT16 = "bfloat16"
-    FLOAT32 = "float32"
 
 
 class Student(Model):

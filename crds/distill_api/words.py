@@ -1,5 +1,6 @@
 """Numbers and names that several parts of the contract hold."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -26,3 +27,9 @@ Name = Annotated[
 AbsolutePath = Annotated[
     str, Field(max_length=1024), matching(r"^/[^\x00]*$", "must be an absolute path: it must begin with /")
 ]
+
+
+class Precision(StrEnum):
+    AUTO = "auto"
+    BFLOAT16 = "bfloat16"
+    FLOAT32 = "float32"

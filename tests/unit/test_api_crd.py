@@ -7,13 +7,17 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_api.crd import crd, to_yaml, write_aside
+from distill_api.crd import JOB, TEACHER, Definition, crd, to_yaml, write_aside
 from distill_api.docs import reference
 from distill_api.spec import Rollout, Spec
 
 ROOT = Path(__file__).resolve().parents[2]
-VERSION = crd()["spec"]["versions"][0]
-SCHEMA = VERSION["schema"]["openAPIV3Schema"]
+BOTH = pytest.mark.parametrize("of", [JOB, TEACHER], ids=lambda of: of.kind)
+
+
+def schema(of: Definition) -> dict[str, Any]:
+    found: dict[str, Any] = crd(of)["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+    return found
 
 
 def nodes(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str, Any]]]:
@@ -26,25 +30,29 @@ def nodes(node: dict[str, Any], path: str = "") -> Iterator[tuple[str, dict[str,
             yield from nodes(node[kind], f"{path}[]")
 
 
-NODES = dict(nodes(SCHEMA))
-OURS = {path: node for path, node in NODES.items() if path.startswith((".spec", ".status"))}
+NODES = {f"{of.kind}{path}": node for of in (JOB, TEACHER) for path, node in nodes(schema(of))}
+"""Of both kinds."""
+OURS = {path: node for path, node in NODES.items() if path.partition(".")[2].startswith(("spec", "status"))}
 
 
-def test_the_committed_crd_is_what_the_models_make() -> None:
-    assert (ROOT / "crds" / "distillationjobs.yaml").read_text() == to_yaml(crd()), "run `make crds`"
+@BOTH
+def test_the_committed_crd_is_what_the_models_make(of: Definition) -> None:
+    assert (ROOT / "crds" / f"{of.plural}.yaml").read_text() == to_yaml(crd(of)), "run `make crds`"
 
 
 def test_the_committed_reference_is_what_the_models_make() -> None:
     assert (ROOT / "docs" / "api.md").read_text() == reference(), "run `make crds`"
 
 
-def test_the_crd_is_small_enough_for_a_client_side_apply() -> None:
-    assert len(to_yaml(crd())) < 200_000
+@BOTH
+def test_the_crd_is_small_enough_for_a_client_side_apply(of: Definition) -> None:
+    assert len(to_yaml(crd(of))) < 200_000
 
 
-def test_the_yaml_holds_no_anchor_and_reads_back() -> None:
-    text = to_yaml(crd())
-    assert yaml.safe_load(text) == crd()
+@BOTH
+def test_the_yaml_holds_no_anchor_and_reads_back(of: Definition) -> None:
+    text = to_yaml(crd(of))
+    assert yaml.safe_load(text) == crd(of)
     assert "&id" not in text
 
 
@@ -94,11 +102,11 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
     def bare(node: dict[str, Any]) -> set[str]:
         return {name for name, p in node["properties"].items() if "default" not in p} - set(node.get("required", []))
 
-    found = {name for p, n in OURS.items() if p.startswith(".spec") and "properties" in n for name in bare(n)}
+    found = {name for p, n in OURS.items() if ".spec" in p and "properties" in n for name in bare(n)}
     assert found == {
         # absent means something that no value says
         *("path", "reasoningGym", "answerField", "systemPrompt", "function", "maxResponseTokens", "volume"),
-        *("lora", "steps", "sequenceHigh", "keepEvery"),
+        *("autoscaling", "lora", "steps", "sequenceHigh", "keepEvery"),
         *("above", "below", "aboveRatio", "belowRatio", "evaluation", "drop"),
         *("prompts", "dataset", "config", "revision", "responseField", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
@@ -107,7 +115,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
 
 
 def test_the_status_has_no_default() -> None:
-    assert {p for p, n in NODES.items() if p.startswith(".status") and "default" in n} == set()
+    assert {p for p, n in NODES.items() if ".status" in p and "default" in n} == set()
 
 
 def test_a_transition_rule_stands_only_where_the_field_is_always_present() -> None:
@@ -122,7 +130,7 @@ def test_what_may_change_in_a_running_job_is_little() -> None:
     def frozen(node: dict[str, Any]) -> set[str]:
         return {n for n, c in node["properties"].items() if "oldSelf" in str(c.get("x-kubernetes-validations"))}
 
-    spec = SCHEMA["properties"]["spec"]
+    spec = schema(JOB)["properties"]["spec"]
     rollout = spec["properties"]["rollout"]
     assert set(rollout["properties"]) - frozen(rollout) == {"replicas"}
     assert set(spec["properties"]) - frozen(spec) == {
@@ -137,17 +145,30 @@ def test_what_may_change_in_a_running_job_is_little() -> None:
     "path", [".status.conditions", ".status.roles", ".status.progress.evaluations", ".spec.evaluation"]
 )
 def test_lists_of_named_things_merge_by_their_name(path: str) -> None:
-    assert NODES[path]["x-kubernetes-list-type"] == "map"
-    assert NODES[path]["x-kubernetes-list-map-keys"] == ["type" if path.endswith("conditions") else "name"]
+    assert NODES[f"DistillationJob{path}"]["x-kubernetes-list-type"] == "map"
+    assert NODES[f"DistillationJob{path}"]["x-kubernetes-list-map-keys"] == [
+        "type" if path.endswith("conditions") else "name"
+    ]
 
 
-def test_the_printer_columns_point_at_fields_that_exist() -> None:
-    assert [c["name"] for c in VERSION["additionalPrinterColumns"] if "priority" not in c] == [
+@BOTH
+def test_the_printer_columns_point_at_fields_that_exist(of: Definition) -> None:
+    for column in of.columns:
+        path = column["jsonPath"].split("[")[0]
+        assert f"{of.kind}{path}" in NODES or path.startswith(".metadata"), path
+
+
+def test_the_columns_of_a_job_are_few() -> None:
+    assert [c["name"] for c in JOB.columns if "priority" not in c] == [
         *("State", "Step", "KL", "Reward", "Teacher", "Rollout", "Trainer", "Restarts", "Age"),
     ]
-    for column in VERSION["additionalPrinterColumns"]:
-        path = column["jsonPath"].split("[")[0]
-        assert path in NODES or path.startswith(".metadata"), path
+
+
+def test_of_a_teacher_only_the_number_of_its_servers_may_change() -> None:
+    fields = schema(TEACHER)["properties"]["spec"]["properties"]
+    assert {n for n, c in fields.items() if "oldSelf" not in str(c.get("x-kubernetes-validations"))} == {
+        *("replicas", "autoscaling"),
+    }
 
 
 def test_half_a_file_is_never_left(tmp_path: Path) -> None:

@@ -1,0 +1,105 @@
+"""The kind Teacher: one served model that several DistillationJobs of its namespace learn from (spec.teacher.ref)."""
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from distill_api.base import Argument, Model, Path
+from distill_api.job import InvalidManifest, Metadata
+from distill_api.rules import ListMap, Rule
+from distill_api.status import Condition, Number, Time, Word
+from distill_api.template import PodTemplate
+from distill_api.validation import sentences
+from distill_api.words import AcceleratorName, Precision
+
+KIND = "Teacher"
+PLURAL = "teachers"
+
+Replicas = Annotated[int, Field(ge=1, le=256)]
+
+
+class Autoscaling(Model):
+    """How many servers there are, by what the trainers have for them to do."""
+
+    rules = (
+        Rule(
+            "minReplicas must not exceed maxReplicas",
+            "self.minReplicas <= self.maxReplicas",
+            lambda scaling: scaling.min_replicas <= scaling.max_replicas,
+        ),
+    )
+    min_replicas: Replicas = Field(1, description="Least servers.")
+    max_replicas: Replicas = Field(description="Most servers.")
+    target_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32,
+        description="Scoring requests, waiting and under way at all trainers, that one server is to have. More of them "
+        "add servers at once.",
+    )
+    scale_down_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
+        300, description="Servers go when fewer would have been enough for so long."
+    )
+
+
+class SharedTeacherSpec(Model):
+    """A model served by SGLang for all jobs of a namespace that name it."""
+
+    mutable = frozenset({"replicas", "autoscaling"})
+    rules = (
+        Rule(
+            "replicas is what autoscaling decides: leave it 1",
+            "!has(self.autoscaling) || self.replicas == 1",
+            lambda spec: spec.autoscaling is None or spec.replicas == 1,
+        ),
+    )
+    model: Path = Field(description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint.")
+    accelerator: AcceleratorName = Field(
+        "nvidia.com/gpu", description="Resource name of the accelerator, or none for the CPU mode."
+    )
+    precision: Precision = Field(
+        Precision.AUTO, description="Of weights and computation; auto is bfloat16, and float32 without accelerators."
+    )
+    trust_remote_code: bool = Field(False, description="Run code that the model's repository brings. Leave it off.")
+    replicas: Replicas = Field(1, description="SGLang servers behind one Service.")
+    autoscaling: Autoscaling | None = Field(None, description="Instead of replicas: as many as the jobs keep busy.")
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Accelerators of one server.")
+    engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
+        default_factory=list, description="More command line arguments for the SGLang server."
+    )
+    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for its pods.")
+
+
+class SharedTeacherStatus(Model):
+    """Status of a Teacher."""
+
+    conditions: Annotated[list[Condition], Field(max_length=8), ListMap("type")] = Field(
+        default_factory=list, description="Ready is the summary; SpecValid says whether it can be made."
+    )
+    observed_generation: Number = Field(0, description="Generation of the spec last acted on.")
+    address: Word | None = Field(None, description="HOST:PORT of its headless Service: each address is a server.")
+    desired_replicas: Number = Field(0, description="Servers wanted.")
+    ready_replicas: Number = Field(0, description="Servers that answer.")
+    jobs: Number = Field(0, description="Running jobs that learn from it.")
+    requests: Number = Field(0, description="Scoring requests, waiting and under way, of those jobs.")
+    low_since: Time | None = Field(None, description="Since when fewer servers would have been enough.")
+    low_peak: Number = Field(0, description="Most servers that were needed since then.")
+
+
+class SharedTeacher(BaseModel):
+    """apiVersion, kind, metadata and spec; a status is ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    api_version: Literal["distillation-operator.io/v1alpha1"] = Field(alias="apiVersion")
+    kind: Literal["Teacher"]
+    metadata: Metadata
+    spec: SharedTeacherSpec
+    status: Annotated[Any, Field(exclude=True, repr=False)] = None
+
+
+def parse_teacher(manifest: Any) -> SharedTeacher:
+    """The Teacher of a parsed manifest. Raises InvalidManifest."""
+    if not isinstance(manifest, dict):
+        raise InvalidManifest(["the manifest is not a mapping; it must have apiVersion, kind, metadata and spec"])
+    try:
+        return SharedTeacher.model_validate(manifest, by_alias=True, by_name=False)
+    except ValidationError as error:
+        raise InvalidManifest(sentences(error, SharedTeacher)) from None
