@@ -63,9 +63,7 @@ class Teacher(Serving):
         Rule(
             "replicas, tensorParallelSize and engineArgs go with model only: they are how the job serves it",
             "has(self.model) || (self.replicas == 1 && self.tensorParallelSize == 1 && self.engineArgs.size() == 0)",
-            lambda t: (
-                t.model is not None or (t.replicas == 1 and t.tensor_parallel_size == 1 and not t.engine_args)
-            ),
+            lambda t: t.model is not None or (t.replicas == 1 and t.tensor_parallel_size == 1 and not t.engine_args),
         ),
     )
     model: Path | None = Field(
