@@ -43,7 +43,7 @@ class Endpoint(Model):
     url: Url = Field(description="http(s)://HOST[:PORT][/PATH]; /v1 at its end may be left out.")
     protocol: Protocol = Field(
         Protocol.SGLANG,
-        description="sglang: SGLang's own /generate. openai: /v1/completions that answers with the log-probabilities of "
+        description="sglang: SGLang's own /generate. openai: /v1/completions that answers with log-probabilities of "
         "the prompt, as vLLM does (prompt_logprobs), or by echo.",
     )
     model: Path | None = Field(None, description="With protocol openai: the name that the server serves the model by.")
