@@ -60,6 +60,8 @@ class Model(BaseModel):
     rules: ClassVar[tuple[Rule, ...]] = ()
     mutable: ClassVar[frozenset[str] | None] = None
     """Names of the fields that may change once the object exists; None says nothing about it."""
+    transitions: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Message and CEL of what a change may not do: only the server knows both sides of one."""
 
     @field_validator("*", mode="before")
     @classmethod
@@ -90,6 +92,8 @@ class Model(BaseModel):
         json_schema = handler.resolve_ref_schema(reference)
         for rule in cls.rules:
             add_validation(json_schema, rule.cel, rule.message)
+        for message, cel in cls.transitions:
+            add_validation(json_schema, cel, message)
         for name, field in cls.model_fields.items():
             alias = field.alias or name
             node = json_schema["properties"][alias]

@@ -7,19 +7,23 @@ from pydantic import Field
 from distill_api.base import Model
 from distill_api.objective import Reward
 from distill_api.prompts import Prompts
+from distill_api.routing import EITHER
 from distill_api.rules import ListMap, Rule
+from distill_api.teacher import TeacherName
 from distill_api.words import Name
 
 
 class Source(Model):
     """One of several sources of training prompts."""
 
+    rules = (EITHER,)
     name: Name = Field(description="Name in metrics: lower-case letters, digits and dashes.")
     prompts: Prompts = Field(description="Where its prompts come from.")
     weight: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
         1.0, description="Its share of the prompts, relative to the other sources' weights."
     )
     reward: Reward | None = Field(None, description="For its prompts instead of objective.reward.")
+    teacher: TeacherName | None = Field(None, description="The one of spec.teachers that scores its prompts.")
 
 
 class Data(Model):
@@ -35,6 +39,11 @@ class Data(Model):
     prompts: Prompts | None = Field(None, description="Where the training prompts come from.")
     sources: Annotated[list[Source], Field(max_length=16), ListMap("name")] = Field(
         default_factory=list, description="Several sources instead of prompts, mixed by weight."
+    )
+    default_teacher: TeacherName | None = Field(
+        None,
+        description="The one of spec.teachers that scores a prompt which names none, or none of them. Without it such "
+        "a prompt ends the job before its first step.",
     )
     shuffle: bool = Field(True, description="Shuffle the prompts of a source anew in each epoch, by the job's seed.")
 

@@ -8,7 +8,9 @@ from distill_api.base import Model, Tokens
 from distill_api.objective import ANSWERED, Reward, RewardSource, answered, answered_cel
 from distill_api.prompts import Prompts
 from distill_api.rollout import Sampling
+from distill_api.routing import EITHER
 from distill_api.rules import Rule
+from distill_api.teacher import TeacherName
 from distill_api.words import Name
 
 
@@ -26,6 +28,7 @@ class Evaluation(Model):
             answered_cel("self.reward", "self.prompts"),
             lambda e: answered(e.reward, e.prompts),
         ),
+        EITHER,
     )
     name: Name = Field(description="Name in status and metrics: lower-case letters, digits and dashes.")
     prompts: Prompts = Field(description="Where the prompts come from.")
@@ -43,3 +46,6 @@ class Evaluation(Model):
         description="Also draw one response a prompt as in training, and score its reverse KL to the teacher.",
     )
     score_teacher: bool = Field(False, description="Also score the teacher's own responses, once, at the start.")
+    teacher: TeacherName | None = Field(
+        None, description="The one of spec.teachers that the student is measured against on these prompts."
+    )

@@ -128,7 +128,7 @@ WORKER_METRICS = (
         (),
         REQUEST_BUCKETS,
     ),
-    Metric("distill_teacher_requests", Kind.COUNTER, "Scoring requests by HTTP code, or error.", ("code",)),
+    Metric("distill_teacher_requests", Kind.COUNTER, "Scoring requests by HTTP code, or error, and teacher.", ("code", "teacher")),
     Metric("distill_reward_requests", Kind.COUNTER, "Requests of reward source http by code, or error.", ("code",)),
 )
 

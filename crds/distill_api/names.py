@@ -6,6 +6,10 @@ from distill_api.base import GROUP
 
 MAX_JOB_NAME = 40
 """A RayCluster's name may have 53 characters, and a trainer pod's 63: -rollout and -trainer-NNN-NNNN-xxxxx must fit."""
+MAX_TEACHER_NAME = 63 - MAX_JOB_NAME - len("-teacher-")
+"""The name of a Service may have 63 characters."""
+ONLY_TEACHER = "teacher"
+"""What the teacher of a job that has one is called in metrics and samples."""
 
 
 class Role(StrEnum):
@@ -19,6 +23,8 @@ LABEL_PART_OF = "app.kubernetes.io/part-of"
 LABEL_MANAGED_BY = "app.kubernetes.io/managed-by"
 LABEL_JOB = f"{GROUP}/job"
 LABEL_ROLE = f"{GROUP}/role"
+LABEL_TEACHER = f"{GROUP}/teacher"
+"""Which of a job's teachers, where it has several."""
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 FIELD_MANAGER = "distillation-operator"
@@ -28,9 +34,14 @@ def config_map(job: str) -> str:
     return f"{job}-job"
 
 
-def teacher(job: str) -> str:
-    """Of the teacher's Deployment and of its headless Service."""
-    return f"{job}-teacher"
+def teacher(job: str, name: str = ONLY_TEACHER) -> str:
+    """Of the Deployment and of the headless Service of a teacher that the job itself serves."""
+    return f"{job}-teacher" if name == ONLY_TEACHER else f"{job}-teacher-{name}"
+
+
+def shared_teacher(name: str) -> str:
+    """Of the headless Service of a Teacher: no child of a job has such a name."""
+    return f"{name}-scoring"
 
 
 def ray_cluster(job: str) -> str:

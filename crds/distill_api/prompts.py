@@ -51,6 +51,11 @@ class Prompts(Model):
             "!has(self.responseField) || !has(self.reasoningGym)",
             lambda p: p.response_field is None or p.reasoning_gym is None,
         ),
+        Rule(
+            "teacherField goes with path or dataset: reasoningGym names no teachers",
+            "!has(self.teacherField) || !has(self.reasoningGym)",
+            lambda p: p.teacher_field is None or p.reasoning_gym is None,
+        ),
     )
     path: Path | None = Field(
         None,
@@ -65,6 +70,9 @@ class Prompts(Model):
     answer_field: ShortText | None = Field(None, description="Field of a row that holds the reference answer.")
     response_field: ShortText | None = Field(
         None, description="Field of a row that holds a response to learn from beside the student's own, as text."
+    )
+    teacher_field: ShortText | None = Field(
+        None, description="Field of a row that names the one of spec.teachers which scores responses to its prompt."
     )
     apply_chat_template: bool = Field(True, description="Put the prompt through the student's chat template.")
     system_prompt: Text | None = Field(None, description="System message, when the chat template is applied.")

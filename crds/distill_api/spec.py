@@ -6,8 +6,10 @@ from pydantic import Field
 
 from distill_api.base import Model, Path, ShortText
 from distill_api.data import Data, Source
+from distill_api.endpoint import Endpoint, Protocol
 from distill_api.evaluation import Evaluation
 from distill_api.guards import Guard, GuardAction, Watch
+from distill_api.names import ONLY_TEACHER
 from distill_api.objective import (
     ANSWERED,
     Advantage,
@@ -25,8 +27,9 @@ from distill_api.objective import (
 )
 from distill_api.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.rollout import Rollout, Sampling
+from distill_api.routing import RULES as ROUTING_RULES
 from distill_api.rules import ListMap, Rule
-from distill_api.teacher import Teacher
+from distill_api.teacher import NamedTeacher, Serving, Teacher
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
 from distill_api.words import AbsolutePath, AcceleratorName, Precision, Seconds
 
@@ -38,11 +41,13 @@ __all__ = [
     "Dataset",
     "Decay",
     "Divergence",
+    "Endpoint",
     "Evaluation",
     "Guard",
     "GuardAction",
     "ImportanceWeight",
     "LoRA",
+    "NamedTeacher",
     "Objective",
     "Optimizer",
     "Output",
@@ -50,6 +55,7 @@ __all__ = [
     "Parallelism",
     "Precision",
     "Prompts",
+    "Protocol",
     "RateSchedule",
     "ReasoningGym",
     "Recompute",
@@ -58,6 +64,7 @@ __all__ = [
     "Rollout",
     "Sampling",
     "Schedule",
+    "Serving",
     "Source",
     "Spec",
     "Student",
@@ -122,6 +129,8 @@ class Spec(Model):
         {
             "suspend",
             "rollout",  # it says itself what of it may change
+            "teacher",
+            "teachers",
             "backoff_limit",
             "active_deadline_seconds",
             "pre_running_deadline_seconds",
@@ -129,7 +138,15 @@ class Spec(Model):
             "ttl_seconds_after_finished",
         }
     )
+    transitions = (
+        (
+            "teacher and teachers are immutable but for their replicas: make a new job",
+            "has(self.teacher) == has(oldSelf.teacher) && self.teachers.size() == oldSelf.teachers.size() && "
+            "self.teachers.all(t, oldSelf.teachers.exists(o, o.name == t.name))",
+        ),
+    )
     rules = (
+        *ROUTING_RULES,
         Rule(
             "deterministic goes with rollout.maxPolicyLag 0 only",
             "!self.deterministic || self.rollout.maxPolicyLag == 0",
@@ -188,7 +205,10 @@ class Spec(Model):
         "repeats to the last bit.",
     )
     student: Student = Field(description="The model that is trained.")
-    teacher: Teacher = Field(description="The model that scores.")
+    teacher: Teacher | None = Field(None, description="What scores every token of the student.")
+    teachers: Annotated[list[NamedTeacher], Field(max_length=8), ListMap("name")] = Field(
+        default_factory=list, description="Several teachers instead of teacher: each prompt is scored by one of them."
+    )
     data: Data = Field(description="Training prompts.")
     rollout: Rollout = Field(default_factory=Rollout, description="The student's generation.")
     objective: Objective = Field(default_factory=Objective, description="What is minimised.")
@@ -215,10 +235,22 @@ class Spec(Model):
     )
 
     @property
+    def all_teachers(self) -> list[NamedTeacher]:
+        """`teachers`; or the one that `teacher` is, by the name teacher."""
+        if self.teacher is None:
+            return self.teachers
+        return [NamedTeacher.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
+
+    @property
+    def served_teachers(self) -> list[NamedTeacher]:
+        """Those that the job itself serves."""
+        return [t for t in self.all_teachers if t.model is not None]
+
+    @property
     def needs_hub(self) -> bool:
         """Whether something is downloaded from the Hugging Face hub."""
         prompts = [s.prompts for s in self.data.all_sources] + [e.prompts for e in self.evaluation]
-        models = (self.student.model, self.teacher.model)
+        models = [self.student.model, *(t.model for t in self.served_teachers if t.model is not None)]
         return not all(m.startswith("/") for m in models) or any(p.dataset is not None for p in prompts)
 
     @property

@@ -60,6 +60,7 @@ class Reason(StrEnum):
     RELEASED_AFTER_FINISH = "ReleasedAfterFinish"
     TRAINER_FAILED = "TrainerFailed"
     OUT_OF_MEMORY = "OutOfMemory"
+    EXTERNAL = "External"
     EVICTED = "Evicted"
     # Stalled
     PROGRESSING = "Progressing"

@@ -4,12 +4,14 @@ GET /progress of trainer rank 0 answers with the JSON of `ProgressReport`; the t
 pod, and state.json in the run folder, are the JSON of `ExitReport`.
 """
 
+from collections.abc import Mapping
 from enum import IntEnum, StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
 from distill_api.base import Model
+from distill_api.names import ONLY_TEACHER
 from distill_api.status import Progress, Result
 
 JOB_FILE = "/etc/distill/job.yaml"
@@ -32,7 +34,9 @@ class Variable(StrEnum):
 
     JOB_FILE = "DISTILL_JOB_FILE"
     TEACHER = "DISTILL_TEACHER_ADDRESS"
-    """HOST:PORT of the teacher's headless Service; each address behind it is a replica."""
+    """Where the job's teachers serve, but for endpoints, which the job itself names: NAME=HOST:PORT[,HOST:PORT...],
+    several with ; between them. Without NAME= it is the only one. Each address that a HOST has is a replica. See
+    `teacher_addresses` and `read_teacher_addresses`."""
     RAY = "DISTILL_RAY_ADDRESS"
     """ray://HOST:PORT of the RayCluster's head."""
     ATTEMPT = "DISTILL_ATTEMPT"
@@ -42,6 +46,31 @@ class Variable(StrEnum):
     MASTER_ADDR = "MASTER_ADDR"
     TERMINATION_LOG = "DISTILL_TERMINATION_LOG"
     """Where the exit report goes; /dev/termination-log in a pod."""
+
+
+TEACHER_KEY = "DISTILL_TEACHER_KEY_"
+"""Begins the name of the variable with the key of a teacher's endpoint (`teacher_key`)."""
+
+
+def teacher_key(name: str) -> str:
+    """The variable that holds the key of the endpoint of the teacher `name`; set from a Secret by the kubelet."""
+    return TEACHER_KEY + name.upper().replace("-", "_")
+
+
+def teacher_addresses(addresses: Mapping[str, str]) -> str:
+    """The text of Variable.TEACHER, from HOST:PORT[,HOST:PORT...] by the name of a teacher."""
+    if list(addresses) == [ONLY_TEACHER]:
+        return addresses[ONLY_TEACHER]
+    return ";".join(f"{name}={address}" for name, address in addresses.items())
+
+
+def read_teacher_addresses(text: str) -> dict[str, str]:
+    """HOST:PORT[,HOST:PORT...] by the name of a teacher."""
+    found: dict[str, str] = {}
+    for entry in filter(None, text.split(";")):
+        name, given, address = entry.rpartition("=")
+        found[name.strip() if given else ONLY_TEACHER] = address.strip()
+    return found
 
 
 class ExitCode(IntEnum):

@@ -26,9 +26,10 @@ class Jobs:
 
     def put(self, key: Key, raw: Mapping[str, Any], status: Status) -> None:
         # An invalid spec has no model, so it is read as it came.
-        spec = raw.get("spec") or {}
+        found = raw.get("spec")
+        spec = found if isinstance(found, Mapping) else {}
         uid = raw["metadata"]["uid"]
-        self._snapshots[key] = Snapshot(uid, _model(spec, "student"), _model(spec, "teacher"), status)
+        self._snapshots[key] = Snapshot(uid, _model(spec.get("student")), _teachers(spec), status)
 
     def remove(self, key: Key) -> str:
         """The uid that it had."""
@@ -39,6 +40,23 @@ class Jobs:
         return dict(self._snapshots)
 
 
-def _model(spec: Any, role: str) -> str:
-    part = spec.get(role) if isinstance(spec, Mapping) else None
+def _model(part: Any) -> str:
     return str(part.get("model", "")) if isinstance(part, Mapping) else ""
+
+
+def _teachers(spec: Mapping[str, Any]) -> str:
+    """What each teacher is called where people read, with commas."""
+    several = spec.get("teachers")
+    parts = several if isinstance(several, list) and several else [spec.get("teacher")]
+    return ",".join(_title(part) for part in parts)
+
+
+def _title(part: Any) -> str:
+    if not isinstance(part, Mapping):
+        return ""
+    ref, endpoint = part.get("ref"), part.get("endpoint")
+    if isinstance(ref, Mapping):
+        return f"Teacher {ref.get('name', '')}"
+    if isinstance(endpoint, Mapping):
+        return str(endpoint.get("model") or endpoint.get("url", ""))
+    return _model(part)

@@ -259,7 +259,8 @@ def _clean_up(job: DistillationJob, status: Status, observed: Observed, now: dat
 
 def _attempt_children(job: DistillationJob, observed: Observed) -> list[Child]:
     """Ours, with pods; those on their way out too."""
-    serving = {names.teacher(job.metadata.name), names.ray_cluster(job.metadata.name)}
+    teachers = {names.teacher(job.metadata.name, t.name) for t in job.spec.served_teachers}
+    serving = teachers | {names.ray_cluster(job.metadata.name)}
     kinds = (Kind.DEPLOYMENT, Kind.RAY_CLUSTER)
     found = [c for c in observed.children if c.ours and c.kind in kinds and c.name in serving]
     # The trainer first, so that it ends by its own signal handler and not by the loss of an engine.

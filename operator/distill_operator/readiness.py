@@ -53,7 +53,7 @@ def all_scheduled(job: DistillationJob, observed: Observed) -> bool:
     rollout = [p for p in observed.pods_of(Role.ROLLOUT) if p.scheduled]
     heads = [p for p in rollout if p.head]
     return (
-        len(teachers) >= job.spec.teacher.replicas
+        len(teachers) >= sum(t.replicas for t in job.spec.served_teachers)
         and bool(heads)
         and len(rollout) - len(heads) >= job.spec.rollout.replicas
     )
@@ -82,9 +82,16 @@ def pods_problem(pods: Sequence[Pod]) -> Verdict | None:
 
 
 def _teacher(job: DistillationJob, observed: Observed) -> RoleState:
-    child = observed.child(Kind.DEPLOYMENT, names.teacher(job.metadata.name))
-    ready = child.ready if child else 0
-    return _serving_role(Role.TEACHER, job.spec.teacher.replicas, ready, observed.pods_of(Role.TEACHER))
+    served = job.spec.served_teachers
+    if not served:
+        text = (
+            f"{', '.join(t.title for t in job.spec.all_teachers)}: not the job's own, so the trainer's preflight judges"
+        )
+        return RoleState(Role.TEACHER, 0, 0, Verdict(TRUE, Reason.EXTERNAL, text))
+    found = {t.name: observed.child(Kind.DEPLOYMENT, names.teacher(job.metadata.name, t.name)) for t in served}
+    # One that has more than it needs is no help to another.
+    ready = sum(min(child.ready, t.replicas) for t in served if (child := found[t.name]) is not None)
+    return _serving_role(Role.TEACHER, sum(t.replicas for t in served), ready, observed.pods_of(Role.TEACHER))
 
 
 def _rollout(job: DistillationJob, observed: Observed) -> RoleState:

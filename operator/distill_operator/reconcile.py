@@ -86,14 +86,14 @@ class Reconciler:
             # By name, whatever its labels: a stranger's object of this name must be seen too.
             return self.cluster.list(kind, namespace, name=child)
 
+        teachers = [names.teacher(name, t.name) for t in job.spec.served_teachers]
         clusters, claim, *rest = await asyncio.gather(
             self._ray_clusters(namespace, names.ray_cluster(name)),
             self._claim(namespace, job),
             one(Kind.CONFIG_MAP, names.config_map(name)),
             one(Kind.NETWORK_POLICY, names.network_policy(name)),
-            one(Kind.SERVICE, names.teacher(name)),
             one(Kind.SERVICE, names.trainer(name)),
-            one(Kind.DEPLOYMENT, names.teacher(name)),
+            *(one(kind, child) for child in teachers for kind in (Kind.SERVICE, Kind.DEPLOYMENT)),
             self.cluster.list(Kind.JOB, namespace, labels=by_job),
         )
         # After the Jobs: a Job that has failed is then seen with the pod that tells why.

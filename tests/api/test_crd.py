@@ -208,6 +208,18 @@ def test_what_may_change_can_be_set_and_unset_while_the_job_exists(
     assert code == 200, patched
 
 
+def test_the_replicas_of_each_teacher_may_change_while_the_job_exists(client: Client, namespace: str) -> None:
+    client.create(namespace, MINIMAL, dry_run=False)
+    several = read_manifest((ROOT / "tests" / "manifests" / "good" / "several-teachers.yaml").read_text())
+    client.create(namespace, several, dry_run=False)
+    teachers = several["spec"]["teachers"]
+    teachers[0]["replicas"] = 5
+    for name, change in (("minimal", {"teacher": {"replicas": 3}}), ("several-teachers", {"teachers": teachers})):
+        path = f"{jobs(namespace)}/{name}"
+        code, patched = client.ask("PATCH", path, {"spec": change}, "application/merge-patch+json")
+        assert code == 200, patched
+
+
 def test_the_printer_columns_show_where_the_job_is(crds_installed: ApiServer, client: Client, namespace: str) -> None:
     client.create(namespace, MINIMAL, dry_run=False)
     now = "2026-01-02T03:04:05Z"

@@ -12,7 +12,9 @@ import pytest
 import yaml
 from operator_fakes import SETTINGS, Json, job
 
+from distill_api import names
 from distill_api.job import DistillationJob, load_job
+from distill_api.wire import read_teacher_addresses
 from distill_operator.children import desired
 from distill_operator.settings import Settings
 
@@ -186,3 +188,81 @@ def test_sglang_is_reached_only_from_the_job_and_from_named_namespaces() -> None
     assert openings(SETTINGS) == [("podSelector", []), ("", [8080])]
     named = replace(SETTINGS, scrape_namespaces=("monitoring",))
     assert openings(named) == [("podSelector", []), ("", [8080]), ("namespaceSelector", [30000])]
+
+
+ENDPOINT = {
+    "url": "https://vllm.example/v1",
+    "protocol": "openai",
+    "model": "big",
+    "keySecret": {"name": "vllm", "key": "token"},
+}
+ROUTED = {"prompts": {"path": "/data/train.jsonl", "teacherField": "topic"}}
+
+
+def several_teachers() -> DistillationJob:
+    teachers = [
+        {"name": "math", "model": "/models/math", "replicas": 3},
+        {"name": "code", "model": "/models/code", "template": {"nodeSelector": {"gpu": "big"}}},
+        {"name": "shared", "ref": {"name": "poet"}},
+        {"name": "far", "endpoint": ENDPOINT},
+    ]
+    return job(teacher=None, teachers=teachers, data=ROUTED)
+
+
+def environment_of_trainer(of: DistillationJob) -> dict[str, Any]:
+    [trainer] = [c for c in children(of) if c["kind"] == "Job"]
+    return {e["name"]: e.get("value", e.get("valueFrom")) for e in container(trainer["spec"]["template"])["env"]}
+
+
+@pytest.mark.parametrize("teacher", [{"endpoint": ENDPOINT}, {"ref": {"name": "poet"}}], ids=["endpoint", "ref"])
+def test_nothing_is_made_for_a_teacher_that_is_somebody_elses(teacher: Json) -> None:
+    made = {(c["kind"], c["metadata"]["name"]) for c in children(job(teacher=teacher))}
+    assert made == {
+        ("ConfigMap", "job-job"),
+        ("NetworkPolicy", "job-traffic"),
+        ("Service", "job-trainer"),
+        ("RayCluster", "job-rollout"),
+        ("Job", "job-trainer-1"),
+    }
+
+
+def test_the_key_of_an_endpoint_comes_from_its_secret_by_the_kubelet_into_the_trainer_alone() -> None:
+    of = job(teacher={"endpoint": ENDPOINT})
+    env = environment_of_trainer(of)
+    assert env["DISTILL_TEACHER_KEY_TEACHER"] == {"secretKeyRef": {"name": "vllm", "key": "token"}}
+    assert env["DISTILL_TEACHER_ADDRESS"] == "", "the workers read the URL in the job"
+    others = [c for c in children(of) if c["kind"] != "Job"]
+    assert "DISTILL_TEACHER_KEY_TEACHER" not in yaml.safe_dump_all(others)
+
+
+def test_each_of_several_teachers_has_a_deployment_and_a_service_of_its_own() -> None:
+    made = children(several_teachers())
+    deployments = {c["metadata"]["name"]: c for c in made if c["kind"] == "Deployment"}
+    services = {c["metadata"]["name"]: c for c in made if c["kind"] == "Service"}
+    assert deployments.keys() == {"job-teacher-math", "job-teacher-code"} == services.keys() - {"job-trainer"}
+    for name, of in (("math", "job-teacher-math"), ("code", "job-teacher-code")):
+        spec = deployments[of]["spec"]
+        picked = spec["selector"]["matchLabels"]
+        assert (
+            picked == services[of]["spec"]["selector"]
+            and picked.items() <= spec["template"]["metadata"]["labels"].items()
+        )
+        assert picked["distillation-operator.io/teacher"] == name, "or each would take the other's pods"
+        assert container(spec["template"])["command"] == ["python", "-m", "distill_workers.serve", "teacher", name]
+    assert deployments["job-teacher-math"]["spec"]["replicas"] == 3
+    assert deployments["job-teacher-code"]["spec"]["template"]["spec"]["nodeSelector"] == {"gpu": "big"}
+
+
+def test_the_trainer_is_told_where_each_teacher_serves() -> None:
+    told = environment_of_trainer(several_teachers())["DISTILL_TEACHER_ADDRESS"]
+    assert read_teacher_addresses(told) == {
+        "math": "job-teacher-math:30000",
+        "code": "job-teacher-code:30000",
+        "shared": "poet-scoring:30000",
+    }
+    alone = environment_of_trainer(job())["DISTILL_TEACHER_ADDRESS"]
+    assert read_teacher_addresses(alone) == {"teacher": "job-teacher:30000"}
+
+
+def test_the_longest_names_of_job_and_teacher_make_a_name_that_a_service_may_have() -> None:
+    assert len(names.teacher("j" * names.MAX_JOB_NAME, "t" * names.MAX_TEACHER_NAME)) == 63

@@ -15,7 +15,8 @@ from conftest import TinyModel, hf_logprobs, spec_of
 
 import distill_workers.teacher as module
 from distill_workers import replicas
-from distill_workers.scores import read_scores, scoring_request
+from distill_workers.scores import Ask
+from distill_workers.sglang_wire import read_scores, scoring_request
 from distill_workers.teacher import BadScore, TeacherPool, TeacherUnreachable
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -519,7 +520,7 @@ async def test_a_prefetched_prompt_is_in_the_servers_cache(real: TeacherPool, ti
     await real.prefetch(prompt)
     replica = real._replicas.least_loaded()
     assert replica is not None
-    answer = await real._send(replica, scoring_request(prompt, RESPONSE, None), 84, 30)
+    answer = await real._send(replica, Ask("/generate", scoring_request(prompt, RESPONSE, None)), 84, 30)
     assert answer["meta_info"]["cached_tokens"] == len(prompt) - 1
     assert (await real.score(prompt, RESPONSE, None)).logprobs == pytest.approx(
         hf_logprobs(tiny_model(1), prompt, RESPONSE), abs=1e-4

@@ -52,6 +52,10 @@ class Replicas:
         """It is still there, and not left alone."""
         return self._known.get(replica.address) is replica and replica.open_until <= time.monotonic()
 
+    def all(self) -> list[Replica]:
+        """Also those that are left alone for now."""
+        return list(self._known.values())
+
     def least_loaded(self, but: Replica | None = None) -> Replica | None:
         """By outstanding tokens; `but` only if there is no other."""
         usable = [r for r in self._known.values() if self.usable(r)]

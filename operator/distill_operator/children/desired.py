@@ -17,15 +17,16 @@ def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
         for child in (
             configmap.config_map(job),
             network.network_policy(job, settings),
-            teacher.service(job),
+            *(teacher.service(job, each) for each in job.spec.served_teachers),
             trainer.service(job),
         )
     ]
 
 
 def serving(job: DistillationJob, settings: Settings) -> list[Json]:
-    """What must be up before the trainer: the teacher and the engines."""
-    return [_hashed(teacher.deployment(job, settings)), _hashed(rollout.ray_cluster(job, settings))]
+    """What must be up before the trainer: the job's own teachers and the engines."""
+    teachers = [teacher.deployment(job, settings, each) for each in job.spec.served_teachers]
+    return [_hashed(child) for child in (*teachers, rollout.ray_cluster(job, settings))]
 
 
 def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:

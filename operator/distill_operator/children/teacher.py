@@ -1,8 +1,10 @@
-"""The teacher: unmodified SGLang servers in a Deployment; a headless Service, as the client balances by itself."""
+"""A teacher that the job serves: unmodified SGLang servers in a Deployment; a headless Service, as the client balances
+by itself. A Teacher of the namespace, or an endpoint, is somebody else's: nothing is made for it."""
 
 from distill_api import names, wire
 from distill_api.job import DistillationJob
 from distill_api.names import Role
+from distill_api.teacher import NamedTeacher
 from distill_operator.children.pod import Container, Json, labels, metadata, pod_template, selector
 from distill_operator.settings import Settings
 
@@ -22,11 +24,10 @@ PROBES: Json = {
 }
 
 
-def deployment(job: DistillationJob, settings: Settings) -> Json:
-    teacher = job.spec.teacher
+def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacher) -> Json:
     container = Container(
         name="teacher",
-        command=["python", "-m", "distill_workers.serve", "teacher"],
+        command=["python", "-m", "distill_workers.serve", "teacher", *([] if _alone(teacher) else [teacher.name])],
         ports=[(wire.METRICS_PORT_NAME, wire.SGLANG_PORT)],
         accelerators=teacher.tensor_parallel_size,
         probes=PROBES,
@@ -35,7 +36,7 @@ def deployment(job: DistillationJob, settings: Settings) -> Json:
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
-        "metadata": metadata(job, names.teacher(job.metadata.name), Role.TEACHER),
+        "metadata": metadata(job, names.teacher(job.metadata.name, teacher.name), Role.TEACHER),
         "spec": {
             "replicas": teacher.replicas,
             # A rolling update would need accelerators that nobody keeps spare.
@@ -43,27 +44,54 @@ def deployment(job: DistillationJob, settings: Settings) -> Json:
             # The job's own deadlines decide; a large model may load for longer than the default ten minutes.
             "progressDeadlineSeconds": 7200,
             "revisionHistoryLimit": 0,
-            "selector": {"matchLabels": selector(job, Role.TEACHER)},
+            "selector": {"matchLabels": {**selector(job, Role.TEACHER), **_which(teacher)}},
             "template": pod_template(
                 job,
                 settings,
                 teacher.template,
                 container,
-                labels(job, Role.TEACHER),
+                {**labels(job, Role.TEACHER), **_which(teacher)},
                 metrics_port=wire.SGLANG_PORT,
             ),
         },
     }
 
 
-def service(job: DistillationJob) -> Json:
+def service(job: DistillationJob, teacher: NamedTeacher) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "Service",
-        "metadata": metadata(job, names.teacher(job.metadata.name), Role.TEACHER),
+        "metadata": metadata(job, names.teacher(job.metadata.name, teacher.name), Role.TEACHER),
         "spec": {
             "clusterIP": "None",
-            "selector": selector(job, Role.TEACHER),
+            "selector": {**selector(job, Role.TEACHER), **_which(teacher)},
             "ports": [{"name": "http", "port": wire.SGLANG_PORT, "targetPort": wire.SGLANG_PORT}],
         },
     }
+
+
+def addresses(job: DistillationJob) -> dict[str, str]:
+    """HOST:PORT of the headless Service of each teacher, by its name; an endpoint's the workers read in the job."""
+    own = {t.name: names.teacher(job.metadata.name, t.name) for t in job.spec.served_teachers}
+    shared = {t.name: names.shared_teacher(t.ref.name) for t in job.spec.all_teachers if t.ref is not None}
+    return {name: f"{service}:{wire.SGLANG_PORT}" for name, service in (own | shared).items()}
+
+
+def keys(job: DistillationJob) -> list[Json]:
+    """Environment: the key of each endpoint, from its Secret by the kubelet. The operator reads no Secret."""
+    return [
+        {
+            "name": wire.teacher_key(t.name),
+            "valueFrom": {"secretKeyRef": {"name": t.endpoint.key_secret.name, "key": t.endpoint.key_secret.key}},
+        }
+        for t in job.spec.all_teachers
+        if t.endpoint is not None and t.endpoint.key_secret is not None
+    ]
+
+
+def _alone(teacher: NamedTeacher) -> bool:
+    return teacher.name == names.ONLY_TEACHER
+
+
+def _which(teacher: NamedTeacher) -> dict[str, str]:
+    return {} if _alone(teacher) else {names.LABEL_TEACHER: teacher.name}

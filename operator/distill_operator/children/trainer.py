@@ -3,6 +3,7 @@
 from distill_api import names, wire
 from distill_api.job import DistillationJob
 from distill_api.names import Role
+from distill_operator.children import teacher
 from distill_operator.children.pod import Container, Json, labels, metadata, pod_template, selector
 from distill_operator.settings import Settings
 
@@ -20,14 +21,17 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
         command=["python", "-m", "distill_workers.launch"],
         ports=[(wire.METRICS_PORT_NAME, wire.TRAINER_PORT)],
         environment=[
-            {"name": variable.value, "value": value}
-            for variable, value in (
-                (wire.Variable.TEACHER, f"{names.teacher(name)}:{wire.SGLANG_PORT}"),
-                (wire.Variable.RAY, f"ray://{names.ray_head_service(name)}:{wire.RAY_CLIENT_PORT}"),
-                (wire.Variable.ATTEMPT, str(attempt)),
-                (wire.Variable.MASTER_ADDR, f"{names.trainer_job(name, attempt)}-0.{names.trainer(name)}"),
-                (wire.Variable.TERMINATION_LOG, TERMINATION_LOG),
-            )
+            *(
+                {"name": variable.value, "value": value}
+                for variable, value in (
+                    (wire.Variable.TEACHER, wire.teacher_addresses(teacher.addresses(job))),
+                    (wire.Variable.RAY, f"ray://{names.ray_head_service(name)}:{wire.RAY_CLIENT_PORT}"),
+                    (wire.Variable.ATTEMPT, str(attempt)),
+                    (wire.Variable.MASTER_ADDR, f"{names.trainer_job(name, attempt)}-0.{names.trainer(name)}"),
+                    (wire.Variable.TERMINATION_LOG, TERMINATION_LOG),
+                )
+            ),
+            *teacher.keys(job),
         ],
         accelerators=trainer.gpus_per_node,
         needs_output=True,

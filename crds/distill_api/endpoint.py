@@ -1,0 +1,76 @@
+"""A teacher that serves somewhere else, and is used without being made."""
+
+import re
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.base import Model, Path, ShortText
+from distill_api.rules import Rule, matching
+
+_URL = r"^https?://([A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-9])?|\[[0-9A-Fa-f:.]+\])(:[0-9]{1,5})?(/[-._~/A-Za-z0-9]*)?$"
+Url = Annotated[
+    str,
+    Field(max_length=1024),
+    matching(_URL, "must be http://HOST or https://HOST, with a :PORT and a /PATH if need be, and nothing else"),
+]
+_PARTS = re.compile(r"(?P<scheme>https?)://(?P<host>\[[^]]*\]|[^:/]*)(:(?P<port>[0-9]+))?(?P<path>/.*)?")
+
+
+class Protocol(StrEnum):
+    SGLANG = "sglang"
+    OPENAI = "openai"
+
+
+class SecretKey(Model):
+    """One key of a Secret of the job's namespace."""
+
+    name: ShortText = Field(description="Name of the Secret.")
+    key: ShortText = Field(description="Key in it.")
+
+
+class Endpoint(Model):
+    """Servers that somebody else runs: every address that the URL's host has is a replica."""
+
+    rules = (
+        Rule(
+            "model goes with protocol openai, and is needed there: the name that the server serves the model by",
+            "has(self.model) == (self.protocol == 'openai')",
+            lambda e: (e.model is not None) == (e.protocol is Protocol.OPENAI),
+        ),
+    )
+    url: Url = Field(description="http(s)://HOST[:PORT][/PATH]; /v1 at its end may be left out.")
+    protocol: Protocol = Field(
+        Protocol.SGLANG,
+        description="sglang: SGLang's own /generate. openai: /v1/completions that answers with log-probabilities of "
+        "the prompt, as vLLM does (prompt_logprobs), or by echo.",
+    )
+    model: Path | None = Field(None, description="With protocol openai: the name that the server serves the model by.")
+    key_secret: SecretKey | None = Field(
+        None,
+        description="Where the trainer's pods get the key from that is sent as a bearer token. The operator never "
+        "reads it.",
+    )
+
+    @property
+    def scheme(self) -> str:
+        return self._part("scheme")
+
+    @property
+    def host(self) -> str:
+        return self._part("host")
+
+    @property
+    def port(self) -> int:
+        return int(self._part("port") or (443 if self.scheme == "https" else 80))
+
+    @property
+    def base_path(self) -> str:
+        """Of the server's own paths, with neither a slash nor /v1 at its end."""
+        return self._part("path").rstrip("/").removesuffix("/v1")
+
+    def _part(self, name: str) -> str:
+        found = _PARTS.fullmatch(self.url)
+        assert found is not None, "the rule of Url holds"
+        return found[name] or ""

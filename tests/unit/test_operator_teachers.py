@@ -1,0 +1,91 @@
+"""A job whose teacher is somebody else's, and one that has several."""
+
+from dataclasses import replace
+from typing import Any
+
+from operator_fakes import SETTINGS, job
+from test_operator_plan import applied, begun, child, deleted, look, pods, running, says, trainer
+
+from distill_api.job import DistillationJob
+from distill_api.names import Role
+from distill_api.status import ConditionType
+from distill_operator.children import desired
+from distill_operator.effects import Apply
+from distill_operator.kinds import Kind
+from distill_operator.observed import Claim, Observed, Pod
+
+ROUTED = {"prompts": {"path": "/data/train.jsonl", "teacherField": "topic"}}
+
+
+def external() -> DistillationJob:
+    return job(teacher={"endpoint": {"url": "http://sglang.example:30000"}})
+
+
+def several(math_replicas: int = 2) -> DistillationJob:
+    teachers = [
+        {"name": "math", "model": "/models/math", "replicas": math_replicas},
+        {"name": "code", "model": "/models/code"},
+        {"name": "far", "endpoint": {"url": "http://sglang.example:30000"}},
+    ]
+    return job(teacher=None, teachers=teachers, data=ROUTED)
+
+
+def up(of: DistillationJob, **ready: int) -> Observed:
+    """Everything but the trainer, with so many ready pods of each teacher."""
+    bodies = [*desired.lasting(of, SETTINGS), *desired.serving(of, SETTINGS)]
+    counts = {"job-rollout": of.spec.rollout.replicas} | {f"job-teacher-{n}": count for n, count in ready.items()}
+    children = tuple(child(body, ready=counts.get(body["metadata"]["name"], 0)) for body in bodies)
+    count = sum(t.replicas for t in of.spec.served_teachers)
+    teachers = [Pod(f"t{i}", f"t{i}", Role.TEACHER, scheduled=True) for i in range(count)]
+    engines = [Pod("e", "e", Role.ROLLOUT, scheduled=True), Pod("h", "h", Role.ROLLOUT, head=True, scheduled=True)]
+    return Observed(children=children, pods=(*teachers, *engines), claim=Claim.BOUND)
+
+
+def roles(of: DistillationJob, observed: Observed) -> dict[str, Any]:
+    status = look(of, begun(of), observed).status
+    return {r.name: (r.ready, r.desired) for r in status.roles or []}
+
+
+def test_a_teacher_that_is_not_the_jobs_own_is_ready_as_external_and_the_preflight_judges_it() -> None:
+    of = external()
+    found = look(of, begun(of), up(of))
+    state, reason, message = says(found.status, ConditionType.TEACHER_READY)
+    assert (state, reason) == ("True", "External")
+    assert message == "http://sglang.example:30000: not the job's own, so the trainer's preflight judges"
+    assert applied(found) == ["Job/job-trainer-1"], "the trainer waits for no teacher's pod"
+
+
+def test_the_replicas_of_all_teachers_that_the_job_serves_count_and_none_stands_in_for_another() -> None:
+    of = several()
+    assert roles(of, up(of, math=2, code=1))["teacher"] == (3, 3)
+    waiting = up(of, math=3, code=0)
+    assert roles(of, waiting)["teacher"] == (2, 3)
+    assert says(look(of, begun(of), waiting).status, ConditionType.TEACHER_READY)[:2] == ("False", "NotReady")
+
+
+def test_the_trainer_waits_until_every_teachers_pod_has_a_node() -> None:
+    of = several()
+    seen = up(of, math=2, code=1)
+    assert not applied(look(of, begun(of), replace(seen, pods=seen.pods[1:])))
+    assert applied(look(of, begun(of), seen)) == ["Job/job-trainer-1"]
+
+
+def test_all_teachers_are_released_when_the_job_is_suspended() -> None:
+    of = several()
+    stopped = job(teacher=None, teachers=_teachers(of), data=ROUTED, suspend=True)
+    seen = replace(up(of, math=2, code=1), children=(*up(of, math=2, code=1).children, trainer(of)))
+    suspended = look(stopped, begun(of), seen).status
+    assert {"Deployment/job-teacher-math", "Deployment/job-teacher-code"} < set(deleted(look(stopped, suspended, seen)))
+
+
+def test_more_replicas_of_a_running_teacher_change_its_deployment_and_leave_the_trainer_alone() -> None:
+    before, after = job(), job(teacher={"model": "/models/teacher", "replicas": 3})
+    found = look(after, begun(before), replace(running(before), pods=pods(before)))
+    bodies = {e.body["kind"]: e.body for e in found.effects if isinstance(e, Apply)}
+    assert bodies.keys() == {"ConfigMap", "Deployment"}, "and the trainer's Job is not made anew"
+    assert bodies["Deployment"]["spec"]["replicas"] == 3
+    assert not any(c.kind is Kind.JOB and c.deleting for c in running(before).children)
+
+
+def _teachers(of: DistillationJob) -> list[dict[str, Any]]:
+    return [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in of.spec.teachers]
