@@ -31,7 +31,7 @@ from distill_api.routing import RULES as ROUTING_RULES
 from distill_api.rules import ListMap, Rule
 from distill_api.teacher import NamedTeacher, Serving, Teacher
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
-from distill_api.words import AbsolutePath, AcceleratorName, Precision, Seconds
+from distill_api.words import AbsolutePath, AcceleratorName, ControllerName, Precision, Seconds
 
 __all__ = [
     "Advantage",
@@ -221,6 +221,11 @@ class Spec(Model):
         default_factory=list, description="What must not happen to the training, and what is done when it does."
     )
     output: Output = Field(default_factory=Output, description="Where results go.")
+    managed_by: ControllerName = Field(
+        "distillation-operator.io/operator",
+        description="The controller that looks after the job. With any other name this operator leaves the job alone "
+        "entirely, as a dispatcher to other clusters wants: kueue.x-k8s.io/multikueue.",
+    )
     suspend: bool = Field(False, description="Release every pod and keep the checkpoints; false resumes.")
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = Field(
         3, description="Times the whole job is started again, from the last checkpoint, before it has failed."

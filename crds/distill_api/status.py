@@ -57,8 +57,13 @@ class Reason(StrEnum):
     KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
     VOLUME_NOT_BOUND = "VolumeNotBound"
     NAME_TAKEN = "NameTaken"
+    QUOTA_EXCEEDED = "QuotaExceeded"
     RELEASED_AFTER_FINISH = "ReleasedAfterFinish"
     TRAINER_FAILED = "TrainerFailed"
+    TEACHER_UNREACHABLE = "TeacherUnreachable"
+    """The teacher was away for longer than the trainer waits."""
+    ENGINES_LOST = "EnginesLost"
+    """The RayCluster's head, or every engine, was away for longer than the trainer waits."""
     OUT_OF_MEMORY = "OutOfMemory"
     EXTERNAL = "External"
     EVICTED = "Evicted"
@@ -91,6 +96,10 @@ class RoleStatus(Model):
     desired: Number = Field(0, description="Pods wanted.")
     ready: Number = Field(0, description="Pods ready.")
     reason: Word = Field("", description="Why it is not ready.")
+    disruption: Annotated[str, Field(max_length=512)] | None = Field(
+        None, description="The eviction or preemption of one of its pods that the training has not got over yet."
+    )
+    disruption_time: Time | None = Field(None, description="When that was.")
 
 
 class EvaluationScore(Model):

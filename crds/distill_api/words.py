@@ -17,6 +17,14 @@ AcceleratorName = Annotated[
         "must be none, or a resource name such as nvidia.com/gpu",
     ),
 ]
+ControllerName = Annotated[
+    str,
+    Field(max_length=253),
+    matching(
+        r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?/[A-Za-z0-9]([-._/A-Za-z0-9]*[A-Za-z0-9])?$",
+        "must be a domain and a path, such as kueue.x-k8s.io/multikueue",
+    ),
+]
 Name = Annotated[
     str,
     Field(max_length=40),

@@ -14,6 +14,7 @@ from kubernetes.aio import client, config
 
 from distill_api.names import FIELD_MANAGER
 from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.readiness import QUOTA
 
 Json = dict[str, Any]
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
@@ -36,6 +37,14 @@ class Refused(ApiError):
     """The object as we sent it is not acceptable; sending it again is of no use."""
 
 
+class QuotaExceeded(ApiError):
+    """The namespace may not hold the object now; later it may."""
+
+
+class NamespaceEnding(ApiError):
+    """Nothing can be made in a namespace that is being deleted."""
+
+
 class Conflict(ApiError):
     """What we decided rests on an old version; look again."""
 
@@ -54,7 +63,7 @@ class Cluster(Protocol):
         """With kind and apiVersion in each. Raises NotServed."""
 
     async def apply(self, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
-        """Server-side apply with our one field manager. Raises Refused."""
+        """Server-side apply with our one field manager. Raises Refused, QuotaExceeded, NamespaceEnding."""
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """An object that is gone, or another by now, is as good as deleted."""
@@ -193,7 +202,11 @@ def _error(verb: str, status: int, text: str) -> ApiError:
         message = text.strip()[:500]
     if status == 409:
         return Conflict(status, message)
-    # 403 of an apply: a quota or an admission policy, which the author of the job has to hear of.
+    if status == 403 and "because it is being terminated" in message:
+        return NamespaceEnding(status, message)
+    if verb == "apply" and status == 403 and QUOTA in message:
+        return QuotaExceeded(status, message)
+    # Another 403 of an apply: an admission policy, which the author of the job has to hear of.
     if verb == "apply" and status in (400, 403, 422):
         return Refused(status, message)
     return ApiError(status, message)

@@ -4,9 +4,10 @@ from dataclasses import dataclass
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.status import Reason
+from distill_api.status import Reason, Status
 from distill_api.wire import ExitCode, ExitReason
 from distill_operator.observed import Child, Observed, Pod, exit_code_of, exit_report
+from distill_operator.readiness import disruption
 
 
 @dataclass(frozen=True)
@@ -19,9 +20,18 @@ class Failure:
     """Of the role."""
     message: str
     retry: bool = True
+    counts: bool = True
+    """Against backoffLimit."""
 
 
-def trainer_failure(job: DistillationJob, observed: Observed, trainer_job: Child) -> Failure:
+OUTAGES = {
+    ExitReason.TEACHER_UNREACHABLE: (Role.TEACHER, Reason.TEACHER_UNREACHABLE),
+    ExitReason.ENGINES_LOST: (Role.ROLLOUT, Reason.ENGINES_LOST),
+}
+"""What the trainer gave up for: whose outage it was, and what it is called."""
+
+
+def trainer_failure(job: DistillationJob, status: Status, observed: Observed, trainer_job: Child) -> Failure:
     pod = _culprit(observed, trainer_job.attempt)
     code = pod.exit_code if pod and pod.exit_code is not None else exit_code_of(trainer_job)
     report = exit_report(pod.exit_message) if pod else None
@@ -30,7 +40,23 @@ def trainer_failure(job: DistillationJob, observed: Observed, trainer_job: Child
         preflight = report is not None and report.reason is ExitReason.PREFLIGHT_FAILED
         summary = Reason.PREFLIGHT_FAILED if preflight else Reason.CONFIGURATION_ERROR
         return Failure(summary, Reason.TRAINER_FAILED, message, retry=False)
-    return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, _role_reason(pod), message)
+    role, reason = Role.TRAINER, _role_reason(pod)
+    if report is not None and report.reason in OUTAGES and reason is Reason.TRAINER_FAILED:
+        role, reason = OUTAGES[report.reason]
+    disrupted = _disruption(status, observed, role, trainer_job.attempt)
+    if disrupted and reason is not Reason.OUT_OF_MEMORY:
+        text = f"{disrupted} ({message})" if message else disrupted
+        # What an outage is called says more than why it came about.
+        named = Reason.EVICTED if role is Role.TRAINER else reason
+        return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, named, text, counts=False)
+    return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, reason, message)
+
+
+def _disruption(status: Status, observed: Observed, role: Role, attempt: int) -> str:
+    """The eviction that explains why the role was away, now or as it was recorded: its pod may be gone by now."""
+    if now := disruption(observed, role, attempt):
+        return now.message
+    return next((r.disruption for r in status.roles if r.name == role.value and r.disruption), "")
 
 
 def not_ready_in_time(job: DistillationJob, waiting_for: str) -> Failure:
@@ -71,6 +97,6 @@ def _message(trainer_job: Child, pod: Pod | None, code: int | None, reported: st
     if pod.exit_reason == "OOMKilled":
         return f"{pod.name} ran out of memory; raise trainer.template.resources or lower maxTokensPerMicroBatch"
     if pod.evicted and code is None:
-        return f"{pod.name} was evicted from its node"
+        return f"{pod.name} was evicted: {pod.eviction_message or 'the node does not say why'}"
     said = f": {pod.exit_message.strip()}" if pod.exit_message.strip() else ""
     return f"{pod.name} ended with exit code {code}{said}"

@@ -19,7 +19,7 @@ from distill_operator import conditions
 from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
 from distill_operator.failure import Failure
 from distill_operator.observed import Observed
-from distill_operator.readiness import RoleState
+from distill_operator.readiness import Disruption, RoleState
 from distill_operator.times import format_time, parse_time, seconds_since
 
 FIRST_DELAY_SECONDS = 10.0
@@ -51,13 +51,13 @@ def current_attempt(status: Status, observed: Observed) -> int:
     return max([status.attempts, *(c.attempt for c in observed.trainer_jobs())])
 
 
-def delay_seconds(uid: str, restarts: int) -> float:
-    """Before the attempt after the restarts-th failure: doubled each time, and spread by the job's uid.
+def delay_seconds(uid: str, attempt: int, restarts: int) -> float:
+    """After the attempt, which was the restarts-th to fail: doubled each time, and spread by the job's uid.
 
-    The spread is the same whoever computes it, and differs between jobs that failed together.
+    The spread is the same whoever computes it, and differs between jobs that failed together, and between attempts.
     """
-    delay = min(FIRST_DELAY_SECONDS * 2.0 ** min(restarts - 1, 20), LONGEST_DELAY_SECONDS)
-    digest = hashlib.sha256(f"{uid}/{restarts}".encode()).digest()
+    delay = min(FIRST_DELAY_SECONDS * 2.0 ** min(max(restarts, 1) - 1, 20), LONGEST_DELAY_SECONDS)
+    digest = hashlib.sha256(f"{uid}/{attempt}".encode()).digest()
     return delay * (1 + JITTER * int.from_bytes(digest[:4]) / 2**32)
 
 
@@ -76,10 +76,27 @@ def with_roles(job: DistillationJob, status: Status, states: list[RoleState], no
             desired=s.desired,
             ready=s.ready,
             reason="" if s.verdict.status is TRUE else s.verdict.reason.value,
+            disruption=lasting.message[:512] if (lasting := _not_got_over(s, status)) else None,
+            disruption_time=format_time(lasting.time) if lasting else None,
         )
         for s in states
     ]
     return revised(job, status, now, verdicts, roles=counts)
+
+
+def _not_got_over(state: RoleState, status: Status) -> Disruption | None:
+    """The newest disruption of the attempt's pods, until the role is whole and a step has ended after it."""
+    found = state.disruption
+    before = next((r for r in status.roles if r.name == state.role.value), None)
+    if before and before.disruption and (time := parse_time(before.disruption_time)):
+        recorded = Disruption(time, before.disruption)
+        found = recorded if found is None else max(found, recorded, key=lambda d: d.time)
+    began = parse_time(status.attempt_start_time)
+    if found is None or began is None or found.time < began:
+        return None
+    last_step = parse_time(status.progress.last_step_time) if status.progress else None
+    over = state.verdict.status is TRUE and last_step is not None and last_step > found.time
+    return None if over else found
 
 
 def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> Status:
@@ -104,13 +121,14 @@ def failed(job: DistillationJob, status: Status, attempt: int, failure: Failure,
     """After an attempt that failed: the next one after a delay, or the end."""
     if not failure.retry:
         return _ended_by(job, status, failure, failure.message, status.restarts, now)
-    restarts = status.restarts + 1
+    restarts = status.restarts + failure.counts
     limit = job.spec.backoff_limit
-    if restarts > limit:
+    if failure.counts and restarts > limit:
         text = f"attempt {attempt} failed, and backoffLimit {limit} allows no more: {failure.message}"
         return _ended_by(job, status, failure, text, restarts, now)
-    delay = timedelta(seconds=delay_seconds(job.metadata.uid, restarts))
-    text = f"attempt {attempt} failed ({restarts} of {limit} allowed): {failure.message}"
+    delay = timedelta(seconds=delay_seconds(job.metadata.uid, attempt, restarts))
+    counted = f"{restarts} of {limit} allowed" if failure.counts else "not counted, as the cluster took a pod away"
+    text = f"attempt {attempt} failed ({counted}): {failure.message}"
     down = Verdict(FALSE, Reason.NOT_READY, "stopped until the next attempt")
     return revised(
         job,

@@ -20,6 +20,9 @@ from distill_operator.times import parse_time
 Raw = Mapping[str, Any]
 
 
+CRASH_LOOP = "CrashLoopBackOff"
+
+
 class Claim(Enum):
     """State of the output volume's claim."""
 
@@ -82,6 +85,10 @@ class Pod:
     """The runtime's word, such as OOMKilled."""
     exit_message: str = ""
     evicted: bool = False
+    """By anybody, for any reason, also for what it did itself."""
+    disrupted_at: datetime | None = None
+    """When the cluster took it away through no fault of its own: preempted, drained, under pressure."""
+    eviction_message: str = ""
     finished_at: datetime | None = None
     ip: str = ""
     running: bool = False
@@ -141,7 +148,13 @@ def read_pod(raw: Raw) -> Pod | None:
     conditions = {c["type"]: c for c in status.get("conditions", [])}
     scheduled = conditions.get("PodScheduled", {})
     containers = [*status.get("initContainerStatuses", []), *status.get("containerStatuses", [])]
-    main = next((c for c in containers if c.get("name") == CONTAINER), None) or (containers[-1] if containers else {})
+    # What keeps crashing explains the pod, be it ours, KubeRay's or an injected one.
+    loops = next((c for c in containers if c.get("state", {}).get("waiting", {}).get("reason") == CRASH_LOOP), None)
+    named = next((c for c in containers if c.get("name") == CONTAINER), None)
+    main = loops or named or (containers[-1] if containers else {})
+    disrupted = conditions.get("DisruptionTarget", {})
+    if disrupted.get("status") != "True":
+        disrupted = {}
     ended = main.get("state", {}).get("terminated") or main.get("lastState", {}).get("terminated") or {}
     waiting: Raw = next((w for c in containers if (w := c.get("state", {}).get("waiting"))), {})
     return Pod(
@@ -161,7 +174,9 @@ def read_pod(raw: Raw) -> Pod | None:
         exit_code=ended.get("exitCode"),
         exit_reason=ended.get("reason", ""),
         exit_message=ended.get("message", ""),
-        evicted=status.get("reason") == "Evicted" or conditions.get("DisruptionTarget", {}).get("status") == "True",
+        evicted=status.get("reason") == "Evicted" or bool(disrupted),
+        disrupted_at=parse_time(disrupted.get("lastTransitionTime")),
+        eviction_message=disrupted.get("message") or status.get("message", ""),
         finished_at=parse_time(ended.get("finishedAt")),
         ip=status.get("podIP", ""),
         running=status.get("phase") == "Running",
@@ -206,16 +221,24 @@ def exit_code_of(job: Child) -> int | None:
 def _counts(kind: Kind, raw: Raw) -> tuple[int, int, Outcome, str, str]:
     spec, status = raw.get("spec", {}), raw.get("status", {})
     if kind is Kind.DEPLOYMENT:
-        return spec.get("replicas", 0), status.get("readyReplicas", 0), Outcome.ACTIVE, "", ""
+        return spec.get("replicas", 0), status.get("readyReplicas", 0), Outcome.ACTIVE, *_replica_failure(status)
     if kind is Kind.RAY_CLUSTER:
         # RayClusterProvisioned never goes back to False, so the head's own condition counts too.
         head = any(c["type"] == "HeadPodReady" and c["status"] == "True" for c in status.get("conditions", []))
         wanted = sum(group.get("replicas", 0) for group in spec.get("workerGroupSpecs", []))
-        return wanted, status.get("readyWorkerReplicas", 0) if head else 0, Outcome.ACTIVE, "", ""
+        ready = status.get("readyWorkerReplicas", 0) if head else 0
+        return wanted, ready, Outcome.ACTIVE, *_replica_failure(status)
     if kind is Kind.JOB:
         outcome, reason, message = _job_outcome(status)
         return spec.get("completions", 0), status.get("ready", 0), outcome, reason, message
     return 0, 0, Outcome.ACTIVE, "", ""
+
+
+def _replica_failure(status: Raw) -> tuple[str, str]:
+    """Why no pod could be made, such as a quota: Deployment and RayCluster call the condition the same."""
+    conditions = status.get("conditions", [])
+    found: Raw = next((c for c in conditions if c["type"] == "ReplicaFailure" and c["status"] == "True"), {})
+    return found.get("reason", ""), found.get("message", "")
 
 
 def _job_outcome(status: Raw) -> tuple[Outcome, str, str]:

@@ -23,7 +23,7 @@ from distill_operator.effects import Apply, Check, Delete, Effect
 from distill_operator.failure import not_ready_in_time, trainer_failure
 from distill_operator.kinds import BY_NAME, Kind
 from distill_operator.lifecycle import ROLE_CONDITIONS
-from distill_operator.observed import Child, Observed, Outcome
+from distill_operator.observed import Child, Observed, Outcome, Raw
 from distill_operator.readiness import RoleState
 from distill_operator.settings import Settings
 from distill_operator.times import parse_time, seconds_since
@@ -51,6 +51,21 @@ def plan(job: DistillationJob, status: Status, observed: Observed, settings: Set
 def refused(job: DistillationJob, status: Status, message: str, now: datetime) -> Plan:
     """After the API server refused an object that the spec asks for."""
     return invalid(job.metadata.uid, status, [message], job.metadata.generation, now)
+
+
+def over_quota(
+    job: DistillationJob, status: Status, observed: Observed, body: Raw, message: str, now: datetime
+) -> Plan:
+    """After a quota forbade an object. Nothing is wrong with the job: others end, or somebody raises the quota."""
+    attempt = max(1, lifecycle.current_attempt(status, observed))
+    verdict = Verdict(FALSE, Reason.QUOTA_EXCEEDED, message)
+    found = _wait(job, status, observed, attempt, _role_of(body), verdict, now)
+    after = found.status
+    if status.attempts and status.next_attempt_time is None:
+        # An attempt that is under way keeps its summary, as its deadlines are counted by that.
+        summary = conditions.verdict_of(status, ConditionType.SUCCEEDED, Verdict(UNKNOWN, Reason.PENDING, message))
+        after = lifecycle.revised(job, after, now, {ConditionType.SUCCEEDED: summary})
+    return replace(found, effects=announcements(job.metadata.uid, status, after), status=after)
 
 
 def invalid(uid: str, status: Status, problems: list[str], generation: int, now: datetime) -> Plan:
@@ -101,7 +116,7 @@ def _plan(job: DistillationJob, status: Status, observed: Observed, settings: Se
     if attempt == 0:
         return _begin(job, status, observed, settings, 1, now)
     if live and live.outcome is Outcome.FAILED:
-        return _turn(lifecycle.failed(job, status, attempt, trainer_failure(job, observed, live), now))
+        return _turn(lifecycle.failed(job, status, attempt, trainer_failure(job, status, observed, live), now))
     return _keep_running(job, status, observed, settings, attempt, now)
 
 
@@ -275,12 +290,17 @@ def _existing(body: Json, observed: Observed) -> Child | None:
     return observed.child(BY_NAME[body["kind"]], body["metadata"]["name"])
 
 
+def _role_of(body: Raw) -> Role:
+    """Whose object it is; what belongs to all is told of with the trainer."""
+    return Role(body["metadata"]["labels"].get(names.LABEL_ROLE, Role.TRAINER.value))
+
+
 def _name_taken(wanted: list[Json], observed: Observed) -> tuple[Role, Verdict] | None:
     """Server-side apply would take a stranger's object over, so it is never asked to."""
     for body in wanted:
         child = _existing(body, observed)
         if child is not None and not child.ours:
-            role = Role(body["metadata"]["labels"].get(names.LABEL_ROLE, Role.TRAINER.value))
+            role = _role_of(body)
             what = f"{body['kind']} {body['metadata']['name']}"
             text = f"the {what} exists and belongs to something else; delete it, or name this job differently"
             return role, Verdict(FALSE, Reason.NAME_TAKEN, text)

@@ -1,7 +1,8 @@
 """Whether each role is up, and if not, why: small checks in order of how much their answer explains."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import datetime
 
 from distill_api import names
 from distill_api.job import DistillationJob
@@ -9,10 +10,20 @@ from distill_api.names import Role
 from distill_api.status import Reason
 from distill_operator.conditions import FALSE, TRUE, Verdict
 from distill_operator.kinds import Kind
-from distill_operator.observed import Claim, Observed, Pod
+from distill_operator.observed import CRASH_LOOP, Child, Claim, Observed, Pod
 
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
+QUOTA = "exceeded quota"
+"""As the API server's quota admission says it."""
 CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
+
+
+@dataclass(frozen=True)
+class Disruption:
+    """A pod that the cluster took away through no fault of its own."""
+
+    time: datetime
+    message: str
 
 
 @dataclass(frozen=True)
@@ -23,11 +34,24 @@ class RoleState:
     desired: int
     ready: int
     verdict: Verdict
+    disruption: Disruption | None = None
+    """The newest that is still to be seen."""
 
 
 def roles(job: DistillationJob, observed: Observed, attempt: int) -> list[RoleState]:
     """Teacher, rollout, trainer."""
-    return [_teacher(job, observed), _rollout(job, observed), _trainer(job, observed, attempt)]
+    found = [_teacher(job, observed), _rollout(job, observed), _trainer(job, observed, attempt)]
+    return [replace(state, disruption=disruption(observed, state.role, attempt)) for state in found]
+
+
+def disruption(observed: Observed, role: Role, attempt: int) -> Disruption | None:
+    """Of the pods of a role; those that are going away too."""
+    found = [
+        Disruption(p.disrupted_at, f"{p.name} was taken away: {p.eviction_message or 'evicted or preempted'}")
+        for p in observed.pods
+        if p.role is role and p.disrupted_at is not None and (role is not Role.TRAINER or p.attempt == attempt)
+    ]
+    return max(found, key=lambda d: d.time, default=None)
 
 
 def obstacle(job: DistillationJob, observed: Observed) -> tuple[Role, Verdict] | None:
@@ -76,7 +100,7 @@ def pods_problem(pods: Sequence[Pod]) -> Verdict | None:
     for pod in pods:
         if pod.exit_reason == "OOMKilled" and not pod.ready:
             return Verdict(FALSE, Reason.OUT_OF_MEMORY, f"{pod.name} ran out of memory; raise template.resources")
-        if pod.waiting_reason == "CrashLoopBackOff":
+        if pod.waiting_reason == CRASH_LOOP:
             return Verdict(FALSE, Reason.CRASH_LOOPING, _crash_message(pod))
     return None
 
@@ -91,7 +115,9 @@ def _teacher(job: DistillationJob, observed: Observed) -> RoleState:
     found = {t.name: observed.child(Kind.DEPLOYMENT, names.teacher(job.metadata.name, t.name)) for t in served}
     # One that has more than it needs is no help to another.
     ready = sum(min(child.ready, t.replicas) for t in served if (child := found[t.name]) is not None)
-    return _serving_role(Role.TEACHER, sum(t.replicas for t in served), ready, observed.pods_of(Role.TEACHER))
+    children = [child for child in found.values() if child is not None]
+    desired = sum(t.replicas for t in served)
+    return _serving_role(Role.TEACHER, desired, ready, observed.pods_of(Role.TEACHER), children)
 
 
 def _rollout(job: DistillationJob, observed: Observed) -> RoleState:
@@ -100,14 +126,23 @@ def _rollout(job: DistillationJob, observed: Observed) -> RoleState:
         return RoleState(Role.ROLLOUT, desired, 0, KUBERAY_MISSING)
     child = observed.child(Kind.RAY_CLUSTER, names.ray_cluster(job.metadata.name))
     ready = child.ready if child else 0
-    return _serving_role(Role.ROLLOUT, desired, ready, observed.pods_of(Role.ROLLOUT))
+    return _serving_role(Role.ROLLOUT, desired, ready, observed.pods_of(Role.ROLLOUT), [child] if child else [])
 
 
-def _serving_role(role: Role, desired: int, ready: int, pods: Sequence[Pod]) -> RoleState:
+def _serving_role(role: Role, desired: int, ready: int, pods: Sequence[Pod], children: Sequence[Child]) -> RoleState:
     if ready >= desired:
         return RoleState(role, desired, ready, Verdict(TRUE, Reason.READY, f"{ready} of {desired} are ready"))
     waiting = Verdict(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
-    return RoleState(role, desired, ready, pods_problem(pods) or waiting)
+    return RoleState(role, desired, ready, pods_problem(pods) or _no_pods(children) or waiting)
+
+
+def _no_pods(children: Sequence[Child]) -> Verdict | None:
+    """When the API server refuses the pods that a controller asks for."""
+    child = next((c for c in children if c.message), None)
+    if child is None:
+        return None
+    reason = Reason.QUOTA_EXCEEDED if QUOTA in child.message else Reason.NOT_READY
+    return Verdict(FALSE, reason, f"{child.kind.value.kind} {child.name}: {child.message}")
 
 
 def _trainer(job: DistillationJob, observed: Observed, attempt: int) -> RoleState:

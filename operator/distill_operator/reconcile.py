@@ -15,15 +15,16 @@ from distill_api import names
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.names import Role
+from distill_api.spec import Spec
 from distill_api.status import Status
 from distill_operator import observed as reading
-from distill_operator.cluster import Cluster, Conflict, NotServed, Refused
+from distill_operator.cluster import Cluster, Conflict, NamespaceEnding, NotServed, QuotaExceeded, Refused
 from distill_operator.effects import Apply, Check, Delete, Effect, Event
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
 from distill_operator.kinds import Kind
 from distill_operator.observed import Claim, Observed, Pod
-from distill_operator.plan import Plan, invalid, plan, refused
+from distill_operator.plan import Plan, invalid, over_quota, plan, refused
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry
 from distill_operator.settings import Settings
@@ -31,6 +32,18 @@ from distill_operator.wire_status import read_status, status_patch
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
+
+
+OURS = Spec.model_fields["managed_by"].default
+
+
+def managed_by(raw: Mapping[str, Any]) -> str:
+    """Read before anything is judged: also an invalid job of another controller is none of our business."""
+    return str(raw.get("spec", {}).get("managedBy", OURS))
+
+
+def _parse(raw: Json) -> DistillationJob:
+    return parse_job({"apiVersion": API_VERSION, "kind": KIND, **raw})
 
 
 @dataclass
@@ -51,13 +64,20 @@ class Reconciler:
             # The garbage collector takes the children, by their owner references.
             self._forget(key)
             return None
+        if managed_by(raw) != OURS:
+            # Not even an Event, or a series: another controller tells of it.
+            self._forget(key)
+            return None
         status = read_status(raw)
-        decided = await self._decide(key, raw, status)
+        decided, observed = await self._decide(key, raw, status)
         for effect in decided.effects:
             try:
                 await self._do(key, raw, effect)
-            except Refused as error:
-                decided = self._refused(raw, status, error)
+            except NamespaceEnding:
+                logger.info("%s: its namespace is being deleted", key)
+                return None
+            except (Refused, QuotaExceeded) as error:
+                decided = self._denied(raw, status, decided, observed, effect, error)
                 for event in decided.effects:
                     await self._do(key, raw, event)
                 break
@@ -65,17 +85,33 @@ class Reconciler:
         self.jobs.put(key, raw, decided.status)
         return decided.requeue_after
 
-    async def _decide(self, key: Key, raw: Json, status: Status) -> Plan:
+    async def _decide(self, key: Key, raw: Json, status: Status) -> tuple[Plan, Observed]:
         meta = raw["metadata"]
         try:
-            job = parse_job({"apiVersion": API_VERSION, "kind": KIND, **raw})
+            job = _parse(raw)
         except InvalidManifest as error:
-            return invalid(meta["uid"], status, error.problems, meta.get("generation", 0), self.clock())
+            found = invalid(meta["uid"], status, error.problems, meta.get("generation", 0), self.clock())
+            return found, Observed()
         observed = await self._observe(key, job)
-        return plan(job, status, observed, self.settings, self.clock())
+        return plan(job, status, observed, self.settings, self.clock()), observed
 
-    def _refused(self, raw: Json, status: Status, error: Refused) -> Plan:
-        job = parse_job({"apiVersion": API_VERSION, "kind": KIND, **raw})
+    def _denied(
+        self,
+        raw: Json,
+        status: Status,
+        decided: Plan,
+        observed: Observed,
+        effect: Effect,
+        error: Refused | QuotaExceeded,
+    ) -> Plan:
+        """What is to be said instead of what was decided, as the API server forbids a part of that."""
+        job = _parse(raw)
+        match error, effect:
+            case QuotaExceeded(), Check(body):
+                # Nothing has begun.
+                return over_quota(job, status, observed, body, error.message, self.clock())
+            case QuotaExceeded(), Apply(body):
+                return over_quota(job, decided.status, observed, body, error.message, self.clock())
         return refused(job, status, f"the API server refused it: {error.message}", self.clock())
 
     async def _observe(self, key: Key, job: DistillationJob) -> Observed:

@@ -226,6 +226,10 @@ class Trainer:
     """None runs on; 0 completes the Job."""
     message: str = ""
     """The termination message."""
+    reason: str = "Error"
+    """The runtime's word."""
+    disrupted: bool = False
+    """The first rank is preempted, and the others end by that."""
 
 
 class Kubelet(threading.Thread):
@@ -237,6 +241,8 @@ class Kubelet(threading.Thread):
         self.trainers: dict[int, Trainer] = {}
         self.unschedulable: set[str] = set()
         """Roles whose pods get no node."""
+        self.broken: dict[str, Json] = {}
+        """State and lastState of the main container of a role's pods, which never get ready."""
         self.seen_trainer_jobs: set[tuple[str, str]] = set()
         """Name and uid."""
         self.stopping = threading.Event()
@@ -297,11 +303,13 @@ class Kubelet(threading.Thread):
         for index in range(count):
             name = f"{child['metadata']['name']}-{index}"
             ended = {"exitCode": todo.exit_code, "message": todo.message, "finishedAt": AGO, "startedAt": AGO}
+            ended |= {"reason": todo.reason} if todo.exit_code else {}
+            gone = PREEMPTED if todo.disrupted and index == 0 else []
             status = self._container("trainer", {"terminated": ended}, ready=False)
             phase = "Failed" if todo.exit_code else "Succeeded"
             self.api.merge(
                 self.world.path(PODS, name) + "/status",
-                {"status": {"phase": phase, "containerStatuses": [status], "conditions": SCHEDULED}},
+                {"status": {"phase": phase, "containerStatuses": [status], "conditions": SCHEDULED + gone}},
             )
         if todo.exit_code:
             message = f"Container trainer for pod x failed with exit code {todo.exit_code} matching FailJob rule"
@@ -346,12 +354,17 @@ class Kubelet(threading.Thread):
                 self.api.call("POST", self.world.path(PODS), body)
                 pod = {"status": {}}
             stuck = role in self.unschedulable
-            if not stuck and pod["status"].get("phase") not in (None, "Pending"):
+            broken = self.broken.get(role)
+            if not stuck and not broken and pod["status"].get("phase") not in (None, "Pending"):
                 ready += 1
                 continue
             main = template["spec"]["containers"][0]["name"]
             if stuck:
                 status: Json = {"conditions": UNSCHEDULABLE}
+            elif broken:
+                failing = {**self._container(main, broken["state"], ready=False), "restartCount": 4}
+                failing |= {"lastState": broken.get("lastState", {})}
+                status = {"phase": "Pending", "containerStatuses": [failing], "conditions": SCHEDULED}
             else:
                 running = self._container(main, {"running": {"startedAt": AGO}}, ready=True)
                 conditions = [*SCHEDULED, {"type": "Ready", "status": "True"}]
@@ -399,6 +412,15 @@ def _range(count: int) -> str:
 AGO = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - 60))
 NOW = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
 SCHEDULED = [{"type": "PodScheduled", "status": "True"}]
+PREEMPTED = [
+    {
+        "type": "DisruptionTarget",
+        "status": "True",
+        "reason": "PreemptionByScheduler",
+        "message": "preempted by another pod of higher priority",
+        "lastTransitionTime": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 5)),
+    }
+]
 UNSCHEDULABLE = [
     {
         "type": "PodScheduled",

@@ -356,12 +356,14 @@ def test_the_next_attempt_waits_for_its_time_and_for_the_last_one_to_be_gone() -
 
 
 def test_delays_double_up_to_a_bound_and_are_the_same_for_every_observer() -> None:
-    delays = [delay_seconds("uid", n) for n in range(1, 9)]
-    assert delays == [delay_seconds("uid", n) for n in range(1, 9)]
+    delays = [delay_seconds("uid", n, n) for n in range(1, 9)]
+    assert delays == [delay_seconds("uid", n, n) for n in range(1, 9)]
     for n, delay in enumerate(delays):
         least = min(10 * 2**n, 300)
         assert least <= delay <= 1.2 * least
-    assert delay_seconds("other", 1) != delays[0]
+    assert delay_seconds("other", 1, 1) != delays[0]
+    assert delay_seconds("uid", 2, 1) != delays[0], "each attempt has a spread of its own"
+    assert delay_seconds("uid", 3, 0) <= 12, "what does not count does not lengthen the delay"
 
 
 def test_the_backoff_limit_ends_the_job() -> None:

@@ -14,6 +14,8 @@ __all__ = ["ForeignRun", "RunFolder", "fingerprint", "write_whole"]
 
 FREE_FIELDS: dict[str, Any] = {
     "suspend": True,
+    "managed_by": True,
+    "scheduling": True,
     "backoff_limit": True,
     "active_deadline_seconds": True,
     "pre_running_deadline_seconds": True,

@@ -1,0 +1,259 @@
+"""What ends an attempt, what it is called, and whether it counts against backoffLimit."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from operator_fakes import EPOCH, SETTINGS, FakeCluster, Simulation, job
+from test_operator_plan import applied, begun, look, pods, running, says, serving, trainer
+
+from distill_api.job import DistillationJob
+from distill_api.names import Role
+from distill_api.status import ConditionType
+from distill_api.wire import ProgressReport
+from distill_operator.children import desired
+from distill_operator.cluster import NamespaceEnding, QuotaExceeded
+from distill_operator.effects import Event
+from distill_operator.kinds import Kind
+from distill_operator.observed import Claim, Observed, Outcome, Pod, read_child, read_pod
+
+LATER = EPOCH + timedelta(seconds=5)
+
+
+def ended(reason: str, **changes: Any) -> Pod:
+    message = json.dumps({"reason": reason, "message": "said so", "step": 3})
+    return Pod("x", "x", Role.TRAINER, **{"attempt": 1, "exit_code": 75, "exit_message": message, **changes})
+
+
+def taken(role: Role, **changes: Any) -> Pod:
+    why = "Preempted in order to admit critical pod"
+    fields = {"attempt": 1, "evicted": True, "disrupted_at": LATER, "eviction_message": why, "deleting": True}
+    return Pod("gone", "gone", role, **{**fields, **changes})
+
+
+def failed(of: DistillationJob, *more: Pod) -> Observed:
+    return running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED)), pods=(*pods(of), *more))
+
+
+# What it is called
+
+
+@pytest.mark.parametrize("reason", ["TeacherUnreachable", "EnginesLost"])
+def test_an_outage_that_ends_an_attempt_is_called_by_its_name(reason: str) -> None:
+    found = look(job(), begun(job()), failed(job(), ended(reason)))
+    assert says(found.status, ConditionType.TRAINER_READY) == ("False", reason, "said so")
+    assert says(found.status, ConditionType.SUCCEEDED)[1] == "Restarting"
+    assert found.status.restarts == 1
+    assert reason in [e.reason for e in found.effects if isinstance(e, Event)]
+
+
+def test_the_name_of_the_last_outage_stands_beside_the_limit_that_ended_the_job() -> None:
+    of = job(backoffLimit=0)
+    status = look(of, begun(of), failed(of, ended("EnginesLost"))).status
+    assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
+    assert says(status, ConditionType.TRAINER_READY)[1] == "EnginesLost"
+
+
+def test_the_container_that_keeps_crashing_explains_its_pod() -> None:
+    """KubeRay and webhooks add containers: an engine's pod may fail by one that is not ours."""
+    ours = {"name": "engine", "state": {"waiting": {"reason": "PodInitializing"}}}
+    last = {"terminated": {"exitCode": 3, "message": "no such host", "reason": "Error"}}
+    loops = {"name": "wait-gcs-ready", "restartCount": 7, "lastState": last}
+    loops |= {"state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off 5m0s"}}}
+    labels = {"distillation-operator.io/role": "rollout"}
+    status = {"initContainerStatuses": [loops], "containerStatuses": [ours]}
+    pod = read_pod({"metadata": {"name": "e0", "labels": labels}, "status": status})
+    assert pod is not None
+    of = job()
+    observed = Observed(children=serving(of, ready=False), pods=(pod,), claim=Claim.BOUND)
+    words = "e0 ended 7 times, the last time with exit code 3: no such host"
+    assert says(look(of, begun(of), observed).status, ConditionType.ROLLOUT_READY) == ("False", "CrashLooping", words)
+
+
+# What counts
+
+
+@pytest.mark.parametrize(
+    ("role", "reason", "called"),
+    [
+        (Role.TRAINER, "InternalError", "Evicted"),
+        (Role.TEACHER, "TeacherUnreachable", "TeacherUnreachable"),
+        (Role.ROLLOUT, "EnginesLost", "EnginesLost"),
+    ],
+)
+def test_an_attempt_that_an_eviction_ended_does_not_count(role: Role, reason: str, called: str) -> None:
+    of = job(backoffLimit=0)
+    status = look(of, begun(of), failed(of, taken(role), ended(reason))).status
+    summary = says(status, ConditionType.SUCCEEDED)
+    assert summary[:2] == ("Unknown", "Restarting")
+    assert "(not counted, as the cluster took a pod away): gone was taken away: Preempted in order" in summary[2]
+    assert says(status, ConditionType.TRAINER_READY)[1] == called
+    assert (status.restarts, status.next_attempt_time is not None) == (0, True)
+
+
+def test_an_eviction_is_remembered_after_its_pod_is_gone() -> None:
+    of = job(backoffLimit=0)
+    seen = look(of, begun(of), running(of, pods=(*pods(of), taken(Role.TEACHER))), seconds=6).status
+    status = look(of, seen, failed(of, ended("TeacherUnreachable")), seconds=600).status
+    assert says(status, ConditionType.SUCCEEDED)[1] == "Restarting"
+    assert all(r.disruption is None for r in status.roles), "the next attempt begins with a clean sheet"
+
+
+def test_an_eviction_that_the_training_got_over_excuses_nothing() -> None:
+    of = job(backoffLimit=0)
+    seen = look(of, begun(of), running(of, pods=(*pods(of), taken(Role.TEACHER))), seconds=6).status
+    step = {"step": 4, "lastStepTime": "2026-01-01T00:05:00Z"}
+    report = ProgressReport.model_validate({"phase": "Training", "progress": step})
+    for _ in range(2):
+        seen = look(of, seen, running(of, report=report), seconds=301).status
+    assert all(r.disruption is None for r in seen.roles)
+    status = look(of, seen, failed(of, ended("TeacherUnreachable")), seconds=600).status
+    assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
+
+
+def test_an_eviction_of_an_engine_does_not_excuse_a_lost_teacher() -> None:
+    of = job(backoffLimit=0)
+    status = look(of, begun(of), failed(of, taken(Role.ROLLOUT), ended("TeacherUnreachable"))).status
+    assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
+
+
+def test_a_pod_evicted_for_what_it_did_itself_counts() -> None:
+    """As for a disk of its own that it filled: the kubelet sets no DisruptionTarget then."""
+    of = job(backoffLimit=0)
+    words = "Usage of EmptyDir volume tmp exceeds the limit"
+    mine = Pod("x", "x", Role.TRAINER, attempt=1, evicted=True, eviction_message=words)
+    status = look(of, begun(of), failed(of, mine)).status
+    assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
+    assert says(status, ConditionType.TRAINER_READY)[1:] == ("Evicted", f"x was evicted: {words}")
+
+
+def test_memory_that_ran_out_counts_whatever_was_evicted_meanwhile() -> None:
+    of = job(backoffLimit=0)
+    killed = ended("InternalError", exit_reason="OOMKilled", exit_code=137)
+    status = look(of, begun(of), failed(of, taken(Role.TRAINER), killed)).status
+    assert says(status, ConditionType.TRAINER_READY)[1] == "OutOfMemory"
+    assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
+
+
+def test_a_configuration_error_is_final_whatever_was_evicted_meanwhile() -> None:
+    wrong = ended("ConfigurationError", exit_code=78)
+    status = look(job(), begun(job()), failed(job(), taken(Role.TRAINER), wrong)).status
+    assert says(status, ConditionType.SUCCEEDED) == ("False", "ConfigurationError", "said so")
+
+
+def test_a_preempted_pod_is_told_from_an_evicted_one() -> None:
+    labels = {"distillation-operator.io/role": "trainer"}
+    meta = {"name": "x", "labels": labels}
+    disrupted = {"type": "DisruptionTarget", "status": "True", "message": "preempted by default/y"}
+    disrupted |= {"lastTransitionTime": "2026-01-01T00:00:05Z"}
+    preempted = read_pod({"metadata": meta, "status": {"conditions": [disrupted]}})
+    evicted = read_pod({"metadata": meta, "status": {"reason": "Evicted", "message": "disk"}})
+    assert preempted is not None and evicted is not None
+    assert (preempted.evicted, preempted.disrupted_at, preempted.eviction_message) == (
+        True,
+        LATER,
+        "preempted by default/y",
+    )
+    assert (evicted.evicted, evicted.disrupted_at, evicted.eviction_message) == (True, None, "disk")
+
+
+# Quotas
+
+
+FAILURE = {
+    "type": "ReplicaFailure",
+    "status": "True",
+    "reason": "FailedCreate",
+    "message": 'pods "x" is forbidden: exceeded quota: gpus, requested: limits.nvidia.com/gpu=8',
+}
+
+
+@pytest.mark.parametrize(("which", "condition"), [(0, "TeacherReady"), (1, "RolloutReady")])
+def test_pods_that_a_quota_forbids_are_told_from_pods_that_are_slow(which: int, condition: str) -> None:
+    of = job()
+    full = read_child({**desired.serving(of, SETTINGS)[which], "status": {"conditions": [FAILURE]}}, of.metadata.uid)
+    others = [c for c in serving(of, ready=False) if c.kind is not full.kind]
+    found = look(of, begun(of), Observed(children=(*others, full), claim=Claim.BOUND))
+    said = says(found.status, ConditionType(condition))
+    assert said[:2] == ("False", "QuotaExceeded")
+    assert "exceeded quota: gpus" in said[2]
+
+
+@dataclass
+class FullNamespace(FakeCluster):
+    """Whose quota forbids objects with this in their name."""
+
+    full: str = ""
+    ending: bool = False
+
+    async def apply(self, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
+        if self.full and self.full in body["metadata"]["name"]:
+            raise QuotaExceeded(403, "exceeded quota: objects")
+        if self.ending and not dry_run:
+            raise NamespaceEnding(403, "it is being terminated")
+        await super().apply(body, dry_run=dry_run)
+
+
+async def test_a_quota_delays_the_start_and_is_no_fault_of_the_spec() -> None:
+    sim = Simulation(cluster=FullNamespace(full="rollout"))
+    for _ in range(5):
+        await sim.reconcile()
+        sim.play()
+    assert sim.condition("RolloutReady") == ("False", "QuotaExceeded", "exceeded quota: objects")
+    assert sim.condition("Succeeded")[:2] == ("Unknown", "Pending")
+    assert sim.condition("SpecValid")[0] == "True"
+    assert sim.cluster.of(Kind.DEPLOYMENT) == {} and sim.job_status["attempts"] == 0
+    assert [e["reason"] for e in sim.cluster.events.values()] == ["QuotaExceeded"]
+    before = list(sim.cluster.writes)
+    await sim.reconcile()
+    assert sim.cluster.writes == before, "nothing is written while nothing changes"
+    sim.cluster.full = ""
+    await sim.settle(seconds=60)
+    assert sim.condition("Succeeded")[1] == "Running"
+
+
+async def test_a_quota_that_comes_down_on_a_running_job_leaves_it_running() -> None:
+    sim = Simulation(cluster=FullNamespace())
+    await sim.settle(seconds=60)
+    sim.cluster.full = "rollout"
+    sim.edit(rollout={"replicas": 3})
+    await sim.reconcile()
+    assert sim.condition("RolloutReady")[1] == "QuotaExceeded"
+    assert sim.condition("Succeeded")[1] == "Running"
+    sim.cluster.full = ""
+    await sim.settle(seconds=60)
+    assert sim.condition("RolloutReady") == ("True", "Ready", "3 of 3 are ready")
+
+
+async def test_what_a_namespace_on_its_way_out_refuses_is_no_fault_of_the_spec() -> None:
+    sim = Simulation(cluster=FullNamespace())
+    await sim.settle(seconds=60)
+    sim.cluster.remove(Kind.DEPLOYMENT, "job-teacher")
+    sim.cluster.ending = True
+    assert await sim.reconcile() is None
+    assert sim.condition("SpecValid")[0] == "True"
+
+
+# Other controllers
+
+
+@pytest.mark.parametrize("spec", [{}, {"suspend": True}, {"schedule": "nonsense"}])
+async def test_a_job_of_another_controller_is_left_alone_valid_or_not(spec: Any) -> None:
+    sim = Simulation(spec={"managedBy": "kueue.x-k8s.io/multikueue", **spec})
+    assert await sim.reconcile() is None
+    assert sim.cluster.writes == []
+    assert sim.reconciler.jobs.all() == {}
+
+
+# Replicas
+
+
+def test_teachers_and_engines_of_a_running_job_follow_the_spec() -> None:
+    before, after = job(), job(teacher={"model": "/models/teacher", "replicas": 2}, rollout={"replicas": 3})
+    found = look(after, begun(before), running(before))
+    assert applied(found) == ["ConfigMap/job-job", "Deployment/job-teacher", "RayCluster/job-rollout"]
+    assert [(r.name, r.desired, r.ready) for r in found.status.roles][:2] == [("teacher", 2, 1), ("rollout", 3, 1)]
+    assert found.status.attempts == 1
