@@ -6,17 +6,18 @@ There is nothing to save at the end: whatever was being done is found again in t
 import asyncio
 import logging
 import os
+import random
 import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
 
 from distill_operator import health, logs
-from distill_operator.cluster import ApiError, Cluster, connect
+from distill_operator.cache import Cache
+from distill_operator.cluster import ApiError, connect
 from distill_operator.events import EventRecorder, now_utc
 from distill_operator.health import Heart
 from distill_operator.jobs import Jobs
-from distill_operator.kinds import Kind
 from distill_operator.metrics import OperatorMetrics
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry, WorkQueue
@@ -28,6 +29,8 @@ logger = logging.getLogger("distill_operator")
 
 STOP_SECONDS = 3.0
 """For reconciles that are under way, and then for the watches."""
+AGAIN_SECONDS = 5.0
+"""After a resync that failed."""
 
 
 async def operate(settings: Settings) -> None:
@@ -37,6 +40,7 @@ async def operate(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     cluster = await connect()
+    cache, listed = Cache(cluster, settings.watch_namespaces), asyncio.Event()
     jobs, heart = Jobs(), Heart()
 
     async def handle(key: Key) -> float | None:
@@ -57,14 +61,20 @@ async def operate(settings: Settings) -> None:
     queue = WorkQueue(handle, concurrency=settings.concurrency)
     progress = ProgressPoller(settings.progress_seconds, queue.add)
     events = EventRecorder(cluster, os.environ.get("HOSTNAME", "distillation-operator"))
-    reconciler = Reconciler(cluster, settings, events, progress, jobs, now_utc)
+    reconciler = Reconciler(cache, settings, events, progress, jobs, now_utc)
     metrics = OperatorMetrics(
         jobs, queue_depth=lambda: queue.depth, queue_retries=lambda: queue.retries, api_requests=cluster.requests
     )
-    watches = Watches(settings, queue.add)
+    watches = Watches(settings, cache, queue.add)
+
+    async def work() -> None:
+        # Not before everything was seen once: what is not known yet would look like what is gone.
+        await listed.wait()
+        await queue.run()
+
     parts: dict[str, Callable[[], Awaitable[None]]] = {
-        "queue": queue.run,
-        "resync": lambda: resync(cluster, settings, queue, jobs, heart),
+        "queue": work,
+        "resync": lambda: resync(cache, listed, settings, queue, jobs, heart),
         "progress": progress.run,
         "health": lambda: health.serve(settings, heart, metrics.registry()),
         "watches": watches.run,
@@ -88,20 +98,23 @@ async def operate(settings: Settings) -> None:
         raise error if isinstance(error, Exception) else RuntimeError(f"{died[0][0]} ended by itself")
 
 
-async def resync(cluster: Cluster, settings: Settings, queue: WorkQueue, jobs: Jobs, heart: Heart) -> None:
-    """Looks at every job again and again, also at those that are gone without our having seen it."""
+async def resync(
+    cache: Cache, listed: asyncio.Event, settings: Settings, queue: WorkQueue, jobs: Jobs, heart: Heart
+) -> None:
+    """Lists everything again and again, looks at once at what that tells, and at all the rest before the next time."""
     while True:
+        seconds = settings.resync_seconds
         try:
-            found: set[Key] = set(jobs.all())
-            for namespace in settings.watch_namespaces or ("",):
-                for raw in await cluster.list(Kind.DISTILLATION_JOB, namespace):
-                    found.add(Key(raw["metadata"]["namespace"], raw["metadata"]["name"]))
-            for key in found:
-                queue.add(key)
+            news = await cache.sync()
+            listed.set()
+            for key in cache.store.jobs() | set(jobs.all()) | news:
+                # Spread, or a thousand jobs would be looked at while one waits that has changed.
+                queue.add_after(key, 0.0 if key in news else random.random() * seconds)
             heart.beat()
         except ApiError as error:
             logger.warning("resync failed: %s", error)
-        await asyncio.sleep(settings.resync_seconds)
+            seconds = min(seconds, AGAIN_SECONDS)
+        await asyncio.sleep(seconds)
 
 
 def main() -> None:

@@ -6,7 +6,7 @@ needed for ten kinds whose paths never change.
 
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import AsyncIterator, Mapping
 from typing import Any, Protocol
 
 import aiohttp
@@ -18,6 +18,10 @@ from distill_operator.readiness import QUOTA
 
 Json = dict[str, Any]
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
+PAGE = 200
+"""Objects of one answer to a list of everything."""
+NEVER = "1"
+"""A resourceVersion that no object has: an apply that carries it creates, and refuses what exists (tests/api)."""
 
 
 class ApiError(Exception):
@@ -54,22 +58,29 @@ class AlreadyExists(ApiError):
 
 
 class Cluster(Protocol):
-    """What reconcile() asks of the API server."""
+    """What the operator asks of the API server."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """None when it does not exist, or, for a cluster-wide kind, may not be read."""
 
+    def pages(self, kind: Kind, namespace: str, *, labels: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+        """All of a kind at one moment, whose resourceVersion comes with each page. Raises NotServed."""
+
     async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
         """With kind and apiVersion in each. Raises NotServed."""
 
-    async def apply(self, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
-        """Server-side apply with our one field manager. Raises Refused, QuotaExceeded, NamespaceEnding."""
+    async def apply(self, body: Mapping[str, Any], *, uid: str = "", dry_run: bool = False) -> Json:
+        """Server-side apply with our one field manager to the object of this uid, or to none: what is stored then.
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
-        """An object that is gone, or another by now, is as good as deleted."""
+        Raises Conflict when another object of this name exists, or this one no longer; Refused, QuotaExceeded,
+        NamespaceEnding.
+        """
 
-    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
-        """Merge patch with the resourceVersion that it rests on. Raises Conflict."""
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Json | None:
+        """What is left, when something has to be done first. One that is another by now is as good as deleted."""
+
+    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
+        """Merge patch with the resourceVersion that it rests on: what is stored then. Raises Conflict."""
 
     async def create_event(self, body: Mapping[str, Any]) -> None:
         """Raises AlreadyExists."""
@@ -97,24 +108,28 @@ class KubernetesCluster:
                 return None
             raise
 
+    async def pages(self, kind: Kind, namespace: str, *, labels: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+        query = {"labelSelector": labels, "limit": str(PAGE)}
+        while True:
+            found = await self._list(kind, namespace, query)
+            yield _items(kind, found), int(found["metadata"]["resourceVersion"])
+            query["continue"] = found["metadata"].get("continue", "")
+            if not query["continue"]:
+                return
+
     async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
         query = {"labelSelector": labels, "fieldSelector": f"metadata.name={name}" if name else ""}
-        try:
-            found = await self._request("list", "GET", _path(kind, namespace), query)
-        except ApiError as error:
-            if error.status == 404:
-                raise NotServed(404, f"{kind.value.api_version} {kind.value.kind} is not served") from None
-            raise
-        types = {"apiVersion": kind.value.api_version, "kind": kind.value.kind}
-        return [{**item, **types} for item in found.get("items", [])]
+        return _items(kind, await self._list(kind, namespace, query))
 
-    async def apply(self, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
-        meta = body["metadata"]
+    async def apply(self, body: Mapping[str, Any], *, uid: str = "", dry_run: bool = False) -> Json:
+        meta = {**body["metadata"], **({"uid": uid} if uid else {"resourceVersion": NEVER})}
         query = {"fieldManager": FIELD_MANAGER, "force": "true", "dryRun": "All" if dry_run else ""}
         path = _path(BY_NAME[body["kind"]], meta["namespace"], meta["name"])
-        await self._request("apply", "PATCH", path, query, body, "application/apply-patch+yaml")
+        return await self._request(
+            "apply", "PATCH", path, query, {**body, "metadata": meta}, "application/apply-patch+yaml"
+        )
 
-    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Json | None:
         options = {
             "apiVersion": "v1",
             "kind": "DeleteOptions",
@@ -122,16 +137,18 @@ class KubernetesCluster:
             "preconditions": {"uid": uid},
         }
         try:
-            await self._request("delete", "DELETE", _path(kind, namespace, name), body=options)
+            left = await self._request("delete", "DELETE", _path(kind, namespace, name), body=options)
         except Conflict:
-            return
+            return None
         except ApiError as error:
             if error.status != 404:
                 raise
+            return None
+        return left if left.get("kind") == kind.value.kind else None
 
-    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
+    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         path = f"{_path(Kind.DISTILLATION_JOB, namespace, name)}/status"
-        await self._merge(path, patch)
+        return await self._merge(path, patch)
 
     async def create_event(self, body: Mapping[str, Any]) -> None:
         namespace = body["metadata"]["namespace"]
@@ -144,9 +161,17 @@ class KubernetesCluster:
     async def patch_event(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
         await self._merge(f"/apis/events.k8s.io/v1/namespaces/{namespace}/events/{name}", patch)
 
-    async def _merge(self, path: str, patch: Mapping[str, Any]) -> None:
+    async def _list(self, kind: Kind, namespace: str, query: Mapping[str, str]) -> Json:
+        try:
+            return await self._request("list", "GET", _path(kind, namespace), query)
+        except ApiError as error:
+            if error.status == 404:
+                raise NotServed(404, f"{kind.value.api_version} {kind.value.kind} is not served") from None
+            raise
+
+    async def _merge(self, path: str, patch: Mapping[str, Any]) -> Json:
         query = {"fieldManager": FIELD_MANAGER}
-        await self._request("patch", "PATCH", path, query, patch, "application/merge-patch+json")
+        return await self._request("patch", "PATCH", path, query, patch, "application/merge-patch+json")
 
     async def _request(
         self,
@@ -195,12 +220,18 @@ def _path(kind: Kind, namespace: str, name: str = "") -> str:
     return f"{resource.path}{scope}/{resource.plural}" + (f"/{name}" if name else "")
 
 
+def _items(kind: Kind, found: Json) -> list[Json]:
+    types = {"apiVersion": kind.value.api_version, "kind": kind.value.kind}
+    return [{**item, **types} for item in found.get("items") or []]
+
+
 def _error(verb: str, status: int, text: str) -> ApiError:
     try:
         message = str(json.loads(text)["message"])
     except (ValueError, KeyError, TypeError):
         message = text.strip()[:500]
-    if status == 409:
+    # The second is what an apply with another object's uid gets.
+    if status == 409 or (verb == "apply" and "metadata.uid: Invalid value" in message):
         return Conflict(status, message)
     if status == 403 and "because it is being terminated" in message:
         return NamespaceEnding(status, message)

@@ -1,29 +1,29 @@
-"""One look at one job: read it and what belongs to it, plan, do the effects in order, write the status once.
+"""One look at one job: see it and what belongs to it, plan, do the effects in order, write the status once.
 
-Everything is read anew each time, by name and by label. Watches only say when to look, so a missed or late event
-costs time and nothing else.
+What is seen is what the watches and our own writes have shown (cache.py). It may be old: a missed or late event costs
+time and nothing else.
 """
 
-import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from distill_api import names
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.spec import Spec
 from distill_api.status import Status
+from distill_operator import conditions
 from distill_operator import observed as reading
-from distill_operator.cluster import Cluster, Conflict, NamespaceEnding, NotServed, QuotaExceeded, Refused
+from distill_operator.cache import Cache
+from distill_operator.cluster import Conflict, NamespaceEnding, QuotaExceeded, Refused
 from distill_operator.effects import Apply, Check, Delete, Effect, Event
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
 from distill_operator.kinds import Kind
-from distill_operator.observed import Claim, Observed, Pod
+from distill_operator.observed import Claim, Observed, Outcome, Pod
 from distill_operator.plan import Plan, invalid, over_quota, plan, refused
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry
@@ -50,7 +50,7 @@ def _parse(raw: Json) -> DistillationJob:
 class Reconciler:
     """Brings one job after another to where its spec wants it."""
 
-    cluster: Cluster
+    cache: Cache
     settings: Settings
     events: EventRecorder
     progress: ProgressPoller
@@ -59,7 +59,7 @@ class Reconciler:
 
     async def reconcile(self, key: Key) -> float | None:
         """In how many seconds to look again, if time alone will change something. Raises Retry after a conflict."""
-        raw = await self.cluster.get(Kind.DISTILLATION_JOB, key.namespace, key.name)
+        raw = self.cache.job(key)
         if raw is None or "deletionTimestamp" in raw["metadata"]:
             # The garbage collector takes the children, by their owner references.
             self._forget(key)
@@ -73,6 +73,8 @@ class Reconciler:
         for effect in decided.effects:
             try:
                 await self._do(key, raw, effect)
+            except Conflict:
+                raise Retry from None
             except NamespaceEnding:
                 logger.info("%s: its namespace is being deleted", key)
                 return None
@@ -92,7 +94,7 @@ class Reconciler:
         except InvalidManifest as error:
             found = invalid(meta["uid"], status, error.problems, meta.get("generation", 0), self.clock())
             return found, Observed()
-        observed = await self._observe(key, job)
+        observed = await self._observe(key, job, status)
         return plan(job, status, observed, self.settings, self.clock()), observed
 
     def _denied(
@@ -114,51 +116,34 @@ class Reconciler:
                 return over_quota(job, decided.status, observed, body, error.message, self.clock())
         return refused(job, status, f"the API server refused it: {error.message}", self.clock())
 
-    async def _observe(self, key: Key, job: DistillationJob) -> Observed:
-        namespace, name = key
-        by_job = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER},{names.LABEL_JOB}={name}"
-
-        def one(kind: Kind, child: str) -> Any:
-            # By name, whatever its labels: a stranger's object of this name must be seen too.
-            return self.cluster.list(kind, namespace, name=child)
-
-        teachers = [names.teacher(name, t.name) for t in job.spec.served_teachers]
-        clusters, claim, *rest = await asyncio.gather(
-            self._ray_clusters(namespace, names.ray_cluster(name)),
-            self._claim(namespace, job),
-            one(Kind.CONFIG_MAP, names.config_map(name)),
-            one(Kind.NETWORK_POLICY, names.network_policy(name)),
-            one(Kind.SERVICE, names.trainer(name)),
-            *(one(kind, child) for child in teachers for kind in (Kind.SERVICE, Kind.DEPLOYMENT)),
-            self.cluster.list(Kind.JOB, namespace, labels=by_job),
-        )
-        # After the Jobs: a Job that has failed is then seen with the pod that tells why.
-        pods = reading.read_pods(await self.cluster.list(Kind.POD, namespace, labels=by_job))
-        raws = [raw for found in (*rest, clusters or []) for raw in found]
+    async def _observe(self, key: Key, job: DistillationJob, status: Status) -> Observed:
+        uid = job.metadata.uid
+        children = tuple(reading.read_child(raw, uid) for raw in await self.cache.children(key, uid))
+        # Where a turn depends on them, the pods themselves are asked for: one that has ended tells why its Job has,
+        # and one that still runs must have ended before the next attempt begins.
+        ended = any(c.kind is Kind.JOB and c.ours and c.outcome is not Outcome.ACTIVE for c in children)
+        between = status.next_attempt_time is not None
+        live = not conditions.is_finished(status) and (ended or between)
+        pods = reading.read_pods(await self.cache.pods(key, live=live))
         return Observed(
-            children=tuple(reading.read_child(raw, job.metadata.uid) for raw in raws),
+            children=children,
             pods=pods,
-            claim=claim,
-            kuberay_installed=clusters is not None,
+            claim=await self._claim(key.namespace, job, status),
+            kuberay_installed=await self.cache.serves(Kind.RAY_CLUSTER),
             report=self._report(key, pods),
         )
 
-    async def _ray_clusters(self, namespace: str, name: str) -> list[Json] | None:
-        """None where KubeRay is not installed."""
-        try:
-            return await self.cluster.list(Kind.RAY_CLUSTER, namespace, name=name)
-        except NotServed:
-            return None
-
-    async def _claim(self, namespace: str, job: DistillationJob) -> Claim:
-        if job.spec.output.volume is None:
+    async def _claim(self, namespace: str, job: DistillationJob, status: Status) -> Claim:
+        """Asked for where an attempt may begin."""
+        begins = not status.attempts or status.next_attempt_time is not None
+        if job.spec.output.volume is None or not begins:
             return Claim.ABSENT
-        claim = await self.cluster.get(Kind.CLAIM, namespace, job.spec.output.volume.claim_name)
+        claim = await self.cache.claim(namespace, job.spec.output.volume.claim_name)
         storage_class = None
         if claim is not None and claim.get("status", {}).get("phase") != "Bound":
             class_name = claim.get("spec", {}).get("storageClassName")
             # A claim without a class waits for a volume made by hand, or for a default class.
-            storage_class = await self.cluster.get(Kind.STORAGE_CLASS, "", class_name) if class_name else {}
+            storage_class = await self.cache.storage_class(class_name) if class_name else {}
         return reading.read_claim(claim, storage_class)
 
     def _report(self, key: Key, pods: tuple[Pod, ...]) -> Any:
@@ -180,13 +165,13 @@ class Reconciler:
         uid = raw["metadata"]["uid"]
         match effect:
             case Check(body):
-                await self.cluster.apply(body, dry_run=True)
+                await self.cache.check(body)
             case Apply(body):
                 logger.info("%s: apply %s %s", key, body["kind"], body["metadata"]["name"])
-                await self.cluster.apply(body)
+                await self.cache.apply(body)
             case Delete(kind, name, child_uid):
                 logger.info("%s: delete %s %s", key, kind.value.kind, name)
-                await self.cluster.delete(kind, key.namespace, name, child_uid)
+                await self.cache.delete(kind, key.namespace, name, child_uid)
             case Event():
                 await self.events.record(key.namespace, key.name, uid, effect)
 
@@ -195,11 +180,12 @@ class Reconciler:
         if patch is None:
             return
         try:
-            await self.cluster.patch_status(key.namespace, key.name, patch)
+            await self.cache.patch_status(key, patch)
         except Conflict:
             raise Retry from None
 
     def _forget(self, key: Key) -> None:
+        self.cache.forget(key)
         uid = self.jobs.remove(key)
         self.progress.forget(key)
         if uid:

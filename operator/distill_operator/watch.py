@@ -1,4 +1,4 @@
-"""kopf's watches: each event of a job, or of an object made for one, wakes that job. They decide nothing.
+"""kopf's watches: each event of a job, or of an object made for one, is remembered, and wakes that job if it is news.
 
 Only on.event handlers are used: they write no finalizer and no annotation, and what they miss the resync makes good.
 kopf runs on a thread and a loop of its own, since at its end it waits for every task of its loop that is younger than
@@ -14,15 +14,18 @@ from typing import Any
 import kopf
 
 from distill_api import names
-from distill_api.base import GROUP, PLURAL, VERSION
+from distill_api.base import GROUP
+from distill_operator.cache import MANAGED, WATCHED, Cache
+from distill_operator.kinds import Kind
 from distill_operator.queue import Key
 from distill_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-MANAGED = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
-CHILDREN = (("apps", "v1", "deployments"), ("batch", "v1", "jobs"), ("ray.io", "v1", "rayclusters"), ("", "v1", "pods"))
+CHILDREN = tuple(kind for kind in WATCHED if kind is not Kind.DISTILLATION_JOB)
 Wake = Callable[[Key], None]
+Tell = Callable[[Kind, dict[str, Any], bool, Key], None]
+"""Kind, object, whether it is gone, its job."""
 
 
 def job_key(body: Any, **_: Any) -> Key:
@@ -35,23 +38,29 @@ def owner_key(body: Any, **_: Any) -> Key | None:
     return Key(body["metadata"]["namespace"], job) if job else None
 
 
-def registry(wake: Wake) -> Any:
-    """Handlers that pass keys on."""
+def registry(tell: Tell) -> Any:
+    """Handlers that pass on what they hear."""
     found = kopf.OperatorRegistry()
 
-    async def on_job(**event: Any) -> None:
-        wake(job_key(**event))
+    def hear(kind: Kind, key_of: Callable[..., Key | None]) -> Callable[..., Any]:
+        async def on_event(event: Any, **_: Any) -> None:
+            if key := key_of(body=event["object"]):
+                tell(kind, event["object"], event["type"] == "DELETED", key)
 
-    async def on_child(**event: Any) -> None:
-        if key := owner_key(**event):
-            wake(key)
+        return on_event
 
-    kopf.on.event(GROUP, VERSION, PLURAL, registry=found)(on_job)
-    for index, (group, version, plural) in enumerate(CHILDREN):
-        kopf.on.event(group, version, plural, id=f"child-{index}", registry=found)(on_child)
+    for kind in WATCHED:
+        key_of = job_key if kind is Kind.DISTILLATION_JOB else owner_key
+        group, version, plural = gvr(kind)
+        kopf.on.event(group, version, plural, id=plural, registry=found)(hear(kind, key_of))
     kopf.on.login(registry=found)(kopf.login_with_service_account)
     kopf.on.login(registry=found)(kopf.login_with_kubeconfig)
     return found
+
+
+def gvr(kind: Kind) -> tuple[str, str, str]:
+    *group, version = kind.value.api_version.split("/")
+    return "".join(group), version, kind.value.plural
 
 
 def kopf_settings(settings: Settings) -> Any:
@@ -73,7 +82,7 @@ def kopf_settings(settings: Settings) -> Any:
     found.execution.max_workers = 2
     # Without cluster-wide rights there is nothing to scan; KubeRay installed later is found by the resync then.
     found.scanning.disabled = bool(settings.watch_namespaces)
-    for _, version, plural in CHILDREN:
+    for _, version, plural in map(gvr, CHILDREN):
         # On the server, or every pod of the cluster would come by.
         found.watching.label_selectors[lambda r, v=version, p=plural: (r.version, r.plural) == (v, p)] = MANAGED
     return found
@@ -82,12 +91,14 @@ def kopf_settings(settings: Settings) -> Any:
 class Watches:
     """kopf on its thread."""
 
-    def __init__(self, settings: Settings, wake: Wake) -> None:
+    def __init__(self, settings: Settings, cache: Cache, wake: Wake) -> None:
         self._settings = settings
+        self._cache = cache
+        self._wake = wake
         self._stop = threading.Event()
         self._loop = asyncio.get_running_loop()
         self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._registry = registry(lambda key: self._call(wake, key))
+        self._registry = registry(lambda *heard: self._call(self._hear, *heard))
         self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
 
     async def run(self) -> None:
@@ -99,6 +110,11 @@ class Watches:
 
     def stop(self) -> None:
         self._stop.set()
+
+    def _hear(self, kind: Kind, raw: dict[str, Any], gone: bool, key: Key) -> None:
+        # The echo of our own write is no news.
+        if self._cache.saw(kind, raw, gone=gone):
+            self._wake(key)
 
     def _run(self) -> None:
         namespaces = self._settings.watch_namespaces

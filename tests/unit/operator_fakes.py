@@ -3,13 +3,15 @@
 import copy
 import itertools
 import random
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from distill_api.job import DistillationJob, parse_job
 from distill_api.names import FIELD_MANAGER
+from distill_operator.cache import MANAGED, WATCHED, Cache
 from distill_operator.cluster import AlreadyExists, ApiError, Conflict, NotServed, Refused
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
@@ -23,6 +25,10 @@ Json = dict[str, Any]
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(workers_image="registry.test/workers:1")
 KEY = Key("default", "job")
+FAR = datetime.max.replace(tzinfo=UTC)
+RESYNC = timedelta(seconds=60)
+FATES = ("once", "twice", "late", "never")
+FATE_WEIGHTS = (5, 1, 2, 1)
 UID = "5f0c0a54-0000-4000-8000-000000000001"
 
 
@@ -53,7 +59,7 @@ class Crash(BaseException):
 
 @dataclass
 class FakeCluster:
-    """resourceVersions, uids, server-side apply without field ownership, stale lists and failures on demand."""
+    """resourceVersions, uids, preconditions, server-side apply without field ownership, watches, failures on demand."""
 
     objects: dict[tuple[Kind, str], Json] = field(default_factory=dict)
     events: dict[str, Json] = field(default_factory=dict)
@@ -65,9 +71,8 @@ class FakeCluster:
     """Die after so many writes. Reads never fail by it."""
     fail: random.Random | None = None
     """Every request may fail, before or after it took effect."""
-    stale: random.Random | None = None
-    """Every list may be of an earlier moment."""
-    _history: list[dict[tuple[Kind, str], Json]] = field(default_factory=list)
+    stream: list[tuple[Kind, Json, bool]] = field(default_factory=list)
+    """What the watches have to tell: kind, object, whether it is gone."""
     _versions: Any = field(default_factory=lambda: itertools.count(1))
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
@@ -75,31 +80,34 @@ class FakeCluster:
         found = self.objects.get((kind, name))
         return copy.deepcopy(found) if found else None
 
+    async def pages(self, kind: Kind, namespace: str, *, labels: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+        found = await self.list(kind, namespace, labels=labels)
+        yield found, int(self._version())
+
     async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
         self._maybe_fail()
         if kind is Kind.RAY_CLUSTER and not self.kuberay:
             raise NotServed(404, "no RayCluster")
-        source = self.objects
-        if self.stale and self._history and self.stale.random() < 0.5:
-            source = self.stale.choice(self._history[-6:])
         wanted = dict(part.split("=", 1) for part in labels.split(",") if part)
         return [
             copy.deepcopy(o)
-            for (k, n), o in source.items()
+            for (k, n), o in self.objects.items()
             if k is kind
             and name in ("", n)
             and all(o["metadata"].get("labels", {}).get(key) == v for key, v in wanted.items())
         ]
 
-    async def apply(self, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
+    async def apply(self, body: Mapping[str, Any], *, uid: str = "", dry_run: bool = False) -> Json:
         self._maybe_fail()
         name = body["metadata"]["name"]
         if self.refuse and self.refuse in name:
             raise Refused(422, f"{name} is wrong")
-        if dry_run:
-            return
         key = (BY_NAME[body["kind"]], name)
         old = self.objects.get(key)
+        if uid != (old["metadata"]["uid"] if old else ""):
+            raise Conflict(409, f"{name} is not the one that was meant")
+        if dry_run:
+            return dict(body)
         if old is not None:
             if (
                 old["metadata"].get("ownerReferences", body["metadata"]["ownerReferences"])
@@ -111,17 +119,16 @@ class FakeCluster:
         meta = old["metadata"] if old else {"uid": f"uid-{next(self._versions)}"}
         fresh["metadata"] = {**meta, **fresh["metadata"]}
         fresh["status"] = (old or {}).get("status", {})
-        self._store(key, fresh, f"apply {body['kind']}/{name}")
+        return self._store(key, fresh, f"apply {body['kind']}/{name}")
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         self._maybe_fail()
         found = self.objects.get((kind, name))
         if found is not None and found["metadata"]["uid"] == uid:
-            self._remember()
-            del self.objects[kind, name]
+            self.remove(kind, name)
             self._wrote(f"delete {kind.value.kind}/{name}")
 
-    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
+    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         self._maybe_fail()
         found = self.objects.get((Kind.DISTILLATION_JOB, name))
         if found is None:
@@ -130,7 +137,7 @@ class FakeCluster:
             raise Conflict(409, "changed")
         fresh = copy.deepcopy(found)
         merge(fresh.setdefault("status", {}), patch["status"])
-        self._store((Kind.DISTILLATION_JOB, name), fresh, "status")
+        return self._store((Kind.DISTILLATION_JOB, name), fresh, "status")
 
     async def create_event(self, body: Mapping[str, Any]) -> None:
         self._maybe_fail()
@@ -146,9 +153,9 @@ class FakeCluster:
     def put(self, kind: Kind, name: str, body: Json) -> None:
         """By somebody else than the operator."""
         meta = {"uid": f"uid-{next(self._versions)}", "name": name, "namespace": "default", **body.get("metadata", {})}
-        self._remember()
         types = {"kind": kind.value.kind, "apiVersion": kind.value.api_version}
         self.objects[kind, name] = {**body, **types, "metadata": {**meta, "resourceVersion": self._version()}}
+        self._tell(kind, self.objects[kind, name], gone=False)
 
     def status(self, kind: Kind, name: str, status: Json) -> None:
         found = self.objects[kind, name]
@@ -156,8 +163,9 @@ class FakeCluster:
             self.put(kind, name, {**copy.deepcopy(found), "status": status})
 
     def remove(self, kind: Kind, name: str) -> None:
-        self._remember()
-        self.objects.pop((kind, name), None)
+        if found := self.objects.pop((kind, name), None):
+            self._version()
+            self._tell(kind, found, gone=True)
 
     def of(self, kind: Kind) -> dict[str, Json]:
         return {name: o for (k, name), o in list(self.objects.items()) if k is kind}
@@ -171,11 +179,18 @@ class FakeCluster:
             and kind is not Kind.POD
         }
 
-    def _store(self, key: tuple[Kind, str], body: Json, what: str) -> None:
-        self._remember()
+    def _store(self, key: tuple[Kind, str], body: Json, what: str) -> Json:
         body["metadata"]["resourceVersion"] = self._version()
         self.objects[key] = body
+        self._tell(key[0], body, gone=False)
         self._wrote(what)
+        return copy.deepcopy(body)
+
+    def _tell(self, kind: Kind, body: Json, *, gone: bool) -> None:
+        label, value = MANAGED.split("=")
+        watched = kind is Kind.DISTILLATION_JOB or body["metadata"].get("labels", {}).get(label) == value
+        if kind in WATCHED and watched:
+            self.stream.append((kind, copy.deepcopy(body), gone))
 
     def _wrote(self, what: str) -> None:
         self.writes.append(what)
@@ -188,10 +203,6 @@ class FakeCluster:
     def _maybe_fail(self) -> None:
         if self.fail and self.fail.random() < 0.02:
             raise ApiError(500, "etcd is leaderless")
-
-    def _remember(self) -> None:
-        if self.stale:
-            self._history.append(dict(self.objects))
 
     def _version(self) -> str:
         return str(next(self._versions))
@@ -218,8 +229,13 @@ class Simulation:
     trainers: dict[int, tuple[int, str]] = field(default_factory=dict)
     """Exit code and termination message by attempt; an attempt that is not named runs on."""
     trainer_uids: set[str] = field(default_factory=set)
+    key: Key = KEY
     claim: bool = True
     crashes: int = 0
+    chaos: random.Random | None = None
+    """Watch events come late, twice, in another order, or never."""
+    told: Counter[str] = field(default_factory=Counter)
+    """Events by what became of them."""
 
     def __post_init__(self) -> None:
         self.cluster.put(Kind.DISTILLATION_JOB, "job", manifest(**self.spec))
@@ -231,12 +247,34 @@ class Simulation:
         """A new process, which remembers nothing."""
         poller = ProgressPoller(1.0, lambda _: None)
         recorder = EventRecorder(self.cluster, "test", lambda: self.now)
-        self.reconciler = Reconciler(self.cluster, SETTINGS, recorder, poller, Jobs(), lambda: self.now)
+        self.cache = Cache(self.cluster, clock=lambda: self.now.timestamp())
+        self.reconciler = Reconciler(self.cache, SETTINGS, recorder, poller, Jobs(), lambda: self.now)
+        self.next_resync = self.due = self.now
+        self.listed = False
+
+    def deliver(self) -> None:
+        """What the watches tell until now. News wake the job, and nothing else does."""
+        heard, self.cluster.stream = self.cluster.stream, []
+        if self.chaos and self.chaos.random() < 0.3:
+            self.chaos.shuffle(heard)
+        for event in heard:
+            fate = self.chaos.choices(FATES, FATE_WEIGHTS)[0] if self.chaos else "once"
+            self.told[fate] += 1
+            if fate in ("twice", "late"):
+                self.cluster.stream.append(event)
+            if fate in ("once", "twice"):
+                kind, raw, gone = event
+                if self.cache.saw(kind, raw, gone=gone):
+                    self.due = self.now
 
     async def reconcile(self) -> float | None:
         """Once; a crash is followed by a new process, an error by another try."""
         try:
-            return await self.reconciler.reconcile(KEY)
+            if not self.listed or self.now >= self.next_resync:
+                await self.cache.sync()
+                self.listed, self.next_resync = True, self.now + RESYNC
+            self.deliver()
+            return await self.reconciler.reconcile(self.key)
         except Crash:
             self.crashes += 1
             self.start()
@@ -245,20 +283,28 @@ class Simulation:
             return 0.0
 
     async def settle(self, *, limit: int = 60, seconds: float = 400.0) -> None:
-        """Until nothing changes any more, time passing where only time is waited for."""
+        """Until nothing changes any more, time passing where only time is waited for.
+
+        The job is looked at when an event is news, when its time has come, and at each resync.
+        """
         quiet = 0
         end = self.now + timedelta(seconds=seconds)
         for _ in range(limit):
             before = (len(self.cluster.writes), self.crashes)
-            again = await self.reconcile()
+            self.deliver()
+            if min(self.due, self.next_resync) <= self.now:
+                self.due = FAR
+                again = await self.reconcile()
+                if again is not None:
+                    self.due = min(self.due, self.now + timedelta(seconds=again))
             changed = self.play()
-            if changed or (len(self.cluster.writes), self.crashes) != before or again == 0.0:
+            if changed or (len(self.cluster.writes), self.crashes) != before or self.due <= self.now:
                 quiet = 0
                 continue
             quiet += 1
-            if again is None or (quiet > 3 and self.now >= end):
+            if quiet > 3 and (self.due == FAR or self.now >= end):
                 return
-            self.now += timedelta(seconds=again or 1.0)
+            self.now = min(self.due, self.next_resync)
         if self.now < end and quiet < 3:
             raise AssertionError(f"no fixed point: {self.cluster.writes[-20:]}")
 
@@ -323,7 +369,7 @@ class Simulation:
 
     @property
     def job_status(self) -> Json:
-        found: Json = self.cluster.objects[Kind.DISTILLATION_JOB, "job"].get("status", {})
+        found: Json = self.cluster.objects[Kind.DISTILLATION_JOB, self.key.name].get("status", {})
         return found
 
     def condition(self, kind: str) -> tuple[str, str, str]:

@@ -1,0 +1,353 @@
+"""What the operator costs at many jobs, beside KubeRay's own controller on the same API server.
+
+operator/.venv/bin/python bench/operator_scale.py [JOBS]. Real: etcd, kube-apiserver, scheduler, the controllers of
+Deployments and Jobs, KubeRay, the operator, each a process of its own. Played: the nodes (fake_nodes.py).
+
+1. As many RayClusters as jobs, of the shape that a job has, with KubeRay alone: from the first POST to all ready.
+2. The jobs: from the first POST to all children applied, and to all running; requests, processor time, memory.
+3. A minute in which nothing happens.
+4. Ten changes a second for a minute, each of another job's spec: time of a reconcile, and until the status shows it.
+
+Targets of issue 5: 2 in at most twice the time of 1; at most 12 requests per job to running; no write in 3; 99 % of
+reconciles in 4 within 250 ms; at most 256 MiB. Times are of this machine, with every process on the same cores.
+"""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests/api"), str(ROOT / "bench"), str(ROOT / "crds"), str(ROOT / "operator")]
+
+import aiohttp  # noqa: E402
+import conftest as servers  # noqa: E402
+from fake_nodes import MERGE, Api, Json, connect  # noqa: E402
+from operator_world import JOBS, free_port, manifest  # noqa: E402
+
+from distill_api.job import parse_job  # noqa: E402
+from distill_operator.children import desired  # noqa: E402
+from distill_operator.settings import Settings  # noqa: E402
+
+NAMESPACE = "scale"
+ADDRESS = "127.77.0.1"
+AT_ONCE = 20
+IDLE_SECONDS = 60
+CHANGES_PER_SECOND = 10
+CHANGE_SECONDS = 60
+READS = frozenset({"get", "list"})
+CONTROLLERS = "deployment-controller,replicaset-controller,job-controller,garbage-collector-controller"
+
+
+@dataclass
+class Process:
+    """One that is measured."""
+
+    pid: int
+
+    def cpu_seconds(self) -> float:
+        fields = Path(f"/proc/{self.pid}/stat").read_text().rpartition(") ")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+    def rss_mib(self, which: str = "VmRSS") -> float:
+        found = re.search(rf"^{which}:\s+(\d+) kB", Path(f"/proc/{self.pid}/status").read_text(), re.MULTILINE)
+        assert found
+        return int(found[1]) / 1024
+
+
+class Operator(Process):
+    """`python -m distill_operator`, with its default settings but for the ports."""
+
+    def __init__(self, folder: Path, kubeconfig: Path) -> None:
+        self.port = free_port()
+        environment = {
+            **os.environ,
+            "KUBECONFIG": str(kubeconfig),
+            "DISTILL_WORKERS_IMAGE": "registry.test/workers:1",
+            "DISTILL_HEALTH_PORT": str(free_port()),
+            "DISTILL_METRICS_PORT": str(self.port),
+            "DISTILL_LOG_LEVEL": "WARNING",
+            "PYTHONPATH": f"{ROOT}/crds:{ROOT}/operator",
+        }
+        with (folder / "operator.log").open("wb") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-m", "distill_operator"], env=environment, stdout=log, stderr=log, cwd=folder
+            )
+        super().__init__(self.process.pid)
+
+    async def metrics(self) -> dict[str, float]:
+        async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}/metrics") as answer:
+            lines = (await answer.text()).splitlines()
+        return {name: float(value) for name, _, value in (x.rpartition(" ") for x in lines if not x.startswith("#"))}
+
+
+def requests_of(metrics: dict[str, float]) -> Counter[str]:
+    """By verb."""
+    found: Counter[str] = Counter()
+    for name, value in metrics.items():
+        if name.startswith("distill_operator_api_requests_total{"):
+            found[re.findall('verb="([^"]+)"', name)[0]] += int(value)
+    return found
+
+
+def quantile_bound(before: dict[str, float], after: dict[str, float], share: float) -> str:
+    """The bucket within which the share of reconciles between two scrapes lies, seconds."""
+    bucket = "distill_operator_reconcile_duration_seconds_bucket"
+    counts = {n: after[n] - before[n] for n in after if n.startswith(bucket)}
+    total = max(counts.values())
+    return next(re.findall('le="([^"]+)"', n)[0] for n, count in counts.items() if count >= share * total)
+
+
+@dataclass
+class Watched:
+    """What a watch of the jobs has shown, by name."""
+
+    running: dict[str, float] = field(default_factory=dict)
+    """When it was first seen running."""
+    observed: dict[tuple[str, int], float] = field(default_factory=dict)
+    """When a generation was first seen in the status."""
+
+    async def follow(self, api: Api) -> None:
+        async for _, job in api.watch(JOBS.format(ns=NAMESPACE)):
+            name, status = job["metadata"]["name"], job.get("status", {})
+            now = time.monotonic()
+            self.observed.setdefault((name, status.get("observedGeneration", 0)), now)
+            if any(c["type"] == "Succeeded" and c["reason"] == "Running" for c in status.get("conditions", [])):
+                self.running.setdefault(name, now)
+
+
+@contextmanager
+def cluster(folder: Path) -> Iterator[tuple[Path, Process, Process]]:
+    """The kubeconfig, KubeRay, and the API server."""
+    client, peer, port = servers._free_ports(3)
+    url, etcd = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{client}"
+    processes: list[subprocess.Popen[bytes]] = []
+
+    def start(command: list[str]) -> Process:
+        processes.append(servers._spawn(folder, command))
+        return Process(processes[-1].pid)
+
+    def binary(name: str) -> str:
+        return str(servers._binary(name))
+
+    try:
+        start(servers._etcd_command(folder, etcd, f"http://127.0.0.1:{peer}"))
+        api_server = start(servers._apiserver_command(folder, etcd, port))
+        kubeconfig = servers._write_kubeconfig(folder, url)
+        server = servers.ApiServer(url, kubeconfig, servers._binary("kubectl"))
+        servers._wait_until_ready(server, processes)
+        ray = subprocess.run(
+            ["go", "list", "-m", "-f", "{{.Dir}}", "github.com/ray-project/kuberay/ray-operator"],
+            cwd=ROOT / "dev/tools/kuberay", capture_output=True, text=True, check=True,
+        ).stdout.strip()  # fmt: skip
+        server.kubectl("apply", "--server-side", "-f", str(ROOT / "crds"), "-f", f"{ray}/config/crd/bases")
+        server.kubectl("create", "namespace", NAMESPACE)
+        fast = [f"--kubeconfig={kubeconfig}", "--leader-elect=false", "--kube-api-qps=500", "--kube-api-burst=1000"]
+        start([binary("kube-controller-manager"), *fast, f"--controllers={CONTROLLERS}"])
+        start([binary("kube-scheduler"), *fast])
+        nodes = [sys.executable, str(ROOT / "bench/fake_nodes.py"), str(kubeconfig), ADDRESS]
+        start(["env", *nodes])
+        free = [f"--metrics-addr=127.0.0.1:{free_port()}", f"--health-probe-bind-address=127.0.0.1:{free_port()}"]
+        kuberay = start(
+            [binary("kuberay-operator"), "--enable-leader-election=false", f"--kubeconfig={kubeconfig}", *free]
+        )
+        time.sleep(5)
+        assert all(p.poll() is None for p in processes), f"a server ended; see {folder}"
+        yield kubeconfig, kuberay, api_server
+    finally:
+        for process in reversed(processes):
+            servers._end(process)
+
+
+async def create(api: Api, path: str, bodies: list[Json]) -> None:
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(body: Json) -> None:
+        async with slots:
+            await api.call("POST", path, body)
+
+    await asyncio.gather(*(one(body) for body in bodies))
+
+
+async def until(what: str, true: Callable[[], Awaitable[bool]], seconds: float = 900.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not await true():
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"not in {seconds:.0f} s: {what}")
+        await asyncio.sleep(0.5)
+
+
+async def ray_clusters_alone(api: Api, jobs: int) -> float:
+    """Seconds from the first POST until all are ready; they are gone afterwards."""
+    job = parse_job({**manifest("name"), "metadata": {"name": "name", "namespace": NAMESPACE, "uid": "u"}})
+    body = next(
+        b for b in desired.serving(job, Settings(workers_image="registry.test/workers:1")) if "Ray" in b["kind"]
+    )
+    path = f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayclusters"
+    bodies = [{**body, "metadata": {"name": f"ray-{n:04}", "namespace": NAMESPACE}} for n in range(jobs)]
+    ready: set[str] = set()
+
+    async def follow() -> None:
+        async for _, found in api.watch(path):
+            if found.get("status", {}).get("state") == "ready":
+                ready.add(found["metadata"]["name"])
+
+    task = asyncio.create_task(follow())
+    began = time.monotonic()
+    await create(api, path, bodies)
+    print(f"  created in {time.monotonic() - began:.1f} s", flush=True)
+    await until("RayClusters ready", _true(lambda: len(ready) == jobs))
+    took = time.monotonic() - began
+    task.cancel()
+    await api.call("DELETE", f"{path}?propagationPolicy=Background")
+    await until("pods gone", lambda: _gone(api))
+    return took
+
+
+def _true(check: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
+    async def answer() -> bool:
+        return check()
+
+    return answer
+
+
+async def _gone(api: Api) -> bool:
+    return not (await api.call("GET", f"/api/v1/namespaces/{NAMESPACE}/pods?limit=1"))["items"]
+
+
+async def run_jobs(api: Api, jobs: int, operator: Operator) -> dict[str, Any]:
+    """Until all run."""
+    path = JOBS.format(ns=NAMESPACE)
+    seen, applied = Watched(), {"Deployment": 0, "RayCluster": 0, "Job": 0}
+    tasks = [asyncio.create_task(seen.follow(api))]
+
+    async def count(kind: str, where: str) -> None:
+        async for change, _ in api.watch(f"{where}/namespaces/{NAMESPACE}/{kind.lower()}s"):
+            applied[kind] += change == "ADDED"
+
+    for kind, where in (("Deployment", "/apis/apps/v1"), ("RayCluster", "/apis/ray.io/v1"), ("Job", "/apis/batch/v1")):
+        tasks.append(asyncio.create_task(count(kind, where)))
+    await asyncio.sleep(1)
+    before, cpu = requests_of(await operator.metrics()), operator.cpu_seconds()
+    began = time.monotonic()
+    await create(api, path, [manifest(f"job-{n:04}") for n in range(jobs)])
+    print(f"  created in {time.monotonic() - began:.1f} s", flush=True)
+    await until("Deployments and RayClusters", _true(lambda: applied["Deployment"] == applied["RayCluster"] == jobs))
+    serving = time.monotonic() - began
+    await until("trainer Jobs", _true(lambda: applied["Job"] == jobs))
+    children = time.monotonic() - began
+    await until("jobs running", _true(lambda: len(seen.running) == jobs))
+    whole = time.monotonic() - began
+    made = requests_of(await operator.metrics()) - before
+    for task in tasks:
+        task.cancel()
+    return {
+        "seconds until teacher and engines of all are applied": serving,
+        "seconds until all children of all are applied": children,
+        "seconds until all run": whole,
+        "requests per job": sum(made.values()) / jobs,
+        "of them, by verb": {verb: round(n / jobs, 2) for verb, n in made.items()},
+        "CPU seconds": operator.cpu_seconds() - cpu,
+        "RSS, MiB (highest)": f"{operator.rss_mib():.0f} ({operator.rss_mib('VmHWM'):.0f})",
+    }
+
+
+async def idle(operator: Operator) -> dict[str, Any]:
+    # The last reports and status writes first.
+    await asyncio.sleep(20)
+    before, cpu = requests_of(await operator.metrics()), operator.cpu_seconds()
+    await asyncio.sleep(IDLE_SECONDS)
+    made = requests_of(await operator.metrics()) - before
+    return {
+        "requests in a minute": dict(made),
+        "writes in a minute": sum(n for verb, n in made.items() if verb not in READS),
+        "CPU seconds in a minute": operator.cpu_seconds() - cpu,
+        "RSS, MiB": operator.rss_mib(),
+    }
+
+
+async def changes(api: Api, jobs: int, operator: Operator) -> dict[str, Any]:
+    seen = Watched()
+    task = asyncio.create_task(seen.follow(api))
+    await asyncio.sleep(2)
+    before, cpu = await operator.metrics(), operator.cpu_seconds()
+    asked: dict[tuple[str, int], float] = {}
+    began = time.monotonic()
+    for n in range(CHANGES_PER_SECOND * CHANGE_SECONDS):
+        await asyncio.sleep(max(0.0, began + n / CHANGES_PER_SECOND - time.monotonic()))
+        name, now = f"job-{n % jobs:04}", time.monotonic()
+        patch = {"spec": {"stallTimeoutSeconds": 4000 + n}}
+        changed = await api.call("PATCH", f"{JOBS.format(ns=NAMESPACE)}/{name}", patch, MERGE)
+        asked[name, changed["metadata"]["generation"]] = now
+    await asyncio.sleep(5)
+    after = await operator.metrics()
+    task.cancel()
+    delays = sorted(seen.observed[key] - at for key, at in asked.items() if key in seen.observed)
+    return {
+        "changes": len(asked),
+        "99 % of reconciles within, seconds": quantile_bound(before, after, 0.99),
+        "seconds until the status shows it, median and 99 %": (
+            f"{delays[len(delays) // 2]:.2f}, {delays[int(len(delays) * 0.99)]:.2f} ({len(delays)} seen)"
+        ),
+        "CPU seconds": operator.cpu_seconds() - cpu,
+        "RSS, MiB (highest)": f"{operator.rss_mib():.0f} ({operator.rss_mib('VmHWM'):.0f})",
+    }
+
+
+async def measure(folder: Path, jobs: int, kubeconfig: Path, kuberay: Process, server: Process) -> None:
+    api = connect(kubeconfig)
+    print(f"{jobs} RayClusters, KubeRay alone", flush=True)
+    cpu = kuberay.cpu_seconds()
+    alone = await ray_clusters_alone(api, jobs)
+    show({"seconds until all are ready": alone, "CPU seconds, with their end": kuberay.cpu_seconds() - cpu})
+    print(f"  KubeRay's RSS, MiB (highest): {kuberay.rss_mib():.0f} ({kuberay.rss_mib('VmHWM'):.0f})", flush=True)
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": ""}
+    path = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
+    await api.call("POST", path, {"metadata": {"name": "out"}, "spec": claim})
+    await api.call("PATCH", f"{path}/out/status", {"status": {"phase": "Bound"}}, MERGE)
+    operator = Operator(folder, kubeconfig)
+    try:
+        await asyncio.sleep(5)
+        print(f"{jobs} DistillationJobs", flush=True)
+        cpu, load = kuberay.cpu_seconds(), server.cpu_seconds()
+        show(await run_jobs(api, jobs, operator))
+        show({"KubeRay's CPU seconds": kuberay.cpu_seconds() - cpu})
+        show({"the API server's CPU seconds": server.cpu_seconds() - load})
+        print("nothing happens", flush=True)
+        show(await idle(operator))
+        print(f"{CHANGES_PER_SECOND} changes a second for {CHANGE_SECONDS} s", flush=True)
+        show(await changes(api, jobs, operator))
+    finally:
+        operator.process.terminate()
+        operator.process.wait()
+        await api.session.close()
+
+
+def show(found: dict[str, Any]) -> None:
+    for name, value in found.items():
+        print(f"  {name}: {value:.1f}" if isinstance(value, float) else f"  {name}: {json.dumps(value)}", flush=True)
+
+
+def main() -> None:
+    jobs = int(sys.argv[1]) if len(sys.argv) > 1 else 200
+    folder = Path(tempfile.mkdtemp(prefix="operator-scale-"))
+    with cluster(folder) as (kubeconfig, kuberay, server):
+        asyncio.run(measure(folder, jobs, kubeconfig, kuberay, server))
+    log = (folder / "operator.log").read_text()
+    print(f"the operator's log: {len(log.splitlines())} lines; {log[:2000]}" if log else "the operator's log is empty")
+    shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""The cluster as the reconciler sees it: reads from memory, writes to the API server and into memory.
+
+The memory may be behind. That delays, but neither duplicates nor destroys: an object that memory lacks is applied only
+if nothing of its name exists, one that it has only if it is still the same by uid, deletions and status writes carry
+uid and resourceVersion, and attempt numbers are the maximum of status and children. What a write shows to be wrong is
+read again at once; what the watches missed, by the resync's lists.
+"""
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from distill_api import names
+from distill_operator.cluster import ApiError, Cluster, Conflict, NotServed
+from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.queue import Key
+from distill_operator.store import Json, Store, job_of
+
+logger = logging.getLogger(__name__)
+
+MANAGED = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
+WATCHED = (Kind.DISTILLATION_JOB, Kind.DEPLOYMENT, Kind.JOB, Kind.RAY_CLUSTER, Kind.POD)
+LISTED = (Kind.CONFIG_MAP, Kind.SERVICE, Kind.NETWORK_POLICY)
+"""Nothing happens to these by itself, so the resync's lists are enough, and the right to watch them is not needed."""
+OPTIONAL = frozenset({Kind.RAY_CLUSTER})
+"""The API server may not know these."""
+BOUND_CLAIM_SECONDS = 30.0
+"""A claim that is bound stays so; many jobs may share one."""
+JUDGED_SECONDS = 600.0
+"""For so long the API server is not asked again about an object that differs from an accepted one in the job's name."""
+SERVED_AGAIN_SECONDS = 5.0
+"""At most this often the API server is asked whether it knows a kind by now."""
+
+
+class Cache:
+    """All that was seen of the watched namespaces."""
+
+    def __init__(
+        self, cluster: Cluster, namespaces: Sequence[str] = (), clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self.cluster = cluster
+        self.store = Store()
+        self._namespaces = tuple(namespaces) or ("",)
+        self._clock = clock
+        self._not_served: dict[Kind, float] = {}
+        """And when that was asked last."""
+        self._unwatched: set[Kind] = set()
+        """Kinds that came to be known later: their watch may never have begun."""
+        self._strangers: dict[Key, set[tuple[Kind, str]]] = {}
+        """Objects without our labels under names that jobs need: no watch tells of them."""
+        self._claims: dict[tuple[str, str], tuple[float, Json]] = {}
+        self._judged: dict[bytes, float] = {}
+        """Digests of what a dry run accepted, and until when that holds."""
+
+    async def sync(self) -> set[Key]:
+        """Lists everything. The jobs about which that told something new. Raises ApiError; then ask again."""
+        news: set[Key] = set()
+        for kind in (*WATCHED, *LISTED):
+            news |= await self._sync(kind)
+        self.store.prune()
+        now = self._clock()
+        self._claims = {key: claim for key, claim in self._claims.items() if claim[0] > now}
+        self._judged = {digest: until for digest, until in self._judged.items() if until > now}
+        return news
+
+    def saw(self, kind: Kind, raw: Mapping[str, Any], *, gone: bool) -> bool:
+        """From a watch. Whether it is news."""
+        meta = raw["metadata"]
+        self._unwatched.discard(kind)
+        if gone:
+            return self.store.remove(kind, meta["namespace"], meta["name"], meta["uid"])
+        return self.store.put(kind, raw)
+
+    def job(self, key: Key) -> Json | None:
+        return self.store.get(Kind.DISTILLATION_JOB, *key)
+
+    async def children(self, key: Key, uid: str) -> list[Json]:
+        """All but pods. What stands under a name of the job and is not the job's is looked at anew each time."""
+        found, doubtful = [], set(self._strangers.get(key, ()))
+        for kind, raw in self.store.of_job(key):
+            if kind is Kind.POD:
+                continue
+            if owned_by(raw, uid) and kind not in self._unwatched:
+                found.append(raw)
+            else:
+                doubtful.add((kind, raw["metadata"]["name"]))
+        for kind, name in sorted(doubtful, key=str):
+            if other := await self._look(kind, key, name):
+                found.append(other)
+        return found
+
+    async def pods(self, key: Key, *, live: bool) -> list[Json]:
+        if live:
+            labels = f"{MANAGED},{names.LABEL_JOB}={key.name}"
+            return await self.cluster.list(Kind.POD, key.namespace, labels=labels)
+        return [raw for kind, raw in self.store.of_job(key) if kind is Kind.POD]
+
+    async def serves(self, kind: Kind) -> bool:
+        """Whether the API server knows the kind."""
+        asked = self._not_served.get(kind)
+        if asked is not None and self._clock() - asked >= SERVED_AGAIN_SECONDS:
+            await self._sync(kind)
+        return kind not in self._not_served
+
+    async def claim(self, namespace: str, name: str) -> Json | None:
+        """A bound one may have been seen half a minute ago."""
+        until, known = self._claims.get((namespace, name), (0.0, None))
+        if known is not None and self._clock() < until:
+            return known
+        found = await self.cluster.get(Kind.CLAIM, namespace, name)
+        if found is not None and found.get("status", {}).get("phase") == "Bound":
+            self._claims[namespace, name] = (self._clock() + BOUND_CLAIM_SECONDS, found)
+        return found
+
+    async def storage_class(self, name: str) -> Json | None:
+        return await self.cluster.get(Kind.STORAGE_CLASS, "", name)
+
+    async def check(self, body: Mapping[str, Any]) -> None:
+        """Lets the API server judge an object without storing it. Raises Refused, and Conflict as apply() does."""
+        digest = _digest(body)
+        if self._judged.get(digest, 0.0) < self._clock():
+            await self._apply(body, dry_run=True)
+            self._judged[digest] = self._clock() + JUDGED_SECONDS
+
+    async def apply(self, body: Mapping[str, Any]) -> None:
+        """Raises Conflict when the object is not what memory says; memory says it afterwards."""
+        self.store.put(BY_NAME[body["kind"]], await self._apply(body, dry_run=False))
+
+    async def _apply(self, body: Mapping[str, Any], *, dry_run: bool) -> Json:
+        kind, meta = BY_NAME[body["kind"]], body["metadata"]
+        uid = self.store.uid(kind, meta["namespace"], meta["name"])
+        try:
+            return await self.cluster.apply(body, uid=uid, dry_run=dry_run)
+        except Conflict:
+            await self._look(kind, job_of(kind, meta), meta["name"])
+            raise
+        except ApiError as error:
+            if error.status == 404 and kind in OPTIONAL:
+                self._not_served.setdefault(kind, 0.0)
+            raise
+
+    async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
+        left = await self.cluster.delete(kind, namespace, name, uid)
+        if left is None:
+            self.store.remove(kind, namespace, name, uid)
+        else:
+            self.store.put(kind, left)
+
+    async def patch_status(self, key: Key, patch: Mapping[str, Any]) -> None:
+        """Raises Conflict, with memory brought up to date."""
+        try:
+            self.store.put(Kind.DISTILLATION_JOB, await self.cluster.patch_status(*key, patch))
+        except ApiError as error:
+            if error.status not in (404, 409):
+                raise
+            await self._look(Kind.DISTILLATION_JOB, key, key.name)
+            raise Conflict(409, error.message) from None
+
+    def forget(self, key: Key) -> None:
+        """The job is gone. Its objects follow, and not every one's end is told."""
+        self._strangers.pop(key, None)
+        for kind, raw in list(self.store.of_job(key)):
+            if kind in LISTED:
+                self.store.remove(kind, key.namespace, raw["metadata"]["name"], raw["metadata"]["uid"])
+
+    async def _look(self, kind: Kind, key: Key, name: str) -> Json | None:
+        """At one object itself."""
+        strangers = self._strangers.setdefault(key, set())
+        strangers.discard((kind, name))
+        found = await self.cluster.list(kind, key.namespace, name=name)
+        uid = self.store.uid(kind, key.namespace, name)
+        if uid and (not found or found[0]["metadata"]["uid"] != uid):
+            self.store.remove(kind, key.namespace, name, uid)
+        if found and job_of(kind, found[0]["metadata"]) == key:
+            self.store.put(kind, found[0])
+        elif found:
+            strangers.add((kind, name))
+        if not strangers:
+            del self._strangers[key]
+        return found[0] if found else None
+
+    async def _sync(self, kind: Kind) -> set[Key]:
+        news: set[Key] = set()
+        labels = "" if kind is Kind.DISTILLATION_JOB else MANAGED
+        for namespace in self._namespaces:
+            seen: set[tuple[str, str]] = set()
+            version = 0
+            try:
+                async for page, as_of in self.cluster.pages(kind, namespace, labels=labels):
+                    version = as_of
+                    for raw in page:
+                        meta = raw["metadata"]
+                        seen.add((meta["namespace"], meta["name"]))
+                        if self.store.put(kind, raw):
+                            news.add(job_of(kind, meta))
+            except NotServed:
+                if kind not in OPTIONAL:
+                    raise
+                self._not_served[kind] = self._clock()
+                version = 2**63
+            else:
+                if self._not_served.pop(kind, None) is not None:
+                    self._unwatched.add(kind)
+            news |= self.store.keep_only(kind, namespace, seen, version)
+        return news
+
+
+def owned_by(raw: Mapping[str, Any], uid: str) -> bool:
+    return any(o.get("controller") and o.get("uid") == uid for o in raw["metadata"].get("ownerReferences", []))
+
+
+def _digest(body: Mapping[str, Any]) -> bytes:
+    """The same for the same object of another job."""
+    meta = body["metadata"]
+    content = {key: value for key, value in body.items() if key != "metadata"}
+    text = json.dumps([meta["namespace"], content], sort_keys=True)
+    # JSON has no such character of its own.
+    return hashlib.sha256(text.replace(meta["labels"][names.LABEL_JOB], "\0").encode()).digest()
