@@ -40,6 +40,8 @@ class Variable(StrEnum):
     RAY = "DISTILL_RAY_ADDRESS"
     """ray://HOST:PORT of the RayCluster's head."""
     ATTEMPT = "DISTILL_ATTEMPT"
+    KEY = "DISTILL_KEY"
+    """The job's key: the administration of its SGLang servers and its Ray ask for it. From the Secret of the job."""
     POD_IP = "POD_IP"
     NODE_RANK = "JOB_COMPLETION_INDEX"
     """Set by the indexed Job: the trainer pod's number."""

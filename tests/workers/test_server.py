@@ -26,7 +26,7 @@ def value(argv: list[str], flag: str) -> str:
 
 def test_a_gpu_server_is_sglangs_own_with_bfloat16() -> None:
     argv, environment = flags(accelerator="nvidia.com/gpu", rollout={"tensorParallelSize": 4}, seed=7)
-    assert argv[4] == "sglang.launch_server"
+    assert argv[4] == "distill_workers.sglang_launch"
     assert [value(argv, f) for f in ("--tp-size", "--dtype", "--random-seed", "--port")] == [
         "4",
         "bfloat16",

@@ -16,6 +16,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from distill_api.spec import Spec
+from distill_workers.admin_key import bearer
 from distill_workers.server import SHARED_MEMORY_LOADER, SGLangServer, free_port
 
 CONTROL_TIMEOUT_SECONDS = 60.0
@@ -131,6 +132,7 @@ class Engine:
             # again: that reset looks like a dead engine. A new one over loopback costs next to nothing.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
+            headers=bearer(self._server.key),
         )
         self.incarnation += 1
         return await asyncio.to_thread(self._server.wait_ready, START_TIMEOUT_SECONDS)

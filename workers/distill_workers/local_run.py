@@ -2,6 +2,7 @@
 
 import json
 import os
+import secrets
 import signal
 import socket
 import subprocess
@@ -75,6 +76,8 @@ class LocalRun:
         self.folder = RunFolder(job)
         self.interrupts = 0
         self._port = free_port()
+        self._key = secrets.token_urlsafe(32)
+        """Of this run: SGLang's administration asks for it."""
         self._trainer: subprocess.Popen[bytes] | None = None
 
     def claim(self, resume: bool) -> None:
@@ -118,7 +121,9 @@ class LocalRun:
         logs.mkdir(exist_ok=True)
         (logs / "exit.json").unlink(missing_ok=True)
         teachers = [
-            SGLangServer(teacher_model, spec, "teacher", port=free_port(), log=logs / f"teacher-{number}.log")
+            SGLangServer(
+                teacher_model, spec, "teacher", port=free_port(), log=logs / f"teacher-{number}.log", key=self._key
+            )
             for number in range(spec.teacher.replicas)
         ]
         with tempfile.TemporaryDirectory(prefix="distill-") as scratch:
@@ -152,6 +157,7 @@ class LocalRun:
         return {
             **os.environ,
             Variable.JOB_FILE: str(manifest),
+            Variable.KEY: self._key,
             Variable.TEACHER: teachers,
             Variable.MASTER_ADDR: "127.0.0.1",
             "MASTER_PORT": str(free_port()),

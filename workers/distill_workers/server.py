@@ -18,7 +18,9 @@ from pathlib import Path
 from typing import Literal
 
 from distill_api.spec import Spec
+from distill_api.wire import Variable
 from distill_workers import probe
+from distill_workers.admin_key import key_of_this_process
 
 Role = Literal["teacher", "engine"]
 
@@ -82,7 +84,7 @@ def sglang_command(model: str, spec: Spec, role: Role, host: str, port: int) -> 
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
     else:
-        module = "sglang.launch_server"
+        module = "distill_workers.sglang_launch"
     if spec.on_cpu or spec.deterministic:
         flags += ["--max-running-requests", str(running)]
     if spec.deterministic:
@@ -115,6 +117,7 @@ class SGLangServer:
         port: int,
         host: str = "127.0.0.1",
         log: Path | None = None,
+        key: str | None = None,
     ) -> None:
         self.model, self.port, self.log = (
             model,
@@ -122,6 +125,8 @@ class SGLangServer:
             log or Path(tempfile.gettempdir()) / f"sglang-{role}-{port}.log",
         )
         self._role, self._command = role, sglang_command(model, spec, role, host, port)
+        self.key = key or key_of_this_process()
+        """What its administration asks for."""
         self._process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -138,7 +143,7 @@ class SGLangServer:
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
                 argv,
-                env={**inherited, **environment},
+                env={**inherited, **environment, Variable.KEY: self.key},
                 stdin=subprocess.DEVNULL,
                 stdout=log,
                 stderr=subprocess.STDOUT,

@@ -1,5 +1,5 @@
-"""`python -m distill_workers.cpu.sglang_launch ARGS` is `python -m sglang.launch_server ARGS` for machines without an
-accelerator.
+"""`python -m distill_workers.cpu.sglang_launch ARGS` is `python -m distill_workers.sglang_launch ARGS` for machines
+without an accelerator.
 
 Scheduler and detokenizer are forked from the parent, which has imported everything, instead of spawned: a third of
 the start-up time and two thirds of the memory. (Not for GPUs: a CUDA context does not survive a fork.)
@@ -7,7 +7,6 @@ the start-up time and two thirds of the memory. (Not for GPUs: a CUDA context do
 
 import multiprocessing
 import os
-import runpy
 import sys
 from pathlib import Path
 from typing import Any
@@ -66,8 +65,9 @@ def main() -> None:
         from distill_workers.cpu import seeded_sampling
 
         seeded_sampling.install()
-    sys.argv[0] = "sglang.launch_server"
-    runpy.run_module("sglang.launch_server", run_name="__main__", alter_sys=True)
+    from distill_workers import sglang_launch
+
+    sglang_launch.main()
 
 
 if __name__ == "__main__":
