@@ -28,6 +28,7 @@ from distill_api.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.rollout import Rollout, Sampling
 from distill_api.rules import ListMap, Rule
 from distill_api.teacher import Teacher
+from distill_api.tracking import Tracking
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
 from distill_api.words import AbsolutePath, AcceleratorName, Seconds
 
@@ -64,6 +65,7 @@ __all__ = [
     "Student",
     "Support",
     "Teacher",
+    "Tracking",
     "Trainer",
     "Watch",
     "WeightSync",
@@ -208,6 +210,7 @@ class Spec(Model):
         default_factory=list, description="What must not happen to the training, and what is done when it does."
     )
     output: Output = Field(default_factory=Output, description="Where results go.")
+    tracking: Tracking = Field(default_factory=Tracking, description="Copies of the numbers for other tools.")
     suspend: bool = Field(False, description="Release every pod and keep the checkpoints; false resumes.")
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = Field(
         3, description="Times the whole job is started again, from the last checkpoint, before it has failed."

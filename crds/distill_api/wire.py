@@ -42,6 +42,8 @@ class Variable(StrEnum):
     MASTER_ADDR = "MASTER_ADDR"
     TERMINATION_LOG = "DISTILL_TERMINATION_LOG"
     """Where the exit report goes; /dev/termination-log in a pod."""
+    WANDB_KEY = "WANDB_API_KEY"
+    """As Weights & Biases names it: from spec.tracking.wandb.keySecret."""
 
 
 class ExitCode(IntEnum):

@@ -31,6 +31,10 @@ class Metrics:
         counter = self._counters[name]
         (counter.labels(**labels) if labels else counter).inc(amount)
 
+    def change(self, name: str, amount: float) -> None:
+        """Of a gauge without labels."""
+        self._gauges[name].inc(amount)
+
     def observe(self, name: str, value: float, **labels: str) -> None:
         histogram = self._histograms[name]
         (histogram.labels(**labels) if labels else histogram).observe(value)

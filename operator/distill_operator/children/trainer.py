@@ -28,7 +28,8 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
                 (wire.Variable.MASTER_ADDR, f"{names.trainer_job(name, attempt)}-0.{names.trainer(name)}"),
                 (wire.Variable.TERMINATION_LOG, TERMINATION_LOG),
             )
-        ],
+        ]
+        + _tracking_key(job),
         accelerators=trainer.gpus_per_node,
         needs_output=True,
         needs_shared_memory=trainer.gpus_per_node > 1,
@@ -70,6 +71,15 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
             ),
         },
     }
+
+
+def _tracking_key(job: DistillationJob) -> list[Json]:
+    """Optional, as a run without its key is kept offline: a missing Secret must not keep the trainer from starting."""
+    wandb = job.spec.tracking.wandb
+    if wandb is None or wandb.key_secret is None:
+        return []
+    name = wire.Variable.WANDB_KEY.value
+    return [{"name": name, "valueFrom": {"secretKeyRef": {"name": wandb.key_secret, "key": name, "optional": True}}}]
 
 
 def service(job: DistillationJob) -> Json:
