@@ -120,6 +120,13 @@ def test_what_the_roles_hold_is_paid_for_by_the_second(folder: RunFolder, monkey
         assert f'distill_accelerator_seconds_total{{role="{role}"}} 7.5' in text
 
 
+def test_a_gauge_is_exported_from_its_first_value_on(folder: RunFolder) -> None:
+    record, reporter = recorder(folder)
+    assert "distill_reverse_kl_nats" not in reporter.metrics.text().decode()
+    record.step(step(1, sample([0.0])))
+    assert "distill_reverse_kl_nats 0.25" in reporter.metrics.text().decode()
+
+
 def test_a_guard_that_has_not_acted_counts_from_0(tmp_path: Path) -> None:
     guard = {"name": "diverges", "watch": "reverse-kl", "above": 5, "action": "lower-coefficient"}
     guarded = parse_job(arithmetic(tmp_path, "guarded", guards=[guard]))
