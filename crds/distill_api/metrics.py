@@ -25,6 +25,7 @@ class Metric:
 
 
 STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
+PHASE_BUCKETS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400, 604800)
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
@@ -74,11 +75,20 @@ WORKER_METRICS = (
         Kind.GAUGE,
         "What the last step minimised, mean per response token: objective.divergence over top-k and tail, or k1.",
     ),
+    Metric(
+        "distill_forward_kl_nats",
+        Kind.GAUGE,
+        "Forward KL of teacher to student over the teacher's top-k and the tail, mean per response token; support "
+        "top-k alone.",
+    ),
     Metric("distill_student_mass_ratio", Kind.GAUGE, "Mean probability that the student gives to the teacher's top-k."),
     Metric("distill_teacher_mass_ratio", Kind.GAUGE, "Mean probability that the teacher gives to its own top-k."),
     Metric("distill_overlap_ratio", Kind.GAUGE, "Mean share of the student's top-k that is in the teacher's top-k."),
     Metric("distill_coefficient", Kind.GAUGE, "Weight of the divergence in the last step."),
     Metric("distill_reward_coefficient", Kind.GAUGE, "Weight of the task reward in the last step."),
+    Metric(
+        "distill_importance_weight_mean", Kind.GAUGE, "Mean importance weight of tokens; 0 where they are left out."
+    ),
     Metric("distill_importance_capped_ratio", Kind.GAUGE, "Share of tokens whose importance weight was capped."),
     Metric("distill_importance_gated_ratio", Kind.GAUGE, "Share of tokens left out by their own importance ratio."),
     Metric("distill_sequence_masked_ratio", Kind.GAUGE, "Share of tokens left out by the ratios of their response."),
@@ -128,7 +138,22 @@ WORKER_METRICS = (
         (),
         REQUEST_BUCKETS,
     ),
-    Metric("distill_teacher_requests", Kind.COUNTER, "Scoring requests by HTTP code, or error, and teacher.", ("code", "teacher")),
+    Metric(
+        "distill_teacher_requests",
+        Kind.COUNTER,
+        "Scoring requests by HTTP code, or error, and teacher.",
+        ("code", "teacher"),
+    ),
+    Metric("distill_teacher_retries", Kind.COUNTER, "Scoring requests that failed and were to be sent again."),
+    Metric("distill_teacher_queue_depth", Kind.GAUGE, "Scoring requests that wait for one of maxConcurrentRequests."),
+    Metric(
+        "distill_accelerator_seconds",
+        Kind.COUNTER,
+        "Accelerators that a role holds times the seconds since the trainer was ready; without accelerators, processes "
+        "times seconds.",
+        ("role",),
+    ),
+    Metric("distill_tracker_errors", Kind.COUNTER, "What a tracker of spec.tracking could not write.", ("tracker",)),
     Metric("distill_reward_requests", Kind.COUNTER, "Requests of reward source http by code, or error.", ("code",)),
 )
 
@@ -143,6 +168,16 @@ OPERATOR_METRICS = (
     Metric("distill_operator_api_requests", Kind.COUNTER, "Requests to the API server.", ("verb", "code")),
     Metric("distill_job_info", Kind.GAUGE, "1 for each job.", ("namespace", "name", "student", "teacher")),
     Metric("distill_job_condition", Kind.GAUGE, "1 where the condition is True.", ("namespace", "name", "type")),
+    Metric(
+        "distill_job_phase", Kind.GAUGE, "1 for the reason of the Succeeded condition.", ("namespace", "name", "phase")
+    ),
+    Metric(
+        "distill_job_phase_duration_seconds",
+        Kind.HISTOGRAM,
+        "Seconds that jobs were Pending, Starting, Running, Restarting or Suspended, once they have left the phase.",
+        ("phase",),
+        PHASE_BUCKETS,
+    ),
     Metric("distill_job_restarts", Kind.GAUGE, "Failed attempts of a job.", ("namespace", "name")),
     Metric("distill_jobs", Kind.GAUGE, "Jobs by reason of their Succeeded condition.", ("state",)),
 )

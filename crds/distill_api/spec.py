@@ -30,6 +30,7 @@ from distill_api.rollout import Rollout, Sampling
 from distill_api.routing import RULES as ROUTING_RULES
 from distill_api.rules import ListMap, Rule
 from distill_api.teacher import NamedTeacher, Serving, Teacher
+from distill_api.tracking import Tracking
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
 from distill_api.words import AbsolutePath, AcceleratorName, ControllerName, Precision, Seconds
 
@@ -70,6 +71,7 @@ __all__ = [
     "Student",
     "Support",
     "Teacher",
+    "Tracking",
     "Trainer",
     "Watch",
     "WeightSync",
@@ -226,6 +228,7 @@ class Spec(Model):
         description="The controller that looks after the job. With any other name this operator leaves the job alone "
         "entirely, as a dispatcher to other clusters wants: kueue.x-k8s.io/multikueue.",
     )
+    tracking: Tracking = Field(default_factory=Tracking, description="Copies of the numbers for other tools.")
     suspend: bool = Field(False, description="Release every pod and keep the checkpoints; false resumes.")
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = Field(
         3, description="Times the whole job is started again, from the last checkpoint, before it has failed."

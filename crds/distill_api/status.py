@@ -151,7 +151,12 @@ class Progress(Model):
     policy_lag: Decimal | None = Field(None, description="Mean steps that the last samples lagged behind.")
     weight_version: Number = Field(0, description="Version of the weights in the engines.")
     checkpoint_step: Number | None = Field(None, description="Step of the newest complete checkpoint.")
-    bottleneck: Word | None = Field(None, description="The stage that took most of the last step.")
+    bottleneck: Word | None = Field(
+        None, description="rollout, teacher, trainer or sync: what took most of the last ten steps."
+    )
+    advice: Annotated[str, Field(max_length=256)] | None = Field(
+        None, description="How much of a step the bottleneck takes, and what to change."
+    )
     last_step_time: Time | None = Field(None, description="When the last step ended.")
     evaluations: Annotated[list[EvaluationScore], Field(max_length=16), ListMap("name")] = Field(
         default_factory=list, description="Held-out measurements."

@@ -48,6 +48,8 @@ class Variable(StrEnum):
     MASTER_ADDR = "MASTER_ADDR"
     TERMINATION_LOG = "DISTILL_TERMINATION_LOG"
     """Where the exit report goes; /dev/termination-log in a pod."""
+    WANDB_KEY = "WANDB_API_KEY"
+    """As Weights & Biases names it: from spec.tracking.wandb.keySecret."""
 
 
 TEACHER_KEY = "DISTILL_TEACHER_KEY_"

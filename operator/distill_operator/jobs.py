@@ -1,11 +1,20 @@
-"""What the metrics show of the jobs: the last look at each, and nothing of those that are gone."""
+"""What the metrics show of the jobs: the last look at each, how long they stayed in each phase, and nothing of those
+that are gone."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
-from distill_api.status import Status
+from distill_api.metrics import PHASE_BUCKETS
+from distill_api.status import ConditionType, Reason, Status
+from distill_operator import conditions
+from distill_operator.histogram import Histogram
 from distill_operator.queue import Key
+from distill_operator.times import parse_time
+
+TIMED = (Reason.PENDING, Reason.STARTING, Reason.RUNNING, Reason.RESTARTING, Reason.SUSPENDED)
+"""Reasons of Succeeded that a job leaves again."""
 
 
 @dataclass(frozen=True)
@@ -16,6 +25,10 @@ class Snapshot:
     student: str
     teacher: str
     status: Status
+    phase: str
+    """Reason of Succeeded."""
+    since: datetime | None
+    """When it came into the phase; unknown of one that was there before this operator."""
 
 
 class Jobs:
@@ -23,13 +36,26 @@ class Jobs:
 
     def __init__(self) -> None:
         self._snapshots: dict[Key, Snapshot] = {}
+        self.phase_seconds = {reason.value: Histogram(PHASE_BUCKETS) for reason in TIMED}
 
-    def put(self, key: Key, raw: Mapping[str, Any], status: Status) -> None:
+    def put(self, key: Key, raw: Mapping[str, Any], status: Status, now: datetime) -> None:
         # An invalid spec has no model, so it is read as it came.
-        found = raw.get("spec")
+        found, meta = raw.get("spec"), raw["metadata"]
         spec = found if isinstance(found, Mapping) else {}
-        uid = raw["metadata"]["uid"]
-        self._snapshots[key] = Snapshot(uid, _model(spec.get("student")), _teachers(spec), status)
+        phase = conditions.reason_of(status, ConditionType.SUCCEEDED) or Reason.PENDING.value
+        before = self._snapshots.get(key)
+        if before is None or before.uid != meta["uid"]:
+            # Pending begins with the job itself.
+            made = meta.get("creationTimestamp")
+            since = parse_time(made) if made and phase == Reason.PENDING.value else None
+        elif before.phase == phase:
+            since = before.since
+        else:
+            since = now
+            if before.since is not None and before.phase in self.phase_seconds:
+                self.phase_seconds[before.phase].observe((now - before.since).total_seconds())
+        student, teacher = _model(spec.get("student")), _teachers(spec)
+        self._snapshots[key] = Snapshot(meta["uid"], student, teacher, status, phase, since)
 
     def remove(self, key: Key) -> str:
         """The uid that it had."""

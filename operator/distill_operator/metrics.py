@@ -3,10 +3,8 @@
 Series of jobs are made anew from the current jobs each time, so a job that is gone leaves none behind.
 """
 
-from bisect import bisect_left
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 
 from prometheus_client import CollectorRegistry
@@ -15,32 +13,12 @@ from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
 from distill_api.metrics import OPERATOR_METRICS, REQUEST_BUCKETS, Kind, Metric
-from distill_api.status import ConditionStatus, ConditionType, Reason
-from distill_operator import conditions
+from distill_api.status import ConditionStatus
+from distill_operator.histogram import Histogram
 from distill_operator.jobs import Jobs
 
 Samples = list[tuple[tuple[str, ...], float]]
 """Label values and value."""
-
-
-@dataclass
-class Histogram:
-    """Counts of observations by bucket."""
-
-    buckets: tuple[float, ...]
-    counts: list[int] = field(default_factory=list)
-    total: float = 0.0
-
-    def __post_init__(self) -> None:
-        self.counts = [0] * (len(self.buckets) + 1)
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.buckets, value)] += 1
-        self.total += value
-
-    def cumulative(self) -> list[tuple[str, float]]:
-        bounds = [*(str(float(b)) for b in self.buckets), "+Inf"]
-        return [(bound, float(sum(self.counts[: i + 1]))) for i, bound in enumerate(bounds)]
 
 
 class OperatorMetrics(Collector):
@@ -66,8 +44,13 @@ class OperatorMetrics(Collector):
             "distill_operator_api_requests": lambda: [(key, float(n)) for key, n in dict(self._api_requests).items()],
             "distill_job_info": self._info,
             "distill_job_condition": self._conditions,
+            "distill_job_phase": self._phases,
             "distill_job_restarts": self._restarts,
             "distill_jobs": self._states,
+        }
+        self._histograms: dict[str, dict[tuple[str, ...], Histogram]] = {
+            "distill_operator_reconcile_duration_seconds": {(): self.durations},
+            "distill_job_phase_duration_seconds": {(phase,): h for phase, h in jobs.phase_seconds.items()},
         }
 
     def collect(self) -> Iterator[Family]:
@@ -81,9 +64,10 @@ class OperatorMetrics(Collector):
 
     def _family(self, metric: Metric) -> Family:
         if metric.kind is Kind.HISTOGRAM:
-            histogram = HistogramMetricFamily(metric.name, metric.help)
-            histogram.add_metric([], self.durations.cumulative(), self.durations.total)
-            return histogram
+            found = HistogramMetricFamily(metric.name, metric.help, labels=list(metric.labels))
+            for labels, histogram in self._histograms[metric.name].items():
+                found.add_metric(list(labels), histogram.cumulative(), histogram.total)
+            return found
         kind = CounterMetricFamily if metric.kind is Kind.COUNTER else GaugeMetricFamily
         family: CounterMetricFamily | GaugeMetricFamily = kind(metric.name, metric.help, labels=list(metric.labels))
         for labels, value in self._samples[metric.name]():
@@ -100,14 +84,14 @@ class OperatorMetrics(Collector):
             for condition in job.status.conditions
         ]
 
+    def _phases(self) -> Samples:
+        return [((key.namespace, key.name, job.phase), 1.0) for key, job in self._jobs.all().items()]
+
     def _restarts(self) -> Samples:
         return [((key.namespace, key.name), float(job.status.restarts)) for key, job in self._jobs.all().items()]
 
     def _states(self) -> Samples:
-        found = Counter(
-            conditions.reason_of(job.status, ConditionType.SUCCEEDED) or Reason.PENDING.value
-            for job in self._jobs.all().values()
-        )
+        found = Counter(job.phase for job in self._jobs.all().values())
         return [((state,), float(n)) for state, n in found.items()]
 
 

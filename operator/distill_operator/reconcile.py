@@ -84,7 +84,7 @@ class Reconciler:
                     await self._do(key, raw, event)
                 break
         await self._write(key, raw, decided.status)
-        self.jobs.put(key, raw, decided.status)
+        self.jobs.put(key, raw, decided.status, self.clock())
         return decided.requeue_after
 
     async def _decide(self, key: Key, raw: Json, status: Status) -> tuple[Plan, Observed]:

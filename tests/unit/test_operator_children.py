@@ -154,6 +154,14 @@ def test_the_trainer_is_one_unit_whose_exit_codes_mean_something() -> None:
     assert {"name": "MASTER_ADDR", "value": "job-trainer-7-0.job-trainer"} in container(spec["template"])["env"]
 
 
+def test_a_key_for_wandb_comes_from_its_secret_into_the_trainer_alone() -> None:
+    templates = pod_templates(job(tracking={"wandb": {"project": "p", "keySecret": "wandb"}}))
+    found = {role: [e for e in container(t)["env"] if e["name"] == "WANDB_API_KEY"] for role, t in templates.items()}
+    [entry] = found.pop("trainer")
+    assert entry["valueFrom"]["secretKeyRef"] == {"name": "wandb", "key": "WANDB_API_KEY", "optional": True}
+    assert not any(found.values())
+
+
 def test_the_pods_read_the_spec_as_it_was_written() -> None:
     found = desired.lasting(job(), SETTINGS)[0]
     manifest = yaml.safe_load(found["data"]["job.yaml"])

@@ -48,7 +48,7 @@ def status(reason: str = "Running", restarts: int = 0) -> Status:
 
 def test_the_operator_exports_exactly_the_metrics_of_the_registry() -> None:
     jobs = Jobs()
-    jobs.put(KEY, manifest(), status())
+    jobs.put(KEY, manifest(), status(), EPOCH)
     families = {f.name: {k for s in f.samples for k in s.labels if k != "le"} for f in metrics_of(jobs).collect()}
     assert families == {m.name: set(m.labels) for m in OPERATOR_METRICS}
     text = generate_latest(metrics_of(jobs).registry()).decode()
@@ -59,10 +59,11 @@ def test_the_operator_exports_exactly_the_metrics_of_the_registry() -> None:
 def test_a_deleted_job_leaves_no_series() -> None:
     jobs = Jobs()
     found = metrics_of(jobs)
-    jobs.put(KEY, manifest(), status(restarts=2))
+    jobs.put(KEY, manifest(), status(restarts=2), EPOCH)
     text = generate_latest(found.registry()).decode()
     assert 'distill_job_restarts{name="job",namespace="default"} 2.0' in text
     assert 'distill_jobs{state="Running"} 1.0' in text
+    assert 'distill_job_phase{name="job",namespace="default",phase="Running"} 1.0' in text
     jobs.remove(KEY)
     assert "default" not in generate_latest(found.registry()).decode()
 
@@ -75,6 +76,30 @@ def test_durations_are_cumulative() -> None:
     assert 'distill_operator_reconcile_duration_seconds_bucket{le="0.01"} 1.0' in text
     assert 'distill_operator_reconcile_duration_seconds_bucket{le="0.5"} 2.0' in text
     assert 'distill_operator_reconcile_duration_seconds_bucket{le="+Inf"} 3.0' in text
+
+
+def test_the_seconds_of_a_phase_are_known_once_it_is_over() -> None:
+    jobs = Jobs()
+    found = metrics_of(jobs)
+    raw = manifest()
+    raw["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    for seconds, reason in ((2, "Pending"), (4, "Pending"), (8, "Starting"), (50, "Running"), (60, "Running")):
+        jobs.put(KEY, raw, status(reason), EPOCH + timedelta(seconds=seconds))
+    text = generate_latest(found.registry()).decode()
+    assert 'distill_job_phase_duration_seconds_sum{phase="Pending"} 8.0' in text
+    assert 'distill_job_phase_duration_seconds_sum{phase="Starting"} 42.0' in text
+    assert 'distill_job_phase_duration_seconds_bucket{le="30.0",phase="Starting"} 0.0' in text
+    assert 'distill_job_phase_duration_seconds_count{phase="Running"} 0.0' in text, "it still runs"
+
+
+def test_an_operator_that_finds_a_running_job_does_not_guess_since_when_it_runs() -> None:
+    jobs = Jobs()
+    found = metrics_of(jobs)
+    for seconds, reason in ((10, "Running"), (20, "Suspended"), (50, "Running")):
+        jobs.put(KEY, manifest(), status(reason), EPOCH + timedelta(seconds=seconds))
+    text = generate_latest(found.registry()).decode()
+    assert 'distill_job_phase_duration_seconds_count{phase="Running"} 0.0' in text
+    assert 'distill_job_phase_duration_seconds_sum{phase="Suspended"} 30.0' in text
 
 
 def test_health_is_the_time_since_the_last_success() -> None:

@@ -72,6 +72,15 @@ def test_the_coefficients_of_the_step_weigh_divergence_and_reward() -> None:
     torch.testing.assert_close(gradient, torch.tensor(expected, dtype=torch.float64))
 
 
+def test_the_importance_weights_are_reported_as_they_are_used() -> None:
+    logprobs = torch.tensor([-1.0, -1.0, -1.0], requires_grad=True)
+    spec = objective(correction={"importanceWeight": "gated", "low": 0.5, "high": 2.0})
+
+    _, stats = losses(spec, logprobs, engine_logprobs=torch.tensor([-1.0, -1.5, -4.0]))
+
+    torch.testing.assert_close(stats["importance_weight"], torch.tensor([1.0, math.exp(0.5), 0.0]))
+
+
 def test_the_sampled_term_is_clipped_in_nats() -> None:
     logprobs = torch.tensor([-1.0, -30.0], requires_grad=True)
 
@@ -127,6 +136,8 @@ def test_top_k_is_the_coefficient_times_the_divergence_over_the_union(divergence
     expected = 2 * support_divergence(divergence, *unions, present=present)
     torch.testing.assert_close(loss, expected)
     torch.testing.assert_close(stats["divergence"], expected / 2)
+    forward = support_divergence(Divergence.FORWARD_KL, *unions, present=present)
+    torch.testing.assert_close(stats["forward_kl"], forward.detach())
     gradients = [torch.autograd.grad(x.sum(), logits, retain_graph=True)[0] for x in (loss, expected)]
     torch.testing.assert_close(gradients[0], gradients[1])
     assert gradients[0].abs().max() > 0
@@ -238,7 +249,8 @@ def test_masses_are_those_on_the_teachers_tokens() -> None:
 
     torch.testing.assert_close(stats["student_mass"], given["support_logprobs"].detach().exp().sum(-1))
     torch.testing.assert_close(stats["teacher_mass"], given["teacher_support_logprobs"].exp().sum(-1))
-    assert "student_mass" not in losses(objective(), given["logprobs"])[1]
+    without = losses(objective(), given["logprobs"])[1]
+    assert not {"student_mass", "forward_kl"} & set(without)
 
 
 def test_the_detached_old_policy_gives_no_gradient_through_the_advantage() -> None:

@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> RunFolder:
 
 def recorder(folder: RunFolder) -> tuple[Recorder, Reporter]:
     reporter = Reporter(folder, Metrics(), 40)
-    record = Recorder(folder, reporter, 40, decode)
+    record = Recorder(folder, reporter, parse_job(arithmetic(folder.root, "recorder")).spec, decode)
     record.spent(Stage.TRAIN, 1.0)
     return record, reporter
 
@@ -92,6 +92,49 @@ def test_a_step_tells_its_token_kl_in_metrics_and_in_its_line(folder: RunFolder)
     assert 'distill_token_kl_nats{statistic="max"} 2.0' in text
     assert 'distill_source_reverse_kl_nats{source="sums"} 1.0' in text
     assert "distill_token_kl_high_ratio 0.5" in text
+
+
+def test_progress_says_what_holds_the_steps_up_and_what_to_change(folder: RunFolder) -> None:
+    record, reporter = recorder(folder)
+    record.spent(Stage.ROLLOUT, 3.0)
+    record.step(step(1, sample([0.0])))
+    progress = reporter.report.progress
+    assert progress.bottleneck == "rollout"
+    assert progress.advice is not None and "75 % of the step; raise rollout.replicas" in progress.advice
+    for number in range(2, 13):
+        record.begin_step()
+        record.spent(Stage.TRAIN, 1.0)
+        record.step(step(number, sample([0.0])))
+    assert reporter.report.progress.bottleneck == "trainer", "by the last ten steps, not by the first"
+
+
+def test_what_the_roles_hold_is_paid_for_by_the_second(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    record, reporter = recorder(folder)
+    begin = record._paid_until
+    monkeypatch.setattr("time.monotonic", lambda: begin + 5.0)
+    record.step(step(1, sample([0.0])))
+    monkeypatch.setattr("time.monotonic", lambda: begin + 7.5)
+    record.evaluation(Measurement("heldout", 1, score=0.5))
+    text = reporter.metrics.text().decode()
+    for role in ("teacher", "rollout", "trainer"):
+        assert f'distill_accelerator_seconds_total{{role="{role}"}} 7.5' in text
+
+
+def test_a_gauge_is_exported_from_its_first_value_on(folder: RunFolder) -> None:
+    record, reporter = recorder(folder)
+    assert "distill_reverse_kl_nats" not in reporter.metrics.text().decode()
+    record.step(step(1, sample([0.0])))
+    assert "distill_reverse_kl_nats 0.25" in reporter.metrics.text().decode()
+
+
+def test_a_guard_that_has_not_acted_counts_from_0(tmp_path: Path) -> None:
+    guard = {"name": "diverges", "watch": "reverse-kl", "above": 5, "action": "lower-coefficient"}
+    guarded = parse_job(arithmetic(tmp_path, "guarded", guards=[guard]))
+    folder, metrics = RunFolder(guarded), Metrics()
+    Recorder(folder, Reporter(folder, metrics, 40), guarded.spec, decode)
+    text = metrics.text().decode()
+    for action in ("lower-coefficient", "stop"):
+        assert f'distill_guard_decisions_total{{action="{action}",guard="diverges"}} 0.0' in text
 
 
 def test_the_first_rollout_and_the_one_furthest_from_the_teacher_are_kept(folder: RunFolder) -> None:

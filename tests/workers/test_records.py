@@ -68,7 +68,7 @@ def test_a_folder_is_taken_up_by_the_same_curve_alone(tmp_path: Path) -> None:
 def test_a_step_says_nothing_of_what_had_no_token_to_be_measured_at(tmp_path: Path) -> None:
     folder, metrics = RunFolder(job(tmp_path)), Metrics()
     folder.claim()
-    recorder = Recorder(folder, Reporter(folder, metrics, 5), 5, str)
+    recorder = Recorder(folder, Reporter(folder, metrics, 5), job(tmp_path).spec, str)
     sample = Sample(0, 0, [1], [2, 3], [0.0, 0.0], [0, 0], False, [-1.0, -1.0], supervised=True)
     trained = {name: 0.5 for name in TRAINED if name != "reverse_kl"}
 

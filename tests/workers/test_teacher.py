@@ -29,14 +29,23 @@ class Observed:
     def __init__(self) -> None:
         self.codes: Counter[str] = Counter()
         self.seconds: list[float] = []
+        self.retries = self.waiting = self.most_waiting = 0
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None:
+        if name == "distill_teacher_retries":
+            self.retries += 1
+            return
         assert name == "distill_teacher_requests"
         self.codes[labels["code"]] += 1
 
     def observe(self, name: str, value: float, **labels: str) -> None:
         assert name == "distill_teacher_request_duration_seconds"
         self.seconds.append(value)
+
+    def change(self, name: str, amount: float) -> None:
+        assert name == "distill_teacher_queue_depth"
+        self.waiting += int(amount)
+        self.most_waiting = max(self.most_waiting, self.waiting)
 
 
 @pytest_asyncio.fixture(loop_scope="session")
@@ -292,6 +301,7 @@ async def test_server_errors_are_tried_again_elsewhere(fakes: Any, fast: None) -
     for prompt in range(8):
         assert (await pool.score([prompt], RESPONSE, None)).logprobs == [-1.5] * 4
     assert len(fakes[0].bodies) == replicas.BREAK_AFTER, "then it is left alone"
+    assert pool._observer.retries == replicas.BREAK_AFTER  # type: ignore[attr-defined]
     assert pool._observer.codes["503"] == replicas.BREAK_AFTER  # type: ignore[attr-defined]
     await pool.close()
 
@@ -311,6 +321,14 @@ async def test_a_replica_that_was_left_alone_is_tried_again_later(fakes: Any, fa
     before = len(fakes[0].bodies)
     await asyncio.gather(*(pool.score([prompt], RESPONSE, None) for prompt in range(8)))
     assert len(fakes[0].bodies) > before
+    await pool.close()
+
+
+async def test_what_waits_for_a_free_slot_is_the_queue(fakes: Any) -> None:
+    pool = await pool_of(fakes[0], concurrency=2)
+    await asyncio.gather(*(pool.score([prompt], RESPONSE, None) for prompt in range(7)))
+    observed: Any = pool._observer
+    assert (observed.most_waiting, observed.waiting) == (5, 0)
     await pool.close()
 
 

@@ -79,7 +79,7 @@ class Loop:
         self._spec, self._folder, self._team, self._fleet = job.spec, folder, team, fleet
         self._teacher, self._cursor, self._rollouts, self._evaluators = teacher, cursor, rollouts, evaluators
         self._reporter, self._tokenizer = reporter, tokenizer
-        self._record = Recorder(folder, reporter, job.spec.schedule.steps, tokenizer.decode)
+        self._record = Recorder(folder, reporter, job.spec, tokenizer.decode)
         self._guards = Guards(job.spec)
         self._stopped_by: Decision | None = None
         self._step = 0

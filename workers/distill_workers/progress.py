@@ -1,6 +1,8 @@
 """What the trainer tells the world while it runs: /progress, /metrics and /healthz of rank 0."""
 
+import asyncio
 import time
+from typing import Any
 
 from aiohttp import web
 
@@ -8,6 +10,7 @@ from distill_api.status import Progress
 from distill_api.wire import Phase, ProgressReport
 from distill_workers.metrics import Metrics
 from distill_workers.runfolder import RunFolder, write_whole
+from distill_workers.trackers import Trackers
 
 
 def utc(seconds: float | None = None) -> str:
@@ -18,10 +21,10 @@ def utc(seconds: float | None = None) -> str:
 class Reporter:
     """Holds the newest report; every change is also written to the run folder, which outlives the pod."""
 
-    def __init__(self, folder: RunFolder, metrics: Metrics, total_steps: int) -> None:
+    def __init__(self, folder: RunFolder, metrics: Metrics, total_steps: int, trackers: Trackers | None = None) -> None:
         self.report = ProgressReport(phase=Phase.STARTING, progress=Progress(total_steps=total_steps))
         self.metrics = metrics
-        self._folder = folder
+        self._folder, self._trackers = folder, trackers
         self._runner: web.AppRunner | None = None
 
     def update(self, **changes: object) -> None:
@@ -30,6 +33,12 @@ class Reporter:
 
     def progress(self, **changes: object) -> None:
         self.update(progress=self.report.progress.model_copy(update=changes))
+
+    def line(self, line: dict[str, Any]) -> None:
+        """One more line of metrics.jsonl, and of what spec.tracking asks for."""
+        self._folder.append("metrics.jsonl", line)
+        if self._trackers is not None:
+            self._trackers.put(line)
 
     async def serve(self, port: int) -> None:
         app = web.Application()
@@ -43,6 +52,8 @@ class Reporter:
     async def close(self) -> None:
         if self._runner:
             await self._runner.cleanup()
+        if self._trackers is not None:
+            await asyncio.to_thread(self._trackers.close)
 
     async def _progress(self, _: web.Request) -> web.Response:
         return web.Response(text=self.report.model_dump_json(by_alias=True), content_type="application/json")

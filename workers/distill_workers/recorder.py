@@ -10,8 +10,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from distill_api.guards import GuardAction
 from distill_api.metrics import Stage
+from distill_api.spec import Spec
 from distill_api.status import EvaluationScore, GuardEvent, Progress
+from distill_workers.bottleneck import bottleneck
+from distill_workers.cost import accelerators
 from distill_workers.evaluation import Measurement
 from distill_workers.guards import Decision
 from distill_workers.objective.statistics import SCOPES
@@ -26,7 +30,7 @@ log = logging.getLogger(__name__)
 TRAINED = (*SCOPES, "grad_norm", "learning_rate", "coefficient", "reward_coefficient")
 """What MegatronStudent.apply returns and a step's line shows."""
 RECENT_STEPS = 10
-"""Steps by whose mean duration the remaining time is estimated."""
+"""Steps by whose durations the remaining time is estimated, and what holds them up."""
 GUARD_EVENTS = 4
 """Kept in progress: they must fit a termination message together with everything else."""
 EVENT_CHARACTERS = 300
@@ -42,11 +46,13 @@ GAUGES = {
     "distill_reverse_kl_k2_nats": "reverse_kl_k2",
     "distill_reverse_kl_k3_nats": "reverse_kl_k3",
     "distill_divergence_nats": "divergence",
+    "distill_forward_kl_nats": "forward_kl",
     "distill_student_mass_ratio": "student_mass",
     "distill_teacher_mass_ratio": "teacher_mass",
     "distill_overlap_ratio": "overlap_ratio",
     "distill_coefficient": "coefficient",
     "distill_reward_coefficient": "reward_coefficient",
+    "distill_importance_weight_mean": "importance_weight",
     "distill_importance_capped_ratio": "importance_capped_ratio",
     "distill_importance_gated_ratio": "importance_gated_ratio",
     "distill_sequence_masked_ratio": "sequence_masked_ratio",
@@ -73,15 +79,19 @@ class Step:
 class Recorder:
     """Holds what later lines depend on: the stages of the step under way, and the evaluations so far."""
 
-    def __init__(
-        self, folder: RunFolder, reporter: Reporter, total_steps: int, decode: Callable[[list[int]], str]
-    ) -> None:
-        self._folder, self._reporter, self._metrics, self._total = folder, reporter, reporter.metrics, total_steps
-        self._decode = decode
+    def __init__(self, folder: RunFolder, reporter: Reporter, spec: Spec, decode: Callable[[list[int]], str]) -> None:
+        self._folder, self._reporter, self._metrics, self._spec = folder, reporter, reporter.metrics, spec
+        self._total, self._decode = spec.schedule.steps, decode
         self._stages: dict[str, float] = {}
-        self._recent_seconds: list[float] = []
+        self._recent: list[tuple[float, dict[str, float]]] = []
+        """Seconds of the last steps, and those by stage."""
+        self._paid_until = time.monotonic()
         self._evaluations: dict[str, EvaluationScore] = {}
-        self._metrics.set("distill_train_max_steps", total_steps)
+        self._metrics.set("distill_train_max_steps", self._total)
+        for guard in spec.guards:
+            # From 0 on, or Prometheus would take the first decision for the beginning of the count.
+            for action in {guard.action, GuardAction.STOP}:
+                self._metrics.add("distill_guard_decisions", 0, guard=guard.name, action=action.value)
 
     def begin_step(self) -> None:
         """What was spent since the last step, on evaluation or a checkpoint, belongs to no step."""
@@ -100,7 +110,8 @@ class Recorder:
     def step(self, step: Step) -> dict[str, Any]:
         """With the stages that were noted since `begin_step`. Returns the line of metrics.jsonl."""
         line = step_line(step, self._stages)
-        self._folder.append("metrics.jsonl", line)
+        self._reporter.line(line)
+        self._pay()
         for why, sample in picked(step.samples):
             self._folder.append("samples.jsonl", transcript(step.number, why, sample, self._decode), LIMIT_BYTES)
         for gauge, key in GAUGES.items():
@@ -118,16 +129,20 @@ class Recorder:
         for source, mean in line["reward_by_source"].items():
             self._metrics.set("distill_source_reward_mean", mean, source=source)
         self._metrics.add("distill_tokens", line["response_tokens"], kind="train")
-        self._recent_seconds = [*self._recent_seconds[1 - RECENT_STEPS :], step.seconds]
+        self._recent = [*self._recent[1 - RECENT_STEPS :], (step.seconds, line["stages"])]
+        held_up = bottleneck(total([stages for _, stages in self._recent]), self._spec)
         self._reporter.progress(
             step=step.number,
             percent=100 * step.number // self._total,
             reverse_kl=decimal(line["reverse_kl"]),
             reward=decimal(line["reward"]),
             tokens_per_second=f"{line['response_tokens'] / step.seconds:.1f}",
-            estimated_remaining_seconds=round((self._total - step.number) * statistics.fmean(self._recent_seconds)),
+            estimated_remaining_seconds=round(
+                (self._total - step.number) * statistics.fmean(s for s, _ in self._recent)
+            ),
             policy_lag=f"{step.policy_lag:.2f}",
-            bottleneck=max(line["stages"], key=lambda stage: line["stages"][stage]),
+            bottleneck=held_up and held_up.part,
+            advice=held_up and held_up.advice,
             last_step_time=utc(line["time"]),
         )
         numbers = (step.number, self._total, decimal(line["reverse_kl"]), line["loss"], step.seconds)
@@ -148,7 +163,8 @@ class Recorder:
         for example in line.pop("examples"):
             entry = {"kind": "evaluation", "evaluation": name, "step": measured.step, **example}
             self._folder.append("samples.jsonl", entry, LIMIT_BYTES)
-        self._folder.append("metrics.jsonl", {"kind": "evaluation", "time": time.time(), **line})
+        self._reporter.line({"kind": "evaluation", "time": time.time(), **line})
+        self._pay()
         self._reporter.progress(evaluations=list(self._evaluations.values()))
         numbers = (name, measured.step, decimal(measured.score), decimal(measured.reverse_kl))
         log.info("evaluation %s at step %d: score %s, reverse KL %s", *numbers)
@@ -161,7 +177,7 @@ class Recorder:
         # Of step `step`, so that it stays when the lines of later steps go.
         at = {"kind": "guard", "step": step, "time": now, "at_step": decision.step, "action": decision.action.value}
         line = {**at, "guard": decision.guard, "message": decision.message, "coefficient_factor": coefficient_factor}
-        self._folder.append("metrics.jsonl", line)
+        self._reporter.line(line)
         event = GuardEvent(
             guard=decision.guard,
             step=decision.step,
@@ -180,6 +196,13 @@ class Recorder:
     def checkpoint(self, step: int) -> None:
         self._metrics.set("distill_checkpoint_last_success_timestamp_seconds", time.time())
         self._reporter.progress(checkpoint_step=step)
+
+    def _pay(self) -> None:
+        """Every role holds its accelerators all the time, whoever waits for whom."""
+        now = time.monotonic()
+        for role, count in accelerators(self._spec).items():
+            self._metrics.add("distill_accelerator_seconds", count * (now - self._paid_until), role=role)
+        self._paid_until = now
 
     def best_step(self) -> int | None:
         """By the first evaluation."""
@@ -205,6 +228,11 @@ class Recorder:
         self._evaluations = {e.name: e for e in restored.evaluations}
         known = {"total_steps": self._total, "percent": 100 * step // self._total, "checkpoint_step": step}
         self._reporter.update(progress=restored.model_copy(update=known))
+
+
+def total(steps: list[dict[str, float]]) -> dict[str, float]:
+    """Seconds of several steps by stage."""
+    return {stage: sum(one.get(stage, 0.0) for one in steps) for stage in {stage for one in steps for stage in one}}
 
 
 def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:

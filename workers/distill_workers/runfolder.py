@@ -24,6 +24,7 @@ FREE_FIELDS: dict[str, Any] = {
     "schedule": True,
     "guards": True,
     "output": True,
+    "tracking": True,
     "teacher": {"replicas", "template", "max_concurrent_requests", "request_timeout_seconds"},
     "rollout": {"replicas", "template", "head_template", "max_concurrent_requests"},
     "trainer": {

@@ -46,6 +46,8 @@ class Observer(Protocol):
 
     def observe(self, name: str, value: float, **labels: str) -> None: ...
 
+    def change(self, name: str, amount: float) -> None: ...
+
 
 class _Retry(Exception):
     """A failure of transport or server, which another try may not have."""
@@ -188,6 +190,7 @@ class TeacherPool:
                     work = tokens - place.cached_tokens if replica is preferred else tokens
                     return await self._send(replica, ask, work, timeout)
                 except _Retry as error:
+                    self._observer.add("distill_teacher_retries")
                     failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
             now = time.monotonic()
             if now - max(self._last_success, begin) > self._limit:
@@ -200,12 +203,25 @@ class TeacherPool:
             pause = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** max(0, tries - 1))
             await asyncio.sleep(min(pause, self._limit / 4) * random.uniform(0.5, 1.0))
 
+    @asynccontextmanager
+    async def _slot(self, replica: Replica) -> AsyncIterator[None]:
+        """One of the requests that the replica may have in flight, once one is free."""
+        self._observer.change("distill_teacher_queue_depth", 1)
+        try:
+            await replica.slots.acquire()
+        finally:
+            self._observer.change("distill_teacher_queue_depth", -1)
+        try:
+            yield
+        finally:
+            replica.slots.release()
+
     async def _send(self, replica: Replica, ask: Ask, tokens: int, timeout: float, alone: bool = False) -> Any:
         """`alone`: over a connection of its own, behind which a load balancer may have another server."""
         assert self._session is not None, "start() comes first"
         replica.outstanding_tokens += tokens
         try:
-            async with replica.slots:
+            async with self._slot(replica):
                 begin, code = time.monotonic(), "error"
                 try:
                     async with self._session.post(

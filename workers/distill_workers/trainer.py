@@ -31,6 +31,7 @@ from distill_workers.rollouts import Rollouts
 from distill_workers.runfolder import ForeignRun, RunFolder, write_whole
 from distill_workers.teacher import TeacherPool, TeacherUnreachable
 from distill_workers.team import Team, follow
+from distill_workers.trackers import Trackers
 
 log = logging.getLogger(__name__)
 MESSAGE_BYTES = 4096
@@ -47,7 +48,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
     try:
         folder.claim()
         keep_log(folder)
-        reporter = Reporter(folder, metrics, spec.schedule.steps)
+        reporter = Reporter(folder, metrics, spec.schedule.steps, Trackers(job, folder.root, metrics))
         await reporter.serve(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=spec.trust_remote_code)
         prompts = load_data(spec.data, tokenizer, spec.rollout.max_prompt_tokens, metrics)

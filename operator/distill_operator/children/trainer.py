@@ -32,6 +32,7 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
                 )
             ),
             *teacher.keys(job),
+            *_tracking_key(job),
         ],
         accelerators=trainer.gpus_per_node,
         needs_output=True,
@@ -74,6 +75,15 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
             ),
         },
     }
+
+
+def _tracking_key(job: DistillationJob) -> list[Json]:
+    """Optional, as a run without its key is kept offline: a missing Secret must not keep the trainer from starting."""
+    wandb = job.spec.tracking.wandb
+    if wandb is None or wandb.key_secret is None:
+        return []
+    name = wire.Variable.WANDB_KEY.value
+    return [{"name": name, "valueFrom": {"secretKeyRef": {"name": wandb.key_secret, "key": name, "optional": True}}}]
 
 
 def service(job: DistillationJob) -> Json:

@@ -17,7 +17,7 @@ student's own alone.
 
 import torch
 
-from distill_api.spec import Objective, RewardSource, Support
+from distill_api.spec import Divergence, Objective, RewardSource, Support
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.objective.corrections import correct
 from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl, support_divergence
@@ -65,7 +65,7 @@ def token_losses(
     importance = torch.where(supervised, 0.0, weights.values)
     reverse_kl = sampled_reverse_kl(current, teacher_logprobs)
     total_advantages = coefficients.reward * advantages
-    masses: dict[str, torch.Tensor] = {}
+    at_support: dict[str, torch.Tensor] = {}
     if objective.support is Support.SAMPLED_TOKEN:
         clip = objective.advantage_clip
         penalty = sampled_reverse_kl(old, teacher_logprobs).clamp(-clip, clip)
@@ -79,17 +79,17 @@ def token_losses(
         if support_logprobs is None or teacher_support_logprobs is None or sampled_in_support is None:
             raise ValueError("support top-k needs the log-probs of student and teacher at the teacher's top-k tokens")
         inside = torch.ones_like(support_logprobs, dtype=torch.bool)
-        divergence = support_divergence(
-            objective.divergence,
-            torch.cat([support_logprobs, logprobs[:, None]], -1),
-            torch.cat([teacher_support_logprobs, teacher_logprobs[:, None]], -1),
-            present=torch.cat([inside, ~sampled_in_support[:, None]], -1),
-            jsd_beta=objective.jsd_beta,
-        )
+        student = torch.cat([support_logprobs, logprobs[:, None]], -1)
+        teacher = torch.cat([teacher_support_logprobs, teacher_logprobs[:, None]], -1)
+        present = torch.cat([inside, ~sampled_in_support[:, None]], -1)
+        kind, beta = objective.divergence, objective.jsd_beta
+        divergence = support_divergence(kind, student, teacher, present=present, jsd_beta=beta)
+        forward_kl = support_divergence(Divergence.FORWARD_KL, student.detach(), teacher, present=present)
         loss = coefficients.divergence * divergence
         clipped = torch.zeros_like(supervised)
         has_policy_gradient = objective.reward.source is not RewardSource.NONE
-        masses = {
+        at_support = {
+            "forward_kl": forward_kl,
             "student_mass": support_logprobs.exp().sum(-1),
             "teacher_mass": teacher_support_logprobs.exp().sum(-1),
         }
@@ -106,11 +106,12 @@ def token_losses(
         "reverse_kl_k2": k2,
         "reverse_kl_k3": k3,
         "trainer_engine_gap": (current - engine_logprobs).abs(),
+        "importance_weight": weights.values,
         "importance_capped_ratio": weights.capped,
         "importance_gated_ratio": weights.gated,
         "sequence_masked_ratio": weights.masked,
         "ratio_clipped_ratio": held,
         "advantage_clipped_ratio": clipped,
-        **masses,
+        **at_support,
     }
     return loss, {name: value.detach().to(current.dtype) for name, value in stats.items()}

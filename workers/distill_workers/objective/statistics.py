@@ -23,12 +23,14 @@ class Scope(Enum):
 SCOPES = {
     "loss": Scope.ALL,
     "divergence": Scope.ALL,
+    "forward_kl": Scope.ALL,
     "student_mass": Scope.ALL,
     "teacher_mass": Scope.ALL,
     "reverse_kl": Scope.OWN,
     "reverse_kl_k2": Scope.OWN,
     "reverse_kl_k3": Scope.OWN,
     "trainer_engine_gap": Scope.OWN,
+    "importance_weight": Scope.OWN,
     "importance_capped_ratio": Scope.OWN,
     "importance_gated_ratio": Scope.OWN,
     "sequence_masked_ratio": Scope.OWN,
@@ -37,9 +39,10 @@ SCOPES = {
     "entropy": Scope.OWN,
     "overlap_ratio": Scope.MEASURED,
 }
-"""Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate. student_mass
-and teacher_mass: what each gives to the teacher's top-k; overlap_ratio: share of the student's own top-k among those
-(as verl reports them). They are of support top-k alone."""
+"""Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate.
+importance_weight: what the policy gradient of a token weighs. Of support top-k alone are forward_kl: that of teacher to
+student over the teacher's top-k and the tail; student_mass and teacher_mass: what each gives to that top-k; and
+overlap_ratio: share of the student's own top-k among those (as verl reports them)."""
 
 
 def no_sums(device: torch.device) -> torch.Tensor:

@@ -1,0 +1,14 @@
+"""What a run holds while it goes on: the price of what it learns."""
+
+from distill_api.names import Role
+from distill_api.spec import Spec
+
+
+def accelerators(spec: Spec) -> dict[str, int]:
+    """Of each role; in the CPU mode the processes that stand for them."""
+    teacher, rollout, trainer = spec.teacher, spec.rollout, spec.trainer
+    return {
+        Role.TEACHER.value: teacher.replicas * teacher.tensor_parallel_size,
+        Role.ROLLOUT.value: rollout.replicas * rollout.tensor_parallel_size,
+        Role.TRAINER.value: trainer.nodes * trainer.gpus_per_node,
+    }
