@@ -25,6 +25,8 @@ LABEL_JOB = f"{GROUP}/job"
 LABEL_ROLE = f"{GROUP}/role"
 LABEL_TEACHER = f"{GROUP}/teacher"
 """Which of a job's teachers, where it has several."""
+LABEL_SHARED_TEACHER = f"{GROUP}/shared-teacher"
+"""On what is made for a Teacher, in place of LABEL_JOB: a job may have the same name."""
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 FIELD_MANAGER = "distillation-operator"
@@ -40,7 +42,7 @@ def teacher(job: str, name: str = ONLY_TEACHER) -> str:
 
 
 def shared_teacher(name: str) -> str:
-    """Of the headless Service of a Teacher: no child of a job has such a name."""
+    """Of all that is made for a Teacher, but for its key: no child of a job has such a name."""
     return f"{name}-scoring"
 
 

@@ -4,11 +4,11 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distill_api.base import Argument, Model, Path
+from distill_api.base import Model, Path, Tokens
 from distill_api.job import InvalidManifest, Metadata
 from distill_api.rules import ListMap, Rule
 from distill_api.status import Condition, Number, Time, Word
-from distill_api.template import PodTemplate
+from distill_api.teacher import Serving
 from distill_api.validation import sentences
 from distill_api.words import AcceleratorName, Precision
 
@@ -40,7 +40,7 @@ class Autoscaling(Model):
     )
 
 
-class SharedTeacherSpec(Model):
+class SharedTeacherSpec(Serving):
     """A model served by SGLang for all jobs of a namespace that name it."""
 
     mutable = frozenset({"replicas", "autoscaling"})
@@ -59,13 +59,24 @@ class SharedTeacherSpec(Model):
         Precision.AUTO, description="Of weights and computation; auto is bfloat16, and float32 without accelerators."
     )
     trust_remote_code: bool = Field(False, description="Run code that the model's repository brings. Leave it off.")
-    replicas: Replicas = Field(1, description="SGLang servers behind one Service.")
-    autoscaling: Autoscaling | None = Field(None, description="Instead of replicas: as many as the jobs keep busy.")
-    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Accelerators of one server.")
-    engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
-        default_factory=list, description="More command line arguments for the SGLang server."
+    max_sequence_tokens: Tokens = Field(
+        32_768, description="Prompt and response of the longest sequence that it scores, of any job."
     )
-    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for its pods.")
+    autoscaling: Autoscaling | None = Field(None, description="Instead of replicas: as many as the jobs keep busy.")
+
+    @property
+    def needs_hub(self) -> bool:
+        """Whether the model is downloaded from the Hugging Face hub."""
+        return not self.model.startswith("/")
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.accelerator == "none"
+
+    @property
+    def dtype(self) -> str:
+        """The torch name of the precision that auto stands for."""
+        return self.precision.dtype(self.on_cpu)
 
 
 class SharedTeacherStatus(Model):

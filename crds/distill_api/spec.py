@@ -268,6 +268,4 @@ class Spec(Model):
     @property
     def dtype(self) -> str:
         """The torch name of the precision that auto stands for."""
-        if self.precision is Precision.AUTO:
-            return "float32" if self.on_cpu else "bfloat16"
-        return self.precision.value
+        return self.precision.dtype(self.on_cpu)

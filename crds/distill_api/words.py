@@ -41,3 +41,9 @@ class Precision(StrEnum):
     AUTO = "auto"
     BFLOAT16 = "bfloat16"
     FLOAT32 = "float32"
+
+    def dtype(self, on_cpu: bool) -> str:
+        """The torch name of what it stands for."""
+        if self is Precision.AUTO:
+            return "float32" if on_cpu else "bfloat16"
+        return self.value

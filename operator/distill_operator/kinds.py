@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from enum import Enum
 
+from distill_api import shared_teacher
 from distill_api.base import API_VERSION, KIND, PLURAL
 
 
@@ -32,6 +33,7 @@ class Kind(Enum):
     CLAIM = Resource("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
     STORAGE_CLASS = Resource("StorageClass", "storage.k8s.io/v1", "storageclasses")
     DISTILLATION_JOB = Resource(KIND, API_VERSION, PLURAL)
+    SHARED_TEACHER = Resource(shared_teacher.KIND, API_VERSION, shared_teacher.PLURAL)
 
 
 BY_NAME = {k.value.kind: k for k in Kind}

@@ -2,12 +2,11 @@
 
 import json
 
-from distill_api import names, wire
-from distill_api.job import DistillationJob
-from distill_operator.children.pod import Json, metadata
+from distill_api import wire
+from distill_operator.children.pod import Json, Owner, config_map_name, metadata
 
 
-def config_map(job: DistillationJob) -> Json:
+def config_map(job: Owner) -> Json:
     manifest = {
         "apiVersion": job.api_version,
         "kind": job.kind,
@@ -22,7 +21,7 @@ def config_map(job: DistillationJob) -> Json:
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": metadata(job, names.config_map(job.metadata.name)),
+        "metadata": metadata(job, config_map_name(job)),
         # JSON is YAML, and no reader takes 1e-6 for a string.
         "data": {file: json.dumps(manifest, indent=2, sort_keys=True)},
     }

@@ -13,7 +13,7 @@ from distill_operator.settings import Settings
 def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
     """Children without pods: made at the start, kept until the job itself is deleted."""
     return [
-        _hashed(child)
+        hashed(child)
         for child in (
             configmap.config_map(job),
             network.network_policy(job, settings),
@@ -26,13 +26,13 @@ def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
 def serving(job: DistillationJob, settings: Settings) -> list[Json]:
     """What must be up before the trainer: the job's own teachers and the engines."""
     teachers = [teacher.deployment(job, settings, each) for each in job.spec.served_teachers]
-    return [_hashed(child) for child in (*teachers, rollout.ray_cluster(job, settings))]
+    return [hashed(child) for child in (*teachers, rollout.ray_cluster(job, settings))]
 
 
 def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:
-    return _hashed(trainer.trainer_job(job, settings, attempt))
+    return hashed(trainer.trainer_job(job, settings, attempt))
 
 
-def _hashed(child: Json) -> Json:
+def hashed(child: Json) -> Json:
     digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()[:16]
     return {**child, "metadata": {**child["metadata"], "annotations": {ANNOTATION_SPEC_HASH: digest}}}

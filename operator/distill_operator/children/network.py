@@ -17,12 +17,9 @@ def network_policy(job: DistillationJob, settings: Settings) -> Json:
     ingress: list[Json] = [
         {"from": [{"podSelector": own}]},
         # Prometheus may be anywhere, and the operator reads the trainer's progress.
-        {"ports": _tcp(READ_ONLY_PORTS)},
+        {"ports": tcp(READ_ONLY_PORTS)},
     ]
-    if settings.scrape_namespaces:
-        names_in = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(settings.scrape_namespaces)}
-        scrapers = {"namespaceSelector": {"matchExpressions": [names_in]}}
-        ingress.append({"from": [scrapers], "ports": _tcp([wire.SGLANG_PORT])})
+    ingress += scraped(settings)
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
@@ -35,5 +32,14 @@ def network_policy(job: DistillationJob, settings: Settings) -> Json:
     }
 
 
-def _tcp(ports: list[int]) -> list[Json]:
+def scraped(settings: Settings) -> list[Json]:
+    """The rule that lets Prometheus reach SGLang's servers."""
+    if not settings.scrape_namespaces:
+        return []
+    names_in = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(settings.scrape_namespaces)}
+    scrapers = {"namespaceSelector": {"matchExpressions": [names_in]}}
+    return [{"from": [scrapers], "ports": tcp([wire.SGLANG_PORT])}]
+
+
+def tcp(ports: list[int]) -> list[Json]:
     return [{"protocol": "TCP", "port": port} for port in ports]

@@ -10,11 +10,14 @@ from typing import Any
 from distill_api import names, wire
 from distill_api.job import DistillationJob
 from distill_api.names import Role
+from distill_api.shared_teacher import SharedTeacher
 from distill_api.spec import WeightSync
 from distill_api.template import PodTemplate
 from distill_operator.settings import Settings
 
 Json = dict[str, Any]
+Owner = DistillationJob | SharedTeacher
+"""What pods are made for."""
 
 USER = 1000
 """uid, gid and fsGroup of every pod."""
@@ -42,18 +45,18 @@ class Container:
     grace_seconds: int = 30
 
 
-def metadata(job: DistillationJob, name: str, role: Role | None = None, attempt: int | None = None) -> Json:
+def metadata(owner: Owner, name: str, role: Role | None = None, attempt: int | None = None) -> Json:
     """Of a child. Labels of the job are never copied: Kueue would take the child for a job of its own."""
     return {
         "name": name,
-        "namespace": job.metadata.namespace,
-        "labels": labels(job, role, attempt),
+        "namespace": owner.metadata.namespace,
+        "labels": labels(owner, role, attempt),
         "ownerReferences": [
             {
-                "apiVersion": job.api_version,
-                "kind": job.kind,
-                "name": job.metadata.name,
-                "uid": job.metadata.uid,
+                "apiVersion": owner.api_version,
+                "kind": owner.kind,
+                "name": owner.metadata.name,
+                "uid": owner.metadata.uid,
                 "controller": True,
                 "blockOwnerDeletion": True,
             }
@@ -61,11 +64,11 @@ def metadata(job: DistillationJob, name: str, role: Role | None = None, attempt:
     }
 
 
-def labels(job: DistillationJob, role: Role | None = None, attempt: int | None = None) -> dict[str, str]:
+def labels(owner: Owner, role: Role | None = None, attempt: int | None = None) -> dict[str, str]:
     found = {
         names.LABEL_PART_OF: names.PART_OF,
         names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
-        names.LABEL_JOB: job.metadata.name,
+        _label(owner): owner.metadata.name,
     }
     if role is not None:
         found[names.LABEL_ROLE] = role.value
@@ -74,13 +77,17 @@ def labels(job: DistillationJob, role: Role | None = None, attempt: int | None =
     return found
 
 
-def selector(job: DistillationJob, role: Role) -> dict[str, str]:
-    """Labels that pick the pods of one role of one job."""
-    return {names.LABEL_JOB: job.metadata.name, names.LABEL_ROLE: role.value}
+def selector(owner: Owner, role: Role) -> dict[str, str]:
+    """Labels that pick the pods of one role of one owner."""
+    return {_label(owner): owner.metadata.name, names.LABEL_ROLE: role.value}
+
+
+def _label(owner: Owner) -> str:
+    return names.LABEL_JOB if isinstance(owner, DistillationJob) else names.LABEL_SHARED_TEACHER
 
 
 def pod_template(
-    job: DistillationJob,
+    job: Owner,
     settings: Settings,
     template: PodTemplate,
     container: Container,
@@ -126,7 +133,7 @@ def pod_template(
 
 
 def _main_container(
-    job: DistillationJob, settings: Settings, template: PodTemplate, container: Container, mounts: list[Json]
+    job: Owner, settings: Settings, template: PodTemplate, container: Container, mounts: list[Json]
 ) -> Json:
     spec: Json = {
         "name": container.name,
@@ -157,7 +164,7 @@ def _pull_policy(settings: Settings, template: PodTemplate) -> str:
     return template.image_pull_policy
 
 
-def _environment(job: DistillationJob) -> list[Json]:
+def _environment(job: Owner) -> list[Json]:
     spec = job.spec
     found: list[Json] = [
         {"name": "HOME", "value": "/tmp"},
@@ -173,7 +180,7 @@ def _environment(job: DistillationJob) -> list[Json]:
     return found
 
 
-def _resources(job: DistillationJob, template: PodTemplate, container: Container) -> Json:
+def _resources(job: Owner, template: PodTemplate, container: Container) -> Json:
     count = 0 if job.spec.on_cpu else container.accelerators
     requests = dict(CPU_REQUESTS)
     limits: dict[str, str] = {}
@@ -189,22 +196,28 @@ def _resources(job: DistillationJob, template: PodTemplate, container: Container
     return {key: value for key, value in found.items() if value}
 
 
-def _volumes(job: DistillationJob, container: Container) -> tuple[list[Json], list[Json]]:
+def _volumes(job: Owner, container: Container) -> tuple[list[Json], list[Json]]:
     volumes: list[Json] = [
         {"name": "tmp", "emptyDir": {}},
-        {"name": "job", "configMap": {"name": names.config_map(job.metadata.name)}},
+        {"name": "job", "configMap": {"name": config_map_name(job)}},
     ]
     mounts: list[Json] = [
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "job", "mountPath": wire.JOB_FILE.rpartition("/")[0], "readOnly": True},
     ]
-    if container.needs_output and job.spec.output.volume is not None:
+    if container.needs_output and isinstance(job, DistillationJob) and job.spec.output.volume is not None:
         volumes.append({"name": "output", "persistentVolumeClaim": {"claimName": job.spec.output.volume.claim_name}})
         mounts.append({"name": "output", "mountPath": job.spec.output.path})
     if container.needs_shared_memory and not job.spec.on_cpu:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})
     return volumes, mounts
+
+
+def config_map_name(owner: Owner) -> str:
+    """Of the ConfigMap that shows the owner's manifest to its pods."""
+    name = owner.metadata.name
+    return names.config_map(name) if isinstance(owner, DistillationJob) else names.shared_teacher(name)
 
 
 def shares_weights_by_disk(job: DistillationJob) -> bool:
