@@ -56,6 +56,9 @@ class Cluster(Protocol):
     async def apply(self, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
         """Server-side apply with our one field manager. Raises Refused."""
 
+    async def create(self, body: Mapping[str, Any]) -> None:
+        """Raises AlreadyExists, Refused."""
+
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         """An object that is gone, or another by now, is as good as deleted."""
 
@@ -104,6 +107,17 @@ class KubernetesCluster:
         query = {"fieldManager": FIELD_MANAGER, "force": "true", "dryRun": "All" if dry_run else ""}
         path = _path(BY_NAME[body["kind"]], meta["namespace"], meta["name"])
         await self._request("apply", "PATCH", path, query, body, "application/apply-patch+yaml")
+
+    async def create(self, body: Mapping[str, Any]) -> None:
+        path = _path(BY_NAME[body["kind"]], body["metadata"]["namespace"])
+        try:
+            await self._request("create", "POST", path, {"fieldManager": FIELD_MANAGER}, body)
+        except Conflict as error:
+            raise AlreadyExists(error.status, error.message) from None
+        except ApiError as error:
+            if error.status in (400, 403, 422):
+                raise Refused(error.status, error.message) from None
+            raise
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         options = {

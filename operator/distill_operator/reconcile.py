@@ -5,7 +5,9 @@ costs time and nothing else.
 """
 
 import asyncio
+import contextlib
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,8 +19,8 @@ from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.status import Status
 from distill_operator import observed as reading
-from distill_operator.cluster import Cluster, Conflict, NotServed, Refused
-from distill_operator.effects import Apply, Check, Delete, Effect, Event
+from distill_operator.cluster import AlreadyExists, Cluster, Conflict, NotServed, Refused
+from distill_operator.effects import Apply, Check, CreateSecret, Delete, Effect, Event
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
 from distill_operator.kinds import Kind
@@ -30,6 +32,7 @@ from distill_operator.settings import Settings
 from distill_operator.wire_status import read_status, status_patch
 
 logger = logging.getLogger(__name__)
+KEY_BYTES = 32
 Json = dict[str, Any]
 
 
@@ -148,6 +151,9 @@ class Reconciler:
             case Apply(body):
                 logger.info("%s: apply %s %s", key, body["kind"], body["metadata"]["name"])
                 await self.cluster.apply(body)
+            case CreateSecret(body, entry):
+                with contextlib.suppress(AlreadyExists):
+                    await self.cluster.create({**body, "stringData": {entry: secrets.token_urlsafe(KEY_BYTES)}})
             case Delete(kind, name, child_uid):
                 logger.info("%s: delete %s %s", key, kind.value.kind, name)
                 await self.cluster.delete(kind, key.namespace, name, child_uid)
