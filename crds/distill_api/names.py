@@ -30,6 +30,8 @@ LABEL_SHARED_TEACHER = f"{GROUP}/shared-teacher"
 LABEL_ATTEMPT = f"{GROUP}/attempt"
 ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 FIELD_MANAGER = "distillation-operator"
+OPERATOR_LABELS = {"app.kubernetes.io/name": "distillation-operator"}
+"""Of the operator's own pods, by which the NetworkPolicy of a job knows them; no pod of a job has them."""
 
 
 def config_map(job: str) -> str:
@@ -66,3 +68,9 @@ def trainer_job(job: str, attempt: int) -> str:
 
 def network_policy(job: str) -> str:
     return f"{job}-traffic"
+
+
+def key_secret(job: str, uid: str) -> str:
+    """With a part of the job's uid: the operator reads no Secret, so the name alone must say whose key it is. That of
+    an earlier job of this name may be there still, until the garbage collector takes it."""
+    return f"{job}-key-{uid[:8]}"

@@ -76,6 +76,9 @@ class Cluster(Protocol):
         NamespaceEnding.
         """
 
+    async def create(self, body: Mapping[str, Any]) -> None:
+        """Raises AlreadyExists, Refused."""
+
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Json | None:
         """What is left, when something has to be done first. One that is another by now is as good as deleted."""
 
@@ -128,6 +131,17 @@ class KubernetesCluster:
         return await self._request(
             "apply", "PATCH", path, query, {**body, "metadata": meta}, "application/apply-patch+yaml"
         )
+
+    async def create(self, body: Mapping[str, Any]) -> None:
+        path = _path(BY_NAME[body["kind"]], body["metadata"]["namespace"])
+        try:
+            await self._request("create", "POST", path, {"fieldManager": FIELD_MANAGER}, body)
+        except Conflict as error:
+            raise AlreadyExists(error.status, error.message) from None
+        except ApiError as error:
+            if error.status in (400, 403, 422):
+                raise Refused(error.status, error.message) from None
+            raise
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Json | None:
         options = {

@@ -22,6 +22,14 @@ class Apply:
 
 
 @dataclass(frozen=True)
+class CreateSecret:
+    """Make it with a fresh random value under `entry`. One that exists stays as it is, unread."""
+
+    body: Mapping[str, Any]
+    entry: str
+
+
+@dataclass(frozen=True)
 class Delete:
     """Delete this very object: one of the same name but another uid stays."""
 
@@ -40,4 +48,4 @@ class Event:
     warning: bool
 
 
-Effect = Check | Apply | Delete | Event
+Effect = Check | Apply | CreateSecret | Delete | Event

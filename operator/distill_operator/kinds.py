@@ -27,6 +27,7 @@ class Kind(Enum):
     DEPLOYMENT = Resource("Deployment", "apps/v1", "deployments")
     RAY_CLUSTER = Resource("RayCluster", "ray.io/v1", "rayclusters")
     CONFIG_MAP = Resource("ConfigMap", "v1", "configmaps")
+    SECRET = Resource("Secret", "v1", "secrets")
     SERVICE = Resource("Service", "v1", "services")
     NETWORK_POLICY = Resource("NetworkPolicy", "networking.k8s.io/v1", "networkpolicies")
     POD = Resource("Pod", "v1", "pods")

@@ -13,13 +13,13 @@ from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
-from distill_operator import conditions, lifecycle, readiness
+from distill_operator import conditions, lifecycle, policy, readiness
 from distill_operator.announce import announcements
 from distill_operator.children import desired
-from distill_operator.children.pod import Json
+from distill_operator.children.pod import KEY_ENTRY, Json
 from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
 from distill_operator.drift import has_drifted
-from distill_operator.effects import Apply, Check, Delete, Effect
+from distill_operator.effects import Apply, Check, CreateSecret, Delete, Effect
 from distill_operator.failure import not_ready_in_time, trainer_failure
 from distill_operator.kinds import BY_NAME, Kind
 from distill_operator.lifecycle import ROLE_CONDITIONS
@@ -30,6 +30,9 @@ from distill_operator.times import parse_time, seconds_since
 
 POLL_SECONDS = 10.0
 """While something outside the watches may change: a claim, KubeRay, an object of a deleted job."""
+
+
+SERVING = frozenset({Kind.DEPLOYMENT, Kind.RAY_CLUSTER})
 
 
 @dataclass(frozen=True)
@@ -97,6 +100,8 @@ def _plan(job: DistillationJob, status: Status, observed: Observed, settings: Se
     if job.spec.output.volume is None:
         text = "spec.output.volume: needed on a cluster; name a PersistentVolumeClaim for checkpoints and the model"
         return invalid(job.metadata.uid, status, [text], job.metadata.generation, now)
+    if problems := policy.problems(job.spec, settings):
+        return invalid(job.metadata.uid, status, problems, job.metadata.generation, now)
     attempt = lifecycle.current_attempt(status, observed)
     trainer_job = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt))
     live = trainer_job if trainer_job and trainer_job.ours and not trainer_job.deleting else None
@@ -194,6 +199,9 @@ def _keep_running(
         child = _existing(body, observed)
         if child is None or (not child.deleting and has_drifted(body, child)):
             effects.append(Apply(body))
+    if any(isinstance(e, Apply) and BY_NAME[e.body["kind"]] in SERVING for e in effects):
+        # Nobody looks whether it is there: it is asked for whenever pods are made that read it.
+        effects.insert(0, CreateSecret(desired.key(job), KEY_ENTRY))
     # A Job's pods cannot be changed, so an existing one is left as it is.
     if _existing(trainer, observed) is None and readiness.all_scheduled(job, observed):
         effects.append(Apply(trainer))

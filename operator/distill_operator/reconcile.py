@@ -4,7 +4,9 @@ What is seen is what the watches and our own writes have shown (cache.py). It ma
 time and nothing else.
 """
 
+import contextlib
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
@@ -18,8 +20,8 @@ from distill_api.status import Status
 from distill_operator import conditions
 from distill_operator import observed as reading
 from distill_operator.cache import Cache
-from distill_operator.cluster import Conflict, NamespaceEnding, QuotaExceeded, Refused
-from distill_operator.effects import Apply, Check, Delete, Effect, Event
+from distill_operator.cluster import AlreadyExists, Conflict, NamespaceEnding, QuotaExceeded, Refused
+from distill_operator.effects import Apply, Check, CreateSecret, Delete, Effect, Event
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
 from distill_operator.kinds import Kind
@@ -31,6 +33,7 @@ from distill_operator.settings import Settings
 from distill_operator.wire_status import read_status, status_patch
 
 logger = logging.getLogger(__name__)
+KEY_BYTES = 32
 Json = dict[str, Any]
 
 
@@ -169,6 +172,10 @@ class Reconciler:
             case Apply(body):
                 logger.info("%s: apply %s %s", key, body["kind"], body["metadata"]["name"])
                 await self.cache.apply(body)
+            case CreateSecret(body, entry):
+                with contextlib.suppress(AlreadyExists):
+                    secret = {**body, "stringData": {entry: secrets.token_urlsafe(KEY_BYTES)}}
+                    await self.cache.cluster.create(secret)
             case Delete(kind, name, child_uid):
                 logger.info("%s: delete %s %s", key, kind.value.kind, name)
                 await self.cache.delete(kind, key.namespace, name, child_uid)

@@ -2,7 +2,19 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from enum import StrEnum
 from typing import Self
+
+
+class Egress(StrEnum):
+    """What the pods of a job may reach besides each other and DNS."""
+
+    NO_METADATA = "no-metadata"
+    """Everything but the address at which clouds give out a node's credentials."""
+    CLOSED = "closed"
+    """Nothing: models and data are on volumes."""
+    OPEN = "open"
+    """Everything."""
 
 
 class InvalidSettings(ValueError):
@@ -22,7 +34,13 @@ class Settings:
     watch_namespaces: tuple[str, ...] = ()
     """DISTILL_WATCH_NAMESPACES: comma separated; empty means every namespace."""
     scrape_namespaces: tuple[str, ...] = ()
-    """DISTILL_SCRAPE_NAMESPACES: comma separated; Prometheus may reach SGLang's metrics from there. Empty: nowhere."""
+    """DISTILL_SCRAPE_NAMESPACES: comma separated; Prometheus may read the metrics of jobs there. Empty: nowhere."""
+    job_egress: Egress = Egress.NO_METADATA
+    """DISTILL_JOB_EGRESS: no-metadata, closed or open."""
+    namespace: str = ""
+    """DISTILL_NAMESPACE: the operator's own; jobs answer GET /progress to its pods there. Empty: to everybody."""
+    allow_trust_remote_code: bool = False
+    """DISTILL_ALLOW_TRUST_REMOTE_CODE: whether a job may set trustRemoteCode."""
     resync_seconds: float = 60.0
     """DISTILL_RESYNC_SECONDS: every job is looked at again at least this often, whatever the watches say."""
     progress_seconds: float = 2.0
@@ -56,6 +74,9 @@ class Settings:
             workers_image_pull_secrets=_words(environment, "DISTILL_WORKERS_IMAGE_PULL_SECRETS"),
             watch_namespaces=_words(environment, "DISTILL_WATCH_NAMESPACES"),
             scrape_namespaces=_words(environment, "DISTILL_SCRAPE_NAMESPACES"),
+            job_egress=Egress(_one_of(environment, "DISTILL_JOB_EGRESS", tuple(Egress))),
+            namespace=environment.get("DISTILL_NAMESPACE", "").strip(),
+            allow_trust_remote_code=_flag(environment, "DISTILL_ALLOW_TRUST_REMOTE_CODE"),
             resync_seconds=_positive(environment, "DISTILL_RESYNC_SECONDS", cls.resync_seconds),
             progress_seconds=_positive(environment, "DISTILL_PROGRESS_SECONDS", cls.progress_seconds),
             concurrency=int(_positive(environment, "DISTILL_CONCURRENCY", cls.concurrency)),
@@ -68,6 +89,10 @@ class Settings:
 
 def _words(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in environment.get(name, "").split(",") if word.strip())
+
+
+def _flag(environment: Mapping[str, str], name: str) -> bool:
+    return _one_of(environment, name, ("false", "true")) == "true"
 
 
 def _one_of(environment: Mapping[str, str], name: str, allowed: tuple[str, ...]) -> str:

@@ -121,6 +121,16 @@ class FakeCluster:
         fresh["status"] = (old or {}).get("status", {})
         return self._store(key, fresh, f"apply {body['kind']}/{name}")
 
+    async def create(self, body: Mapping[str, Any]) -> None:
+        self._maybe_fail()
+        name = body["metadata"]["name"]
+        key = (BY_NAME[body["kind"]], name)
+        if key in self.objects:
+            raise AlreadyExists(409, name)
+        fresh = copy.deepcopy(dict(body))
+        fresh["metadata"] |= {"uid": f"uid-{next(self._versions)}"}
+        self._store(key, fresh, f"create {body['kind']}/{name}")
+
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
         self._maybe_fail()
         found = self.objects.get((kind, name))

@@ -4,7 +4,6 @@
 """
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,6 @@ from distill_api import names
 from distill_api.job import DistillationJob, load_job
 from distill_api.wire import read_teacher_addresses
 from distill_operator.children import desired
-from distill_operator.settings import Settings
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -178,24 +176,6 @@ def test_the_hash_of_a_child_follows_its_content() -> None:
     assert one == same
     changed = {name for name in one if one[name] != other[name]}
     assert changed == {"RayClusterjob-rollout", "ConfigMapjob-job"}
-
-
-def test_sglang_is_reached_only_from_the_job_and_from_named_namespaces() -> None:
-    """Its metrics share a port with its administration."""
-
-    def openings(settings: Settings) -> list[tuple[str, list[int]]]:
-        policy = desired.lasting(job(), settings)[1]
-        return [
-            (
-                ", ".join(key for source in rule.get("from", []) for key in source),
-                [p["port"] for p in rule.get("ports", [])],
-            )
-            for rule in policy["spec"]["ingress"]
-        ]
-
-    assert openings(SETTINGS) == [("podSelector", []), ("", [8080])]
-    named = replace(SETTINGS, scrape_namespaces=("monitoring",))
-    assert openings(named) == [("podSelector", []), ("", [8080]), ("namespaceSelector", [30000])]
 
 
 ENDPOINT = {

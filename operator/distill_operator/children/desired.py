@@ -5,7 +5,7 @@ import json
 
 from distill_api.job import DistillationJob
 from distill_api.names import ANNOTATION_SPEC_HASH
-from distill_operator.children import configmap, network, rollout, teacher, trainer
+from distill_operator.children import configmap, network, rollout, secret, teacher, trainer
 from distill_operator.children.pod import Json
 from distill_operator.settings import Settings
 
@@ -31,6 +31,11 @@ def serving(job: DistillationJob, settings: Settings) -> list[Json]:
 
 def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:
     return hashed(trainer.trainer_job(job, settings, attempt))
+
+
+def key(job: DistillationJob) -> Json:
+    """Made once, before the first pod that reads it; not among `lasting`, which are compared with what is there."""
+    return hashed(secret.key_secret(job))
 
 
 def hashed(child: Json) -> Json:

@@ -1,45 +1,67 @@
-"""The NetworkPolicy of a job: its own pods reach each other on every port; others read the trainer's progress and Ray's
-metrics, and only named namespaces reach the SGLang servers, whose metrics share a port with their administration.
+"""The NetworkPolicy of a job: its own pods reach each other on every port, the operator reads the trainer's progress,
+and the namespaces of Prometheus read metrics. Nobody else gets in.
 
-gloo and NCCL listen on ports that cannot be pinned. Egress is left alone: models may come from a hub.
+gloo and NCCL listen on ports that cannot be pinned, hence every port between the job's own. SGLang's metrics share a
+port with its API and with its administration, which needs the job's key. What the pods may reach is the installation's
+choice.
 """
 
 from distill_api import names, wire
 from distill_api.job import DistillationJob
 from distill_operator.children.pod import Json, metadata
-from distill_operator.settings import Settings
+from distill_operator.settings import Egress, Settings
 
-READ_ONLY_PORTS = sorted({wire.TRAINER_PORT, wire.RAY_METRICS_PORT})
+METRICS_PORTS = sorted({wire.TRAINER_PORT, wire.RAY_METRICS_PORT, wire.SGLANG_PORT})
+DNS_PORT = 53
+ANYWHERE = (("0.0.0.0/0", "169.254.169.254/32"), ("::/0", "fd00:ec2::254/128"))
+"""All addresses, and of them the one at which clouds give a node's credentials to whoever asks."""
 
 
 def network_policy(job: DistillationJob, settings: Settings) -> Json:
-    own = {"matchLabels": {names.LABEL_JOB: job.metadata.name}}
-    ingress: list[Json] = [
-        {"from": [{"podSelector": own}]},
-        # Prometheus may be anywhere, and the operator reads the trainer's progress.
-        {"ports": tcp(READ_ONLY_PORTS)},
-    ]
-    ingress += scraped(settings)
+    own = {"podSelector": {"matchLabels": {names.LABEL_JOB: job.metadata.name}}}
+    ingress: list[Json] = [{"from": [own]}, {**_operator(settings), "ports": ports_of("TCP", wire.TRAINER_PORT)}]
+    ingress += scraped(settings, *METRICS_PORTS)
+    spec: Json = {"podSelector": own["podSelector"], "policyTypes": ["Ingress"], "ingress": ingress}
+    if settings.job_egress is not Egress.OPEN:
+        spec |= {"policyTypes": ["Ingress", "Egress"], "egress": _egress(own, settings.job_egress)}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata(job, names.network_policy(job.metadata.name)),
-        "spec": {
-            "podSelector": own,
-            "policyTypes": ["Ingress"],
-            "ingress": ingress,
-        },
+        "spec": spec,
     }
 
 
-def scraped(settings: Settings) -> list[Json]:
-    """The rule that lets Prometheus reach SGLang's servers."""
+def scraped(settings: Settings, *metrics_ports: int) -> list[Json]:
+    """The rule that lets Prometheus in, if any does."""
     if not settings.scrape_namespaces:
         return []
-    names_in = {"key": "kubernetes.io/metadata.name", "operator": "In", "values": list(settings.scrape_namespaces)}
-    scrapers = {"namespaceSelector": {"matchExpressions": [names_in]}}
-    return [{"from": [scrapers], "ports": tcp([wire.SGLANG_PORT])}]
+    scrapers = {"namespaceSelector": _in_namespaces(*settings.scrape_namespaces)}
+    return [{"from": [scrapers], "ports": ports_of("TCP", *metrics_ports)}]
 
 
-def tcp(ports: list[int]) -> list[Json]:
-    return [{"protocol": "TCP", "port": port} for port in ports]
+def _operator(settings: Settings) -> Json:
+    """Its pods; everybody where it does not know its namespace, as when it runs outside the cluster."""
+    if not settings.namespace:
+        return {}
+    pods = {"matchLabels": names.OPERATOR_LABELS}
+    return {"from": [{"namespaceSelector": _in_namespaces(settings.namespace), "podSelector": pods}]}
+
+
+def _egress(own: Json, allowed: Egress) -> list[Json]:
+    shared = {"podSelector": {"matchExpressions": [{"key": names.LABEL_SHARED_TEACHER, "operator": "Exists"}]}}
+    found: list[Json] = [{"to": [own, shared]}, {"ports": [*ports_of("UDP", DNS_PORT), *ports_of("TCP", DNS_PORT)]}]
+    if allowed is Egress.NO_METADATA:
+        blocks = [{"ipBlock": {"cidr": every, "except": [metadata]}} for every, metadata in ANYWHERE]
+        # To some network plugins an address block is what is outside the cluster only.
+        found.append({"to": [{"namespaceSelector": {}}, *blocks]})
+    return found
+
+
+def _in_namespaces(*namespaces: str) -> Json:
+    label = "kubernetes.io/metadata.name"
+    return {"matchExpressions": [{"key": label, "operator": "In", "values": list(namespaces)}]}
+
+
+def ports_of(protocol: str, *ports: int) -> list[Json]:
+    return [{"protocol": protocol, "port": port} for port in ports]

@@ -21,6 +21,8 @@ Owner = DistillationJob | SharedTeacher
 
 USER = 1000
 """uid, gid and fsGroup of every pod."""
+KEY_ENTRY = "key"
+"""Of the job's Secret (secret.py)."""
 CPU_REQUESTS = {"cpu": "100m", "memory": "1Gi"}
 """Without accelerators: what a small model on a small machine takes; a template sizes anything larger."""
 ACCELERATOR_CPU = 2
@@ -166,12 +168,15 @@ def _pull_policy(settings: Settings, template: PodTemplate) -> str:
 
 def _environment(job: Owner) -> list[Json]:
     spec = job.spec
+    key = {"secretKeyRef": {"name": names.key_secret(job.metadata.name, job.metadata.uid), "key": KEY_ENTRY}}
     found: list[Json] = [
         {"name": "HOME", "value": "/tmp"},
         {"name": wire.Variable.POD_IP.value, "valueFrom": {"fieldRef": {"fieldPath": "status.podIP"}}},
         {"name": wire.Variable.JOB_FILE.value, "value": wire.JOB_FILE},
-        # Ray turns token authentication on by itself where it finds a token; all pods of a job must agree.
-        {"name": "RAY_AUTH_MODE", "value": "disabled"},
+        {"name": wire.Variable.KEY.value, "valueFrom": key},
+        # Whoever reaches Ray runs what he likes in its pods. All pods of a job must agree.
+        {"name": "RAY_AUTH_MODE", "value": "token"},
+        {"name": "RAY_AUTH_TOKEN", "valueFrom": key},
         # An engine actor asks Ray for no accelerator, and uses those of its pod.
         {"name": "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "value": "0"},
     ]

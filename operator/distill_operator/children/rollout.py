@@ -25,7 +25,6 @@ OBJECT_STORE_BYTES = "100000000"
 HEAD_PORTS = (
     # All that KubeRay would add by itself: it adds none once there is one.
     ("gcs-server", 6379),
-    ("dashboard", 8265),
     ("client", wire.RAY_CLIENT_PORT),
     (wire.METRICS_PORT_NAME, wire.RAY_METRICS_PORT),
 )
@@ -49,7 +48,8 @@ def ray_cluster(job: DistillationJob, settings: Settings) -> Json:
             "rayVersion": RAY_VERSION,
             "headGroupSpec": {
                 "rayStartParams": {
-                    "dashboard-host": "0.0.0.0",
+                    # KubeRay would open it; its probes ask the node's agent, and people come by port-forward.
+                    "dashboard-host": "127.0.0.1",
                     "num-cpus": "0",
                     "object-store-memory": OBJECT_STORE_BYTES,
                 },

@@ -6,9 +6,9 @@ Trainers of its namespace reach its scoring; the rest of the port is SGLang's ad
 from distill_api import names, wire
 from distill_api.names import Role
 from distill_api.shared_teacher import SharedTeacher
-from distill_operator.children import configmap
+from distill_operator.children import configmap, secret
 from distill_operator.children.desired import hashed
-from distill_operator.children.network import scraped, tcp
+from distill_operator.children.network import ports_of, scraped
 from distill_operator.children.pod import Container, Json, labels, metadata, pod_template, selector
 from distill_operator.children.teacher import PROBES
 from distill_operator.settings import Settings
@@ -18,6 +18,11 @@ def children(teacher: SharedTeacher, settings: Settings, replicas: int) -> list[
     """All of them, each with the hash of its own content."""
     found = [configmap.config_map(teacher), network_policy(teacher, settings), service(teacher)]
     return [hashed(child) for child in (*found, deployment(teacher, settings, replicas))]
+
+
+def key(teacher: SharedTeacher) -> Json:
+    """Made once, before the first pod that reads it."""
+    return hashed(secret.key_secret(teacher))
 
 
 def deployment(teacher: SharedTeacher, settings: Settings, replicas: int) -> Json:
@@ -63,6 +68,7 @@ def service(teacher: SharedTeacher) -> Json:
 
 
 def network_policy(teacher: SharedTeacher, settings: Settings) -> Json:
+    port = ports_of("TCP", wire.SGLANG_PORT)
     trainers = {"matchLabels": {names.LABEL_MANAGED_BY: names.FIELD_MANAGER, names.LABEL_ROLE: Role.TRAINER.value}}
     return {
         "apiVersion": "networking.k8s.io/v1",
@@ -71,6 +77,6 @@ def network_policy(teacher: SharedTeacher, settings: Settings) -> Json:
         "spec": {
             "podSelector": {"matchLabels": selector(teacher, Role.TEACHER)},
             "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": trainers}], "ports": tcp([wire.SGLANG_PORT])}, *scraped(settings)],
+            "ingress": [{"from": [{"podSelector": trainers}], "ports": port}, *scraped(settings, wire.SGLANG_PORT)],
         },
     }

@@ -1,0 +1,39 @@
+"""What an installation does not allow, whatever a job says. Pure."""
+
+from distill_api.shared_teacher import SharedTeacherSpec
+from distill_api.spec import Spec
+from distill_operator.settings import Egress, Settings
+
+TRUST_FLAG = "--trust-remote-code"
+ADVICE = "this installation does not allow code that a model brings (allowTrustRemoteCode of the chart)"
+
+
+def problems(spec: Spec | SharedTeacherSpec, settings: Settings) -> list[str]:
+    """Sentences; none where the job is allowed."""
+    found = [] if settings.allow_trust_remote_code else _trusting(spec)
+    if settings.job_egress is Egress.CLOSED and spec.needs_hub:
+        found.append(
+            "spec: something is to be downloaded from the hub, which this installation does not allow (jobEgress of "
+            "the chart); name models and data by paths on a mounted volume"
+        )
+    return found
+
+
+def _trusting(spec: Spec | SharedTeacherSpec) -> list[str]:
+    found = [f"spec.trustRemoteCode: {ADVICE}; leave it out"] if spec.trust_remote_code else []
+    for where, given in _arguments(spec):
+        found += [f"{where}: {a} could turn it on, but {ADVICE}; leave it out" for a in given if _may_trust(a)]
+    return found
+
+
+def _arguments(spec: Spec | SharedTeacherSpec) -> list[tuple[str, list[str]]]:
+    if isinstance(spec, SharedTeacherSpec):
+        return [("spec.engineArgs", spec.engine_args)]
+    teachers = [(f"engineArgs of teacher {t.name}", t.engine_args) for t in spec.served_teachers]
+    return [*teachers, ("spec.rollout.engineArgs", spec.rollout.engine_args)]
+
+
+def _may_trust(argument: str) -> bool:
+    """Also shortened, as argparse allows, and by a file of arguments, which nobody here can read."""
+    flag = argument.partition("=")[0]
+    return (len(flag) > len("--t") and TRUST_FLAG.startswith(flag)) or flag == "--config"
