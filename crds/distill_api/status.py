@@ -136,6 +136,13 @@ class GuardEvent(Model):
     time: Time = Field(description="When.")
 
 
+class TeacherRequests(Model):
+    """What the trainer has for one of its teachers to do."""
+
+    name: Word = Field(description="Name of the teacher in the job; teacher, where it has one.")
+    requests: Number = Field(0, description="Scoring requests, waiting and under way.")
+
+
 class Progress(Model):
     """Headline numbers, read from GET /progress of trainer rank 0."""
 
@@ -158,6 +165,9 @@ class Progress(Model):
         None, description="How much of a step the bottleneck takes, and what to change."
     )
     last_step_time: Time | None = Field(None, description="When the last step ended.")
+    teachers: Annotated[list[TeacherRequests], Field(max_length=16), ListMap("name")] = Field(
+        default_factory=list, description="The scoring that waits or is under way, by which a Teacher is scaled."
+    )
     evaluations: Annotated[list[EvaluationScore], Field(max_length=16), ListMap("name")] = Field(
         default_factory=list, description="Held-out measurements."
     )

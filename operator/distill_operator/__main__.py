@@ -23,6 +23,7 @@ from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry, WorkQueue
 from distill_operator.reconcile import Reconciler
 from distill_operator.settings import InvalidSettings, Settings
+from distill_operator.shared_reconcile import SharedReconciler
 from distill_operator.watch import Watches
 
 logger = logging.getLogger("distill_operator")
@@ -46,7 +47,7 @@ async def operate(settings: Settings) -> None:
     async def handle(key: Key) -> float | None:
         began = time.perf_counter()
         try:
-            again = await reconciler.reconcile(key)
+            again = await (reconciler if key.teacher is None else teachers).reconcile(key)
         except Retry:
             raise
         except Exception:
@@ -62,6 +63,7 @@ async def operate(settings: Settings) -> None:
     progress = ProgressPoller(settings.progress_seconds, queue.add)
     events = EventRecorder(cluster, os.environ.get("HOSTNAME", "distillation-operator"))
     reconciler = Reconciler(cache, settings, events, progress, jobs, now_utc)
+    teachers = SharedReconciler(cache, settings, jobs, now_utc)
     metrics = OperatorMetrics(
         jobs, queue_depth=lambda: queue.depth, queue_retries=lambda: queue.retries, api_requests=cluster.requests
     )
@@ -107,7 +109,7 @@ async def resync(
         try:
             news = await cache.sync()
             listed.set()
-            for key in cache.store.jobs() | set(jobs.all()) | news:
+            for key in cache.store.owners() | set(jobs.all()) | news:
                 # Spread, or a thousand jobs would be looked at while one waits that has changed.
                 queue.add_after(key, 0.0 if key in news else random.random() * seconds)
             heart.beat()

@@ -17,15 +17,15 @@ from distill_api import names
 from distill_operator.cluster import ApiError, Cluster, Conflict, NotServed
 from distill_operator.kinds import BY_NAME, Kind
 from distill_operator.queue import Key
-from distill_operator.store import Json, Store, job_of
+from distill_operator.store import OWNERS, Json, Store, job_of
 
 logger = logging.getLogger(__name__)
 
 MANAGED = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
-WATCHED = (Kind.DISTILLATION_JOB, Kind.DEPLOYMENT, Kind.JOB, Kind.RAY_CLUSTER, Kind.POD)
+WATCHED = (Kind.DISTILLATION_JOB, Kind.SHARED_TEACHER, Kind.DEPLOYMENT, Kind.JOB, Kind.RAY_CLUSTER, Kind.POD)
 LISTED = (Kind.CONFIG_MAP, Kind.SERVICE, Kind.NETWORK_POLICY)
 """Nothing happens to these by itself, so the resync's lists are enough, and the right to watch them is not needed."""
-OPTIONAL = frozenset({Kind.RAY_CLUSTER})
+OPTIONAL = frozenset({Kind.RAY_CLUSTER, Kind.SHARED_TEACHER})
 """The API server may not know these."""
 BOUND_CLAIM_SECONDS = 30.0
 """A claim that is bound stays so; many jobs may share one."""
@@ -75,6 +75,9 @@ class Cache:
         return self.store.put(kind, raw)
 
     def job(self, key: Key) -> Json | None:
+        """The object itself."""
+        if key.teacher is not None:
+            return self.store.get(Kind.SHARED_TEACHER, key.namespace, key.teacher)
         return self.store.get(Kind.DISTILLATION_JOB, *key)
 
     async def children(self, key: Key, uid: str) -> list[Json]:
@@ -94,7 +97,8 @@ class Cache:
 
     async def pods(self, key: Key, *, live: bool) -> list[Json]:
         if live:
-            labels = f"{MANAGED},{names.LABEL_JOB}={key.name}"
+            label = names.LABEL_JOB if key.teacher is None else names.LABEL_SHARED_TEACHER
+            labels = f"{MANAGED},{label}={key.teacher or key.name}"
             return await self.cluster.list(Kind.POD, key.namespace, labels=labels)
         return [raw for kind, raw in self.store.of_job(key) if kind is Kind.POD]
 
@@ -151,12 +155,14 @@ class Cache:
 
     async def patch_status(self, key: Key, patch: Mapping[str, Any]) -> None:
         """Raises Conflict, with memory brought up to date."""
+        kind = Kind.DISTILLATION_JOB if key.teacher is None else Kind.SHARED_TEACHER
+        name = key.teacher or key.name
         try:
-            self.store.put(Kind.DISTILLATION_JOB, await self.cluster.patch_status(*key, patch))
+            self.store.put(kind, await self.cluster.patch_status(kind, key.namespace, name, patch))
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
-            await self._look(Kind.DISTILLATION_JOB, key, key.name)
+            await self._look(kind, key, name)
             raise Conflict(409, error.message) from None
 
     def forget(self, key: Key) -> None:
@@ -184,7 +190,7 @@ class Cache:
 
     async def _sync(self, kind: Kind) -> set[Key]:
         news: set[Key] = set()
-        labels = "" if kind is Kind.DISTILLATION_JOB else MANAGED
+        labels = "" if kind in OWNERS else MANAGED
         for namespace in self._namespaces:
             seen: set[tuple[str, str]] = set()
             version = 0
@@ -218,4 +224,4 @@ def _digest(body: Mapping[str, Any]) -> bytes:
     content = {key: value for key, value in body.items() if key != "metadata"}
     text = json.dumps([meta["namespace"], content], sort_keys=True)
     # JSON has no such character of its own.
-    return hashlib.sha256(text.replace(meta["labels"][names.LABEL_JOB], "\0").encode()).digest()
+    return hashlib.sha256(text.replace(job_of(BY_NAME[body["kind"]], meta).name, "\0").encode()).digest()

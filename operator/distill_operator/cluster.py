@@ -82,7 +82,7 @@ class Cluster(Protocol):
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Json | None:
         """What is left, when something has to be done first. One that is another by now is as good as deleted."""
 
-    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
+    async def patch_status(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         """Merge patch with the resourceVersion that it rests on: what is stored then. Raises Conflict."""
 
     async def create_event(self, body: Mapping[str, Any]) -> None:
@@ -160,8 +160,8 @@ class KubernetesCluster:
             return None
         return left if left.get("kind") == kind.value.kind else None
 
-    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
-        path = f"{_path(Kind.DISTILLATION_JOB, namespace, name)}/status"
+    async def patch_status(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
+        path = f"{_path(kind, namespace, name)}/status"
         return await self._merge(path, patch)
 
     async def create_event(self, body: Mapping[str, Any]) -> None:

@@ -7,6 +7,7 @@ from datetime import datetime
 from typing import Any
 
 from distill_api.metrics import PHASE_BUCKETS
+from distill_api.names import ONLY_TEACHER
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator import conditions
 from distill_operator.histogram import Histogram
@@ -27,6 +28,8 @@ class Snapshot:
     status: Status
     phase: str
     """Reason of Succeeded."""
+    shared: tuple[tuple[str, str], ...]
+    """Name in the job and name of each Teacher that it learns from."""
     since: datetime | None
     """When it came into the phase; unknown of one that was there before this operator."""
 
@@ -55,12 +58,22 @@ class Jobs:
             if before.since is not None and before.phase in self.phase_seconds:
                 self.phase_seconds[before.phase].observe((now - before.since).total_seconds())
         student, teacher = _model(spec.get("student")), _teachers(spec)
-        self._snapshots[key] = Snapshot(meta["uid"], student, teacher, status, phase, since)
+        self._snapshots[key] = Snapshot(meta["uid"], student, teacher, status, phase, _shared(spec), since)
 
     def remove(self, key: Key) -> str:
         """The uid that it had."""
         found = self._snapshots.pop(key, None)
         return found.uid if found else ""
+
+    def requests_of(self, namespace: str, teacher: str) -> list[int]:
+        """What each running job of the namespace has for a Teacher to do: requests that wait or are under way."""
+        found = []
+        for key, snapshot in self._snapshots.items():
+            mine = {name for name, shared in snapshot.shared if shared == teacher}
+            if key.namespace == namespace and mine and snapshot.phase in (Reason.STARTING, Reason.RUNNING):
+                progress = snapshot.status.progress
+                found.append(sum(t.requests for t in (progress.teachers if progress else ()) if t.name in mine))
+        return found
 
     def all(self) -> dict[Key, Snapshot]:
         return dict(self._snapshots)
@@ -72,9 +85,17 @@ def _model(part: Any) -> str:
 
 def _teachers(spec: Mapping[str, Any]) -> str:
     """What each teacher is called where people read, with commas."""
+    return ",".join(_title(part) for part in _parts(spec))
+
+
+def _parts(spec: Mapping[str, Any]) -> list[Any]:
     several = spec.get("teachers")
-    parts = several if isinstance(several, list) and several else [spec.get("teacher")]
-    return ",".join(_title(part) for part in parts)
+    return several if isinstance(several, list) and several else [spec.get("teacher")]
+
+
+def _shared(spec: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    found = [part for part in _parts(spec) if isinstance(part, Mapping) and isinstance(part.get("ref"), Mapping)]
+    return tuple((str(part.get("name", ONLY_TEACHER)), str(part["ref"].get("name", ""))) for part in found)
 
 
 def _title(part: Any) -> str:

@@ -9,7 +9,7 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 logger = logging.getLogger(__name__)
 
@@ -17,11 +17,24 @@ FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 60.0
 
 
+TEACHER_PREFIX = "teacher/"
+"""No job has a slash in its name."""
+
+
 class Key(NamedTuple):
-    """One job."""
+    """One job, or one Teacher: its name then begins with TEACHER_PREFIX."""
 
     namespace: str
     name: str
+
+    @property
+    def teacher(self) -> str | None:
+        """Name of the Teacher, if it is one."""
+        return self.name.removeprefix(TEACHER_PREFIX) if self.name.startswith(TEACHER_PREFIX) else None
+
+    @classmethod
+    def of_teacher(cls, namespace: str, name: str) -> Self:
+        return cls(namespace, TEACHER_PREFIX + name)
 
     def __str__(self) -> str:
         return f"{self.namespace}/{self.name}"

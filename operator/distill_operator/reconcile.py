@@ -71,7 +71,7 @@ class Reconciler:
             # Not even an Event, or a series: another controller tells of it.
             self._forget(key)
             return None
-        status = read_status(raw)
+        status = read_status(raw, Status)
         decided, observed = await self._decide(key, raw, status)
         for effect in decided.effects:
             try:

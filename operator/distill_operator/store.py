@@ -16,6 +16,7 @@ from distill_operator.kinds import Kind
 from distill_operator.queue import Key
 
 Json = dict[str, Any]
+OWNERS = frozenset({Kind.DISTILLATION_JOB, Kind.SHARED_TEACHER})
 Place = tuple[Kind, str, str]
 """Kind, namespace, name."""
 
@@ -96,11 +97,12 @@ class Store:
     def of_job(self, key: Key) -> Iterator[tuple[Kind, Json]]:
         """Everything made for a job, in order of kinds and names."""
         for place in sorted(self._by_job.get(key, ()), key=lambda place: (place[0].name, place[2])):
-            if place[0] is not Kind.DISTILLATION_JOB:
+            if place[0] not in OWNERS:
                 yield place[0], _read(place[0], self._held[place])
 
-    def jobs(self) -> set[Key]:
-        return {Key(namespace, name) for kind, namespace, name in self._held if kind is Kind.DISTILLATION_JOB}
+    def owners(self) -> set[Key]:
+        """All jobs and Teachers."""
+        return {held.job for (kind, _, _), held in self._held.items() if kind in OWNERS}
 
 
 def version_of(text: str | None) -> int:
@@ -109,9 +111,13 @@ def version_of(text: str | None) -> int:
 
 
 def job_of(kind: Kind, meta: Mapping[str, Any]) -> Key:
-    """By label, as pods are owned by other controllers."""
-    name = meta["name"] if kind is Kind.DISTILLATION_JOB else (meta.get("labels") or {}).get(names.LABEL_JOB, "")
-    return Key(meta["namespace"], name)
+    """The job, or the Teacher, that an object is or was made for: by label, as pods are owned by other controllers."""
+    namespace, labels = meta["namespace"], meta.get("labels") or {}
+    if kind is Kind.SHARED_TEACHER:
+        return Key.of_teacher(namespace, meta["name"])
+    if kind is not Kind.DISTILLATION_JOB and names.LABEL_SHARED_TEACHER in labels:
+        return Key.of_teacher(namespace, labels[names.LABEL_SHARED_TEACHER])
+    return Key(namespace, meta["name"] if kind is Kind.DISTILLATION_JOB else labels.get(names.LABEL_JOB, ""))
 
 
 def _read(kind: Kind, held: _Held) -> Json:

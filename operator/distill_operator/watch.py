@@ -13,46 +13,36 @@ from typing import Any
 
 import kopf
 
-from distill_api import names
 from distill_api.base import GROUP
 from distill_operator.cache import MANAGED, WATCHED, Cache
 from distill_operator.kinds import Kind
 from distill_operator.queue import Key
 from distill_operator.settings import Settings
+from distill_operator.store import OWNERS, job_of
 
 logger = logging.getLogger(__name__)
 
-CHILDREN = tuple(kind for kind in WATCHED if kind is not Kind.DISTILLATION_JOB)
+CHILDREN = tuple(kind for kind in WATCHED if kind not in OWNERS)
 Wake = Callable[[Key], None]
 Tell = Callable[[Kind, dict[str, Any], bool, Key], None]
 """Kind, object, whether it is gone, its job."""
-
-
-def job_key(body: Any, **_: Any) -> Key:
-    return Key(body["metadata"]["namespace"], body["metadata"]["name"])
-
-
-def owner_key(body: Any, **_: Any) -> Key | None:
-    """The job that an object was made for; pods have it on their label alone, as other controllers own them."""
-    job = body["metadata"].get("labels", {}).get(names.LABEL_JOB)
-    return Key(body["metadata"]["namespace"], job) if job else None
 
 
 def registry(tell: Tell) -> Any:
     """Handlers that pass on what they hear."""
     found = kopf.OperatorRegistry()
 
-    def hear(kind: Kind, key_of: Callable[..., Key | None]) -> Callable[..., Any]:
+    def hear(kind: Kind) -> Callable[..., Any]:
         async def on_event(event: Any, **_: Any) -> None:
-            if key := key_of(body=event["object"]):
+            key = job_of(kind, event["object"]["metadata"])
+            if key.name:
                 tell(kind, event["object"], event["type"] == "DELETED", key)
 
         return on_event
 
     for kind in WATCHED:
-        key_of = job_key if kind is Kind.DISTILLATION_JOB else owner_key
         group, version, plural = gvr(kind)
-        kopf.on.event(group, version, plural, id=plural, registry=found)(hear(kind, key_of))
+        kopf.on.event(group, version, plural, id=plural, registry=found)(hear(kind))
     kopf.on.login(registry=found)(kopf.login_with_service_account)
     kopf.on.login(registry=found)(kopf.login_with_kubeconfig)
     return found

@@ -2,21 +2,22 @@
 
 import logging
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from pydantic import ValidationError
 
-from distill_api.status import Status
+from distill_api.base import Model
 
 logger = logging.getLogger(__name__)
+StatusT = TypeVar("StatusT", bound=Model)
 
 
-def read_status(raw: Mapping[str, Any]) -> Status:
+def read_status(raw: Mapping[str, Any], model: type[StatusT]) -> StatusT:
     """A field that we cannot read is dropped: another version wrote it, and ours must not stop at that."""
     fields = dict(raw.get("status") or {})
     while True:
         try:
-            return Status.model_validate(fields)
+            return model.model_validate(fields)
         except ValidationError as error:
             bad = {str(e["loc"][0]) for e in error.errors(include_url=False)} & set(fields)
             if not bad:
@@ -25,7 +26,7 @@ def read_status(raw: Mapping[str, Any]) -> Status:
             fields = {key: value for key, value in fields.items() if key not in bad}
 
 
-def status_patch(raw: Mapping[str, Any], status: Status) -> dict[str, Any] | None:
+def status_patch(raw: Mapping[str, Any], status: Model) -> dict[str, Any] | None:
     """None when nothing changed. Carries the resourceVersion, so that it holds for what was read alone."""
     before = raw.get("status") or {}
     after = status.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -1,0 +1,163 @@
+"""A Teacher: what is made for it, how many servers, and what its status says."""
+
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from operator_fakes import SETTINGS, Json
+
+from distill_api import names
+from distill_api.job import InvalidManifest
+from distill_api.names import Role
+from distill_api.shared_teacher import SharedTeacher, SharedTeacherStatus, parse_teacher
+from distill_api.status import ConditionType
+from distill_operator.children import shared
+from distill_operator.effects import Apply, CreateSecret
+from distill_operator.kinds import BY_NAME
+from distill_operator.observed import Child, Observed, Pod
+from distill_operator.shared_plan import SharedPlan, plan_shared
+
+NOW = datetime(2026, 1, 1, tzinfo=UTC)
+SCALED = {"minReplicas": 1, "maxReplicas": 8, "targetRequests": 10, "scaleDownSeconds": 300}
+
+
+def teacher(**spec: Any) -> SharedTeacher:
+    return parse_teacher(
+        {
+            "apiVersion": "distillation-operator.io/v1alpha1",
+            "kind": "Teacher",
+            "metadata": {"name": "poet", "namespace": "lab", "uid": "u-1", "generation": 3},
+            "spec": {"model": "/models/poet", "accelerator": "none", **spec},
+        }
+    )
+
+
+def seen(of: SharedTeacher, replicas: int, ready: int = 0, **changed: Any) -> Observed:
+    """As after everything was applied."""
+    children = [
+        Child(
+            kind=BY_NAME[body["kind"]],
+            name=body["metadata"]["name"],
+            uid=body["kind"],
+            ours=True,
+            spec_hash=body["metadata"]["annotations"][names.ANNOTATION_SPEC_HASH],
+            content=body,
+            ready=ready,
+        )
+        for body in shared.children(of, SETTINGS, replicas)
+    ]
+    return replace(Observed(children=tuple(children)), **changed)
+
+
+def planned(
+    of: SharedTeacher, observed: Observed, requests: tuple[int, ...] = (), status: SharedTeacherStatus | None = None
+) -> SharedPlan:
+    return plan_shared(of, status or SharedTeacherStatus(), observed, requests, SETTINGS, NOW)
+
+
+def applied(found: SharedPlan) -> list[Json]:
+    return [dict(e.body) for e in found.effects if isinstance(e, Apply)]
+
+
+def ready_of(found: SharedPlan) -> tuple[str, str]:
+    [condition] = [c for c in found.status.conditions if c.type == ConditionType.READY]
+    return condition.status.value, condition.reason
+
+
+def test_its_servers_and_what_they_need_are_made_and_the_key_comes_first() -> None:
+    found = planned(teacher(replicas=2), Observed())
+    assert isinstance(found.effects[0], CreateSecret)
+    made = {body["kind"]: body for body in applied(found)}
+    assert list(made) == ["ConfigMap", "NetworkPolicy", "Service", "Deployment"]
+    assert {body["metadata"]["name"] for body in made.values()} == {"poet-scoring"}
+    assert made["Deployment"]["spec"]["replicas"] == 2
+    assert found.status.address == "poet-scoring.lab:30000"
+    assert ready_of(found) == ("False", "NotReady")
+
+
+def test_a_job_of_the_same_name_has_none_of_its_labels() -> None:
+    for body in shared.children(teacher(), SETTINGS, 1):
+        assert names.LABEL_JOB not in body["metadata"]["labels"]
+        assert body["metadata"]["labels"][names.LABEL_SHARED_TEACHER] == "poet"
+        [owner] = body["metadata"]["ownerReferences"]
+        assert (owner["kind"], owner["uid"], owner["controller"]) == ("Teacher", "u-1", True)
+
+
+def test_only_trainers_reach_its_servers() -> None:
+    [policy] = [b for b in shared.children(teacher(), SETTINGS, 1) if b["kind"] == "NetworkPolicy"]
+    [rule] = policy["spec"]["ingress"]
+    [source] = rule["from"]
+    assert source["podSelector"]["matchLabels"][names.LABEL_ROLE] == Role.TRAINER.value
+    assert rule["ports"] == [{"protocol": "TCP", "port": 30000}]
+
+
+def test_nothing_is_written_when_all_is_as_it_should_be() -> None:
+    of = teacher(replicas=2)
+    found = planned(of, seen(of, 2, ready=2))
+    assert found.effects == ()
+    assert ready_of(found) == ("True", "Ready")
+    assert (found.status.ready_replicas, found.status.desired_replicas) == (2, 2)
+    again = plan_shared(of, found.status, seen(of, 2, ready=2), (), SETTINGS, NOW + timedelta(hours=1))
+    assert again.status == found.status
+
+
+def test_what_somebody_changed_is_put_right() -> None:
+    of = teacher()
+    observed = seen(of, 3)
+    assert [body["kind"] for body in applied(planned(of, observed))] == ["Deployment"]
+
+
+def test_a_strangers_object_is_left_alone_and_named() -> None:
+    of = teacher()
+    strange = tuple(replace(c, ours=c.kind.value.kind != "Service") for c in seen(of, 1).children)
+    found = planned(of, Observed(children=strange))
+    assert found.effects == ()
+    [condition] = [c for c in found.status.conditions if c.type == ConditionType.SPEC_VALID]
+    assert condition.reason == "NameTaken"
+    assert "Service poet-scoring" in condition.message
+
+
+def test_a_server_that_cannot_start_says_why() -> None:
+    of = teacher()
+    pod = Pod("poet-scoring-x", "p", Role.TEACHER, unschedulable="0/1 nodes are available")
+    assert ready_of(planned(of, seen(of, 1, pods=(pod,)))) == ("False", "Unschedulable")
+
+
+def test_the_requests_of_all_its_jobs_add_servers_at_once() -> None:
+    of = teacher(autoscaling=SCALED)
+    found = planned(of, seen(of, 1, ready=1), (18, 23))
+    assert found.status.desired_replicas == 5
+    assert (found.status.jobs, found.status.requests) == (2, 41)
+    [body] = applied(found)
+    assert body["spec"]["replicas"] == 5
+
+
+def test_what_is_remembered_of_a_quiet_time_survives_in_the_status() -> None:
+    of = teacher(autoscaling=SCALED)
+    status = SharedTeacherStatus(desired_replicas=5)
+    quiet = planned(of, seen(of, 5, ready=5), (12,), status)
+    assert quiet.status.desired_replicas == 5
+    assert quiet.requeue_after == 300
+    later = plan_shared(of, quiet.status, seen(of, 5, ready=5), (12,), SETTINGS, NOW + timedelta(seconds=300))
+    assert later.status.desired_replicas == 2
+    assert later.status.low_since is None
+
+
+def test_code_of_a_model_repository_is_refused_by_policy() -> None:
+    found = planned(teacher(trustRemoteCode=True), Observed())
+    assert found.effects == ()
+    assert ready_of(found) == ("False", "InvalidSpec")
+
+
+@pytest.mark.parametrize(
+    ("spec", "said"),
+    [
+        ({"autoscaling": {"minReplicas": 3, "maxReplicas": 2}}, "minReplicas must not exceed maxReplicas"),
+        ({"autoscaling": {"maxReplicas": 4}, "replicas": 2}, "replicas is what autoscaling decides"),
+        ({"modell": "/x"}, "did you mean model"),
+    ],
+)
+def test_a_wrong_teacher_is_told_in_a_sentence(spec: Json, said: str) -> None:
+    with pytest.raises(InvalidManifest, match=said):
+        teacher(**spec)
