@@ -138,7 +138,7 @@ class FakeCluster:
             self.remove(kind, name)
             self._wrote(f"delete {kind.value.kind}/{name}")
 
-    async def patch_status(self, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
+    async def patch_status(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         self._maybe_fail()
         found = self.objects.get((Kind.DISTILLATION_JOB, name))
         if found is None:

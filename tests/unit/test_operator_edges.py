@@ -26,7 +26,8 @@ from distill_operator.observed import Claim, read_child, read_claim, read_pod
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key
 from distill_operator.settings import InvalidSettings, Settings
-from distill_operator.watch import CHILDREN, kopf_settings, owner_key
+from distill_operator.store import job_of
+from distill_operator.watch import CHILDREN, kopf_settings
 from distill_operator.wire_status import read_status, status_patch
 
 # Metrics and health
@@ -227,10 +228,18 @@ def test_only_labelled_children_are_watched() -> None:
     assert set(selectors.values()) == {"app.kubernetes.io/managed-by=distillation-operator"}
 
 
-def test_a_child_wakes_its_job_by_label() -> None:
-    labels = {"distillation-operator.io/job": "job"}
-    assert owner_key(body={"metadata": {"namespace": "default", "labels": labels}}) == KEY
-    assert owner_key(body={"metadata": {"namespace": "default"}}) is None
+@pytest.mark.parametrize(
+    ("kind", "labels", "key"),
+    [
+        (Kind.POD, {"distillation-operator.io/job": "job"}, KEY),
+        (Kind.POD, {"distillation-operator.io/shared-teacher": "job"}, Key.of_teacher("default", "job")),
+        (Kind.DISTILLATION_JOB, {"distillation-operator.io/job": "other"}, Key("default", "thing")),
+        (Kind.SHARED_TEACHER, {}, Key.of_teacher("default", "thing")),
+        (Kind.POD, {}, Key("default", "")),
+    ],
+)
+def test_an_object_wakes_what_it_was_made_for_by_label(kind: Kind, labels: dict[str, str], key: Key) -> None:
+    assert job_of(kind, {"namespace": "default", "name": "thing", "labels": labels}) == key
 
 
 # The status on the wire
@@ -239,7 +248,7 @@ def test_a_child_wakes_its_job_by_label() -> None:
 def test_a_field_that_vanishes_is_removed_and_what_stays_is_not_sent() -> None:
     raw = manifest() | {"status": {"attempts": 1, "nextAttemptTime": "2026-01-01T00:00:00Z", "restarts": 2}}
     raw["metadata"]["resourceVersion"] = "7"
-    after = read_status(raw).model_copy(update={"next_attempt_time": None, "attempts": 2})
+    after = read_status(raw, Status).model_copy(update={"next_attempt_time": None, "attempts": 2})
     patch = status_patch(raw, after)
     assert patch is not None
     assert patch["metadata"] == {"resourceVersion": "7", "uid": UID}
@@ -255,13 +264,13 @@ def test_a_patch_makes_the_status_that_was_meant_and_then_there_is_none() -> Non
     assert patch is not None
     raw["status"] = {}
     merge(raw["status"], patch["status"])
-    assert read_status(raw) == meant
+    assert read_status(raw, Status) == meant
     assert status_patch(raw, meant) is None
 
 
 def test_a_status_of_another_version_is_read_as_far_as_it_goes() -> None:
     raw = manifest() | {"status": {"attempts": 3, "mood": "good", "roles": "none"}}
-    assert read_status(raw).attempts == 3
+    assert read_status(raw, Status).attempts == 3
 
 
 # Drift
