@@ -29,7 +29,8 @@ def _trusting(spec: Spec | SharedTeacherSpec) -> list[str]:
 def _arguments(spec: Spec | SharedTeacherSpec) -> list[tuple[str, list[str]]]:
     if isinstance(spec, SharedTeacherSpec):
         return [("spec.engineArgs", spec.engine_args)]
-    teachers = [(f"engineArgs of teacher {t.name}", t.engine_args) for t in spec.served_teachers]
+    where = "spec.teachers[{}].engineArgs" if spec.teachers else "spec.teacher.engineArgs"
+    teachers = [(where.format(t.name), t.engine_args) for t in spec.served_teachers]
     return [*teachers, ("spec.rollout.engineArgs", spec.rollout.engine_args)]
 
 

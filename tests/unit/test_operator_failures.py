@@ -7,7 +7,7 @@ from datetime import timedelta
 from typing import Any
 
 import pytest
-from operator_fakes import EPOCH, SETTINGS, FakeCluster, Simulation, job
+from operator_fakes import EPOCH, SETTINGS, FakeCluster, Json, Simulation, job
 from test_operator_plan import applied, begun, look, pods, running, says, serving, trainer
 
 from distill_api.job import DistillationJob
@@ -189,12 +189,12 @@ class FullNamespace(FakeCluster):
     full: str = ""
     ending: bool = False
 
-    async def apply(self, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
+    async def apply(self, body: Mapping[str, Any], *, uid: str = "", dry_run: bool = False) -> Json:
         if self.full and self.full in body["metadata"]["name"]:
             raise QuotaExceeded(403, "exceeded quota: objects")
         if self.ending and not dry_run:
             raise NamespaceEnding(403, "it is being terminated")
-        await super().apply(body, dry_run=dry_run)
+        return await super().apply(body, uid=uid, dry_run=dry_run)
 
 
 async def test_a_quota_delays_the_start_and_is_no_fault_of_the_spec() -> None:

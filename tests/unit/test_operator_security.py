@@ -56,9 +56,14 @@ def test_an_operator_outside_the_cluster_still_reads_progress() -> None:
     assert ingress(SETTINGS) == [([OWN], []), ([], [8080])]
 
 
+SHARED = {
+    "podSelector": {"matchExpressions": [{"key": "distillation-operator.io/shared-teacher", "operator": "Exists"}]}
+}
+
+
 def test_pods_reach_everything_but_the_credentials_of_their_node() -> None:
     own, dns, rest = egress(Egress.NO_METADATA)
-    assert own == {"to": [OWN]} and {p["port"] for p in dns["ports"]} == {53}
+    assert own == {"to": [OWN, SHARED]} and {p["port"] for p in dns["ports"]} == {53}
     blocks = [peer["ipBlock"] for peer in rest["to"] if "ipBlock" in peer]
     assert blocks[0] == {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}
     assert Settings("x").job_egress is Egress.NO_METADATA, "the default"
