@@ -20,13 +20,14 @@ from types import SimpleNamespace
 from typing import Any
 
 from distill_api.job import parse_job
-from distill_workers.engine import Response
 from distill_workers.fleet import Fleet
+from distill_workers.handover import Outbox
 from distill_workers.loop import Loop
 from distill_workers.metrics import Metrics
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.progress import Reporter
 from distill_workers.prompts import Cursor
+from distill_workers.response import Request, Response
 from distill_workers.rollouts import Rollouts
 from distill_workers.runfolder import RunFolder
 from distill_workers.sample import Prompt, Sample
@@ -70,8 +71,9 @@ class Engine:
     def __init__(self, stages: Stages) -> None:
         self._token_seconds = stages.generate / LONGEST
 
-    async def generate(self, prompt_ids: list[int], seeds: list[int], *_: Any) -> list[Response]:
-        length = length_of(seeds[0])
+    async def draw(self, requests: list[Request]) -> list[Response]:
+        [request] = requests
+        length = length_of(request.seed)
         await asyncio.sleep(length * self._token_seconds)
         return [Response([1] * length, [-1.0] * length, [0] * length, False)]
 
@@ -82,6 +84,7 @@ class StubFleet(Fleet):
     def __init__(self, job: Any, stages: Stages) -> None:
         self._job, self._stages = job, stages
         self._engines: Any = {0: Engine(stages)}
+        self._outboxes = {0: Outbox(self._engines[0])}
         self._slots = Slots(PROMPTS * SIBLINGS)
         self._slots.add(0)
         self._weights_lock = asyncio.Lock()

@@ -18,9 +18,9 @@ from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, parse_job
 from distill_api.wire import Variable
 from distill_workers.buckets import Buffers, Pass
-from distill_workers.engine import EngineUnavailable
 from distill_workers.fleet import Fleet
 from distill_workers.metrics import Metrics
+from distill_workers.response import EngineUnavailable, Request
 from distill_workers.runfolder import RunFolder
 from distill_workers.weights import DistributedSync
 
@@ -28,7 +28,7 @@ PROMPT = list(range(40, 60))
 
 
 async def holds(engine: Any, model: Path, version: int) -> None:
-    [response] = await engine.generate(PROMPT, [3], 8)
+    [response] = await engine.draw([Request(PROMPT, 3, 8)])
     assert response.versions == [version] * len(response.ids)
     assert response.logprobs == pytest.approx(hf_logprobs(model, PROMPT, response.ids), abs=1e-3)
 

@@ -20,9 +20,10 @@ from distill_api.spec import WeightSync
 from distill_api.wire import Variable
 from distill_workers.attach import RayUnreachable, attach, detach, engine_actors, reattach
 from distill_workers.buckets import Source
-from distill_workers.engine import EngineRefused, EngineUnavailable, Response
 from distill_workers.failures import EnginesLost
+from distill_workers.handover import Outbox
 from distill_workers.metrics import Metrics
+from distill_workers.response import EngineRefused, EngineUnavailable, Request, Response
 from distill_workers.runfolder import RunFolder
 from distill_workers.server import ServerFailed, concurrency
 from distill_workers.shared_memory import SharedMemorySync, bucket_bytes
@@ -58,6 +59,7 @@ class Fleet:
                 )
             )
         }
+        self._outboxes = {number: Outbox(engine) for number, engine in self._engines.items()}
         self._slots = Slots(concurrency(job.spec, job.spec.rollout.max_concurrent_requests))
         self._deserted_since: float | None = None
         """time.monotonic since which no engine serves."""
@@ -143,13 +145,13 @@ class Fleet:
 
         Raises EngineRefused for a request that a living engine will not answer: another would not either.
         """
+        request = Request(prompt_ids, seed, max_new_tokens, temperature, top_p)
         while True:
             number = await self._slots.take(urgent=urgent)
             engine = self._engines[number]
             incarnation = engine.incarnation
             try:
-                [response] = await engine.generate(prompt_ids, [seed], max_new_tokens, temperature, top_p)
-                return response
+                return await self._outboxes[number].draw(request)
             except EngineUnavailable as error:
                 # A call that outlived a restart says nothing about the server that is there now.
                 if engine.incarnation == incarnation:
