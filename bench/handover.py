@@ -111,9 +111,7 @@ def main() -> None:
     prompts = [tokenizer(text)["input_ids"] for text in texts]
     with tempfile.TemporaryDirectory() as folder:
         found = asyncio.run(measure(args.model, prompts, args.rounds, Path(folder)))
-    print(
-        "| way | CPU ms/response | trainer | actor | server | wall | tokens |\n| --- | --- | --- | --- | --- | --- | --- |"
-    )
+    print("| way | CPU ms/response | trainer | actor | server | wall | tokens |\n" + "| --- " * 7 + "|")
     for way, lines in found.items():
         values = [statistics.median(line[key] for line in lines) for key in ("trainer", "actor", "server", "wall")]
         cpu = sorted(line["cpu"] for line in lines)
