@@ -140,12 +140,13 @@ def test_training_waits_only_for_what_outlasts_the_next_batch(tmp_path: Path) ->
     assert long == pytest.approx(5 * 5.0, rel=0.05), "the batches run beside"
 
 
-@pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("lag", [0, 1])
-def test_an_evaluation_never_sees_newer_weights_than_its_step(shape: str, lag: int, tmp_path: Path) -> None:
+def test_an_evaluation_never_sees_newer_weights_than_its_step(lag: int, tmp_path: Path) -> None:
     async def work() -> None:
         rollout = {"maxPolicyLag": lag, "partial": bool(lag)}
-        loop, _ = staged(SHAPES[shape], tmp_path, rollout=rollout, schedule={"steps": 3}, evaluation=heldout(tmp_path))
+        loop, _ = staged(
+            SHAPES["all equal"], tmp_path, rollout=rollout, schedule={"steps": 3}, evaluation=heldout(tmp_path)
+        )
         await loop._keeper.resume()
         async with loop._fleet.weights_change():
             await loop._push()
