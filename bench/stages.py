@@ -16,17 +16,18 @@ import tempfile
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 from distill_api.job import parse_job
-from distill_workers.engine import Response
+from distill_workers.evaluation import Evaluator
 from distill_workers.fleet import Fleet
+from distill_workers.handover import Outbox
 from distill_workers.loop import Loop
 from distill_workers.metrics import Metrics
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.progress import Reporter
 from distill_workers.prompts import Cursor
+from distill_workers.response import Request, Response
 from distill_workers.rollouts import Rollouts
 from distill_workers.runfolder import RunFolder
 from distill_workers.sample import Prompt, Sample
@@ -65,15 +66,16 @@ def length_of(seed: int) -> int:
 class Engine:
     """Draws as many tokens a second as make the longest response take the time of generation."""
 
-    incarnation = 0
+    incarnation, version = 0, 0
 
     def __init__(self, stages: Stages) -> None:
         self._token_seconds = stages.generate / LONGEST
 
-    async def generate(self, prompt_ids: list[int], seeds: list[int], *_: Any) -> list[Response]:
-        length = length_of(seeds[0])
+    async def draw(self, requests: list[Request]) -> list[Response]:
+        [request] = requests
+        length, began_with = length_of(request.seed), self.version
         await asyncio.sleep(length * self._token_seconds)
-        return [Response([1] * length, [-1.0] * length, [0] * length, False)]
+        return [Response([1] * length, [-1.0] * length, [began_with] * (length - 1) + [self.version], False)]
 
 
 class StubFleet(Fleet):
@@ -82,12 +84,14 @@ class StubFleet(Fleet):
     def __init__(self, job: Any, stages: Stages) -> None:
         self._job, self._stages = job, stages
         self._engines: Any = {0: Engine(stages)}
+        self._outboxes = {0: Outbox(self._engines[0])}
         self._slots = Slots(PROMPTS * SIBLINGS)
         self._slots.add(0)
         self._weights_lock = asyncio.Lock()
 
-    async def push(self, *_: Any) -> None:
+    async def push(self, source: Any, version: int) -> None:
         await asyncio.sleep(WEIGHT_SYNC * self._stages.longest)
+        self._engines[0].version = version
 
 
 class Teacher:
@@ -124,6 +128,14 @@ class Team:
         keys = ("reverse_kl", "loss", "grad_norm", "entropy", "trainer_engine_gap", "importance_capped_ratio")
         return {**dict.fromkeys(keys, 0.0), "learning_rate": learning_rate, "skipped": 0.0}
 
+    async def discard(self) -> None: ...
+
+    async def save(self, folder: Path) -> None: ...
+
+    async def saved(self) -> None: ...
+
+    async def written(self) -> None: ...
+
     async def weights(self) -> list[Any]:
         return []
 
@@ -132,38 +144,65 @@ MEAN_CUT = sum(map(length_of, range(20_000))) / 20_000
 """Tokens of a response on average, cut off."""
 
 
-async def step_seconds(stages: Stages, *, max_policy_lag: int, partial: bool, steps: int, folder: Path) -> float:
-    """Mean time of a step, in seconds of the running event loop, once the pipeline is full."""
+class Tokenizer:
+    """A token for each letter."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, ids: list[int], **_: Any) -> str:
+        return str(ids)
+
+
+def staged(
+    stages: Stages, folder: Path, *, team: Any = None, evaluators: list[Any] | None = None, **changes: Any
+) -> tuple[Loop, Rollouts]:
+    """The loop over these stages; `changes` are camelCase fields of the spec, merged one level deep."""
+    (folder / "heldout.jsonl").write_text('{"prompt": "a"}\n' * PROMPTS)
+    spec: dict[str, Any] = {
+        "accelerator": "none",
+        "student": {"model": "/student"},
+        "teacher": {"model": "/teacher"},
+        "data": {"prompts": {"path": "/prompts.jsonl"}},
+        "rollout": {"promptsPerStep": PROMPTS, "samplesPerPrompt": SIBLINGS},
+        "trainer": {"maxTokensPerMicroBatch": 1024},
+        "schedule": {"steps": 1000, "evaluateEverySteps": 1, "checkpointEverySteps": 1000, "keepBest": False},
+        "output": {"path": str(folder)},
+    }
+    for key, value in changes.items():
+        spec[key] = {**spec.get(key, {}), **value} if isinstance(value, dict) else value
     manifest = {
         "apiVersion": "distillation-operator.io/v1alpha1",
         "kind": "DistillationJob",
         "metadata": {"name": "stages"},
-        "spec": {
-            "accelerator": "none",
-            "student": {"model": "/student"},
-            "teacher": {"model": "/teacher"},
-            "data": {"prompts": {"path": "/prompts.jsonl"}},
-            "rollout": {
-                "promptsPerStep": PROMPTS,
-                "samplesPerPrompt": SIBLINGS,
-                "maxPolicyLag": max_policy_lag,
-                "partial": partial,
-            },
-            "trainer": {"maxTokensPerMicroBatch": 1024},
-            "schedule": {"steps": 1000},
-            "output": {"path": str(folder)},
-        },
+        "spec": spec,
     }
     job = parse_job(manifest)
-    run_folder, metrics = RunFolder(job), Metrics()
+    run_folder, metrics, tokenizer = RunFolder(job), Metrics(), Tokenizer()
     run_folder.claim()
-    fleet, teacher, team = StubFleet(job, stages), Teacher(stages), Team(stages)
+    fleet, teacher = StubFleet(job, stages), Teacher(stages)
     cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
-    tokenizer = SimpleNamespace(decode=str)
     pipeline: Any = (cursor, fleet, teacher, {}, tokenizer, metrics)
     rollouts = Rollouts(job.spec, *pipeline)
-    parts: Any = (team, fleet, teacher, cursor, rollouts, [], Reporter(run_folder, metrics, 1000), tokenizer)
-    loop = Loop(job, run_folder, *parts)
+    if evaluators is None:
+        evaluators = [Evaluator(job.spec, each, tokenizer, metrics) for each in job.spec.evaluation]
+    reporter = Reporter(run_folder, metrics, job.spec.schedule.steps)
+    parts: Any = (team or Team(stages), fleet, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
+    return Loop(job, run_folder, *parts), rollouts
+
+
+def heldout(folder: Path) -> list[dict[str, Any]]:
+    """An evaluation of the reverse KL: one response to each of as many prompts as a step has."""
+    return [{"name": "heldout", "prompts": {"path": str(folder / "heldout.jsonl"), "applyChatTemplate": False}}]
+
+
+async def step_seconds(
+    stages: Stages, *, max_policy_lag: int, partial: bool, steps: int, folder: Path, evaluate: bool = False
+) -> float:
+    """Mean time of a step, in seconds of the running event loop, once the pipeline is full; `evaluate`: and of its
+    evaluation."""
+    rollout = {"maxPolicyLag": max_policy_lag, "partial": partial}
+    loop, rollouts = staged(stages, folder, rollout=rollout, evaluation=heldout(folder) if evaluate else [])
     clock = asyncio.get_running_loop()
     warm_up = max_policy_lag + 1
     begin = 0.0
@@ -171,9 +210,12 @@ async def step_seconds(stages: Stages, *, max_policy_lag: int, partial: bool, st
         if step == warm_up:
             begin = clock.time()
         await loop._train_step()
-        rollouts.ahead(loop._step, 1000)
+        loop._evaluate_if_due()
+        rollouts.ahead(loop._at.step, 1000)
+    seconds = (clock.time() - begin) / steps
+    await loop._hear(None)
     rollouts.cancel()
-    return (clock.time() - begin) / steps
+    return seconds
 
 
 class _VirtualSelector(selectors.SelectSelector):

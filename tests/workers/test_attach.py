@@ -11,7 +11,7 @@ from conftest import TinyModel, hf_logprobs, spec_of, weights_of
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import parse_job
 from distill_workers.attach import RayUnreachable, attach, detach, engine_actors
-from distill_workers.engine import EngineRefused, EngineUnavailable
+from distill_workers.response import EngineRefused, EngineUnavailable, Request
 from distill_workers.weights import DistributedSync
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -32,17 +32,17 @@ async def test_an_engine_actor_serves_is_updated_and_comes_back_when_it_dies(
             await engine.health()
         await engine.start(str(tiny_model(0)))
         with pytest.raises(EngineRefused, match="context length"):
-            await engine.generate([5] * 5000, [0], 4)
+            await engine.draw([Request([5] * 5000, 0, 4)])
         where = await engine.whereabouts()
         os.kill(where["pid"], signal.SIGKILL)
         with pytest.raises(EngineUnavailable):
-            await engine.generate(PROMPT, [0], 4)
+            await engine.draw([Request(PROMPT, 0, 4)])
         await engine.start(str(tiny_model(0)))
         assert (await engine.whereabouts())["pid"] != where["pid"]
         assert not alive(where["server_pid"]), "a server ends with its actor"
         assert engine.incarnation == 2
         await sync.push(weights_of(tiny_model(2)), 5, {0: engine})
-        [response] = await engine.generate(PROMPT, [1], 8)
+        [response] = await engine.draw([Request(PROMPT, 1, 8)])
         assert set(response.versions) == {5}
         assert response.logprobs == pytest.approx(hf_logprobs(tiny_model(2), PROMPT, response.ids), abs=1e-3)
     finally:

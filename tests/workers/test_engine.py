@@ -9,6 +9,7 @@ import pytest
 from conftest import TinyModel, hf_logprobs, spec_of
 
 from distill_workers.engine import Engine, EngineRefused, EngineUnavailable, read_response
+from distill_workers.server import shared_by
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = list(range(40, 60))
@@ -72,7 +73,11 @@ async def test_the_same_seeds_draw_the_same_tokens_after_a_restart(tiny_model: T
         swapped = await engine.generate(PROMPT, seeds=[8, 7], max_new_tokens=16)
         assert [first[1], first[0]] == swapped
         assert first[0].ids != first[1].ids
+        assert engine._server is not None and engine._server.pid is not None
+        left = shared_by(engine._server.pid)
+        assert left, "SGLang's scheduler publishes its load there"
         await engine.start(str(tiny_model(0)))
+        assert not any(os.path.exists(path) for path in left), "a killed server leaves nothing in shared memory"
         assert await engine.generate(PROMPT, seeds=[7, 8], max_new_tokens=16) == first, "to the last bit"
         assert first[0].logprobs == pytest.approx(hf_logprobs(tiny_model(0), PROMPT, first[0].ids), abs=1e-4)
     finally:

@@ -13,14 +13,15 @@ import pytest
 import torch
 from conftest import TinyModel, hf_logprobs, spec_of
 from safetensors.torch import load_file
+from test_run import servers_of
 
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, parse_job
 from distill_api.wire import Variable
 from distill_workers.buckets import Buffers, Pass
-from distill_workers.engine import EngineUnavailable
 from distill_workers.fleet import Fleet
 from distill_workers.metrics import Metrics
+from distill_workers.response import EngineUnavailable, Request
 from distill_workers.runfolder import RunFolder
 from distill_workers.weights import DistributedSync
 
@@ -28,7 +29,7 @@ PROMPT = list(range(40, 60))
 
 
 async def holds(engine: Any, model: Path, version: int) -> None:
-    [response] = await engine.generate(PROMPT, [3], 8)
+    [response] = await engine.draw([Request(PROMPT, 3, 8)])
     assert response.versions == [version] * len(response.ids)
     assert response.logprobs == pytest.approx(hf_logprobs(model, PROMPT, response.ids), abs=1e-3)
 
@@ -70,24 +71,26 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
 
 
 @pytest.mark.asyncio(loop_scope="session")
-async def test_an_engine_killed_in_a_push_gets_the_weights_later_by_a_pass_of_its_own(
-    tiny_model: TinyModel, tmp_path: Path
+@pytest.mark.timeout(600)
+async def test_an_engine_killed_in_a_push_and_hung_in_the_next_holds_up_nobody_and_comes_back(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("distill_workers.fleet.CATCH_UP_SECONDS", 3.0)
     job = job_of(tiny_model, tmp_path)
-    fleet = Fleet(job, RunFolder(job), Metrics())
+    folder = RunFolder(job)
+    fleet = Fleet(job, folder, Metrics())
     weights = list(load_file(tiny_model(2) / "model.safetensors").items())
     thread = ThreadPoolExecutor(1)
-    passes = 0
+    passes, signals = 0, {1: signal.SIGKILL, 3: signal.SIGSTOP}
     try:
         await fleet.start(str(tiny_model(0)))
-        fleet._sync = DistributedSync(job.spec, "127.0.0.1", timeout_seconds=30, bucket_bytes=200_000)
-        victim: Any = fleet._engines[1]
-        pid = (await victim.whereabouts())["server_pid"]
+        fleet._sync = DistributedSync(job.spec, "127.0.0.1", timeout_seconds=60, bucket_bytes=200_000)
 
         def tensors() -> Iterator[tuple[str, torch.Tensor]]:
             for number, (name, tensor) in enumerate(weights):
-                if passes == 1 and number == len(weights) // 2:
-                    os.kill(pid, signal.SIGKILL)
+                if passes in signals and number == len(weights) // 2:
+                    for pid in servers_of(folder.root, engine=1):
+                        os.kill(pid, signals[passes])
                 yield name, tensor
 
         def source(buffers: Buffers) -> Pass:
@@ -95,17 +98,27 @@ async def test_an_engine_killed_in_a_push_gets_the_weights_later_by_a_pass_of_it
             passes += 1
             return Pass(thread, tensors, buffers)
 
-        async with fleet.weights_change():
+        async def push(version: int) -> float:
             begin = time.monotonic()
-            await fleet.push(source, 1)
-            assert time.monotonic() - begin < 30, "the others did not wait for the dead one"
+            async with fleet.weights_change():
+                await asyncio.get_running_loop().run_in_executor(thread, print, "a step of training")
+                await fleet.push(source, version)
+            return time.monotonic() - begin
+
+        assert await push(1) < 30, "the others did not wait for the dead one"
         assert fleet._slots.open == {0}
         assert passes == 2, "what the first pass had sent is not trusted"
         await holds(fleet._engines[0], tiny_model(2), 1)
-        async with asyncio.timeout(90):
+        async with asyncio.timeout(200):
+            while passes < 3:
+                await asyncio.sleep(0.05)
+        assert await push(2) < 15, "training goes on while the engine that came back hangs"
+        assert fleet._slots.open == {0}
+        await holds(fleet._engines[0], tiny_model(2), 2)
+        async with asyncio.timeout(200):
             while fleet._slots.open != {0, 1}:
                 await asyncio.sleep(0.1)
-        assert passes == 3
-        await holds(victim, tiny_model(2), 1)
+        assert passes == 5, "a pass of its own"
+        await holds(fleet._engines[1], tiny_model(2), 2)
     finally:
         await fleet.close()

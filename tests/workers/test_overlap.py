@@ -29,3 +29,12 @@ def test_a_step_takes_little_more_than_its_longest_stage(shape: str, schedule: s
     seconds = virtual(lambda folder: step_seconds(stages, **SCHEDULES[schedule], steps=4, folder=folder))
     assert seconds / stages.longest <= MOST[shape, schedule]
     assert seconds < 0.7 * stages.one_after_another
+
+
+@pytest.mark.parametrize(("schedule", "most"), {"maxPolicyLag 0": 0.12, "maxPolicyLag 1": 0.25}.items())
+def test_an_evaluation_after_each_step_costs_training_a_fraction_of_its_own_time(schedule: str, most: float) -> None:
+    """By itself it takes as long as a batch from its first token to its last: 1."""
+    stages, options = SHAPES["all equal"], SCHEDULES[schedule]
+    alone = virtual(lambda folder: step_seconds(stages, **options, steps=2, folder=folder))
+    beside = virtual(lambda folder: step_seconds(stages, **options, steps=2, folder=folder, evaluate=True))
+    assert beside - alone <= most * stages.generate

@@ -23,8 +23,16 @@ pytestmark = pytest.mark.timeout(900)
 DETERMINISTIC: dict[str, Any] = {
     "deterministic": True,
     "rollout": {"promptsPerStep": 4, "samplesPerPrompt": 2},
-    "schedule": {"steps": 10, "checkpointEverySteps": 5, "evaluateEverySteps": 10},
-    "evaluation": [],
+    "schedule": {"steps": 10, "checkpointEverySteps": 5, "evaluateEverySteps": 5},
+    "evaluation": [
+        {
+            "name": "heldout",
+            "prompts": {"path": str(MODELS / "arithmetic" / "test.jsonl"), "promptField": "prompt"}
+            | {"answerField": "answer", "applyChatTemplate": False},
+            "reward": {"source": "exact-match"},
+            "maxPrompts": 8,
+        }
+    ],
 }
 
 
@@ -125,7 +133,7 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(tmp_path: Path) -> None:
         uninterrupted = Run(whole, address, tmp_path).wait()
         assert uninterrupted.code == ExitCode.DONE, uninterrupted.log
         first = Run(parts, address, tmp_path)
-        first.wait_for_step(6)
+        first.wait_for_step(7)
         first.kill()
         assert (tmp_path / "parts" / "same" / "checkpoints" / "latest").read_text() == "step-000005"
         resumed = Run(parts, address, tmp_path).wait()
@@ -137,7 +145,11 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(tmp_path: Path) -> None:
     def curve(outcome: Outcome) -> list[tuple[int, float, float, float]]:
         return [(s["step"], s["loss"], s["reverse_kl"], s["grad_norm"]) for s in outcome.lines("step")]
 
+    def measured(outcome: Outcome) -> list[tuple[int, float, float]]:
+        return [(e["step"], e["score"], e["reverse_kl"]) for e in outcome.lines("evaluation")]
+
     assert curve(resumed) == curve(uninterrupted)
+    assert measured(resumed) == measured(uninterrupted) and [e[0] for e in measured(resumed)] == [0, 5, 10]
     assert model_hash(resumed) == model_hash(uninterrupted)
 
 

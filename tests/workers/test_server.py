@@ -103,6 +103,45 @@ def test_stop_ends_the_whole_process_group(tmp_path: Path) -> None:
     assert not state.exists() or state.read_text().split()[2] == "Z"
 
 
+MAPS = """
+import mmap, os, sys, time
+mine = [path for path in sys.argv[1:] if "other" not in path]
+for path in mine:
+    os.truncate(path, 4096)
+kept = [mmap.mmap(os.open(path, os.O_RDWR), 4096) for path in mine]
+print("mapped", flush=True)
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("crashed", [False, True])
+def test_a_server_that_is_ended_leaves_nothing_of_its_own_in_shared_memory(
+    crashed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("sglang_loads_{}.shm", "sgl_shm_kind_{}", "sglang_loads_other_{}.shm", "distill-weights-{}")
+    files = [Path("/dev/shm") / name.format(f"test{os.getpid()}") for name in names]
+    for file in files:
+        file.touch()
+    monkeypatch.setattr("distill_workers.server.probe.score", lambda host, port: None)
+    child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {MAPS!r}, *{list(map(str, files))!r}])"
+    try:
+        server = as_server(tmp_path, child)
+        server.start()
+        deadline = time.monotonic() + 20
+        while "mapped" not in server.log.read_text() and time.monotonic() < deadline:
+            time.sleep(0.05)
+        server.wait_ready(20)
+        if crashed:
+            assert server.pid is not None
+            os.killpg(server.pid, signal.SIGKILL)
+            time.sleep(0.2)
+        server.stop()
+        assert [file.exists() for file in files] == [False, False, True, True], "another's, and weights, stay"
+    finally:
+        for file in files:
+            file.unlink(missing_ok=True)
+
+
 def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
     code = (
         "import os, sys; sys.path.insert(0, sys.argv[1]); import test_server, pathlib; "

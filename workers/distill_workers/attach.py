@@ -23,12 +23,11 @@ from distill_api.job import DistillationJob
 from distill_api.wire import ENGINE_RESOURCE, SGLANG_PORT
 from distill_workers.engine import (
     CONTROL_TIMEOUT_SECONDS,
+    RESPONSE_TIMEOUT_SECONDS,
     START_TIMEOUT_SECONDS,
     Engine,
-    EngineRefused,
-    EngineUnavailable,
-    Response,
 )
+from distill_workers.response import EngineRefused, EngineUnavailable, Request, Response
 from distill_workers.server import ServerFailed
 
 log = logging.getLogger(__name__)
@@ -148,17 +147,8 @@ class RayEngine:
     async def health(self, timeout_seconds: float = 10.0) -> None:
         await self._call("health", timeout_seconds, timeout_seconds=timeout_seconds)
 
-    async def generate(
-        self,
-        prompt_ids: list[int],
-        seeds: list[int],
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        timeout_seconds: float = 3600.0,
-    ) -> list[Response]:
-        arguments = (prompt_ids, seeds, max_new_tokens, temperature, top_p, timeout_seconds)
-        return list(await self._call("generate", *arguments, timeout_seconds=timeout_seconds))
+    async def draw(self, requests: list[Request]) -> list[Response]:
+        return list(await self._call("draw", requests, timeout_seconds=RESPONSE_TIMEOUT_SECONDS))
 
     async def pause(self) -> None:
         await self._call("pause")

@@ -6,10 +6,8 @@ old server and starts a new one, which has the weights of its model folder until
 """
 
 import asyncio
-import math
 import os
 import socket
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,33 +15,19 @@ import aiohttp
 
 from distill_api.spec import Spec
 from distill_workers.admin_key import bearer
+from distill_workers.handover import Drawing
+from distill_workers.response import EngineRefused, EngineUnavailable, Request, Response, read_response
 from distill_workers.server import SHARED_MEMORY_LOADER, SGLangServer, free_port
 
+__all__ = ["Engine", "EngineHandle", "EngineRefused", "EngineUnavailable", "Response", "read_response"]
+
 CONTROL_TIMEOUT_SECONDS = 60.0
+RESPONSE_TIMEOUT_SECONDS = 3600.0
 START_TIMEOUT_SECONDS = 1800.0
 """A large model takes long to load; the operator's own deadline may be shorter."""
 
 
-class EngineUnavailable(Exception):
-    """The engine is dead, hung or gone: it must be started again."""
-
-
-class EngineRefused(Exception):
-    """The engine lives and answered that it will not do this."""
-
-
-@dataclass(frozen=True, slots=True)
-class Response:
-    """One response; `logprobs` are nats, one for each id, at the temperature that was asked for."""
-
-    ids: list[int]
-    logprobs: list[float]
-    versions: list[int]
-    """Version of the weights that each token was drawn with."""
-    truncated: bool
-
-
-class EngineHandle(Protocol):
+class EngineHandle(Drawing, Protocol):
     """What the trainer does with an engine, wherever that runs. Any call may raise EngineUnavailable."""
 
     incarnation: int
@@ -56,17 +40,6 @@ class EngineHandle(Protocol):
 
     async def health(self, timeout_seconds: float = 10.0) -> None:
         """Returns if the scheduler answers, also while generation is paused or busy."""
-
-    async def generate(
-        self,
-        prompt_ids: list[int],
-        seeds: list[int],
-        max_new_tokens: int,
-        temperature: float = 1.0,
-        top_p: float = 1.0,
-        timeout_seconds: float = 3600.0,
-    ) -> list[Response]:
-        """One response for each seed."""
 
     async def pause(self) -> None:
         """Stops generation; running requests wait, and go on with whatever weights are there then."""
@@ -158,6 +131,14 @@ class Engine:
     async def health(self, timeout_seconds: float = 10.0) -> None:
         await self._get("/v1/loads?include=core", timeout_seconds)
 
+    async def draw(self, requests: list[Request], timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS) -> list[Response]:
+        body = {
+            "input_ids": [request.prompt_ids for request in requests],
+            "sampling_params": [request.sampling() for request in requests],
+            "return_logprob": True,
+        }
+        return [read_response(answer) for answer in await self._post("/generate", body, timeout_seconds)]
+
     async def generate(
         self,
         prompt_ids: list[int],
@@ -165,15 +146,11 @@ class Engine:
         max_new_tokens: int,
         temperature: float = 1.0,
         top_p: float = 1.0,
-        timeout_seconds: float = 3600.0,
+        timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS,
     ) -> list[Response]:
-        sampling = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
-        body = {
-            "input_ids": [prompt_ids] * len(seeds),
-            "sampling_params": [{**sampling, "sampling_seed": seed} for seed in seeds],
-            "return_logprob": True,
-        }
-        return [read_response(answer) for answer in await self._post("/generate", body, timeout_seconds)]
+        """One response for each seed."""
+        requests = [Request(prompt_ids, seed, max_new_tokens, temperature, top_p) for seed in seeds]
+        return await self.draw(requests, timeout_seconds)
 
     async def pause(self) -> None:
         # retract: what is running goes back to the queue without its key-value cache, which old weights made.
@@ -271,21 +248,3 @@ class Engine:
             # RuntimeError: the session was closed by a restart while the request was waiting.
             state = "the SGLang server still runs" if server.alive() else "the SGLang server has ended"
             raise EngineUnavailable(f"{path}: {type(error).__name__}: {error}; {state}") from None
-
-
-def read_response(answer: dict[str, Any]) -> Response:
-    """One answer of /generate. Raises EngineRefused for one that cannot be trained on."""
-    info = answer["meta_info"]
-    reason = info["finish_reason"]["type"]
-    if reason not in ("stop", "length"):
-        raise EngineRefused(f"a response ended by {reason}: {info['finish_reason'].get('message', 'no message')}")
-    tokens = info["output_token_logprobs"]
-    logprobs = [t[0] for t in tokens]
-    if not all(isinstance(x, float | int) and math.isfinite(x) for x in logprobs):
-        raise EngineRefused("a response has log-probabilities that are not finite; the weights may have diverged")
-    # Spans only of a response that was under way while weights changed.
-    spans = info.get("weight_versions") or [{"version": info["weight_version"], "start": 0, "end": len(tokens)}]
-    versions = [int(span["version"]) for span in spans for _ in range(span["start"], span["end"])]
-    if len(versions) != len(tokens):
-        raise EngineRefused(f"a response of {len(tokens)} tokens names the weights of {len(versions)}")
-    return Response([t[1] for t in tokens], logprobs, versions, reason == "length")

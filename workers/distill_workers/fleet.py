@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterable
+from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -20,15 +20,16 @@ from distill_api.spec import WeightSync
 from distill_api.wire import Variable
 from distill_workers.attach import RayUnreachable, attach, detach, engine_actors, reattach
 from distill_workers.buckets import Source
-from distill_workers.engine import EngineRefused, EngineUnavailable, Response
 from distill_workers.failures import EnginesLost
+from distill_workers.handover import Outbox
 from distill_workers.metrics import Metrics
+from distill_workers.response import EngineRefused, EngineUnavailable, Request, Response
 from distill_workers.runfolder import RunFolder
 from distill_workers.server import ServerFailed, concurrency
 from distill_workers.shared_memory import SharedMemorySync, bucket_bytes
 from distill_workers.slots import Slots
 from distill_workers.weight_files import DiskSync
-from distill_workers.weights import DistributedSync, EngineLost, Sync
+from distill_workers.weights import DistributedSync, EngineLost, Incomplete, Sync
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +37,10 @@ HEALTH_SECONDS = 15.0
 HEALTH_TIMEOUT_SECONDS = 20.0
 LOST_SECONDS = 1800.0
 """Without any engine for so long, the attempt is given up."""
-RETRY_SECONDS = 5.0
+RETRY_SECONDS, MOST_RETRY_SECONDS = 5.0, 600.0
+CATCH_UP_SECONDS, CATCH_UP_RATIO = 20.0, 3.0
+"""Training waits while an engine that came back gets the weights: for so long, or so many times as long as the last
+push to all took, if that is more."""
 CLOSE_SECONDS = 20.0
 """For engines to end in; a pod that is asked to go has not for ever."""
 
@@ -58,6 +62,7 @@ class Fleet:
                 )
             )
         }
+        self._outboxes = {number: Outbox(engine) for number, engine in self._engines.items()}
         self._slots = Slots(concurrency(job.spec, job.spec.rollout.max_concurrent_requests))
         self._deserted_since: float | None = None
         """time.monotonic since which no engine serves."""
@@ -65,6 +70,8 @@ class Fleet:
         self._attaching: threading.Thread | None = None
         self._source: Source | None = None
         self._version = 0
+        self._push_seconds = 0.0
+        """That the last push to all engines took."""
         # Held while weights change or are pushed: a restarted engine must not be given half a step.
         self._weights_lock = asyncio.Lock()
         self._model = ""
@@ -143,13 +150,13 @@ class Fleet:
 
         Raises EngineRefused for a request that a living engine will not answer: another would not either.
         """
+        request = Request(prompt_ids, seed, max_new_tokens, temperature, top_p)
         while True:
             number = await self._slots.take(urgent=urgent)
             engine = self._engines[number]
             incarnation = engine.incarnation
             try:
-                [response] = await engine.generate(prompt_ids, [seed], max_new_tokens, temperature, top_p)
-                return response
+                return await self._outboxes[number].draw(request)
             except EngineUnavailable as error:
                 # A call that outlived a restart says nothing about the server that is there now.
                 if engine.incarnation == incarnation:
@@ -176,21 +183,13 @@ class Fleet:
         """Gives all engines the weights `version`; inside `weights_change`. Those that come back later get them by
         another pass of `source`, which gives this version until the next `weights_change`."""
         self._source, self._version = source, version
-        await self._push(self._slots.open.copy())
-
-    async def _push(self, numbers: Iterable[int]) -> set[int]:
-        """The engines that were lost by it."""
-        engines = {n: self._engines[n] for n in numbers}
-        # Before the first push there is nothing to give: an engine takes part in that one.
-        if not engines or self._source is None:
-            return set()
+        begin = time.monotonic()
         try:
-            await self._sync.push(self._source, self._version, engines)
+            await self._sync.push(source, version, {n: self._engines[n] for n in self._slots.open})
         except EngineLost as error:
             for number, why in error.reasons.items():
                 self._lost(number, why)
-            return set(error.reasons)
-        return set()
+        self._push_seconds = time.monotonic() - begin
 
     def _lost(self, number: int, why: str) -> None:
         if number not in self._slots.open:
@@ -202,6 +201,7 @@ class Fleet:
     async def _recover(self, number: int) -> None:
         """Starts an engine until it is up and has the current weights."""
         engine = self._engines[number]
+        retry_seconds = RETRY_SECONDS
         while True:
             self._metrics.add("distill_engine_restarts")
             try:
@@ -212,11 +212,27 @@ class Fleet:
                     await self._reattach()
                 await asyncio.sleep(RETRY_SECONDS)
                 continue
-            async with self._weights_lock:
-                if not await self._push([number]):
-                    self._slots.add(number)
-                    log.info("engine %d is back after %.1f s, with weights %d", number, seconds, self._version)
-                    return
+            try:
+                await self._catch_up(number)
+                log.info("engine %d is back after %.1f s, with weights %d", number, seconds, self._version)
+                return
+            except (EngineLost, Incomplete, TimeoutError) as error:
+                log.warning("engine %d did not get the weights: %s", number, error or "it hangs")
+                # Each try may hold up training.
+                await asyncio.sleep(retry_seconds)
+                retry_seconds = min(2 * retry_seconds, MOST_RETRY_SECONDS)
+
+    async def _catch_up(self, number: int) -> None:
+        """Gives an engine that has started the current weights, and then requests. Raises EngineLost, Incomplete, and
+        TimeoutError: the trainer, which can do nothing else meanwhile, is held up for a bounded time."""
+        engines = {number: self._engines[number]}
+        if self._source is None:
+            self._slots.add(number)  # it takes part in the first push
+            return
+        async with self._sync.beside(engines) as sync, self._weights_lock:
+            async with asyncio.timeout(max(CATCH_UP_SECONDS, CATCH_UP_RATIO * self._push_seconds)):
+                await sync.push(self._source, self._version, engines)
+            self._slots.add(number)
 
     async def _reattach(self) -> None:
         """Without any engine the head may be gone, and every actor with it."""

@@ -94,7 +94,7 @@ class Recorder:
                 self._metrics.add("distill_guard_decisions", 0, guard=guard.name, action=action.value)
 
     def begin_step(self) -> None:
-        """What was spent since the last step, on evaluation or a checkpoint, belongs to no step."""
+        """What was spent since the last step, on a checkpoint, belongs to no step."""
         self._stages = {}
 
     @contextmanager
@@ -207,6 +207,10 @@ class Recorder:
     def best_step(self) -> int | None:
         """By the first evaluation."""
         return next((e.best_step for e in self._evaluations.values()), None)
+
+    def evaluated(self, step: int) -> bool:
+        """Whether the newest evaluations are those of `step`."""
+        return {e.step for e in self._evaluations.values()} == {step}
 
     def state(self) -> dict[str, Any]:
         return {"progress": self._reporter.report.progress.model_dump(mode="json", by_alias=True)}

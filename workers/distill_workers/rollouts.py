@@ -92,6 +92,10 @@ class Rollouts:
         self.ahead(step, last_step)
         return self._batches.pop(step)
 
+    def give_back(self, batch: Batch) -> None:
+        """What `take` gave, to be taken again with whatever has come in."""
+        self._batches[batch.step] = batch
+
     def cancel(self) -> None:
         for batch in self._batches.values():
             batch.cancel()

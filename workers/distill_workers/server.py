@@ -32,6 +32,9 @@ SCORING_CHUNK_TOKENS = 4096
 """Of a teacher's prefill: the fp32 logits of one chunk are [chunk, vocabulary] (sglang#2607)."""
 SHARED_MEMORY_LOADER = "distill_workers.shared_memory.load"
 TAIL_CHARACTERS = 2000
+SHARED_MEMORY = "/dev/shm/"
+LEFT_BEHIND = ("sglang_loads_", "sgl_shm_", "multi_tokenizer_args_")
+"""Names of files in shared memory that a killed SGLang leaves there (its own utils/stale_shm_cleanup.py)."""
 
 
 class ServerFailed(RuntimeError):
@@ -128,6 +131,8 @@ class SGLangServer:
         self.key = key or key_of_this_process()
         """What its administration asks for."""
         self._process: subprocess.Popen[bytes] | None = None
+        self._shared: set[str] = set()
+        """Files in shared memory of a server that has served."""
 
     @property
     def pid(self) -> int | None:
@@ -164,6 +169,7 @@ class SGLangServer:
                 raise ServerFailed(f"the {self._role} server of {self.model} ended with code {code}; {self.tail()}")
             try:
                 probe.score("127.0.0.1", self.port)
+                self._shared |= shared_by(self._process.pid) if self._process else set()
                 return time.monotonic() - begin
             except probe.NotReady as error:
                 why = str(error)
@@ -174,13 +180,18 @@ class SGLangServer:
         )
 
     def stop(self) -> None:
-        """Ends the whole process group. Also after the first process has died: its children may be alive."""
+        """Ends the whole process group, and removes what it leaves in shared memory. Also after the first process has
+        died: its children may be alive."""
         if self._process is None:
             return
+        self._shared |= shared_by(self._process.pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._process = None
+        for path in self._shared:
+            Path(path).unlink(missing_ok=True)
+        self._shared.clear()
 
     def tail(self) -> str:
         """The end of its log, as a part of a sentence."""
@@ -189,6 +200,17 @@ class SGLangServer:
         except OSError:
             text = ""
         return f"the end of {self.log}:\n{text}"
+
+
+def shared_by(session: int) -> set[str]:
+    """Files in shared memory that the processes of a session have mapped, and that are SGLang's own."""
+    found: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if os.getsid(int(maps.parts[2])) == session:
+                mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines()}
+                found |= {path for path in mapped if path.startswith(tuple(SHARED_MEMORY + p for p in LEFT_BEHIND))}
+    return found
 
 
 _LIBC = ctypes.CDLL(None)

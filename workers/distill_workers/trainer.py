@@ -67,7 +67,6 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
                 return await loop.run()
             except Stopped:
                 await loop.checkpoint()
-                await loop.saved()
                 raise
             finally:
                 rollouts.cancel()

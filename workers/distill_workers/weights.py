@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import threading
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -98,6 +99,12 @@ class Sync:
         if lost:
             raise EngineLost(lost)
 
+    @contextlib.asynccontextmanager
+    async def beside(self, engines: Engines) -> AsyncIterator["Sync"]:
+        """A sync for engines that come back: whatever becomes of a push to them, the next one to others is not held up.
+        Raises Incomplete."""
+        yield self
+
     async def _once(self, source: Source, version: int, engines: Engines) -> None:
         """One attempt: the transfer, inside `_paused`. Raises Incomplete."""
         raise NotImplementedError
@@ -139,7 +146,7 @@ class DistributedSync(Sync):
         self._engine_ranks = spec.rollout.tensor_parallel_size
         self._backend = "gloo" if spec.on_cpu else "nccl"
         self._device = torch.device("cpu") if spec.on_cpu else torch.device("cuda", torch.cuda.current_device())
-        self._address, self._timeout = address, timeout_seconds
+        self._spec, self._address, self._timeout = spec, address, timeout_seconds
         self._buffers = Buffers(bucket_bytes, self._device)
         self._stream: torch.cuda.Stream | None = None
         # One thread, so that the broadcasts are entered in order, and the event loop goes on meanwhile.
@@ -151,6 +158,24 @@ class DistributedSync(Sync):
     async def close(self) -> None:
         engines = {n: e for n, (e, incarnation) in self._members.items() if e.incarnation == incarnation}
         await self._disband(engines)
+        self._thread.shutdown(wait=False)
+
+    @contextlib.asynccontextmanager
+    async def beside(self, engines: Engines) -> AsyncIterator[Sync]:
+        sync = DistributedSync(self._spec, self._address, timeout_seconds=self._timeout)
+        sync._buffers = self._buffers
+        try:
+            await sync._form(engines)
+            yield sync
+        except BaseException:
+            sync._abandon()
+            raise
+        await sync.close()
+
+    def _abandon(self) -> None:
+        """Its thread may be in a broadcast that nobody receives: it ends with the group, or by its own timeout."""
+        if self._group is not None:
+            threading.Thread(target=self._group.abort, daemon=True).start()
         self._thread.shutdown(wait=False)
 
     async def _once(self, source: Source, version: int, engines: Engines) -> None:

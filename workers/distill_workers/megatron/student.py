@@ -192,13 +192,11 @@ class MegatronStudent:
         hf.export(self._model, self.shape, self.ranks, self.model_path, folder)
 
     def save(self, folder: Path) -> None:
-        """Write this rank's exact state into an existing folder (state.write). Between steps only."""
+        """Write this rank's exact state into an existing folder (state.write), as `snapshot` has it."""
         state.write(folder, self.snapshot(copied=False))
 
     def snapshot(self, *, copied: bool) -> state.Snapshot:
-        """This rank's exact state (state.snapshot). Between steps only."""
-        if self._samples:
-            raise RuntimeError("save was called between accumulate and apply: the gradients would be lost")
+        """This rank's exact state (state.snapshot) after the last step; gradients of the next are no part of it."""
         return state.snapshot(self.ranks, self.shape, self._model, self._optimizer, copied=copied)
 
     def load(self, folder: Path) -> None:

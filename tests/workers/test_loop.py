@@ -1,0 +1,238 @@
+"""Evaluation beside training: what is measured, kept and decided is of one step, as if training had waited for it.
+
+The real loop over stages that sleep, on a virtual clock (bench/stages.py); evaluations say what the test wants.
+"""
+
+import asyncio
+import json
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import REPO
+
+sys.path.insert(0, str(REPO / "bench"))
+from stages import SHAPES, Stages, Team, VirtualLoop, heldout, staged
+
+from distill_workers.evaluation import Measurement
+from distill_workers.failures import Stopped
+from distill_workers.loop import Loop
+from distill_workers.objective.coefficients import StepCoefficients
+from distill_workers.sample import Sample
+
+STAGES = Stages(1, 0.25, 0.5)
+SMALL = {"promptsPerStep": 4, "samplesPerPrompt": 2}
+
+
+class Weights(Team):
+    """Remembers what was done, by the steps that the weights had then."""
+
+    def __init__(self) -> None:
+        super().__init__(STAGES)
+        self.steps, self.coefficient = 0, 0.0
+        self.events: list[tuple[str, float]] = []
+
+    def note(self, what: str, value: float) -> None:
+        self.events.append((what, value))
+
+    def of(self, what: str) -> list[float]:
+        return [value for name, value in self.events if name == what]
+
+    async def accumulate(self, samples: list[Sample], coefficients: StepCoefficients) -> None:
+        self.coefficient = coefficients.divergence
+        await super().accumulate(samples, coefficients)
+
+    async def apply(self, learning_rate: float) -> dict[str, float]:
+        self.note("apply", self.coefficient)
+        self.steps += 1
+        return await super().apply(learning_rate)
+
+    async def discard(self) -> None:
+        self.note("discard", self.steps)
+
+    async def save(self, folder: Path) -> None:
+        self.note("save", self.steps)
+        (folder / "rank").write_text(str(self.steps))
+
+    async def load(self, folder: Path) -> None:
+        self.steps = int((folder / "rank").read_text())
+        self.note("load", self.steps)
+
+    async def export(self, folder: Path) -> None: ...
+
+
+class Told:
+    """An evaluation that takes its time, and finds a reverse KL that it was told, by step."""
+
+    name = "heldout"
+
+    def __init__(self, found: dict[int, float], seconds: float = 0.5) -> None:
+        self.found, self.seconds, self.begun = found, seconds, list[int]()
+
+    async def measure(self, step: int, engines: Any, teacher: Any) -> Measurement:
+        self.begun.append(step)
+        await asyncio.sleep(self.seconds)
+        return Measurement(self.name, step, reverse_kl=self.found.get(step, 1.0))
+
+
+def virtually(work: Callable[[], Coroutine[Any, Any, None]]) -> None:
+    with asyncio.Runner(loop_factory=VirtualLoop) as runner:
+        runner.run(work())
+
+
+def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
+    text = (folder / "stages" / "metrics.jsonl").read_text().splitlines()
+    return [line for line in map(json.loads, text) if line["kind"] == kind]
+
+
+def loop_of(folder: Path, team: Weights, told: Told, schedule: dict[str, Any], *guards: dict[str, Any]) -> Loop:
+    fields = {"rollout": SMALL, "schedule": schedule, "evaluation": heldout(folder), "guards": list(guards)}
+    return staged(STAGES, folder, team=team, evaluators=[told], **fields)[0]
+
+
+async def train(loop: Loop) -> None:
+    await loop._keeper.resume()
+    await loop._train()
+    await loop._keeper.saved()
+
+
+FELL = {"name": "fell", "watch": "evaluation", "evaluation": "heldout", "drop": 0.5, "patience": 1}
+
+
+@pytest.mark.parametrize("seconds", [0.01, 0.5, 5.0])
+def test_every_evaluation_is_recorded_before_the_next_step_and_best_weights_are_saved_as_they_were(
+    seconds: float, tmp_path: Path
+) -> None:
+    team, told = Weights(), Told({0: 3.0, 2: 1.0, 4: 2.0, 5: 0.5}, seconds)
+
+    async def work() -> None:
+        await train(loop_of(tmp_path, team, told, {"steps": 5, "evaluateEverySteps": 2, "keepBest": True}))
+
+    virtually(work)
+    text = (tmp_path / "stages" / "metrics.jsonl").read_text().splitlines()
+    order = [(line["kind"], line["step"]) for line in map(json.loads, text)]
+    steps, evaluations = [("step", n) for n in range(1, 6)], [("evaluation", n) for n in (0, 2, 4, 5)]
+    assert order == sorted(steps + evaluations, key=lambda entry: (entry[1], entry[0] == "evaluation"))
+    assert team.of("save") == [0, 2, 5], "the weights that were measured, where they were the best"
+    assert team.of("discard") == []
+    kept = json.loads((tmp_path / "stages" / "checkpoints" / "step-000005" / "state.json").read_text())
+    assert kept["progress"]["evaluations"][0]["bestStep"] == 5
+
+
+def test_training_waits_only_for_what_outlasts_the_next_batch(tmp_path: Path) -> None:
+    def seconds_of(name: str, seconds: float) -> float:
+        (tmp_path / name).mkdir()
+        taken = 0.0
+
+        async def work() -> None:
+            nonlocal taken
+            told = Told({}, seconds)
+            await train(loop_of(tmp_path / name, Weights(), told, {"steps": 4, "evaluateEverySteps": 1}))
+            taken = asyncio.get_running_loop().time()
+
+        virtually(work)
+        return taken
+
+    nothing, short, long = seconds_of("nothing", 0.0), seconds_of("short", 0.1), seconds_of("long", 5.0)
+    assert short - nothing == pytest.approx(0.1, abs=0.02), "that of the last step, which nothing runs beside"
+    assert long == pytest.approx(5 * 5.0, rel=0.05), "the batches run beside"
+
+
+@pytest.mark.parametrize("lag", [0, 1])
+def test_an_evaluation_never_sees_newer_weights_than_its_step(lag: int, tmp_path: Path) -> None:
+    async def work() -> None:
+        rollout = {"maxPolicyLag": lag, "partial": bool(lag)}
+        loop, _ = staged(
+            SHAPES["all equal"], tmp_path, rollout=rollout, schedule={"steps": 3}, evaluation=heldout(tmp_path)
+        )
+        await loop._keeper.resume()
+        async with loop._fleet.weights_change():
+            await loop._push()
+        await loop._train()
+
+    virtually(work)
+    found = lines(tmp_path, "evaluation")
+    assert [(line["step"], line["failed"]) for line in found] == [(step, 0) for step in range(4)]
+    assert all(line["reverse_kl"] is not None for line in found)
+
+
+def test_a_coefficient_that_an_evaluation_lowers_is_lower_from_its_step_on(tmp_path: Path) -> None:
+    team, told = Weights(), Told({0: 1.0, 2: 2.0})
+    lower = {**FELL, "action": "lower-coefficient", "factor": 0.5}
+
+    async def work() -> None:
+        await train(loop_of(tmp_path, team, told, {"steps": 4, "evaluateEverySteps": 2}, lower))
+
+    virtually(work)
+    assert team.of("apply") == [1.0, 1.0, 0.5, 0.5]
+    assert team.of("discard") == [2], "the gradient that knew nothing of it is computed again"
+    assert told.begun == [0, 2, 4]
+    assert [line["step"] for line in lines(tmp_path, "step")] == [1, 2, 3, 4]
+
+
+def test_a_roll_back_leaves_the_step_that_was_begun_meanwhile(tmp_path: Path) -> None:
+    team, told = Weights(), Told({0: 1.0, 1: 0.9, 2: 3.0})
+    back = {**FELL, "action": "roll-back"}
+
+    async def work() -> None:
+        loop = loop_of(tmp_path, team, told, {"steps": 3, "evaluateEverySteps": 1, "keepBest": True}, back)
+        told.found[2] = 3.0
+        await loop._keeper.resume()
+        training = asyncio.create_task(loop._train())
+        while not team.of("load"):
+            await asyncio.sleep(0.1)
+        told.found[2] = 1.0
+        await training
+        await loop._keeper.saved()
+
+    virtually(work)
+    assert team.of("load") == [1] and team.of("discard") == [2]
+    assert len(team.of("apply")) == 4 and told.begun == [0, 1, 2, 2, 3]
+    assert [line["step"] for line in lines(tmp_path, "step")] == [1, 2, 3]
+    [event] = lines(tmp_path, "guard")
+    assert (event["at_step"], event["step"]) == (2, 1)
+
+
+def test_a_guard_may_stop_the_run_by_the_evaluation_of_its_last_step(tmp_path: Path) -> None:
+    team, told = Weights(), Told({0: 1.0, 1: 0.9, 2: 3.0})
+
+    async def work() -> None:
+        schedule = {"steps": 2, "evaluateEverySteps": 1, "keepBest": True}
+        loop = loop_of(tmp_path, team, told, schedule, {**FELL, "action": "stop"})
+        await train(loop)
+        assert loop._intervention.stopped_by is not None and loop._at.step == 1
+
+    virtually(work)
+    assert team.of("load") == [1] and len(team.of("apply")) == 2
+
+
+def test_an_evaluation_that_a_stop_cuts_short_is_made_by_the_next_attempt(tmp_path: Path) -> None:
+    schedule = {"steps": 4, "evaluateEverySteps": 2, "checkpointEverySteps": 2}
+
+    async def stopped() -> None:
+        team, told = Weights(), Told({}, 50.0)
+        loop = loop_of(tmp_path, team, told, schedule)
+        loop._at.step = team.steps = 1  # the evaluation of step 0 is not the matter
+        training = asyncio.create_task(loop._train())
+        while told.begun != [2]:
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(10)
+        loop.stop()
+        with pytest.raises(Stopped):
+            await training
+        await loop.checkpoint()
+        assert lines(tmp_path, "evaluation") == []
+        if loop._measuring is not None:
+            loop._measuring.cancel()
+
+    async def resumed() -> None:
+        team, told = Weights(), Told({})
+        await train(loop_of(tmp_path, team, told, schedule))
+        assert told.begun == [2, 4] and team.of("save") == [2, 4]
+
+    virtually(stopped)
+    virtually(resumed)
+    assert [line["step"] for line in lines(tmp_path, "evaluation")] == [2, 4]
+    assert [line["step"] for line in lines(tmp_path, "step")] == [2, 3, 4]
