@@ -8,7 +8,7 @@ import pytest
 import torch
 from megatron_ranks import VOCABULARY, make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
 
-KINDS = ("qwen3", "qwen3-tied", "qwen2", "llama", "llama3-rope")
+KINDS = ("qwen3", "qwen3-tied", "qwen2", "llama", "llama3-rope", "qwen3-moe", "qwen3-moe-bare")
 
 
 def convert(folder: Path, tensor: int, kinds: tuple[str, ...]) -> dict[str, Any]:
