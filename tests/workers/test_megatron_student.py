@@ -97,10 +97,7 @@ def train_all(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def train_split(folder: Path, **split: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    return {
-        (kind, objective): train(folder, kind, objective=objective, **split)
-        for kind, objective in TRAINED
-    }
+    return {(kind, objective): train(folder, kind, objective=objective, **split) for kind, objective in TRAINED}
 
 
 def assert_same_training(found: dict[str, Any], expected: dict[str, Any]) -> None:
