@@ -100,15 +100,20 @@ def make_checkpoint(
         Qwen2ForCausalLM,
         Qwen3Config,
         Qwen3ForCausalLM,
+        Qwen3MoeConfig,
+        Qwen3MoeForCausalLM,
     )
 
     llama3 = {
         "rope_type": "llama3", "rope_theta": 5e5, "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
         "original_max_position_embeddings": 64,
     }  # fmt: skip
+    experts = {"head_dim": 32, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
     kinds: dict[str, tuple[Any, Any, dict[str, Any]]] = {
         "qwen3": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32}),
         "qwen3-tied": (Qwen3Config, Qwen3ForCausalLM, {"head_dim": 32, "tie_word_embeddings": True}),
+        "qwen3-moe": (Qwen3MoeConfig, Qwen3MoeForCausalLM, {**experts, "norm_topk_prob": True}),
+        "qwen3-moe-bare": (Qwen3MoeConfig, Qwen3MoeForCausalLM, experts),
         "qwen2": (Qwen2Config, Qwen2ForCausalLM, {}),
         "llama": (LlamaConfig, LlamaForCausalLM, {}),
         "llama3-rope": (LlamaConfig, LlamaForCausalLM, {"rope_parameters": llama3}),

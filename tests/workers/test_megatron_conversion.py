@@ -8,7 +8,7 @@ import pytest
 import torch
 from megatron_ranks import VOCABULARY, make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
 
-KINDS = ("qwen3", "qwen3-tied", "qwen2", "llama", "llama3-rope")
+KINDS = ("qwen3", "qwen3-tied", "qwen2", "llama", "llama3-rope", "qwen3-moe", "qwen3-moe-bare")
 
 
 def convert(folder: Path, tensor: int, kinds: tuple[str, ...]) -> dict[str, Any]:
@@ -141,6 +141,7 @@ def refusals(folder: Path) -> dict[str, str]:
     refused("bias", attention_bias=True)
     refused("yarn", rope_parameters={"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0})
     refused("nonsense", hidden_size="wide")
+    refused("mixed", model_type="qwen3_moe", mlp_only_layers=[1])
     refused("deeper", num_hidden_layers=3)
     refused("shallower", num_hidden_layers=1)
     refused("wider", intermediate_size=256)
@@ -208,6 +209,7 @@ def test_a_model_that_cannot_be_trained_is_refused_with_what_is_allowed(tmp_path
     assert "rope type yarn is not supported" in messages["yarn"]
     assert "config.json cannot be read" in messages["nonsense"]
     assert "has no tensor model.layers.2.input_layernorm.weight" in messages["deeper"]
+    assert "mlp_only_layers must be [] for qwen3_moe, not [1]" in messages["mixed"]
     assert "have no place in the model" in messages["shallower"]
     assert "model.layers.0.mlp.gate_proj.weight is [128, 64], but config.json asks for [256, 64]" in messages["wider"]
     assert "only safetensors checkpoints are read" in messages["empty"]

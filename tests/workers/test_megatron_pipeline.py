@@ -7,7 +7,7 @@ import pytest
 import torch
 from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
 
-KINDS = ("qwen3-tied", "llama3-rope")
+KINDS = ("qwen3-tied", "llama3-rope", "qwen3-moe")
 
 
 @pytest.fixture(scope="module")

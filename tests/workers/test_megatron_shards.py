@@ -9,7 +9,7 @@ from distill_workers.megatron.architecture import ARCHITECTURES, Layout, Shape
 from distill_workers.megatron.shards import EVERY, cut, join, pieces, whole_shapes
 
 SHAPE = Shape(
-    architecture=ARCHITECTURES["qwen2"], layers=1, hidden_size=24, ffn_hidden_size=32, attention_heads=8,
+    architecture=ARCHITECTURES["qwen2"], layers=1, hidden_size=24, ffn_hidden_size=32, experts=None, attention_heads=8,
     query_groups=4, head_size=3, vocab_size=29, max_positions=64, norm_epsilon=1e-6, rope_theta=1e4,
     rope_scaling=None, tied_embeddings=False,
 )  # fmt: skip

@@ -13,9 +13,11 @@ RATE = 1e-3
 CASES: dict[str, dict[str, Any]] = {
     "float32": {"kind": "qwen2"},
     "bfloat16": {"kind": "qwen3-tied", "precision": "bfloat16"},
+    "experts": {"kind": "qwen3-moe"},
     "adapters": {"kind": "qwen2", "lora": {"rank": 4, "alpha": 8.0}},
 }
-"""What is trained: a model with biases; one whose head is a copy on the last stage; adapters beside frozen weights."""
+"""What is trained: a model with biases; one whose head is a copy on the last stage; a mixture of experts; adapters
+beside frozen weights."""
 SPLITS: dict[str, dict[str, Any]] = {
     "tensor": {"tensor": 2, "ranks": 2},
     "data": {"distributed": True, "ranks": 2},
@@ -60,6 +62,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("states")
     make_checkpoint(folder / "qwen2", "qwen2")
     make_checkpoint(folder / "qwen3-tied", "qwen3-tied")
+    make_checkpoint(folder / "qwen3-moe", "qwen3-moe")
     return folder
 
 

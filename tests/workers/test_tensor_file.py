@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from distill_workers.megatron import tensor_file
-from distill_workers.megatron.tensor_file import BadTensorFile, TensorFile, write
+from distill_workers.megatron.tensor_file import BadTensorFile, Block, TensorFile, write
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -52,6 +52,37 @@ def test_a_block_fills_rows_of_a_larger_tensor_and_nothing_beside_them(path: Pat
         file.read("tall-torch.float32", parameter.data[5:15], first_row=100)
     assert torch.equal(parameter[5:15], load_file(path)["tall-torch.float32"][100:110])
     assert not parameter[:5].any() and not parameter[15:].any()
+
+
+def test_small_tensors_side_by_side_take_one_call_and_calls_that_bring_less_go_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tensors = {f"expert-{i}": torch.randn(3 + i % 5, 4) for i in range(1500)}
+    write(tmp_path / "x", tensors, {})
+    calls = []
+    preadv = os.preadv
+
+    def at_most(limit: int) -> None:
+        def read(descriptor: int, parts: list[memoryview], offset: int) -> int:
+            calls.append(len(parts))
+            if limit < len(parts):  # in the middle of a part
+                parts = [*parts[:limit], parts[limit][:37]]
+            return preadv(descriptor, parts, offset)
+
+        monkeypatch.setattr(os, "preadv", read)
+
+    for limit in (2000, 400):
+        at_most(limit)
+        calls.clear()
+        found = {name: torch.full_like(t, torch.nan) for name, t in tensors.items()}
+        with TensorFile(tmp_path / "x") as file:
+            # In another order than they have in the file, and one of them by its halves.
+            blocks = [Block(name, t) for name, t in reversed(found.items()) if name != "expert-3"]
+            halves = [Block("expert-3", found["expert-3"][i : i + 3], first_row=i) for i in (0, 3)]
+            file.read_all([*blocks, *halves])
+        assert all(torch.equal(found[name], t) for name, t in tensors.items())
+        if limit == 2000:
+            assert calls == [1024, 477]
 
 
 def test_what_is_written_is_read_by_safetensors_as_well(tmp_path: Path) -> None:

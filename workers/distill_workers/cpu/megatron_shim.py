@@ -44,6 +44,11 @@ def install() -> None:
     # Recomputed layers restore the state of CUDA's generator, and there is none.
     random._get_cuda_rng_state = lambda *args, **kwargs: None
     random._set_cuda_rng_state = lambda *args, **kwargs: None
+    # Mixtures of experts copy the numbers of their tokens to the host on a stream of its own; here they are there.
+    from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
+
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "none"
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = lambda self, point, counts=None: counts
     # Pipeline stages only: the copy of a tied embedding, and the 1F1B schedule's counter of tokens.
     from megatron.core.models.common.language_module.language_module import LanguageModule
     from megatron.core.pipeline_parallel import schedules

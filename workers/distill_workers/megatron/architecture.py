@@ -1,6 +1,6 @@
 """The supported architectures, as data: what a Hugging Face config means, and which tensors make which of Megatron's.
 
-A new dense decoder of the same family is a new row of ARCHITECTURES; nothing else asks for the model_type.
+A new decoder of the same family is a new row of ARCHITECTURES; nothing else asks for the model_type.
 """
 
 from collections.abc import Iterator
@@ -38,6 +38,8 @@ class Architecture:
 
     qkv_bias: bool = False
     qk_norm: bool = False
+    mixture: bool = False
+    """Each layer has experts and a router in place of one MLP."""
     required: dict[str, tuple[Any, ...]] = field(default_factory=dict)
     """Attribute of the config and the values under which the layers built here are right; an absent one is fine."""
 
@@ -51,6 +53,11 @@ ARCHITECTURES: dict[str, Architecture] = {
     "llama": Architecture(required={**_COMMON, "attention_bias": (False,), "pretraining_tp": (1, None)}),
     "qwen2": Architecture(qkv_bias=True, required=_COMMON),
     "qwen3": Architecture(qk_norm=True, required={**_COMMON, "attention_bias": (False,)}),
+    "qwen3_moe": Architecture(
+        qk_norm=True,
+        mixture=True,
+        required={**_COMMON, "attention_bias": (False,), "decoder_sparse_step": (1,), "mlp_only_layers": ([], None)},
+    ),
 }
 ROPE_TYPES = ("default", "llama3")
 
@@ -66,6 +73,17 @@ class Llama3Rope:
 
 
 @dataclass(frozen=True)
+class Experts:
+    """Of each layer: the router's softmax is over all experts, a token goes to the likeliest ones (no token is dropped)
+    and gets their outputs weighted by it."""
+
+    count: int
+    chosen: int
+    normalised: bool
+    """The weights of a token's experts are divided by their sum."""
+
+
+@dataclass(frozen=True)
 class Shape:
     """Everything about one checkpoint that the trainer needs to know, parsed from its config.json."""
 
@@ -73,6 +91,8 @@ class Shape:
     layers: int
     hidden_size: int
     ffn_hidden_size: int
+    """Of the MLP, or of each expert."""
+    experts: Experts | None
     attention_heads: int
     query_groups: int
     head_size: int
@@ -117,11 +137,15 @@ def read_shape(model_path: Path, *, trust_remote_code: bool = False) -> Shape:
             high_freq_factor=rope["high_freq_factor"],
             original_max_position_embeddings=rope["original_max_position_embeddings"],
         )
+    experts = None
+    if architecture.mixture:
+        experts = Experts(config.num_experts, config.num_experts_per_tok, config.norm_topk_prob)
     return Shape(
         architecture=architecture,
         layers=config.num_hidden_layers,
         hidden_size=config.hidden_size,
-        ffn_hidden_size=config.intermediate_size,
+        ffn_hidden_size=config.intermediate_size if experts is None else config.moe_intermediate_size,
+        experts=experts,
         attention_heads=config.num_attention_heads,
         query_groups=config.num_key_value_heads or config.num_attention_heads,
         head_size=getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads,
@@ -175,12 +199,23 @@ def mappings(shape: Shape) -> Iterator[Mapping]:
             (f"{hf}.post_attention_layernorm.weight",),
             Layout.REPLICATED,
         )
-        yield Mapping(
-            (f"{megatron}.mlp.linear_fc1.weight",),
-            (f"{hf}.mlp.gate_proj.weight", f"{hf}.mlp.up_proj.weight"),
-            Layout.GATE_UP,
-        )
-        yield Mapping((f"{megatron}.mlp.linear_fc2.weight",), (f"{hf}.mlp.down_proj.weight",), Layout.COLUMNS)
+        if shape.experts is None:
+            yield from _mlp((f"{megatron}.mlp.linear_fc{{}}.weight",), f"{hf}.mlp")
+            continue
+        yield Mapping((f"{megatron}.mlp.router.weight",), (f"{hf}.mlp.gate.weight",), Layout.REPLICATED)
+        for expert in range(shape.experts.count):
+            names = (
+                f"{megatron}.mlp.experts.local_experts.{expert}.linear_fc{{}}.weight",
+                f"{megatron}.mlp.experts.linear_fc{{}}.weight{expert}",
+            )
+            yield from _mlp(names, f"{hf}.mlp.experts.{expert}")
     yield Mapping(("decoder.final_layernorm.weight",), ("model.norm.weight",), Layout.REPLICATED)
     if not shape.tied_embeddings:
         yield Mapping(("output_layer.weight",), ("lm_head.weight",), Layout.ROWS)
+
+
+def _mlp(megatron: tuple[str, ...], hf: str) -> Iterator[Mapping]:
+    """Of a gated MLP; `megatron` has a place for the number of its two layers."""
+    first, second = (tuple(name.format(number) for name in megatron) for number in (1, 2))
+    yield Mapping(first, (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"), Layout.GATE_UP)
+    yield Mapping(second, (f"{hf}.down_proj.weight",), Layout.COLUMNS)

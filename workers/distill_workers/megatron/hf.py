@@ -21,7 +21,7 @@ from distill_workers.megatron.model import HiddenStateModel
 from distill_workers.megatron.parallel import Ranks
 from distill_workers.megatron.shards import join, pieces, whole_shapes
 from distill_workers.megatron.stages import held, owned, to_first_stage
-from distill_workers.megatron.tensor_file import BadTensorFile, TensorFile
+from distill_workers.megatron.tensor_file import BadTensorFile, Block, TensorFile
 from distill_workers.whole_file import sync_folder
 
 INDEX = "model.safetensors.index.json"
@@ -44,9 +44,13 @@ def load(model: torch.nn.Module, shape: Shape, ranks: Ranks, model_path: Path) -
         try:
             files = [stack.enter_context(TensorFile(path)) for path in sorted(set(_weight_files(model_path)))]
             where = {name: file for file in files for name in file.entries}
+            wanted: dict[TensorFile, list[Block]] = {file: [] for file in files}
             for mapping in held(shape, ranks):
                 parameter = unset.pop(_name_in(unset, mapping))
-                _read(parameter.data, mapping, shape, ranks, where, model_path)
+                for block in _blocks(parameter.data, mapping, shape, ranks, where, model_path):
+                    wanted[where[block.name]].append(block)
+            for file, blocks in wanted.items():
+                file.read_all(blocks)
         except BadTensorFile as error:
             raise UnsupportedModel(str(error)) from error
         if unset:
@@ -60,15 +64,15 @@ def load(model: torch.nn.Module, shape: Shape, ranks: Ranks, model_path: Path) -
             )
 
 
-def _read(
+def _blocks(
     parameter: torch.Tensor,
     mapping: Mapping,
     shape: Shape,
     ranks: Ranks,
     where: dict[str, TensorFile],
     model_path: Path,
-) -> None:
-    """Fill one parameter."""
+) -> Iterator[Block]:
+    """What one parameter is made of; what nothing fills is set to zero."""
     wholes = whole_shapes(mapping.layout, shape, parameter.shape, size=ranks.tensor_size)
     for name, expected in zip(mapping.hf, wholes, strict=True):
         if name not in where:
@@ -79,8 +83,7 @@ def _read(
     filled = 0
     for piece in pieces(mapping.layout, shape, parameter.shape, rank=ranks.tensor_rank, size=ranks.tensor_size):
         name = mapping.hf[piece.source]
-        first_column = piece.columns.start or 0
-        where[name].read(name, parameter[piece.to], first_row=piece.rows.start, first_column=first_column)
+        yield Block(name, parameter[piece.to], piece.rows.start, piece.columns.start or 0)
         filled = piece.to.stop
     parameter[filled:].zero_()  # the padding of a vocabulary
 

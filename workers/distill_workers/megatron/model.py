@@ -12,6 +12,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from distill_api.spec import Recompute
@@ -75,13 +76,14 @@ def build_model(
 ) -> HiddenStateModel:
     """This stage on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
 
-    fused: with Transformer Engine's layers, where it is installed.
+    fused: with Transformer Engine's layers, where it is installed. A mixture of experts is always sequence parallel:
+    Megatron trains none without, and then each token is routed once, on one tensor parallel rank.
     """
     stages.check(shape, ranks)
     for name, size in (
         ("attention heads", shape.attention_heads),
         ("key-value heads", shape.query_groups),
-        ("the MLP's width", shape.ffn_hidden_size),
+        ("the MLP's width" if shape.experts is None else "an expert's width", shape.ffn_hidden_size),
     ):
         if size % ranks.tensor_size:
             raise UnsupportedModel(f"parallelism.tensor {ranks.tensor_size} does not divide {name} ({size})")
@@ -93,16 +95,28 @@ def build_model(
         model_parallel_cuda_manual_seed(seed)
     else:
         initialize_rng_tracker(inference_rng_tracker=True)
-    config = _transformer_config(shape, ranks, dtype, recompute, on_gpu=on_gpu, sequence_parallel=sequence_parallel)
+    config = _transformer_config(
+        shape, ranks, dtype, recompute, on_gpu=on_gpu, with_engine=with_engine, sequence_parallel=sequence_parallel
+    )
     if with_engine:
-        layers: Any = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        layers: Any = get_gpt_layer_with_transformer_engine_spec(
+            num_experts=config.num_moe_experts,
+            moe_grouped_gemm=config.num_moe_experts is not None,
+            qk_layernorm=config.qk_layernorm,
+        )
     else:
-        layer = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
+        layer = get_gpt_layer_local_spec(
+            num_experts=config.num_moe_experts,
+            qk_layernorm=config.qk_layernorm,
+            normalization=config.normalization,
+        )
         layer.submodules.self_attention.submodules.core_attention = CausalAttention
         layer.submodules.input_layernorm = layer.submodules.pre_mlp_layernorm = Norm
         if config.qk_layernorm:
             attention = layer.submodules.self_attention.submodules
             attention.q_layernorm = attention.k_layernorm = Norm
+        # megatron-core 0.16.1 asks for it where Transformer Engine is not installed, and does not define it there.
+        vars(moe_utils).setdefault("te_general_gemm", None)
         layers = TransformerBlockSubmodules([layer] * (shape.layers // ranks.pipeline_size), layer_norm=Norm)
     model: HiddenStateModel = HiddenStateModel(
         config=config,
@@ -132,15 +146,39 @@ def build_model(
 
 RECOMPUTATION: dict[Recompute, dict[str, Any]] = {
     Recompute.NONE: {},
-    # The attention keeps nothing of [sequence, sequence], so the MLPs' are the largest activations.
-    Recompute.SELECTIVE: {"recompute_granularity": "selective", "recompute_modules": ["mlp"]},
+    # The attention keeps nothing of [sequence, sequence], so the MLPs' are the largest activations. Each of the two
+    # leaves layers of the other kind alone.
+    Recompute.SELECTIVE: {"recompute_granularity": "selective", "recompute_modules": ["mlp", "moe"]},
     Recompute.FULL: {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
 }
 
 
 def _transformer_config(
-    shape: Shape, ranks: Ranks, dtype: torch.dtype, recompute: Recompute, *, on_gpu: bool, sequence_parallel: bool
+    shape: Shape,
+    ranks: Ranks,
+    dtype: torch.dtype,
+    recompute: Recompute,
+    *,
+    on_gpu: bool,
+    with_engine: bool,
+    sequence_parallel: bool,
 ) -> TransformerConfig:
+    experts: dict[str, Any] = {}
+    if shape.experts is not None:
+        sequence_parallel = sequence_parallel or ranks.tensor_size > 1
+        experts = {
+            "num_moe_experts": shape.experts.count,
+            "moe_ffn_hidden_size": shape.ffn_hidden_size,
+            "moe_router_topk": shape.experts.chosen,
+            # The softmax of the chosen logits alone is that of all, divided by the sum over the chosen.
+            "moe_router_pre_softmax": not shape.experts.normalised,
+            "moe_router_dtype": "fp32",
+            # The divergence from the teacher is the loss. A term that evens out the experts' load would pull the
+            # routing of an already trained model away from where the teacher's tokens are best predicted.
+            "moe_router_load_balancing_type": "none",
+            "moe_aux_loss_coeff": 0.0,
+            "moe_grouped_gemm": with_engine,
+        }
     if recompute is Recompute.AUTO:
         # Activations of a long response do not fit without; a small model on a CPU has no use for it.
         recompute = Recompute.FULL if on_gpu else Recompute.NONE
@@ -186,6 +224,7 @@ def _transformer_config(
         persist_layer_norm=False,
         batch_p2p_comm=False,
         **RECOMPUTATION[recompute],
+        **experts,
     )
 
 

@@ -10,7 +10,7 @@ Format: https://huggingface.co/docs/safetensors – eight bytes of header length
 import json
 import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -30,6 +30,8 @@ SKIPPED_BYTES = 16 * 1024
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 100 * 1024**2
 MAX_CALL_BYTES = 1024**3
+MAX_PARTS = 1024
+"""Places that one preadv(2) can fill: IOV_MAX."""
 
 
 class BadTensorFile(ValueError):
@@ -48,6 +50,19 @@ class Entry:
     def columns(self) -> int:
         """Elements in one row; a vector is a column of rows of one."""
         return math.prod(self.shape[1:])
+
+
+@dataclass(frozen=True)
+class Block:
+    """What is wanted of a tensor: the block that begins at row and column.
+
+    It goes into `destination` [rows, columns], or [rows] of a vector. The destination's rows must lie one after the other; dtype and device may differ from the file's.
+    """
+
+    name: str
+    destination: torch.Tensor
+    first_row: int = 0
+    first_column: int = 0
 
 
 class TensorFile:
@@ -76,29 +91,56 @@ class TensorFile:
         os.close(self._descriptor)
 
     def read(self, name: str, destination: torch.Tensor, *, first_row: int = 0, first_column: int = 0) -> None:
-        """Fill `destination` [rows, columns] (or [rows]) with the block of the tensor that begins at row and column.
+        """Fill one block: see Block."""
+        self.read_all([Block(name, destination, first_row, first_column)])
 
-        The destination's rows must lie one after the other; dtype and device may differ from the file's.
-        """
-        entry = self.entries[name]
-        if destination.numel() == 0:
-            return
-        target = destination.detach().view(destination.shape[0], -1)
+    def read_all(self, blocks: Iterable[Block]) -> None:
+        """Fill every block, in the order of the file. What lies side by side there is read by one call."""
+        waiting: list[memoryview] = []
+        begin = end = 0
+        for offset, block, target in sorted(self._placed(blocks), key=lambda placed: placed[0]):
+            direct = self._direct(block, target)
+            if direct is None:
+                self._read_by_buffer(offset, block, target)
+                continue
+            if offset != end or len(waiting) == MAX_PARTS or offset - begin > MAX_CALL_BYTES:
+                self._fill(waiting, begin)
+                waiting, begin, end = [], offset, offset
+            waiting.append(direct)
+            end += len(direct)
+        self._fill(waiting, begin)
+
+    def _placed(self, blocks: Iterable[Block]) -> Iterator[tuple[int, Block, torch.Tensor]]:
+        """Where in the file each block begins, and its destination as [rows, columns]. Empty ones are left out."""
+        for block in blocks:
+            entry = self.entries[block.name]
+            if block.destination.numel() == 0:
+                continue
+            target = block.destination.detach().view(block.destination.shape[0], -1)
+            rows, columns = target.shape
+            if block.first_row + rows > entry.shape[0] or block.first_column + columns > entry.columns:
+                raise BadTensorFile(
+                    f"{self.path}: {block.name} is {list(entry.shape)}: too small for what is read from it"
+                )
+            begin = (block.first_row * entry.columns + block.first_column) * entry.dtype.itemsize
+            yield entry.offset + begin, block, target
+
+    def _direct(self, block: Block, target: torch.Tensor) -> memoryview | None:
+        """The destination's memory, where the file has the same bytes in one piece."""
+        entry = self.entries[block.name]
+        same = target.dtype == entry.dtype and target.device.type == "cpu"
+        return _memory(target) if same and target.shape[1] == entry.columns else None
+
+    def _read_by_buffer(self, offset: int, block: Block, target: torch.Tensor) -> None:
+        """Of what must be converted, or lies on another device, or is narrower than the file's rows."""
+        entry = self.entries[block.name]
         rows, columns = target.shape
-        if first_row + rows > entry.shape[0] or first_column + columns > entry.columns:
-            raise BadTensorFile(f"{self.path}: {name} is {list(entry.shape)}: too small for what is read from it")
         item = entry.dtype.itemsize
         row_bytes, run_bytes = entry.columns * item, columns * item
-        offset = entry.offset + first_row * row_bytes + first_column * item
-        whole_rows = run_bytes == row_bytes
-        if target.dtype == entry.dtype and target.device.type == "cpu":
-            if whole_rows:
-                self._fill(_memory(target), offset)
-                return
-            if row_bytes - run_bytes >= SKIPPED_BYTES:
-                self._fill_runs(_memory(target), run_bytes, offset, row_bytes)
-                return
         by_row = row_bytes - run_bytes >= SKIPPED_BYTES
+        if by_row and target.dtype == entry.dtype and target.device.type == "cpu":
+            self._fill_runs(_memory(target), run_bytes, offset, row_bytes)
+            return
         # Without the last row's tail, which may be the end of the file.
         stride = run_bytes if by_row else row_bytes
         at_once = max(1, BUFFER_BYTES // stride)
@@ -109,10 +151,10 @@ class TensorFile:
             if by_row:
                 self._fill_runs(into, run_bytes, start, row_bytes)
             else:
-                self._fill(into, start)
-            block = buffer[: count * stride].view(entry.dtype).view(count, -1)[:, :columns]
+                self._fill([into], start)
+            rows_read = buffer[: count * stride].view(entry.dtype).view(count, -1)[:, :columns]
             # Synchronous, also from pinned memory: the buffer is filled again at once.
-            target[begin : begin + count].copy_(block)
+            target[begin : begin + count].copy_(rows_read)
 
     def _scratch(self, size: int, *, pinned: bool) -> torch.Tensor:
         if self._buffer is None or self._buffer.numel() < size:
@@ -121,15 +163,23 @@ class TensorFile:
 
     def _fill_runs(self, memory: memoryview, run_bytes: int, offset: int, row_bytes: int) -> None:
         for row in range(len(memory) // run_bytes):
-            self._fill(memory[row * run_bytes : (row + 1) * run_bytes], offset + row * row_bytes)
+            self._fill([memory[row * run_bytes : (row + 1) * run_bytes]], offset + row * row_bytes)
 
-    def _fill(self, memory: memoryview, offset: int) -> None:
-        done = 0
-        while done < len(memory):
-            count = os.preadv(self._descriptor, [memory[done : done + MAX_CALL_BYTES]], offset + done)
+    def _fill(self, parts: list[memoryview], offset: int) -> None:
+        """Fill one after the other with what the file has from `offset` on."""
+        while parts:
+            count = os.preadv(self._descriptor, parts, offset)
             if count == 0:
                 raise BadTensorFile(f"{self.path} ended while it was read: it is being written, or was cut off")
-            done += count
+            offset += count
+            # One call brings two gigabytes at most.
+            filled = 0
+            while filled < len(parts) and count >= len(parts[filled]):
+                count -= len(parts[filled])
+                filled += 1
+            parts = parts[filled:]
+            if count:
+                parts[0] = parts[0][count:]
 
 
 def write(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> int:
