@@ -133,6 +133,19 @@ class KubernetesCluster:
         path = f"{_path(Kind.DISTILLATION_JOB, namespace, name)}/status"
         await self._merge(path, patch)
 
+    async def create(self, kind: Kind, body: Mapping[str, Any]) -> None:
+        """Raises AlreadyExists."""
+        path = _path(kind, body["metadata"]["namespace"])
+        try:
+            await self._request("create", "POST", path, {"fieldManager": FIELD_MANAGER}, body)
+        except Conflict as error:
+            raise AlreadyExists(error.status, error.message) from None
+
+    async def replace(self, kind: Kind, body: Mapping[str, Any]) -> None:
+        """The whole object, of the resourceVersion in it. Raises Conflict."""
+        path = _path(kind, body["metadata"]["namespace"], body["metadata"]["name"])
+        await self._request("update", "PUT", path, {"fieldManager": FIELD_MANAGER}, body)
+
     async def create_event(self, body: Mapping[str, Any]) -> None:
         namespace = body["metadata"]["namespace"]
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"

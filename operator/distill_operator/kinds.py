@@ -31,6 +31,7 @@ class Kind(Enum):
     POD = Resource("Pod", "v1", "pods")
     CLAIM = Resource("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
     STORAGE_CLASS = Resource("StorageClass", "storage.k8s.io/v1", "storageclasses")
+    LEASE = Resource("Lease", "coordination.k8s.io/v1", "leases")
     DISTILLATION_JOB = Resource(KIND, API_VERSION, PLURAL)
 
 
