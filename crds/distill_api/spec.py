@@ -27,6 +27,7 @@ from distill_api.objective import (
 from distill_api.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.rollout import Rollout, Sampling
 from distill_api.rules import ListMap, Rule
+from distill_api.scheduling import Gang, GangScope, Scheduling
 from distill_api.teacher import Teacher
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
 from distill_api.words import AbsolutePath, AcceleratorName, ControllerName, Seconds
@@ -40,6 +41,8 @@ __all__ = [
     "Decay",
     "Divergence",
     "Evaluation",
+    "Gang",
+    "GangScope",
     "Guard",
     "GuardAction",
     "ImportanceWeight",
@@ -59,6 +62,7 @@ __all__ = [
     "Rollout",
     "Sampling",
     "Schedule",
+    "Scheduling",
     "Source",
     "Spec",
     "Student",
@@ -208,6 +212,7 @@ class Spec(Model):
         default_factory=list, description="What must not happen to the training, and what is done when it does."
     )
     output: Output = Field(default_factory=Output, description="Where results go.")
+    scheduling: Scheduling = Field(default_factory=Scheduling, description="Where and when the pods are placed.")
     managed_by: ControllerName = Field(
         "distillation-operator.io/operator",
         description="The controller that looks after the job. With any other name this operator leaves the job alone "

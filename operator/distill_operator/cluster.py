@@ -13,7 +13,7 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from distill_api.names import FIELD_MANAGER
-from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.readiness import QUOTA
 
 Json = dict[str, Any]
@@ -111,7 +111,7 @@ class KubernetesCluster:
     async def apply(self, body: Mapping[str, Any], *, dry_run: bool = False) -> None:
         meta = body["metadata"]
         query = {"fieldManager": FIELD_MANAGER, "force": "true", "dryRun": "All" if dry_run else ""}
-        path = _path(BY_NAME[body["kind"]], meta["namespace"], meta["name"])
+        path = _path(kind_of(body), meta["namespace"], meta["name"])
         await self._request("apply", "PATCH", path, query, body, "application/apply-patch+yaml")
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> None:
@@ -133,17 +133,17 @@ class KubernetesCluster:
         path = f"{_path(Kind.DISTILLATION_JOB, namespace, name)}/status"
         await self._merge(path, patch)
 
-    async def create(self, kind: Kind, body: Mapping[str, Any]) -> None:
+    async def create(self, body: Mapping[str, Any]) -> None:
         """Raises AlreadyExists."""
-        path = _path(kind, body["metadata"]["namespace"])
+        path = _path(kind_of(body), body["metadata"]["namespace"])
         try:
             await self._request("create", "POST", path, {"fieldManager": FIELD_MANAGER}, body)
         except Conflict as error:
             raise AlreadyExists(error.status, error.message) from None
 
-    async def replace(self, kind: Kind, body: Mapping[str, Any]) -> None:
+    async def replace(self, body: Mapping[str, Any]) -> None:
         """The whole object, of the resourceVersion in it. Raises Conflict."""
-        path = _path(kind, body["metadata"]["namespace"], body["metadata"]["name"])
+        path = _path(kind_of(body), body["metadata"]["namespace"], body["metadata"]["name"])
         await self._request("update", "PUT", path, {"fieldManager": FIELD_MANAGER}, body)
 
     async def create_event(self, body: Mapping[str, Any]) -> None:

@@ -31,10 +31,10 @@ class LeaseStore(Protocol):
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         """None when it does not exist."""
 
-    async def create(self, kind: Kind, body: Mapping[str, Any]) -> None:
+    async def create(self, body: Mapping[str, Any]) -> None:
         """Raises AlreadyExists."""
 
-    async def replace(self, kind: Kind, body: Mapping[str, Any]) -> None:
+    async def replace(self, body: Mapping[str, Any]) -> None:
         """Of the resourceVersion in it. Raises Conflict."""
 
 
@@ -150,7 +150,7 @@ class Election:
         meta = {"name": self.name, "namespace": self.namespace}
         spec = self._claim({})
         try:
-            await self.store.create(Kind.LEASE, {**TYPES, "metadata": meta, "spec": spec})
+            await self.store.create({**TYPES, "metadata": meta, "spec": spec})
         except AlreadyExists:
             return False
         self._seen, self._seen_at = spec, self.clock()
@@ -160,7 +160,7 @@ class Election:
         """False when somebody was faster."""
         began = self.clock()
         try:
-            await self.store.replace(Kind.LEASE, {**TYPES, "metadata": found["metadata"], "spec": spec})
+            await self.store.replace({**TYPES, "metadata": found["metadata"], "spec": spec})
         except Conflict:
             return False
         self._seen, self._seen_at = spec, began

@@ -36,6 +36,12 @@ NAMESPACED_RULES: tuple[Rule, ...] = (
 )
 """For a Role in each watched namespace, or a ClusterRole when every namespace is watched."""
 
+GANG_RULES: tuple[Rule, ...] = tuple(
+    {"apiGroups": [group], "resources": ["podgroups"], "verbs": ["list", "create", "patch", "delete"]}
+    for group in ("scheduling.x-k8s.io", "scheduling.volcano.sh", "scheduling.run.ai")
+)
+"""With NAMESPACED_RULES, each where its scheduler is used: spec.scheduling.gang."""
+
 LEASE_RULES: tuple[Rule, ...] = (
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
 )

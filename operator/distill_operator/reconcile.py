@@ -18,7 +18,8 @@ from distill_api.names import Role
 from distill_api.spec import Spec
 from distill_api.status import Status
 from distill_operator import observed as reading
-from distill_operator.cluster import Cluster, Conflict, NamespaceEnding, NotServed, QuotaExceeded, Refused
+from distill_operator.children import gang
+from distill_operator.cluster import ApiError, Cluster, Conflict, NamespaceEnding, NotServed, QuotaExceeded, Refused
 from distill_operator.effects import Apply, Check, Delete, Effect, Event
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
@@ -122,8 +123,9 @@ class Reconciler:
             # By name, whatever its labels: a stranger's object of this name must be seen too.
             return self.cluster.list(kind, namespace, name=child)
 
-        clusters, claim, *rest = await asyncio.gather(
+        clusters, (groups, gang_problem), claim, *rest = await asyncio.gather(
             self._ray_clusters(namespace, names.ray_cluster(name)),
+            self._pod_groups(namespace, job),
             self._claim(namespace, job),
             one(Kind.CONFIG_MAP, names.config_map(name)),
             one(Kind.NETWORK_POLICY, names.network_policy(name)),
@@ -134,12 +136,13 @@ class Reconciler:
         )
         # After the Jobs: a Job that has failed is then seen with the pod that tells why.
         pods = reading.read_pods(await self.cluster.list(Kind.POD, namespace, labels=by_job))
-        raws = [raw for found in (*rest, clusters or []) for raw in found]
+        raws = [raw for found in (*rest, clusters or [], groups) for raw in found]
         return Observed(
             children=tuple(reading.read_child(raw, job.metadata.uid) for raw in raws),
             pods=pods,
             claim=claim,
             kuberay_installed=clusters is not None,
+            gang_problem=gang_problem,
             report=self._report(key, pods),
         )
 
@@ -149,6 +152,22 @@ class Reconciler:
             return await self.cluster.list(Kind.RAY_CLUSTER, namespace, name=name)
         except NotServed:
             return None
+
+    async def _pod_groups(self, namespace: str, job: DistillationJob) -> tuple[list[Json], str]:
+        """The job's group, or why there can be none. Nothing is asked for a job without a gang."""
+        dialect = gang.dialect(job)
+        if dialect is None:
+            return [], ""
+        name = job.spec.scheduling.gang.value
+        try:
+            return await self.cluster.list(dialect.kind, namespace, name=names.pod_group(job.metadata.name)), ""
+        except NotServed:
+            kind = f"{dialect.kind.value.kind} ({dialect.kind.value.api_version})"
+            return [], f"the API server knows no {kind}; install {name}, and the job starts by itself"
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            return [], f"the operator may not use the groups of {name}; its Role lacks them: {error.message}"
 
     async def _claim(self, namespace: str, job: DistillationJob) -> Claim:
         if job.spec.output.volume is None:

@@ -13,7 +13,7 @@ from distill_api.names import FIELD_MANAGER
 from distill_operator.cluster import AlreadyExists, ApiError, Conflict, NotServed, Refused
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
-from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry
 from distill_operator.reconcile import Reconciler
@@ -98,7 +98,7 @@ class FakeCluster:
             raise Refused(422, f"{name} is wrong")
         if dry_run:
             return
-        key = (BY_NAME[body["kind"]], name)
+        key = (kind_of(body), name)
         old = self.objects.get(key)
         if old is not None:
             if (

@@ -30,12 +30,12 @@ class Store:
             raise ApiError(0, "no answer")
         return copy.deepcopy(self.lease)
 
-    async def create(self, kind: Kind, body: Mapping[str, Any]) -> None:
+    async def create(self, body: Mapping[str, Any]) -> None:
         if self.lease is not None:
             raise AlreadyExists(409, "there is one")
         self._store(body)
 
-    async def replace(self, kind: Kind, body: Mapping[str, Any]) -> None:
+    async def replace(self, body: Mapping[str, Any]) -> None:
         assert self.lease is not None
         if body["metadata"]["resourceVersion"] != self.lease["metadata"]["resourceVersion"]:
             raise Conflict(409, "changed")
@@ -147,7 +147,7 @@ async def test_a_holder_whose_lease_was_taken_ends_at_once() -> None:
     a = Election(store, "system", "operator", "a", Terms(**terms))
     await a.acquire(lambda: None)
     assert store.lease is not None
-    await store.replace(Kind.LEASE, {**store.lease, "spec": {**store.lease["spec"], "holderIdentity": "b"}})
+    await store.replace({**store.lease, "spec": {**store.lease["spec"], "holderIdentity": "b"}})
     with pytest.raises(LeaseLost, match="b took the lease"):
         await a.hold()
 

@@ -5,7 +5,7 @@ import json
 
 from distill_api.job import DistillationJob
 from distill_api.names import ANNOTATION_SPEC_HASH
-from distill_operator.children import configmap, network, rollout, teacher, trainer
+from distill_operator.children import configmap, gang, network, rollout, teacher, trainer
 from distill_operator.children.pod import Json
 from distill_operator.settings import Settings
 
@@ -25,11 +25,18 @@ def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
 
 def serving(job: DistillationJob, settings: Settings) -> list[Json]:
     """What must be up before the trainer: the teacher and the engines."""
-    return [_hashed(teacher.deployment(job, settings)), _hashed(rollout.ray_cluster(job, settings))]
+    made = (teacher.deployment(job, settings), rollout.ray_cluster(job, settings))
+    return [_hashed(gang.placed(job, child)) for child in made]
 
 
 def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:
-    return _hashed(trainer.trainer_job(job, settings, attempt))
+    return _hashed(gang.placed(job, trainer.trainer_job(job, settings, attempt)))
+
+
+def group(job: DistillationJob, settings: Settings) -> list[Json]:
+    """The group of pods that a gang scheduler places together, if any: before them, deleted with the attempt."""
+    made = gang.pod_group(job, [*serving(job, settings), training(job, settings, 1)])
+    return [_hashed(made)] if made else []
 
 
 def _hashed(child: Json) -> Json:
