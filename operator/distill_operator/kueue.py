@@ -19,7 +19,8 @@ from distill_operator.kinds import Kind, kind_of
 from distill_operator.settings import InvalidSettings, Settings
 
 PLACEMENT = (
-    "nodeSelector", "affinity", "tolerations", "priorityClassName", "schedulerName", "runtimeClassName", "restartPolicy",
+    "nodeSelector", "affinity", "tolerations", "priorityClassName", "schedulerName", "runtimeClassName",
+    "restartPolicy",
 )  # fmt: skip
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
