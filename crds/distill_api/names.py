@@ -66,6 +66,10 @@ def trainer_job(job: str, attempt: int) -> str:
     return f"{trainer(job)}-{attempt}"
 
 
+def pod_group(job: str) -> str:
+    return f"{job}-gang"
+
+
 def network_policy(job: str) -> str:
     return f"{job}-traffic"
 

@@ -29,6 +29,7 @@ from distill_api.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.rollout import Rollout, Sampling
 from distill_api.routing import RULES as ROUTING_RULES
 from distill_api.rules import ListMap, Rule
+from distill_api.scheduling import Gang, GangScope, Scheduling
 from distill_api.teacher import NamedTeacher, Serving, Teacher
 from distill_api.tracking import Tracking
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
@@ -44,6 +45,8 @@ __all__ = [
     "Divergence",
     "Endpoint",
     "Evaluation",
+    "Gang",
+    "GangScope",
     "Guard",
     "GuardAction",
     "ImportanceWeight",
@@ -65,6 +68,7 @@ __all__ = [
     "Rollout",
     "Sampling",
     "Schedule",
+    "Scheduling",
     "Serving",
     "Source",
     "Spec",
@@ -223,6 +227,7 @@ class Spec(Model):
         default_factory=list, description="What must not happen to the training, and what is done when it does."
     )
     output: Output = Field(default_factory=Output, description="Where results go.")
+    scheduling: Scheduling = Field(default_factory=Scheduling, description="Where and when the pods are placed.")
     managed_by: ControllerName = Field(
         "distillation-operator.io/operator",
         description="The controller that looks after the job. With any other name this operator leaves the job alone "

@@ -55,6 +55,7 @@ class Reason(StrEnum):
     IMAGE_PULL_FAILED = "ImagePullFailed"
     CRASH_LOOPING = "CrashLooping"
     KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
+    GANG_NOT_INSTALLED = "GangSchedulerNotInstalled"
     VOLUME_NOT_BOUND = "VolumeNotBound"
     NAME_TAKEN = "NameTaken"
     QUOTA_EXCEEDED = "QuotaExceeded"

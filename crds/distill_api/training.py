@@ -42,8 +42,8 @@ class Parallelism(Model):
     tensor: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Tensor parallel size.")
     sequence: bool = Field(
         False,
-        description="Sequence parallel: tensor parallel ranks split what they would each keep whole, by tokens. A mixture "
-        "of experts is trained so in any case.",
+        description="Sequence parallel: tensor parallel ranks split what they would each keep whole, by tokens. A "
+        "mixture of experts is trained so in any case.",
     )
     pipeline: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="Pipeline stages; they must divide the student's layers."

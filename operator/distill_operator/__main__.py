@@ -1,6 +1,7 @@
 """python -m distill_operator: joins the parts, ends cleanly on SIGTERM, and with an error when any part dies.
 
-There is nothing to save at the end: whatever was being done is found again in the cluster.
+There is nothing to save at the end: whatever was being done is found again in the cluster. With leader election a
+process answers /healthz and /metrics, and does nothing else until the lease is its own; one that loses it ends.
 """
 
 import asyncio
@@ -10,14 +11,17 @@ import random
 import signal
 import sys
 import time
-from collections.abc import Awaitable, Callable
+import uuid
+from collections.abc import Awaitable, Callable, Mapping
+from typing import Any
 
 from distill_operator import health, logs
 from distill_operator.cache import Cache
-from distill_operator.cluster import ApiError, connect
+from distill_operator.cluster import ApiError, KubernetesCluster, connect
 from distill_operator.events import EventRecorder, now_utc
 from distill_operator.health import Heart
 from distill_operator.jobs import Jobs
+from distill_operator.lease import Election
 from distill_operator.metrics import OperatorMetrics
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry, WorkQueue
@@ -69,35 +73,61 @@ async def operate(settings: Settings) -> None:
     )
     watches = Watches(settings, cache, queue.add)
 
-    async def work() -> None:
+    async def reconciling() -> None:
         # Not before everything was seen once: what is not known yet would look like what is gone.
         await listed.wait()
         await queue.run()
 
-    parts: dict[str, Callable[[], Awaitable[None]]] = {
-        "queue": work,
+    election = _election(settings, cluster)
+    work: dict[str, Callable[[], Awaitable[None]]] = {
+        "queue": reconciling,
         "resync": lambda: resync(cache, listed, settings, queue, jobs, heart),
         "progress": progress.run,
-        "health": lambda: health.serve(settings, heart, metrics.registry()),
         "watches": watches.run,
     }
-    tasks = [asyncio.ensure_future(part()) for part in parts.values()]
-    stopping = asyncio.ensure_future(stop.wait())
+    tasks: dict[str, asyncio.Future[Any]] = {
+        "health": asyncio.ensure_future(health.serve(settings, heart, metrics.registry()))
+    }
+    stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     try:
-        await asyncio.wait([*tasks, stopping], return_when=asyncio.FIRST_COMPLETED)
-        died = [(name, task) for name, task in zip(parts, tasks, strict=True) if task.done()]
-        logger.info("stopping: %s", f"{died[0][0]} ended" if died else "asked to")
+        if election is not None:
+            tasks["lease"] = asyncio.ensure_future(election.acquire(heart.beat))
+            await asyncio.wait([*tasks.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
+            if tasks["lease"].done() and tasks["lease"].exception() is None:
+                tasks["lease"] = asyncio.ensure_future(election.hold())
+        if not stop.is_set() and not _died(tasks):
+            tasks |= {name: asyncio.ensure_future(part()) for name, part in work.items()}
+            await asyncio.wait([*tasks.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
+        died = _died(tasks)
+        logger.info("stopping: %s", f"{died[0]} ended" if died else "asked to")
         watches.stop()
         queue.stop()
-        await asyncio.wait([tasks[0], tasks[-1]], timeout=STOP_SECONDS)
+        if ending := [tasks[name] for name in ("queue", "watches") if name in tasks]:
+            await asyncio.wait(ending, timeout=STOP_SECONDS)
     finally:
-        for task in (*tasks, stopping):
+        for task in (*tasks.values(), stopping):
             task.cancel()
-        ends = await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*tasks.values(), return_exceptions=True)
+        if election is not None:
+            # Nothing of ours works any more.
+            await election.release()
         await cluster.close()
-    if died:
-        error = ends[list(parts).index(died[0][0])]
-        raise error if isinstance(error, Exception) else RuntimeError(f"{died[0][0]} ended by itself")
+    for name in died:
+        task = tasks[name]
+        error = None if task.cancelled() else task.exception()
+        raise error if isinstance(error, Exception) else RuntimeError(f"{name} ended by itself")
+
+
+def _died(tasks: Mapping[str, asyncio.Future[Any]]) -> list[str]:
+    return [name for name, task in tasks.items() if task.done()]
+
+
+def _election(settings: Settings, cluster: KubernetesCluster) -> Election | None:
+    if not settings.leader_election:
+        return None
+    # A pod's name stays when its container starts again, the process does not.
+    identity = f"{os.environ.get('HOSTNAME', 'distillation-operator')}_{uuid.uuid4()}"
+    return Election(cluster, settings.lease_namespace, settings.lease_name, identity)
 
 
 async def resync(

@@ -21,6 +21,7 @@ PROBLEMS = frozenset(
         Reason.QUOTA_EXCEEDED,
         Reason.KUBERAY_NOT_INSTALLED,
         Reason.VOLUME_NOT_BOUND,
+        Reason.GANG_NOT_INSTALLED,
         Reason.NAME_TAKEN,
     }
 )

@@ -15,7 +15,7 @@ from typing import Any
 
 from distill_api import names
 from distill_operator.cluster import ApiError, Cluster, Conflict, NotServed
-from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.queue import Key
 from distill_operator.store import OWNERS, Json, Store, job_of
 
@@ -25,6 +25,8 @@ MANAGED = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
 WATCHED = (Kind.DISTILLATION_JOB, Kind.SHARED_TEACHER, Kind.DEPLOYMENT, Kind.JOB, Kind.RAY_CLUSTER, Kind.POD)
 LISTED = (Kind.CONFIG_MAP, Kind.SERVICE, Kind.NETWORK_POLICY)
 """Nothing happens to these by itself, so the resync's lists are enough, and the right to watch them is not needed."""
+FOLLOWED = frozenset((*WATCHED, *LISTED))
+"""Of others, such as the groups of gang schedulers, memory knows only what we wrote."""
 OPTIONAL = frozenset({Kind.RAY_CLUSTER, Kind.SHARED_TEACHER})
 """The API server may not know these."""
 BOUND_CLAIM_SECONDS = 30.0
@@ -84,7 +86,7 @@ class Cache:
         """All but pods. What stands under a name of the job and is not the job's is looked at anew each time."""
         found, doubtful = [], set(self._strangers.get(key, ()))
         for kind, raw in self.store.of_job(key):
-            if kind is Kind.POD:
+            if kind is Kind.POD or kind not in FOLLOWED:
                 continue
             if owned_by(raw, uid) and kind not in self._unwatched:
                 found.append(raw)
@@ -131,10 +133,10 @@ class Cache:
 
     async def apply(self, body: Mapping[str, Any]) -> None:
         """Raises Conflict when the object is not what memory says; memory says it afterwards."""
-        self.store.put(BY_NAME[body["kind"]], await self._apply(body, dry_run=False))
+        self.store.put(kind_of(body), await self._apply(body, dry_run=False))
 
     async def _apply(self, body: Mapping[str, Any], *, dry_run: bool) -> Json:
-        kind, meta = BY_NAME[body["kind"]], body["metadata"]
+        kind, meta = kind_of(body), body["metadata"]
         uid = self.store.uid(kind, meta["namespace"], meta["name"])
         try:
             return await self.cluster.apply(body, uid=uid, dry_run=dry_run)
@@ -224,4 +226,4 @@ def _digest(body: Mapping[str, Any]) -> bytes:
     content = {key: value for key, value in body.items() if key != "metadata"}
     text = json.dumps([meta["namespace"], content], sort_keys=True)
     # JSON has no such character of its own.
-    return hashlib.sha256(text.replace(job_of(BY_NAME[body["kind"]], meta).name, "\0").encode()).digest()
+    return hashlib.sha256(text.replace(job_of(kind_of(body), meta).name, "\0").encode()).digest()

@@ -13,7 +13,7 @@ import aiohttp
 from kubernetes.aio import client, config
 
 from distill_api.names import FIELD_MANAGER
-from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.readiness import QUOTA
 
 Json = dict[str, Any]
@@ -127,13 +127,13 @@ class KubernetesCluster:
     async def apply(self, body: Mapping[str, Any], *, uid: str = "", dry_run: bool = False) -> Json:
         meta = {**body["metadata"], **({"uid": uid} if uid else {"resourceVersion": NEVER})}
         query = {"fieldManager": FIELD_MANAGER, "force": "true", "dryRun": "All" if dry_run else ""}
-        path = _path(BY_NAME[body["kind"]], meta["namespace"], meta["name"])
+        path = _path(kind_of(body), meta["namespace"], meta["name"])
         return await self._request(
             "apply", "PATCH", path, query, {**body, "metadata": meta}, "application/apply-patch+yaml"
         )
 
     async def create(self, body: Mapping[str, Any]) -> None:
-        path = _path(BY_NAME[body["kind"]], body["metadata"]["namespace"])
+        path = _path(kind_of(body), body["metadata"]["namespace"])
         try:
             await self._request("create", "POST", path, {"fieldManager": FIELD_MANAGER}, body)
         except Conflict as error:
@@ -163,6 +163,11 @@ class KubernetesCluster:
     async def patch_status(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         path = f"{_path(kind, namespace, name)}/status"
         return await self._merge(path, patch)
+
+    async def replace(self, body: Mapping[str, Any]) -> None:
+        """The whole object, of the resourceVersion in it. Raises Conflict."""
+        path = _path(kind_of(body), body["metadata"]["namespace"], body["metadata"]["name"])
+        await self._request("update", "PUT", path, {"fieldManager": FIELD_MANAGER}, body)
 
     async def create_event(self, body: Mapping[str, Any]) -> None:
         namespace = body["metadata"]["namespace"]

@@ -1,7 +1,9 @@
 """The kinds that the operator reads and writes, and where the API server keeps them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import Enum
+from typing import Any
 
 from distill_api import shared_teacher
 from distill_api.base import API_VERSION, KIND, PLURAL
@@ -33,8 +35,18 @@ class Kind(Enum):
     POD = Resource("Pod", "v1", "pods")
     CLAIM = Resource("PersistentVolumeClaim", "v1", "persistentvolumeclaims")
     STORAGE_CLASS = Resource("StorageClass", "storage.k8s.io/v1", "storageclasses")
+    COSCHEDULING_GROUP = Resource("PodGroup", "scheduling.x-k8s.io/v1alpha1", "podgroups")
+    VOLCANO_GROUP = Resource("PodGroup", "scheduling.volcano.sh/v1beta1", "podgroups")
+    KAI_GROUP = Resource("PodGroup", "scheduling.run.ai/v2alpha2", "podgroups")
+    LEASE = Resource("Lease", "coordination.k8s.io/v1", "leases")
     DISTILLATION_JOB = Resource(KIND, API_VERSION, PLURAL)
     SHARED_TEACHER = Resource(shared_teacher.KIND, API_VERSION, shared_teacher.PLURAL)
 
 
-BY_NAME = {k.value.kind: k for k in Kind}
+# By both: three schedulers have a PodGroup.
+_BY_TYPE = {(k.value.api_version, k.value.kind): k for k in Kind}
+
+
+def kind_of(body: Mapping[str, Any]) -> Kind:
+    """Of an object."""
+    return _BY_TYPE[body["apiVersion"], body["kind"]]

@@ -14,7 +14,7 @@ from distill_api import names
 from distill_api.names import Role
 from distill_api.wire import ExitReport, ProgressReport
 from distill_operator.children.trainer import CONTAINER
-from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.times import parse_time
 
 Raw = Mapping[str, Any]
@@ -102,6 +102,8 @@ class Observed:
     pods: tuple[Pod, ...] = ()
     claim: Claim = Claim.ABSENT
     kuberay_installed: bool = True
+    gang_problem: str = ""
+    """Why no group of pods can be made, where the spec wants one."""
     report: ProgressReport | None = None
     """The newest answer of trainer rank 0, if any."""
 
@@ -118,7 +120,7 @@ class Observed:
 
 def read_child(raw: Raw, job_uid: str) -> Child:
     meta = raw["metadata"]
-    kind = BY_NAME[raw["kind"]]
+    kind = kind_of(raw)
     desired, ready, outcome, reason, message = _counts(kind, raw)
     owner: Raw = next((o for o in meta.get("ownerReferences", []) if o.get("controller")), {})
     return Child(

@@ -15,13 +15,13 @@ from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator import conditions, lifecycle, policy, readiness
 from distill_operator.announce import announcements
-from distill_operator.children import desired
+from distill_operator.children import desired, gang
 from distill_operator.children.pod import KEY_ENTRY, Json
 from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
 from distill_operator.drift import has_drifted
 from distill_operator.effects import Apply, Check, CreateSecret, Delete, Effect
 from distill_operator.failure import not_ready_in_time, trainer_failure
-from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.lifecycle import ROLE_CONDITIONS
 from distill_operator.observed import Child, Observed, Outcome, Raw
 from distill_operator.readiness import RoleState
@@ -136,6 +136,7 @@ def _begin(
     """Starts an attempt, if nothing is known that would leave its pods waiting."""
     wanted = [
         *desired.lasting(job, settings),
+        *desired.group(job, settings),
         *desired.serving(job, settings),
         desired.training(job, settings, attempt),
     ]
@@ -188,22 +189,22 @@ def _keep_running(
     job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
 ) -> Plan:
     """Holds the attempt's children as they should be."""
-    wanted = [*desired.lasting(job, settings), *desired.serving(job, settings)]
+    wanted = [*desired.lasting(job, settings), *desired.group(job, settings), *desired.serving(job, settings)]
     trainer = desired.training(job, settings, attempt)
     if obstacle := _name_taken([*wanted, trainer], observed):
         return _wait(job, status, observed, attempt, *obstacle, now)
     effects: list[Effect] = list(_deletions(c for c in observed.trainer_jobs() if c.attempt != attempt))
     for body in wanted:
-        if BY_NAME[body["kind"]] is Kind.RAY_CLUSTER and not observed.kuberay_installed:
+        if kind_of(body) is Kind.RAY_CLUSTER and not observed.kuberay_installed:
             continue
         child = _existing(body, observed)
         if child is None or (not child.deleting and has_drifted(body, child)):
             effects.append(Apply(body))
-    if any(isinstance(e, Apply) and BY_NAME[e.body["kind"]] in SERVING for e in effects):
+    if any(isinstance(e, Apply) and kind_of(e.body) in SERVING for e in effects):
         # Nobody looks whether it is there: it is asked for whenever pods are made that read it.
         effects.insert(0, CreateSecret(desired.key(job), KEY_ENTRY))
     # A Job's pods cannot be changed, so an existing one is left as it is.
-    if _existing(trainer, observed) is None and readiness.all_scheduled(job, observed):
+    if _existing(trainer, observed) is None and readiness.trainer_may_start(job, observed):
         effects.append(Apply(trainer))
 
     states = readiness.roles(job, observed, attempt)
@@ -286,8 +287,9 @@ def _attempt_children(job: DistillationJob, observed: Observed) -> list[Child]:
     serving = teachers | {names.ray_cluster(job.metadata.name)}
     kinds = (Kind.DEPLOYMENT, Kind.RAY_CLUSTER)
     found = [c for c in observed.children if c.ours and c.kind in kinds and c.name in serving]
-    # The trainer first, so that it ends by its own signal handler and not by the loss of an engine.
-    return [*observed.trainer_jobs(), *found]
+    groups = [c for c in observed.children if c.ours and c.kind in gang.KINDS]
+    # The trainer first, so that it ends by its own signal handler and not by the loss of an engine; the group last.
+    return [*observed.trainer_jobs(), *found, *groups]
 
 
 def _deletions(children: Iterable[Child]) -> tuple[Delete, ...]:
@@ -295,7 +297,7 @@ def _deletions(children: Iterable[Child]) -> tuple[Delete, ...]:
 
 
 def _existing(body: Json, observed: Observed) -> Child | None:
-    return observed.child(BY_NAME[body["kind"]], body["metadata"]["name"])
+    return observed.child(kind_of(body), body["metadata"]["name"])
 
 
 def _role_of(body: Raw) -> Role:

@@ -36,6 +36,17 @@ NAMESPACED_RULES: tuple[Rule, ...] = (
 )
 """For a Role in each watched namespace, or a ClusterRole when every namespace is watched."""
 
+GANG_RULES: tuple[Rule, ...] = tuple(
+    {"apiGroups": [group], "resources": ["podgroups"], "verbs": ["list", "create", "patch", "delete"]}
+    for group in ("scheduling.x-k8s.io", "scheduling.volcano.sh", "scheduling.run.ai")
+)
+"""With NAMESPACED_RULES, each where its scheduler is used: spec.scheduling.gang."""
+
+LEASE_RULES: tuple[Rule, ...] = (
+    {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
+)
+"""For a Role in the operator's own namespace, when DISTILL_LEADER_ELECTION is true."""
+
 CLUSTER_RULES: tuple[Rule, ...] = (
     # WaitForFirstConsumer claims stay Pending until a pod wants them; without this right every pending claim is
     # taken for one of those, and the trainer's pods tell what is wrong instead.

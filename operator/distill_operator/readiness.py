@@ -58,6 +58,8 @@ def obstacle(job: DistillationJob, observed: Observed) -> tuple[Role, Verdict] |
     """What forbids to start anything: known before the first pod, so none is left waiting with an accelerator."""
     if not observed.kuberay_installed:
         return Role.ROLLOUT, KUBERAY_MISSING
+    if observed.gang_problem:
+        return Role.TRAINER, Verdict(FALSE, Reason.GANG_NOT_INSTALLED, observed.gang_problem)
     volume = job.spec.output.volume
     if volume is not None and (message := _claim_problem(volume.claim_name, observed.claim)):
         return Role.TRAINER, Verdict(FALSE, Reason.VOLUME_NOT_BOUND, message)
@@ -69,6 +71,11 @@ KUBERAY_MISSING = Verdict(
     Reason.KUBERAY_NOT_INSTALLED,
     "the API server knows no RayCluster (ray.io/v1); install the KubeRay operator, and the job starts by itself",
 )
+
+
+def trainer_may_start(job: DistillationJob, observed: Observed) -> bool:
+    """At once as a member of one group with the others, none of which gets a node without it."""
+    return job.spec.scheduling.all_at_once or all_scheduled(job, observed)
 
 
 def all_scheduled(job: DistillationJob, observed: Observed) -> bool:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
+from distill_api import names
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.names import Role
@@ -20,7 +21,16 @@ from distill_api.status import Status
 from distill_operator import conditions
 from distill_operator import observed as reading
 from distill_operator.cache import Cache
-from distill_operator.cluster import AlreadyExists, Conflict, NamespaceEnding, QuotaExceeded, Refused
+from distill_operator.children import gang
+from distill_operator.cluster import (
+    AlreadyExists,
+    ApiError,
+    Conflict,
+    NamespaceEnding,
+    NotServed,
+    QuotaExceeded,
+    Refused,
+)
 from distill_operator.effects import Apply, Check, CreateSecret, Delete, Effect, Event
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
@@ -121,7 +131,9 @@ class Reconciler:
 
     async def _observe(self, key: Key, job: DistillationJob, status: Status) -> Observed:
         uid = job.metadata.uid
-        children = tuple(reading.read_child(raw, uid) for raw in await self.cache.children(key, uid))
+        groups, gang_problem = await self._pod_groups(key.namespace, job)
+        raws = [*groups, *await self.cache.children(key, uid)]
+        children = tuple(reading.read_child(raw, uid) for raw in raws)
         # Where a turn depends on them, the pods themselves are asked for: one that has ended tells why its Job has,
         # and one that still runs must have ended before the next attempt begins.
         ended = any(c.kind is Kind.JOB and c.ours and c.outcome is not Outcome.ACTIVE for c in children)
@@ -133,8 +145,25 @@ class Reconciler:
             pods=pods,
             claim=await self._claim(key.namespace, job, status),
             kuberay_installed=await self.cache.serves(Kind.RAY_CLUSTER),
+            gang_problem=gang_problem,
             report=self._report(key, pods),
         )
+
+    async def _pod_groups(self, namespace: str, job: DistillationJob) -> tuple[list[Json], str]:
+        """The job's group, or why there can be none. Nothing is asked for a job without a gang."""
+        dialect = gang.dialect(job)
+        if dialect is None:
+            return [], ""
+        name = job.spec.scheduling.gang.value
+        try:
+            return await self.cache.cluster.list(dialect.kind, namespace, name=names.pod_group(job.metadata.name)), ""
+        except NotServed:
+            kind = f"{dialect.kind.value.kind} ({dialect.kind.value.api_version})"
+            return [], f"the API server knows no {kind}; install {name}, and the job starts by itself"
+        except ApiError as error:
+            if error.status != 403:
+                raise
+            return [], f"the operator may not use the groups of {name}; its Role lacks them: {error.message}"
 
     async def _claim(self, namespace: str, job: DistillationJob, status: Status) -> Claim:
         """Asked for where an attempt may begin."""

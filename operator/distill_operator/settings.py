@@ -47,6 +47,12 @@ class Settings:
     """DISTILL_PROGRESS_SECONDS: how often the trainer of a running job is asked for its progress."""
     concurrency: int = 8
     """DISTILL_CONCURRENCY: jobs reconciled at the same time."""
+    leader_election: bool = False
+    """DISTILL_LEADER_ELECTION: true for more than one replica; only the one that holds the lease works."""
+    lease_name: str = "distillation-operator"
+    """DISTILL_LEASE_NAME: of the Lease; two installations in one namespace need two names."""
+    lease_namespace: str = ""
+    """DISTILL_LEASE_NAMESPACE: the operator's own namespace; needed with DISTILL_LEADER_ELECTION."""
     health_port: int = 8081
     """DISTILL_HEALTH_PORT: /healthz."""
     metrics_port: int = 8082
@@ -66,6 +72,12 @@ class Settings:
         image = environment.get("DISTILL_WORKERS_IMAGE", "").strip()
         if not image:
             raise InvalidSettings("DISTILL_WORKERS_IMAGE is not set; name the workers' image (chart: workersImage)")
+        leader_election = _one_of(environment, "DISTILL_LEADER_ELECTION", ("false", "true")) == "true"
+        lease_namespace = environment.get("DISTILL_LEASE_NAMESPACE", "").strip()
+        if leader_election and not lease_namespace:
+            raise InvalidSettings(
+                "DISTILL_LEASE_NAMESPACE is not set; DISTILL_LEADER_ELECTION needs it: the operator's own namespace"
+            )
         return cls(
             workers_image=image,
             workers_image_pull_policy=_one_of(
@@ -80,6 +92,9 @@ class Settings:
             resync_seconds=_positive(environment, "DISTILL_RESYNC_SECONDS", cls.resync_seconds),
             progress_seconds=_positive(environment, "DISTILL_PROGRESS_SECONDS", cls.progress_seconds),
             concurrency=int(_positive(environment, "DISTILL_CONCURRENCY", cls.concurrency)),
+            leader_election=leader_election,
+            lease_name=environment.get("DISTILL_LEASE_NAME", "").strip() or cls.lease_name,
+            lease_namespace=lease_namespace,
             health_port=int(_positive(environment, "DISTILL_HEALTH_PORT", cls.health_port)),
             metrics_port=int(_positive(environment, "DISTILL_METRICS_PORT", cls.metrics_port)),
             log_level=_one_of(environment, "DISTILL_LOG_LEVEL", ("INFO", "DEBUG", "WARNING", "ERROR")),

@@ -14,7 +14,7 @@ from distill_operator.children.pod import KEY_ENTRY
 from distill_operator.conditions import FALSE, TRUE, Verdict
 from distill_operator.drift import has_drifted
 from distill_operator.effects import Apply, CreateSecret, Effect
-from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.observed import Observed
 from distill_operator.readiness import pods_problem
 from distill_operator.scaling import Scale, rescaled, seconds_to_scale_down
@@ -50,7 +50,7 @@ def plan_shared(
     wanted = shared.children(teacher, settings, scale.replicas)
     effects: list[Effect] = []
     for body in wanted:
-        child = observed.child(BY_NAME[body["kind"]], body["metadata"]["name"])
+        child = observed.child(kind_of(body), body["metadata"]["name"])
         if child is not None and not child.ours:
             what = f"the {body['kind']} {body['metadata']['name']} exists and belongs to something else"
             return refused(

@@ -10,16 +10,20 @@ from typing import Any
 import pytest
 from operator_world import ROOT, Kubelet, World, api_of
 
-from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
+from distill_operator.rbac import CLUSTER_RULES, GANG_RULES, LEASE_RULES, NAMESPACED_RULES
+
+
+def pinned_module(name: str) -> Path:
+    """Folder of a Go module at the version that dev/tools/kuberay pins."""
+    command = ["go", "mod", "download", "-json", name]
+    found = subprocess.run(command, cwd=ROOT / "dev/tools/kuberay", capture_output=True, text=True, check=True)
+    return Path(json.loads(found.stdout)["Dir"])
 
 
 @pytest.fixture(scope="session")
 def ray_crd() -> Path:
-    """KubeRay's own, at the version that dev/ pins."""
-    module = "github.com/ray-project/kuberay/ray-operator"
-    command = ["go", "list", "-m", "-f", "{{.Dir}}", module]
-    found = subprocess.run(command, cwd=ROOT / "dev/tools/kuberay", capture_output=True, text=True, check=True)
-    return Path(found.stdout.strip()) / "config/crd/bases/ray.io_rayclusters.yaml"
+    """KubeRay's own."""
+    return pinned_module("github.com/ray-project/kuberay/ray-operator") / "config/crd/bases/ray.io_rayclusters.yaml"
 
 
 @pytest.fixture
@@ -35,7 +39,7 @@ def kuberay(crds_installed: Any, ray_crd: Path) -> None:
 def operator_kubeconfig(crds_installed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a ServiceAccount with exactly the rights that rbac.py lists."""
     account(crds_installed, "everywhere")
-    rules = [*NAMESPACED_RULES, *CLUSTER_RULES]
+    rules = [*NAMESPACED_RULES, *CLUSTER_RULES, *LEASE_RULES, *GANG_RULES]
     grant(crds_installed, {"kind": "ClusterRole", "metadata": {"name": "operator"}, "rules": rules})
     crds_installed.kubectl(
         "create", "clusterrolebinding", "operator", "--clusterrole=operator", "--serviceaccount=default:everywhere"

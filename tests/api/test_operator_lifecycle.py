@@ -109,7 +109,7 @@ def test_a_failed_attempt_is_followed_by_the_next_one_from_scratch(world: World,
     world.submit(backoffLimit=1)
     said = world.until_condition("Succeeded", "Restarting", "Unknown")
     assert "no teacher answers" in said["message"]
-    assert world.condition("TrainerReady")["reason"] == "TrainerFailed"
+    assert world.condition("TrainerReady")["reason"] == "TeacherUnreachable"
     serving = {("Deployment", "job-teacher"), ("RayCluster", "job-rollout"), ("Job", "job-trainer-1")}
     world.until("everything of the attempt is gone", lambda: not serving & set(world.children()))
     kubelet.trainers[2] = Trainer(exit_code=1)

@@ -15,7 +15,7 @@ from distill_operator.cache import MANAGED, WATCHED, Cache
 from distill_operator.cluster import AlreadyExists, ApiError, Conflict, NotServed, Refused
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
-from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry
 from distill_operator.reconcile import Reconciler
@@ -102,7 +102,7 @@ class FakeCluster:
         name = body["metadata"]["name"]
         if self.refuse and self.refuse in name:
             raise Refused(422, f"{name} is wrong")
-        key = (BY_NAME[body["kind"]], name)
+        key = (kind_of(body), name)
         old = self.objects.get(key)
         if uid != (old["metadata"]["uid"] if old else ""):
             raise Conflict(409, f"{name} is not the one that was meant")
@@ -124,7 +124,7 @@ class FakeCluster:
     async def create(self, body: Mapping[str, Any]) -> None:
         self._maybe_fail()
         name = body["metadata"]["name"]
-        key = (BY_NAME[body["kind"]], name)
+        key = (kind_of(body), name)
         if key in self.objects:
             raise AlreadyExists(409, name)
         fresh = copy.deepcopy(dict(body))

@@ -14,7 +14,7 @@ from distill_api.wire import Phase, ProgressReport
 from distill_operator import conditions
 from distill_operator.children import desired
 from distill_operator.effects import Apply, Check, Delete, Event
-from distill_operator.kinds import BY_NAME, Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.lifecycle import delay_seconds
 from distill_operator.observed import Child, Claim, Observed, Outcome, Pod
 from distill_operator.plan import Plan, plan
@@ -35,7 +35,7 @@ def begun(of: DistillationJob, attempt: int = 1) -> Status:
 def child(body: Any, **changes: Any) -> Child:
     """As it is after it was applied."""
     found = Child(
-        kind=BY_NAME[body["kind"]],
+        kind=kind_of(body),
         name=body["metadata"]["name"],
         uid=f"uid-of-{body['metadata']['name']}",
         ours=True,

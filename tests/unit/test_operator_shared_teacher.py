@@ -14,7 +14,7 @@ from distill_api.shared_teacher import SharedTeacher, SharedTeacherStatus, parse
 from distill_api.status import ConditionType
 from distill_operator.children import shared
 from distill_operator.effects import Apply, CreateSecret
-from distill_operator.kinds import BY_NAME
+from distill_operator.kinds import kind_of
 from distill_operator.observed import Child, Observed, Pod
 from distill_operator.shared_plan import SharedPlan, plan_shared
 
@@ -37,7 +37,7 @@ def seen(of: SharedTeacher, replicas: int, ready: int = 0, **changed: Any) -> Ob
     """As after everything was applied."""
     children = [
         Child(
-            kind=BY_NAME[body["kind"]],
+            kind=kind_of(body),
             name=body["metadata"]["name"],
             uid=body["kind"],
             ours=True,

@@ -5,7 +5,7 @@ import json
 
 from distill_api.job import DistillationJob
 from distill_api.names import ANNOTATION_SPEC_HASH
-from distill_operator.children import configmap, network, rollout, secret, teacher, trainer
+from distill_operator.children import configmap, gang, network, rollout, secret, teacher, trainer
 from distill_operator.children.pod import Json
 from distill_operator.settings import Settings
 
@@ -26,11 +26,17 @@ def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
 def serving(job: DistillationJob, settings: Settings) -> list[Json]:
     """What must be up before the trainer: the job's own teachers and the engines."""
     teachers = [teacher.deployment(job, settings, each) for each in job.spec.served_teachers]
-    return [hashed(child) for child in (*teachers, rollout.ray_cluster(job, settings))]
+    return [hashed(gang.placed(job, child)) for child in (*teachers, rollout.ray_cluster(job, settings))]
 
 
 def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:
-    return hashed(trainer.trainer_job(job, settings, attempt))
+    return hashed(gang.placed(job, trainer.trainer_job(job, settings, attempt)))
+
+
+def group(job: DistillationJob, settings: Settings) -> list[Json]:
+    """The group of pods that a gang scheduler places together, if any: before them, deleted with the attempt."""
+    made = gang.pod_group(job, [*serving(job, settings), training(job, settings, 1)])
+    return [hashed(made)] if made else []
 
 
 def key(job: DistillationJob) -> Json:
