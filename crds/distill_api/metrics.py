@@ -149,9 +149,9 @@ WORKER_METRICS = (
     Metric(
         "distill_accelerator_seconds",
         Kind.COUNTER,
-        "Accelerators that a role holds times the seconds since the trainer was ready; without accelerators, processes "
-        "times seconds.",
-        ("role",),
+        "Accelerators of teacher, rollout and trainer times the seconds since the trainer was ready; without "
+        "accelerators, processes times seconds.",
+        ("part",),
     ),
     Metric("distill_tracker_errors", Kind.COUNTER, "What a tracker of spec.tracking could not write.", ("tracker",)),
     Metric("distill_reward_requests", Kind.COUNTER, "Requests of reward source http by code, or error.", ("code",)),

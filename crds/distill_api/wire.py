@@ -27,6 +27,8 @@ RAY_METRICS_PORT = 8080
 ENGINE_RESOURCE = "engine"
 """Custom Ray resource: one per rollout worker pod, so that each holds one engine actor."""
 METRICS_PORT_NAME = "metrics"
+RAY_METRICS_PORT_NAME = "ray-metrics"
+"""Of an engine's pod, whose port metrics is SGLang's."""
 
 
 class Variable(StrEnum):

@@ -259,8 +259,8 @@ SPEED = [
     ),
     Panel(
         "Accelerator-hours",
-        "Held since the trainer was ready, by role.",
-        {"{{role}}": f"sum by (role) (increase({of('distill_accelerator_seconds_total')}[$__range])) / 3600"},
+        "Held since the trainer was ready, by teacher, rollout and trainer.",
+        {"{{part}}": f"sum by (part) (increase({of('distill_accelerator_seconds_total')}[$__range])) / 3600"},
         "h",
     ),
     Panel(

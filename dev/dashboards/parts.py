@@ -22,8 +22,7 @@ class Panel:
     kind: str = "lines"
     """lines, stacked, stat or table (instant queries, joined by their labels; legends are the columns)."""
     needs: str = ""
-    """What has to be there for an answer, besides a run: a GPU, an exporter, a fault. Named by the test that asks a
-    real Prometheus."""
+    """What has to be there for an answer, besides a run: a GPU, an exporter, a fault. The description ends with it."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +107,8 @@ def variables(many: bool) -> list[dashboard.DatasourceVariable | dashboard.Query
 
 def drawn(panel: Panel, number: int) -> stat.Panel | timeseries.Panel | table.Panel:
     made = {"lines": lines, "stacked": stacked, "stat": big_number, "table": rows_of}[panel.kind](panel)
-    made.id(number).title(panel.title).description(panel.description).datasource(SOURCE).unit(panel.unit)
+    description = f"{panel.description} Needs {panel.needs}." if panel.needs else panel.description
+    made.id(number).title(panel.title).description(description).datasource(SOURCE).unit(panel.unit)
     made.span(panel.width).height(4 if panel.kind == "stat" else 8)
     for letter, (legend, expression) in zip("ABCDEFGHIJKLMNOP", panel.queries.items(), strict=False):
         query = prometheus.Dataquery().expr(expression).ref_id(letter).datasource(SOURCE)

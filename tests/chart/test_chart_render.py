@@ -207,13 +207,14 @@ def test_the_services_and_monitors_select_the_operator_and_the_jobs_apart(render
     assert monitor["selector"]["matchLabels"] == {names.LABEL_PART_OF: names.PART_OF}
     assert monitor["selector"]["matchExpressions"] == [{"key": names.LABEL_JOB, "operator": "Exists"}]
     assert names.LABEL_JOB not in operator
-    [endpoint] = monitor["podMetricsEndpoints"]
-    assert endpoint["port"] == wire.METRICS_PORT_NAME
+    # The engines' pods serve SGLang's metrics at the one and Ray's at the other.
+    assert [e["port"] for e in monitor["podMetricsEndpoints"]] == [wire.METRICS_PORT_NAME, wire.RAY_METRICS_PORT_NAME]
     pod_label = "__meta_kubernetes_pod_label_"
-    assert {r["targetLabel"]: r["sourceLabels"] for r in endpoint["relabelings"]} == {
-        "distillation_job": [pod_label + re.sub(r"\W", "_", names.LABEL_JOB)],
-        "role": [pod_label + re.sub(r"\W", "_", names.LABEL_ROLE)],
-    }
+    for endpoint in monitor["podMetricsEndpoints"]:
+        assert {r["targetLabel"]: r["sourceLabels"] for r in endpoint["relabelings"]} == {
+            "distillation_job": [pod_label + re.sub(r"\W", "_", names.LABEL_JOB)],
+            "role": [pod_label + re.sub(r"\W", "_", names.LABEL_ROLE)],
+        }
 
 
 def test_pods_of_jobs_are_sought_only_in_watched_namespaces(render: Render) -> None:

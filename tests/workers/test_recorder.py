@@ -116,8 +116,8 @@ def test_what_the_roles_hold_is_paid_for_by_the_second(folder: RunFolder, monkey
     monkeypatch.setattr("time.monotonic", lambda: begin + 7.5)
     record.evaluation(Measurement("heldout", 1, score=0.5))
     text = reporter.metrics.text().decode()
-    for role in ("teacher", "rollout", "trainer"):
-        assert f'distill_accelerator_seconds_total{{role="{role}"}} 7.5' in text
+    for part in ("teacher", "rollout", "trainer"):
+        assert f'distill_accelerator_seconds_total{{part="{part}"}} 7.5' in text
 
 
 def test_a_gauge_is_exported_from_its_first_value_on(folder: RunFolder) -> None:

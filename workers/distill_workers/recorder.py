@@ -198,10 +198,10 @@ class Recorder:
         self._reporter.progress(checkpoint_step=step)
 
     def _pay(self) -> None:
-        """Every role holds its accelerators all the time, whoever waits for whom."""
+        """Every part holds its accelerators all the time, whoever waits for whom."""
         now = time.monotonic()
-        for role, count in accelerators(self._spec).items():
-            self._metrics.add("distill_accelerator_seconds", count * (now - self._paid_until), role=role)
+        for part, count in accelerators(self._spec).items():
+            self._metrics.add("distill_accelerator_seconds", count * (now - self._paid_until), part=part)
         self._paid_until = now
 
     def best_step(self) -> int | None:

@@ -36,7 +36,7 @@ def ray_cluster(job: DistillationJob, settings: Settings) -> Json:
     head = Container(name="ray-head", ports=HEAD_PORTS)
     engine = Container(
         name="engine",
-        ports=[(wire.METRICS_PORT_NAME, wire.SGLANG_PORT), ("ray-metrics", wire.RAY_METRICS_PORT)],
+        ports=[(wire.METRICS_PORT_NAME, wire.SGLANG_PORT), (wire.RAY_METRICS_PORT_NAME, wire.RAY_METRICS_PORT)],
         accelerators=rollout.tensor_parallel_size,
         needs_output=shares_weights_by_disk(job),
     )
