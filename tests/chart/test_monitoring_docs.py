@@ -1,4 +1,4 @@
-"""The scrape configuration of docs/monitoring.md: promtool takes it, and it makes the labels that the PodMonitor makes."""
+"""The scrape configuration of docs/monitoring.md: promtool takes it, and its labels are those of the PodMonitor."""
 
 import re
 from pathlib import Path
