@@ -110,6 +110,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("above", "below", "aboveRatio", "belowRatio", "evaluation", "drop"),
         *("prompts", "dataset", "config", "revision", "responseField", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
+        *("wandb", "mlflow", "entity", "keySecret"),
         *("image", "affinity", "serviceAccountName", "priorityClassName", "schedulerName", "runtimeClassName"),
     }
 
