@@ -292,9 +292,8 @@ MACHINES = [
     Panel(
         "Memory of Ray's nodes",
         "By Ray's own metrics, of the head and the engines' pods.",
-        {"{{role}} {{IP}}": f"sum by (role, IP) (ray_node_mem_used{{{JOB}}})"},
+        {"{{pod}}": f"sum by (pod) (ray_node_mem_used{{{JOB}}})"},
         "bytes",
-        needs="KubeRay: the metrics of a Ray node",
     ),
 ]
 FAILURES = [

@@ -73,6 +73,8 @@ def main(url: str, namespace: str, job: str, minutes: float, out: Path) -> None:
     answers = [(panel, series(url, panel, values, begin, end)) for panel in shown]
     stats = [(panel, lines) for panel, lines in answers if panel["type"] == "stat" and lines]
     drawn = [(panel, lines) for panel, lines in answers if panel["type"] == "timeseries" and lines]
+    if not drawn:
+        sys.exit(f"{url} knows nothing of {namespace}/{job}: no panel has an answer in the last {minutes:g} minutes")
     rows = -(-len(drawn) // COLUMNS)
     figure, grid = plt.subplots(rows, COLUMNS, figsize=(16, 2.3 * rows + 0.8))
     for axes in grid.flat[len(drawn) :]:

@@ -154,16 +154,27 @@ def operator_pod(port: int) -> dict[str, Any]:
     }
 
 
-def engine_port(folder: Path) -> int:
-    """From the command line of the process whose output is the engine's log."""
+def engine_ports(folder: Path) -> tuple[int, int]:
+    """SGLang's, and Ray's metrics: from the process whose output is the engine's log, and the raylet that it is of."""
     log = str(folder / "logs" / "engine-0.log")
     for output in Path("/proc").glob("[0-9]*/fd/1"):
         with contextlib.suppress(OSError):  # gone meanwhile
             if os.readlink(output) == log:
                 arguments = (output.parents[1] / "cmdline").read_bytes().split(b"\0")
                 if b"--port" in arguments:
-                    return int(arguments[arguments.index(b"--port") + 1])
+                    return int(arguments[arguments.index(b"--port") + 1]), ray_metrics_port(int(output.parts[2]))
     raise AssertionError(f"no process writes {log}")
+
+
+def ray_metrics_port(pid: int) -> int:
+    """Of the Ray that a process descends from."""
+    while pid > 1:
+        command = Path(f"/proc/{pid}/cmdline").read_text()
+        if found := re.search(r"--session_dir=([^\0]+)", command):
+            [port] = Path(found[1]).glob("metrics_export_port_*")
+            return int(port.read_text())
+        pid = int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    raise AssertionError("no raylet is among its ancestors")
 
 
 class Prometheus:
@@ -243,10 +254,12 @@ def world(folder: Path, manifest_changes: dict[str, Any] | None = None, interval
         operator = Operator()
         stack.callback(operator.close)
         run.wait_for_step(1)
+        sglang, ray = engine_ports(run.folder)
         targets = [
             pod(run.port, "trainer", f"{JOB}-trainer-1-0"),
             pod(teacher.port, "teacher", f"{JOB}-teacher-0"),
-            pod(engine_port(run.folder), "rollout", f"{JOB}-rollout-0"),
+            pod(sglang, "rollout", f"{JOB}-rollout-0"),
+            pod(ray, "rollout", f"{JOB}-rollout-0", "ray-metrics"),
             operator_pod(operator.port),
         ]
         prometheus = Prometheus(folder, targets, interval)
