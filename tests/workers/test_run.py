@@ -249,6 +249,8 @@ def test_distill_run_needs_no_cluster_and_leaves_no_process(tmp_path: Path) -> N
     assert done.returncode == 0, done.stdout + done.stderr
     assert "step 2/2" in done.stdout and "report.html" in done.stdout
     assert (tmp_path / "short" / "report.html").stat().st_size > 10_000
+    [events] = (tmp_path / "short" / "tensorboard").glob("events.out.tfevents.*")
+    assert b"train/reverse_kl" in events.read_bytes() and b"evaluation/heldout/score" in events.read_bytes()
     time.sleep(2)
     left = subprocess.run(["pgrep", "-fa", str(tmp_path)], capture_output=True, text=True, check=False).stdout
     assert left == ""

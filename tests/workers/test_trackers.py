@@ -12,6 +12,8 @@ from runs import arithmetic
 from distill_api.job import DistillationJob, parse_job
 from distill_workers import trackers
 from distill_workers.metrics import Metrics
+from distill_workers.progress import Reporter
+from distill_workers.runfolder import RunFolder
 from distill_workers.trackers import Trackers, scalars
 
 pytestmark = pytest.mark.timeout(120)
@@ -58,7 +60,6 @@ def test_a_line_is_its_numbers_by_name() -> None:
 
 
 def events(folder: Path) -> list[tuple[str, int, float]]:
-    from tensorboardX.event_file_writer import EventFileWriter  # noqa: F401  (the package that wrote them)
     from tensorboardX.proto.event_pb2 import Event
 
     found = []
@@ -81,6 +82,18 @@ def test_tensorboard_has_the_curve_in_the_run_folder(tmp_path: Path) -> None:
         ("evaluation/heldout/score", 2, 0.5),
     ]
     assert errors(metrics, "tensorboard") == 0
+
+
+async def test_what_the_reporter_is_told_is_written_by_the_time_it_is_closed(tmp_path: Path) -> None:
+    of = job(tmp_path, tensorboard=True)
+    folder, metrics = RunFolder(of), Metrics()
+    folder.claim()
+    reporter = Reporter(folder, metrics, 40, Trackers(of, folder.root, metrics))
+    for line in (step(1), {"kind": "guard", "step": 1, "time": 0.0}, evaluation(1, 0.5)):
+        reporter.line(line)
+    await reporter.close()
+    assert [tag for tag, *_ in events(folder.root)] == ["train/reverse_kl", "evaluation/heldout/score"]
+    assert len((folder.root / "metrics.jsonl").read_text().splitlines()) == 3
 
 
 def test_mlflow_has_one_run_over_all_attempts(tmp_path: Path) -> None:
