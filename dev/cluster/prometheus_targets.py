@@ -3,7 +3,7 @@
     prometheus_targets.py FILE        (KUBECONFIG names the cluster; runs until it is ended)
 
 A target is every running pod with the label app.kubernetes.io/part-of=distillation-operator and a container port named
-"metrics". The PodMonitor of the chart does the same in a cluster that has the Prometheus operator.
+"metrics" or "ray-metrics" (of an engine's pod, whose port "metrics" is SGLang's). The PodMonitor of the chart does the same in a cluster that has the Prometheus operator.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 SELECTOR = "app.kubernetes.io/part-of=distillation-operator"
-PORT_NAME = "metrics"
+PORT_NAMES = ("metrics", "ray-metrics")
 PATH_ANNOTATION = "prometheus.io/path"
 # Prometheus label -> label of the pod
 COPIED_LABELS = {"distillation_job": "distillation-operator.io/job", "role": "distillation-operator.io/role"}
@@ -40,7 +40,7 @@ def targets(pods: list[dict[str, Any]]) -> list[dict[str, Any]]:
                 labels[name] = meta["labels"][source]
         for container in pod["spec"]["containers"]:
             for port in container.get("ports", []):
-                if port.get("name") == PORT_NAME:
+                if port.get("name") in PORT_NAMES:
                     entries.append({"targets": [f"{address}:{port['containerPort']}"], "labels": labels})
     return sorted(entries, key=lambda entry: (entry["labels"]["namespace"], entry["labels"]["pod"], entry["targets"]))
 

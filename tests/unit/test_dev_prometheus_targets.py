@@ -37,6 +37,12 @@ def test_a_running_pod_is_scraped_at_its_metrics_port(discovery: ModuleType) -> 
     assert discovery.targets([pod()]) == [{"targets": ["10.0.0.7:9400"], "labels": labels}]
 
 
+def test_a_pod_of_an_engine_is_scraped_at_sglangs_port_and_at_rays(discovery: ModuleType) -> None:
+    ports = [{"name": "metrics", "containerPort": 30000}, {"name": "ray-metrics", "containerPort": 8080}]
+    found = [entry["targets"] for entry in discovery.targets([pod(ports=ports)])]
+    assert found == [["10.0.0.7:30000"], ["10.0.0.7:8080"]]
+
+
 def test_role_and_path_come_from_the_pod(discovery: ModuleType) -> None:
     metadata = {
         "labels": {"distillation-operator.io/role": "teacher"},
