@@ -33,6 +33,7 @@ from distill_workers.runfolder import RunFolder
 from distill_workers.sample import Prompt, Sample
 from distill_workers.scores import Scores
 from distill_workers.slots import Slots
+from distill_workers.teachers import Teachers
 
 PROMPTS, SIBLINGS, MEAN, LONGEST = 64, 8, 64, 256
 WEIGHT_SYNC, OPTIMISER = 0.05, 0.03
@@ -180,7 +181,8 @@ def staged(
     job = parse_job(manifest)
     run_folder, metrics, tokenizer = RunFolder(job), Metrics(), Tokenizer()
     run_folder.claim()
-    fleet, teacher = StubFleet(job, stages), Teacher(stages)
+    stub: Any = Teacher(stages)
+    fleet, teacher = StubFleet(job, stages), Teachers({"": stub})
     cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
     pipeline: Any = (cursor, fleet, teacher, {}, tokenizer, metrics)
     rollouts = Rollouts(job.spec, *pipeline)

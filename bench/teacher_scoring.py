@@ -34,6 +34,7 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from distill_api.spec import Spec
 from distill_workers.metrics import Metrics
+from distill_workers.scores import Ask
 from distill_workers.server import SGLangServer, free_port
 from distill_workers.teacher import TeacherPool
 
@@ -159,8 +160,8 @@ class Bench:
     async def no_scores(self, work: Work) -> None:
         async def one(prompt: list[int], response: list[int]) -> None:
             body = {"input_ids": prompt + response, "sampling_params": {"max_new_tokens": 0, "temperature": 0}}
-            async with self._pool._affinity(prompt) as place:
-                await self._pool._request(body, len(prompt) + len(response), place)
+            async with self._pool._prefixes.place(prompt) as place:
+                await self._pool._request(Ask("/generate", body), len(prompt) + len(response), place)
 
         await asyncio.gather(*(one(prompt, response) for prompt, responses in work for response in responses))
 
@@ -175,7 +176,7 @@ class Bench:
                     "logprob_start_len": len(prompt) - 1,
                     "top_logprobs_num": TOP_K,
                 }
-                async with self._pool._affinity(prompt), session.post(self._url, json=body) as answer:
+                async with self._pool._prefixes.place(prompt), session.post(self._url, json=body) as answer:
                     answer.raise_for_status()
                     info = json.loads(await answer.read())["meta_info"]
                 rows = info["input_top_logprobs"][1:]

@@ -81,6 +81,12 @@ WORKER_METRICS = (
         "Forward KL of teacher to student over the teacher's top-k and the tail, mean per response token; support "
         "top-k alone.",
     ),
+    Metric(
+        "distill_teacher_reverse_kl_nats",
+        Kind.GAUGE,
+        "As distill_token_kl_nats, the mean, over the tokens that each teacher scored.",
+        ("teacher",),
+    ),
     Metric("distill_student_mass_ratio", Kind.GAUGE, "Mean probability that the student gives to the teacher's top-k."),
     Metric("distill_teacher_mass_ratio", Kind.GAUGE, "Mean probability that the teacher gives to its own top-k."),
     Metric("distill_overlap_ratio", Kind.GAUGE, "Mean share of the student's top-k that is in the teacher's top-k."),

@@ -6,7 +6,7 @@ from pydantic import Field
 
 from distill_api.base import Argument, Model, Path, ShortText
 from distill_api.endpoint import Endpoint
-from distill_api.names import MAX_TEACHER_NAME
+from distill_api.names import MAX_TEACHER_NAME, ONLY_TEACHER
 from distill_api.rules import Rule, matching
 from distill_api.template import PodTemplate
 
@@ -99,3 +99,8 @@ class NamedTeacher(Teacher):
     coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
         1.0, description="Multiplies objective.coefficient for the samples that it scores."
     )
+
+    @property
+    def path(self) -> str:
+        """Where it stands in a job, for a sentence about it."""
+        return "spec.teacher" if self.name == ONLY_TEACHER else f"spec.teachers[{self.name}]"

@@ -25,6 +25,7 @@ from distill_workers.evaluate import chosen, table
 from distill_workers.evaluation import Evaluator, Measurement
 from distill_workers.metrics import Metrics
 from distill_workers.scores import BadScore, Scores
+from distill_workers.teachers import Teachers
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])
@@ -111,6 +112,10 @@ class Teacher:
         raise BadScore("refused", "no")
 
 
+def only(teacher: Any) -> Teachers:
+    return Teachers({"teacher": teacher})
+
+
 def evaluator(tmp_path: Path, **fields: Any) -> Evaluator:
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"{n}", "answer": "42"}) + "\n" for n in range(3)))
@@ -124,7 +129,7 @@ def evaluator(tmp_path: Path, **fields: Any) -> Evaluator:
 
 
 async def test_an_evaluation_has_score_pass_at_k_and_reverse_kl(tmp_path: Path) -> None:
-    teacher: Any = Teacher()
+    teacher = only(Teacher())
     made = evaluator(tmp_path, samplesPerPrompt=4)
     found = await made.measure(5, Engines(["42", "no", "no", "no"]), teacher)
     assert (found.score, found.step, found.prompts, found.failed) == (0.25, 5, 3, 0)
@@ -136,7 +141,7 @@ async def test_an_evaluation_has_score_pass_at_k_and_reverse_kl(tmp_path: Path) 
 
 
 async def test_responses_that_fail_are_counted_and_leave_no_score_of_their_own(tmp_path: Path) -> None:
-    teacher: Any = Teacher()
+    teacher = only(Teacher())
     made = evaluator(tmp_path, samplesPerPrompt=2, measureReverseKL=False)
     found = await made.measure(5, Engines(["42"], refused=frozenset({0})), teacher)
     assert (found.score, found.failed) == (1.0, 2)
@@ -145,7 +150,7 @@ async def test_responses_that_fail_are_counted_and_leave_no_score_of_their_own(t
 
 
 async def test_responses_of_other_weights_are_not_taken_for_those_of_the_step(tmp_path: Path) -> None:
-    teacher: Any = Teacher()
+    teacher = only(Teacher())
     found = await evaluator(tmp_path).measure(5, Engines(["42"], newer=True), teacher)
     assert found.score is None and found.failed == 3
     assert found.reverse_kl == pytest.approx(0.5), "that of the right weights is measured"
@@ -153,7 +158,7 @@ async def test_responses_of_other_weights_are_not_taken_for_those_of_the_step(tm
 
 async def test_what_was_drawn_is_graded_without_an_engine(tmp_path: Path) -> None:
     """So that training need wait for the drawing alone."""
-    teacher: Any = Teacher()
+    teacher = only(Teacher())
     made, engines = evaluator(tmp_path), Engines(["42"])
     drawn = await made.draw(5, engines)
     calls = engines.calls

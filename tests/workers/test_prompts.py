@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import tiny_tokenizer
+from conftest import spec_of, tiny_tokenizer
 
-from distill_api.spec import Data, Prompts
+from distill_api.spec import Prompts, Spec
 from distill_workers.metrics import Metrics
 from distill_workers.prompts import Cursor, PromptError, load_data, load_prompts
 from distill_workers.sample import Prompt
@@ -247,18 +247,18 @@ def test_a_data_set_that_the_hub_does_not_give_is_named(tokenizer: Any) -> None:
         load_prompts(hub("team/nothing"), tokenizer, 200, None)
 
 
-def sources(tmp_path: Path, **fields: Any) -> Data:
+def sources(tmp_path: Path, **fields: Any) -> Spec:
     write(tmp_path / "a.jsonl", *({"prompt": f"a{n}"} for n in range(4)), {"prompt": "x" * 400})
     write(tmp_path / "b.jsonl", *({"prompt": f"b{n}"} for n in range(3)))
     named = [{"name": n, "prompts": {"path": str(tmp_path / f"{n}.jsonl"), "applyChatTemplate": False}} for n in "ab"]
-    return Data.model_validate({"sources": named, **fields})
+    return spec_of(Path("/s"), Path("/t"), data={"sources": named, **fields}, rollout={"maxPromptTokens": 50})
 
 
 def test_prompts_of_several_sources_know_theirs_and_the_overlong_are_counted_by_it(
     tmp_path: Path, tokenizer: Any
 ) -> None:
     metrics = Metrics()
-    found = load_data(sources(tmp_path), tokenizer, 50, metrics)
+    found = load_data(sources(tmp_path), tokenizer, metrics)
     assert [p.source + p.text for p in found] == ["aa0", "aa1", "aa2", "aa3", "bb0", "bb1", "bb2"]
     assert len({p.index for p in found}) == 7
     text = metrics.text().decode()

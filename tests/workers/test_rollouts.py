@@ -15,6 +15,7 @@ from distill_workers.rewards import RewardError
 from distill_workers.rollouts import TRIES, Batch, Rollouts, sample_seed
 from distill_workers.sample import Prompt, Sample
 from distill_workers.scores import BadScore, Scores
+from distill_workers.teachers import Teachers
 
 
 class Engines:
@@ -77,7 +78,8 @@ def pipeline(
     spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {}, data=data or {})).spec
     prompts = [Prompt(i, [i], str(i), source="sums", response=f"={i}") for i in range(8)]
     cursor = Cursor(prompts, seed=0, shuffle=False)
-    parts: Any = (engines, teacher)
+    played: Any = teacher
+    parts: Any = (engines, Teachers({"": played}))
     return Rollouts(spec, cursor, *parts, rewards or {}, Tokenizer(), metrics)
 
 

@@ -1,6 +1,7 @@
 """`distill evaluate`: a finished model, measured as a run measures its student: by one engine on this machine."""
 
 import asyncio
+import os
 import tempfile
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
@@ -9,13 +10,14 @@ from pathlib import Path
 from rich.table import Table
 
 from distill_api.spec import Evaluation, RewardSource, Spec
+from distill_api.wire import Variable
 from distill_workers.engine import Engine, Response
 from distill_workers.estimates import Estimate
 from distill_workers.evaluation import Evaluator, Measurement
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
-from distill_workers.server import SGLangServer, free_port
-from distill_workers.teacher import TeacherPool
+from distill_workers.teacher_servers import TeacherServers
+from distill_workers.teachers import Teachers
 
 HERE = "here"
 """The teacher is served on this machine, rather than at an address."""
@@ -51,7 +53,7 @@ def chosen(spec: Spec, names: Sequence[str], with_teacher: bool) -> list[Evaluat
 
 
 async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | None) -> list[Measurement]:
-    """`teacher` is HERE, HOST:PORT of one that serves, or None to leave out what needs it.
+    """`teacher` is HERE, where those serve that do (as in DISTILL_TEACHER_ADDRESS), or None to leave out what needs it.
 
     Raises ValueError, Failure, and what a server that does not start or answer raises.
     """
@@ -64,36 +66,34 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
     evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in evaluations]
     with tempfile.TemporaryDirectory(prefix="distill-evaluate-") as logs:
         engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs)
-        async with teacher_pool(spec, teacher, Path(logs), metrics) as pool:
+        async with teachers_of(spec, teacher, Path(logs), metrics) as teachers:
             try:
-                await asyncio.gather(engine.start(str(folder)), *([pool.start()] if pool else []))
-                return [await e.measure(WEIGHTS, OneEngine(engine), pool) for e in evaluators]
+                await asyncio.gather(engine.start(str(folder)), *([teachers.start()] if teachers else []))
+                return [await e.measure(WEIGHTS, OneEngine(engine), teachers) for e in evaluators]
             finally:
                 await engine.stop()
                 await asyncio.gather(*(e.close() for e in evaluators))
 
 
 @asynccontextmanager
-async def teacher_pool(
-    spec: Spec, teacher: str | None, logs: Path, metrics: Metrics
-) -> AsyncIterator[TeacherPool | None]:
-    """A pool that has yet to be started; the server behind it, if it is one of ours, is on its way up."""
-    if teacher is None:
+async def teachers_of(spec: Spec, where: str | None, logs: Path, metrics: Metrics) -> AsyncIterator[Teachers | None]:
+    """Those of the job, yet to be started; their servers, where they are ours, are on their way up."""
+    if where is None:
         yield None
         return
-    server: SGLangServer | None = None
-    if teacher == HERE:
-        folder = str(model_folder(spec.teacher.model, "spec.teacher.model"))
-        server = SGLangServer(folder, spec, "teacher", port=free_port(), log=logs / "teacher.log")
-        server.start()
-        teacher = f"127.0.0.1:{server.port}"
-    pool = TeacherPool(teacher, spec, metrics)
+    servers = TeacherServers(spec, logs) if where == HERE else None
     try:
-        yield pool
+        if servers is not None:
+            servers.start()
+            where = servers.addresses
+        teachers = Teachers.of_job(spec, {**os.environ, Variable.TEACHER: where}, metrics)
+        try:
+            yield teachers
+        finally:
+            await teachers.close()
     finally:
-        await pool.close()
-        if server is not None:
-            server.stop()
+        if servers is not None:
+            servers.stop()
 
 
 def table(model: str, measured: Sequence[Measurement]) -> Table:

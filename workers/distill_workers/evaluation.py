@@ -18,8 +18,10 @@ from distill_workers.metrics import Metrics
 from distill_workers.prompts import load_prompts
 from distill_workers.rewards import RewardError, build_reward
 from distill_workers.rollouts import sample_seed
+from distill_workers.route import Route
 from distill_workers.sample import Prompt
-from distill_workers.teacher import BadScore, TeacherPool
+from distill_workers.teacher import BadScore
+from distill_workers.teachers import Teachers
 
 log = logging.getLogger(__name__)
 
@@ -76,7 +78,11 @@ class Evaluator:
         self.name = evaluation.name
         self._spec, self._evaluation = spec, evaluation
         self._prompts, long = load_prompts(
-            evaluation.prompts, tokenizer, spec.rollout.max_prompt_tokens, evaluation.max_prompts
+            evaluation.prompts,
+            tokenizer,
+            spec.rollout.max_prompt_tokens,
+            evaluation.max_prompts,
+            Route.of(spec, evaluation),
         )
         metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
         self._reward = (
@@ -85,9 +91,9 @@ class Evaluator:
         self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
 
-    async def measure(self, step: int, engines: Generator, teacher: TeacherPool | None) -> Measurement:
+    async def measure(self, step: int, engines: Generator, teachers: Teachers | None) -> Measurement:
         """Without a teacher, nothing that needs one. The engines must keep the weights of `step` until it is done."""
-        return await self.grade(await self.draw(step, engines, reverse_kl=teacher is not None), teacher)
+        return await self.grade(await self.draw(step, engines, reverse_kl=teachers is not None), teachers)
 
     async def draw(self, step: int, engines: Generator, reverse_kl: bool = True) -> Drawn:
         """All responses that will be needed. A response with other weights than those of `step` is not counted in."""
@@ -100,14 +106,14 @@ class Evaluator:
         )
         return drawn
 
-    async def grade(self, drawn: Drawn, teacher: TeacherPool | None) -> Measurement:
+    async def grade(self, drawn: Drawn, teachers: Teachers | None) -> Measurement:
         """Needs no engine."""
         result = Measurement(self.name, drawn.step, prompts=len(self._prompts), failed=drawn.failed)
         with_teacher = self._evaluation.score_teacher and self._reward is not None and drawn.step == 0
         _, result.reverse_kl, result.teacher_score = await asyncio.gather(
             self._score(drawn, result),
-            self._reverse_kl(drawn, result, teacher),
-            self._score_teacher(teacher if with_teacher else None),
+            self._reverse_kl(drawn, result, teachers),
+            self._score_teacher(teachers if with_teacher else None),
         )
         if result.failed:
             log.warning("evaluation %s at step %d: %d responses failed", self.name, drawn.step, result.failed)
@@ -167,15 +173,15 @@ class Evaluator:
         if mean is not None:
             result.score, result.score_low, result.score_high = mean.value, mean.low, mean.high
 
-    async def _reverse_kl(self, drawn: Drawn, result: Measurement, teacher: TeacherPool | None) -> float | None:
-        if teacher is None or not drawn.as_trained:
+    async def _reverse_kl(self, drawn: Drawn, result: Measurement, teachers: Teachers | None) -> float | None:
+        if teachers is None or not drawn.as_trained:
             return None
 
         async def one(prompt: Prompt, response: Response) -> list[float]:
             if not response.ids:
                 return []
             try:
-                scores = await teacher.score(prompt.ids, response.ids, None)
+                scores = await teachers.of(prompt.teacher).score(prompt.ids, response.ids, None)
             except BadScore:
                 result.failed += 1
                 return []
@@ -185,14 +191,14 @@ class Evaluator:
         terms = [t for group in await asyncio.gather(*(one(p, r) for p, r in pairs)) for t in group]
         return statistics.fmean(terms) if terms else None
 
-    async def _score_teacher(self, teacher: TeacherPool | None) -> float | None:
+    async def _score_teacher(self, teachers: Teachers | None) -> float | None:
         reward = self._reward
-        if teacher is None or reward is None:
+        if teachers is None or reward is None:
             return None
 
         async def one(prompt: Prompt) -> float | None:
             try:
-                ids = await teacher.generate(prompt.ids, self._max_tokens)
+                ids = await teachers.of(prompt.teacher).generate(prompt.ids, self._max_tokens)
                 return await reward.score(prompt, self._decode(ids))
             except (BadScore, RewardError):
                 return None

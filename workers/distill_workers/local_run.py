@@ -49,7 +49,7 @@ def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str,
 
     spec = dict(manifest["spec"])
     spec["output"] = {"path": Output().path, **spec.get("output", {})}
-    for part in ("student", "teacher", "data", "evaluation", "output"):
+    for part in ("student", "teacher", "teachers", "data", "evaluation", "output"):
         if part in spec:
             spec[part] = local(spec[part])
     trainer = dict(spec.get("trainer", {}))
@@ -111,34 +111,26 @@ class LocalRun:
                 signal.signal(number, handler)
 
     def _run(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
-        from distill_workers.server import SGLangServer
+        from distill_workers.teacher_servers import TeacherServers
 
         spec = self.job.spec
         model_folder(spec.student.model, "spec.student.model")
-        teacher_model = str(model_folder(spec.teacher.model, "spec.teacher.model"))
-        self.folder.root.mkdir(parents=True, exist_ok=True)
         logs = self.folder.root / "logs"
+        teachers = TeacherServers(spec, logs, self._key)
+        self.folder.root.mkdir(parents=True, exist_ok=True)
         logs.mkdir(exist_ok=True)
         (logs / "exit.json").unlink(missing_ok=True)
-        teachers = [
-            SGLangServer(
-                teacher_model, spec, "teacher", port=free_port(), log=logs / f"teacher-{number}.log", key=self._key
-            )
-            for number in range(spec.teacher.replicas)
-        ]
         with tempfile.TemporaryDirectory(prefix="distill-") as scratch:
             manifest = Path(scratch) / "job.json"
             manifest.write_text(json.dumps(self.job.model_dump(mode="json", by_alias=True, exclude_none=True)))
             try:
-                for teacher in teachers:
-                    teacher.start()
+                teachers.start()
                 if self.interrupts:
                     return ExitCode.TEMPORARY
-                addresses = ",".join(f"127.0.0.1:{teacher.port}" for teacher in teachers)
                 with (logs / "trainer.log").open("ab") as log:
                     self._trainer = subprocess.Popen(
                         TRAINER,
-                        env=self._environment(manifest, addresses),
+                        env=self._environment(manifest, teachers.addresses),
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
@@ -146,8 +138,7 @@ class LocalRun:
                 return self._follow(show, say)
             finally:
                 self._end_trainer()
-                for teacher in teachers:
-                    teacher.stop()
+                teachers.stop()
 
     def exit_report(self) -> ExitReport | None:
         path = self.folder.root / "logs" / "exit.json"

@@ -44,7 +44,7 @@ from distill_workers.recorder import Recorder, Step
 from distill_workers.rollouts import Batch, Rollouts
 from distill_workers.runfolder import RunFolder
 from distill_workers.sample import Sample
-from distill_workers.teacher import TeacherPool
+from distill_workers.teachers import Teachers
 from distill_workers.team import Team
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ class Loop:
         folder: RunFolder,
         team: Team,
         fleet: Fleet,
-        teacher: TeacherPool,
+        teachers: Teachers,
         cursor: Cursor,
         rollouts: Rollouts,
         evaluators: list[Evaluator],
@@ -79,7 +79,7 @@ class Loop:
         tokenizer: Any,
     ) -> None:
         self._spec, self._folder, self._team, self._fleet = job.spec, folder, team, fleet
-        self._teacher, self._cursor, self._rollouts, self._evaluators = teacher, cursor, rollouts, evaluators
+        self._teachers, self._cursor, self._rollouts, self._evaluators = teachers, cursor, rollouts, evaluators
         self._reporter, self._tokenizer = reporter, tokenizer
         self._at = Standing(cursor.state())
         self._record = Recorder(folder, reporter, job.spec, tokenizer.decode)
@@ -99,7 +99,7 @@ class Loop:
             await self._push()
         if self._at.step == 0:
             self._reporter.update(phase=Phase.PREFLIGHT)
-            checks = preflight(self._spec, self._tokenizer, self._team, self._fleet, self._teacher, self._cursor)
+            checks = preflight(self._spec, self._tokenizer, self._team, self._fleet, self._teachers, self._cursor)
             await self._unless_stopped(checks)
         self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
         try:
@@ -226,7 +226,7 @@ class Loop:
             self._measuring = asyncio.create_task(self._measure(step))
 
     async def _measure(self, step: int) -> list[Measurement]:
-        work = (evaluator.measure(step, self._fleet, self._teacher) for evaluator in self._evaluators)
+        work = (evaluator.measure(step, self._fleet, self._teachers) for evaluator in self._evaluators)
         return await asyncio.gather(*work)
 
     async def _hear(self, begun: Batch | None) -> bool:

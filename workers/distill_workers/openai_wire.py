@@ -113,7 +113,9 @@ def _read_prompt_logprobs(answer: Any, prompt_tokens: int, response_ids: list[in
         raise BadScore("malformed", f"no prompt_logprobs in {str(answer)[:200]}")
     entries = positions[prompt_tokens:]
     if len(entries) != len(response_ids):
-        raise BadScore("wrong_count", f"{len(entries)} scores came for {len(response_ids)} tokens after {prompt_tokens}")
+        raise BadScore(
+            "wrong_count", f"{len(entries)} scores came for {len(response_ids)} tokens after {prompt_tokens}"
+        )
     tables = [_table(entry, answer) for entry in entries]
     for place, (token, table) in enumerate(zip(response_ids, tables, strict=True)):
         if token not in table:

@@ -44,6 +44,9 @@ class Place:
     age_tokens: int = 0
 
 
+ANYWHERE = Place()
+
+
 class Prefixes:
     """Of the prompts that were scored last."""
 
@@ -67,7 +70,7 @@ class Prefixes:
         """The replica that has the prompt, once it has it; for the first sibling the replica that shall get it, and
         also for one so late that the prompt may be lost there."""
         if not self.worth_sharing(prompt_ids):
-            yield Place()
+            yield ANYWHERE
             return
         await self._replicas.resolve()
         key = hash(tuple(prompt_ids))
@@ -81,13 +84,13 @@ class Prefixes:
             best = self._replicas.least_loaded()
             # Going elsewhere costs the prompt once more: worth it where more than that is waiting.
             stay = best is None or prefix.replica.outstanding_tokens <= best.outstanding_tokens + len(prompt_ids)
-            yield Place(prefix.replica, len(prompt_ids) - 1, prefix.age_tokens) if stay else Place()
+            yield Place(prefix.replica, len(prompt_ids) - 1, prefix.age_tokens) if stay else ANYWHERE
             if stay:
                 prefix.used_at = prefix.replica.answered_tokens
             return
         replica = self._replicas.least_loaded()
         if replica is None:
-            yield Place()
+            yield ANYWHERE
             return
         with self._caching(key, replica):
             yield Place(replica)

@@ -9,8 +9,9 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill_api.spec import Data, Prompts, ReasoningGym
+from distill_api.spec import Prompts, ReasoningGym, Spec
 from distill_workers.metrics import Metrics
+from distill_workers.route import Route
 from distill_workers.rows import PromptError, Row, hub_rows, kind, path_rows
 from distill_workers.sample import Prompt
 
@@ -22,11 +23,16 @@ GOLDEN = (math.sqrt(5) - 1) / 2
 """Multiples of it, modulo 1, fill the unit interval as evenly as any sequence does."""
 
 
-def load_data(data: Data, tokenizer: Any, max_prompt_tokens: int, metrics: Metrics) -> list[Prompt]:
+ALONE = Route()
+"""A job with one teacher."""
+
+
+def load_data(spec: Spec, tokenizer: Any, metrics: Metrics) -> list[Prompt]:
     """The training prompts of all sources; `index` counts through them. Raises PromptError."""
     result: list[Prompt] = []
-    for source in data.all_sources:
-        found, long = load_prompts(source.prompts, tokenizer, max_prompt_tokens, None)
+    for source in spec.data.all_sources:
+        route = Route.of(spec, source)
+        found, long = load_prompts(source.prompts, tokenizer, spec.rollout.max_prompt_tokens, None, route)
         metrics.set("distill_prompts_overlong", long, source=source.name)
         first = result[-1].index + 1 if result else 0
         result += [dataclasses.replace(p, index=first + p.index, source=source.name) for p in found]
@@ -34,19 +40,20 @@ def load_data(data: Data, tokenizer: Any, max_prompt_tokens: int, metrics: Metri
 
 
 def load_prompts(
-    prompts: Prompts, tokenizer: Any, max_prompt_tokens: int, limit: int | None
+    prompts: Prompts, tokenizer: Any, max_prompt_tokens: int, limit: int | None, route: Route = ALONE
 ) -> tuple[list[Prompt], int]:
     """The first `limit` prompts that are not over-long, and how many were. Raises PromptError."""
     name = name_of(prompts)
     result: list[Prompt] = []
     seen = long = 0
-    for entry in entries_of(prompts):
+    for entry in entries_of(prompts, route):
         seen += 1
         text, ids = encode(prompts, tokenizer, entry.question, entry.where)
         if len(ids) > max_prompt_tokens:
             long += 1
             continue
-        result.append(Prompt(seen - 1, ids, text, entry.answer, entry.metadata, response=entry.response))
+        prompt = Prompt(seen - 1, ids, text, entry.answer, entry.metadata, "", entry.response, entry.teacher)
+        result.append(prompt)
         if len(result) == limit:
             break
     if long:
@@ -73,6 +80,7 @@ class Entry:
     metadata: dict[str, Any]
     """Every other field."""
     response: str | None = None
+    teacher: str = ""
 
 
 def name_of(prompts: Prompts) -> str:
@@ -81,16 +89,16 @@ def name_of(prompts: Prompts) -> str:
     return f"data set {prompts.dataset.name}" if prompts.dataset is not None else str(prompts.path)
 
 
-def entries_of(prompts: Prompts) -> Iterator[Entry]:
+def entries_of(prompts: Prompts, route: Route) -> Iterator[Entry]:
     if prompts.reasoning_gym is not None:
-        return reasoning_gym_entries(prompts.reasoning_gym)
+        return reasoning_gym_entries(prompts.reasoning_gym, route)
     if prompts.dataset is not None:
-        return (read_row(row, prompts) for row in hub_rows(prompts.dataset))
+        return (read_row(row, prompts, route) for row in hub_rows(prompts.dataset))
     assert prompts.path is not None
-    return (read_row(row, prompts) for row in path_rows(prompts.path))
+    return (read_row(row, prompts, route) for row in path_rows(prompts.path))
 
 
-def read_row(row: Row, prompts: Prompts) -> Entry:
+def read_row(row: Row, prompts: Prompts, route: Route) -> Entry:
     where, record = row
     question = take(record, prompts.prompt_field, where, "promptField")
     if not isinstance(question, str) and not is_chat(question):
@@ -115,7 +123,8 @@ def read_row(row: Row, prompts: Prompts) -> Entry:
             what = "empty" if isinstance(response, str) else kind(response)
             raise PromptError(f"{where}: field {prompts.response_field} is {what}; it must be a text to learn from")
     known = (prompts.prompt_field, prompts.answer_field, prompts.response_field)
-    return Entry(where, question, answer, {k: v for k, v in record.items() if k not in known}, response)
+    metadata = {k: v for k, v in record.items() if k not in known}
+    return Entry(where, question, answer, metadata, response, route.teacher(prompts.teacher_field, record, where))
 
 
 def take(record: dict[str, Any], field: str, where: str, setting: str) -> Any:
@@ -132,7 +141,7 @@ def is_chat(value: Any) -> bool:
     )
 
 
-def reasoning_gym_entries(task: ReasoningGym) -> Iterator[Entry]:
+def reasoning_gym_entries(task: ReasoningGym, route: Route) -> Iterator[Entry]:
     import reasoning_gym
 
     try:
@@ -144,7 +153,8 @@ def reasoning_gym_entries(task: ReasoningGym) -> Iterator[Entry]:
     for number, entry in enumerate(dataset, start=1):
         metadata = {**entry["metadata"], "entry": entry, "task": task.task, "options": dict(task.options)}
         answer = None if entry["answer"] is None else str(entry["answer"])
-        yield Entry(f"reasoning-gym {task.task} row {number}", entry["question"], answer, metadata)
+        where = f"reasoning-gym {task.task} row {number}"
+        yield Entry(where, entry["question"], answer, metadata, teacher=route.teacher(None, {}, where))
 
 
 def encode(prompts: Prompts, tokenizer: Any, question: str | list[dict[str, Any]], where: str) -> tuple[str, list[int]]:

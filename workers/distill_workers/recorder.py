@@ -22,7 +22,7 @@ from distill_workers.objective.statistics import SCOPES
 from distill_workers.progress import Reporter, utc
 from distill_workers.runfolder import RunFolder
 from distill_workers.sample import Sample
-from distill_workers.token_kl import source_kl, summary
+from distill_workers.token_kl import source_kl, summary, teacher_kl
 from distill_workers.transcript import LIMIT_BYTES, picked, transcript
 
 log = logging.getLogger(__name__)
@@ -126,6 +126,8 @@ class Recorder:
             self._metrics.set("distill_token_kl_high_ratio", line["token_kl"]["high_ratio"])
         for source, kl in line["reverse_kl_by_source"].items():
             self._metrics.set("distill_source_reverse_kl_nats", kl, source=source)
+        for teacher, kl in line["reverse_kl_by_teacher"].items():
+            self._metrics.set("distill_teacher_reverse_kl_nats", kl, teacher=teacher)
         for source, mean in line["reward_by_source"].items():
             self._metrics.set("distill_source_reward_mean", mean, source=source)
         self._metrics.add("distill_tokens", line["response_tokens"], kind="train")
@@ -258,6 +260,7 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         "reward_stddev": statistics.pstdev(rewards) if rewards else None,
         "token_kl": summary(samples),
         "reverse_kl_by_source": source_kl(samples),
+        "reverse_kl_by_teacher": teacher_kl(samples),
         "reward_by_source": {
             source: statistics.fmean(s.reward for s in samples if s.reward is not None and s.source == source)
             for source in sorted({s.source for s in samples if s.reward is not None})

@@ -210,11 +210,12 @@ pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str) -> str:
     name, spec = html.escape(job.metadata.name), job.spec
     done = run.steps[-1].step if run.steps else 0
+    teachers = ", ".join(t.title for t in spec.all_teachers)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Distillation {name}</title>
 <style>{STYLE}{ROLLOUT_STYLE}</style></head><body>
 <h1>Distillation {name}</h1>
-<p>Teacher <b>{html.escape(spec.teacher.model)}</b>, student <b>{html.escape(spec.student.model)}</b>:
+<p>Teacher <b>{html.escape(teachers)}</b>, student <b>{html.escape(spec.student.model)}</b>:
 {done} of {spec.schedule.steps} steps.</p>
 {_evaluation_table(run)}
 {_guard_table(run)}

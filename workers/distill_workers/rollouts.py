@@ -27,7 +27,8 @@ from distill_workers.prompts import Cursor
 from distill_workers.rewards import Reward, RewardError
 from distill_workers.sample import Prompt, Sample
 from distill_workers.supervised import supervised_positions, supervised_sample
-from distill_workers.teacher import BadScore, TeacherPool
+from distill_workers.teacher import BadScore
+from distill_workers.teachers import Teachers
 
 log = logging.getLogger(__name__)
 TRIES = 3
@@ -69,12 +70,12 @@ class Rollouts:
         spec: Spec,
         cursor: Cursor,
         fleet: Fleet,
-        teacher: TeacherPool,
+        teachers: Teachers,
         rewards: Mapping[str, Reward],
         tokenizer: Any,
         metrics: Metrics,
     ) -> None:
-        self._spec, self._cursor, self._fleet, self._teacher = spec, cursor, fleet, teacher
+        self._spec, self._cursor, self._fleet, self._teachers = spec, cursor, fleet, teachers
         # By source of the prompt; those of a source that is not among them have none.
         self._rewards, self._tokenizer, self._metrics = rewards, tokenizer, metrics
         self._batches: dict[int, Batch] = {}
@@ -127,7 +128,7 @@ class Rollouts:
     def _prefetch(self, prompt: Prompt) -> None:
         """The teacher reads the prompt while the student answers it."""
         if self._spec.rollout.samples_per_prompt > 1:
-            task = asyncio.create_task(self._teacher.prefetch(prompt.ids))
+            task = asyncio.create_task(self._teachers.of(prompt.teacher).prefetch(prompt.ids))
             self._prefetches.add(task)
             task.add_done_callback(self._prefetches.discard)
 
@@ -136,7 +137,7 @@ class Rollouts:
         limit = self._spec.rollout.max_response_tokens
         sample = supervised_sample(prompt, self._tokenizer, limit, batch.step)
         try:
-            await self._score(sample)
+            await self._score(prompt, sample)
         except BadScore as error:
             self._failed(batch, prompt, error.reason, error)
             return []
@@ -161,7 +162,7 @@ class Rollouts:
                 batch.generated_at = max(batch.generated_at, time.monotonic())
                 if not sample.response_ids:
                     return []  # there is no token to learn from, and it must not reach the teacher
-                await asyncio.gather(self._score(sample), self._grade(prompt, sample))
+                await asyncio.gather(self._score(prompt, sample), self._grade(prompt, sample))
                 return [sample]
             except RewardError as error:
                 self._failed(batch, prompt, "reward", error)
@@ -198,8 +199,9 @@ class Rollouts:
             source=prompt.source,
         )
 
-    async def _score(self, sample: Sample) -> None:
-        scores = await self._teacher.score(sample.prompt_ids, sample.response_ids, self._top_k)
+    async def _score(self, prompt: Prompt, sample: Sample) -> None:
+        sample.teacher, sample.coefficient = prompt.teacher, self._teachers.coefficient(prompt.teacher)
+        scores = await self._teachers.of(prompt.teacher).score(sample.prompt_ids, sample.response_ids, self._top_k)
         sample.teacher_logprobs = scores.logprobs
         sample.teacher_top_ids, sample.teacher_top_logprobs = scores.top_ids, scores.top_logprobs
         self._metrics.add("distill_tokens", len(sample.response_ids), kind="teacher")

@@ -12,6 +12,14 @@ from distill_workers.whole_file import write_whole
 
 __all__ = ["ForeignRun", "RunFolder", "fingerprint", "write_whole"]
 
+FREE_OF_TEACHER = {
+    "replicas": True,
+    "template": True,
+    "max_concurrent_requests": True,
+    "request_timeout_seconds": True,
+    "max_disagreement": True,
+    "endpoint": {"key_secret"},
+}
 FREE_FIELDS: dict[str, Any] = {
     "suspend": True,
     "managed_by": True,
@@ -25,7 +33,8 @@ FREE_FIELDS: dict[str, Any] = {
     "guards": True,
     "output": True,
     "tracking": True,
-    "teacher": {"replicas", "template", "max_concurrent_requests", "request_timeout_seconds"},
+    "teacher": FREE_OF_TEACHER,
+    "teachers": {"__all__": FREE_OF_TEACHER},
     "rollout": {"replicas", "template", "head_template", "max_concurrent_requests"},
     "trainer": {
         "nodes": True,

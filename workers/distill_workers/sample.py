@@ -20,6 +20,8 @@ class Prompt:
     """Name of the data source that it came from."""
     response: str | None = None
     """The data set's own response, where there is one (GKD mixing)."""
+    teacher: str = ""
+    """Name of the teacher that scores its responses."""
 
 
 @dataclass(slots=True)
@@ -42,6 +44,10 @@ class Sample:
     """[response, k], likeliest first"""
     teacher_top_logprobs: npt.NDArray[np.float32] | None = None
     """[response, k]"""
+    teacher: str = ""
+    """Name of the teacher that scored it."""
+    coefficient: float = 1.0
+    """That teacher's: multiplies the divergence of the sample."""
     source: str = ""
     """Name of the data source of the prompt."""
     supervised: bool = False

@@ -55,9 +55,7 @@ class Wire(Protocol):
 
     def scoring(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Ask: ...
 
-    def read_scores(
-        self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None
-    ) -> Scores: ...
+    def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores: ...
 
     def cached_tokens(self, answer: Any) -> float:
         """Tokens of the request that the server had in its cache; infinite if it does not say."""

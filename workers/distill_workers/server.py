@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from distill_api.spec import Spec
+from distill_api.spec import Serving, Spec
 from distill_api.wire import Variable
 from distill_workers import probe
 from distill_workers.admin_key import key_of_this_process
@@ -60,9 +60,12 @@ def concurrency(spec: Spec, wanted: int) -> int:
     return min(wanted, CPU_CONCURRENCY) if spec.on_cpu else wanted
 
 
-def sglang_command(model: str, spec: Spec, role: Role, host: str, port: int) -> tuple[list[str], dict[str, str]]:
-    """The arguments of a server, and what it needs in its environment. Pure."""
-    part = spec.teacher if role == "teacher" else spec.rollout
+def sglang_command(
+    model: str, spec: Spec, role: Role, host: str, port: int, serving: Serving | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """The arguments of a server, and what it needs in its environment. Pure. `serving`: of a teacher, the job's first
+    if it is left out."""
+    part = (serving or spec.all_teachers[0]) if role == "teacher" else spec.rollout
     flags: list[str] = ["--model-path", model, "--host", host, "--port", str(port), "--dtype", spec.dtype]
     flags += ["--tp-size", str(part.tensor_parallel_size), "--random-seed", str(spec.seed)]
     # Without it an idle scheduler spins on 80 % of a core.
@@ -121,13 +124,14 @@ class SGLangServer:
         host: str = "127.0.0.1",
         log: Path | None = None,
         key: str | None = None,
+        serving: Serving | None = None,
     ) -> None:
         self.model, self.port, self.log = (
             model,
             port,
             log or Path(tempfile.gettempdir()) / f"sglang-{role}-{port}.log",
         )
-        self._role, self._command = role, sglang_command(model, spec, role, host, port)
+        self._role, self._command = role, sglang_command(model, spec, role, host, port, serving)
         self.key = key or key_of_this_process()
         """What its administration asks for."""
         self._process: subprocess.Popen[bytes] | None = None

@@ -19,7 +19,7 @@ from distill_api import spec as api
 from distill_api.spec import NamedTeacher, Spec
 from distill_workers.openai_wire import OpenAIWire
 from distill_workers.origin import Origin
-from distill_workers.prefixes import Place, Prefixes
+from distill_workers.prefixes import ANYWHERE, Place, Prefixes
 from distill_workers.replicas import Replica, Replicas
 from distill_workers.scores import Ask, BadScore, Scores, Wire
 from distill_workers.sglang_wire import SGLangWire
@@ -171,7 +171,7 @@ class TeacherPool:
         self,
         ask: Ask,
         tokens: int,
-        place: Place = Place(),  # frozen
+        place: Place = ANYWHERE,
         timeout_seconds: float | None = None,
     ) -> Any:
         """The JSON of an answer 200. Raises BadScore for a refusal, TeacherUnreachable."""
@@ -245,7 +245,7 @@ class TeacherPool:
                     self._observer.observe("distill_teacher_request_duration_seconds", time.monotonic() - begin)
         finally:
             replica.outstanding_tokens -= tokens
-        shown = self._origin.without_key(text[:300])
+        shown = self._origin.without_key(text)[:300]
         if answer.status >= 500 or answer.status == 429:
             replica.failed(time.monotonic())
             raise _Retry(f"answered {answer.status}: {shown!r}")

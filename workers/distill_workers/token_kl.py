@@ -4,6 +4,8 @@ The k1 estimate of one token, log mu(y_t) - log pi_T(y_t), by the log-probs that
 that drew the token. Its mean differs from the trainer's own reverse KL by the trainer-engine gap.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import numpy.typing as npt
 
@@ -34,8 +36,17 @@ def summary(samples: list[Sample]) -> dict[str, float] | None:
 
 def source_kl(samples: list[Sample]) -> dict[str, float]:
     """Mean over the tokens of each named data source, nats."""
+    return _kl_by(samples, lambda sample: sample.source)
+
+
+def teacher_kl(samples: list[Sample]) -> dict[str, float]:
+    """Mean over the tokens that each teacher scored, nats, to that teacher."""
+    return _kl_by(samples, lambda sample: sample.teacher)
+
+
+def _kl_by(samples: list[Sample], name_of: Callable[[Sample], str]) -> dict[str, float]:
     drawn: dict[str, list[Floats]] = {}
     for sample in samples:
-        if sample.source and sample.response_ids and not sample.supervised:
-            drawn.setdefault(sample.source, []).append(token_kl(sample))
-    return {source: float(np.concatenate(parts).mean()) for source, parts in sorted(drawn.items())}
+        if (name := name_of(sample)) and sample.response_ids and not sample.supervised:
+            drawn.setdefault(name, []).append(token_kl(sample))
+    return {name: float(np.concatenate(parts).mean()) for name, parts in sorted(drawn.items())}

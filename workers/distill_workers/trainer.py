@@ -29,7 +29,8 @@ from distill_workers.prompts import Cursor, PromptError, load_data
 from distill_workers.rewards import build_rewards
 from distill_workers.rollouts import Rollouts
 from distill_workers.runfolder import ForeignRun, RunFolder, write_whole
-from distill_workers.teacher import TeacherPool, TeacherUnreachable
+from distill_workers.teacher import TeacherUnreachable
+from distill_workers.teachers import Teachers
 from distill_workers.team import Team, follow
 from distill_workers.trackers import Trackers
 
@@ -51,17 +52,17 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         reporter = Reporter(folder, metrics, spec.schedule.steps, Trackers(job, folder.root, metrics))
         await reporter.serve(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
         tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=spec.trust_remote_code)
-        prompts = load_data(spec.data, tokenizer, spec.rollout.max_prompt_tokens, metrics)
+        prompts = load_data(spec, tokenizer, metrics)
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
         evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in spec.evaluation]
         rewards = build_rewards(spec, metrics)
-        teacher = TeacherPool(os.environ[Variable.TEACHER], spec, metrics)
+        teachers = Teachers.of_job(spec, os.environ, metrics)
         fleet = Fleet(job, folder, metrics)
         try:
-            await asyncio.gather(teacher.start(), fleet.start(str(model)))
-            rollouts = Rollouts(spec, cursor, fleet, teacher, rewards, tokenizer, metrics)
-            loop = Loop(job, folder, team, fleet, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
+            await asyncio.gather(teachers.start(), fleet.start(str(model)))
+            rollouts = Rollouts(spec, cursor, fleet, teachers, rewards, tokenizer, metrics)
+            loop = Loop(job, folder, team, fleet, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
             try:
                 return await loop.run()
@@ -72,7 +73,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
                 rollouts.cancel()
         finally:
             await fleet.close()
-            await teacher.close()
+            await teachers.close()
             await reporter.close()
             await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
     finally:

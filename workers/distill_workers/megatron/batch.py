@@ -42,6 +42,8 @@ class MicroBatch:
     """[tokens, k]: the teacher's top-k; k is 0 without."""
     teacher_support_logprobs: torch.Tensor
     """[tokens, k]"""
+    teacher_coefficients: torch.Tensor
+    """[tokens]: what the divergence of each is multiplied with."""
 
     @property
     def positions(self) -> torch.Tensor:
@@ -141,6 +143,7 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
         supervised=torch.tensor([s.supervised for s in samples], device=device).repeat_interleave(lengths),
         support_ids=support_ids,
         teacher_support_logprobs=support_logprobs,
+        teacher_coefficients=torch.tensor([s.coefficient for s in samples], device=device).repeat_interleave(lengths),
     )
 
 

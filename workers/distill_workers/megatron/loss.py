@@ -43,6 +43,7 @@ def batch_loss(
         advantages=batch.advantages,
         lengths=batch.lengths,
         supervised=batch.supervised,
+        teacher_coefficients=batch.teacher_coefficients,
         support_logprobs=values[:, 1:] if top_k else None,
         teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,
         sampled_in_support=batch.sampled_in_support if top_k else None,

@@ -2,14 +2,14 @@
 
 sampled-token (on-policy distillation as in the Qwen3 report, Thinking Machines and slime):
     d_t  = clip(log pi_old(y_t) - log pi_T(y_t), +-advantage_clip)                                detached
-    A'_t = c_reward A_t - c_divergence (d_t + discount mean_discount(d_s: s > t))                 detached
+    A'_t = c_reward A_t - c_divergence c_teacher (d_t + discount mean_discount(d_s: s > t))                 detached
     L_t  = -w_t min(rho_t A'_t, clip(rho_t, 1 - ratio_clip, 1 + ratio_clip) A'_t),  rho_t = pi_theta(y_t) / pi_old(y_t)
 w_t is made of pi_old(y_t) / mu(y_t) (corrections.py), mu being the engine's own probability when it drew y_t: it
 corrects both for its other arithmetic and for its older weights. With w_t that ratio itself and discount 0 the gradient
 at rho = 1 is, in expectation and with no reward, that of the reverse KL.
 
 top-k:
-    L_t = c_divergence D(student, teacher; top-k and the drawn token, tail)
+    L_t = c_divergence c_teacher D(student, teacher; top-k and the drawn token, tail)
           + L_t of sampled-token with A'_t = c_reward A_t
 The divergence is taken on any sequence, the data set's included (GKD, arXiv 2306.13649); the policy gradient on the
 student's own alone.
@@ -48,6 +48,7 @@ def token_losses(
     support_logprobs: torch.Tensor | None = None,
     teacher_support_logprobs: torch.Tensor | None = None,
     sampled_in_support: torch.Tensor | None = None,
+    teacher_coefficients: torch.Tensor | float = 1.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Loss of each token [tokens], nats, and statistics by name (of statistics.SCOPES), each [tokens] and detached.
 
@@ -55,6 +56,8 @@ def token_losses(
     response tokens at temperature 1, natural, [tokens]: `logprobs` the trainer's, with gradient; `old_logprobs` the
     trainer's before the step (`logprobs.detach()` when a batch is one update); `engine_logprobs` those the token was
     drawn with. advantages [tokens]: of the task reward, 0 without one. supervised [tokens], bool: of the data set.
+
+    teacher_coefficients [tokens]: of the teacher that scored each, c_teacher above, where a job has several.
 
     Support top-k needs the student's log-probs [tokens, k], with gradient, at the teacher's top-k ids, the teacher's
     own [tokens, k], and `sampled_in_support` [tokens], bool: the drawn token is one of the k, and not counted again.
@@ -71,7 +74,7 @@ def token_losses(
         penalty = sampled_reverse_kl(old, teacher_logprobs).clamp(-clip, clip)
         if objective.discount > 0:
             penalty = penalty + objective.discount * future_mean(penalty, lengths, objective.discount)
-        total_advantages = total_advantages - coefficients.divergence * penalty
+        total_advantages = total_advantages - coefficients.divergence * (teacher_coefficients * penalty)
         loss = torch.zeros_like(logprobs)
         divergence, clipped = reverse_kl, reverse_kl.abs() > clip
         has_policy_gradient = True
@@ -85,7 +88,7 @@ def token_losses(
         kind, beta = objective.divergence, objective.jsd_beta
         divergence = support_divergence(kind, student, teacher, present=present, jsd_beta=beta)
         forward_kl = support_divergence(Divergence.FORWARD_KL, student.detach(), teacher, present=present)
-        loss = coefficients.divergence * divergence
+        loss = coefficients.divergence * (teacher_coefficients * divergence)
         clipped = torch.zeros_like(supervised)
         has_policy_gradient = objective.reward.source is not RewardSource.NONE
         at_support = {
