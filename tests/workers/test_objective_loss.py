@@ -261,3 +261,21 @@ def test_the_detached_old_policy_gives_no_gradient_through_the_advantage() -> No
 
     # d(ratio A') = A' alone; differentiating the penalty as well would add another 1.
     assert gradient.item() == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("support", ["sampled-token", "top-k"])
+def test_a_teachers_coefficient_weighs_the_divergence_of_its_samples_alone(support: str) -> None:
+    def gradient(coefficients: torch.Tensor | float) -> torch.Tensor:
+        if support == "top-k":
+            _, given = top_k_inputs([0, 3, 5])
+            del given["union_student"], given["union_teacher"]
+        else:
+            logprobs = torch.tensor([-1.0, -2.0, -0.5], requires_grad=True)
+            given = {"logprobs": logprobs, "teacher_logprobs": torch.tensor([-3.0, -1.0, -2.0])}
+        loss, _ = losses(objective(support=support), teacher_coefficients=coefficients, **given)
+        (found,) = torch.autograd.grad(loss.sum(), given["logprobs"])
+        return found
+
+    plain, weighted = gradient(1.0), gradient(torch.tensor([1.0, 0.5, 0.0]))
+    torch.testing.assert_close(weighted, plain * torch.tensor([1.0, 0.5, 0.0]))
+    assert torch.equal(gradient(torch.ones(3)), plain), "without any it is the same to the last bit"

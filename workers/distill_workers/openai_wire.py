@@ -91,7 +91,8 @@ class OpenAIWire:
         return self._ask(ids, max_tokens=1, prompt_logprobs=likeliest)
 
     def _by_echo(self, ids: list[int]) -> Ask:
-        return self._ask(ids, max_tokens=0, echo=True, logprobs=1, return_token_ids=True)
+        # SGLang takes no 0; what is generated comes after all that is read.
+        return self._ask(ids, max_tokens=1, echo=True, logprobs=1, return_token_ids=True)
 
     def _ask(self, ids: list[int], **fields: Any) -> Ask:
         return Ask(PATH, {"model": self._model, "prompt": ids, "temperature": 0, **fields})
@@ -121,25 +122,25 @@ def _read_prompt_logprobs(answer: Any, prompt_tokens: int, response_ids: list[in
         if token not in table:
             seen = sorted(table)[:3]
             raise BadScore("wrong_tokens", f"token {place} of the response was sent as {token} and scored as {seen}")
-    logprobs = np.array([table[i] for i, table in zip(response_ids, tables, strict=True)], dtype=np.float64)
+    logprobs = np.array([table[i][0] for i, table in zip(response_ids, tables, strict=True)], dtype=np.float64)
     top_ids, top_logprobs = None, None
     if top_k is not None:
-        # The token itself is there too, and may not be among the k likeliest.
-        best = [sorted(table.items(), key=lambda item: -item[1])[:top_k] for table in tables]
-        if any(len(row) < top_k for row in best):
-            raise BadScore("wrong_count", f"fewer than {top_k} likeliest tokens came for a token")
-        top_ids = np.array([[i for i, _ in row] for row in best], dtype=np.int32)
-        top_logprobs = checked(np.array([[value for _, value in row] for row in best], dtype=np.float32))
+        # The token itself is there too; where it is none of the k likeliest, its rank says so.
+        best = [sorted((rank, i, value) for i, (value, rank) in table.items() if rank <= top_k) for table in tables]
+        if any([rank for rank, _, _ in row] != list(range(1, top_k + 1)) for row in best):
+            raise BadScore("wrong_count", f"not {top_k} likeliest tokens for each, ranked from 1 to {top_k}")
+        top_ids = np.array([[i for _, i, _ in row] for row in best], dtype=np.int32)
+        top_logprobs = checked(np.array([[value for _, _, value in row] for row in best], dtype=np.float32))
     return Scores(checked(logprobs).tolist(), top_ids, top_logprobs)
 
 
-def _table(entry: Any, answer: Any) -> dict[int, float]:
-    """Log-probs of one position by token id."""
+def _table(entry: Any, answer: Any) -> dict[int, tuple[float, int]]:
+    """Log-prob and rank of each token that one position tells of, by its id."""
     try:
-        found = {int(i): float(told["logprob"]) for i, told in entry.items()}
+        found = {int(i): (float(told["logprob"]), int(told["rank"])) for i, told in entry.items()}
     except (AttributeError, LookupError, TypeError, ValueError):
         raise malformed(answer) from None
-    return {i: -math.inf if value == VLLM_MINUS_INFINITY else value for i, value in found.items()}
+    return {i: (-math.inf if value == VLLM_MINUS_INFINITY else value, rank) for i, (value, rank) in found.items()}
 
 
 def _read_echo(answer: Any, ids: list[int], response_tokens: int) -> Scores:

@@ -129,18 +129,18 @@ async def teacher_is_sane(spec: Spec, samples: list[Sample], teacher: TeacherPoo
 async def replicas_agree(spec: Spec, samples: list[Sample], teacher: TeacherPool) -> None:
     """The same tokens, scored by each replica more than once, have the same log-probabilities."""
     own = teacher.teacher.model is not None
-    runs: list[tuple[str, list[float]]] = []
+    found: dict[tuple[str, int], list[float]] = {}
     try:
-        for _ in range(TIMES if own else TIMES_BEHIND_ONE_ADDRESS):
-            found: dict[str, list[float]] = {}
-            for sample in samples:
+        for sample in samples:
+            # One after the other: where an address is a load balancer, they go to different servers.
+            for time in range(TIMES if own else TIMES_BEHIND_ONE_ADDRESS):
                 for address, scores in await teacher.score_everywhere(sample.prompt_ids, sample.response_ids, None):
-                    found.setdefault(address, []).extend(scores.logprobs)
-            whole = max(map(len, found.values()))
-            # One that came or went meanwhile has not seen all of the probe.
-            runs += [(address, values) for address, values in found.items() if len(values) == whole]
+                    found.setdefault((address, time), []).extend(scores.logprobs)
     except BadScore as error:
         raise fail("TeacherScores", f"{named(teacher)} scored a probe unusably: {error}") from None
+    # One that came or went meanwhile has not seen all of the probe.
+    whole = max(map(len, found.values()))
+    runs = [(address, values) for (address, _), values in found.items() if len(values) == whole]
     logprobs = np.array([values for _, values in runs])
     gaps = np.abs(logprobs[:, None] - logprobs[None])  # [runs, runs, tokens]
     means, most = gaps.mean(axis=-1), teacher.teacher.max_disagreement
