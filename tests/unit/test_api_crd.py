@@ -111,6 +111,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("prompts", "dataset", "config", "revision", "responseField", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("wandb", "mlflow", "entity", "keySecret"),
+        *("teacher", "model", "ref", "endpoint", "keySecret", "teacherField", "defaultTeacher"),
         *("image", "affinity", "serviceAccountName", "priorityClassName", "schedulerName", "runtimeClassName"),
     }
 
@@ -119,22 +120,28 @@ def test_the_status_has_no_default() -> None:
     assert {p for p, n in NODES.items() if ".status" in p and "default" in n} == set()
 
 
-def test_a_transition_rule_stands_only_where_the_field_is_always_present() -> None:
+def test_a_transition_rule_stands_only_where_the_field_is_always_present_or_may_not_come_or_go() -> None:
     """CEL does not run a rule with oldSelf for a field that comes or goes: such a field would be mutable."""
     for path, node in NODES.items():
         for name, child in node.get("properties", {}).items():
             if any("oldSelf" in rule["rule"] for rule in child.get("x-kubernetes-validations", [])):
-                assert "default" in child or name in node["required"], f"{path}.{name}"
+                always = "default" in child or name in node.get("required", [])
+                guarded = f"has(self.{name}) == has(oldSelf.{name})" in str(node.get("x-kubernetes-validations"))
+                assert always or guarded, f"{path}.{name}"
 
 
 def test_what_may_change_in_a_running_job_is_little() -> None:
     def frozen(node: dict[str, Any]) -> set[str]:
-        return {n for n, c in node["properties"].items() if "oldSelf" in str(c.get("x-kubernetes-validations"))}
+        return {n for n, c in node["properties"].items() if "self == oldSelf" in str(c.get("x-kubernetes-validations"))}
 
     spec = schema(JOB)["properties"]["spec"]
     rollout = spec["properties"]["rollout"]
     assert set(rollout["properties"]) - frozen(rollout) == {"replicas"}
+    teacher, one_of_several = spec["properties"]["teacher"], spec["properties"]["teachers"]["items"]
+    assert set(teacher["properties"]) - frozen(teacher) == {"replicas"}
+    assert set(one_of_several["properties"]) - frozen(one_of_several) == {"replicas"}
     assert set(spec["properties"]) - frozen(spec) == {
+        *("teacher", "teachers"),  # for their replicas
         *("suspend", "rollout", "backoffLimit", "stallTimeoutSeconds", "ttlSecondsAfterFinished"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds"),
     }
@@ -143,7 +150,8 @@ def test_what_may_change_in_a_running_job_is_little() -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [".status.conditions", ".status.roles", ".status.progress.evaluations", ".spec.evaluation"]
+    "path",
+    [".status.conditions", ".status.roles", ".status.progress.evaluations", ".spec.evaluation", ".spec.teachers"],
 )
 def test_lists_of_named_things_merge_by_their_name(path: str) -> None:
     assert NODES[f"DistillationJob{path}"]["x-kubernetes-list-type"] == "map"

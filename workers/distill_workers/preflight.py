@@ -52,7 +52,8 @@ async def teacher_answers(teacher: TeacherPool) -> None:
     if teacher.teacher.endpoint is None:
         return
     try:
-        await teacher.score([0], [0], None)
+        # Not token 0: SGLang takes a prompt of nothing else for an empty one.
+        await teacher.score([1], [1], None)
     except BadScore as error:
         raise fail(
             "TeacherAnswers",
