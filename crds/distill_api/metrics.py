@@ -147,7 +147,7 @@ WORKER_METRICS = (
     Metric(
         "distill_teacher_requests",
         Kind.COUNTER,
-        "Scoring requests by HTTP code, or error, and teacher.",
+        "Scoring requests by teacher and HTTP code, or error; disagrees: a replica was refused.",
         ("code", "teacher"),
     ),
     Metric("distill_teacher_retries", Kind.COUNTER, "Scoring requests that failed and were to be sent again."),

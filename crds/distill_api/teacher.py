@@ -78,7 +78,8 @@ class Teacher(Serving):
     max_disagreement: Annotated[float, Field(gt=0, le=100)] = Field(
         0.05,
         description="Nats per token by which the scores of two replicas, of the same tokens, may differ on average "
-        "before the preflight refuses the teacher. Kernels of bfloat16 differ by about 0.01.",
+        "before the preflight refuses the teacher, and a replica that joins later is left alone. Kernels of bfloat16 "
+        "differ by about 0.01.",
     )
 
     @property

@@ -572,5 +572,36 @@ async def test_addresses_that_join_and_leave_the_service_are_followed(
     monkeypatch.setattr(replicas, "RESOLVE_SECONDS", 0.0)
     addresses[:] = [second]
     await pool.score([2], RESPONSE, None)
-    assert [len(first.bodies), len(second.bodies)] == [1, 1]
+    assert [body["input_ids"][0] for body in first.bodies] == [1]
+    assert [body["input_ids"][0] for body in second.bodies] == [1, 2], "first what the other has scored, to compare"
+    await pool.close()
+
+
+async def test_a_replica_that_joins_later_and_scores_otherwise_gets_no_requests(
+    fakes: Any, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, second = fakes
+    addresses = [first]
+
+    async def lookup(host: str, port: int, type: int = 0) -> Any:
+        return [(2, 1, 6, "", ("127.0.0.1", fake.port)) for fake in addresses]
+
+    def half_a_nat_off(info: dict[str, Any]) -> None:
+        for entry in info["input_token_logprobs"][1:]:
+            entry[0] -= 0.5
+
+    second.answer = corrupt(half_a_nat_off)
+    monkeypatch.setattr(asyncio.get_running_loop(), "getaddrinfo", lookup)
+    monkeypatch.setattr(replicas, "RESOLVE_SECONDS", 0.0)
+    pool = await pool_of(first, unreachable=1.0)
+    await pool.score([1], RESPONSE, None)
+    addresses.append(second)
+    for prompt in range(2, 8):
+        assert (await pool.score([prompt], RESPONSE, None)).logprobs == [-1.5] * 4
+        await asyncio.sleep(0.01)
+    assert [body["input_ids"][0] for body in second.bodies] == [1]
+    assert pool._observer.codes["disagrees"] == 1  # type: ignore[attr-defined]
+    addresses.remove(first)
+    with pytest.raises(TeacherUnreachable, match=rf"last: 127.0.0.1:{second.port}: joined later, and scores otherwise"):
+        await pool.score([9], RESPONSE, None)
     await pool.close()

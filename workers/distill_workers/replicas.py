@@ -27,6 +27,10 @@ class Replica:
     failures: int = 0
     open_until: float = 0.0
     """time.monotonic until which it is left alone."""
+    proven: bool = True
+    """It scores as the others do. One that joins later is left alone until it is."""
+    refused: bool = False
+    """It does not."""
 
     def failed(self, now: float) -> None:
         self.failures += 1
@@ -50,7 +54,13 @@ class Replicas:
 
     def usable(self, replica: Replica) -> bool:
         """It is still there, and not left alone."""
-        return self._known.get(replica.address) is replica and replica.open_until <= time.monotonic()
+        known = self._known.get(replica.address) is replica
+        return known and replica.proven and replica.open_until <= time.monotonic()
+
+    def newcomers(self) -> list[Replica]:
+        """Those that have yet to prove themselves."""
+        now = time.monotonic()
+        return [r for r in self._known.values() if not r.proven and not r.refused and r.open_until <= now]
 
     def all(self) -> list[Replica]:
         """Also those that are left alone for now."""
@@ -82,7 +92,9 @@ class Replicas:
                 for _, _, _, _, where in infos:
                     ip, to = str(where[0]), int(where[1])
                     address = f"[{ip}]:{to}" if ":" in ip else f"{ip}:{to}"
-                    found[address] = self._known.get(address) or Replica(address, asyncio.Semaphore(self._slots))
+                    # The first are compared by the preflight.
+                    new = Replica(address, asyncio.Semaphore(self._slots), proven=not self._known)
+                    found[address] = self._known.get(address) or new
             if found.keys() != self._known.keys():
                 log.info("teacher replicas: %s", ", ".join(sorted(found)) or "none")
             self._known = found

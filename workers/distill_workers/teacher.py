@@ -20,6 +20,7 @@ from distill_api.spec import NamedTeacher, Spec
 from distill_workers.openai_wire import OpenAIWire
 from distill_workers.origin import Origin
 from distill_workers.prefixes import ANYWHERE, Place, Prefixes
+from distill_workers.reference import Reference
 from distill_workers.replicas import Replica, Replicas
 from distill_workers.scores import Ask, BadScore, Scores, Wire
 from distill_workers.sglang_wire import SGLangWire
@@ -31,6 +32,8 @@ log = logging.getLogger(__name__)
 BACKOFF_SECONDS = (0.2, 10.0)
 TRIES = 6
 """Of one request, while others succeed."""
+DISAGREES = "disagrees"
+"""Instead of a code, of a replica that joined later and was refused."""
 PREFETCHES = 8
 """Prompts that are sent ahead at once: the others wait, so that scoring always finds free slots."""
 
@@ -76,11 +79,14 @@ class TeacherPool:
             assert endpoint.model is not None, "a rule of Endpoint"
             self._wire = OpenAIWire(endpoint.model)
         self._observer, self._limit = observer, unreachable_seconds
+        self._timeout_seconds = float(self.teacher.request_timeout_seconds)
         self._start_seconds = float(spec.pre_running_deadline_seconds or 1800)
         self._replicas = Replicas(list(self._origin.names), self.teacher.max_concurrent_requests)
         # A deterministic server caches no prefix and takes one request at a time: nothing to wait for.
         self._prefixes = Prefixes(self._replicas, share=self._wire.shares_prefixes and not spec.deterministic)
         self._prefetching = asyncio.Semaphore(PREFETCHES)
+        self._reference: Reference | None = None
+        self._proofs: dict[Replica, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
         self._last_success = time.monotonic()
 
@@ -94,6 +100,8 @@ class TeacherPool:
         self._limit = usual
 
     async def close(self) -> None:
+        for proof in self._proofs.values():
+            proof.cancel()
         if self._session is not None:
             await self._session.close()
 
@@ -104,7 +112,10 @@ class TeacherPool:
         async with self._prefixes.place(prompt_ids) as place:
             answer = await self._request(ask, len(prompt_ids) + len(response_ids), place)
         self._prefixes.found(place, self._wire.cached_tokens(answer))
-        return self._wire.read_scores(answer, prompt_ids, response_ids, top_k)
+        scores = self._wire.read_scores(answer, prompt_ids, response_ids, top_k)
+        if self._reference is None or self._reference.worse_than(response_ids):
+            self._reference = Reference(prompt_ids, response_ids, scores.logprobs)
+        return scores
 
     async def score_everywhere(
         self, prompt_ids: list[int], response_ids: list[int], top_k: int | None
@@ -115,7 +126,7 @@ class TeacherPool:
         found: list[tuple[str, Scores]] = []
         for replica in self._replicas.all():
             try:
-                answer = await self._send(replica, ask, 1, float(self.teacher.request_timeout_seconds), alone=True)
+                answer = await self._send(replica, ask, 1, self._timeout_seconds, alone=True)
             except _Retry as error:
                 log.warning("teacher %s: replica %s is not compared: %s", self.teacher.name, replica.address, error)
                 continue
@@ -136,7 +147,7 @@ class TeacherPool:
                 async with self._prefixes.ahead(prompt_ids) as replica:
                     if replica is not None:
                         ask = self._wire.scoring(prompt_ids, [], None)
-                        await self._send(replica, ask, len(prompt_ids), float(self.teacher.request_timeout_seconds))
+                        await self._send(replica, ask, len(prompt_ids), self._timeout_seconds)
             except Exception as error:
                 log.warning("a prompt of %d tokens was not prefetched: %s", len(prompt_ids), error)
 
@@ -167,6 +178,36 @@ class TeacherPool:
             wrong = next(i for i in ids if not 0 <= i < size)
             raise BadScore("outside_vocabulary", f"token {wrong} is outside the teacher's vocabulary of {size}")
 
+    def _prove_newcomers(self) -> None:
+        """Beside what is under way: a replica that joined later is used once it has scored as the others do."""
+        for replica in self._replicas.newcomers():
+            if self._reference is None:
+                replica.proven = True  # nothing was scored yet, so it is as good as the first
+            elif replica not in self._proofs:
+                self._proofs[replica] = asyncio.create_task(self._prove(replica, self._reference))
+
+    async def _prove(self, replica: Replica, reference: Reference) -> None:
+        prompt, response = reference.prompt_ids, reference.response_ids
+        ask = self._wire.scoring(prompt, response, None)
+        try:
+            answer = await self._send(replica, ask, len(prompt) + len(response), self._timeout_seconds)
+            gap = reference.gap_nats(self._wire.read_scores(answer, prompt, response, None))
+        except (_Retry, BadScore) as error:
+            replica.failed(time.monotonic())
+            log.warning("teacher %s: replica %s could not be compared: %s", self.teacher.name, replica.address, error)
+            return
+        finally:
+            del self._proofs[replica]
+        replica.proven = gap <= self.teacher.max_disagreement
+        replica.refused = not replica.proven
+        if replica.refused:
+            self._observer.add("distill_teacher_requests", 1, code=DISAGREES, teacher=self.teacher.name)
+            log.error(
+                "teacher %s: replica %s joined, and scores %d tokens %.4f nats per token otherwise than those before "
+                "(allowed %s, maxDisagreement): it gets no requests",
+                *(self.teacher.name, replica.address, len(response), gap, self.teacher.max_disagreement),
+            )
+
     async def _request(
         self,
         ask: Ask,
@@ -175,11 +216,12 @@ class TeacherPool:
         timeout_seconds: float | None = None,
     ) -> Any:
         """The JSON of an answer 200. Raises BadScore for a refusal, TeacherUnreachable."""
-        timeout = timeout_seconds or float(self.teacher.request_timeout_seconds)
+        timeout = timeout_seconds or self._timeout_seconds
         preferred = place.replica
         begin, tries, failed_on, why = time.monotonic(), 0, None, "its name has no address"
         while True:
             await self._replicas.resolve(again=failed_on is not None)
+            self._prove_newcomers()
             replica: Replica | None
             if preferred is not None and preferred is not failed_on and self._replicas.usable(preferred):
                 replica = preferred
@@ -192,6 +234,8 @@ class TeacherPool:
                 except _Retry as error:
                     self._observer.add("distill_teacher_retries")
                     failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
+            elif refused := [r.address for r in self._replicas.all() if r.refused]:
+                why = f"{', '.join(refused)}: joined later, and scores otherwise than those before (maxDisagreement)"
             now = time.monotonic()
             if now - max(self._last_success, begin) > self._limit:
                 raise TeacherUnreachable(
