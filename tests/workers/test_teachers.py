@@ -19,7 +19,7 @@ from distill_workers.local_run import LocalRun, with_volumes
 from distill_workers.megatron.batch import collate
 from distill_workers.metrics import Metrics
 from distill_workers.prompts import PromptError, load_data
-from distill_workers.runfolder import fingerprint
+from distill_workers.runfolder import ForeignRun, RunFolder, fingerprint
 from distill_workers.sample import Sample
 from distill_workers.teacher_servers import TeacherServers
 from distill_workers.teachers import Teachers
@@ -171,6 +171,21 @@ def test_what_says_where_a_teacher_is_served_does_not_make_another_run() -> None
 
     assert marked() == marked(replicas=5) == marked(maxDisagreement=1)
     assert marked() != marked(coefficient=2) and marked() != marked(model="/models/other")
+
+
+def test_a_run_of_an_earlier_release_is_taken_up_by_one_that_knows_more_fields(tmp_path: Path) -> None:
+    manifest = yaml.safe_load((REPO / "tests" / "manifests" / "good" / "minimal.yaml").read_text())
+    manifest["spec"]["output"] = {"path": str(tmp_path)}
+    folder = RunFolder(parse_job(manifest))
+    folder.claim()
+    mark = folder.root / "run.json"
+    earlier = json.loads(mark.read_text())
+    del earlier["job"]["spec"]["teachers"], earlier["job"]["spec"]["teacher"]["maxDisagreement"]
+    mark.write_text(json.dumps(earlier | {"fingerprint": "of a shorter spec"}))
+    folder.claim()
+    other = manifest | {"spec": manifest["spec"] | {"seed": 7}}
+    with pytest.raises(ForeignRun):
+        RunFolder(parse_job(other)).claim()
 
 
 @pytest.mark.timeout(400)

@@ -5,7 +5,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from distill_api.job import DistillationJob
+from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.spec import Schedule
 from distill_workers.checkpoints import Checkpoints
 from distill_workers.whole_file import write_whole
@@ -60,6 +60,16 @@ def fingerprint(job: DistillationJob) -> str:
     return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
 
 
+def _fingerprint_in(mark: Path) -> str:
+    """Of the run that made run.json. By its job as this release reads it: a field that is new here, and has its default
+    there, makes no other run."""
+    found = json.loads(mark.read_text())
+    try:
+        return fingerprint(parse_job(found["job"]))
+    except (InvalidManifest, KeyError):
+        return str(found["fingerprint"])
+
+
 class RunFolder:
     """Paths and atomic writes of `<spec.output.path>/<metadata.name>/`."""
 
@@ -75,7 +85,7 @@ class RunFolder:
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         mark = self.root / "run.json"
         mine = fingerprint(self._job)
-        if mark.exists() and (theirs := json.loads(mark.read_text())["fingerprint"]) != mine:
+        if mark.exists() and (theirs := _fingerprint_in(mark)) != mine:
             raise ForeignRun(
                 f"{self.root} holds another run (its spec has fingerprint {theirs}, this one {mine}): "
                 "choose another spec.output.path or metadata.name, or remove the folder"
