@@ -226,6 +226,21 @@ async def _gone(api: Api) -> bool:
     return not (await api.call("GET", f"/api/v1/namespaces/{NAMESPACE}/pods?limit=1"))["items"]
 
 
+async def make_claim(api: Api) -> None:
+    """`out`, bound as the scheduler wants it: no controller of volumes is started."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
+    shared: Json = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+    meta = {"name": "out", "annotations": {"pv.kubernetes.io/bind-completed": "yes"}}
+    amount = {"storage": "1Gi"}
+    claim = {**shared, "volumeName": "out", "resources": {"requests": amount}}
+    made = await api.call("POST", path, {"metadata": meta, "spec": claim})
+    reference = {"kind": "PersistentVolumeClaim", "namespace": NAMESPACE, "name": "out", "uid": made["metadata"]["uid"]}
+    volume = {**shared, "capacity": amount, "claimRef": reference, "hostPath": {"path": "/tmp"}}
+    await api.call("POST", "/api/v1/persistentvolumes", {"metadata": {"name": "out"}, "spec": volume})
+    await api.call("PATCH", "/api/v1/persistentvolumes/out/status", {"status": {"phase": "Bound"}}, MERGE)
+    await api.call("PATCH", f"{path}/out/status", {"status": {"phase": "Bound", "capacity": amount}}, MERGE)
+
+
 async def run_jobs(api: Api, jobs: int, operator: Operator) -> dict[str, Any]:
     """Until all run."""
     path = JOBS.format(ns=NAMESPACE)
@@ -312,10 +327,7 @@ async def measure(folder: Path, jobs: int, kubeconfig: Path, kuberay: Process, s
     alone = await ray_clusters_alone(api, jobs)
     show({"seconds until all are ready": alone, "CPU seconds, with their end": kuberay.cpu_seconds() - cpu})
     print(f"  KubeRay's RSS, MiB (highest): {kuberay.rss_mib():.0f} ({kuberay.rss_mib('VmHWM'):.0f})", flush=True)
-    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": ""}
-    path = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
-    await api.call("POST", path, {"metadata": {"name": "out"}, "spec": claim})
-    await api.call("PATCH", f"{path}/out/status", {"status": {"phase": "Bound"}}, MERGE)
+    await make_claim(api)
     operator = Operator(folder, kubeconfig)
     try:
         await asyncio.sleep(5)

@@ -6,8 +6,8 @@ time and nothing else.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from distill_api.base import API_VERSION, KIND
@@ -32,6 +32,9 @@ from distill_operator.wire_status import read_status, status_patch
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
+HOLD = timedelta(seconds=2)
+"""A change of status that is no turn of the job's life is written when it is this old: most are followed by another."""
+
 
 @dataclass
 class Reconciler:
@@ -43,6 +46,8 @@ class Reconciler:
     progress: ProgressPoller
     jobs: Jobs
     clock: Callable[[], datetime]
+    _held: dict[Key, datetime] = field(default_factory=dict)
+    """Since when a job's status differs from what is written."""
 
     async def reconcile(self, key: Key) -> float | None:
         """In how many seconds to look again, if time alone will change something. Raises Retry after a conflict."""
@@ -63,9 +68,9 @@ class Reconciler:
                 for event in decided.effects:
                     await self._do(key, raw, event)
                 break
-        await self._write(key, raw, decided.status)
+        held = await self._write(key, raw, status, decided.status)
         self.jobs.put(key, raw, decided.status)
-        return decided.requeue_after
+        return min((s for s in (held, decided.requeue_after) if s is not None), default=None)
 
     async def _decide(self, key: Key, raw: Json, status: Status) -> Plan:
         meta = raw["metadata"]
@@ -139,17 +144,25 @@ class Reconciler:
             case Event():
                 await self.events.record(key.namespace, key.name, uid, effect)
 
-    async def _write(self, key: Key, raw: Json, status: Status) -> None:
-        patch = status_patch(raw, status)
+    async def _write(self, key: Key, raw: Json, before: Status, after: Status) -> float | None:
+        """In how many seconds to write, if not now."""
+        patch = status_patch(raw, after)
         if patch is None:
-            return
+            self._held.pop(key, None)
+            return None
+        left = self._held.setdefault(key, self.clock()) + HOLD - self.clock()
+        if not conditions.is_turn(before, after) and left > timedelta():
+            return left.total_seconds()
         try:
             await self.cache.patch_status(key, patch)
         except Conflict:
             raise Retry from None
+        del self._held[key]
+        return None
 
     def _forget(self, key: Key) -> None:
         self.cache.forget(key)
+        self._held.pop(key, None)
         uid = self.jobs.remove(key)
         self.progress.forget(key)
         if uid:
