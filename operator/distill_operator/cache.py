@@ -175,6 +175,7 @@ class Cache:
         if uid and (not found or found[0]["metadata"]["uid"] != uid):
             self.store.remove(kind, key.namespace, name, uid)
         if found and job_of(kind, found[0]["metadata"]) == key:
+            self.store.revive(found[0]["metadata"]["uid"])
             self.store.put(kind, found[0])
         elif found:
             strangers.add((kind, name))
@@ -200,10 +201,10 @@ class Cache:
                 if kind not in OPTIONAL:
                     raise
                 self._not_served[kind] = self._clock()
-                version = 2**63
-            else:
-                if self._not_served.pop(kind, None) is not None:
-                    self._unwatched.add(kind)
+                news |= self.store.drop(kind, namespace)
+                continue
+            if self._not_served.pop(kind, None) is not None:
+                self._unwatched.add(kind)
             news |= self.store.keep_only(kind, namespace, seen, version)
         return news
 

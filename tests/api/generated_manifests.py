@@ -108,6 +108,7 @@ def manifests(draw: st.DrawFn) -> Json:
 def put(made: Json, path: Path_, value: Any) -> None:
     """What is missing on the way is made, and what is in the way stays as it is."""
     node: Any = made
+    value = copy.deepcopy(value)
     for part, after in pairwise(path):
         empty: Any = [] if isinstance(after, int) else {}
         if isinstance(part, int):
