@@ -49,6 +49,8 @@ class Cache:
         """And when that was asked last."""
         self._unwatched: set[Kind] = set()
         """Kinds that came to be known later: their watch may never have begun."""
+        self._made: dict[Key, set[tuple[Kind, str]]] = {}
+        """What was applied to a job's names since we began."""
         self._strangers: dict[Key, set[tuple[Kind, str]]] = {}
         """Objects without our labels under names that jobs need: no watch tells of them."""
         self._claims: dict[tuple[str, str], tuple[float, Json]] = {}
@@ -126,8 +128,14 @@ class Cache:
             self._judged[digest] = self._clock() + JUDGED_SECONDS
 
     async def apply(self, body: Mapping[str, Any]) -> None:
-        """Raises Conflict when the object is not what memory says; memory says it afterwards."""
-        self.store.put(BY_NAME[body["kind"]], await self._apply(body, dry_run=False))
+        """Raises Conflict when the object, or its job, is not what memory says; memory says it afterwards."""
+        kind, meta = BY_NAME[body["kind"]], body["metadata"]
+        made = self._made.setdefault(job_of(kind, meta), set())
+        if (kind, meta["name"]) in made and not self.store.uid(kind, meta["namespace"], meta["name"]):
+            # It vanished: by somebody's hand, or because its job has gone unnoticed, which would happen for ever.
+            await self._confirm(job_of(kind, meta))
+        made.add((kind, meta["name"]))
+        self.store.put(kind, await self._apply(body, dry_run=False))
 
     async def _apply(self, body: Mapping[str, Any], *, dry_run: bool) -> Json:
         kind, meta = BY_NAME[body["kind"]], body["metadata"]
@@ -162,9 +170,16 @@ class Cache:
     def forget(self, key: Key) -> None:
         """The job is gone. Its objects follow, and not every one's end is told."""
         self._strangers.pop(key, None)
+        self._made.pop(key, None)
         for kind, raw in list(self.store.of_job(key)):
             if kind in LISTED:
                 self.store.remove(kind, key.namespace, raw["metadata"]["name"], raw["metadata"]["uid"])
+
+    async def _confirm(self, key: Key) -> None:
+        before = self.store.uid(Kind.DISTILLATION_JOB, *key)
+        found = await self._look(Kind.DISTILLATION_JOB, key, key.name)
+        if found is None or found["metadata"]["uid"] != before:
+            raise Conflict(409, f"{key} is another job by now")
 
     async def _look(self, kind: Kind, key: Key, name: str) -> Json | None:
         """At one object itself."""
