@@ -24,7 +24,7 @@ from distill_operator.drift import has_drifted
 from distill_operator.kinds import BY_NAME, Kind
 from distill_operator.observed import read_child
 
-CASES, BLOCKS = 800, 4
+CASES, BLOCKS = 2000, 8
 TEMPORARY = (75, '{"reason": "EnginesLost", "message": "no engine answers", "step": 3}')
 DONE = (0, '{"reason": "Completed", "message": "done", "step": 10}')
 WRONG = (78, '{"reason": "PreflightFailed", "message": "other tokenizer", "step": 0}')
