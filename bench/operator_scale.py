@@ -189,7 +189,7 @@ async def until(what: str, true: Callable[[], Awaitable[bool]], seconds: float =
 
 
 async def ray_clusters_alone(api: Api, jobs: int) -> float:
-    """Seconds from the first POST until all are ready; they are gone afterwards."""
+    """Seconds from the first POST until all are ready."""
     job = parse_job({**manifest("name"), "metadata": {"name": "name", "namespace": NAMESPACE, "uid": "u"}})
     body = next(
         b for b in desired.serving(job, Settings(workers_image="registry.test/workers:1")) if "Ray" in b["kind"]
@@ -210,9 +210,18 @@ async def ray_clusters_alone(api: Api, jobs: int) -> float:
     await until("RayClusters ready", _true(lambda: len(ready) == jobs))
     took = time.monotonic() - began
     task.cancel()
-    await api.call("DELETE", f"{path}?propagationPolicy=Background")
-    await until("pods gone", lambda: _gone(api))
     return took
+
+
+async def remove_ray_clusters(api: Api, jobs: int) -> None:
+    slots = asyncio.Semaphore(AT_ONCE)
+
+    async def one(name: str) -> None:
+        async with slots:
+            await api.call("DELETE", f"/apis/ray.io/v1/namespaces/{NAMESPACE}/rayclusters/{name}")
+
+    await asyncio.gather(*(one(f"ray-{n:04}") for n in range(jobs)))
+    await until("pods gone", lambda: _gone(api))
 
 
 def _true(check: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
@@ -224,6 +233,21 @@ def _true(check: Callable[[], bool]) -> Callable[[], Awaitable[bool]]:
 
 async def _gone(api: Api) -> bool:
     return not (await api.call("GET", f"/api/v1/namespaces/{NAMESPACE}/pods?limit=1"))["items"]
+
+
+async def make_claim(api: Api) -> None:
+    """`out`, bound as the scheduler wants it: no controller of volumes is started."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
+    shared: Json = {"accessModes": ["ReadWriteMany"], "storageClassName": ""}
+    meta = {"name": "out", "annotations": {"pv.kubernetes.io/bind-completed": "yes"}}
+    amount = {"storage": "1Gi"}
+    claim = {**shared, "volumeName": "out", "resources": {"requests": amount}}
+    made = await api.call("POST", path, {"metadata": meta, "spec": claim})
+    reference = {"kind": "PersistentVolumeClaim", "namespace": NAMESPACE, "name": "out", "uid": made["metadata"]["uid"]}
+    volume = {**shared, "capacity": amount, "claimRef": reference, "hostPath": {"path": "/tmp"}}
+    await api.call("POST", "/api/v1/persistentvolumes", {"metadata": {"name": "out"}, "spec": volume})
+    await api.call("PATCH", "/api/v1/persistentvolumes/out/status", {"status": {"phase": "Bound"}}, MERGE)
+    await api.call("PATCH", f"{path}/out/status", {"status": {"phase": "Bound", "capacity": amount}}, MERGE)
 
 
 async def run_jobs(api: Api, jobs: int, operator: Operator) -> dict[str, Any]:
@@ -309,13 +333,10 @@ async def measure(folder: Path, jobs: int, kubeconfig: Path, kuberay: Process, s
     api = connect(kubeconfig)
     print(f"{jobs} RayClusters, KubeRay alone", flush=True)
     cpu = kuberay.cpu_seconds()
-    alone = await ray_clusters_alone(api, jobs)
-    show({"seconds until all are ready": alone, "CPU seconds, with their end": kuberay.cpu_seconds() - cpu})
-    print(f"  KubeRay's RSS, MiB (highest): {kuberay.rss_mib():.0f} ({kuberay.rss_mib('VmHWM'):.0f})", flush=True)
-    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": ""}
-    path = f"/api/v1/namespaces/{NAMESPACE}/persistentvolumeclaims"
-    await api.call("POST", path, {"metadata": {"name": "out"}, "spec": claim})
-    await api.call("PATCH", f"{path}/out/status", {"status": {"phase": "Bound"}}, MERGE)
+    show({"seconds until all are ready": await ray_clusters_alone(api, jobs)})
+    show({"CPU seconds": kuberay.cpu_seconds() - cpu, "RSS, MiB": kuberay.rss_mib()})
+    await remove_ray_clusters(api, jobs)
+    await make_claim(api)
     operator = Operator(folder, kubeconfig)
     try:
         await asyncio.sleep(5)

@@ -10,8 +10,9 @@ from distill_api.rules import INT_OR_STRING, Rule
 
 
 def _as_text(value: Any) -> Any:
-    """Kubernetes takes `cpu: 2` for `cpu: "2"`."""
-    return str(value) if isinstance(value, int) and not isinstance(value, bool) else value
+    """Kubernetes takes `cpu: 2` for `cpu: "2"`, as long as its integers reach."""
+    whole = isinstance(value, int) and not isinstance(value, bool) and -(2**63) <= value < 2**63
+    return str(value) if whole else value
 
 
 def _int_or_string(schema: dict[str, Any]) -> None:

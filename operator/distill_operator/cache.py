@@ -51,6 +51,8 @@ class Cache:
         """And when that was asked last."""
         self._unwatched: set[Kind] = set()
         """Kinds that came to be known later: their watch may never have begun."""
+        self._made: dict[Key, set[tuple[Kind, str]]] = {}
+        """What was applied to a job's names since we began."""
         self._strangers: dict[Key, set[tuple[Kind, str]]] = {}
         """Objects without our labels under names that jobs need: no watch tells of them."""
         self._claims: dict[tuple[str, str], tuple[float, Json]] = {}
@@ -78,9 +80,8 @@ class Cache:
 
     def job(self, key: Key) -> Json | None:
         """The object itself."""
-        if key.teacher is not None:
-            return self.store.get(Kind.SHARED_TEACHER, key.namespace, key.teacher)
-        return self.store.get(Kind.DISTILLATION_JOB, *key)
+        kind, name = _owner(key)
+        return self.store.get(kind, key.namespace, name)
 
     async def children(self, key: Key, uid: str) -> list[Json]:
         """All but pods. What stands under a name of the job and is not the job's is looked at anew each time."""
@@ -132,8 +133,14 @@ class Cache:
             self._judged[digest] = self._clock() + JUDGED_SECONDS
 
     async def apply(self, body: Mapping[str, Any]) -> None:
-        """Raises Conflict when the object is not what memory says; memory says it afterwards."""
-        self.store.put(kind_of(body), await self._apply(body, dry_run=False))
+        """Raises Conflict when the object, or its job, is not what memory says; memory says it afterwards."""
+        kind, meta = kind_of(body), body["metadata"]
+        made = self._made.setdefault(job_of(kind, meta), set())
+        if (kind, meta["name"]) in made and not self.store.uid(kind, meta["namespace"], meta["name"]):
+            # It vanished: by somebody's hand, or because its job has gone unnoticed, which would happen for ever.
+            await self._confirm(job_of(kind, meta))
+        made.add((kind, meta["name"]))
+        self.store.put(kind, await self._apply(body, dry_run=False))
 
     async def _apply(self, body: Mapping[str, Any], *, dry_run: bool) -> Json:
         kind, meta = kind_of(body), body["metadata"]
@@ -157,8 +164,7 @@ class Cache:
 
     async def patch_status(self, key: Key, patch: Mapping[str, Any]) -> None:
         """Raises Conflict, with memory brought up to date."""
-        kind = Kind.DISTILLATION_JOB if key.teacher is None else Kind.SHARED_TEACHER
-        name = key.teacher or key.name
+        kind, name = _owner(key)
         try:
             self.store.put(kind, await self.cluster.patch_status(kind, key.namespace, name, patch))
         except ApiError as error:
@@ -170,9 +176,17 @@ class Cache:
     def forget(self, key: Key) -> None:
         """The job is gone. Its objects follow, and not every one's end is told."""
         self._strangers.pop(key, None)
+        self._made.pop(key, None)
         for kind, raw in list(self.store.of_job(key)):
             if kind in LISTED:
                 self.store.remove(kind, key.namespace, raw["metadata"]["name"], raw["metadata"]["uid"])
+
+    async def _confirm(self, key: Key) -> None:
+        kind, name = _owner(key)
+        before = self.store.uid(kind, key.namespace, name)
+        found = await self._look(kind, key, name)
+        if found is None or found["metadata"]["uid"] != before:
+            raise Conflict(409, f"{key} is another job by now")
 
     async def _look(self, kind: Kind, key: Key, name: str) -> Json | None:
         """At one object itself."""
@@ -183,6 +197,7 @@ class Cache:
         if uid and (not found or found[0]["metadata"]["uid"] != uid):
             self.store.remove(kind, key.namespace, name, uid)
         if found and job_of(kind, found[0]["metadata"]) == key:
+            self.store.revive(found[0]["metadata"]["uid"])
             self.store.put(kind, found[0])
         elif found:
             strangers.add((kind, name))
@@ -208,12 +223,17 @@ class Cache:
                 if kind not in OPTIONAL:
                     raise
                 self._not_served[kind] = self._clock()
-                version = 2**63
-            else:
-                if self._not_served.pop(kind, None) is not None:
-                    self._unwatched.add(kind)
+                news |= self.store.drop(kind, namespace)
+                continue
+            if self._not_served.pop(kind, None) is not None:
+                self._unwatched.add(kind)
             news |= self.store.keep_only(kind, namespace, seen, version)
         return news
+
+
+def _owner(key: Key) -> tuple[Kind, str]:
+    """What a key stands for."""
+    return (Kind.DISTILLATION_JOB, key.name) if key.teacher is None else (Kind.SHARED_TEACHER, key.teacher)
 
 
 def owned_by(raw: Mapping[str, Any], uid: str) -> bool:

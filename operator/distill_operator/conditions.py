@@ -41,6 +41,18 @@ def is_finished(status: Status) -> bool:
     return status.completion_time is not None
 
 
+def is_turn(before: Status, after: Status) -> bool:
+    """More than the readiness of roles, a message or a number has changed."""
+    kinds = (ConditionType.SUCCEEDED, ConditionType.SUSPENDED, ConditionType.SPEC_VALID, ConditionType.PREFLIGHT)
+
+    def turn(status: Status) -> list[object]:
+        found = [find(status, kind) for kind in kinds]
+        numbers = (status.attempts, status.restarts, status.completion_time, status.next_attempt_time)
+        return [*((c.status, c.reason) if c else None for c in found), status.observed_generation, *numbers]
+
+    return turn(before) != turn(after)
+
+
 def verdict_of(status: Status, condition_type: ConditionType, otherwise: Verdict) -> Verdict:
     """What the condition says now."""
     found = find(status, condition_type)

@@ -1,6 +1,5 @@
 """Whether a live object still says what we wrote, although others add to it: defaults, KubeRay, admission webhooks."""
 
-from collections.abc import Mapping
 from typing import Any
 
 from distill_api.names import ANNOTATION_SPEC_HASH
@@ -20,8 +19,8 @@ def has_drifted(desired: Raw, child: Child) -> bool:
 
 def contains(live: Any, desired: Any) -> bool:
     """Every value of `desired` is in `live`; what `live` has besides is somebody else's."""
-    if isinstance(desired, Mapping):
-        return isinstance(live, Mapping) and all(
+    if isinstance(desired, dict):
+        return isinstance(live, dict) and all(
             key in REWRITTEN or not _says_something(value) or contains(live.get(key), value)
             for key, value in desired.items()
         )

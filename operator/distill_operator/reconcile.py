@@ -8,8 +8,8 @@ import contextlib
 import logging
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
 from typing import Any
 
 from distill_api import names
@@ -46,6 +46,9 @@ logger = logging.getLogger(__name__)
 KEY_BYTES = 32
 Json = dict[str, Any]
 
+HOLD = timedelta(seconds=2)
+"""A change of status that is no turn of the job's life is written when it is this old: most are followed by another."""
+
 
 OURS = Spec.model_fields["managed_by"].default
 
@@ -69,6 +72,8 @@ class Reconciler:
     progress: ProgressPoller
     jobs: Jobs
     clock: Callable[[], datetime]
+    _held: dict[Key, datetime] = field(default_factory=dict)
+    """Since when a job's status differs from what is written."""
 
     async def reconcile(self, key: Key) -> float | None:
         """In how many seconds to look again, if time alone will change something. Raises Retry after a conflict."""
@@ -96,9 +101,9 @@ class Reconciler:
                 for event in decided.effects:
                     await self._do(key, raw, event)
                 break
-        await self._write(key, raw, decided.status)
+        held = await self._write(key, raw, status, decided.status)
         self.jobs.put(key, raw, decided.status, self.clock())
-        return decided.requeue_after
+        return min((s for s in (held, decided.requeue_after) if s is not None), default=None)
 
     async def _decide(self, key: Key, raw: Json, status: Status) -> tuple[Plan, Observed]:
         meta = raw["metadata"]
@@ -211,17 +216,25 @@ class Reconciler:
             case Event():
                 await self.events.record(key.namespace, key.name, uid, effect)
 
-    async def _write(self, key: Key, raw: Json, status: Status) -> None:
-        patch = status_patch(raw, status)
+    async def _write(self, key: Key, raw: Json, before: Status, after: Status) -> float | None:
+        """In how many seconds to write, if not now."""
+        patch = status_patch(raw, after)
         if patch is None:
-            return
+            self._held.pop(key, None)
+            return None
+        left = self._held.setdefault(key, self.clock()) + HOLD - self.clock()
+        if not conditions.is_turn(before, after) and left > timedelta():
+            return left.total_seconds()
         try:
             await self.cache.patch_status(key, patch)
         except Conflict:
             raise Retry from None
+        del self._held[key]
+        return None
 
     def _forget(self, key: Key) -> None:
         self.cache.forget(key)
+        self._held.pop(key, None)
         uid = self.jobs.remove(key)
         self.progress.forget(key)
         if uid:

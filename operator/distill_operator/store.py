@@ -56,6 +56,10 @@ class Store:
         self._by_job[held.job].add(place)
         return True
 
+    def revive(self, uid: str) -> None:
+        """It is there after all."""
+        self._gone.pop(uid, None)
+
     def remove(self, kind: Kind, namespace: str, name: str, uid: str) -> bool:
         """This very object is gone; one of the same name and another uid stays. False when it was not known."""
         self._gone[uid] = True
@@ -63,11 +67,21 @@ class Store:
         held = self._held.get(place)
         if held is None or held.uid != uid:
             return False
+        self._drop(place, held)
+        return True
+
+    def drop(self, kind: Kind, namespace: str) -> set[Key]:
+        """Of a kind that is not served nothing is known, not even that it is gone. The jobs that had some."""
+        lost = [(place, held) for place, held in self._held.items() if place[0] is kind and namespace in ("", place[1])]
+        for place, held in lost:
+            self._drop(place, held)
+        return {held.job for _, held in lost}
+
+    def _drop(self, place: Place, held: _Held) -> None:
         del self._held[place]
         self._by_job[held.job].discard(place)
         if not self._by_job[held.job]:
             del self._by_job[held.job]
-        return True
 
     def keep_only(self, kind: Kind, namespace: str, names_found: set[tuple[str, str]], version: int) -> set[Key]:
         """After a whole list, as of `version`: what it lacks is gone, unless it is newer. The jobs of what is gone."""

@@ -59,7 +59,10 @@ class Crash(BaseException):
 
 @dataclass
 class FakeCluster:
-    """resourceVersions, uids, preconditions, server-side apply without field ownership, watches, failures on demand."""
+    """resourceVersions, uids, preconditions, server-side apply without field ownership, watches, failures on demand.
+
+    A stored object is replaced, never changed, so nothing is copied on its way out.
+    """
 
     objects: dict[tuple[Kind, str], Json] = field(default_factory=dict)
     events: dict[str, Json] = field(default_factory=dict)
@@ -77,8 +80,7 @@ class FakeCluster:
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
         self._maybe_fail()
-        found = self.objects.get((kind, name))
-        return copy.deepcopy(found) if found else None
+        return self.objects.get((kind, name))
 
     async def pages(self, kind: Kind, namespace: str, *, labels: str = "") -> AsyncIterator[tuple[list[Json], int]]:
         found = await self.list(kind, namespace, labels=labels)
@@ -90,7 +92,7 @@ class FakeCluster:
             raise NotServed(404, "no RayCluster")
         wanted = dict(part.split("=", 1) for part in labels.split(",") if part)
         return [
-            copy.deepcopy(o)
+            o
             for (k, n), o in self.objects.items()
             if k is kind
             and name in ("", n)
@@ -103,6 +105,8 @@ class FakeCluster:
         if self.refuse and self.refuse in name:
             raise Refused(422, f"{name} is wrong")
         key = (kind_of(body), name)
+        if key[0] is Kind.RAY_CLUSTER and not self.kuberay:
+            raise ApiError(404, "no RayCluster")
         old = self.objects.get(key)
         if uid != (old["metadata"]["uid"] if old else ""):
             raise Conflict(409, f"{name} is not the one that was meant")
@@ -115,7 +119,10 @@ class FakeCluster:
             ):
                 raise AssertionError(f"{key} of somebody else was taken over")
             assert key[0] is not Kind.JOB or old["spec"] == body["spec"], "the pods of a Job cannot be changed"
-        fresh = copy.deepcopy(dict(body))
+        elif key[0] is Kind.JOB:
+            role = {p["metadata"]["labels"].get("distillation-operator.io/role") for p in self.of(Kind.POD).values()}
+            assert "trainer" not in role, "two trainers at once would write the same checkpoints"
+        fresh = dict(body)
         meta = old["metadata"] if old else {"uid": f"uid-{next(self._versions)}"}
         fresh["metadata"] = {**meta, **fresh["metadata"]}
         fresh["status"] = (old or {}).get("status", {})
@@ -145,8 +152,8 @@ class FakeCluster:
             raise ApiError(404, "gone")
         if patch["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
             raise Conflict(409, "changed")
-        fresh = copy.deepcopy(found)
-        merge(fresh.setdefault("status", {}), patch["status"])
+        fresh = {**found, "metadata": dict(found["metadata"]), "status": copy.deepcopy(found.get("status", {}))}
+        merge(fresh["status"], patch["status"])
         return self._store((Kind.DISTILLATION_JOB, name), fresh, "status")
 
     async def create_event(self, body: Mapping[str, Any]) -> None:
@@ -170,7 +177,7 @@ class FakeCluster:
     def status(self, kind: Kind, name: str, status: Json) -> None:
         found = self.objects[kind, name]
         if found.get("status") != status:
-            self.put(kind, name, {**copy.deepcopy(found), "status": status})
+            self.put(kind, name, {**found, "status": status})
 
     def remove(self, kind: Kind, name: str) -> None:
         if found := self.objects.pop((kind, name), None):
@@ -194,13 +201,13 @@ class FakeCluster:
         self.objects[key] = body
         self._tell(key[0], body, gone=False)
         self._wrote(what)
-        return copy.deepcopy(body)
+        return body
 
     def _tell(self, kind: Kind, body: Json, *, gone: bool) -> None:
         label, value = MANAGED.split("=")
         watched = kind is Kind.DISTILLATION_JOB or body["metadata"].get("labels", {}).get(label) == value
         if kind in WATCHED and watched:
-            self.stream.append((kind, copy.deepcopy(body), gone))
+            self.stream.append((kind, body, gone))
 
     def _wrote(self, what: str) -> None:
         self.writes.append(what)
@@ -239,6 +246,8 @@ class Simulation:
     trainers: dict[int, tuple[int, str]] = field(default_factory=dict)
     """Exit code and termination message by attempt; an attempt that is not named runs on."""
     trainer_uids: set[str] = field(default_factory=set)
+    trainer_jobs: dict[tuple[str, int], set[str]] = field(default_factory=dict)
+    """Their uids, by the uid of the DistillationJob and the attempt."""
     key: Key = KEY
     claim: bool = True
     crashes: int = 0
@@ -292,6 +301,17 @@ class Simulation:
         except (Retry, ApiError):
             return 0.0
 
+    def pass_time(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    async def look(self) -> None:
+        """When something told of news, the time has come, or a resync is due."""
+        if min(self.due, self.next_resync) <= self.now:
+            self.due = FAR
+            again = await self.reconcile()
+            if again is not None:
+                self.due = min(self.due, self.now + timedelta(seconds=again))
+
     async def settle(self, *, limit: int = 60, seconds: float = 400.0) -> None:
         """Until nothing changes any more, time passing where only time is waited for.
 
@@ -302,11 +322,7 @@ class Simulation:
         for _ in range(limit):
             before = (len(self.cluster.writes), self.crashes)
             self.deliver()
-            if min(self.due, self.next_resync) <= self.now:
-                self.due = FAR
-                again = await self.reconcile()
-                if again is not None:
-                    self.due = min(self.due, self.now + timedelta(seconds=again))
+            await self.look()
             changed = self.play()
             if changed or (len(self.cluster.writes), self.crashes) != before or self.due <= self.now:
                 quiet = 0
@@ -318,14 +334,12 @@ class Simulation:
         if self.now < end and quiet < 3:
             raise AssertionError(f"no fixed point: {self.cluster.writes[-20:]}")
 
-    def play(self) -> bool:
-        """One turn of everybody else: garbage collector, Deployment, KubeRay, Job controller, kubelet."""
+    def play(self, *, collect: bool = True) -> bool:
+        """One turn of everybody else: garbage collector (which may be slow), Deployment, KubeRay, Job, kubelet."""
         before = {key: o["metadata"]["resourceVersion"] for key, o in self.cluster.objects.items()}
         c = self.cluster
-        owners = {o["metadata"]["uid"] for o in c.objects.values()}
-        for name, pod in c.of(Kind.POD).items():
-            if pod["metadata"]["annotations"]["owner"] not in owners:
-                c.remove(Kind.POD, name)
+        if collect:
+            self._collect()
         for name, o in c.of(Kind.DEPLOYMENT).items():
             count = o["spec"]["replicas"]
             self._pods(o, name, count, o["spec"]["template"])
@@ -340,9 +354,23 @@ class Simulation:
             self._job(name, o)
         return before != {key: o["metadata"]["resourceVersion"] for key, o in c.objects.items()}
 
+    def _collect(self) -> None:
+        """What has lost its owner, and then what has lost that."""
+        c = self.cluster
+        owners = {o["metadata"]["uid"] for o in c.objects.values()}
+        for (kind, name), o in list(c.objects.items()):
+            if any(r["uid"] not in owners for r in o["metadata"].get("ownerReferences", [])):
+                c.remove(kind, name)
+        owners = {o["metadata"]["uid"] for o in c.objects.values()}
+        for name, pod in c.of(Kind.POD).items():
+            if pod["metadata"]["annotations"]["owner"] not in owners:
+                c.remove(Kind.POD, name)
+
     def _job(self, name: str, o: Json) -> None:
         self.trainer_uids.add(o["metadata"]["uid"])
         attempt = int(o["metadata"]["labels"]["distillation-operator.io/attempt"])
+        owner = o["metadata"]["ownerReferences"][0]["uid"]
+        self.trainer_jobs.setdefault((owner, attempt), set()).add(o["metadata"]["uid"])
         count = o["spec"]["completions"]
         code, message = self.trainers.get(attempt, (None, ""))
         self._pods(o, name, count, o["spec"]["template"])
