@@ -1,6 +1,6 @@
 """Exactly the API rights that the operator uses, as data: the chart's roles are tested against this list.
 
-Server-side apply of an object that may not exist yet needs create and patch. There are no secrets and no exec.
+Server-side apply of an object that may not exist yet needs create and patch. No Secret is read, and there is no exec.
 """
 
 from typing import TypedDict
@@ -26,6 +26,8 @@ NAMESPACED_RULES: tuple[Rule, ...] = (
     {"apiGroups": ["distillation-operator.io"], "resources": ["distillationjobs/finalizers"], "verbs": ["update"]},
     # Deleted by the garbage collector alone.
     {"apiGroups": [""], "resources": ["configmaps", "services"], "verbs": ["list", "create", "patch"]},
+    # The key of each job, made once; who may make one cannot see one.
+    {"apiGroups": [""], "resources": ["secrets"], "verbs": ["create"]},
     {"apiGroups": ["networking.k8s.io"], "resources": ["networkpolicies"], "verbs": ["list", "create", "patch"]},
     {"apiGroups": ["apps"], "resources": ["deployments"], "verbs": ["list", "watch", "create", "patch", "delete"]},
     {"apiGroups": ["batch"], "resources": ["jobs"], "verbs": ["list", "watch", "create", "patch", "delete"]},

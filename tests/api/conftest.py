@@ -21,6 +21,14 @@ ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DISTILL_CACHE") or Path.home() / ".cache" / "distillation-operator")
 START_SECONDS = 90
 TOKEN = "throw-away"
+AUDIT_LOG = "audit.log"
+"""What ServiceAccounts asked for, a line of JSON each, beside the kubeconfig."""
+AUDIT = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],  # a watch is there from ResponseStarted, not only when it ends
+    "rules": [{"level": "Metadata", "userGroups": ["system:serviceaccounts"]}, {"level": "None"}],
+}
 
 Kubectl = Callable[..., subprocess.CompletedProcess[str]]
 
@@ -104,6 +112,8 @@ def _apiserver_command(folder: Path, etcd: str, port: int) -> list[str]:
     subprocess.run(["openssl", "genrsa", "-out", str(key), "2048"], check=True, capture_output=True)
     tokens = folder / "tokens.csv"
     tokens.write_text(f'{TOKEN},admin,admin,"system:masters"\n')
+    policy = folder / "audit-policy.json"
+    policy.write_text(json.dumps(AUDIT))
     return [
         str(_binary("kube-apiserver")),
         f"--etcd-servers={etcd}",
@@ -118,6 +128,10 @@ def _apiserver_command(folder: Path, etcd: str, port: int) -> list[str]:
         "--service-cluster-ip-range=10.0.0.0/24",
         "--endpoint-reconciler-type=none",  # a loopback address is no valid endpoint
         "--disable-admission-plugins=ServiceAccount",  # nothing makes the `default` ServiceAccount
+        # As on OpenShift: who sets blockOwnerDeletion must be allowed to change the owner's finalizers.
+        "--enable-admission-plugins=OwnerReferencesPermissionEnforcement",
+        f"--audit-policy-file={policy}",
+        f"--audit-log-path={folder / AUDIT_LOG}",
     ]
 
 
@@ -181,7 +195,11 @@ def crds_installed(api_server: ApiServer) -> ApiServer:
     """The server, with our CRD applied as the README says, and served."""
     api_server.kubectl("apply", "-f", str(ROOT / "crds"))
     crd = "crd/distillationjobs.distillation-operator.io"
-    api_server.kubectl("wait", "--for=condition=Established", "--timeout=30s", crd)
+    wait = ("wait", "--for=condition=Established", "--timeout=30s", crd)
+    deadline = time.monotonic() + 30
+    # kubectl fails at once on an object whose status has no condition yet.
+    while api_server.kubectl(*wait, check=False).returncode:
+        assert time.monotonic() < deadline, f"{crd} is not served"
     # What kubectl has learnt of the server before is out of date, and it would believe it for hours.
     shutil.rmtree(api_server.kubeconfig.parent / "kubectl-cache")
     return api_server

@@ -77,7 +77,7 @@ class LocalRun:
         self.interrupts = 0
         self._port = free_port()
         self._key = secrets.token_urlsafe(32)
-        """Of this run: SGLang's administration asks for it."""
+        """Of this run: SGLang's administration and Ray ask for it."""
         self._trainer: subprocess.Popen[bytes] | None = None
 
     def claim(self, resume: bool) -> None:
@@ -149,6 +149,9 @@ class LocalRun:
             **os.environ,
             Variable.JOB_FILE: str(manifest),
             Variable.KEY: self._key,
+            # The engines' Ray listens on this machine, and whoever reaches it runs what he likes.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self._key,
             Variable.TEACHER: teachers,
             Variable.MASTER_ADDR: "127.0.0.1",
             "MASTER_PORT": str(free_port()),
