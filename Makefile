@@ -32,11 +32,12 @@ models: setup ## The small models and data of the examples, cached
 	@$(WORKERS_PYTHON) dev/models/smollm2.py
 
 .PHONY: crds
-crds: setup ## Generate the CRD, its copy in the chart and the API reference from the models
+crds: setup ## Generate the CRD, its copy in the chart and the references from the code
 	@$(OPERATOR_PYTHON) -m distill_api.crd crds/distillationjobs.yaml
 	@mkdir -p charts/distillation-operator/files/crds && cp crds/distillationjobs.yaml charts/distillation-operator/files/crds/
 	@$(OPERATOR_PYTHON) -m distill_api.docs docs/api.md
 	@$(OPERATOR_PYTHON) -m distill_api.metrics_docs docs/metrics.md
+	@$(OPERATOR_PYTHON) -m distill_cli.reference docs/cli.md
 
 .PHONY: lock
 lock: ## Make the hashed locks from pyproject.toml again (dev/lock.sh --upgrade: the newest versions)
@@ -67,7 +68,7 @@ cluster-down: ## Stop the embedded Kubernetes; leaves no process, mount or inter
 lint: setup ## ruff, mypy, import contracts
 	@operator/.venv/bin/ruff check . && operator/.venv/bin/ruff format --check .
 	@operator/.venv/bin/mypy crds/distill_api operator/distill_operator
-	@workers/.venv/bin/mypy workers/distill_workers
+	@workers/.venv/bin/mypy workers/distill_workers operator/distill_cli
 	@PYTHONPATH=crds:operator:workers operator/.venv/bin/lint-imports
 
 .PHONY: test

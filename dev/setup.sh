@@ -45,10 +45,10 @@ environment() { # operator|workers
 
 first_party() { # operator|workers : the packages of this repository, importable in place
   local venv=$REPO/$1/.venv
-  printf '%s\n' "$REPO/crds" "$REPO/$1" > "$venv/lib/python3.11/site-packages/distill.pth"
-  if [ "$1" = workers ]; then
-    launcher "$venv/bin/distill" "$venv/bin/python" distill_workers.cli main
-  else
+  printf '%s\n' "$REPO/crds" "$REPO/operator" "$REPO/workers" > "$venv/lib/python3.11/site-packages/distill.pth"
+  launcher "$venv/bin/distill" "$venv/bin/python" distill_cli.main main
+  if [ "$1" = operator ]; then
+    launcher "$venv/bin/kubectl-distill" "$venv/bin/python" distill_cli.main main
     launcher "$venv/bin/distill-operator" "$venv/bin/python" distill_operator.__main__ main
   fi
 }
