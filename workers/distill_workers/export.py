@@ -5,10 +5,9 @@ import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from distill_api.job import DistillationJob, parse_job
-from distill_workers.checkpoints import Checkpoints
+from distill_workers.checkpoints import STATE, Checkpoints, best_step
 from distill_workers.failures import ConfigurationError
 from distill_workers.local_run import with_volumes
 from distill_workers.model_folder import model_folder
@@ -47,19 +46,18 @@ def chosen(folder: Path, *, step: int | None, best: bool) -> Source:
     """The checkpoint that is named, else the exported model, else the newest checkpoint."""
     if step is None and not best and (folder / "model" / "config.json").is_file():
         return Source(folder / "model", None)
-    checkpoints = Checkpoints(folder / "checkpoints")
-    there = checkpoints.complete()
+    there = Checkpoints(folder / "checkpoints").complete()
     if not there:
         raise ConfigurationError(f"{folder} has no model and no complete checkpoint yet: wait for the first")
     listed = ", ".join(map(str, there))
     if best:
-        found = checkpoints.best()
-        if found is None:
+        state = json.loads((there[max(there)] / STATE).read_text(encoding="utf-8"))
+        step = best_step(state)
+        if step not in there:
             raise ConfigurationError(
                 f"{folder} keeps no best checkpoint (spec.schedule.keepBest, and an evaluation to tell it by): "
                 f"--step names one of {listed}"
             )
-        return Source(found[0], int(found[1]["step"]))
     wanted = max(there) if step is None else step
     if wanted not in there:
         raise ConfigurationError(f"{folder} has no complete checkpoint of step {wanted}: there are those of {listed}")
@@ -82,7 +80,7 @@ def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: 
 
     spec = job.spec
     if not dist.is_initialized():
-        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]  # not in __all__
     ranks = parallel.initialise(1, 1, on_cpu=on_cpu, timeout_seconds=spec.stall_timeout_seconds)
     shape = read_shape(student, trust_remote_code=spec.trust_remote_code)
     adapters = spec.trainer.lora
