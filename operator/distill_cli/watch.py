@@ -70,7 +70,8 @@ def show_to_end(moments: Iterator[Moment], output: str) -> int:
             for last in moments:
                 shown.show(last)
     assert last is not None and last.end is not None
-    click.echo(last.end.sentence, err=last.end.code != 0)
+    if output == "lines":
+        click.echo(last.end.sentence, err=last.end.code != 0)
     return last.end.code
 
 
