@@ -8,6 +8,7 @@ from distill_api.job import load_job, parse_job
 from distill_api.manifest import read_manifest
 from distill_api.wire import ExitCode
 from distill_cli.failure import INTERRUPTED, CommandFailed
+from distill_cli.moment import run_folder
 from distill_cli.options import FOLDER, one_file, output, settings, volumes, write_json
 
 Volumes = tuple[tuple[str, str], ...]
@@ -101,8 +102,8 @@ def evaluate(model: str, file: Path, names: tuple[str, ...], teacher: str | None
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--step", type=click.IntRange(min=1), help="Of this step; by default of the newest.")
-@click.option("--limit", type=click.IntRange(min=1), default=4, show_default=True, help="How many, newest last.")
+@click.option("--step", type=click.IntRange(min=1), metavar="N", help="Of this step; by default of the newest.")
+@click.option("--limit", type=click.IntRange(min=1), metavar="N", default=4, show_default=True, help="At most so many.")
 @click.option("--source", help="Only of prompts of this data source.")
 @output("table", "json")
 def samples(folder: Path, step: int | None, limit: int, source: str | None, output: str) -> int:
@@ -158,7 +159,7 @@ def report(folder: Path) -> int:
 @click.command()
 @click.argument("folder", type=FOLDER)
 @click.argument("destination", type=FOLDER)
-@click.option("--step", type=click.IntRange(min=0), help="From the checkpoint of this step.")
+@click.option("--step", type=click.IntRange(min=0), metavar="N", help="From the checkpoint of this step.")
 @click.option("--best", is_flag=True, help="From the best checkpoint by the first evaluation.")
 @volumes
 def export(folder: Path, destination: Path, step: int | None, best: bool, volumes: Volumes) -> int:
@@ -168,7 +169,6 @@ def export(folder: Path, destination: Path, step: int | None, best: bool, volume
     which is converted here, on one processor, with memory for one copy of the model.
     """
     from distill_workers.export import export
-
     from distill_workers.failures import Failure
 
     if best and step is not None:
@@ -179,12 +179,3 @@ def export(folder: Path, destination: Path, step: int | None, best: bool, volume
         raise CommandFailed(str(error), error.code) from error
     print(f"{destination}: {what}")
     return 0
-
-
-def run_folder(folder: Path) -> Path:
-    """Raises CommandFailed if it is none."""
-    if not (folder / "run.json").is_file():
-        raise CommandFailed(
-            f"{folder} is no run folder (no run.json there): give spec.output.path/metadata.name of the job"
-        )
-    return folder

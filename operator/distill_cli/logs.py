@@ -26,7 +26,7 @@ Json = dict[str, Any]
 @click.argument("role", type=click.Choice([role.value for role in Role]))
 @click.option("-f", "--follow", is_flag=True, help="Go on with what they will say, until Ctrl-C.")
 @click.option("-p", "--previous", is_flag=True, help="Of the containers before their last restart.")
-@click.option("--tail", type=click.IntRange(min=0), help="Only the last lines, this many of each pod.")
+@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last lines, this many of each pod.")
 @cluster
 def logs(job: str, role: str, follow: bool, previous: bool, tail: int | None, cluster: Cluster) -> int:
     """Show what the pods of a role say: teacher, rollout or trainer.

@@ -9,7 +9,7 @@ from typing import Any
 
 from distill_api.status import ConditionStatus, ConditionType, Progress, Reason, Status
 from distill_api.wire import ExitCode, ExitReason, ExitReport, Phase, ProgressReport
-from distill_cli.failure import FAILED
+from distill_cli.failure import FAILED, CommandFailed
 
 Json = dict[str, Any]
 TAIL_BYTES = 2**20
@@ -152,6 +152,15 @@ def extended(curves: Curves, before: Progress | None, now: Progress) -> Curves:
     kl = () if now.reverse_kl is None else (float(now.reverse_kl),)
     reward = () if now.reward is None else (float(now.reward),)
     return Curves(curves.reverse_kl + kl, curves.reward + reward)
+
+
+def run_folder(folder: Path) -> Path:
+    """The folder itself. Raises CommandFailed if it is none."""
+    if not (folder / "run.json").is_file():
+        raise CommandFailed(
+            f"{folder} is no run folder (no run.json there): give spec.output.path/metadata.name of the job"
+        )
+    return folder
 
 
 def folder_moment(folder: Path, report: ProgressReport | None = None) -> Moment:

@@ -25,6 +25,7 @@ from distill_cli.moment import (
     job_state,
     mean_stages,
     now_utc,
+    run_folder,
 )
 from distill_cli.options import job_name, output, reaches
 
@@ -47,9 +48,7 @@ def watch(job: str, output: str, connect: Callable[[], Cluster]) -> int:
     change; with -o json, an object for each. A folder is meant where JOB has a slash in it.
     """
     if "/" in job or job == ".":
-        if not Path(job).is_dir():
-            raise CommandFailed(f"{job} is no folder: give the run folder of a job, or the name of one on a cluster")
-        return show_to_end(states_of_folder(Path(job)), output)
+        return show_to_end(states_of_folder(run_folder(Path(job))), output)
     return show_to_end(states_of_job(connect(), job), output)
 
 
