@@ -1,6 +1,5 @@
 """The commands in one tree, and the one place where errors become sentences and exit codes."""
 
-import os
 import sys
 from pathlib import Path
 
@@ -66,14 +65,8 @@ def main(argv: list[str] | None = None) -> int:
             obj=seen,
         )
         return int(code or 0)
-    except click.Abort:
+    except (click.Abort, KeyboardInterrupt):
         return INTERRUPTED
-    except KeyboardInterrupt:
-        return INTERRUPTED
-    except BrokenPipeError:
-        # The reader of our pipe has had enough; Python would complain when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except click.ClickException as error:
         error.show()
         return USAGE

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +11,7 @@ import click
 from distill_api.job import InvalidManifest, load_job, parse_job
 from distill_api.manifest import read_manifest
 from distill_cli.failure import CommandFailed
-from distill_cli.options import cluster, one_file, output, settings, write_json
+from distill_cli.options import one_file, output, reaches, settings, write_json
 from distill_cli.overrides import with_overrides
 
 if TYPE_CHECKING:
@@ -45,8 +46,8 @@ def validate(files: tuple[Path, ...], output: str) -> int:
 @one_file
 @settings
 @click.option("--watch", "follow", is_flag=True, help="Then watch the job to its end.")
-@cluster
-def submit(file: Path, settings: tuple[str, ...], follow: bool, cluster: Cluster) -> int:
+@reaches
+def submit(file: Path, settings: tuple[str, ...], follow: bool, connect: Callable[[], Cluster]) -> int:
     """Create a job on a cluster, or change one.
 
     The manifest is checked here, then by the API server's dry-run; only what both take is written.
@@ -54,8 +55,8 @@ def submit(file: Path, settings: tuple[str, ...], follow: bool, cluster: Cluster
     load_job(file)
     manifest = with_overrides(read_manifest(file.read_text(encoding="utf-8")), list(settings))
     name, namespace = parse_job(manifest).metadata.name, manifest["metadata"].get("namespace")
-    if namespace:
-        cluster.namespace = namespace
+    cluster = connect()
+    cluster.namespace = namespace or cluster.namespace
     manifest["metadata"] = {**manifest["metadata"], "namespace": cluster.namespace}
     print(submitted(cluster, name, manifest), flush=True)
     if follow:
