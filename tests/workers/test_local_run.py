@@ -80,6 +80,15 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_from_it(
     assert {line["step"] for line in lines(folder / "samples.jsonl", "rollout")} == set(range(1, saved + 3))
     assert (folder / "model" / "config.json").exists() and (folder / "report.html").exists()
 
+    capsys.readouterr()
+    assert main(["watch", str(folder)]) == ExitCode.DONE
+    assert f"step {saved + 2}/{saved + 2}" in capsys.readouterr().out
+    assert main(["samples", str(folder)]) == 0
+    assert f"step {saved + 2}, first, " in capsys.readouterr().out
+    assert main(["export", str(folder), str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / "model.safetensors").stat().st_size > 10_000
+    assert "torch" in json.loads((folder / "run.json").read_text())["versions"]
+
 
 @pytest.mark.timeout(600)
 def test_a_guard_rolls_back_to_the_best_checkpoint_and_at_last_stops_with_it(tmp_path: Path) -> None:
