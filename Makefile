@@ -37,6 +37,7 @@ crds: setup ## Generate the CRDs, their copies in the chart and the API referenc
 	@mkdir -p charts/distillation-operator/files/crds && cp crds/*.yaml charts/distillation-operator/files/crds/
 	@$(OPERATOR_PYTHON) -m distill_api.docs docs/api.md
 	@$(OPERATOR_PYTHON) -m distill_api.metrics_docs docs/metrics.md
+	@$(OPERATOR_PYTHON) -m distill_cli.reference docs/cli.md
 
 .PHONY: lock
 lock: ## Make the hashed locks from pyproject.toml again (dev/lock.sh --upgrade: the newest versions)
@@ -67,7 +68,7 @@ cluster-down: ## Stop the embedded Kubernetes; leaves no process, mount or inter
 lint: setup ## ruff, mypy, import contracts
 	@operator/.venv/bin/ruff check . && operator/.venv/bin/ruff format --check .
 	@operator/.venv/bin/mypy crds/distill_api operator/distill_operator
-	@workers/.venv/bin/mypy workers/distill_workers
+	@workers/.venv/bin/mypy workers/distill_workers operator/distill_cli
 	@PYTHONPATH=crds:operator:workers operator/.venv/bin/lint-imports
 
 .PHONY: test

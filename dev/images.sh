@@ -189,7 +189,7 @@ build_one() {
       base) build_base; deliver "$LOCAL_BASE" local.test/python-base:1 "$BASE_KEY" ;;
       kuberay) build_kuberay_image ;;
       operator) build_project_image operator crds/distill_api crds/distillationjobs.yaml crds/teachers.yaml operator/distill_operator ;;
-      workers) build_project_image workers crds/distill_api workers/distill_workers ;;
+      workers) build_project_image workers crds/distill_api operator/distill_cli workers/distill_workers ;;
     esac
   } 8>"$IMAGES/.lock.$1"
 }

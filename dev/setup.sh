@@ -3,9 +3,10 @@
 # environments operator/.venv and workers/.venv. Does nothing when nothing has changed; can be interrupted and run again.
 . "$(dirname "$0")/lib.sh"
 
-# The container runtime, what it needs to connect pods, etcd, image building, metrics; and what the scripts call.
+# The container runtime, what it needs to connect pods, etcd, image building, metrics, a browser for the tests of pages;
+# and what the scripts call.
 PACKAGES=(containerd runc containernetworking-plugins iptables nftables conntrack etcd-server
-  buildah debootstrap docker-registry prometheus
+  buildah debootstrap docker-registry prometheus chromium-headless-shell
   gcc libc6-dev make curl openssl iproute2 procps util-linux ca-certificates)
 
 missing_packages() {
@@ -45,10 +46,11 @@ environment() { # operator|workers
 
 first_party() { # operator|workers : the packages of this repository, importable in place
   local venv=$REPO/$1/.venv
-  printf '%s\n' "$REPO/crds" "$REPO/$1" > "$venv/lib/python3.11/site-packages/distill.pth"
-  if [ "$1" = workers ]; then
-    launcher "$venv/bin/distill" "$venv/bin/python" distill_workers.cli main
-  else
+  printf '%s\n' "$REPO/crds" "$REPO/operator" "$REPO/workers" > "$venv/lib/python3.11/site-packages/distill.pth"
+  launcher "$venv/bin/distill" "$venv/bin/python" distill_cli.main main
+  if [ "$1" = operator ]; then
+    launcher "$venv/bin/kubectl-distill" "$venv/bin/python" distill_cli.main main
+    launcher "$venv/bin/kubectl_complete-distill" "$venv/bin/python" distill_cli.completion for_kubectl
     launcher "$venv/bin/distill-operator" "$venv/bin/python" distill_operator.__main__ main
   fi
 }

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from browser import opened
 from distill_api.job import parse_job
 from distill_api.spec import Spec
 
@@ -70,7 +71,8 @@ def test_the_site_builds_with_strict_links(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", str(tmp_path / "site")]
     built = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert built.returncode == 0, built.stderr
-    assert "Your first job" in (tmp_path / "site" / "index.html").read_text()
+    seen = opened(tmp_path / "site" / "index.html")
+    assert seen.console == [] and "Your first job" in seen.dom
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))

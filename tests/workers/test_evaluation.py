@@ -18,7 +18,7 @@ from conftest import spec_of, tiny_tokenizer
 from rich.console import Console
 from runs import MODELS, REPO
 
-from distill_workers.cli import main
+from distill_cli.main import main
 from distill_workers.engine import EngineRefused, Response
 from distill_workers.estimates import Estimate, interval, mean_score, pass_at_k, solves
 from distill_workers.evaluate import chosen, table
@@ -178,7 +178,7 @@ def test_distill_evaluate_measures_a_finished_model_and_leaves_no_process(tmp_pa
     command = [
         sys.executable,
         "-m",
-        "distill_workers.cli",
+        "distill_cli",
         "evaluate",
         "--model",
         str(MODELS / "arithmetic" / "teacher"),

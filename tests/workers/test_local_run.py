@@ -19,8 +19,9 @@ from distill_api.job import parse_job
 from distill_api.spec import Schedule
 from distill_api.status import EvaluationScore, GuardEvent, Progress
 from distill_api.wire import ExitCode, Phase, ProgressReport
-from distill_workers.cli import main
-from distill_workers.console import Plain, panel, stages_of_last_step, view
+from distill_cli.console import Plain, panel, view
+from distill_cli.main import main
+from distill_cli.moment import Curves, Moment, folder_moment, tail_of
 from distill_workers.runfolder import RunFolder
 
 EXAMPLE = REPO / "examples" / "arithmetic-cpu.yaml"
@@ -36,7 +37,7 @@ def command(output: Path, name: str, *more: str, settings: tuple[str, ...] = ())
 
 def cli(*arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "distill_workers.cli", *arguments],
+        [sys.executable, "-m", "distill_cli", *arguments],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -78,6 +79,15 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_from_it(
     assert [line["step"] for line in lines(folder / "metrics.jsonl", "step")] == list(range(1, saved + 3))
     assert {line["step"] for line in lines(folder / "samples.jsonl", "rollout")} == set(range(1, saved + 3))
     assert (folder / "model" / "config.json").exists() and (folder / "report.html").exists()
+
+    capsys.readouterr()
+    assert main(["watch", str(folder)]) == ExitCode.DONE
+    assert f"step {saved + 2}/{saved + 2}" in capsys.readouterr().out
+    assert main(["samples", str(folder)]) == 0
+    assert f"step {saved + 2}, first, " in capsys.readouterr().out
+    assert main(["export", str(folder), str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / "model.safetensors").stat().st_size > 10_000
+    assert "torch" in json.loads((folder / "run.json").read_text())["versions"]
 
 
 @pytest.mark.timeout(600)
@@ -209,8 +219,8 @@ REPORT = ProgressReport(
 
 def test_a_pipe_gets_each_line_once(capsys: pytest.CaptureFixture[str]) -> None:
     plain = Plain()
-    plain.show(REPORT)
-    plain.show(REPORT)
+    for _ in range(2):
+        plain.show(Moment(REPORT.phase, REPORT.progress))
     shown = capsys.readouterr().out
     assert shown.count("step 5/40, reverse KL 0.75000, reward 0.50000, 3725 s to go, rollout is slowest") == 1
     assert shown.count("step 4: heldout, score 0.25000") == 1
@@ -223,12 +233,12 @@ def test_a_terminal_gets_a_panel_with_the_seconds_of_each_stage(tmp_path: Path) 
     metrics.write_text(json.dumps(step) + '\n{"kind": "evaluation", "step": 5}\n{"kind": "st')
     with Path(os.devnull).open("w") as sink:
         console = Console(file=sink, force_terminal=True, width=120, record=True)
-        with view(console, metrics) as shown:
-            shown.show(REPORT)
-            shown.show(REPORT)
-        console.print(panel(REPORT, stages_of_last_step(metrics), 61))
+        with view(console) as shown:
+            for _ in range(2):
+                shown.show(folder_moment(tmp_path, REPORT))
+        console.print(panel(folder_moment(tmp_path, REPORT), 61))
         text = console.export_text()
     assert text.count("heldout, score 0.25000") == 1, "what scrolls by is said once"
     for expected in ("step 5/40", "0:01:01", "1:02:05 to go", "reverse KL 0.75000", "rollout 1.2 s", "weight sync 0.5"):
         assert expected in text
-    assert stages_of_last_step(tmp_path / "none") == {}
+    assert tail_of(tmp_path / "none") == (Curves(), {})

@@ -86,6 +86,13 @@ def test_the_page_shows_evaluations_before_and_after(tmp_path: Path, job: Distil
     assert "steps: 20" in page
 
 
+def test_versions_are_those_of_the_run_not_of_this_machine(tmp_path: Path, job: DistillationJob) -> None:
+    (tmp_path / "run.json").write_text(json.dumps({"versions": {"torch": "9.9.9"}}))
+    write_report(tmp_path, job)
+    page = (tmp_path / "report.html").read_text()
+    assert "<p>torch 9.9.9</p>" in page
+
+
 def test_the_page_needs_no_other_file(tmp_path: Path, job: DistillationJob) -> None:
     write_metrics(tmp_path, [step_line(1)])
     write_report(tmp_path, job)

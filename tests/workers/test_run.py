@@ -243,7 +243,7 @@ def test_distill_run_needs_no_cluster_and_leaves_no_process(tmp_path: Path) -> N
     manifest = tmp_path / "job.yaml"
     text = (REPO / "examples" / "arithmetic-cpu.yaml").read_text()
     manifest.write_text(text.replace("steps: 40", "steps: 2").replace("{name: arithmetic}", "{name: short}"))
-    command = [sys.executable, "-m", "distill_workers.cli", "run", "-f", str(manifest)]
+    command = [sys.executable, "-m", "distill_cli", "run", "-f", str(manifest)]
     command += ["--volume", f"/models={MODELS}", "--volume", f"/output={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

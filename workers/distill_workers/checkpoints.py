@@ -102,6 +102,11 @@ class Checkpoints:
         write_whole(mark, newest.name)
         return newest, _state(newest)
 
+    def complete(self) -> dict[int, Path]:
+        """Every complete checkpoint by its step, oldest first. Changes nothing: the run may be under way."""
+        found = {_step(path): path for path in self._folders() if not path.suffix and _fault(path) is None}
+        return dict(sorted(found.items()))
+
     def best(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint of the best step that the newest one knows of, and its state; None if it was not kept."""
         newest = self.latest()

@@ -9,7 +9,6 @@ import io
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,8 @@ from matplotlib.figure import Figure
 from distill_api.job import DistillationJob
 from distill_api.metrics import Stage
 from distill_workers.rollout_page import ROLLOUT_STYLE, Rollout, read_rollouts, rollouts_html
-from distill_workers.runfolder import write_whole
+from distill_workers.runfolder import versions, write_whole
 
-PACKAGES = ("torch", "sglang", "megatron-core", "ray", "transformers")
 COLOURS = ("#3366aa", "#dd7733", "#449955", "#aa4466", "#888888", "#66aacc")
 SMOOTHING = 0.9
 """Weight of the past in the moving average drawn over noisy curves."""
@@ -109,7 +107,8 @@ def write_report(run_folder: Path, job: DistillationJob) -> None:
     aside = run_folder / "curve.png.tmp"
     figure.savefig(aside, format="png", dpi=120)
     aside.replace(run_folder / "curve.png")
-    write_whole(run_folder / "report.html", page(run, read_rollouts(run_folder), job, svg(figure)))
+    made = page(run, read_rollouts(run_folder), job, svg(figure), versions_of(run_folder))
+    write_whole(run_folder / "report.html", made)
 
 
 def draw(run: Run, job: DistillationJob) -> Figure:
@@ -122,7 +121,7 @@ def draw(run: Run, job: DistillationJob) -> Figure:
         ax.spines[["top", "right"]].set_visible(False)
         if ax.has_data():
             ax.set_xlim(0, max(1, job.spec.schedule.steps))
-            ax.legend(frameon=False, fontsize="small")
+            ax.legend(fontsize="small", framealpha=0.85, edgecolor="none")
         else:
             ax.text(0.5, 0.5, "nothing measured", transform=ax.transAxes, ha="center", va="center", color="#888888")
     return figure
@@ -207,7 +206,7 @@ pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 """
 
 
-def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str) -> str:
+def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str, built_with: dict[str, str]) -> str:
     name, spec = html.escape(job.metadata.name), job.spec
     done = run.steps[-1].step if run.steps else 0
     teachers = ", ".join(t.title for t in spec.all_teachers)
@@ -224,7 +223,7 @@ def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str) 
 <h2>Configuration</h2>
 <pre>{html.escape(_configuration(job))}</pre>
 <h2>Versions</h2>
-<p>{html.escape(", ".join(_versions()))}</p>
+<p>{html.escape(", ".join(f"{package} {number}" for package, number in built_with.items()))}</p>
 </body></html>
 """
 
@@ -276,11 +275,8 @@ def _configuration(job: DistillationJob) -> str:
     return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True)
 
 
-def _versions() -> list[str]:
-    found = []
-    for package in PACKAGES:
-        try:
-            found.append(f"{package} {version(package)}")
-        except PackageNotFoundError:
-            continue
-    return found
+def versions_of(run_folder: Path) -> dict[str, str]:
+    """What the run was last begun with; of a folder without a run, what is installed here."""
+    mark = run_folder / "run.json"
+    recorded: dict[str, str] = json.loads(mark.read_text(encoding="utf-8")).get("versions", {}) if mark.exists() else {}
+    return recorded or versions()

@@ -2,6 +2,7 @@
 
 import html
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -33,6 +34,13 @@ class Rollout:
 def read_rollouts(run_folder: Path) -> list[Rollout]:
     """Those of the first step that is still there, and of the last."""
     found: list[Rollout] = []
+    for rollout in every_rollout(run_folder):
+        found = [r for r in found if r.step in (found[0].step, rollout.step)] + [rollout]
+    return found
+
+
+def every_rollout(run_folder: Path) -> Iterator[Rollout]:
+    """All that samples.jsonl and its older half hold, in their order."""
     for name in ("samples.1.jsonl", "samples.jsonl"):
         path = run_folder / name
         if not path.exists():
@@ -45,9 +53,7 @@ def read_rollouts(run_folder: Path) -> list[Rollout]:
                     continue  # cut short by a kill
                 if line["kind"] != "rollout":
                     continue
-                rollout = Rollout(**{name: line[name] for name in Rollout.__dataclass_fields__})
-                found = [r for r in found if r.step in (found[0].step, rollout.step)] + [rollout]
-    return found
+                yield Rollout(**{name: line[name] for name in Rollout.__dataclass_fields__})
 
 
 def rollouts_html(rollouts: list[Rollout]) -> str:

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,8 @@ FREE_OF_TEACHER = {
     "max_disagreement": True,
     "endpoint": {"key_secret"},
 }
+PACKAGES = ("torch", "sglang", "megatron-core", "ray", "transformers")
+
 FREE_FIELDS: dict[str, Any] = {
     "suspend": True,
     "managed_by": True,
@@ -70,6 +73,17 @@ def _fingerprint_in(mark: Path) -> str:
         return str(found["fingerprint"])
 
 
+def versions() -> dict[str, str]:
+    """Of the packages that a curve depends on, as far as they are installed here."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
 class RunFolder:
     """Paths and atomic writes of `<spec.output.path>/<metadata.name>/`."""
 
@@ -91,7 +105,8 @@ class RunFolder:
                 "choose another spec.output.path or metadata.name, or remove the folder"
             )
         manifest = self._job.model_dump(mode="json", by_alias=True, exclude_none=True)
-        write_whole(mark, json.dumps({"fingerprint": mine, "job": manifest}, indent=1))
+        what = {"fingerprint": mine, "versions": versions(), "job": manifest}
+        write_whole(mark, json.dumps(what, indent=1))
 
     def append(self, name: str, line: dict[str, Any], limit_bytes: int | None = None) -> None:
         """One more line of a .jsonl file. One that has grown to `limit_bytes` is kept as NAME.1.jsonl, and a new one

@@ -123,6 +123,17 @@ def load(folder: Path, ranks: Ranks, shape: Shape, model: torch.nn.Module, optim
             raise IncompatibleCheckpoint(str(error)) from error
 
 
+def load_parameters(folder: Path, ranks: Ranks, shape: Shape, model: torch.nn.Module) -> None:
+    """The trained weights alone, for a model that is not to be trained. Raises IncompatibleCheckpoint."""
+    with ExitStack() as stack:
+        try:
+            saved = _Saved(folder, ranks.pipeline_rank, stack)
+            for mapping, parameter in _parameters(model, shape, ranks):
+                saved.read(PARAMETER, mapping, parameter.data, None, parameter.shape, shape, ranks)
+        except BadTensorFile as error:
+            raise IncompatibleCheckpoint(str(error)) from error
+
+
 def _restore(
     saved: "_Saved", mapping: Mapping, parameter: torch.Tensor, optimised: Optimised, shape: Shape, ranks: Ranks
 ) -> None:

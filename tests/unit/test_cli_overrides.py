@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from distill_api.job import InvalidManifest, parse_job
-from distill_workers.overrides import BadOverride, with_overrides
+from distill_cli.overrides import BadOverride, with_overrides
 
 MANIFEST = Path(__file__).resolve().parents[1] / "manifests" / "good" / "every-field.yaml"
 

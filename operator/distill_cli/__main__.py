@@ -1,0 +1,7 @@
+"""`python -m distill_cli`."""
+
+import sys
+
+from distill_cli.main import main
+
+sys.exit(main())

@@ -1,0 +1,174 @@
+"""The command line itself: exit codes, errors of one sentence, completion, and the reference that is made from it."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import click
+import pytest
+from click.shell_completion import ShellComplete
+
+from distill_cli.completion import VARIABLE, for_kubectl
+from distill_cli.failure import EXIT_CODES
+from distill_cli.main import cli, main
+from distill_cli.reference import reference
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLE = ROOT / "examples" / "arithmetic-cpu.yaml"
+BAD = ROOT / "tests" / "manifests" / "bad" / "steps-missing.yaml"
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+def test_the_reference_is_that_of_the_commands() -> None:
+    assert (ROOT / "docs" / "cli.md").read_text() == reference(), "run `make crds`"
+
+
+def called(text: str) -> list[list[str]]:
+    """Every `distill …` of a page, in code blocks and in the text, as words."""
+    blocks = re.sub(r"\\\n\s*", " ", "\n".join(re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)))
+    lines = re.findall(r"^\s*(?:\$ )?(?:\S*/|kubectl )?distill (.+)$", blocks, re.MULTILINE)
+    lines += re.findall(r"`(?:kubectl )?distill ([^`\n]+)`", text)
+    return [shlex.split(line, comments=True) for line in lines if "[" not in line and "COMMAND" not in line]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_command_of_the_documentation_is_one(page: Path) -> None:
+    """In the text an option may be left out, and a value be …; in what is written out, names have to be right."""
+    for words in called(page.read_text()):
+        name, *arguments = words
+        assert name in cli.commands, f"distill {' '.join(words)}"
+        known = {option for parameter in cli.commands[name].params for option in parameter.opts} | {"--help"}
+        assert {word.split("=")[0] for word in arguments if word.startswith("-")} <= known, words
+
+
+def test_every_command_has_a_help_that_begins_with_a_sentence() -> None:
+    for name, command in cli.commands.items():
+        assert command.help and command.help.strip().split("\n\n")[0].endswith((".", "age.", "trainer.")), name
+        for parameter in command.params:
+            assert not isinstance(parameter, click.Option) or (parameter.help or "").endswith("."), parameter.name
+
+
+def test_help_names_every_exit_code(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    said = capsys.readouterr().out
+    for code, text in EXIT_CODES.items():
+        assert f"{code}  {text}" in said
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "said"),
+    [
+        (["nonsense"], 2, "No such command"),
+        (["validate"], 2, "Missing option '-f'"),
+        (["run", "-f", str(EXAMPLE), "--volume", "models"], 2, "must be /MOUNT=FOLDER, such as /models=./models"),
+        (["validate", "-f", "/nowhere.yaml"], 1, "/nowhere.yaml: cannot be read: No such file or directory"),
+        (["submit", "-f", str(BAD), "--kubeconfig", "/nowhere"], 1, "spec.schedule.steps"),
+        (["samples", "/nowhere"], 1, "is no run folder (no run.json there): give spec.output.path/metadata.name"),
+        (["watch", "./nowhere"], 1, "is no run folder"),
+        (["list", "--context", "none", "--kubeconfig", "/nowhere"], 1, "the kubeconfig cannot be used"),
+    ],
+)
+def test_what_goes_wrong_is_one_sentence_and_a_documented_code(
+    arguments: list[str], code: int, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == code
+    shown = capsys.readouterr()
+    assert said in shown.err and "Traceback" not in shown.err and not shown.out
+    assert code in EXIT_CODES
+
+
+def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cluster = {"name": "c", "cluster": {"server": "http://127.0.0.1:9"}}
+    config = {"clusters": [cluster], "users": [{"name": "u", "user": {}}], "current-context": "x"}
+    config["contexts"] = [{"name": "x", "context": {"cluster": "c", "user": "u"}}]
+    path = tmp_path / "config"
+    path.write_text(json.dumps(config))
+    assert main(["list", "--kubeconfig", str(path)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("distill: http://127.0.0.1:9 does not answer") and shown.count("\n") == 1
+    assert main(["doctor", "-o", "json", "--kubeconfig", str(path)]) == 1
+    [found] = json.loads(capsys.readouterr().out)
+    assert (found["check"], found["level"]) == ("api", "fail") and "--context" in found["remedy"]
+
+
+def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr("distill_cli.manifests.load_job", lambda path: 1 / 0)
+    assert main(["validate", "-f", str(EXAMPLE)]) == 1
+    shown = capsys.readouterr().err
+    assert shown.startswith("distill: unexpected ZeroDivisionError: division by zero; `--debug` before the command")
+    assert main(["--debug", "validate", "-f", str(EXAMPLE)]) == 1
+    assert "Traceback" in capsys.readouterr().err
+
+
+def test_a_command_whose_packages_are_missing_says_which_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "run.json").write_text("{}")
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    assert main(["report", str(tmp_path)]) == 1
+    shown = capsys.readouterr().err
+    assert "distill report needs the workers' packages, and matplotlib is missing here" in shown
+    assert "pip install 'distillation-operator[workers]'" in shown and shown.count("\n") == 1
+    monkeypatch.setitem(sys.modules, "kubernetes", None)
+    monkeypatch.delitem(sys.modules, "distill_cli.cluster", raising=False)
+    assert main(["list"]) == 1
+    shown = capsys.readouterr().err
+    assert "distill list speaks to a cluster, and kubernetes is missing here" in shown
+    assert "pip install 'distillation-operator[cli]'" in shown and shown.count("\n") == 1
+
+
+def test_validate_writes_every_problem_of_every_file(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["validate", "-f", str(EXAMPLE)]) == 0
+    assert "DistillationJob arithmetic is valid" in capsys.readouterr().out
+    assert main(["validate", "-f", str(EXAMPLE), "-f", str(BAD), "-o", "json"]) == 1
+    good, bad = json.loads(capsys.readouterr().out)
+    assert (good["valid"], good["problems"], bad["valid"]) == (True, [], False)
+    assert "spec.schedule.steps" in bad["problems"][0]
+    assert main(["validate", "-f", str(BAD)]) == 1
+    assert capsys.readouterr().err.startswith(f"{BAD}: spec.schedule.steps")
+
+
+def test_a_reader_of_a_pipe_may_go_before_the_end() -> None:
+    files = [part for _ in range(3000) for part in ("-f", "/nowhere.yaml")]
+    command = [sys.executable, "-m", "distill_cli", "validate", *files, "-o", "json"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert (process.wait(60), process.stderr.read()) == (1, b"")
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_a_shell_gets_its_completion(shell: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["completion", shell]) == 0
+    assert f"_DISTILL_COMPLETE={shell}_complete" in capsys.readouterr().out
+
+
+def test_a_shell_completes_commands_options_and_roles() -> None:
+    def completed(*words: str) -> list[str]:
+        found = ShellComplete(cli, {}, "distill", VARIABLE).get_completions(list(words[:-1]), words[-1])
+        return [item.value for item in found]
+
+    assert completed("su") == ["submit", "suspend"]
+    assert completed("logs", "sums", "tr") == ["trainer"]
+    assert "--namespace" in completed("list", "--")
+
+
+def test_kubectl_gets_completions_and_a_directive(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["kubectl_complete-distill", "res"])
+    assert for_kubectl() == 0
+    first, directive = capsys.readouterr().out.splitlines()
+    assert (first.split("\t")[0], directive) == ("resume", ":4")
+
+
+def test_a_kubectl_plugin_calls_itself_what_the_user_wrote(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/kubectl-distill"])
+    assert main(["list", "--help"]) == 0
+    assert capsys.readouterr().out.startswith("Usage: kubectl distill list")
