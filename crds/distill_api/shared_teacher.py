@@ -1,6 +1,6 @@
 """The kind Teacher: one served model that several DistillationJobs of its namespace learn from (spec.teacher.ref)."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -63,6 +63,10 @@ class SharedTeacherSpec(Serving):
         32_768, description="Prompt and response of the longest sequence that it scores, of any job."
     )
     autoscaling: Autoscaling | None = Field(None, description="Instead of replicas: as many as the jobs keep busy.")
+
+    # A job whose numbers must repeat to the last bit needs a teacher of its own (a rule of Spec).
+    deterministic: ClassVar[bool] = False
+    seed: ClassVar[int] = 0
 
     @property
     def needs_hub(self) -> bool:

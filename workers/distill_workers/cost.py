@@ -5,10 +5,10 @@ from distill_api.spec import Spec
 
 
 def accelerators(spec: Spec) -> dict[str, int]:
-    """Of each role; in the CPU mode the processes that stand for them."""
-    teacher, rollout, trainer = spec.teacher, spec.rollout, spec.trainer
+    """Of each role; in the CPU mode the processes that stand for them. Somebody else's teacher costs the run nothing."""
+    rollout, trainer = spec.rollout, spec.trainer
     return {
-        Role.TEACHER.value: teacher.replicas * teacher.tensor_parallel_size,
+        Role.TEACHER.value: sum(t.replicas * t.tensor_parallel_size for t in spec.served_teachers),
         Role.ROLLOUT.value: rollout.replicas * rollout.tensor_parallel_size,
         Role.TRAINER.value: trainer.nodes * trainer.gpus_per_node,
     }

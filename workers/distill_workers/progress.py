@@ -2,11 +2,12 @@
 
 import asyncio
 import time
+from collections.abc import Callable
 from typing import Any
 
 from aiohttp import web
 
-from distill_api.status import Progress
+from distill_api.status import Progress, TeacherRequests
 from distill_api.wire import Phase, ProgressReport
 from distill_workers.metrics import Metrics
 from distill_workers.runfolder import RunFolder, write_whole
@@ -26,6 +27,8 @@ class Reporter:
         self.metrics = metrics
         self._folder, self._trackers = folder, trackers
         self._runner: web.AppRunner | None = None
+        self.teachers: Callable[[], list[TeacherRequests]] = list
+        """What they have to do at this moment."""
 
     def update(self, **changes: object) -> None:
         self.report = self.report.model_copy(update=changes)
@@ -56,7 +59,9 @@ class Reporter:
             await asyncio.to_thread(self._trackers.close)
 
     async def _progress(self, _: web.Request) -> web.Response:
-        return web.Response(text=self.report.model_dump_json(by_alias=True), content_type="application/json")
+        now = self.report.progress.model_copy(update={"teachers": self.teachers()})
+        report = self.report.model_copy(update={"progress": now})
+        return web.Response(text=report.model_dump_json(by_alias=True), content_type="application/json")
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})

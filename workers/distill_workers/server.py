@@ -17,12 +17,14 @@ import time
 from pathlib import Path
 from typing import Literal
 
-from distill_api.spec import Serving, Spec
+from distill_api.shared_teacher import SharedTeacherSpec
+from distill_api.spec import Rollout, Serving, Spec
 from distill_api.wire import Variable
 from distill_workers import probe
 from distill_workers.admin_key import key_of_this_process
 
 Role = Literal["teacher", "engine"]
+Served = Spec | SharedTeacherSpec
 
 CPU_CONCURRENCY = 16
 """Requests that a CPU server works on at once; more only lengthens each."""
@@ -41,19 +43,21 @@ class ServerFailed(RuntimeError):
     """A server that ended, or was not ready in time; with the end of its log."""
 
 
-def sequence_tokens(spec: Spec) -> int:
-    """Tokens of the longest sequence of the job."""
+def sequence_tokens(spec: Served) -> int:
+    """Tokens of the longest sequence."""
+    if isinstance(spec, SharedTeacherSpec):
+        return spec.max_sequence_tokens
     responses = [e.max_response_tokens or 0 for e in spec.evaluation]
     return spec.rollout.max_prompt_tokens + max(spec.rollout.max_response_tokens, *responses, 0)
 
 
-def cpu_pool_tokens(spec: Spec, concurrency: int) -> int:
+def cpu_pool_tokens(spec: Served, concurrency: int) -> int:
     """Room for all requests at once up to a bound, and always for one whole sequence."""
     one = sequence_tokens(spec) + 64
     return max(one, min(concurrency * one, CPU_POOL_TOKENS))
 
 
-def concurrency(spec: Spec, wanted: int) -> int:
+def concurrency(spec: Served, wanted: int) -> int:
     """Requests that a server works on at once."""
     if spec.deterministic:
         return 1
@@ -61,11 +65,15 @@ def concurrency(spec: Spec, wanted: int) -> int:
 
 
 def sglang_command(
-    model: str, spec: Spec, role: Role, host: str, port: int, serving: Serving | None = None
+    model: str, spec: Served, role: Role, host: str, port: int, serving: Serving | None = None
 ) -> tuple[list[str], dict[str, str]]:
     """The arguments of a server, and what it needs in its environment. Pure. `serving`: of a teacher, the job's first
     if it is left out."""
-    part = (serving or spec.all_teachers[0]) if role == "teacher" else spec.rollout
+    part: Serving | Rollout
+    if isinstance(spec, SharedTeacherSpec):
+        part = spec
+    else:
+        part = (serving or spec.all_teachers[0]) if role == "teacher" else spec.rollout
     flags: list[str] = ["--model-path", model, "--host", host, "--port", str(port), "--dtype", spec.dtype]
     flags += ["--tp-size", str(part.tensor_parallel_size), "--random-seed", str(spec.seed)]
     # Without it an idle scheduler spins on 80 % of a core.
@@ -117,7 +125,7 @@ class SGLangServer:
     def __init__(
         self,
         model: str,
-        spec: Spec,
+        spec: Served,
         role: Role,
         *,
         port: int,

@@ -10,6 +10,8 @@ import asyncio
 import logging
 import random
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 import aiohttp
@@ -89,6 +91,8 @@ class TeacherPool:
         self._proofs: dict[Replica, asyncio.Task[None]] = {}
         self._session: aiohttp.ClientSession | None = None
         self._last_success = time.monotonic()
+        self.requests = 0
+        """Waiting and under way."""
 
     async def start(self, timeout_seconds: float | None = None) -> None:
         """Waits until a replica scores: a large teacher takes long to load. Raises TeacherUnreachable."""
@@ -250,15 +254,19 @@ class TeacherPool:
     @asynccontextmanager
     async def _slot(self, replica: Replica) -> AsyncIterator[None]:
         """One of the requests that the replica may have in flight, once one is free."""
-        self._observer.change("distill_teacher_queue_depth", 1)
+        self.requests += 1
         try:
-            await replica.slots.acquire()
+            self._observer.change("distill_teacher_queue_depth", 1)
+            try:
+                await replica.slots.acquire()
+            finally:
+                self._observer.change("distill_teacher_queue_depth", -1)
+            try:
+                yield
+            finally:
+                replica.slots.release()
         finally:
-            self._observer.change("distill_teacher_queue_depth", -1)
-        try:
-            yield
-        finally:
-            replica.slots.release()
+            self.requests -= 1
 
     async def _send(self, replica: Replica, ask: Ask, tokens: int, timeout: float, alone: bool = False) -> Any:
         """`alone`: over a connection of its own, behind which a load balancer may have another server."""

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from distill_api.spec import Spec
+from distill_api.status import TeacherRequests
 from distill_api.wire import Variable, read_teacher_addresses, teacher_key
 from distill_workers.failures import ConfigurationError
 from distill_workers.teacher import Observer, TeacherPool
@@ -46,6 +47,11 @@ class Teachers:
     def coefficient(self, name: str) -> float:
         """What the divergence of a sample that it scores is multiplied with, besides objective.coefficient."""
         return self._coefficients.get(name, 1.0)
+
+    def shared_requests(self) -> list[TeacherRequests]:
+        """What those have to do that other jobs may share: their number of servers follows from it."""
+        shared = {name: pool for name, pool in self.pools.items() if pool.teacher.ref is not None}
+        return [TeacherRequests(name=name, requests=pool.requests) for name, pool in shared.items()]
 
     async def start(self) -> None:
         """Waits until each of them scores. Raises TeacherUnreachable."""

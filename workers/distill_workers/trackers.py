@@ -129,7 +129,10 @@ class MLflowRun:
         else:
             tags = {"distillation_run": mark, "namespace": job.metadata.namespace}
             self._id = self._client.create_run(experiment, tags=tags, run_name=job.metadata.name).info.run_id
-            for name, value in (("student", job.spec.student.model), ("teacher", job.spec.teacher.model)):
+            for name, value in (
+                ("student", job.spec.student.model),
+                ("teacher", ", ".join(t.title for t in job.spec.all_teachers)),
+            ):
                 self._client.log_param(self._id, name, value)
 
     def write(self, step: int, seconds: float, values: dict[str, float]) -> None:

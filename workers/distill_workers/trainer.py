@@ -58,6 +58,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in spec.evaluation]
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
+        reporter.teachers = teachers.shared_requests
         fleet = Fleet(job, folder, metrics)
         try:
             await asyncio.gather(teachers.start(), fleet.start(str(model)))

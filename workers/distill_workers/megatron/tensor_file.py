@@ -56,7 +56,8 @@ class Entry:
 class Block:
     """What is wanted of a tensor: the block that begins at row and column.
 
-    It goes into `destination` [rows, columns], or [rows] of a vector. The destination's rows must lie one after the other; dtype and device may differ from the file's.
+    It goes into `destination` [rows, columns], or [rows] of a vector. The destination's rows must lie one after the
+    other; dtype and device may differ from the file's.
     """
 
     name: str
