@@ -159,6 +159,12 @@ class Spec(Model):
             lambda spec: not spec.deterministic or spec.rollout.max_policy_lag == 0,
         ),
         Rule(
+            "deterministic goes with teachers that the job itself serves: the scores of others change with their load",
+            "!self.deterministic || ((!has(self.teacher) || has(self.teacher.model)) && "
+            "self.teachers.all(t, has(t.model)))",
+            lambda spec: not spec.deterministic or all(t.model is not None for t in spec.all_teachers),
+        ),
+        Rule(
             f"data.prompts.answerField must be set: objective.reward: {ANSWERED}",
             f"!has(self.data.prompts) || {answered_cel('self.objective.reward', 'self.data.prompts')}",
             lambda spec: spec.data.prompts is None or answered(spec.objective.reward, spec.data.prompts),

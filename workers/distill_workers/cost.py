@@ -5,7 +5,7 @@ from distill_api.spec import Spec
 
 
 def accelerators(spec: Spec) -> dict[str, int]:
-    """Of each role; in the CPU mode the processes that stand for them. Somebody else's teacher costs the run nothing."""
+    """Of each role; in the CPU mode the processes that stand for them. Another's teacher costs the run nothing."""
     rollout, trainer = spec.rollout, spec.trainer
     return {
         Role.TEACHER.value: sum(t.replicas * t.tensor_parallel_size for t in spec.served_teachers),
