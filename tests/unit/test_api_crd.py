@@ -106,7 +106,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
     assert found == {
         # absent means something that no value says
         *("path", "reasoningGym", "answerField", "systemPrompt", "function", "maxResponseTokens", "volume"),
-        *("autoscaling", "lora", "steps", "sequenceHigh", "keepEvery"),
+        *("queue", "topologyKey", "autoscaling", "lora", "steps", "sequenceHigh", "keepEvery"),
         *("above", "below", "aboveRatio", "belowRatio", "evaluation", "drop"),
         *("prompts", "dataset", "config", "revision", "responseField", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),

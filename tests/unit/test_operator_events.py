@@ -146,7 +146,7 @@ def judge(sim: Simulation) -> str:
     assert all(len(uids) == 1 for uids in sim.trainer_jobs.values()), "one trainer Job per attempt"
     if (Kind.DISTILLATION_JOB, "job") not in objects:
         assert {kind for kind, _ in objects} <= {Kind.CLAIM}, "nothing is left of a job that is gone"
-        assert not sim.cache.store.jobs() and not sim.reconciler.jobs.all(), "and nothing remembered"
+        assert not sim.cache.store.owners() and not sim.reconciler.jobs.all(), "and nothing remembered"
         return "gone"
     status, (state, reason, _) = sim.job_status, sim.condition("Succeeded")
     job = parse_job(objects[Kind.DISTILLATION_JOB, "job"])
