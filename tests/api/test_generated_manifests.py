@@ -154,7 +154,7 @@ async def reconciled(kubeconfig: Path, namespace: str, jobs: int) -> tuple[dict[
     reconciler = Reconciler(cache, SETTINGS, events, ProgressPoller(1.0, lambda _: None), Jobs(), now_utc)
     queue = WorkQueue(reconciler.reconcile, concurrency=8)
     await cache.sync()
-    keys: set[Key] = cache.store.jobs()
+    keys: set[Key] = cache.store.owners()
     assert len(keys) == jobs
     workers = asyncio.create_task(queue.run())
     for key in keys:
