@@ -1,4 +1,4 @@
-"""CPU seconds of a short response, by how it goes over to its engine: `python bench/handover.py STUDENT PROMPTS.jsonl`.
+"""CPU seconds of a short response, by how it goes over to its engine: `python bench/handover.py`, after `make models`.
 
 A private Ray, one engine on the CPU, sixteen slots, four responses to each prompt. Two ways, interleaved: a call of the
 actor and an HTTP request for each response, or for all that are given slots at one moment. CPU is that of the trainer's
@@ -99,8 +99,12 @@ async def measure(model: str, prompts: list[list[int]], rounds: int, folder: Pat
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="a small model's folder")
-    parser.add_argument("prompts", type=Path, help="a .jsonl with a field prompt")
+    models = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator")) / "models"
+    arithmetic = models / "arithmetic"
+    parser.add_argument(
+        "--model", default=str(arithmetic / "student"), help="folder of a model whose responses are short"
+    )
+    parser.add_argument("--prompts", type=Path, default=arithmetic / "train.jsonl", help="a .jsonl with a field prompt")
     parser.add_argument("--prompts-per-round", type=int, default=64)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()

@@ -16,12 +16,12 @@ peers() { # TRL, in an environment of its own
   echo "$key" > "$PEERS/.set-up"
 }
 
-[ $# -gt 0 ] || set -- loop_overlap teacher_scoring divergence weight_sync hf_load checkpoint_stall
+[ $# -gt 0 ] || set -- loop_overlap teacher_scoring divergence weight_sync hf_load checkpoint_stall handover
 for name in "$@"; do
   echo "=== $name"
   case $name in
     divergence) step "Python packages of the peers" peers; "$PEERS/bin/python" -W ignore "$REPO/bench/divergence.py" ;;
-    loop_overlap | teacher_scoring | weight_sync | hf_load | checkpoint_stall) "$WORKERS" -W ignore "$REPO/bench/$name.py" ;;
+    loop_overlap | teacher_scoring | weight_sync | hf_load | checkpoint_stall | handover) "$WORKERS" -W ignore "$REPO/bench/$name.py" ;;
     *) die "no benchmark $name in bench/." ;;
   esac
 done

@@ -40,6 +40,7 @@ class Stage(StrEnum):
     WEIGHT_SYNC = "weight_sync"
     CHECKPOINT = "checkpoint"
     EVALUATE = "evaluate"
+    """Waiting for an evaluation after the gradient of the next step was there."""
 
 
 WORKER_METRICS = (

@@ -43,7 +43,7 @@ class Keeper:
         self._schedule, self._folder, self._team, self._cursor = schedule, folder, team, cursor
         self._record, self._guards, self._at = record, guards, standing
         self.step = -1
-        """That of the newest checkpoint, made or being made; one that is made again has another."""
+        """Of the newest checkpoint, made or being made; -1 if there is none, or it must be made again."""
         self._saving: asyncio.Future[None] | None = None
 
     async def resume(self) -> None:
