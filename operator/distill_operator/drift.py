@@ -13,9 +13,14 @@ COMPARED = ("spec", "data")
 
 def has_drifted(desired: Raw, child: Child) -> bool:
     """True when applying `desired` again would change something. A changed operator changes the hash."""
-    if child.spec_hash != desired["metadata"]["annotations"][ANNOTATION_SPEC_HASH]:
+    if not is_of(desired, child):
         return True
     return any(not contains(child.content.get(part), desired[part]) for part in COMPARED if part in desired)
+
+
+def is_of(desired: Raw, child: Child) -> bool:
+    """Whether it was made of the very same words."""
+    return bool(child.spec_hash == desired["metadata"]["annotations"][ANNOTATION_SPEC_HASH])
 
 
 def contains(live: Any, desired: Any) -> bool:
