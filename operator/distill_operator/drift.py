@@ -8,6 +8,8 @@ from distill_operator.observed import Child, Raw
 
 REWRITTEN = frozenset({"resources", "sizeLimit"})
 """Quantities come back in another spelling, 1000m as 1: a difference there means nothing."""
+CLOSED = frozenset({"ingress"})
+"""A rule more of a NetworkPolicy lets somebody in."""
 COMPARED = ("spec", "data")
 
 
@@ -27,7 +29,9 @@ def contains(live: Any, desired: Any) -> bool:
     """Every value of `desired` is in `live`; what `live` has besides is somebody else's."""
     if isinstance(desired, Mapping):
         return isinstance(live, Mapping) and all(
-            key in REWRITTEN or not _says_something(value) or contains(live.get(key), value)
+            key in REWRITTEN
+            or not _says_something(value)
+            or (contains(live.get(key), value) and (key not in CLOSED or len(live[key]) == len(value)))
             for key, value in desired.items()
         )
     if isinstance(desired, list):

@@ -107,14 +107,16 @@ def test_a_change_of_any_child_is_put_right_and_so_is_its_loss(world: World, kub
     world.submit()
     world.until_condition("Succeeded", "Running")
     before = world.children()
+    ingress = before["NetworkPolicy", "job-traffic"]["spec"]["ingress"]
     changes: dict[tuple[str, str], Json] = {
         ("ConfigMap", "job-job"): {"data": {"job.yaml": "{}"}},
         ("Deployment", "job-teacher"): {"spec": {"replicas": 0}},
         ("Job", "job-trainer-1"): {"spec": {"parallelism": 0}},
-        ("NetworkPolicy", "job-traffic"): {"spec": {"ingress": [{}]}},
+        # One rule more, which lets everybody in.
+        ("NetworkPolicy", "job-traffic"): {"spec": {"ingress": [*ingress, {}]}},
         ("RayCluster", "job-rollout"): {"spec": {"workerGroupSpecs": []}},
         ("Service", "job-teacher"): {"spec": {"selector": {"distillation-operator.io/role": "trainer"}}},
-        ("Service", "job-trainer"): {"spec": {"ports": [{"name": "x", "port": 1}]}},
+        ("Service", "job-trainer"): {"spec": {"publishNotReadyAddresses": False}},
     }
     assert set(changes) == set(before)
     kubelet.stop()  # a deleted teacher's pods would be collected, and the roles be down
