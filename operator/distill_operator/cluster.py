@@ -254,7 +254,7 @@ def _error(verb: str, status: int, text: str) -> ApiError:
         return Conflict(status, message)
     if status == 403 and "because it is being terminated" in message:
         return NamespaceEnding(status, message)
-    if verb == "apply" and status == 403 and QUOTA in message:
+    if verb in ("apply", "create") and status == 403 and QUOTA in message:
         return QuotaExceeded(status, message)
     # Another 403 of an apply: an admission policy, which the author of the job has to hear of.
     if verb == "apply" and status in (400, 403, 422):

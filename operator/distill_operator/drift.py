@@ -7,21 +7,30 @@ from distill_operator.observed import Child, Raw
 
 REWRITTEN = frozenset({"resources", "sizeLimit"})
 """Quantities come back in another spelling, 1000m as 1: a difference there means nothing."""
+CLOSED = frozenset({"ingress"})
+"""A rule more of a NetworkPolicy lets somebody in."""
 COMPARED = ("spec", "data")
 
 
 def has_drifted(desired: Raw, child: Child) -> bool:
     """True when applying `desired` again would change something. A changed operator changes the hash."""
-    if child.spec_hash != desired["metadata"]["annotations"][ANNOTATION_SPEC_HASH]:
+    if not is_of(desired, child):
         return True
     return any(not contains(child.content.get(part), desired[part]) for part in COMPARED if part in desired)
+
+
+def is_of(desired: Raw, child: Child) -> bool:
+    """Whether it was made of the very same words."""
+    return bool(child.spec_hash == desired["metadata"]["annotations"][ANNOTATION_SPEC_HASH])
 
 
 def contains(live: Any, desired: Any) -> bool:
     """Every value of `desired` is in `live`; what `live` has besides is somebody else's."""
     if isinstance(desired, dict):
         return isinstance(live, dict) and all(
-            key in REWRITTEN or not _says_something(value) or contains(live.get(key), value)
+            key in REWRITTEN
+            or not _says_something(value)
+            or (contains(live.get(key), value) and (key not in CLOSED or len(live[key]) == len(value)))
             for key, value in desired.items()
         )
     if isinstance(desired, list):

@@ -18,7 +18,7 @@ from distill_operator.announce import announcements
 from distill_operator.children import desired, gang
 from distill_operator.children.pod import KEY_ENTRY, Json
 from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
-from distill_operator.drift import has_drifted
+from distill_operator.drift import has_drifted, is_of
 from distill_operator.effects import Apply, Check, CreateSecret, Delete, Effect
 from distill_operator.failure import not_ready_in_time, trainer_failure
 from distill_operator.kinds import Kind, kind_of
@@ -203,8 +203,7 @@ def _keep_running(
     if any(isinstance(e, Apply) and kind_of(e.body) in SERVING for e in effects):
         # Nobody looks whether it is there: it is asked for whenever pods are made that read it.
         effects.insert(0, CreateSecret(desired.key(job), KEY_ENTRY))
-    # A Job's pods cannot be changed, so an existing one is left as it is.
-    if _existing(trainer, observed) is None and readiness.trainer_may_start(job, observed):
+    if _trainer_is_wanted(job, observed, trainer):
         effects.append(Apply(trainer))
 
     states = readiness.roles(job, observed, attempt)
@@ -225,6 +224,15 @@ def _keep_running(
     if observed.report is not None:
         after = after.model_copy(update={"progress": observed.report.progress})
     return Plan(tuple(effects), after, _next_look(job, after, now))
+
+
+def _trainer_is_wanted(job: DistillationJob, observed: Observed, trainer: Json) -> bool:
+    """A Job's pods cannot be changed: one that another operator's version made is left as it is. What somebody may have
+    changed by hand of one of ours, such as its parallelism, can be put right."""
+    child = _existing(trainer, observed)
+    if child is None:
+        return readiness.trainer_may_start(job, observed)
+    return is_of(trainer, child) and not child.deleting and has_drifted(trainer, child)
 
 
 def _reported(

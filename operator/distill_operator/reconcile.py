@@ -126,12 +126,10 @@ class Reconciler:
     ) -> Plan:
         """What is to be said instead of what was decided, as the API server forbids a part of that."""
         job = _parse(raw)
-        match error, effect:
-            case QuotaExceeded(), Check(body):
-                # Nothing has begun.
-                return over_quota(job, status, observed, body, error.message, self.clock())
-            case QuotaExceeded(), Apply(body):
-                return over_quota(job, decided.status, observed, body, error.message, self.clock())
+        if isinstance(error, QuotaExceeded) and not isinstance(effect, Delete | Event):
+            # With a check that failed, no attempt has begun.
+            known = status if isinstance(effect, Check) else decided.status
+            return over_quota(job, known, observed, effect.body, error.message, self.clock())
         return refused(job, status, f"the API server refused it: {error.message}", self.clock())
 
     async def _observe(self, key: Key, job: DistillationJob, status: Status) -> Observed:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operator_world import CHILDREN, JOBS, RAY_CRD, Kubelet, Trainer, World
+from operator_world import CHILDREN, JOBS, RAY_CRD, Json, Kubelet, Trainer, World
 
 pytest_plugins = ["operator_fixtures"]
 
@@ -98,6 +98,41 @@ def test_silence_is_told_and_a_deadline_ends_the_job(world: World, kubelet: Kube
     world.until("every pod is released", lambda: not world.pods())
     found = events(world)
     assert (found["NoStep"], found["DeadlineExceeded"]) == (1, 1)
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_change_of_any_child_is_put_right_and_so_is_its_loss(world: World, kubelet: Kubelet) -> None:
+    world.claim()
+    world.operator(DISTILL_RESYNC_SECONDS="0.5")
+    world.submit()
+    world.until_condition("Succeeded", "Running")
+    before = world.children()
+    ingress = before["NetworkPolicy", "job-traffic"]["spec"]["ingress"]
+    changes: dict[tuple[str, str], Json] = {
+        ("ConfigMap", "job-job"): {"data": {"job.yaml": "{}"}},
+        ("Deployment", "job-teacher"): {"spec": {"replicas": 0}},
+        ("Job", "job-trainer-1"): {"spec": {"parallelism": 0}},
+        # One rule more, which lets everybody in.
+        ("NetworkPolicy", "job-traffic"): {"spec": {"ingress": [*ingress, {}]}},
+        ("RayCluster", "job-rollout"): {"spec": {"workerGroupSpecs": []}},
+        ("Service", "job-teacher"): {"spec": {"selector": {"distillation-operator.io/role": "trainer"}}},
+        ("Service", "job-trainer"): {"spec": {"publishNotReadyAddresses": False}},
+    }
+    assert set(changes) == set(before)
+    kubelet.stop()  # a deleted teacher's pods would be collected, and the roles be down
+    for (kind, name), change in changes.items():
+        world.api.merge(world.path(CHILDREN[kind], name), change)
+
+    def spec(children: dict[tuple[str, str], Json]) -> Any:
+        return {key: (child.get("spec"), child.get("data")) for key, child in children.items()}
+
+    assert spec(world.children()) != spec(before)
+    world.until("all is as it was", lambda: spec(world.children()) == spec(before))
+    lost = [key for key in changes if key[0] in ("ConfigMap", "NetworkPolicy", "Service")]
+    for kind, name in lost:
+        world.api.call("DELETE", world.path(CHILDREN[kind], name))
+    world.until("all is there again", lambda: set(world.children()) == set(before))
+    assert world.job()["status"]["attempts"] == 1
 
 
 @pytest.mark.usefixtures("kuberay")

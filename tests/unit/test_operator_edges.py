@@ -292,6 +292,7 @@ def test_defaults_of_the_api_server_are_no_drift() -> None:
 @pytest.mark.parametrize(
     ("live", "wanted", "inside"),
     [
+        ({"ingress": [{"ports": [1]}, {}]}, {"ingress": [{"ports": [1]}]}, False),
         ({"a": 1, "b": 2}, {"a": 1}, True),
         ({"a": 1}, {"a": 2}, False),
         ({}, {"a": []}, True),

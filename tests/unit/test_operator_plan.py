@@ -503,6 +503,14 @@ def test_what_was_changed_by_hand_is_written_again() -> None:
     assert applied(look(of, begun(of), running(of, children=tuple(children)))) == ["Deployment/job-teacher"]
 
 
+def test_a_trainer_scaled_by_hand_is_put_right_and_one_of_another_version_is_left_alone() -> None:
+    of = job(trainer={"nodes": 2})
+    made = trainer(of, ready=2)
+    scaled = replace(made, content={**made.content, "spec": {**made.content["spec"], "parallelism": 0}})
+    for child_, wanted in ((made, []), (scaled, ["Job/job-trainer-1"]), (replace(scaled, spec_hash="other"), [])):
+        assert applied(look(of, begun(of), running(of, children=(*serving(of), child_)))) == wanted
+
+
 def test_every_reason_of_the_api_that_the_operator_may_give_is_one_of_the_enum() -> None:
     status, _ = failed_once(job())
     assert all(c.reason in {r.value for r in Reason} for c in status.conditions)
