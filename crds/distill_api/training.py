@@ -103,13 +103,6 @@ class Trainer(Model):
                 trainer.nodes * trainer.gpus_per_node % (trainer.parallelism.tensor * trainer.parallelism.pipeline) == 0
             ),
         ),
-        Rule(
-            "lora goes with parallelism.pipeline 1 and without parallelism.sequence so far",
-            "!has(self.lora) || (self.parallelism.pipeline == 1 && !self.parallelism.sequence)",
-            lambda trainer: (
-                trainer.lora is None or (trainer.parallelism.pipeline == 1 and not trainer.parallelism.sequence)
-            ),
-        ),
     )
     nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods.")
     gpus_per_node: Annotated[int, Field(ge=1, le=16)] = Field(

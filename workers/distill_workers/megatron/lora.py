@@ -8,7 +8,7 @@ to know nothing of it; `export` writes the adapter alone as well, as PEFT reads 
 import hashlib
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,17 +17,22 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
     reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
 )
 from safetensors.torch import save_file
 
 from distill_api.spec import LoRA
-from distill_workers.megatron.architecture import Layout, Mapping, Shape, mappings
+from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.parallel import Ranks
 from distill_workers.megatron.shards import join
+from distill_workers.megatron.stages import owned, to_first_stage
 
 A, B = "lora_a", "lora_b"
 """Names of the parameters: [rank, in] and [out, rank]."""
+
+Passed = Callable[[torch.Tensor], torch.Tensor]
 
 
 def attach(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, seed: int) -> None:
@@ -36,14 +41,18 @@ def attach(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, seed:
     The layers must be Megatron's own: Transformer Engine's normalise their input inside.
     """
     model.requires_grad_(False)
-    # A recomputed layer is backpropagated through only if its input asks for it, and a frozen embedding's does not.
-    model.embedding.register_forward_hook(_ask_for_gradient)  # type: ignore[union-attr]  # a module, on one stage
-    for mapping, module in _adapted(model, shape):
+    if ranks.pipeline_rank == 0:
+        # A recomputed layer is backpropagated through only if its input asks for it, and a frozen embedding's does not.
+        model.embedding.register_forward_hook(_ask_for_gradient)  # type: ignore[union-attr]  # a module
+    in_sequence: bool = model.config.sequence_parallel  # type: ignore[union-attr,assignment]  # Megatron's
+    for _, mapping, module in _adapted(model, shape, ranks):
+        if module is None:
+            continue
         weight = module.weight
         columns = mapping.layout is Layout.COLUMNS
         width = weight.shape[1] * (ranks.tensor_size if columns else 1)
         # Drawn whole on every rank, by name: the same whatever the layout.
-        name = int.from_bytes(hashlib.sha256(f"{seed}/{mapping.megatron[0]}".encode()).digest()[:7], "big")
+        name = int.from_bytes(hashlib.sha256(f"{seed}/{mapping.hf[0]}".encode()).digest()[:7], "big")
         bound = 1 / math.sqrt(width)
         down = torch.empty(lora.rank, width).uniform_(-bound, bound, generator=torch.Generator().manual_seed(name))
         if columns:
@@ -51,10 +60,30 @@ def attach(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, seed:
         module.register_parameter(A, torch.nn.Parameter(down.to(weight)))
         module.register_parameter(B, torch.nn.Parameter(weight.new_zeros(weight.shape[0], lora.rank)))
         # What one rank alone has counts once in the gradient's norm, what all have alike must not count again.
-        sharded = getattr(module, A if columns else B)
+        sharded, alike = (getattr(module, kind) for kind in ((A, B) if columns else (B, A)))
         sharded.tensor_model_parallel, sharded.partition_dim, sharded.partition_stride = True, int(columns), 1
+        # Of that, each rank has the gradient of its own tokens or its own part of the layer: Megatron adds them up.
+        alike.sequence_parallel = in_sequence
         module.lora_scale = lora.alpha / lora.rank
-        module.register_forward_hook(_add_by_columns if columns else _add_by_rows)
+        module.lora_passed_on = _passed_on(columns, in_sequence, is_expert=".experts." in mapping.megatron[0])
+        module.register_forward_hook(_add)
+
+
+def _passed_on(columns: bool, in_sequence: bool, *, is_expert: bool) -> Passed:
+    """What happens to A's output on the way to B, where ranks share a layer; the same as to the layer's own input
+    (its rows are split) or output (its columns are)."""
+    if is_expert:
+        # The token dispatcher has brought all tokens, and adds up the outputs of all ranks.
+        return _itself
+    if columns:
+        # Each rank has its own columns of the input, so a part of the sum.
+        over_ranks: Passed = (
+            reduce_scatter_to_sequence_parallel_region if in_sequence else reduce_from_tensor_model_parallel_region
+        )
+        return over_ranks
+    # Each rank has its own rows of the output, so a part of the gradient; in_sequence also its own tokens alone.
+    to_ranks: Passed = gather_from_sequence_parallel_region if in_sequence else copy_to_tensor_model_parallel_region
+    return to_ranks
 
 
 def merged(model: torch.nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor:
@@ -95,47 +124,55 @@ def export(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, sourc
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _adapted(model: torch.nn.Module, shape: Shape) -> Iterator[tuple[Mapping, Any]]:
-    """The mappings of the weights that get an adapter, and their modules."""
-    for mapping in mappings(shape):
+def _adapted(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[int, Mapping, Any]]:
+    """Of each weight of the whole model that gets an adapter: its stage, and its module where that is this rank's."""
+    for stage, mapping in owned(shape, ranks.pipeline_size):
         path, _, kind = mapping.megatron[0].rpartition(".")
         if kind == "weight" and mapping.layout in (Layout.GROUPED_QKV, Layout.GATE_UP, Layout.COLUMNS):
-            yield mapping, model.get_submodule(path)
+            yield stage, mapping, model.get_submodule(path) if stage == ranks.pipeline_rank else None
 
 
 def _ask_for_gradient(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
     return output.requires_grad_()
 
 
-def _add_by_rows(module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-    """Column parallel layer: every rank has the whole input and its own rows of the output."""
+def _add(module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
     result, bias = output
-    # The adapter's inner value is whole on each rank: its gradient is summed over the ranks that used it.
-    inner = copy_to_tensor_model_parallel_region(F.linear(inputs[0], module.lora_a))
+    inner = module.lora_passed_on(F.linear(inputs[0], module.lora_a))
     return result + module.lora_scale * F.linear(inner, module.lora_b), bias
 
 
-def _add_by_columns(module: Any, inputs: tuple[Any, ...], output: Any) -> Any:
-    """Row parallel layer: every rank has its own columns of the input, and the whole output."""
-    result, bias = output
-    inner = reduce_from_tensor_model_parallel_region(F.linear(inputs[0], module.lora_a))
-    return result + module.lora_scale * F.linear(inner, module.lora_b), bias
+def _itself(inner: torch.Tensor) -> torch.Tensor:
+    return inner
 
 
 def _peft(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """(PEFT's name, tensor) of every adapter: whole on rank 0, None on its tensor parallel peers."""
-    for mapping, module in _adapted(model, shape):
-        downs, ups = (_gather(getattr(module, kind).detach(), ranks) for kind in (A, B))
-        for i, name in enumerate(mapping.hf):
-            prefix = f"base_model.model.{name.removesuffix('.weight')}"
-            if downs is None or ups is None:
-                yield from ((f"{prefix}.lora_{kind}.weight", None) for kind in "AB")
-            elif mapping.layout is Layout.COLUMNS:
-                yield f"{prefix}.lora_A.weight", torch.cat(downs, dim=1)
-                yield f"{prefix}.lora_B.weight", ups[0]
-            else:
-                yield f"{prefix}.lora_A.weight", downs[0].clone()
-                yield f"{prefix}.lora_B.weight", join(ups, mapping.layout, shape)[i].clone()
+    """(PEFT's name, tensor) of every adapter: whole on rank 0, None on the other ranks of its replica."""
+    for stage, mapping, module in _adapted(model, shape, ranks):
+        names = [
+            f"base_model.model.{name.removesuffix('.weight')}.lora_{kind}.weight"
+            for name in mapping.hf
+            for kind in "AB"
+        ]
+        whole = None if module is None else _whole(mapping, module, shape, ranks)
+        if stage != 0 and ranks.tensor_rank == 0:
+            dtype: torch.dtype = model.config.params_dtype  # type: ignore[union-attr,assignment]  # Megatron's
+            whole = to_first_stage(whole, stage, len(names), dtype, ranks)
+        if whole is None:
+            yield from ((name, None) for name in names)
+        else:
+            yield from zip(names, whole, strict=True)
+
+
+def _whole(mapping: Mapping, module: Any, shape: Shape, ranks: Ranks) -> list[torch.Tensor] | None:
+    """A and B of each Hugging Face tensor, on the first tensor parallel rank of the module's stage."""
+    downs, ups = (_gather(getattr(module, kind).detach(), ranks) for kind in (A, B))
+    if downs is None or ups is None:
+        return None
+    if mapping.layout is Layout.COLUMNS:
+        return [torch.cat(downs, dim=1), ups[0]]
+    # q, k and v, or gate and up, have one A together, and in the file one each.
+    return [tensor.clone() for up in join(ups, mapping.layout, shape) for tensor in (downs[0], up)]
 
 
 def _gather(shard: torch.Tensor, ranks: Ranks) -> list[torch.Tensor] | None:
