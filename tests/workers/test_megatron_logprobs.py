@@ -10,7 +10,7 @@ import torch
 import torch.distributed as dist
 from megatron_ranks import make_samples, run_ranks
 
-from distill_workers.megatron.batch import MICRO_BATCH_TOKENS, collate, micro_batches, share, split
+from distill_workers.megatron.batch import MICRO_BATCH_TOKENS, collate, cost, micro_batches, share, split
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
 
 TOKENS, HIDDEN, VOCABULARY, WIDTH = 23, 8, 37, 5
@@ -135,17 +135,36 @@ def test_every_sample_with_a_response_is_computed_once_and_the_ranks_are_balance
     samples = make_samples(50)
     samples[7].response_ids = []
 
-    shares = share(samples, [0, 0, 0])
+    shares = share(samples, [0, 0, 0], 100)
 
     assert sorted(i for own in shares for i in own) == [i for i in range(50) if i != 7]
-    loads = [sum(samples[i].tokens for i in own) for own in shares]
-    assert max(loads) - min(loads) <= max(s.tokens for s in samples)
+    loads = [cost(samples, own, 100) for own in shares]
+    assert max(loads) - min(loads) <= max(s.tokens for s in samples) + MICRO_BATCH_TOKENS
 
 
 def test_the_next_group_goes_to_the_rank_with_less_to_do() -> None:
     samples = make_samples(1)
 
-    assert share(samples, [10, 0]) == [[], [0]]
+    assert share(samples, [2000, 0], 100) == [[], [0]]
+    # The long sample to the rank that waits, and so many of the short ones as make both ends meet.
+    samples = make_samples(5)
+    for sample, tokens in zip(samples, (3000, 100, 100, 100, 100), strict=True):
+        sample.prompt_ids, sample.response_ids = [0], [0] * (tokens - 1)
+    assert share(samples, [1500, 0], 3000) == [[1, 2, 3, 4], [0]]
+
+
+def test_the_rank_with_the_most_to_do_has_least_of_all_runs_of_like_lengths() -> None:
+    samples = make_samples(9, longest=900)
+    order = sorted(range(9), key=lambda i: (-samples[i].tokens, i))
+
+    found = share(samples, [0, 0, 0], 2000)
+
+    def most(first: int, second: int) -> int:
+        runs = (order[:first], order[first:second], order[second:])
+        return max(cost(samples, run, 2000) for run in runs)
+
+    best = min(most(first, second) for first in range(10) for second in range(first, 10))
+    assert max(cost(samples, own, 2000) for own in found) <= best + 1 + best // 50
 
 
 def test_micro_batches_stay_within_the_budget_padding_included() -> None:
@@ -163,7 +182,7 @@ def test_micro_batches_are_the_cheapest_of_all_cuts_of_the_sorted_samples() -> N
     samples = make_samples(9, longest=900)
     order = sorted(range(9), key=lambda i: (-samples[i].tokens, i))
 
-    def cost(batches: list[list[int]]) -> int:
+    def padded_cost(batches: list[list[int]]) -> int:
         return sum(len(b) * samples[b[0]].tokens + MICRO_BATCH_TOKENS for b in batches)
 
     cuts = [
@@ -175,22 +194,26 @@ def test_micro_batches_are_the_cheapest_of_all_cuts_of_the_sorted_samples() -> N
     found = split(samples, list(range(9)), 2000)
 
     assert found in allowed
-    assert cost(found) == min(cost(cut) for cut in allowed)
+    assert cost(samples, range(9), 2000) == padded_cost(found) == min(padded_cost(cut) for cut in allowed)
     assert 1 < len(found) < 9
 
 
-def test_few_positions_are_padding_where_lengths_differ_widely() -> None:
+@pytest.mark.parametrize("ranks", [1, 8])
+def test_few_positions_are_padding_where_lengths_differ_widely(ranks: int) -> None:
     draw, samples = random.Random(0), make_samples(64)
     for sample in samples:
         # Log-normal, mean 400, coefficient of variation 1.
         tokens = max(1, round(draw.lognormvariate(math.log(400) - math.log(2) / 2, math.sqrt(math.log(2)))))
         sample.prompt_ids, sample.response_ids = [0] * 100, [0] * tokens
 
-    batches = split(samples, list(range(64)), 16384)
+    shares = share(samples, [0] * ranks, 16384)
+    batches = [batch for own in shares for batch in split(samples, own, 16384)]
 
     padded = sum(len(b) * samples[b[0]].tokens for b in batches)
     assert 1 - sum(s.tokens for s in samples) / padded < 0.12
-    assert len(batches) < 16
+    assert len(batches) < 16 + ranks
+    costs = [cost(samples, own, 16384) for own in shares]
+    assert max(costs) <= 1.1 * sum(costs) / ranks
 
 
 def test_a_sample_longer_than_the_budget_is_a_micro_batch_of_its_own() -> None:

@@ -56,44 +56,52 @@ class MicroBatch:
         return (self.support_ids == self.targets[:, None]).any(-1)
 
 
-def share(samples: Sequence[Sample], loads: Sequence[int]) -> list[list[int]]:
-    """Indices of the samples of each data parallel rank: longest first, each to the rank with the fewest tokens so far.
+def share(samples: Sequence[Sample], loads: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """Indices of the samples of each data parallel rank. Samples without a response are left out.
 
-    loads [ranks]: tokens that each rank has already been given in this step. Samples without a response are left out.
+    Each rank gets neighbours in the order of lengths, since a micro-batch is padded to its longest sample; the least
+    loaded rank the longest. The cuts are where the rank with the most to do has the least, to one in a hundred.
+    loads [ranks]: what each has been given in this step already, as `cost` has it.
     """
-    tokens = list(loads)
-    shares: list[list[int]] = [[] for _ in tokens]
-    for i in _longest_first(samples, [i for i, s in enumerate(samples) if s.response_ids]):
-        rank = tokens.index(min(tokens))
-        shares[rank].append(i)
-        tokens[rank] += samples[i].tokens
+    order = _longest_first(samples, [i for i, s in enumerate(samples) if s.response_ids])
+    lengths = [samples[i].tokens for i in order]
+    ranks = sorted(range(len(loads)), key=lambda rank: (loads[rank], rank))
+    # The one rank could do everything.
+    low, high = 0, max(loads) + sum(lengths) + MICRO_BATCH_TOKENS * len(lengths)
+    ends = _ends(lengths, [loads[rank] for rank in ranks], high, max_tokens)
+    while high - low > 1 + high // 100:
+        middle = (low + high) // 2
+        found = _ends(lengths, [loads[rank] for rank in ranks], middle, max_tokens)
+        if found is None:
+            low = middle
+        else:
+            high, ends = middle, found
+    assert ends is not None  # there is room for everything on one rank
+    shares: list[list[int]] = [[] for _ in loads]
+    for rank, begin, end in zip(ranks, [0, *ends], ends, strict=False):
+        shares[rank] = order[begin:end]
     return shares
+
+
+def cost(samples: Sequence[Sample], indices: Sequence[int], max_tokens: int) -> int:
+    """What a rank has to compute for the samples, in positions: padded ones, and MICRO_BATCH_TOKENS for each batch."""
+    lengths = [samples[i].tokens for i in _longest_first(samples, indices)]
+    return max((total for total, _ in _cheapest_cuts(lengths, max_tokens)), default=0)
 
 
 def split(samples: Sequence[Sample], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
     """Indices of each micro-batch: samples x longest stays within max_tokens, except that one sample always may.
 
-    Of all cuts of the samples in the order of their lengths, the one that computes the least: its padded positions, and
-    MICRO_BATCH_TOKENS for each micro-batch.
+    Of all cuts of the samples in the order of their lengths, the one that computes the least: see `cost`.
     """
     order = _longest_first(samples, indices)
-    least, begins = [0], [0]
-    for end in range(1, len(order) + 1):
-        found: list[tuple[int, int]] = []
-        for begin in range(end - 1, -1, -1):
-            # The first sample of a micro-batch is its longest.
-            padded = (end - begin) * samples[order[begin]].tokens
-            if padded > max_tokens and found:
-                break
-            found.append((least[begin] + padded + MICRO_BATCH_TOKENS, begin))
-        cost, begin = min(found)
-        least.append(cost)
-        begins.append(begin)
+    begins = [begin for _, begin in _cheapest_cuts([samples[i].tokens for i in order], max_tokens)]
     batches: list[list[int]] = []
     end = len(order)
     while end:
-        batches.append(order[begins[end] : end])
-        end = begins[end]
+        begin = begins[end - 1]
+        batches.append(order[begin:end])
+        end = begin
     return batches[::-1]
 
 
@@ -145,6 +153,39 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
         teacher_support_logprobs=support_logprobs,
         teacher_coefficients=torch.tensor([s.coefficient for s in samples], device=device).repeat_interleave(lengths),
     )
+
+
+def _ends(lengths: Sequence[int], loads: Sequence[int], limit: int, max_tokens: int) -> list[int] | None:
+    """Where each rank's run of the lengths ends when each takes what keeps it within the limit; None if some are left.
+
+    lengths descending; loads [ranks].
+    """
+    ends: list[int] = []
+    at = 0
+    for load in loads:
+        for total, _ in _cheapest_cuts(lengths[at:], max_tokens):
+            if load + total > limit:
+                break
+            at += 1
+        ends.append(at)
+    return ends if at == len(lengths) else None
+
+
+def _cheapest_cuts(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:
+    """For each of the lengths, descending: the least that it and all before it cost, and where its micro-batch begins
+    then."""
+    least = [0]
+    for end in range(1, len(lengths) + 1):
+        found: list[tuple[int, int]] = []
+        for begin in range(end - 1, -1, -1):
+            # The first sample of a micro-batch is its longest.
+            padded = (end - begin) * lengths[begin]
+            if padded > max_tokens and found:
+                break
+            found.append((least[begin] + padded + MICRO_BATCH_TOKENS, begin))
+        best = min(found)
+        least.append(best[0])
+        yield best
 
 
 def _longest_first(samples: Sequence[Sample], indices: Sequence[int]) -> list[int]:

@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from distill_api.spec import Spec
 from distill_workers.megatron import hf, lora, parallel, stages, state
 from distill_workers.megatron.architecture import read_shape
-from distill_workers.megatron.batch import MicroBatch, micro_batches, share
+from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
 from distill_workers.megatron.loss import batch_loss
 from distill_workers.megatron.model import build_model
@@ -113,12 +113,13 @@ class MegatronStudent:
         if self._samples and coefficients != self._coefficients:
             raise ValueError(f"a step has one pair of coefficients: {self._coefficients}, and now {coefficients}")
         self._coefficients = coefficients
-        shares = share(samples, self._loads)
+        limit = self.spec.trainer.max_tokens_per_micro_batch
+        shares = share(samples, self._loads, limit)
         for rank, indices in enumerate(shares):
-            self._loads[rank] += sum(samples[i].tokens for i in indices)
+            self._loads[rank] += cost(samples, indices, limit)
+            self._used += sum(samples[i].tokens for i in indices)
         self._samples += len(samples)
         self._tokens += sum(len(s.response_ids) for s in samples)
-        limit = self.spec.trainer.max_tokens_per_micro_batch
         batches = micro_batches(samples, shares[self.ranks.data_rank], limit, self.ranks.device)
         stages.run(self._parallel_model, list(batches), self._loss, backward=True)
 
@@ -139,11 +140,10 @@ class MegatronStudent:
         local_tokens = torch.tensor(self._local_tokens, dtype=torch.int, device=self.ranks.device)
         finalize_model_grads([self._parallel_model], num_tokens=local_tokens)
         stats = means(totals[:-1].view(len(SCOPES), 2))
-        used = sum(self._loads)
         stats |= {
             "tokens": float(self._tokens),
             "samples": float(self._samples),
-            "padding_ratio": 1 - used / positions if positions else 0.0,
+            "padding_ratio": 1 - self._used / positions if positions else 0.0,
             "learning_rate": learning_rate,
             "coefficient": self._coefficients.divergence,
             "reward_coefficient": self._coefficients.reward,
@@ -162,8 +162,8 @@ class MegatronStudent:
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
         """The trainer's log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
         own: dict[int, list[float]] = {}
-        indices = share(samples, [0] * self.ranks.data_size)[self.ranks.data_rank]
         limit = self.spec.trainer.max_tokens_per_micro_batch
+        indices = share(samples, [0] * self.ranks.data_size, limit)[self.ranks.data_rank]
         batches = list(micro_batches(samples, indices, limit, self.ranks.device, scored=False))
 
         def drawn(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
@@ -210,7 +210,7 @@ class MegatronStudent:
         self._sums = no_sums(self.ranks.device)
         self._positions = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
         self._loads = [0] * self.ranks.data_size
-        self._samples = self._tokens = self._local_tokens = 0
+        self._samples = self._tokens = self._local_tokens = self._used = 0
         self._coefficients = self._first_coefficients
 
     def _loss(self, batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
