@@ -48,8 +48,26 @@ class Parallelism(Model):
     pipeline: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="Pipeline stages; they must divide the student's layers."
     )
-    context: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Context parallel size; only 1 so far.")
-    expert: Annotated[int, Field(ge=1, le=1)] = Field(1, description="Expert parallel size; only 1 so far.")
+    context: Annotated[
+        int,
+        Field(ge=1, le=64),
+        Rule(
+            "context parallelism needs Transformer Engine's attention, which the trainer does not use over several "
+            "ranks: set it to 1",
+            "self == 1",
+            lambda size: size == 1,
+        ),
+    ] = Field(1, description="Context parallel size; only 1 so far.")
+    expert: Annotated[
+        int,
+        Field(ge=1, le=64),
+        Rule(
+            "expert parallelism needs ranks that run in step, and the trainer's micro-batches do not: set it to 1, and "
+            "split experts by parallelism.tensor",
+            "self == 1",
+            lambda size: size == 1,
+        ),
+    ] = Field(1, description="Expert parallel size; only 1 so far: tensor splits experts as well.")
 
 
 class Optimizer(Model):
