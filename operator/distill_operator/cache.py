@@ -123,7 +123,7 @@ class Cache:
     async def check(self, body: Mapping[str, Any]) -> None:
         """Lets the API server judge an object without storing it. Raises Refused, and Conflict as apply() does."""
         digest = _digest(body)
-        if self._judged.get(digest, 0.0) < self._clock():
+        if self._judged.get(digest, -1.0) <= self._clock():
             await self._apply(body, dry_run=True)
             self._judged[digest] = self._clock() + JUDGED_SECONDS
 
