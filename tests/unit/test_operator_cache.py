@@ -71,9 +71,11 @@ def test_the_api_server_judges_the_same_object_of_two_jobs_once() -> None:
         return await apply(body, **more)
 
     cluster.apply = counting  # type: ignore[method-assign]
-    first = job()
-    other = first.model_copy(update={"metadata": first.metadata.model_copy(update={"name": "other"})})
-    different = job(teacher={"model": "/models/teacher", "replicas": 2})
+    first, other, different = job(), job(), job(teacher={"model": "/models/teacher", "replicas": 2})
+    first, other, different = (
+        one.model_copy(update={"metadata": one.metadata.model_copy(update={"name": name})})
+        for one, name in ((first, "mine"), (other, "another"), (different, "mine"))
+    )
 
     async def run() -> None:
         for one in (first, other, first, different):
@@ -82,7 +84,7 @@ def test_the_api_server_judges_the_same_object_of_two_jobs_once() -> None:
         await cache.check(desired.serving(first, SETTINGS)[0])
 
     asyncio.run(run())
-    assert asked == ["job-teacher"] * 3
+    assert asked == ["mine-teacher"] * 3
 
 
 def test_an_object_that_memory_lacks_is_not_taken_over_but_looked_at() -> None:
