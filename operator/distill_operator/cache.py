@@ -233,5 +233,7 @@ def _digest(body: Mapping[str, Any]) -> bytes:
     meta = body["metadata"]
     content = {key: value for key, value in body.items() if key != "metadata"}
     text = json.dumps([meta["namespace"], content], sort_keys=True)
-    # JSON has no such character of its own.
-    return hashlib.sha256(text.replace(meta["labels"][names.LABEL_JOB], "\0").encode()).digest()
+    for own in (meta["ownerReferences"][0]["uid"], meta["labels"][names.LABEL_JOB]):
+        # JSON has no such character of its own.
+        text = text.replace(own, "\0")
+    return hashlib.sha256(text.encode()).digest()

@@ -73,18 +73,19 @@ def test_the_api_server_judges_the_same_object_of_two_jobs_once() -> None:
     cluster.apply = counting  # type: ignore[method-assign]
     first, other, different = job(), job(), job(teacher={"model": "/models/teacher", "replicas": 2})
     first, other, different = (
-        one.model_copy(update={"metadata": one.metadata.model_copy(update={"name": name})})
+        one.model_copy(update={"metadata": one.metadata.model_copy(update={"name": name, "uid": f"uid of {name}"})})
         for one, name in ((first, "mine"), (other, "another"), (different, "mine"))
     )
 
     async def run() -> None:
         for one in (first, other, first, different):
             await cache.check(desired.serving(one, SETTINGS)[0])
+            await cache.check(desired.lasting(one, SETTINGS)[0])
         now[0] += JUDGED_SECONDS + 1
         await cache.check(desired.serving(first, SETTINGS)[0])
 
     asyncio.run(run())
-    assert asked == ["mine-teacher"] * 3
+    assert asked == ["mine-teacher", "mine-job", "mine-teacher", "mine-job", "mine-teacher"]
 
 
 def test_an_object_that_memory_lacks_is_not_taken_over_but_looked_at() -> None:
