@@ -223,7 +223,9 @@ def _error(verb: str, status: int, text: str) -> ApiError:
     # The second is what an apply with another object's uid gets.
     if status == 409 or (verb == "apply" and "metadata.uid: Invalid value" in message):
         return Conflict(status, message)
-    # 403 of an apply: a quota or an admission policy, which the author of the job has to hear of.
-    if verb == "apply" and status in (400, 403, 422):
+    # 403 of an apply: a quota or an admission policy, which the author of the job has to hear of. 500: a field that the
+    # kind does not have, as a template may name one; the API server blames itself for it.
+    unknown_field = status == 500 and "failed to create typed patch object" in message
+    if verb == "apply" and (status in (400, 403, 422) or unknown_field):
         return Refused(status, message)
     return ApiError(status, message)
