@@ -1,6 +1,6 @@
 #!/bin/bash
 # bench.sh [NAME]... - runs benchmarks of bench/, each beside its peer in one run; all of them without a name. On a quiet
-# machine: every figure is of the processor. About half an hour in all.
+# machine: every figure is of the processor. About half an hour in all. JOBS=1000 for operator_scale as in the documents.
 . "$(dirname "$0")/lib.sh"
 
 export PYTHONPATH=$REPO/crds:$REPO/workers OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
@@ -16,12 +16,13 @@ peers() { # TRL, in an environment of its own
   echo "$key" > "$PEERS/.set-up"
 }
 
-[ $# -gt 0 ] || set -- loop_overlap teacher_scoring divergence weight_sync hf_load checkpoint_stall handover
+[ $# -gt 0 ] || set -- loop_overlap teacher_scoring divergence weight_sync hf_load checkpoint_stall handover operator_scale
 for name in "$@"; do
   echo "=== $name"
   case $name in
     divergence) step "Python packages of the peers" peers; "$PEERS/bin/python" -W ignore "$REPO/bench/divergence.py" ;;
     loop_overlap | teacher_scoring | weight_sync | hf_load | checkpoint_stall | handover) "$WORKERS" -W ignore "$REPO/bench/$name.py" ;;
+    operator_scale) PYTHONPATH=$REPO/crds:$REPO/operator "$REPO/operator/.venv/bin/python" "$REPO/bench/$name.py" "${JOBS:-100}" ;;
     *) die "no benchmark $name in bench/." ;;
   esac
 done

@@ -128,7 +128,7 @@ class Cache:
     async def check(self, body: Mapping[str, Any]) -> None:
         """Lets the API server judge an object without storing it. Raises Refused, and Conflict as apply() does."""
         digest = _digest(body)
-        if self._judged.get(digest, 0.0) < self._clock():
+        if self._judged.get(digest, -1.0) <= self._clock():
             await self._apply(body, dry_run=True)
             self._judged[digest] = self._clock() + JUDGED_SECONDS
 
@@ -245,5 +245,7 @@ def _digest(body: Mapping[str, Any]) -> bytes:
     meta = body["metadata"]
     content = {key: value for key, value in body.items() if key != "metadata"}
     text = json.dumps([meta["namespace"], content], sort_keys=True)
-    # JSON has no such character of its own.
-    return hashlib.sha256(text.replace(job_of(kind_of(body), meta).name, "\0").encode()).digest()
+    for own in (meta["ownerReferences"][0]["uid"], job_of(kind_of(body), meta).name):
+        # JSON has no such character of its own.
+        text = text.replace(own, "\0")
+    return hashlib.sha256(text.encode()).digest()

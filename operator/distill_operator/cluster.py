@@ -256,7 +256,9 @@ def _error(verb: str, status: int, text: str) -> ApiError:
         return NamespaceEnding(status, message)
     if verb in ("apply", "create") and status == 403 and QUOTA in message:
         return QuotaExceeded(status, message)
-    # Another 403 of an apply: an admission policy, which the author of the job has to hear of.
-    if verb == "apply" and status in (400, 403, 422):
+    # Another 403 of an apply: an admission policy, which the author of the job has to hear of. 500: a field that the
+    # kind does not have, as a template may name one; the API server blames itself for it.
+    unknown_field = status == 500 and "failed to create typed patch object" in message
+    if verb == "apply" and (status in (400, 403, 422) or unknown_field):
         return Refused(status, message)
     return ApiError(status, message)

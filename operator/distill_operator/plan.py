@@ -142,8 +142,10 @@ def _begin(
     ]
     if obstacle := _name_taken(wanted, observed) or readiness.obstacle(job, observed):
         return _wait(job, status, observed, attempt, *obstacle, now)
-    begun = lifecycle.begun(job, status, attempt, now)
-    begun = lifecycle.with_roles(job, begun, readiness.roles(job, observed, attempt), now)
+    states = readiness.roles(job, observed, attempt)
+    begun = lifecycle.with_roles(job, lifecycle.begun(job, status, attempt, now), states, now)
+    # In the words of the next look, which then has nothing to write.
+    begun = lifecycle.revised(job, begun, now, {ConditionType.SUCCEEDED: _starting(attempt, states)})
     return Plan(tuple(Check(body) for body in wanted), begun, 0.0)
 
 
@@ -213,11 +215,10 @@ def _keep_running(
     if not_ready is None or was_running:
         summary = Verdict(UNKNOWN, Reason.RUNNING, f"attempt {attempt} is running")
     else:
-        text = f"attempt {attempt} is starting; {not_ready.role.value}: {not_ready.verdict.message}"
-        summary = Verdict(UNKNOWN, Reason.STARTING, text)
+        summary = _starting(attempt, states)
         left = lifecycle.pre_running_seconds_left(job.spec, status, now)
         if left is not None and left <= 0:
-            return _turn(lifecycle.failed(job, status, attempt, not_ready_in_time(job, text), now))
+            return _turn(lifecycle.failed(job, status, attempt, not_ready_in_time(job, summary.message), now))
     found = {ConditionType.SUCCEEDED: summary, ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED}
     found |= _reported(job, status, observed, states, now)
     after = lifecycle.revised(job, after, now, found, attempts=attempt)
@@ -233,6 +234,11 @@ def _trainer_is_wanted(job: DistillationJob, observed: Observed, trainer: Json) 
     if child is None:
         return readiness.trainer_may_start(job, observed)
     return is_of(trainer, child) and not child.deleting and has_drifted(trainer, child)
+
+
+def _starting(attempt: int, states: list[RoleState]) -> Verdict:
+    waits = [f"; {s.role.value}: {s.verdict.message}" for s in states if s.verdict.status is not TRUE]
+    return Verdict(UNKNOWN, Reason.STARTING, f"attempt {attempt} is starting{''.join(waits[:1])}")
 
 
 def _reported(

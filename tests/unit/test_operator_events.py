@@ -54,8 +54,9 @@ def memoised() -> Iterator[None]:
         @functools.wraps(build)
         def wrapped(job: Any, settings: Any, *rest: Any) -> Any:
             if (id(job), rest) not in known:
-                known[id(job), rest] = build(job, settings, *rest)
-            return copy.copy(known[id(job), rest])
+                # With the job itself, or another would get its id.
+                known[id(job), rest] = job, build(job, settings, *rest)
+            return copy.copy(known[id(job), rest][1])
 
         return wrapped
 
