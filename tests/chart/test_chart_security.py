@@ -168,6 +168,15 @@ def test_whoever_turns_monitoring_on_without_naming_its_namespace_is_warned(helm
     assert "scrapeNamespaces names no namespace" not in helm(*on, "--set", "scrapeNamespaces={monitoring}").stdout
 
 
+def test_an_upgrade_that_reuses_the_values_of_an_older_chart_gets_the_defaults(helm: Tool, render: Render) -> None:
+    added = ("allowTrustRemoteCode", "jobEgress", "gangSchedulers", "replicas", "leaderElection", "networkPolicy")
+    absent = [part for name in added for part in ("--set", f"{name}=null")]
+    done = helm("template", NAME, CHART, "--namespace", "distillation-system", *absent)
+    assert done.returncode == 0, done.stderr
+    old, new = ([m for m in found if m] for found in (yaml.safe_load_all(done.stdout), render("crds.keep=true")))
+    assert old == new
+
+
 def test_every_crd_in_the_charts_folder_is_installed(render: Render) -> None:
     files = list((CHART / "files" / "crds").glob("*.yaml"))
     crds = [m for m in render("crds.keep=true") if m["kind"] == "CustomResourceDefinition"]
