@@ -195,11 +195,9 @@ def crds_installed(api_server: ApiServer) -> ApiServer:
     """The server, with our CRD applied as the README says, and served."""
     api_server.kubectl("apply", "-f", str(ROOT / "crds"))
     crd = "crd/distillationjobs.distillation-operator.io"
-    wait = ("wait", "--for=condition=Established", "--timeout=30s", crd)
-    deadline = time.monotonic() + 30
-    # kubectl fails at once on an object whose status has no condition yet.
-    while api_server.kubectl(*wait, check=False).returncode:
-        assert time.monotonic() < deadline, f"{crd} is not served"
+    deadline = time.monotonic() + 30  # at first it has no conditions at all, and kubectl takes that for an error
+    while api_server.kubectl("wait", "--for=condition=Established", "--timeout=30s", crd, check=False).returncode:
+        assert time.monotonic() < deadline, "the CRD is not established"
     # What kubectl has learnt of the server before is out of date, and it would believe it for hours.
     shutil.rmtree(api_server.kubeconfig.parent / "kubectl-cache")
     return api_server

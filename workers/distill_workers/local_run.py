@@ -77,7 +77,7 @@ class LocalRun:
         self.interrupts = 0
         self._port = free_port()
         self._key = secrets.token_urlsafe(32)
-        """Of this run: SGLang's administration and Ray ask for it."""
+        """Of this run: the engines' administration and Ray ask for it."""
         self._trainer: subprocess.Popen[bytes] | None = None
 
     def claim(self, resume: bool) -> None:
@@ -121,9 +121,7 @@ class LocalRun:
         logs.mkdir(exist_ok=True)
         (logs / "exit.json").unlink(missing_ok=True)
         teachers = [
-            SGLangServer(
-                teacher_model, spec, "teacher", port=free_port(), log=logs / f"teacher-{number}.log", key=self._key
-            )
+            SGLangServer(teacher_model, spec, "teacher", port=free_port(), log=logs / f"teacher-{number}.log")
             for number in range(spec.teacher.replicas)
         ]
         with tempfile.TemporaryDirectory(prefix="distill-") as scratch:
