@@ -1,7 +1,7 @@
 #!/bin/bash
 # tools.sh - builds the Go programs of the embedded cluster from the modules pinned under dev/tools/ into the cache:
 # Kubernetes' six and Helm and CoreDNS (one module, so that they share most of the compiling), KubeRay (its own: it needs
-# older Kubernetes libraries). From an empty cache that is about 13 minutes of two cores; with an unchanged go.mod nothing.
+# older Kubernetes libraries), and kube-score, which reads the chart for the tests (its own, for a minute). From an empty cache that is about 13 minutes of two cores; with an unchanged go.mod nothing.
 . "$(dirname "$0")/lib.sh"
 
 export CGO_ENABLED=0
@@ -17,6 +17,8 @@ build_kubernetes() {
   go_build kubernetes "$STRIP $STAMP" "$NEW/" tool
   go_build kubernetes "$STRIP $STAMP" "$NEW/coredns" ./coredns
 }
+
+build_lint() { go_build lint "$STRIP" "$NEW/" tool; }
 
 build_kuberay() { go_build kuberay "$STRIP" "$NEW/kuberay-operator" github.com/ray-project/kuberay/ray-operator; }
 
@@ -45,3 +47,4 @@ exec 8>"$BIN/.lock"
 flock -n 8 || { echo "waiting for another build of the tools"; flock 8; }
 group kubernetes kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl helm coredns
 group kuberay kuberay-operator
+group lint kube-score

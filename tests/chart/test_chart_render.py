@@ -10,7 +10,7 @@ from conftest import ALL_ON, CHART, MONITORING, ROOT, Render, Tool, one
 
 from distill_api import names, wire
 from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
-from distill_operator.settings import Settings
+from distill_operator.settings import Egress, Settings
 
 CRD_FILE = CHART / "files" / "crds" / "distillationjobs.yaml"
 BASE_KINDS = [
@@ -21,6 +21,7 @@ BASE_KINDS = [
     "ClusterRoleBinding",
     "CustomResourceDefinition",
     "Deployment",
+    "NetworkPolicy",
     "Service",
     "ServiceAccount",
 ]
@@ -60,6 +61,8 @@ def test_each_kind_of_monitoring_adds_its_own_object(render: Render, name: str) 
         ("image.pullPolicy=Sometimes", "/image/pullPolicy", "value must be one of 'IfNotPresent', 'Always', 'Never'"),
         ("resyncSeconds=0", "/resyncSeconds", "exclusiveMinimum: got 0, want 0"),
         ("concurrency=many", "/concurrency", "got string, want integer"),
+        ("replicas=0", "/replicas", "minimum: got 0, want 1"),
+        ("jobEgress=shut", "/jobEgress", "value must be one of 'no-metadata', 'closed', 'open'"),
         ("watchNamespaces=team-a", "/watchNamespaces", "got string, want array"),
         ("watchNamespaces={Team A}", "/watchNamespaces/0", "does not match pattern"),
     ],
@@ -86,7 +89,7 @@ def test_every_value_is_in_the_schema_and_has_a_comment() -> None:
     above = ""
     for line in (CHART / "values.yaml").read_text().splitlines():
         opens_a_group = re.fullmatch(r"\s*\w+:", line)
-        if re.match(r"\s*\w+:", line) and not opens_a_group and "{cpu" not in line and "limits:" not in line:
+        if re.match(r"\s*\w+:", line) and not opens_a_group and not line.startswith(("  requests:", "  limits:")):
             assert above.lstrip().startswith("#"), f"no comment above: {line}"
         above = line
 
@@ -131,8 +134,11 @@ def test_people_may_view_edit_and_administer_jobs_by_the_roles_they_have(render:
     for word, aggregate in (("viewer", "view"), ("editor", "edit"), ("admin", "admin")):
         role = one(render(), "ClusterRole", f"distillation-operator-{word}")
         assert role["metadata"]["labels"][f"rbac.authorization.k8s.io/aggregate-to-{aggregate}"] == "true"
-        rights[word] = {r["resources"][0]: set(r["verbs"]) for r in role["rules"]}
-    assert rights["viewer"] == {"distillationjobs": {"get", "list", "watch"}, "distillationjobs/status": {"get"}}
+        rights[word] = {resource: set(r["verbs"]) for r in role["rules"] for resource in r["resources"]}
+    for kind in ("distillationjobs", "teachers"):
+        assert {**rights["viewer"]}.items() >= {kind: {"get", "list", "watch"}, f"{kind}/status": {"get"}}.items()
+        assert rights["editor"][kind] == rights["admin"][kind] > rights["viewer"][kind]
+    assert not [resource for found in rights.values() for resource in found if "secret" in resource]
     assert rights["viewer"]["distillationjobs"] < rights["editor"]["distillationjobs"]
     assert "patch" not in rights["editor"]["distillationjobs/status"]
     assert "patch" in rights["admin"]["distillationjobs/status"]
@@ -155,17 +161,15 @@ def test_pod_security_restricted_admits_the_operator(render: Render) -> None:
     assert [set(v) - {"name"} for v in pod["volumes"]] == [{"emptyDir"}]
 
 
-def test_there_is_never_more_than_one_operator(render: Render) -> None:
-    spec = one(render(), "Deployment")["spec"]
-    assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
-
-
 def test_the_operator_reads_its_settings_from_the_values(render: Render) -> None:
     values = (
         "workersImage=registry.example/workers:1",
         "workersImagePullPolicy=Always",
         "workersImagePullSecrets={one,two}",
         "watchNamespaces={team-a,team-b}",
+        "scrapeNamespaces={monitoring}",
+        "allowTrustRemoteCode=true",
+        "jobEgress=closed",
         "resyncSeconds=30",
         "progressSeconds=0.5",
         "concurrency=3",
@@ -180,6 +184,10 @@ def test_the_operator_reads_its_settings_from_the_values(render: Render) -> None
         workers_image_pull_policy="Always",
         workers_image_pull_secrets=("one", "two"),
         watch_namespaces=("team-a", "team-b"),
+        scrape_namespaces=("monitoring",),
+        namespace="distillation-system",
+        allow_trust_remote_code=True,
+        job_egress=Egress.CLOSED,
         resync_seconds=30,
         progress_seconds=0.5,
         concurrency=3,
@@ -191,9 +199,9 @@ def test_the_operator_reads_its_settings_from_the_values(render: Render) -> None
 
 
 def test_every_variable_that_the_operator_reads_is_set(render: Render) -> None:
-    source = (ROOT / "operator" / "distill_operator" / "settings.py").read_text()
+    source = "".join(p.read_text() for p in (ROOT / "operator" / "distill_operator").rglob("*.py"))
     [container] = one(render(), "Deployment")["spec"]["template"]["spec"]["containers"]
-    assert {e["name"] for e in container["env"]} == {"HOME", *re.findall(r"DISTILL_[A-Z_]+", source)}
+    assert {e["name"] for e in container["env"]} == {"HOME", *re.findall(r"DISTILL_[A-Z_]*[A-Z]", source)}
 
 
 def test_the_services_and_monitors_select_the_operator_and_the_jobs_apart(render: Render) -> None:

@@ -90,7 +90,16 @@ class Jobs:
 
     def delete(self, job: str) -> None:
         self.kubectl("delete", "djob", job, "--wait")
-        for kind in ("pods", "deployments", "rayclusters", "jobs", "services", "configmaps", "networkpolicies"):
+        for kind in (
+            "pods",
+            "deployments",
+            "rayclusters",
+            "jobs",
+            "services",
+            "configmaps",
+            "secrets",
+            "networkpolicies",
+        ):
             self.wait(f"no {kind} of {job} is left", lambda k=kind: not self.names(k, f"{LABEL_JOB}={job}"), 120)
 
 

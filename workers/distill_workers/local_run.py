@@ -77,7 +77,7 @@ class LocalRun:
         self.interrupts = 0
         self._port = free_port()
         self._key = secrets.token_urlsafe(32)
-        """Of this run: SGLang's administration and Ray ask for it."""
+        """Of this run: the engines' administration and Ray ask for it."""
         self._trainer: subprocess.Popen[bytes] | None = None
 
     def claim(self, resume: bool) -> None:
@@ -116,7 +116,7 @@ class LocalRun:
         spec = self.job.spec
         model_folder(spec.student.model, "spec.student.model")
         logs = self.folder.root / "logs"
-        teachers = TeacherServers(spec, logs, self._key)
+        teachers = TeacherServers(spec, logs)
         self.folder.root.mkdir(parents=True, exist_ok=True)
         logs.mkdir(exist_ok=True)
         (logs / "exit.json").unlink(missing_ok=True)

@@ -131,7 +131,6 @@ class SGLangServer:
         port: int,
         host: str = "127.0.0.1",
         log: Path | None = None,
-        key: str | None = None,
         serving: Serving | None = None,
     ) -> None:
         self.model, self.port, self.log = (
@@ -140,7 +139,7 @@ class SGLangServer:
             log or Path(tempfile.gettempdir()) / f"sglang-{role}-{port}.log",
         )
         self._role, self._command = role, sglang_command(model, spec, role, host, port, serving)
-        self.key = key or key_of_this_process()
+        self.key = key_of_this_process()
         """What its administration asks for."""
         self._process: subprocess.Popen[bytes] | None = None
         self._shared: set[str] = set()

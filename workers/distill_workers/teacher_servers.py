@@ -12,11 +12,8 @@ from distill_workers.server import SGLangServer, free_port
 class TeacherServers:
     """One for each replica of each teacher that the job serves; endpoints are used where they are."""
 
-    def __init__(self, spec: Spec, logs: Path, key: str | None = None) -> None:
-        """`key`: what their administration asks for.
-
-        Raises ConfigurationError for a model that is not there, and for a teacher of a cluster.
-        """
+    def __init__(self, spec: Spec, logs: Path) -> None:
+        """Raises ConfigurationError for a model that is not there, and for a teacher of a cluster."""
         if shared := [t.ref.name for t in spec.all_teachers if t.ref is not None]:
             raise ConfigurationError(
                 f"Teacher {', '.join(shared)} (ref) is an object of a cluster, and this is none: give a model or an "
@@ -34,7 +31,6 @@ class TeacherServers:
                     "teacher",
                     port=free_port(),
                     log=logs / f"{stem}-{number}.log",
-                    key=key,
                     serving=teacher,
                 )
                 for number in range(teacher.replicas)

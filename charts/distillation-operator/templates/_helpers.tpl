@@ -19,6 +19,16 @@ app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- end -}}
 
+{{/* Values that an earlier chart did not have are absent after `helm upgrade --reuse-values`: hence the defaults. */}}
+{{- define "distillation-operator.replicas" -}}
+{{- .Values.replicas | default 1 -}}
+{{- end -}}
+
+{{/* Not empty when the operator works only while it holds a Lease. */}}
+{{- define "distillation-operator.leaderElection" -}}
+{{- if or (.Values.leaderElection).enabled (gt (int .Values.replicas) 1) -}}true{{- end -}}
+{{- end -}}
+
 {{- define "distillation-operator.serviceAccount" -}}
 {{- if .Values.serviceAccount.create -}}
 {{- default (include "distillation-operator.fullname" .) .Values.serviceAccount.name -}}

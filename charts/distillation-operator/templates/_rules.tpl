@@ -36,6 +36,12 @@
 - apiGroups: [events.k8s.io]
   resources: [events]
   verbs: [create, patch]
+{{- $groups := dict "scheduler-plugins" "scheduling.x-k8s.io" "volcano" "scheduling.volcano.sh" "kai" "scheduling.run.ai" }}
+{{- range .Values.gangSchedulers }}
+- apiGroups: [{{ get $groups . }}]
+  resources: [podgroups]
+  verbs: [list, create, patch, delete]
+{{- end }}
 {{- end -}}
 
 {{- define "distillation-operator.clusterRules" -}}
@@ -45,4 +51,14 @@
 - apiGroups: [apiextensions.k8s.io]
   resources: [customresourcedefinitions]
   verbs: [list, watch]
+{{- end -}}
+
+{{- define "distillation-operator.leaseRules" -}}
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  verbs: [create]
+- apiGroups: [coordination.k8s.io]
+  resources: [leases]
+  resourceNames: [{{ include "distillation-operator.fullname" . }}]
+  verbs: [get, update]
 {{- end -}}
