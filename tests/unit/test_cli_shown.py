@@ -233,6 +233,7 @@ def test_samples_are_of_the_newest_step_unless_another_is_asked_for() -> None:
 def test_tokens_are_red_where_the_teacher_holds_them_less_likely_and_blue_where_more() -> None:
     assert colour(3.0) == colour(30.0) == "white on rgb(220,60,40)"
     assert colour(-3.0) == "white on rgb(40,90,220)" and colour(0.01) == ""
+    assert [colour(kl, few=True) for kl in (1.5, 0.5, -1.5)] == ["white on red", "", "white on blue"]
     text = shown(rollout(1), coloured=True)
     assert text.plain.endswith("2+2=\nso 4!")
     assert [text.plain[s.start : s.end] for s in text.spans if "rgb" in str(s.style)] == ["so", "!"]
