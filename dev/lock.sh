@@ -14,6 +14,6 @@ lock() { # FILE EXTRA...
 
 [ "${1:-}" != --upgrade ] || UPGRADE=1
 step "operator/requirements.lock" lock operator/requirements.lock operator
-step "operator/requirements-dev.lock" lock operator/requirements-dev.lock operator dev docs
+step "operator/requirements-dev.lock" lock operator/requirements-dev.lock operator cli dev docs
 step "workers/requirements-cpu.lock" lock workers/requirements-cpu.lock workers
 step "workers/requirements-dev.lock" lock workers/requirements-dev.lock workers dev models

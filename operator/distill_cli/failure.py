@@ -17,7 +17,7 @@ EXIT_CODES = {
 }
 """Of every command; documented in --help and in docs/cli.md."""
 
-_KUBERNETES = {"kubernetes", "urllib3", "yaml"}
+_KUBERNETES = {"kubernetes", "urllib3"}
 _WORKERS = {"distill_workers", "torch", "sglang", "megatron", "ray", "transformers", "numpy", "matplotlib", "aiohttp"}
 
 

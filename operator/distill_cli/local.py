@@ -129,8 +129,9 @@ def samples(folder: Path, step: int | None, limit: int, source: str | None, outp
         write_json([dataclasses.asdict(rollout) for rollout in found])
         return 0
     console = Console()
+    coloured, few = console.is_terminal and not console.no_color, console.color_system == "standard"
     for rollout in found:
-        console.print(shown(rollout, coloured=console.is_terminal), soft_wrap=True, end="\n\n")
+        console.print(shown(rollout, coloured=coloured, few=few), soft_wrap=True, end="\n\n")
     return 0
 
 

@@ -14,6 +14,8 @@ FULL_COLOUR_NATS = 3.0
 """Per-token KL at which the colour of a token is as strong as it gets; as on the page of the report."""
 LEAST_NATS = 0.05
 """Below it a token has no colour."""
+LEAST_NATS_OF_FEW = 1.0
+"""The same where a terminal has sixteen colours, and so no weak ones."""
 FURTHEST = 5
 """Tokens that are listed where there are no colours."""
 
@@ -31,8 +33,8 @@ def chosen(rollouts: Iterable[Rollout], step: int | None, source: str | None, li
     return found[-limit:]
 
 
-def shown(rollout: Rollout, *, coloured: bool) -> Text:
-    """What it is, its prompt, and its response."""
+def shown(rollout: Rollout, *, coloured: bool, few: bool = False) -> Text:
+    """What it is, its prompt, and its response; `few`: in the sixteen colours of a plain terminal."""
     mean = sum(rollout.kl) / max(1, len(rollout.kl))
     facts = [
         f"step {rollout.step}",
@@ -45,7 +47,7 @@ def shown(rollout: Rollout, *, coloured: bool) -> Text:
     text = Text(", ".join(fact for fact in facts if fact) + "\n", style="bold")
     made = Text.assemble(text, (rollout.prompt.rstrip("\n") + "\n", "dim"))
     for token, kl in zip(rollout.tokens, rollout.kl, strict=True):
-        made.append(token, style=colour(kl) if coloured else "")
+        made.append(token, style=colour(kl, few=few) if coloured else "")
     if rollout.response_tokens > len(rollout.tokens):
         made.append(" …")
     if not coloured:
@@ -53,8 +55,10 @@ def shown(rollout: Rollout, *, coloured: bool) -> Text:
     return made
 
 
-def colour(kl: float) -> str:
+def colour(kl: float, *, few: bool = False) -> str:
     """A background between that of the terminal and full red, or full blue."""
+    if few:
+        return "" if abs(kl) < LEAST_NATS_OF_FEW else f"white on {'red' if kl > 0 else 'blue'}"
     if abs(kl) < LEAST_NATS:
         return ""
     strength = min(1.0, abs(kl) / FULL_COLOUR_NATS)

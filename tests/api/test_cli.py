@@ -1,8 +1,10 @@
 """`distill` against a real API server: what it writes there, and what it shows of what is there."""
 
 import json
+import os
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -61,6 +63,41 @@ def test_submit_creates_a_job_with_the_values_of_set_and_says_what_to_do_next(
     assert f"job sums created in namespace {mine.namespace}" in said
     assert f"distill watch sums -n {mine.namespace}" in said
     assert mine.job("sums")["spec"]["schedule"]["steps"] == 7
+
+
+def test_submit_with_watch_ends_as_the_job_does(
+    mine: World, distill: Distill, job_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def play() -> None:
+        mine.until("the job", lambda: mine.api.items(mine.path(JOBS)))
+        set_status(mine, "sums", "InvalidSpec", "False", "no such volume")
+
+    threading.Thread(target=play).start()
+    assert distill("submit", "-f", str(job_file), "--watch") == 78
+    assert capsys.readouterr().err == "job sums failed, InvalidSpec: no such volume\n"
+
+
+def test_kubectl_has_the_commands_and_their_completion(
+    mine: World, crds_installed: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine.submit("sums")
+    for name, module, function in (
+        ("kubectl-distill", "distill_cli.main", "main"),
+        ("kubectl_complete-distill", "distill_cli.completion", "for_kubectl"),
+    ):
+        program = tmp_path / name
+        program.write_text(f"#!{sys.executable}\nfrom {module} import {function}\nraise SystemExit({function}())\n")
+        program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    monkeypatch.setenv("KUBECONFIG", str(mine.kubeconfig))
+
+    def kubectl(*words: str) -> str:
+        command = [str(crds_installed.kubectl_binary), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+    assert kubectl("distill", "list", "-n", mine.namespace).splitlines()[1].startswith("sums   New")
+    assert "suspend\t" in kubectl("__complete", "distill", "su")
+    assert kubectl("__complete", "distill", "watch", "-n", mine.namespace, "s").startswith("sums\n:4")
 
 
 def test_submit_again_changes_what_may_change_and_tells_what_may_not(

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from distill_api.status import Progress
+from distill_cli.cluster import ApiError
 from distill_cli.console import Plain, panel, sparkline
 from distill_cli.jobs import age, rows
 from distill_cli.main import main
@@ -25,6 +26,7 @@ from distill_cli.moment import (
     mean_stages,
 )
 from distill_cli.rollouts import chosen, colour, shown
+from distill_cli.watch import stages_of_job
 from distill_workers.rollout_page import Rollout
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
@@ -130,6 +132,34 @@ distill_step_duration_seconds_sum{stage="train"} 0.0
     assert mean_stages(text) == {"rollout": 2.5}
 
 
+class Proxied:
+    """A cluster whose API server passes on what the trainer's pods answer."""
+
+    namespace = "n"
+
+    def __init__(self, answers: dict[str, str], *, allowed: bool = True) -> None:
+        self.answers, self.allowed = answers, allowed
+
+    def core(self, plural: str, **query: str) -> list[dict[str, Any]]:
+        assert plural == "pods" and query["labelSelector"].endswith("/job=sums,distillation-operator.io/role=trainer")
+        phases = {"gone": "Failed"}
+        return [{"metadata": {"name": n}, "status": {"phase": phases.get(n, "Running")}} for n in self.answers]
+
+    def text(self, path: str) -> str:
+        if not self.allowed:
+            raise ApiError(403, "pods/proxy is forbidden")
+        return self.answers[path.removeprefix("/api/v1/namespaces/n/pods/").removesuffix(":8080/proxy/metrics")]
+
+
+def test_watch_asks_the_pod_that_has_rank_0_for_stage_times_and_does_without_where_it_may_not() -> None:
+    train = 'distill_step_duration_seconds_{}{{stage="train"}} 4.0\n'
+    answers = {"gone": "", "other-rank": "", "rank-0": train.format("sum") + train.format("count")}
+    cluster: Any = Proxied(answers)
+    assert stages_of_job(cluster, "sums") == {"train": 1.0}
+    refused: Any = Proxied(answers, allowed=False)
+    assert stages_of_job(refused, "sums") == {}
+
+
 def test_a_state_that_comes_back_is_a_line_again(capsys: pytest.CaptureFixture[str]) -> None:
     plain, progress = Plain(), Progress(step=3, total_steps=9)
     for state, ready in (("Running", 2), ("Running", 2), ("Restarting", 0), ("Running", 2)):
@@ -203,6 +233,7 @@ def test_samples_are_of_the_newest_step_unless_another_is_asked_for() -> None:
 def test_tokens_are_red_where_the_teacher_holds_them_less_likely_and_blue_where_more() -> None:
     assert colour(3.0) == colour(30.0) == "white on rgb(220,60,40)"
     assert colour(-3.0) == "white on rgb(40,90,220)" and colour(0.01) == ""
+    assert [colour(kl, few=True) for kl in (1.5, 0.5, -1.5)] == ["white on red", "", "white on blue"]
     text = shown(rollout(1), coloured=True)
     assert text.plain.endswith("2+2=\nso 4!")
     assert [text.plain[s.start : s.end] for s in text.spans if "rgb" in str(s.style)] == ["so", "!"]
