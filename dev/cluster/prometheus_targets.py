@@ -3,8 +3,8 @@
     prometheus_targets.py FILE        (KUBECONFIG names the cluster; runs until it is ended)
 
 A target is every running pod with the label app.kubernetes.io/part-of=distillation-operator and a container port named
-"metrics" or "ray-metrics" (of an engine's pod, whose port "metrics" is SGLang's). The PodMonitor of the chart does
-the same in a cluster that has the Prometheus operator.
+"metrics", or "ray-metrics": of an engine's pod, whose port "metrics" is SGLang's. The PodMonitor of the chart does the
+same in a cluster that has the Prometheus operator.
 """
 
 from __future__ import annotations
