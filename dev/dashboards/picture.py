@@ -88,6 +88,7 @@ def main(url: str, namespace: str, job: str, minutes: float, out: Path) -> None:
     figure.tight_layout(rect=(0, 0, 1, 0.985))
     drawing = io.BytesIO()
     figure.savefig(drawing, dpi=62)
+    drawing.seek(0)
     out.parent.mkdir(parents=True, exist_ok=True)
     # Few colours: a fifth of the bytes.
     Image.open(drawing).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(out, optimize=True)
