@@ -3,14 +3,16 @@
 from dataclasses import replace
 from typing import Any
 
-from operator_fakes import SETTINGS, job
+import pytest
+from operator_fakes import KEY, SETTINGS, job
 from test_operator_plan import applied, begun, child, deleted, look, pods, running, says, trainer
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.status import ConditionType
+from distill_api.status import ConditionType, Status
 from distill_operator.children import desired
 from distill_operator.effects import Apply
+from distill_operator.jobs import Jobs
 from distill_operator.kinds import Kind
 from distill_operator.observed import Claim, Observed, Pod
 
@@ -89,3 +91,22 @@ def test_more_replicas_of_a_running_teacher_change_its_deployment_and_leave_the_
 
 def _teachers(of: DistillationJob) -> list[dict[str, Any]]:
     return [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in of.spec.teachers]
+
+
+@pytest.mark.parametrize(
+    ("spec", "shown"),
+    [
+        ({"teacher": {"model": "/models/t"}}, "/models/t"),
+        ({"teacher": {"ref": {"name": "poet"}}}, "Teacher poet"),
+        ({"teacher": {"endpoint": {"url": "http://t.example"}}}, "http://t.example"),
+        ({"teachers": [{"name": "a", "model": "/a"}, {"name": "b", "endpoint": {"model": "big"}}]}, "/a,big"),
+        ({"teacher": "nonsense"}, ""),
+        ("nonsense", ""),
+    ],
+)
+def test_the_metrics_name_the_teacher_whatever_kind_it_is_and_whether_or_not_the_spec_is_valid(
+    spec: Any, shown: str
+) -> None:
+    jobs = Jobs()
+    jobs.put(KEY, {"metadata": {"uid": "u"}, "spec": spec}, Status())
+    assert jobs.all()[KEY].teacher == shown
