@@ -20,7 +20,7 @@ from distill_workers.megatron.batch import collate
 from distill_workers.metrics import Metrics
 from distill_workers.prompts import PromptError, load_data
 from distill_workers.runfolder import ForeignRun, RunFolder, fingerprint
-from distill_workers.sample import Sample
+from distill_workers.sample import Prompt, Sample
 from distill_workers.teacher_servers import TeacherServers
 from distill_workers.teachers import Teachers
 from distill_workers.token_kl import teacher_kl
@@ -161,6 +161,20 @@ def test_kl_is_told_by_teacher() -> None:
 def test_the_coefficient_of_its_teacher_goes_with_each_token_of_a_sample() -> None:
     batch = collate([sample("math", 0.25, 1.0), sample("code", 1.0, 1.0)], [0, 1], torch.device("cpu"), scored=True)
     assert batch.teacher_coefficients.tolist() == [0.25, 0.25, 1.0, 1.0]
+
+
+async def test_a_sample_carries_its_teachers_name_and_coefficient(tmp_path: Path) -> None:
+    from test_rollouts import Engines, Teacher, pipeline
+
+    rollouts = pipeline(tmp_path, Metrics(), Engines(set()), Teacher({}))
+    played: Any = {"math": Teacher({}), "code": Teacher({})}
+    rollouts._teachers = Teachers(played, {"math": 0.25})
+    scored = []
+    for teacher in ("math", "code"):
+        made = sample("", 1.0, 0.0)
+        await rollouts._score(Prompt(0, [1], "", teacher=teacher), made)
+        scored.append((made.teacher, made.coefficient))
+    assert scored == [("math", 0.25), ("code", 1.0)]
 
 
 def test_what_says_where_a_teacher_is_served_does_not_make_another_run() -> None:
