@@ -21,9 +21,18 @@ NAMESPACED_RULES: tuple[Rule, ...] = (
         # delete: ttlSecondsAfterFinished
         "verbs": ["get", "list", "watch", "delete"],
     },
-    {"apiGroups": ["distillation-operator.io"], "resources": ["distillationjobs/status"], "verbs": ["patch"]},
+    {"apiGroups": ["distillation-operator.io"], "resources": ["teachers"], "verbs": ["list", "watch"]},
+    {
+        "apiGroups": ["distillation-operator.io"],
+        "resources": ["distillationjobs/status", "teachers/status"],
+        "verbs": ["patch"],
+    },
     # Owner references that block the deletion of their owner need it where OwnerReferencesPermissionEnforcement is on.
-    {"apiGroups": ["distillation-operator.io"], "resources": ["distillationjobs/finalizers"], "verbs": ["update"]},
+    {
+        "apiGroups": ["distillation-operator.io"],
+        "resources": ["distillationjobs/finalizers", "teachers/finalizers"],
+        "verbs": ["update"],
+    },
     # Deleted by the garbage collector alone.
     {"apiGroups": [""], "resources": ["configmaps", "services"], "verbs": ["list", "create", "patch"]},
     # The key of each job, made once; who may make one cannot see one.

@@ -27,6 +27,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
 JOBS = "/apis/distillation-operator.io/v1alpha1/namespaces/{ns}/distillationjobs"
+TEACHERS = "/apis/distillation-operator.io/v1alpha1/namespaces/{ns}/teachers"
 CHILDREN = {
     "Deployment": "/apis/apps/v1/namespaces/{ns}/deployments",
     "RayCluster": "/apis/ray.io/v1/namespaces/{ns}/rayclusters",
@@ -157,6 +158,15 @@ def manifest(name: str, **spec: Any) -> Json:
         "kind": "DistillationJob",
         "metadata": {"name": name, "labels": {"kueue.x-k8s.io/queue-name": "must-not-be-copied"}},
         "spec": {**body, **spec},
+    }
+
+
+def teacher(name: str, **spec: Any) -> Json:
+    return {
+        "apiVersion": "distillation-operator.io/v1alpha1",
+        "kind": "Teacher",
+        "metadata": {"name": name},
+        "spec": {"model": "/models/poet", "accelerator": "none", **spec},
     }
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from operator_world import CHILDREN, JOBS, ROOT, Json, Kubelet, Trainer, World, manifest
+from operator_world import CHILDREN, JOBS, ROOT, TEACHERS, Json, Kubelet, Trainer, World, manifest, teacher
 
 from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES, Rule
 
@@ -19,7 +19,9 @@ pytestmark = pytest.mark.usefixtures("kuberay")
 Right = tuple[str, str, str]
 """Group, resource, verb."""
 SECRETS = "/api/v1/namespaces/{ns}/secrets"
-BY_ADMISSION = {("distillation-operator.io", "distillationjobs/finalizers", "update")}
+BY_ADMISSION = {
+    ("distillation-operator.io", f"{plural}/finalizers", "update") for plural in ("distillationjobs", "teachers")
+}
 """OwnerReferencesPermissionEnforcement asks for it inside other requests: see the last test."""
 
 
@@ -54,12 +56,15 @@ def whole_life(world: World, kubelet: Kubelet) -> None:
     spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}, "storageClassName": "slow"}
     world.api.call("POST", claims, {"metadata": {"name": "out"}, "spec": spec})
     kubelet.trainers[2] = Trainer(exit_code=0)
+    world.api.call("POST", world.path(TEACHERS), teacher("poet"))
     world.submit(ttlSecondsAfterFinished=1)
     world.until_condition("Succeeded", "Running")
     world.api.merge(world.path(CHILDREN["Deployment"], "job-teacher"), {"spec": {"replicas": 2}})
     path = world.path(JOBS, "job")
     world.api.merge(path, {"spec": {"suspend": True}})
-    world.until("no pods", lambda: not world.pods())
+    world.until(
+        "no pods of the job", lambda: {p["metadata"]["name"] for p in world.pods()} == {"poet-scoring-teacher-0"}
+    )
     world.api.merge(path, {"spec": {"suspend": False}})
     world.until("the job expires", lambda: not world.api.items(world.path(JOBS)))
 
