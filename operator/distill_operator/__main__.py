@@ -34,6 +34,8 @@ logger = logging.getLogger("distill_operator")
 
 STOP_SECONDS = 3.0
 """For reconciles that are under way, and then for the watches."""
+TEACHER_SECONDS = 2.0
+"""After a look at a job, until one at its Teachers."""
 AGAIN_SECONDS = 5.0
 """After a resync that failed."""
 
@@ -59,6 +61,9 @@ async def operate(settings: Settings) -> None:
             raise
         finally:
             metrics.durations.observe(time.perf_counter() - began)
+        for teacher in jobs.teachers_of(key):
+            # What its jobs have for it to do may have changed.
+            queue.add_after(teacher, TEACHER_SECONDS)
         metrics.reconciles["ok"] += 1
         heart.beat()
         return again

@@ -65,6 +65,11 @@ class Jobs:
         found = self._snapshots.pop(key, None)
         return found.uid if found else ""
 
+    def teachers_of(self, key: Key) -> set[Key]:
+        """The Teachers that a job learns from."""
+        found = self._snapshots.get(key)
+        return {Key.of_teacher(key.namespace, name) for _, name in found.shared} if found else set()
+
     def requests_of(self, namespace: str, teacher: str) -> list[int]:
         """What each running job of the namespace has for a Teacher to do: requests that wait or are under way."""
         found = []

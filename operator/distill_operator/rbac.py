@@ -19,7 +19,7 @@ NAMESPACED_RULES: tuple[Rule, ...] = (
         "apiGroups": ["distillation-operator.io"],
         "resources": ["distillationjobs"],
         # delete: ttlSecondsAfterFinished
-        "verbs": ["get", "list", "watch", "delete"],
+        "verbs": ["list", "watch", "delete"],
     },
     {"apiGroups": ["distillation-operator.io"], "resources": ["teachers"], "verbs": ["list", "watch"]},
     {

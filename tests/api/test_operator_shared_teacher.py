@@ -1,4 +1,4 @@
-"""A Teacher on the real API server: made, shared, scaled by what its jobs have for it to do, and gone without a trace."""
+"""A Teacher on the real API server: made, shared, scaled by what its jobs have for it to do, gone without a trace."""
 
 import json
 import urllib.error

@@ -2,7 +2,7 @@
 {{- define "distillation-operator.namespacedRules" -}}
 - apiGroups: [distillation-operator.io]
   resources: [distillationjobs]
-  verbs: [get, list, watch, delete]
+  verbs: [list, watch, delete]
 - apiGroups: [distillation-operator.io]
   resources: [teachers]
   verbs: [list, watch]
