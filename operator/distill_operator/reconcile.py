@@ -17,7 +17,7 @@ from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.spec import Spec
-from distill_api.status import Status
+from distill_api.status import ConditionType, Reason, Status
 from distill_operator import conditions
 from distill_operator import observed as reading
 from distill_operator.cache import Cache
@@ -48,6 +48,8 @@ Json = dict[str, Any]
 
 HOLD = timedelta(seconds=2)
 """A change of status that is no turn of the job's life is written when it is this old: most are followed by another."""
+HOLD_STARTING = timedelta(seconds=5)
+"""While one pod after the other gets ready."""
 
 
 OURS = Spec.model_fields["managed_by"].default
@@ -101,6 +103,10 @@ class Reconciler:
                 for event in decided.effects:
                     await self._do(key, raw, event)
                 break
+        if self.cache.job(key) is None:
+            # By our own hand (ttlSecondsAfterFinished), of which no watch brings news.
+            self._forget(key)
+            return None
         held = await self._write(key, raw, status, decided.status)
         self.jobs.put(key, raw, decided.status, self.clock())
         return min((s for s in (held, decided.requeue_after) if s is not None), default=None)
@@ -220,7 +226,9 @@ class Reconciler:
         if patch is None:
             self._held.pop(key, None)
             return None
-        left = self._held.setdefault(key, self.clock()) + HOLD - self.clock()
+        starting = conditions.reason_of(after, ConditionType.SUCCEEDED) == Reason.STARTING
+        hold = HOLD_STARTING if starting else HOLD
+        left = self._held.setdefault(key, self.clock()) + hold - self.clock()
         if not conditions.is_turn(before, after) and left > timedelta():
             return left.total_seconds()
         try:

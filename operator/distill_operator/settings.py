@@ -45,7 +45,7 @@ class Settings:
     """DISTILL_RESYNC_SECONDS: every job is looked at again at least this often, whatever the watches say."""
     progress_seconds: float = 2.0
     """DISTILL_PROGRESS_SECONDS: how often the trainer of a running job is asked for its progress."""
-    concurrency: int = 32
+    concurrency: int = 8
     """DISTILL_CONCURRENCY: jobs reconciled at the same time."""
     leader_election: bool = False
     """DISTILL_LEADER_ELECTION: true for more than one replica; only the one that holds the lease works."""

@@ -288,6 +288,20 @@ def test_an_object_of_an_earlier_job_of_the_same_name_is_waited_for() -> None:
     assert sim.condition("Succeeded")[1] == "Running"
 
 
+def test_a_job_that_its_ttl_removes_is_forgotten_at_once() -> None:
+    sim = Simulation(spec={"ttlSecondsAfterFinished": 5})
+    sim.trainers[1] = DONE
+
+    async def run() -> None:
+        while (Kind.DISTILLATION_JOB, "job") in sim.cluster.objects:
+            await sim.look()
+            sim.play()
+            sim.pass_time(1)
+
+    asyncio.run(run())
+    assert not sim.reconciler.jobs.all(), "or its series would stay until the next resync"
+
+
 def test_a_deleted_job_is_left_to_the_garbage_collector() -> None:
     sim = Simulation()
 
