@@ -11,7 +11,8 @@ from distill_workers.admin_key import KeyGuard, bearer, key_of_this_process
 
 log = logging.getLogger(__name__)
 
-FREEZE_SECONDS = 10.0
+FREEZE_SECONDS = 60.0
+"""The scheduler answers between two batches, and the first may be a long one."""
 
 
 def other_doors(args: Any, *, rust_server: bool) -> list[str]:
