@@ -118,7 +118,8 @@ def test_a_run_outlives_its_teachers_troubles_and_a_hung_engine(teachers: list[S
         if run.process.poll() is None:
             run.kill()
     assert outcome.code == ExitCode.DONE, outcome.log
-    assert "engine 1 is lost: health check" in (outcome.folder / "logs" / "rank-0.log").read_text()
+    # By its health check, or by a push if that is what it hangs in.
+    assert "engine 1 is lost: " in (outcome.folder / "logs" / "rank-0.log").read_text()
     steps = outcome.lines("step")
     assert [s["step"] for s in steps] == list(range(1, STEPS + 1))
     assert [s["samples"] for s in steps] == [PROMPTS * SIBLINGS] * STEPS, "a lost sample is made again, once"
