@@ -245,7 +245,8 @@ def _digest(body: Mapping[str, Any]) -> bytes:
     meta = body["metadata"]
     content = {key: value for key, value in body.items() if key != "metadata"}
     text = json.dumps([meta["namespace"], content], sort_keys=True)
-    for own in (meta["ownerReferences"][0]["uid"], job_of(kind_of(body), meta).name):
+    name, uid = job_of(kind_of(body), meta).name, meta["ownerReferences"][0]["uid"]
+    for own in (names.key_secret(name, uid), uid, name):
         # JSON has no such character of its own.
         text = text.replace(own, "\0")
     return hashlib.sha256(text.encode()).digest()

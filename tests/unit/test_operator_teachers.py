@@ -1,6 +1,7 @@
 """A job whose teacher is somebody else's, and one that has several."""
 
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
@@ -108,5 +109,5 @@ def test_the_metrics_name_the_teacher_whatever_kind_it_is_and_whether_or_not_the
     spec: Any, shown: str
 ) -> None:
     jobs = Jobs()
-    jobs.put(KEY, {"metadata": {"uid": "u"}, "spec": spec}, Status())
+    jobs.put(KEY, {"metadata": {"uid": "u"}, "spec": spec}, Status(), datetime.now(UTC))
     assert jobs.all()[KEY].teacher == shown
