@@ -4,6 +4,7 @@ Rights and address are those of the user's kubeconfig, as for kubectl.
 """
 
 import json
+import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 from urllib.parse import quote, urlencode
@@ -167,8 +168,10 @@ def connect(namespace: str | None, context: str | None, kubeconfig: str | None, 
     made = client.Configuration()
     own = "default"
     try:
-        config.load_kube_config(config_file=kubeconfig, context=context, client_configuration=made)
-        contexts, current = config.list_kube_config_contexts(config_file=kubeconfig)
+        # The client reads KUBECONFIG when it is imported, which may have been long ago.
+        file = kubeconfig or os.environ.get("KUBECONFIG")
+        config.load_kube_config(config_file=file, context=context, client_configuration=made)
+        contexts, current = config.list_kube_config_contexts(config_file=file)
         chosen = next((c for c in contexts if c["name"] == context), current)
         own = chosen["context"].get("namespace") or own
     except config.ConfigException as error:

@@ -138,6 +138,8 @@ class KubernetesCluster:
             await self._request("create", "POST", path, {"fieldManager": FIELD_MANAGER}, body)
         except Conflict as error:
             raise AlreadyExists(error.status, error.message) from None
+        except (NamespaceEnding, QuotaExceeded):
+            raise
         except ApiError as error:
             if error.status in (400, 403, 422):
                 raise Refused(error.status, error.message) from None

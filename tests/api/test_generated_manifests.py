@@ -67,7 +67,7 @@ def planned(raw: Json) -> None:
     observed = Observed(claim=Claim.BOUND)
     begun = planning.plan(job, Status(), observed, SETTINGS, NOW)
     pods = tuple(Pod(name="p", uid="p", role=role, head=head, scheduled=True) for role, head in PODS)
-    enough = max(job.spec.teacher.replicas, job.spec.rollout.replicas)
+    enough = max(sum(t.replicas for t in job.spec.served_teachers), job.spec.rollout.replicas)
     after = planning.plan(job, begun.status, Observed(pods=pods * enough), SETTINGS, NOW)
     for effect in (*begun.effects, *after.effects):
         if isinstance(effect, Check | Apply):

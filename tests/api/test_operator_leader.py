@@ -15,7 +15,7 @@ LEASES = "/apis/coordination.k8s.io/v1/namespaces/{ns}/leases/operator"
 def start(world: World) -> Operator:
     """One replica of the operator's Deployment."""
     election = {"DISTILL_LEADER_ELECTION": "true", "DISTILL_LEASE_NAME": "operator"}
-    found = world.operator(**election, DISTILL_LEASE_NAMESPACE=world.namespace)
+    found = world.operator(**election, DISTILL_LEASE_NAMESPACE=world.namespace, DISTILL_RESYNC_SECONDS="1")
     world.until("it answers", lambda: healthy(found))
     return found
 
