@@ -36,8 +36,13 @@ crds: setup ## Generate the CRDs, their copies in the chart and the API referenc
 	@$(OPERATOR_PYTHON) -m distill_api.crd crds
 	@mkdir -p charts/distillation-operator/files/crds && cp crds/*.yaml charts/distillation-operator/files/crds/
 	@$(OPERATOR_PYTHON) -m distill_api.docs docs/api.md
+	@$(OPERATOR_PYTHON) dev/chart_readme.py > charts/distillation-operator/README.md
 	@$(OPERATOR_PYTHON) -m distill_api.metrics_docs docs/metrics.md
 	@$(OPERATOR_PYTHON) -m distill_cli.reference docs/cli.md
+
+.PHONY: dashboards
+dashboards: setup ## Generate the Grafana dashboards from dev/dashboards
+	@$(OPERATOR_PYTHON) dev/dashboards/generate.py charts/distillation-operator/files/dashboards
 
 .PHONY: lock
 lock: ## Make the hashed locks from pyproject.toml again (dev/lock.sh --upgrade: the newest versions)

@@ -4,7 +4,7 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill_api.base import Model, Path, ShortText
+from distill_api.base import Model, Path
 from distill_api.data import Data, Source
 from distill_api.endpoint import Endpoint, Protocol
 from distill_api.evaluation import Evaluation
@@ -33,7 +33,7 @@ from distill_api.scheduling import Gang, GangScope, Scheduling
 from distill_api.teacher import NamedTeacher, Serving, Teacher
 from distill_api.tracking import Tracking
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
-from distill_api.words import AbsolutePath, AcceleratorName, ControllerName, Precision, Seconds
+from distill_api.words import AbsolutePath, AcceleratorName, ControllerName, ObjectName, Precision, Seconds
 
 __all__ = [
     "Advantage",
@@ -116,7 +116,7 @@ class Schedule(Model):
 class OutputVolume(Model):
     """A PersistentVolumeClaim of the job's namespace."""
 
-    claim_name: ShortText = Field(description="Name of the claim; ReadWriteMany if several pods must mount it.")
+    claim_name: ObjectName = Field(description="Name of the claim; ReadWriteMany if several pods must mount it.")
 
 
 class Output(Model):

@@ -4,11 +4,12 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill_api.base import Argument, Model, Path, ShortText
+from distill_api.base import Argument, Model, Path
 from distill_api.endpoint import Endpoint
 from distill_api.names import MAX_TEACHER_NAME, ONLY_TEACHER
 from distill_api.rules import Rule, matching
 from distill_api.template import PodTemplate
+from distill_api.words import ObjectName
 
 TeacherName = Annotated[
     str,
@@ -22,7 +23,7 @@ TeacherName = Annotated[
 class TeacherRef(Model):
     """A Teacher of the job's namespace, which several jobs may share."""
 
-    name: ShortText = Field(description="Its name.")
+    name: ObjectName = Field(description="Its name.")
 
 
 class Serving(Model):

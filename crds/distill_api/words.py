@@ -32,6 +32,15 @@ Name = Annotated[
         r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "must be lower-case letters, digits and dashes, with no dash at an end"
     ),
 ]
+ObjectName = Annotated[
+    str,
+    Field(max_length=253),
+    matching(
+        r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
+        "must be the name of an object: lower-case letters, digits, dashes and dots, with none of the last two at an end",
+    ),
+]
+"""Anything else would be another path of the API server."""
 AbsolutePath = Annotated[
     str, Field(max_length=1024), matching(r"^/[^\x00]*$", "must be an absolute path: it must begin with /")
 ]

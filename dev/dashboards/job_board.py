@@ -87,6 +87,11 @@ LEARNING = [
         },
     ),
     Panel(
+        "Reverse KL by teacher",
+        "Of the rollouts, over the tokens that each teacher scored.",
+        {"{{teacher}}": of("distill_teacher_reverse_kl_nats")},
+    ),
+    Panel(
         "Reverse KL by source",
         "Of the rollouts, by the data source of their prompts.",
         {"{{source}}": of("distill_source_reverse_kl_nats")},

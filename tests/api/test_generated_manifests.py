@@ -161,7 +161,7 @@ async def reconciled(kubeconfig: Path, namespace: str, jobs: int) -> tuple[dict[
         queue.add(key)
 
     def status(key: Key) -> Status:
-        return read_status(cache.job(key) or {"metadata": {}})
+        return read_status(cache.job(key) or {"metadata": {}}, Status)
 
     async with asyncio.timeout(120):
         quiet = 0

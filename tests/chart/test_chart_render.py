@@ -12,13 +12,14 @@ from distill_api import names, wire
 from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
 from distill_operator.settings import Egress, Settings
 
-CRD_FILE = CHART / "files" / "crds" / "distillationjobs.yaml"
+CRD_FILES = sorted((CHART / "files" / "crds").glob("*.yaml"))
 BASE_KINDS = [
     "ClusterRole",
     "ClusterRole",
     "ClusterRole",
     "ClusterRole",
     "ClusterRoleBinding",
+    "CustomResourceDefinition",
     "CustomResourceDefinition",
     "Deployment",
     "NetworkPolicy",
@@ -94,19 +95,24 @@ def test_every_value_is_in_the_schema_and_has_a_comment() -> None:
         above = line
 
 
-def test_the_crd_is_the_generated_one() -> None:
-    assert CRD_FILE.read_text() == (ROOT / "crds" / "distillationjobs.yaml").read_text(), "run `make crds`"
+def crds(manifests: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [m for m in manifests if m["kind"] == "CustomResourceDefinition"]
 
 
-def test_the_crd_is_kept_on_uninstall_and_otherwise_unchanged(render: Render) -> None:
-    crd = one(render(), "CustomResourceDefinition")
-    assert crd["metadata"].pop("annotations") == {"helm.sh/resource-policy": "keep"}
-    assert crd == yaml.safe_load(CRD_FILE.read_text())
+def test_the_crds_are_the_generated_ones() -> None:
+    generated = sorted((ROOT / "crds").glob("*.yaml"))
+    assert [f.read_text() for f in CRD_FILES] == [f.read_text() for f in generated], "run `make crds`"
 
 
-def test_the_crd_may_go_with_the_release_or_be_left_to_others(render: Render) -> None:
-    assert one(render("crds.keep=false"), "CustomResourceDefinition") == yaml.safe_load(CRD_FILE.read_text())
-    assert "CustomResourceDefinition" not in kinds(render("crds.install=false"))
+def test_the_crds_are_kept_on_uninstall_and_otherwise_unchanged(render: Render) -> None:
+    found = crds(render())
+    assert [crd["metadata"].pop("annotations") for crd in found] == 2 * [{"helm.sh/resource-policy": "keep"}]
+    assert found == [yaml.safe_load(file.read_text()) for file in CRD_FILES]
+
+
+def test_the_crds_may_go_with_the_release_or_be_left_to_others(render: Render) -> None:
+    assert crds(render("crds.keep=false")) == [yaml.safe_load(file.read_text()) for file in CRD_FILES]
+    assert not crds(render("crds.install=false"))
 
 
 def test_the_operator_watching_everything_has_exactly_the_rights_it_names(render: Render) -> None:
@@ -186,6 +192,7 @@ def test_the_operator_reads_its_settings_from_the_values(render: Render) -> None
         watch_namespaces=("team-a", "team-b"),
         scrape_namespaces=("monitoring",),
         namespace="distillation-system",
+        lease_namespace="distillation-system",
         allow_trust_remote_code=True,
         job_egress=Egress.CLOSED,
         resync_seconds=30,
