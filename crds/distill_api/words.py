@@ -37,7 +37,7 @@ ObjectName = Annotated[
     Field(max_length=253),
     matching(
         r"^[a-z0-9]([-.a-z0-9]*[a-z0-9])?$",
-        "must be the name of an object: lower-case letters, digits, dashes and dots, with none of the last two at an end",
+        "must be the name of an object: lower-case letters, digits, dashes and dots, no dash or dot at an end",
     ),
 ]
 """Anything else would be another path of the API server."""
