@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.job import parse_job
+from distill_api.names import ONLY_TEACHER
 from distill_workers.evaluation import Evaluator
 from distill_workers.fleet import Fleet
 from distill_workers.handover import Outbox
@@ -182,7 +183,7 @@ def staged(
     run_folder, metrics, tokenizer = RunFolder(job), Metrics(), Tokenizer()
     run_folder.claim()
     stub: Any = Teacher(stages)
-    fleet, teacher = StubFleet(job, stages), Teachers({"": stub})
+    fleet, teacher = StubFleet(job, stages), Teachers({"": stub, ONLY_TEACHER: stub})
     cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
     pipeline: Any = (cursor, fleet, teacher, {}, tokenizer, metrics)
     rollouts = Rollouts(job.spec, *pipeline)
