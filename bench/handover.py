@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.job import parse_job
-from distill_workers.attach import attach, detach, engine_actors
+from distill_workers.attach import RayEngine, attach, detach
 from distill_workers.handover import SHORT_TOKENS, Outbox
 from distill_workers.response import Request, Response
 from distill_workers.slots import Slots
@@ -54,7 +54,7 @@ async def measure(model: str, prompts: list[list[int]], rounds: int, folder: Pat
         },
     }
     attach(None)
-    [engine] = engine_actors(1, parse_job(manifest), local=True, log_folder=str(folder))
+    engine = RayEngine(0, parse_job(manifest), local=True, log_folder=str(folder))
     await engine.start(model)
     where = await engine.whereabouts()
     outbox = Outbox(engine)

@@ -10,7 +10,7 @@ from conftest import TinyModel, hf_logprobs, spec_of, weights_of
 
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import parse_job
-from distill_workers.attach import RayUnreachable, attach, detach, engine_actors
+from distill_workers.attach import RayEngine, RayUnreachable, attach, detach
 from distill_workers.response import EngineRefused, EngineUnavailable, Request
 from distill_workers.weights import DistributedSync
 
@@ -25,7 +25,7 @@ async def test_an_engine_actor_serves_is_updated_and_comes_back_when_it_dies(
     manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "local"}}
     job = parse_job({**manifest, "spec": spec.model_dump(mode="json", by_alias=True)})
     await asyncio.to_thread(attach, None)
-    [engine] = engine_actors(1, job, local=True, log_folder=str(tmp_path))
+    engine = RayEngine(0, job, local=True, log_folder=str(tmp_path))
     sync = DistributedSync(spec, "127.0.0.1", timeout_seconds=30)
     try:
         with pytest.raises(EngineUnavailable, match="not started"):

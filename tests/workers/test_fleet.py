@@ -1,6 +1,7 @@
 """The fleet, over a real Ray and two real engines: one that dies in a push comes back with the same weights."""
 
 import asyncio
+import json
 import os
 import signal
 import time
@@ -122,3 +123,65 @@ async def test_an_engine_killed_in_a_push_and_hung_in_the_next_holds_up_nobody_a
         await holds(fleet._engines[1], tiny_model(2), 2)
     finally:
         await fleet.close()
+
+
+class Ready:
+    """An engine that starts at once."""
+
+    def __init__(self, number: int, job: DistillationJob, *, local: bool, log_folder: str) -> None:
+        self.number, self.incarnation = number, 0
+
+    async def start(self, model: str) -> float:
+        self.incarnation += 1
+        return 0.0
+
+
+def test_engines_join_a_running_job_and_those_that_are_too_many_do_not_come_back(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = job_of(tiny_model, tmp_path)
+    file = tmp_path / "job.json"
+    monkeypatch.setenv(Variable.RAY, "ray://127.0.0.1:1")
+    monkeypatch.setenv(Variable.JOB_FILE, str(file))
+    monkeypatch.setattr("distill_workers.fleet.RayEngine", Ready)
+    monkeypatch.setattr("distill_workers.fleet.HEALTH_SECONDS", 0.01)
+
+    def ask(replicas: int) -> None:
+        manifest = job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        manifest["spec"]["rollout"]["replicas"] = replicas
+        file.write_text(json.dumps(manifest))
+
+    async def until(open_engines: set[int]) -> None:
+        async with asyncio.timeout(10):
+            while fleet._slots.open != open_engines:
+                await asyncio.sleep(0.01)
+
+    async def live() -> None:
+        for number in (0, 1):
+            fleet._slots.add(number)
+        ask(4)
+        watch = asyncio.create_task(fleet._watch())
+        await until({0, 1, 2, 3})
+        ask(3)
+        async with asyncio.timeout(10):
+            while fleet._wanted != 3:
+                await asyncio.sleep(0.01)
+        fleet._lost(1, "its pod was taken away")
+        async with asyncio.timeout(10):
+            while 1 in fleet._engines:
+                await asyncio.sleep(0.01)
+        await until({0, 2, 3})
+        # One that is lost by another cause is wanted still.
+        fleet._lost(2, "it crashed")
+        await until({0, 2, 3})
+        file.write_text("nonsense")
+        await asyncio.sleep(0.1)
+        assert fleet._wanted == 3
+        watch.cancel()
+
+    async def health(self: Any, timeout_seconds: float = 0.0) -> None:
+        return None
+
+    monkeypatch.setattr(Ready, "health", health, raising=False)
+    fleet = Fleet(job, RunFolder(job), Metrics())
+    asyncio.run(live())

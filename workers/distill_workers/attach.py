@@ -105,13 +105,9 @@ def reattach(address: str | None, timeout_seconds: float = ATTACH_SECONDS) -> No
     attach(address, timeout_seconds)
 
 
-def engine_actors(count: int, job: DistillationJob, *, local: bool, log_folder: str = "/tmp") -> list["RayEngine"]:
-    """Handles of `count` engines, none of them started. Local engines share this machine and need no resource."""
-    return [RayEngine(number, job, local=local, log_folder=log_folder) for number in range(count)]
-
-
 class RayEngine:
-    """EngineHandle of an actor. `start` makes the actor too, again where the old one is gone."""
+    """EngineHandle of an actor. `start` makes the actor too, again where the old one is gone. Local engines share this
+    machine and need no resource."""
 
     def __init__(self, number: int, job: DistillationJob, *, local: bool, log_folder: str) -> None:
         self.number, self.incarnation = number, 0

@@ -7,10 +7,12 @@ meanwhile.
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import os
 import threading
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -18,7 +20,8 @@ from pathlib import Path
 from distill_api.job import DistillationJob
 from distill_api.spec import WeightSync
 from distill_api.wire import Variable
-from distill_workers.attach import RayUnreachable, attach, detach, engine_actors, reattach
+from distill_workers.asked import rollout_replicas
+from distill_workers.attach import RayEngine, RayUnreachable, attach, detach, reattach
 from distill_workers.buckets import Source
 from distill_workers.failures import EnginesLost
 from distill_workers.handover import Outbox
@@ -51,18 +54,13 @@ class Fleet:
     def __init__(self, job: DistillationJob, folder: RunFolder, metrics: Metrics) -> None:
         self._job, self._folder, self._metrics = job, folder, metrics
         self._address = os.environ.get(Variable.RAY)
-        self._engines = {
-            n: engine
-            for n, engine in enumerate(
-                engine_actors(
-                    job.spec.rollout.replicas,
-                    job,
-                    local=self._address is None,
-                    log_folder="/tmp" if self._address else str(folder.root / "logs"),
-                )
-            )
-        }
-        self._outboxes = {number: Outbox(engine) for number, engine in self._engines.items()}
+        self._wanted = job.spec.rollout.replicas
+        """Engines that the job asks for by now."""
+        self._numbers = itertools.count()
+        self._engines: dict[int, RayEngine] = {}
+        self._outboxes: dict[int, Outbox] = {}
+        for _ in range(self._wanted):
+            self._make()
         self._slots = Slots(concurrency(job.spec, job.spec.rollout.max_concurrent_requests))
         self._deserted_since: float | None = None
         """time.monotonic since which no engine serves."""
@@ -75,6 +73,14 @@ class Fleet:
         # Held while weights change or are pushed: a restarted engine must not be given half a step.
         self._weights_lock = asyncio.Lock()
         self._model = ""
+
+    def _make(self) -> int:
+        """One engine more, not started. A number is never used again."""
+        number = next(self._numbers)
+        local, logs = self._address is None, "/tmp" if self._address else str(self._folder.root / "logs")
+        self._engines[number] = RayEngine(number, self._job, local=local, log_folder=logs)
+        self._outboxes[number] = Outbox(self._engines[number])
+        return number
 
     async def start(self, model: str) -> None:
         """Attaches to Ray and starts every engine. They serve after the first `push`."""
@@ -196,14 +202,18 @@ class Fleet:
             return
         log.warning("engine %d is lost: %s", number, why)
         self._slots.remove(number)
+        self._metrics.add("distill_engine_restarts")
         self._spawn(self._recover(number))
 
     async def _recover(self, number: int) -> None:
-        """Starts an engine until it is up and has the current weights."""
+        """Starts an engine until it is up and has the current weights, or until it is one more than the job wants."""
         engine = self._engines[number]
         retry_seconds = RETRY_SECONDS
         while True:
-            self._metrics.add("distill_engine_restarts")
+            if len(self._engines) > self._wanted:
+                log.info("engine %d goes: the job wants %d", number, self._wanted)
+                del self._engines[number], self._outboxes[number]
+                return
             try:
                 seconds = await engine.start(self._model)
             except (EngineUnavailable, EngineRefused, ServerFailed) as error:
@@ -211,6 +221,7 @@ class Fleet:
                 if not self._slots.open:
                     await self._reattach()
                 await asyncio.sleep(RETRY_SECONDS)
+                self._metrics.add("distill_engine_restarts")
                 continue
             try:
                 await self._catch_up(number)
@@ -253,10 +264,12 @@ class Fleet:
 
     async def _watch(self) -> None:
         """A hung engine, or a lost head, shows in nothing else for a long time. One missed check may be mere load."""
-        missed = dict.fromkeys(self._engines, 0)
+        missed: Counter[int] = Counter()
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
             self._count_deserted()
+            if self._address is not None:
+                self._resize(await asyncio.to_thread(rollout_replicas, self._wanted))
             for number in self._slots.open.copy():
                 try:
                     await self._engines[number].health(HEALTH_TIMEOUT_SECONDS)
@@ -267,6 +280,15 @@ class Fleet:
                     if missed[number] == 2:
                         missed[number] = 0
                         self._lost(number, f"health check: {error}")
+
+    def _resize(self, wanted: int) -> None:
+        """New engines join once Ray has a place for them. Which of too many goes is KubeRay's choice: the one whose pod
+        it takes is not started again."""
+        self._wanted = wanted
+        while len(self._engines) < wanted:
+            number = self._make()
+            log.info("engine %d joins: the job wants %d", number, wanted)
+            self._spawn(self._recover(number))
 
     def _count_deserted(self) -> None:
         if self._slots.open:
