@@ -2,7 +2,7 @@
 
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
@@ -61,15 +61,23 @@ class DistillationJob(BaseModel):
     status: Annotated[Any, Field(exclude=True, repr=False)] = None
 
 
+ObjectT = TypeVar("ObjectT", bound=BaseModel)
+
+
 def parse_job(manifest: Any) -> DistillationJob:
     """The job of a parsed manifest. Raises InvalidManifest."""
+    return parse_object(manifest, DistillationJob)
+
+
+def parse_object(manifest: Any, model: type[ObjectT]) -> ObjectT:
+    """The object of one of our kinds of a parsed manifest. Raises InvalidManifest."""
     if not isinstance(manifest, dict):
         raise InvalidManifest(["the manifest is not a mapping; it must have apiVersion, kind, metadata and spec"])
     try:
         # Not by name: the API server knows no snake_case.
-        return DistillationJob.model_validate(manifest, by_alias=True, by_name=False)
+        return model.model_validate(manifest, by_alias=True, by_name=False)
     except ValidationError as error:
-        raise InvalidManifest(sentences(error, DistillationJob)) from None
+        raise InvalidManifest(sentences(error, model)) from None
 
 
 def load_job(path: Path) -> DistillationJob:

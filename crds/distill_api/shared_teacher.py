@@ -2,14 +2,13 @@
 
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 from distill_api.base import Model, Path, Tokens
-from distill_api.job import InvalidManifest, Metadata
+from distill_api.job import Metadata, parse_object
 from distill_api.rules import ListMap, Rule
 from distill_api.status import Condition, Number, Time, Word
 from distill_api.teacher import Serving
-from distill_api.validation import sentences
 from distill_api.words import AcceleratorName, Precision
 
 KIND = "Teacher"
@@ -112,9 +111,4 @@ class SharedTeacher(BaseModel):
 
 def parse_teacher(manifest: Any) -> SharedTeacher:
     """The Teacher of a parsed manifest. Raises InvalidManifest."""
-    if not isinstance(manifest, dict):
-        raise InvalidManifest(["the manifest is not a mapping; it must have apiVersion, kind, metadata and spec"])
-    try:
-        return SharedTeacher.model_validate(manifest, by_alias=True, by_name=False)
-    except ValidationError as error:
-        raise InvalidManifest(sentences(error, SharedTeacher)) from None
+    return parse_object(manifest, SharedTeacher)

@@ -6,15 +6,17 @@ uid and resourceVersion, and attempt numbers are the maximum of status and child
 read again at once; what the watches missed, by the resync's lists.
 """
 
+import contextlib
 import hashlib
 import json
 import logging
+import secrets
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from distill_api import names
-from distill_operator.cluster import ApiError, Cluster, Conflict, NotServed
+from distill_operator.cluster import AlreadyExists, ApiError, Cluster, Conflict, NotServed
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.queue import Key
 from distill_operator.store import OWNERS, Json, Store, job_of
@@ -29,6 +31,7 @@ FOLLOWED = frozenset((*WATCHED, *LISTED))
 """Of others, such as the groups of gang schedulers, memory knows only what we wrote."""
 OPTIONAL = frozenset({Kind.RAY_CLUSTER, Kind.SHARED_TEACHER})
 """The API server may not know these."""
+KEY_BYTES = 32
 BOUND_CLAIM_SECONDS = 30.0
 """A claim that is bound stays so; many jobs may share one."""
 JUDGED_SECONDS = 600.0
@@ -141,6 +144,11 @@ class Cache:
             await self._confirm(job_of(kind, meta))
         made.add((kind, meta["name"]))
         self.store.put(kind, await self._apply(body, dry_run=False))
+
+    async def create_secret(self, body: Mapping[str, Any], entry: str) -> None:
+        """With a fresh key under `entry`, unless it exists. Memory holds no Secret."""
+        with contextlib.suppress(AlreadyExists):
+            await self.cluster.create({**body, "stringData": {entry: secrets.token_urlsafe(KEY_BYTES)}})
 
     async def _apply(self, body: Mapping[str, Any], *, dry_run: bool) -> Json:
         kind, meta = kind_of(body), body["metadata"]

@@ -4,9 +4,7 @@ What is seen is what the watches and our own writes have shown (cache.py). It ma
 time and nothing else.
 """
 
-import contextlib
 import logging
-import secrets
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta
@@ -23,7 +21,6 @@ from distill_operator import observed as reading
 from distill_operator.cache import Cache
 from distill_operator.children import gang
 from distill_operator.cluster import (
-    AlreadyExists,
     ApiError,
     Conflict,
     NamespaceEnding,
@@ -43,7 +40,6 @@ from distill_operator.settings import Settings
 from distill_operator.wire_status import read_status, status_patch
 
 logger = logging.getLogger(__name__)
-KEY_BYTES = 32
 Json = dict[str, Any]
 
 HOLD = timedelta(seconds=2)
@@ -211,9 +207,7 @@ class Reconciler:
                 logger.info("%s: apply %s %s", key, body["kind"], body["metadata"]["name"])
                 await self.cache.apply(body)
             case CreateSecret(body, entry):
-                with contextlib.suppress(AlreadyExists):
-                    secret = {**body, "stringData": {entry: secrets.token_urlsafe(KEY_BYTES)}}
-                    await self.cache.cluster.create(secret)
+                await self.cache.create_secret(body, entry)
             case Delete(kind, name, child_uid):
                 logger.info("%s: delete %s %s", key, kind.value.kind, name)
                 await self.cache.delete(kind, key.namespace, name, child_uid)

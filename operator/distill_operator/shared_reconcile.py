@@ -1,8 +1,6 @@
 """One look at one Teacher, as reconcile.py does it for jobs."""
 
-import contextlib
 import logging
-import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -13,12 +11,11 @@ from distill_api.job import InvalidManifest
 from distill_api.shared_teacher import KIND, SharedTeacher, SharedTeacherStatus, parse_teacher
 from distill_operator import observed as reading
 from distill_operator.cache import Cache
-from distill_operator.cluster import AlreadyExists, Conflict, NamespaceEnding, QuotaExceeded, Refused
+from distill_operator.cluster import Conflict, NamespaceEnding, QuotaExceeded, Refused
 from distill_operator.effects import Apply, CreateSecret
 from distill_operator.jobs import Jobs
 from distill_operator.observed import Observed
 from distill_operator.queue import Key, Retry
-from distill_operator.reconcile import KEY_BYTES
 from distill_operator.settings import Settings
 from distill_operator.shared_plan import SharedPlan, plan_shared, refused
 from distill_operator.wire_status import read_status, status_patch
@@ -79,9 +76,7 @@ class SharedReconciler:
                     logger.info("%s: apply %s %s", key, body["kind"], body["metadata"]["name"])
                     await self._checked(self.cache.apply(body))
                 case CreateSecret(body, entry):
-                    with contextlib.suppress(AlreadyExists):
-                        secret = {**body, "stringData": {entry: secrets.token_urlsafe(KEY_BYTES)}}
-                        await self.cache.cluster.create(secret)
+                    await self.cache.create_secret(body, entry)
 
     @staticmethod
     async def _checked(work: Any) -> None:

@@ -13,6 +13,7 @@ import yaml
 
 from browser import opened
 from distill_api.job import parse_job
+from distill_api.shared_teacher import parse_teacher
 from distill_api.spec import Spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,6 +43,8 @@ def test_every_yaml_of_the_documentation_is_valid(text: str) -> None:
     for found in yaml.safe_load_all(text):
         if found.get("kind") == "DistillationJob":
             parse_job(found)
+        elif found.get("kind") == "Teacher":
+            parse_teacher(found)
         elif not {"apiVersion", "kind"} <= set(found) and set(found) <= FIELDS | {"spec"}:
             minimal = yaml.safe_load((ROOT / "tests/manifests/good/minimal.yaml").read_text())
             spec = found.get("spec", found)
