@@ -73,7 +73,7 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
 
 @pytest.mark.asyncio(loop_scope="session")
 @pytest.mark.timeout(600)
-async def test_an_engine_killed_in_a_push_and_hung_in_the_next_holds_up_nobody_and_comes_back(
+async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_and_comes_back(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("distill_workers.fleet.CATCH_UP_SECONDS", 3.0)
@@ -82,7 +82,8 @@ async def test_an_engine_killed_in_a_push_and_hung_in_the_next_holds_up_nobody_a
     fleet = Fleet(job, folder, Metrics())
     weights = list(load_file(tiny_model(2) / "model.safetensors").items())
     thread = ThreadPoolExecutor(1)
-    passes, signals = 0, {1: signal.SIGKILL, 3: signal.SIGSTOP}
+    # The first push; the one to the engine that came back; the next to both.
+    passes, signals = 0, {1: signal.SIGKILL, 3: signal.SIGSTOP, 6: signal.SIGSTOP}
     try:
         await fleet.start(str(tiny_model(0)))
         fleet._sync = DistributedSync(job.spec, "127.0.0.1", timeout_seconds=60, bucket_bytes=200_000)
@@ -121,6 +122,10 @@ async def test_an_engine_killed_in_a_push_and_hung_in_the_next_holds_up_nobody_a
                 await asyncio.sleep(0.1)
         assert passes == 5, "a pass of its own"
         await holds(fleet._engines[1], tiny_model(2), 2)
+        monkeypatch.setattr("distill_workers.weights.PATIENCE_SECONDS", 5.0)
+        assert await push(3) < 50, "neither the group's timeout nor a request's"
+        assert fleet._slots.open == {0}
+        await holds(fleet._engines[0], tiny_model(2), 3)
     finally:
         await fleet.close()
 

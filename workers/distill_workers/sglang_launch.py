@@ -31,15 +31,20 @@ def other_doors(args: Any, *, rust_server: bool) -> list[str]:
 def guard(key: str) -> None:
     """Puts the guard around SGLang's application, and the key into the one request that it sends to itself."""
     import requests
+    from requests.adapters import HTTPAdapter
     from sglang.srt.arg_groups.serving_hook import ssl_verify_of
     from sglang.srt.entrypoints import http_server
+    from urllib3.util import Retry
 
     http_server.app.add_middleware(KeyGuard, key=key)
 
     def freeze(server_args: Any) -> None:
         url, verify = f"{server_args.url()}/freeze_gc", ssl_verify_of(server_args)
         try:
-            requests.post(url, headers=bearer(key), timeout=FREEZE_SECONDS, verify=verify).raise_for_status()
+            with requests.Session() as session:
+                # Without a warm-up the server is asked before it listens.
+                session.mount("http", HTTPAdapter(max_retries=Retry(20, backoff_factor=0.1, backoff_max=1.0)))
+                session.post(url, headers=bearer(key), timeout=FREEZE_SECONDS, verify=verify).raise_for_status()
         except requests.exceptions.RequestException as error:
             # As SGLang does: the server is only a little slower without.
             log.warning("freeze_gc failed: %s", error)

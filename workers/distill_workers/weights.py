@@ -13,6 +13,7 @@ import contextlib
 import datetime
 import logging
 import threading
+import time
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -40,6 +41,10 @@ BUCKET_BYTES = 256 * 1024**2
 """Measured (bench/weight_sync.py): each bucket costs some milliseconds beside its bytes, and memory twice."""
 ATTEMPTS = 2
 """Of one push to engines that all seem healthy."""
+PATIENCE_SECONDS, PATIENCE_RATIO = 30.0, 10.0
+"""With an engine that takes no part in a broadcast: at least so many seconds, or so many times the longest before."""
+RELEASE_SECONDS = 10.0
+"""For an engine to notice that its group has ended."""
 
 
 class EngineLost(Exception):
@@ -149,10 +154,11 @@ class DistributedSync(Sync):
         self._spec, self._address, self._timeout = spec, address, timeout_seconds
         self._buffers = Buffers(bucket_bytes, self._device)
         self._stream: torch.cuda.Stream | None = None
-        # One thread, so that the broadcasts are entered in order, and the event loop goes on meanwhile.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="weights", initializer=self._enter_thread)
+        self._thread = self._new_thread()
         self._group: Any = None
         self._name = ""
+        self._longest = 0.0
+        """Seconds that a bucket took in this group."""
         self._members: dict[int, tuple[EngineHandle, int]] = {}
 
     async def close(self) -> None:
@@ -175,7 +181,7 @@ class DistributedSync(Sync):
     def _abandon(self) -> None:
         """Its thread may be in a broadcast that nobody receives: it ends with the group, or by its own timeout."""
         if self._group is not None:
-            threading.Thread(target=self._group.abort, daemon=True).start()
+            self._abort()
         self._thread.shutdown(wait=False)
 
     async def _once(self, source: Source, version: int, engines: Engines) -> None:
@@ -191,17 +197,43 @@ class DistributedSync(Sync):
     async def _send(self, bucket: Bucket, version: int | None, engines: Engines) -> None:
         names, shapes = bucket.names, bucket.shapes
         dtypes = [str(dtype).removeprefix("torch.") for dtype in bucket.dtypes]
-        # A hung engine never answers; the slack lets the healthy ones say that their broadcast timed out.
-        limit = self._timeout + 10
-        receiving = asyncio.ensure_future(
-            on_each(engines, lambda e: e.receive(self._name, names, dtypes, shapes, version, limit))
-        )
+        begin, patience = time.monotonic(), self._patience()
+        # The slack lets those that are released below say so.
+        limit = patience + RELEASE_SECONDS
+        receiving = {
+            id(engine): asyncio.ensure_future(engine.receive(self._name, names, dtypes, shapes, version, limit))
+            for engine in engines.values()
+        }
         sending = asyncio.get_running_loop().run_in_executor(self._thread, self._broadcast, bucket.flat)
-        outcome = await asyncio.gather(sending, receiving, return_exceptions=True)
-        if isinstance(outcome[1], BaseException):
-            raise outcome[1]
-        if isinstance(outcome[0], BaseException):
-            raise Incomplete({}, f"the broadcast failed: {outcome[0]}")
+        everyone = {sending, *receiving.values()}
+        try:
+            _, waiting = await asyncio.wait(everyone, timeout=patience, return_when=asyncio.FIRST_EXCEPTION)
+            if waiting:
+                self._abort()
+            await on_each(engines, lambda engine: receiving[id(engine)])
+            # A broadcast that does not even end with its group is left behind.
+            if error := sending.exception() if sending.done() else TimeoutError(f"not done after {patience:.0f} s"):
+                raise Incomplete({}, f"the broadcast failed: {error}")
+        finally:
+            for future in everyone:
+                future.cancel()
+        self._longest = max(self._longest, time.monotonic() - begin)
+
+    def _patience(self) -> float:
+        """Seconds for one bucket: all of the timeout for the first of a group, which makes the connections."""
+        return max(PATIENCE_SECONDS, PATIENCE_RATIO * self._longest) if self._longest else self._timeout
+
+    def _abort(self) -> None:
+        """Ends the group at once. Without that, one engine that dies or hangs in a broadcast leaves the others, and
+        this host, waiting for their bytes until the group's timeout."""
+        threading.Thread(target=self._group.abort, daemon=True).start()
+        self._group = None
+        self._thread.shutdown(wait=False)
+        self._thread = self._new_thread()
+
+    def _new_thread(self) -> ThreadPoolExecutor:
+        """One, so that the broadcasts are entered in order; the event loop goes on meanwhile."""
+        return ThreadPoolExecutor(1, thread_name_prefix="weights", initializer=self._enter_thread)
 
     def _enter_thread(self) -> None:
         if self._device.type == "cuda":
@@ -267,12 +299,14 @@ class DistributedSync(Sync):
 
     async def _disband(self, engines: Engines) -> None:
         name, group = self._name, self._group
-        self._group, self._name, self._members = None, "", {}
-        if group is None:
+        self._group, self._name, self._members, self._longest = None, "", {}, 0.0
+        if not name:
             return
         for engine in engines.values():
             with contextlib.suppress(EngineUnavailable, EngineRefused):
                 await engine.leave_group(name)
+        if group is None:
+            return
         with contextlib.suppress(RuntimeError, ValueError):
             await asyncio.get_running_loop().run_in_executor(self._thread, dist.destroy_process_group, group)
 
