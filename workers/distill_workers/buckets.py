@@ -17,6 +17,8 @@ Lend = Callable[[int], tuple[int, torch.Tensor]]
 """The number of a free buffer of at least so many bytes, and the buffer."""
 Named = tuple[str, torch.Tensor | None]
 """A Hugging Face name, and the whole tensor on rank 0."""
+FIRST_PART = 4
+"""Measured (bench/weight_sync.py), against what a bucket more costs: the first is this part of the others."""
 
 
 @dataclass(frozen=True)
@@ -33,17 +35,18 @@ class Bucket:
 
 
 def pack(tensors: Iterable[Named], limit_bytes: int, lend: Lend) -> Iterator[Bucket]:
-    """Runs of tensors up to a size; a larger tensor has a bucket of its own."""
+    """Runs of tensors up to a size; a larger tensor has a bucket of its own. The first is small: nothing is sent while
+    it is filled."""
     names: list[str] = []
     dtypes: list[torch.dtype] = []
     shapes: list[list[int]] = []
-    used, number, flat = 0, 0, torch.empty(0)
+    used, number, flat, at_most = 0, 0, torch.empty(0), limit_bytes // FIRST_PART
     for name, tensor in tensors:
         assert tensor is not None, "buckets are made on rank 0"
         # SGLang wants each tensor aligned to its own element size within the bucket.
-        if names and (used + tensor.nbytes > limit_bytes or used % tensor.element_size()):
+        if names and (used + tensor.nbytes > at_most or used % tensor.element_size()):
             yield Bucket(names, dtypes, shapes, flat[:used], number, last=False)
-            names, dtypes, shapes, used = [], [], [], 0
+            names, dtypes, shapes, used, at_most = [], [], [], 0, limit_bytes
         if not names:
             number, flat = lend(max(limit_bytes, tensor.nbytes))
         place = flat[used : used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)

@@ -221,7 +221,8 @@ class DistributedSync(Sync):
 
     def _patience(self) -> float:
         """Seconds for one bucket: all of the timeout for the first of a group, which makes the connections."""
-        return max(PATIENCE_SECONDS, PATIENCE_RATIO * self._longest) if self._longest else self._timeout
+        known = max(PATIENCE_SECONDS, PATIENCE_RATIO * self._longest)
+        return min(known, self._timeout) if self._longest else self._timeout
 
     def _abort(self) -> None:
         """Ends the group at once. Without that, one engine that dies or hangs in a broadcast leaves the others, and
