@@ -123,7 +123,7 @@ class World:
         self.operators.append(found)
         return found
 
-    def until(self, what: str, true: Callable[[], Any], seconds: float = 30.0) -> Any:
+    def until(self, what: str, true: Callable[[], Any], seconds: float = 60.0) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if found := true():
@@ -134,7 +134,7 @@ class World:
         raise AssertionError(f"not in {seconds} s: {what}\n{status}\n{log[-6000:]}")
 
     def until_condition(
-        self, kind: str, reason: str, status: str = "", name: str = "job", seconds: float = 30.0
+        self, kind: str, reason: str, status: str = "", name: str = "job", seconds: float = 60.0
     ) -> Json:
         def reached() -> Json | None:
             found = self.condition(kind, name)

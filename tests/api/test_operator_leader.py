@@ -54,7 +54,7 @@ def test_a_killed_leader_is_replaced_within_twenty_seconds_and_one_that_goes_wit
     world.api.call("DELETE", world.path("/api/v1/namespaces/{ns}/services/job-teacher"))
     world.until("the second leads", lambda: leads(second), seconds=25)
     assert time.monotonic() - killed < 20
-    world.until("what was changed is put right", lambda: ("Service", "job-teacher") in world.children(), seconds=5)
+    world.until("what was changed is put right", lambda: ("Service", "job-teacher") in world.children(), seconds=30)
     assert world.job()["status"] == before, "the job goes on untouched"
 
     third = start(world)

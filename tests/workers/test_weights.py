@@ -96,13 +96,13 @@ async def test_a_folder_of_weights_in_transit_is_one_that_transformers_reads(
 async def test_a_killed_engine_is_named_and_after_a_restart_a_push_to_it_works(
     engine: Any, tiny_spec: Any, tiny_model: TinyModel
 ) -> None:
-    sync = DistributedSync(tiny_spec, "127.0.0.1", timeout_seconds=20)
+    sync = DistributedSync(tiny_spec, "127.0.0.1", timeout_seconds=90)
     await sync.push(weights_of(tiny_model(0)), 1, {0: engine})
     os.kill((await engine.whereabouts())["server_pid"], signal.SIGKILL)
     begin = time.monotonic()
     with pytest.raises(EngineLost) as lost:
         await sync.push(weights_of(tiny_model(2)), 2, {0: engine})
-    assert time.monotonic() - begin < 15
+    assert time.monotonic() - begin < 60
     assert list(lost.value.reasons) == [0]
     await engine.start(str(tiny_model(0)))
     await holds(engine, tiny_model(0), 0)
