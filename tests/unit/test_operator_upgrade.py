@@ -294,18 +294,18 @@ ACTIONS = (
     "budget",
     "suspend",
     "resume",
+    "trainer fails",
     "kill teacher",
     "kill rollout",
 )
 """Besides the upgrades."""
 
 
-@settings(max_examples=40, deadline=None, derandomize=True)
-@given(actions=st.lists(st.sampled_from([*ACTIONS, *OPERATORS]), max_size=40), fails=st.integers(0, 2))
-def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: list[str], fails: int) -> None:
+@settings(max_examples=25, deadline=None, derandomize=True)
+@given(actions=st.lists(st.sampled_from([*ACTIONS, *OPERATORS]), max_size=30))
+def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: list[str]) -> None:
     spec: dict[str, Any] = {"backoffLimit": 100, "rollout": {"replicas": 1}}
     sim = Simulation(spec=spec)
-    sim.trainers |= dict.fromkeys(range(1, fails + 1), (75, '{"reason": "EnginesLost", "message": "m", "step": 3}'))
     began: dict[str, Any] = {}
 
     def check() -> None:
@@ -315,7 +315,7 @@ def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: lis
                 assert began.setdefault(body["metadata"]["uid"], templates(body)) == templates(body), name
 
     async def run(stack: ExitStack) -> None:
-        nonlocal spec
+        await sim.settle(seconds=60)
         for number, action in enumerate(actions):
             if action in OPERATORS:
                 stack.close()
@@ -324,6 +324,7 @@ def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: lis
                     stack.enter_context(patch.object(rollout if hasattr(rollout, name) else trainer, name, value))
                 sim.settings = SETTINGS
                 sim.upgrade(**changed)
+                await sim.reconcile()
             elif action == "reconcile":
                 await sim.reconcile()
             elif action == "cluster":
@@ -338,6 +339,8 @@ def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: lis
                 sim.edit(backoffLimit=50 + number)
             elif action in ("suspend", "resume"):
                 sim.edit(suspend=action == "suspend")
+            elif action == "trainer fails":
+                sim.trainers[sim.job_status["attempts"]] = (75, '{"reason": "EnginesLost", "message": "m", "step": 3}')
             elif action == "kill teacher":
                 sim.cluster.remove(Kind.DEPLOYMENT, "job-teacher")
             else:
@@ -361,7 +364,6 @@ def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: lis
         asyncio.run(run(stack))
     assert sim.condition("Succeeded")[:2] == ("True", "Completed")
     assert len(sim.trainer_uids) <= sim.job_status["attempts"]
-    assert sim.job_status.get("restarts", 0) <= fails
 
 
 TYPES = {"apiVersion": "distillation-operator.io/v1alpha1", "kind": "DistillationJob"}
