@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from operator_fakes import SETTINGS, UID, Json, Simulation, job, manifest
 from test_operator_plan import NOTHING, applied, begun, deleted, look, pods, says
 
-from distill_api.job import DistillationJob, parse_job
+from distill_api.job import DistillationJob, load_job, parse_job
 from distill_api.status import ConditionType
 from distill_operator import attempt as attempts
 from distill_operator.children import desired, rollout, trainer
@@ -268,6 +268,14 @@ def test_what_an_installation_no_longer_allows_ends_no_attempt_and_begins_none()
         refused = look(of, over, NOTHING, seconds=9)
         assert not applied(refused) and refused.status.attempts == 1
         assert "jobEgress" in says(refused.status, ConditionType.SPEC_VALID)[2]
+
+
+def test_every_job_that_the_release_before_took_is_taken(release: Path) -> None:
+    manifests = [*release.glob("examples/*.yaml"), *release.glob("tests/manifests/good/*.yaml")]
+    found = [path for path in manifests if "kind: DistillationJob" in path.read_text()]
+    assert len(found) >= 10
+    for path in found:
+        load_job(path)
 
 
 def test_this_version_is_newer_than_the_release_that_is_kept() -> None:
