@@ -1,9 +1,10 @@
 #!/bin/bash
-# images.sh [base|operator|workers|kuberay|all]... - builds the images of the embedded cluster, without a daemon, and hands them to it.
+# images.sh [base|operator|workers|kuberay|operator@VERSION|all]... - builds the images of the embedded cluster, without a daemon, and hands them to it.
 #
 # operator/Dockerfile and workers/Dockerfile are the same files that a release is built from; here they stand on a small
 # Debian with Python. Their dependencies are one image, named by the hash of what goes into it, the code another: a
-# changed line of code costs seconds, an unchanged tree nothing.
+# changed line of code costs seconds, an unchanged tree nothing. operator@VERSION is that of a release kept in
+# tests/releases, which an upgrade begins from; its tag is the version.
 #
 # REGISTRY=… images.sh [operator|workers|all] builds and pushes REGISTRY/distillation-{operator,workers}:VERSION instead;
 # the workers then need BASE_IMAGE=…, a CUDA image of SGLang (and take REQUIREMENTS=workers/requirements-gpu.txt).
@@ -133,9 +134,9 @@ deliver() { # NAME REF BUILD-ID
 
 # --- the images ------------------------------------------------------------------------------------------------------
 
-build_project_image() { # operator|workers CODE-PATH...
-  local what=$1 file=$1/Dockerfile requirements=$1/requirements.lock ref=local.test/distillation-$1:dev dependencies code path
-  shift
+build_project_image() { # TAG operator|workers CODE-PATH...
+  local tag=$1 what=$2 file=$2/Dockerfile requirements=$2/requirements.lock ref=local.test/distillation-$2:$1 dependencies code path
+  shift 2
   if [ "$what" = workers ]; then requirements=workers/requirements-cpu.lock; fi
   # The first stage of the Dockerfile, what it installs, and what it stands on.
   dependencies=localhost/$what-dependencies:$( (sed '/^# dev\/images.sh keeps/,$d' "$REPO/$file"; cat "$REPO/$requirements"; echo "$BASE_KEY") | sha256sum | cut -c1-16)
@@ -153,8 +154,21 @@ build_project_image() { # operator|workers CODE-PATH...
     step "code of the $what" build "localhost/distillation-$what:$code" "$IMAGES/$what.Dockerfile"
   fi
   deliver "localhost/distillation-$what:$code" "$ref" "$code"
+  if [ "$tag" != dev ]; then return 0; fi
   forget_older "localhost/distillation-$what:$code"
   forget_older "$dependencies"
+}
+
+OPERATOR_CODE=(crds/distill_api crds/distillationjobs.yaml crds/teachers.yaml operator/distill_operator)
+
+build_release_of_operator() { # VERSION : as above, with what the release was made of for the repository
+  local archive=$REPO/tests/releases/$1.tar.gz REPO=$IMAGES/release-$1
+  [ -f "$archive" ] || die "there is no release $1 in tests/releases."
+  rm -rf "$REPO"
+  mkdir -p "$REPO"
+  tar -xzf "$archive" -C "$REPO"
+  build_project_image "$1" operator "${OPERATOR_CODE[@]}"
+  rm -rf "$REPO"
 }
 
 build_dependencies() { # operator|workers NAME
@@ -184,14 +198,15 @@ build_kuberay_image() { # one static binary on nothing
 
 build_one() {
   {
-    take_turn 8 "$1"
+    take_turn 8 "${1%@*}"
     case $1 in
       base) build_base; deliver "$LOCAL_BASE" local.test/python-base:1 "$BASE_KEY" ;;
       kuberay) build_kuberay_image ;;
-      operator) build_project_image operator crds/distill_api crds/distillationjobs.yaml crds/teachers.yaml operator/distill_operator ;;
-      workers) build_project_image workers crds/distill_api operator/distill_cli workers/distill_workers ;;
+      operator) build_project_image dev operator "${OPERATOR_CODE[@]}" ;;
+      operator@*) build_release_of_operator "${1#*@}" ;;
+      workers) build_project_image dev workers crds/distill_api operator/distill_cli workers/distill_workers ;;
     esac
-  } 8>"$IMAGES/.lock.$1"
+  } 8>"$IMAGES/.lock.${1%@*}"
 }
 
 # --- a release -------------------------------------------------------------------------------------------------------
@@ -229,7 +244,7 @@ sweep
 for what in "${WHAT[@]}"; do
   case $what in
     all) for each in base kuberay operator workers; do build_one "$each"; done ;;
-    base | kuberay | operator | workers) build_one "$what" ;;
-    *) die "unknown image '$what': base, operator, workers, kuberay or all." ;;
+    base | kuberay | operator | operator@* | workers) build_one "$what" ;;
+    *) die "unknown image '$what': base, operator, operator@VERSION, workers, kuberay or all." ;;
   esac
 done

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distill_api.names import ANNOTATION_SPEC_HASH
+from distill_api.names import ANNOTATION_FIXED_HASH, ANNOTATION_SPEC_HASH
 from distill_operator.observed import Child, Raw
 
 REWRITTEN = frozenset({"resources", "sizeLimit"})
@@ -13,15 +13,17 @@ COMPARED = ("spec", "data")
 
 
 def has_drifted(desired: Raw, child: Child) -> bool:
-    """True when applying `desired` again would change something. A changed operator changes the hash."""
-    if not is_of(desired, child):
+    """True when applying `desired` again would change something. A changed operator changes the hashes."""
+    there = {ANNOTATION_SPEC_HASH: child.spec_hash, ANNOTATION_FIXED_HASH: child.fixed_hash}
+    if any(there[key] != value for key, value in desired["metadata"]["annotations"].items()):
         return True
     return any(not contains(child.content.get(part), desired[part]) for part in COMPARED if part in desired)
 
 
 def is_of(desired: Raw, child: Child) -> bool:
-    """Whether it was made of the very same words."""
-    return bool(child.spec_hash == desired["metadata"]["annotations"][ANNOTATION_SPEC_HASH])
+    """Whether it was made of the very same words, but for the numbers that the user may change. What a release before
+    0.2.0 made tells nothing of it, and so is not."""
+    return bool(child.fixed_hash == desired["metadata"]["annotations"][ANNOTATION_FIXED_HASH])
 
 
 def contains(live: Any, desired: Any) -> bool:

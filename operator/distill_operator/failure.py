@@ -8,6 +8,7 @@ from distill_api.status import Reason, Status
 from distill_api.wire import ExitCode, ExitReason
 from distill_operator.observed import Child, Observed, Pod, exit_code_of, exit_report
 from distill_operator.readiness import disruption
+from distill_operator.settings import Settings
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class Failure:
     retry: bool = True
     counts: bool = True
     """Against backoffLimit."""
+    uncounted: str = "the cluster took a pod away"
+    """Why it does not count, where it does not."""
 
 
 OUTAGES = {
@@ -63,6 +66,15 @@ def not_ready_in_time(job: DistillationJob, waiting_for: str) -> Failure:
     seconds = job.spec.pre_running_deadline_seconds
     message = f"not every role was ready {seconds} s after the attempt began (preRunningDeadlineSeconds): {waiting_for}"
     return Failure(Reason.PRE_RUNNING_DEADLINE_EXCEEDED, Reason.NOT_READY, message)
+
+
+def image_replaced(before: Settings, after: Settings, waiting_for: str) -> Failure:
+    """Nothing of the attempt is lost, and with the image of today it may start."""
+    why = f"the operator's workers image was {before.workers_image} and is {after.workers_image}"
+    message = f"the image of the attempt cannot be pulled ({waiting_for}), and {why}"
+    return Failure(
+        Reason.BACKOFF_LIMIT_EXCEEDED, Reason.IMAGE_PULL_FAILED, message, counts=False, uncounted="it never ran"
+    )
 
 
 def _culprit(observed: Observed, attempt: int) -> Pod | None:

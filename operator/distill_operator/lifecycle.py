@@ -127,7 +127,7 @@ def failed(job: DistillationJob, status: Status, attempt: int, failure: Failure,
         text = f"attempt {attempt} failed, and backoffLimit {limit} allows no more: {failure.message}"
         return _ended_by(job, status, failure, text, restarts, now)
     delay = timedelta(seconds=delay_seconds(job.metadata.uid, attempt, restarts))
-    counted = f"{restarts} of {limit} allowed" if failure.counts else "not counted, as the cluster took a pod away"
+    counted = f"{restarts} of {limit} allowed" if failure.counts else f"not counted, as {failure.uncounted}"
     text = f"attempt {attempt} failed ({counted}): {failure.message}"
     down = Verdict(FALSE, Reason.NOT_READY, "stopped until the next attempt")
     return revised(

@@ -51,6 +51,10 @@ class Child:
     """Its controller is this very job, by uid: not an earlier job of the same name, not a stranger's object."""
     deleting: bool = False
     spec_hash: str = ""
+    fixed_hash: str = ""
+    """Empty of one that a release before 0.2.0 made."""
+    image: str = ""
+    """Of the main container of its pods; of a RayCluster's head."""
     content: Raw = field(default_factory=dict, compare=False, repr=False)
     """The live object, to be compared with what it should be."""
     attempt: int = 0
@@ -130,6 +134,8 @@ def read_child(raw: Raw, job_uid: str) -> Child:
         ours=owner.get("uid") == job_uid,
         deleting="deletionTimestamp" in meta,
         spec_hash=meta.get("annotations", {}).get(names.ANNOTATION_SPEC_HASH, ""),
+        fixed_hash=meta.get("annotations", {}).get(names.ANNOTATION_FIXED_HASH, ""),
+        image=_image(raw.get("spec", {})),
         content=raw,
         attempt=_number(meta.get("labels", {}).get(names.LABEL_ATTEMPT)),
         desired=desired,
@@ -218,6 +224,12 @@ def exit_code_of(job: Child) -> int | None:
     """From the Job's own words, for when its pods are gone."""
     match = EXIT_CODE_IN_JOB_MESSAGE.search(job.message)
     return int(match.group(1)) if match else None
+
+
+def _image(spec: Raw) -> str:
+    template = spec.get("headGroupSpec", spec).get("template", {})
+    containers = template.get("spec", {}).get("containers", [])
+    return str(containers[0].get("image", "")) if containers else ""
 
 
 def _counts(kind: Kind, raw: Raw) -> tuple[int, int, Outcome, str, str]:

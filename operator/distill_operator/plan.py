@@ -13,14 +13,15 @@ from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
+from distill_operator import attempt as attempts
 from distill_operator import conditions, lifecycle, policy, readiness
 from distill_operator.announce import announcements
-from distill_operator.children import desired, gang
+from distill_operator.children import desired
 from distill_operator.children.pod import KEY_ENTRY, Json
 from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
-from distill_operator.drift import has_drifted, is_of
+from distill_operator.drift import has_drifted
 from distill_operator.effects import Apply, Check, CreateSecret, Delete, Effect
-from distill_operator.failure import not_ready_in_time, trainer_failure
+from distill_operator.failure import image_replaced, not_ready_in_time, trainer_failure
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.lifecycle import ROLE_CONDITIONS
 from distill_operator.observed import Child, Observed, Outcome, Raw
@@ -100,9 +101,10 @@ def _plan(job: DistillationJob, status: Status, observed: Observed, settings: Se
     if job.spec.output.volume is None:
         text = "spec.output.volume: needed on a cluster; name a PersistentVolumeClaim for checkpoints and the model"
         return invalid(job.metadata.uid, status, [text], job.metadata.generation, now)
-    if problems := policy.problems(job.spec, settings):
-        return invalid(job.metadata.uid, status, problems, job.metadata.generation, now)
     attempt = lifecycle.current_attempt(status, observed)
+    # What has begun goes on to its end; the next attempt is refused.
+    if attempt == 0 and (problems := policy.problems(job.spec, settings)):
+        return invalid(job.metadata.uid, status, problems, job.metadata.generation, now)
     trainer_job = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt))
     live = trainer_job if trainer_job and trainer_job.ours and not trainer_job.deleting else None
     between_attempts = status.next_attempt_time is not None
@@ -133,7 +135,9 @@ def _turn(status: Status) -> Plan:
 def _begin(
     job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
 ) -> Plan:
-    """Starts an attempt, if nothing is known that would leave its pods waiting."""
+    """Starts an attempt, if the installation allows it and nothing is known that would leave its pods waiting."""
+    if problems := policy.problems(job.spec, settings):
+        return invalid(job.metadata.uid, status, problems, job.metadata.generation, now)
     wanted = [
         *desired.lasting(job, settings),
         *desired.group(job, settings),
@@ -175,7 +179,7 @@ def _between_attempts(
     job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
 ) -> Plan:
     """Everything of the last attempt goes, then the delay passes, then the next attempt begins."""
-    leftovers = _attempt_children(job, observed)
+    leftovers = attempts.children(job, observed)
     effects = _deletions(leftovers)
     unchanged = lifecycle.revised(job, status, now, {})
     left = -seconds_since(status.next_attempt_time, now)
@@ -191,22 +195,23 @@ def _keep_running(
     job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
 ) -> Plan:
     """Holds the attempt's children as they should be."""
-    wanted = [*desired.lasting(job, settings), *desired.group(job, settings), *desired.serving(job, settings)]
-    trainer = desired.training(job, settings, attempt)
+    under_way = attempts.is_under_way(job, observed, attempt)
+    own = attempts.settings_of(job, observed, attempt, settings)
+    wanted = [*desired.lasting(job, own), *desired.group(job, own), *desired.serving(job, own)]
+    trainer = desired.training(job, own, attempt)
     if obstacle := _name_taken([*wanted, trainer], observed):
         return _wait(job, status, observed, attempt, *obstacle, now)
     effects: list[Effect] = list(_deletions(c for c in observed.trainer_jobs() if c.attempt != attempt))
     for body in wanted:
         if kind_of(body) is Kind.RAY_CLUSTER and not observed.kuberay_installed:
             continue
-        child = _existing(body, observed)
-        if child is None or (not child.deleting and has_drifted(body, child)):
-            effects.append(Apply(body))
+        effects += _upkeep(body, observed, under_way)
     if any(isinstance(e, Apply) and kind_of(e.body) in SERVING for e in effects):
         # Nobody looks whether it is there: it is asked for whenever pods are made that read it.
         effects.insert(0, CreateSecret(desired.key(job), KEY_ENTRY))
-    if _trainer_is_wanted(job, observed, trainer):
-        effects.append(Apply(trainer))
+    if _existing(trainer, observed) or readiness.trainer_may_start(job, observed):
+        # A Job's pods cannot be changed; what somebody changed by hand of one of ours can be put right.
+        effects += _upkeep(trainer, observed, under_way)
 
     states = readiness.roles(job, observed, attempt)
     after = lifecycle.with_roles(job, status, states, now)
@@ -216,6 +221,9 @@ def _keep_running(
         summary = Verdict(UNKNOWN, Reason.RUNNING, f"attempt {attempt} is running")
     else:
         summary = _starting(attempt, states)
+        if own != settings and not_ready.verdict.reason is Reason.IMAGE_PULL_FAILED:
+            text = not_ready.verdict.message
+            return _turn(lifecycle.failed(job, status, attempt, image_replaced(own, settings, text), now))
         left = lifecycle.pre_running_seconds_left(job.spec, status, now)
         if left is not None and left <= 0:
             return _turn(lifecycle.failed(job, status, attempt, not_ready_in_time(job, summary.message), now))
@@ -227,13 +235,13 @@ def _keep_running(
     return Plan(tuple(effects), after, _next_look(job, after, now))
 
 
-def _trainer_is_wanted(job: DistillationJob, observed: Observed, trainer: Json) -> bool:
-    """A Job's pods cannot be changed: one that another operator's version made is left as it is. What somebody may have
-    changed by hand of one of ours, such as its parallelism, can be put right."""
-    child = _existing(trainer, observed)
+def _upkeep(body: Json, observed: Observed, under_way: bool) -> list[Apply]:
+    """At most one: of a child that is missing, or is not what it should be."""
+    child = _existing(body, observed)
     if child is None:
-        return readiness.trainer_may_start(job, observed)
-    return is_of(trainer, child) and not child.deleting and has_drifted(trainer, child)
+        return [Apply(body)]
+    words = attempts.held_to(body, child) if under_way else body
+    return [Apply(words)] if not child.deleting and has_drifted(words, child) else []
 
 
 def _starting(attempt: int, states: list[RoleState]) -> Verdict:
@@ -282,7 +290,7 @@ def _next_look(job: DistillationJob, status: Status, now: datetime) -> float | N
 def _suspend(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:
     if not conditions.is_true(status, ConditionType.SUSPENDED):
         return _turn(lifecycle.suspended(job, status, now))
-    effects = _deletions(_attempt_children(job, observed))
+    effects = _deletions(attempts.children(job, observed))
     return Plan(effects, lifecycle.revised(job, status, now, {}))
 
 
@@ -291,19 +299,8 @@ def _clean_up(job: DistillationJob, status: Status, observed: Observed, now: dat
     left = lifecycle.ttl_seconds_left(job.spec, status, now)
     if left is not None and left <= 0:
         return Plan((Delete(Kind.DISTILLATION_JOB, job.metadata.name, job.metadata.uid),), status)
-    holding = [c for c in _attempt_children(job, observed) if c.kind is not Kind.JOB or c.outcome is Outcome.ACTIVE]
+    holding = [c for c in attempts.children(job, observed) if c.kind is not Kind.JOB or c.outcome is Outcome.ACTIVE]
     return Plan(_deletions(holding), status, left)
-
-
-def _attempt_children(job: DistillationJob, observed: Observed) -> list[Child]:
-    """Ours, with pods; those on their way out too."""
-    teachers = {names.teacher(job.metadata.name, t.name) for t in job.spec.served_teachers}
-    serving = teachers | {names.ray_cluster(job.metadata.name)}
-    kinds = (Kind.DEPLOYMENT, Kind.RAY_CLUSTER)
-    found = [c for c in observed.children if c.ours and c.kind in kinds and c.name in serving]
-    groups = [c for c in observed.children if c.ours and c.kind in gang.KINDS]
-    # The trainer first, so that it ends by its own signal handler and not by the loss of an engine; the group last.
-    return [*observed.trainer_jobs(), *found, *groups]
 
 
 def _deletions(children: Iterable[Child]) -> tuple[Delete, ...]:

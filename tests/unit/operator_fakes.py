@@ -5,7 +5,7 @@ import itertools
 import random
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -250,6 +250,7 @@ class Simulation:
     """Their uids, by the uid of the DistillationJob and the attempt."""
     key: Key = KEY
     claim: bool = True
+    settings: Settings = SETTINGS
     crashes: int = 0
     chaos: random.Random | None = None
     """Watch events come late, twice, in another order, or never."""
@@ -267,9 +268,14 @@ class Simulation:
         poller = ProgressPoller(1.0, lambda _: None)
         recorder = EventRecorder(self.cluster, "test", lambda: self.now)
         self.cache = Cache(self.cluster, clock=lambda: self.now.timestamp())
-        self.reconciler = Reconciler(self.cache, SETTINGS, recorder, poller, Jobs(), lambda: self.now)
+        self.reconciler = Reconciler(self.cache, self.settings, recorder, poller, Jobs(), lambda: self.now)
         self.next_resync = self.due = self.now
         self.listed = False
+
+    def upgrade(self, **settings: Any) -> None:
+        """Another operator takes over, with these settings."""
+        self.settings = replace(self.settings, **settings)
+        self.start()
 
     def deliver(self) -> None:
         """What the watches tell until now. News wake the job, and nothing else does."""

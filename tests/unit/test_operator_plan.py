@@ -40,6 +40,7 @@ def child(body: Any, **changes: Any) -> Child:
         uid=f"uid-of-{body['metadata']['name']}",
         ours=True,
         spec_hash=body["metadata"]["annotations"]["distillation-operator.io/spec-hash"],
+        fixed_hash=body["metadata"]["annotations"]["distillation-operator.io/fixed-hash"],
         content=body,
     )
     return replace(found, **changes)
@@ -507,7 +508,7 @@ def test_a_trainer_scaled_by_hand_is_put_right_and_one_of_another_version_is_lef
     of = job(trainer={"nodes": 2})
     made = trainer(of, ready=2)
     scaled = replace(made, content={**made.content, "spec": {**made.content["spec"], "parallelism": 0}})
-    for child_, wanted in ((made, []), (scaled, ["Job/job-trainer-1"]), (replace(scaled, spec_hash="other"), [])):
+    for child_, wanted in ((made, []), (scaled, ["Job/job-trainer-1"]), (replace(scaled, fixed_hash="other"), [])):
         assert applied(look(of, begun(of), running(of, children=(*serving(of), child_)))) == wanted
 
 

@@ -5,23 +5,38 @@ import json
 from distill_api import wire
 from distill_operator.children.pod import Json, Owner, config_map_name, metadata
 
+FILE = wire.JOB_FILE.rpartition("/")[2]
+
 
 def config_map(job: Owner) -> Json:
-    manifest = {
-        "apiVersion": job.api_version,
-        "kind": job.kind,
-        "metadata": {
-            "name": job.metadata.name,
-            "namespace": job.metadata.namespace,
-            "uid": job.metadata.uid,
-        },
-        "spec": job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
-    }
-    file = wire.JOB_FILE.rpartition("/")[2]
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
         "metadata": metadata(job, config_map_name(job)),
-        # JSON is YAML, and no reader takes 1e-6 for a string.
-        "data": {file: json.dumps(manifest, indent=2, sort_keys=True)},
+        "data": data(
+            {
+                "apiVersion": job.api_version,
+                "kind": job.kind,
+                "metadata": {
+                    "name": job.metadata.name,
+                    "namespace": job.metadata.namespace,
+                    "uid": job.metadata.uid,
+                },
+                "spec": job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
+            }
+        ),
     }
+
+
+def data(manifest: Json) -> dict[str, str]:
+    # JSON is YAML, and no reader takes 1e-6 for a string.
+    return {FILE: json.dumps(manifest, indent=2, sort_keys=True)}
+
+
+def manifest(config_map: Json) -> Json | None:
+    """What data() wrote; None where somebody made something else of it."""
+    try:
+        found: Json = json.loads(config_map["data"][FILE])
+        return found if isinstance(found["spec"], dict) else None
+    except (KeyError, TypeError, ValueError):
+        return None

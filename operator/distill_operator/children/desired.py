@@ -1,11 +1,11 @@
-"""All children of a job, each with the hash of its own content."""
+"""All children of a job, each with the hash of its own content, and of what of it stays for an attempt."""
 
 import hashlib
 import json
 
 from distill_api.job import DistillationJob
-from distill_api.names import ANNOTATION_SPEC_HASH
-from distill_operator.children import configmap, gang, network, rollout, secret, teacher, trainer
+from distill_api.names import ANNOTATION_FIXED_HASH, ANNOTATION_SPEC_HASH
+from distill_operator.children import asked, configmap, gang, network, rollout, secret, teacher, trainer
 from distill_operator.children.pod import Json
 from distill_operator.settings import Settings
 
@@ -13,7 +13,7 @@ from distill_operator.settings import Settings
 def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
     """Children without pods: made at the start, kept until the job itself is deleted."""
     return [
-        hashed(child)
+        _marked(child)
         for child in (
             configmap.config_map(job),
             network.network_policy(job, settings),
@@ -26,17 +26,17 @@ def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
 def serving(job: DistillationJob, settings: Settings) -> list[Json]:
     """What must be up before the trainer: the job's own teachers and the engines."""
     teachers = [teacher.deployment(job, settings, each) for each in job.spec.served_teachers]
-    return [hashed(gang.placed(job, child)) for child in (*teachers, rollout.ray_cluster(job, settings))]
+    return [_marked(gang.placed(job, child)) for child in (*teachers, rollout.ray_cluster(job, settings))]
 
 
 def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:
-    return hashed(gang.placed(job, trainer.trainer_job(job, settings, attempt)))
+    return _marked(gang.placed(job, trainer.trainer_job(job, settings, attempt)))
 
 
 def group(job: DistillationJob, settings: Settings) -> list[Json]:
     """The group of pods that a gang scheduler places together, if any: before them, deleted with the attempt."""
     made = gang.pod_group(job, [*serving(job, settings), training(job, settings, 1)])
-    return [hashed(made)] if made else []
+    return [_marked(made)] if made else []
 
 
 def key(job: DistillationJob) -> Json:
@@ -45,5 +45,14 @@ def key(job: DistillationJob) -> Json:
 
 
 def hashed(child: Json) -> Json:
-    digest = hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()[:16]
-    return {**child, "metadata": {**child["metadata"], "annotations": {ANNOTATION_SPEC_HASH: digest}}}
+    return {**child, "metadata": {**child["metadata"], "annotations": {ANNOTATION_SPEC_HASH: _digest(child)}}}
+
+
+def _marked(child: Json) -> Json:
+    found = hashed(child)
+    found["metadata"]["annotations"][ANNOTATION_FIXED_HASH] = _digest(asked.fixed(child))
+    return found
+
+
+def _digest(child: Json) -> str:
+    return hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()[:16]

@@ -42,8 +42,9 @@ def deployment(teacher: SharedTeacher, settings: Settings, replicas: int) -> Jso
         "metadata": metadata(teacher, names.shared_teacher(teacher.metadata.name), Role.TEACHER),
         "spec": {
             "replicas": replicas,
-            # A rolling update would need accelerators that nobody keeps spare.
-            "strategy": {"type": "Recreate"},
+            # Another version or other settings take effect at once, under jobs that run: none of its servers goes before
+            # another answers. Without accelerators to spare the old ones serve on.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "progressDeadlineSeconds": 7200,
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": selector(teacher, Role.TEACHER)},
