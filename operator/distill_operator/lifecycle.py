@@ -18,8 +18,8 @@ from distill_api.wire import ProgressReport
 from distill_operator import conditions
 from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
 from distill_operator.failure import Failure
-from distill_operator.observed import Observed
-from distill_operator.readiness import Disruption, RoleState
+from distill_operator.observed import Disruption, Observed
+from distill_operator.readiness import RoleState
 from distill_operator.times import format_time, parse_time, seconds_since
 
 FIRST_DELAY_SECONDS = 10.0

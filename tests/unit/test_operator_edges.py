@@ -12,6 +12,7 @@ from operator_fakes import EPOCH, KEY, SETTINGS, UID, FakeCluster, job, manifest
 from prometheus_client.exposition import generate_latest
 
 from distill_api.metrics import OPERATOR_METRICS, wire_name
+from distill_api.shared_teacher import SharedTeacherStatus
 from distill_api.status import Status
 from distill_operator import progress as progress_module
 from distill_operator.children import desired
@@ -26,15 +27,32 @@ from distill_operator.observed import Claim, read_child, read_claim, read_pod
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key
 from distill_operator.settings import InvalidSettings, Settings
+from distill_operator.shared_view import view
 from distill_operator.store import job_of
+from distill_operator.teachers import Shown, Teachers
 from distill_operator.watch import CHILDREN, kopf_settings
 from distill_operator.wire_status import read_status, status_patch
 
 # Metrics and health
 
+POET = Key.of_teacher("lab", "poet")
 
-def metrics_of(jobs: Jobs) -> OperatorMetrics:
-    return OperatorMetrics(jobs, queue_depth=lambda: 3, queue_retries=lambda: 2, api_requests={("list", "200"): 5})
+def metrics_of(jobs: Jobs, teachers: Teachers | None = None) -> OperatorMetrics:
+    api = {("list", "200"): 5}
+    return OperatorMetrics(
+        jobs, teachers or Teachers(), queue_depth=lambda: 3, queue_retries=lambda: 2, api_requests=api
+    )
+
+
+def served() -> Shown:
+    condition = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Ready",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    fields = {"conditions": [condition], "desiredReplicas": 3, "readyReplicas": 2, "jobs": 4, "requests": 70}
+    return Shown("u", SharedTeacherStatus.model_validate(fields), view("poet", None))
 
 
 def status(reason: str = "Running", restarts: int = 0) -> Status:
@@ -50,9 +68,12 @@ def status(reason: str = "Running", restarts: int = 0) -> Status:
 def test_the_operator_exports_exactly_the_metrics_of_the_registry() -> None:
     jobs = Jobs()
     jobs.put(KEY, manifest(), status(), EPOCH)
-    families = {f.name: {k for s in f.samples for k in s.labels if k != "le"} for f in metrics_of(jobs).collect()}
+    teachers = Teachers()
+    teachers.put(POET, served())
+    exported = metrics_of(jobs, teachers)
+    families = {f.name: {k for s in f.samples for k in s.labels if k != "le"} for f in exported.collect()}
     assert families == {m.name: set(m.labels) for m in OPERATOR_METRICS}
-    text = generate_latest(metrics_of(jobs).registry()).decode()
+    text = generate_latest(exported.registry()).decode()
     for metric in OPERATOR_METRICS:
         assert wire_name(metric) in text
 
@@ -67,6 +88,26 @@ def test_a_deleted_job_leaves_no_series() -> None:
     assert 'distill_job_phase{name="job",namespace="default",phase="Running"} 1.0' in text
     jobs.remove(KEY)
     assert "default" not in generate_latest(found.registry()).decode()
+
+
+def test_a_teacher_is_seen_with_its_servers_jobs_and_scalings_and_a_deleted_one_leaves_no_series() -> None:
+    teachers = Teachers()
+    for scaled in (0, 2, -1, 1):
+        teachers.put(POET, served(), scaled)
+    found = metrics_of(Jobs(), teachers)
+    text = generate_latest(found.registry()).decode()
+    for series, value in {
+        'condition{name="poet",namespace="lab",type="Ready"}': 1,
+        'servers{name="poet",namespace="lab",state="wanted"}': 3,
+        'servers{name="poet",namespace="lab",state="ready"}': 2,
+        'jobs{name="poet",namespace="lab"}': 4,
+        'requests{name="poet",namespace="lab"}': 70,
+        'scalings_total{direction="up",name="poet",namespace="lab"}': 2,
+        'scalings_total{direction="down",name="poet",namespace="lab"}': 1,
+    }.items():
+        assert f"distill_shared_teacher_{series} {float(value)}" in text
+    teachers.remove(POET)
+    assert "poet" not in generate_latest(found.registry()).decode()
 
 
 def test_durations_are_cumulative() -> None:

@@ -42,8 +42,9 @@ def deployment(teacher: SharedTeacher, settings: Settings, replicas: int) -> Jso
         "metadata": metadata(teacher, names.shared_teacher(teacher.metadata.name), Role.TEACHER),
         "spec": {
             "replicas": replicas,
-            # A rolling update would need accelerators that nobody keeps spare.
-            "strategy": {"type": "Recreate"},
+            # Jobs that run learn from it, so no server goes before its successor answers: one is made besides, and
+            # where no accelerator is spare for it, the old ones serve on.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "progressDeadlineSeconds": 7200,
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": selector(teacher, Role.TEACHER)},
