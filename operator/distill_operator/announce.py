@@ -89,8 +89,9 @@ def teacher_announcements(uid: str, before: SharedTeacherStatus, after: SharedTe
 def scaling(uid: str, rule: Autoscaling, before: int, after: SharedTeacherStatus) -> Event:
     """That the number of a Teacher's servers has changed, from `before`, and why."""
     wanted = after.desired_replicas
+    servers = "1 server" if wanted == 1 else f"{wanted} servers"
     why = f"{after.requests} requests of {after.jobs} jobs, {rule.target_requests} for each server"
     if wanted < before:
         why = f"fewer were enough for {rule.scale_down_seconds} s"
-    text = f"{wanted} servers instead of {before}, of {rule.min_replicas} to {rule.max_replicas}: {why}"
+    text = f"{servers} instead of {before}, of {rule.min_replicas} to {rule.max_replicas}: {why}"
     return Event(f"{uid}/{SCALED}/{before}/{wanted}/{after.observed_generation}", SCALED, text, warning=False)

@@ -37,6 +37,7 @@ from distill_operator.wire_status import read_status, status_patch
 
 POET = Key.of_teacher("lab", "poet")
 
+
 def metrics_of(jobs: Jobs, teachers: Teachers | None = None) -> OperatorMetrics:
     api = {("list", "200"): 5}
     return OperatorMetrics(

@@ -218,7 +218,7 @@ def test_each_decision_to_scale_is_an_event_that_says_why() -> None:
     quiet = planned(of, seen(of, 5), (2,), more.status)
     fewer = plan_shared(of, quiet.status, seen(of, 5), (2,), SETTINGS, NOW + timedelta(seconds=300))
     assert [(e.reason, e.message) for e in events(fewer)] == [
-        ("Scaled", "1 servers instead of 5, of 1 to 8: fewer were enough for 300 s")
+        ("Scaled", "1 server instead of 5, of 1 to 8: fewer were enough for 300 s")
     ]
     assert (more.scaled, quiet.scaled, fewer.scaled) == (4, 0, -4)
 

@@ -187,7 +187,9 @@ def test_an_outage_beyond_the_trainers_limit_ends_the_attempt_and_the_next_begin
     assert says(after, ConditionType.TRAINER_READY) == ("False", "TeacherUnreachable", "said so")
     assert (after.restarts, says(after, ConditionType.SUCCEEDED)[1]) == (1, "Restarting")
     waits = look(of, after, replace(NOTHING), seconds=600)
-    assert (waits.status.attempts, waits.status.restarts) == (1, 1), "no attempt is spent on a Teacher that is not there"
+    assert (waits.status.attempts, waits.status.restarts) == (1, 1), (
+        "no attempt is spent on a Teacher that is not there"
+    )
     assert says(waits.status, READY)[1] == "TeacherNotFound"
     assert look(of, waits.status, replace(NOTHING, shared=(teacher(),)), seconds=700).status.attempts == 2
 
