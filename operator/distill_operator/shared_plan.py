@@ -7,7 +7,7 @@ from datetime import datetime
 from distill_api import names, wire
 from distill_api.job import Metadata
 from distill_api.names import Role
-from distill_api.shared_teacher import SharedTeacher, SharedTeacherStatus
+from distill_api.shared_teacher import KIND, SharedTeacher, SharedTeacherStatus
 from distill_api.status import ConditionType, Reason
 from distill_operator import conditions, policy
 from distill_operator.announce import scaling, teacher_announcements
@@ -17,7 +17,7 @@ from distill_operator.conditions import FALSE, TRUE, Verdict
 from distill_operator.drift import has_drifted
 from distill_operator.effects import Apply, CreateSecret, Effect
 from distill_operator.kinds import Kind, kind_of
-from distill_operator.observed import Observed
+from distill_operator.observed import Child, Observed
 from distill_operator.readiness import no_pods, pods_problem
 from distill_operator.scaling import Scale, rescaled, seconds_to_scale_down
 from distill_operator.settings import Settings
@@ -55,6 +55,9 @@ def plan_shared(
     effects: list[Effect] = []
     for body in shared.children(teacher, settings, scale.replicas):
         child = observed.child(kind_of(body), body["metadata"]["name"])
+        if child is not None and not child.ours and _of_an_earlier_one(meta, child):
+            text = f"the {body['kind']} {body['metadata']['name']} of an earlier Teacher of this name is being removed"
+            return refused(meta, status, observed, Verdict(FALSE, Reason.NOT_READY, text), now)
         if child is not None and not child.ours:
             what = f"the {body['kind']} {body['metadata']['name']} exists and belongs to something else"
             text = f"{what}; delete it, or name this Teacher differently"
@@ -91,14 +94,20 @@ def plan_shared(
 def refused(
     meta: Metadata, status: SharedTeacherStatus, observed: Observed, verdict: Verdict, now: datetime
 ) -> SharedPlan:
-    """Nothing is made of it, for the reason that the verdict gives. What already serves is left alone."""
+    """Nothing is made of it now, for the reason that the verdict gives. What already serves is left alone."""
     ready = _ready(meta, observed)
     serves = Verdict(TRUE, Reason.READY, f"{ready} servers answer; {verdict.message}")
-    # Others end, or somebody raises a quota: the spec is not at fault.
-    valid = VALID if verdict.reason is Reason.QUOTA_EXCEEDED else verdict
+    # A quota, or a garbage collector that has not come yet: the spec is not at fault.
+    valid = verdict if verdict.reason in (Reason.INVALID_SPEC, Reason.NAME_TAKEN) else VALID
     found = {ConditionType.SPEC_VALID: valid, ConditionType.READY: serves if ready else verdict}
     after = _revised(meta, status.model_copy(update={"ready_replicas": ready}), found, now)
     return SharedPlan(teacher_announcements(meta.uid, status, after), after, RETRY_SECONDS)
+
+
+def _of_an_earlier_one(meta: Metadata, child: Child) -> bool:
+    """The garbage collector takes it, and no stranger is to be warned of."""
+    owners = child.content.get("metadata", {}).get("ownerReferences", [])
+    return any(owner.get("controller") and (owner["kind"], owner["name"]) == (KIND, meta.name) for owner in owners)
 
 
 def _revised(

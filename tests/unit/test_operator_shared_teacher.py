@@ -118,7 +118,7 @@ def test_what_somebody_changed_is_put_right() -> None:
 
 def test_a_strangers_object_is_left_alone_and_named() -> None:
     of = teacher()
-    strange = tuple(replace(c, ours=c.kind.value.kind != "Service") for c in seen(of, 1).children)
+    strange = tuple(replace(c, ours=False, content={}) if c.kind is Kind.SERVICE else c for c in seen(of, 1).children)
     found = planned(of, Observed(children=strange))
     assert applied(found) == []
     assert [e.reason for e in events(found)] == ["NameTaken"]

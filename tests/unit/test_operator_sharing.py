@@ -38,6 +38,8 @@ class Lab(Simulation):
         self.down: set[str] = set()
         """Deployments whose pods do not come up."""
         self.looks = 0
+        self.collects = True
+        """The garbage collector keeps up."""
 
     def wake(self, key: Key, seconds: float = 0.0) -> None:
         self.due_at[key] = min(
@@ -88,7 +90,7 @@ class Lab(Simulation):
         for name in self.down & set(self.cluster.of(Kind.DEPLOYMENT)):
             self.cluster.status(Kind.DEPLOYMENT, name, {"readyReplicas": 0})
             hidden[Kind.DEPLOYMENT, name] = self.cluster.objects.pop((Kind.DEPLOYMENT, name))
-        changed = super().play(collect=collect)
+        changed = super().play(collect=collect and self.collects)
         self.cluster.objects |= hidden
         return changed
 
@@ -146,6 +148,20 @@ async def test_a_teacher_that_is_deleted_under_its_jobs_is_told_on_each_of_them_
     here.teacher()
     await here.calm(5)
     assert here.condition("TeacherReady")[0] == "True"
+
+
+async def test_a_teacher_made_again_waits_for_what_the_earlier_one_left_and_takes_it_for_no_stranger() -> None:
+    here = await lab()
+    here.collects = False
+    here.cluster.remove(Kind.SHARED_TEACHER, "poet")
+    here.teacher()
+    await here.calm(5)
+    text = "the ConfigMap poet-scoring of an earlier Teacher of this name is being removed"
+    assert here.condition("TeacherReady") == ("False", "NotReady", f"Teacher poet: {text}")
+    here.collects = True
+    await here.calm(5)
+    assert here.condition("TeacherReady")[0] == "True"
+    assert "NameTaken" not in [reason for reason, _ in here.said("Teacher")]
 
 
 async def test_events_of_a_teacher_are_about_the_teacher() -> None:
