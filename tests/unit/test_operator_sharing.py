@@ -4,7 +4,7 @@ from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
-from operator_fakes import EPOCH, KEY, RESYNC, SETTINGS, FakeCluster, Json, Simulation, manifest
+from operator_fakes import EPOCH, KEY, RESYNC, SETTINGS, Crash, FakeCluster, Json, Simulation, manifest
 
 from distill_api.shared_teacher import Autoscaling
 from distill_api.status import Status
@@ -80,6 +80,12 @@ class Lab(Simulation):
             again = await (self.reconciler if key.teacher is None else self.shared).reconcile(key)
         except (Retry, ApiError):
             again = 0.0
+        except Crash:
+            self.crashes += 1
+            self.start()
+            for known in await self.cache.sync() | {key}:
+                self.wake(known)
+            return
         if again is not None:
             self.wake(key, again)
         for teacher in self.reconciler.jobs.teachers_of(key):
@@ -94,9 +100,9 @@ class Lab(Simulation):
         self.cluster.objects |= hidden
         return changed
 
-    def teacher(self, **spec: Any) -> None:
-        body = {"metadata": {"generation": 1}, "spec": {"model": "/models/poet", "accelerator": "none", **spec}}
-        self.cluster.put(Kind.SHARED_TEACHER, "poet", body)
+    def teacher(self, **metadata: Any) -> None:
+        spec = {"model": "/models/poet", "accelerator": "none"}
+        self.cluster.put(Kind.SHARED_TEACHER, "poet", {"metadata": {"generation": 1, **metadata}, "spec": spec})
 
     def said(self, about: str) -> list[tuple[str, str]]:
         """Reasons and messages of the Events on a kind."""
@@ -106,7 +112,7 @@ class Lab(Simulation):
 async def lab(*, teacher: bool = True, cluster: FakeCluster | None = None) -> Lab:
     found = Lab(dict(LEARNER), cluster or FakeCluster())
     if teacher:
-        found.teacher()
+        found.teacher(uid="first")
     await found.begin()
     return found
 
@@ -162,6 +168,30 @@ async def test_a_teacher_made_again_waits_for_what_the_earlier_one_left_and_take
     await here.calm(5)
     assert here.condition("TeacherReady")[0] == "True"
     assert "NameTaken" not in [reason for reason, _ in here.said("Teacher")]
+
+
+async def test_a_crash_after_any_write_ends_in_the_same_teacher_and_job_told_by_the_same_events() -> None:
+    async def story(crash_after: int) -> Lab:
+        here = await lab(cluster=FakeCluster(crash_after=crash_after))
+        here.cluster.remove(Kind.SHARED_TEACHER, "poet")
+        await here.calm(5)
+        here.teacher(uid="second")
+        await here.calm(15)
+        return here
+
+    def told(here: Lab) -> list[tuple[str, str]]:
+        return sorted((e["regarding"]["kind"], e["reason"]) for e in here.cluster.events.values())
+
+    usual = await story(-1)
+    assert usual.condition("Succeeded")[1] == "Running"
+    assert len(usual.cluster.writes) > 25
+    for write in range(len(usual.cluster.writes)):
+        here = await story(write)
+        assert here.crashes == 1
+        assert (here.cluster.shape(), told(here)) == (usual.cluster.shape(), told(usual)), usual.cluster.writes[write]
+        assert [here.condition(c) for c in ("TeacherReady", "Succeeded")] == [
+            usual.condition(c) for c in ("TeacherReady", "Succeeded")
+        ]
 
 
 async def test_events_of_a_teacher_are_about_the_teacher() -> None:
