@@ -100,6 +100,8 @@ def _not_got_over(state: RoleState, status: Status) -> Disruption | None:
 
 
 def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> Status:
+    # What the last attempt's trainer had for its teachers to do is done by nobody now.
+    progress = status.progress and status.progress.model_copy(update={"teachers": []})
     return revised(
         job,
         status,
@@ -112,6 +114,7 @@ def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> 
         },
         attempts=attempt,
         next_attempt_time=None,
+        progress=progress,
         start_time=status.start_time or format_time(now),
         attempt_start_time=format_time(now),
     )

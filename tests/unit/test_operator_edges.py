@@ -14,6 +14,7 @@ from prometheus_client.exposition import generate_latest
 from distill_api.metrics import OPERATOR_METRICS, wire_name
 from distill_api.shared_teacher import SharedTeacherStatus
 from distill_api.status import Status
+from distill_api.wire import ProgressReport
 from distill_operator import progress as progress_module
 from distill_operator.children import desired
 from distill_operator.drift import contains, has_drifted
@@ -197,6 +198,37 @@ async def test_an_answer_wakes_the_job_once_for_each_change(monkeypatch: pytest.
     report, woken = await ask('{"phase": "Training", "progress": {"step": 3}}', monkeypatch)
     assert report.progress.step == 3
     assert woken == [KEY]
+
+
+async def test_a_trainer_that_hangs_is_believed_for_a_minute_and_then_has_nothing_for_its_teachers_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = '{"phase": "Training", "progress": {"step": 3, "teachers": [{"name": "teacher", "requests": 900}]}}'
+    answers: list[ProgressReport | None] = [ProgressReport.model_validate_json(said)]
+
+    async def fetch(_: Any, url: str) -> ProgressReport | None:
+        return answers[0]
+
+    monkeypatch.setattr(progress_module, "_fetch", fetch)
+    now, woken, left = 0.0, [], []
+    poller = ProgressPoller(0.0, woken.append, clock=lambda: now)
+    poller.follow(KEY, "pod-uid", "127.0.0.1")
+
+    async def polled() -> int:
+        """Requests that it is taken to have."""
+        task = asyncio.create_task(poller.run())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        report = poller.latest(KEY, "pod-uid")
+        assert report and report.progress.step == 3
+        return sum(t.requests for t in report.progress.teachers)
+
+    for at, heard in ((0.0, True), (1.0, False), (60.0, False), (61.0, False), (62.0, False), (63.0, True)):
+        now, answers[0] = at, ProgressReport.model_validate_json(said) if heard else None
+        left.append(await polled())
+    assert left == [900, 900, 900, 0, 0, 900]
+    assert woken == [KEY] * 3, "for each change"
 
 
 async def ask(answer: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Key]]:

@@ -13,7 +13,7 @@ from test_operator_teachers import ROUTED, up
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.shared_teacher import SharedTeacherStatus
-from distill_api.status import ConditionType, Status
+from distill_api.status import ConditionType, Progress, Status
 from distill_operator.effects import Check, Event
 from distill_operator.observed import Observed, Outcome, Pod, SharedServers
 
@@ -192,6 +192,16 @@ def test_an_outage_beyond_the_trainers_limit_ends_the_attempt_and_the_next_begin
     )
     assert says(waits.status, READY)[1] == "TeacherNotFound"
     assert look(of, waits.status, replace(NOTHING, shared=(teacher(),)), seconds=700).status.attempts == 2
+
+
+def test_what_the_last_trainer_had_for_a_teacher_to_do_is_forgotten_when_the_next_attempt_begins() -> None:
+    of = learner()
+    said = Progress.model_validate({"step": 4, "teachers": [{"name": "teacher", "requests": 900}]})
+    over = with_trainer(of, seen(of, teacher()), ended("TeacherUnreachable"), outcome=Outcome.FAILED)
+    after = look(of, run(of).model_copy(update={"progress": said}), over).status
+    again = look(of, after, replace(NOTHING, shared=(teacher(),)), seconds=600).status
+    assert again.attempts == 2 and again.progress
+    assert (again.progress.step, again.progress.teachers) == (4, [])
 
 
 def test_an_eviction_of_its_server_does_not_count_against_the_jobs_limit() -> None:

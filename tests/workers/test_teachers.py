@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import torch
 import yaml
@@ -18,9 +19,11 @@ from distill_workers.failures import ConfigurationError
 from distill_workers.local_run import LocalRun, with_volumes
 from distill_workers.megatron.batch import collate
 from distill_workers.metrics import Metrics
+from distill_workers.progress import Reporter
 from distill_workers.prompts import PromptError, load_data
 from distill_workers.runfolder import ForeignRun, RunFolder, fingerprint
 from distill_workers.sample import Prompt, Sample
+from distill_workers.server import free_port
 from distill_workers.teacher_servers import TeacherServers
 from distill_workers.teachers import Teachers
 from distill_workers.token_kl import teacher_kl
@@ -175,6 +178,24 @@ async def test_a_sample_carries_its_teachers_name_and_coefficient(tmp_path: Path
         await rollouts._score(Prompt(0, [1], "", teacher=teacher), made)
         scored.append((made.teacher, made.coefficient))
     assert scored == [("math", 0.25), ("code", 1.0)]
+
+
+async def test_a_trainer_publishes_what_it_has_for_each_shared_teacher_to_do_and_for_no_other(tmp_path: Path) -> None:
+    teachers = [TWO[0], {"name": "poet", "ref": {"name": "poet"}}]
+    data = {"prompts": prompts(tmp_path, teacherField="topic")}
+    of = spec_of(Path("/s"), Path("/t"), teacher=None, teachers=teachers, data=data)
+    found = Teachers.of_job(of, {wire.Variable.TEACHER: "math=127.0.0.1:1;poet=poet-scoring:30000"}, Metrics())
+    found.of("math").requests, found.of("poet").requests = 5, 41
+    manifest = yaml.safe_load((REPO / "tests" / "manifests" / "good" / "minimal.yaml").read_text())
+    manifest["spec"]["output"] = {"path": str(tmp_path)}
+    reporter = Reporter(RunFolder(parse_job(manifest)), Metrics(), 10)
+    reporter.teachers = found.shared_requests
+    port = free_port()
+    await reporter.serve(port)
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/progress") as answer:
+        report = wire.ProgressReport.model_validate_json(await answer.text())
+    await reporter.close()
+    assert [(t.name, t.requests) for t in report.progress.teachers] == [("poet", 41)]
 
 
 def test_what_says_where_a_teacher_is_served_does_not_make_another_run() -> None:
