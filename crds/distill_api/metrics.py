@@ -187,6 +187,31 @@ OPERATOR_METRICS = (
     ),
     Metric("distill_job_restarts", Kind.GAUGE, "Failed attempts of a job.", ("namespace", "name")),
     Metric("distill_jobs", Kind.GAUGE, "Jobs by reason of their Succeeded condition.", ("state",)),
+    Metric(
+        "distill_shared_teacher_condition",
+        Kind.GAUGE,
+        "1 where the condition of a Teacher is True: Ready, SpecValid.",
+        ("namespace", "name", "type"),
+    ),
+    Metric(
+        "distill_shared_teacher_servers",
+        Kind.GAUGE,
+        "Servers of a Teacher: wanted, and ready, which answer.",
+        ("namespace", "name", "state"),
+    ),
+    Metric("distill_shared_teacher_jobs", Kind.GAUGE, "Running jobs that learn from a Teacher.", ("namespace", "name")),
+    Metric(
+        "distill_shared_teacher_requests",
+        Kind.GAUGE,
+        "Scoring requests, waiting and under way, of the running jobs of a Teacher: by them it is scaled.",
+        ("namespace", "name"),
+    ),
+    Metric(
+        "distill_shared_teacher_scalings",
+        Kind.COUNTER,
+        "Decisions of a Teacher's autoscaling to have more servers (up), or fewer (down).",
+        ("namespace", "name", "direction"),
+    ),
 )
 
 

@@ -266,6 +266,11 @@ class Spec(Model):
         return [t for t in self.all_teachers if t.model is not None]
 
     @property
+    def shared_teachers(self) -> list[str]:
+        """Names of the Teachers that it learns from, each once."""
+        return sorted({t.ref.name for t in self.all_teachers if t.ref is not None})
+
+    @property
     def needs_hub(self) -> bool:
         """Whether something is downloaded from the Hugging Face hub."""
         prompts = [s.prompts for s in self.data.all_sources] + [e.prompts for e in self.evaluation]

@@ -61,6 +61,8 @@ class Reason(StrEnum):
     QUOTA_EXCEEDED = "QuotaExceeded"
     RELEASED_AFTER_FINISH = "ReleasedAfterFinish"
     TRAINER_FAILED = "TrainerFailed"
+    TEACHER_NOT_FOUND = "TeacherNotFound"
+    """A Teacher that the job names does not exist."""
     TEACHER_UNREACHABLE = "TeacherUnreachable"
     """The teacher was away for longer than the trainer waits."""
     ENGINES_LOST = "EnginesLost"
@@ -94,8 +96,8 @@ class RoleStatus(Model):
     """How many pods of a role are wanted and ready."""
 
     name: Word = Field(description="teacher, rollout or trainer.")
-    desired: Number = Field(0, description="Pods wanted.")
-    ready: Number = Field(0, description="Pods ready.")
+    desired: Number = Field(0, description="Pods wanted; each Teacher that the job names counts as one.")
+    ready: Number = Field(0, description="Pods ready, and Teachers that answer.")
     reason: Word = Field("", description="Why it is not ready.")
     disruption: Annotated[str, Field(max_length=512)] | None = Field(
         None, description="The eviction or preemption of one of its pods that the training has not got over yet."

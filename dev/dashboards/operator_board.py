@@ -3,6 +3,7 @@
 from parts import Board, Panel, Row
 
 NAMED = 'namespace=~"$namespace", name=~"$job"'
+SHARED = 'namespace=~"$namespace"'
 RECONCILE = "distill_operator_reconcile"
 
 
@@ -123,6 +124,39 @@ BOARD = Board(
                     "Failed attempts",
                     "Of the jobs chosen above.",
                     {"{{namespace}}/{{name}}": f"distill_job_restarts{{{NAMED}}}"},
+                ),
+            ],
+        ),
+        Row(
+            "Teachers that are shared",
+            [
+                Panel(
+                    "Servers",
+                    "Wanted, and ready: those that answer.",
+                    {"{{namespace}}/{{name}} {{state}}": f"distill_shared_teacher_servers{{{SHARED}}}"},
+                ),
+                Panel(
+                    "Requests",
+                    "Waiting and under way at all trainers: by them a Teacher is scaled.",
+                    {"{{namespace}}/{{name}}": f"distill_shared_teacher_requests{{{SHARED}}}"},
+                ),
+                Panel(
+                    "Jobs that learn",
+                    "From each Teacher.",
+                    {"{{namespace}}/{{name}}": f"distill_shared_teacher_jobs{{{SHARED}}}"},
+                ),
+                Panel(
+                    "Decisions to scale",
+                    "Of the last hour: up, more servers; down, fewer.",
+                    {
+                        "{{namespace}}/{{name}} {{direction}}": f"sum by (namespace, name, direction) "
+                        f"(increase(distill_shared_teacher_scalings_total{{{SHARED}}}[1h]))"
+                    },
+                ),
+                Panel(
+                    "Conditions of Teachers",
+                    "1 is True.",
+                    {"{{namespace}}/{{name}} {{type}}": f"distill_shared_teacher_condition{{{SHARED}}}"},
                 ),
             ],
         ),

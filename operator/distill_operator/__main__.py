@@ -15,6 +15,7 @@ import uuid
 from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
+from distill_api.status import Status
 from distill_operator import health, logs
 from distill_operator.cache import Cache
 from distill_operator.cluster import ApiError, KubernetesCluster, connect
@@ -25,10 +26,12 @@ from distill_operator.lease import Election
 from distill_operator.metrics import OperatorMetrics
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry, WorkQueue
-from distill_operator.reconcile import Reconciler
+from distill_operator.reconcile import OURS, Reconciler, managed_by
 from distill_operator.settings import InvalidSettings, Settings
 from distill_operator.shared_reconcile import SharedReconciler
+from distill_operator.teachers import Teachers
 from distill_operator.watch import Watches
+from distill_operator.wire_status import read_status
 
 logger = logging.getLogger("distill_operator")
 
@@ -48,7 +51,7 @@ async def operate(settings: Settings) -> None:
         loop.add_signal_handler(number, stop.set)
     cluster = await connect()
     cache, listed = Cache(cluster, settings.watch_namespaces), asyncio.Event()
-    jobs, heart = Jobs(), Heart()
+    jobs, shared, heart = Jobs(), Teachers(), Heart()
 
     async def handle(key: Key) -> float | None:
         began = time.perf_counter()
@@ -72,9 +75,13 @@ async def operate(settings: Settings) -> None:
     progress = ProgressPoller(settings.progress_seconds, queue.add)
     events = EventRecorder(cluster, os.environ.get("HOSTNAME", "distillation-operator"))
     reconciler = Reconciler(cache, settings, events, progress, jobs, now_utc)
-    teachers = SharedReconciler(cache, settings, jobs, now_utc)
+    teachers = SharedReconciler(cache, settings, events, jobs, shared, queue.add, now_utc)
     metrics = OperatorMetrics(
-        jobs, queue_depth=lambda: queue.depth, queue_retries=lambda: queue.retries, api_requests=cluster.requests
+        jobs,
+        shared,
+        queue_depth=lambda: queue.depth,
+        queue_retries=lambda: queue.retries,
+        api_requests=cluster.requests,
     )
     watches = Watches(settings, cache, queue.add)
 
@@ -135,6 +142,14 @@ def _election(settings: Settings, cluster: KubernetesCluster) -> Election | None
     return Election(cluster, settings.lease_namespace, settings.lease_name, identity)
 
 
+def recall(cache: Cache, jobs: Jobs) -> None:
+    """What the statuses of all jobs say, before the first look at any: half of them would make a Teacher look idle."""
+    for key in cache.store.owners():
+        raw = cache.job(key) if key.teacher is None else None
+        if raw is not None and managed_by(raw) == OURS:
+            jobs.put(key, raw, read_status(raw, Status), now_utc())
+
+
 async def resync(
     cache: Cache, listed: asyncio.Event, settings: Settings, queue: WorkQueue, jobs: Jobs, heart: Heart
 ) -> None:
@@ -143,6 +158,8 @@ async def resync(
         seconds = settings.resync_seconds
         try:
             news = await cache.sync()
+            if not listed.is_set():
+                recall(cache, jobs)
             listed.set()
             for key in cache.store.owners() | set(jobs.all()) | news:
                 # Spread, or a thousand jobs would be looked at while one waits that has changed.

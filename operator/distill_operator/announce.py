@@ -4,6 +4,7 @@ They are posted before the status that they announce is written: after a crash i
 under the same key, and so are the same Events.
 """
 
+from distill_api.shared_teacher import Autoscaling, SharedTeacherStatus
 from distill_api.status import ConditionStatus, ConditionType, Reason, Status
 from distill_operator import conditions
 from distill_operator.effects import Event
@@ -16,6 +17,7 @@ PROBLEMS = frozenset(
         Reason.CRASH_LOOPING,
         Reason.OUT_OF_MEMORY,
         Reason.EVICTED,
+        Reason.TEACHER_NOT_FOUND,
         Reason.TEACHER_UNREACHABLE,
         Reason.ENGINES_LOST,
         Reason.QUOTA_EXCEEDED,
@@ -27,6 +29,8 @@ PROBLEMS = frozenset(
 )
 QUIET = frozenset({Reason.PENDING})
 """Reasons of Succeeded that say nothing by themselves."""
+SCALED = "Scaled"
+"""Reason of the Event about a Teacher that has got more servers, or fewer."""
 
 
 def announcements(uid: str, before: Status, after: Status) -> tuple[Event, ...]:
@@ -60,3 +64,34 @@ def _is_warning(condition_type: str, status: ConditionStatus, reason: str, attem
         # Before the first attempt, Succeeded says it.
         return True if status is ConditionStatus.FALSE and attempts else None
     return None
+
+
+def teacher_announcements(uid: str, before: SharedTeacherStatus, after: SharedTeacherStatus) -> tuple[Event, ...]:
+    """Of a Teacher."""
+    found: list[Event] = []
+    for condition_type in (ConditionType.READY, ConditionType.SPEC_VALID):
+        now, then = conditions.find(after, condition_type), conditions.find(before, condition_type)
+        if now is None or (then is not None and (then.status, then.reason) == (now.status, now.reason)):
+            continue
+        warning = now.status is not ConditionStatus.TRUE
+        if condition_type is ConditionType.READY:
+            # What is wrong with the spec is said by that condition; no server yet is how each begins.
+            lost = then is not None and then.status is ConditionStatus.TRUE
+            if warning and not lost and (now.reason not in PROBLEMS or now.reason == Reason.NAME_TAKEN):
+                continue
+        elif not warning:
+            continue
+        key = f"{uid}/{condition_type}/{now.reason}/{after.observed_generation}"
+        found.append(Event(key, now.reason, now.message, warning))
+    return tuple(found)
+
+
+def scaling(uid: str, rule: Autoscaling, before: int, after: SharedTeacherStatus) -> Event:
+    """That the number of a Teacher's servers has changed, from `before`, and why."""
+    wanted = after.desired_replicas
+    servers = "1 server" if wanted == 1 else f"{wanted} servers"
+    why = f"{after.requests} requests of {after.jobs} jobs, {rule.target_requests} for each server"
+    if wanted < before:
+        why = f"fewer were enough for {rule.scale_down_seconds} s"
+    text = f"{servers} instead of {before}, of {rule.min_replicas} to {rule.max_replicas}: {why}"
+    return Event(f"{uid}/{SCALED}/{before}/{wanted}/{after.observed_generation}", SCALED, text, warning=False)

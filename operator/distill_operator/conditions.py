@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
+from typing import Protocol
 
 from distill_api.status import Condition, ConditionStatus, ConditionType, Reason, Status
 from distill_operator.times import format_time
@@ -22,16 +23,23 @@ class Verdict:
     message: str = ""
 
 
-def find(status: Status, condition_type: ConditionType) -> Condition | None:
+class Conditioned(Protocol):
+    """A status, of a job or of a Teacher."""
+
+    @property
+    def conditions(self) -> list[Condition]: ...
+
+
+def find(status: Conditioned, condition_type: ConditionType) -> Condition | None:
     return next((c for c in status.conditions if c.type == condition_type.value), None)
 
 
-def is_true(status: Status, condition_type: ConditionType) -> bool:
+def is_true(status: Conditioned, condition_type: ConditionType) -> bool:
     found = find(status, condition_type)
     return found is not None and found.status is TRUE
 
 
-def reason_of(status: Status, condition_type: ConditionType) -> str:
+def reason_of(status: Conditioned, condition_type: ConditionType) -> str:
     found = find(status, condition_type)
     return found.reason if found else ""
 
@@ -53,7 +61,7 @@ def is_turn(before: Status, after: Status) -> bool:
     return turn(before) != turn(after)
 
 
-def verdict_of(status: Status, condition_type: ConditionType, otherwise: Verdict) -> Verdict:
+def verdict_of(status: Conditioned, condition_type: ConditionType, otherwise: Verdict) -> Verdict:
     """What the condition says now."""
     found = find(status, condition_type)
     if found is None or found.reason not in _REASONS:

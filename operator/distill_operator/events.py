@@ -1,7 +1,7 @@
-"""Posts Events (events.k8s.io/v1) on jobs: one object per thing that happened, counted when it happens again.
+"""Posts Events (events.k8s.io/v1) on jobs and Teachers: one object per thing, counted when it happens again.
 
 The name follows from the key, so a restarted operator does not post twice. A job that flaps cannot flood the
-namespace: each Event is counted again once a minute at most, and each job posts so many an hour.
+namespace: each Event is counted again once a minute at most, and each posts so many an hour.
 """
 
 import contextlib
@@ -38,7 +38,7 @@ class _Seen:
 
 @dataclass
 class EventRecorder:
-    """Remembers what it posted, by job."""
+    """Remembers what it posted, by uid."""
 
     cluster: Cluster
     instance: str
@@ -46,20 +46,22 @@ class EventRecorder:
     _seen: dict[str, dict[str, _Seen]] = field(default_factory=dict)
     _posted: dict[str, deque[datetime]] = field(default_factory=dict)
 
-    async def record(self, namespace: str, job: str, uid: str, event: Event) -> None:
-        """Never raises for the API server's sake: an Event is a courtesy."""
-        name = f"{job}.{hashlib.sha256(event.key.encode()).hexdigest()[:16]}"
+    async def record(self, namespace: str, about: str, uid: str, event: Event, kind: str = KIND) -> None:
+        """`about` is the name of the job, or of an object of another `kind`. Never raises for the API server's sake: an
+        Event is a courtesy."""
+        name = f"{about}.{hashlib.sha256(event.key.encode()).hexdigest()[:16]}"
+        regarding = {"apiVersion": API_VERSION, "kind": kind, "name": about, "namespace": namespace, "uid": uid}
         try:
-            await self._record(namespace, job, uid, name, event)
+            await self._record(name, regarding, event)
         except ApiError as error:
-            logger.warning("event %s of %s/%s was not posted: %s", event.reason, namespace, job, error)
+            logger.warning("event %s of %s/%s was not posted: %s", event.reason, namespace, about, error)
 
     def forget(self, uid: str) -> None:
         self._seen.pop(uid, None)
         self._posted.pop(uid, None)
 
-    async def _record(self, namespace: str, job: str, uid: str, name: str, event: Event) -> None:
-        now = self.clock()
+    async def _record(self, name: str, regarding: dict[str, str], event: Event) -> None:
+        now, uid, namespace = self.clock(), regarding["uid"], regarding["namespace"]
         seen = self._seen.setdefault(uid, {})
         known = seen.get(name)
         if known is not None:
@@ -71,7 +73,7 @@ class EventRecorder:
         if not self._may_post(uid, now):
             return
         with contextlib.suppress(AlreadyExists):
-            await self.cluster.create_event(_body(namespace, job, uid, name, event, self.instance, now))
+            await self.cluster.create_event(_body(name, regarding, event, self.instance, now))
         seen[name] = _Seen(1, now)
 
     def _may_post(self, uid: str, now: datetime) -> bool:
@@ -84,11 +86,11 @@ class EventRecorder:
         return True
 
 
-def _body(namespace: str, job: str, uid: str, name: str, event: Event, instance: str, now: datetime) -> dict[str, Any]:
+def _body(name: str, regarding: dict[str, str], event: Event, instance: str, now: datetime) -> dict[str, Any]:
     return {
         "apiVersion": "events.k8s.io/v1",
         "kind": "Event",
-        "metadata": {"name": name, "namespace": namespace},
+        "metadata": {"name": name, "namespace": regarding["namespace"]},
         "eventTime": _micro(now),
         "reportingController": REPORTER,
         "reportingInstance": instance[:128],
@@ -96,7 +98,7 @@ def _body(namespace: str, job: str, uid: str, name: str, event: Event, instance:
         "reason": event.reason,
         "note": event.message[:MAX_NOTE],
         "type": "Warning" if event.warning else "Normal",
-        "regarding": {"apiVersion": API_VERSION, "kind": KIND, "name": job, "namespace": namespace, "uid": uid},
+        "regarding": regarding,
     }
 
 

@@ -70,14 +70,24 @@ class Jobs:
         found = self._snapshots.get(key)
         return {Key.of_teacher(key.namespace, name) for _, name in found.shared} if found else set()
 
-    def requests_of(self, namespace: str, teacher: str) -> list[int]:
-        """What each running job of the namespace has for a Teacher to do: requests that wait or are under way."""
+    def of_teacher(self, teacher: Key) -> list[Key]:
+        """The jobs that name a Teacher, running or not."""
+        return [key for key in self._snapshots if teacher in self.teachers_of(key)]
+
+    def requests_of(self, teacher: Key) -> list[int]:
+        """What each running job has for a Teacher to do: requests that wait or are under way.
+
+        A trainer that is not there has nothing to do, whatever the last one said: its job's last words are of before.
+        """
         found = []
-        for key, snapshot in self._snapshots.items():
-            mine = {name for name, shared in snapshot.shared if shared == teacher}
-            if key.namespace == namespace and mine and snapshot.phase in (Reason.STARTING, Reason.RUNNING):
-                progress = snapshot.status.progress
-                found.append(sum(t.requests for t in (progress.teachers if progress else ()) if t.name in mine))
+        for key in self.of_teacher(teacher):
+            snapshot = self._snapshots[key]
+            if snapshot.phase not in (Reason.STARTING, Reason.RUNNING):
+                continue
+            mine = {name for name, shared in snapshot.shared if shared == teacher.teacher}
+            progress = snapshot.status.progress
+            alive = progress is not None and conditions.is_true(snapshot.status, ConditionType.TRAINER_READY)
+            found.append(sum(t.requests for t in progress.teachers if t.name in mine) if progress and alive else 0)
         return found
 
     def all(self) -> dict[Key, Snapshot]:

@@ -18,8 +18,8 @@ from distill_api.wire import ProgressReport
 from distill_operator import conditions
 from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
 from distill_operator.failure import Failure
-from distill_operator.observed import Observed
-from distill_operator.readiness import Disruption, RoleState
+from distill_operator.observed import Disruption, Observed
+from distill_operator.readiness import RoleState
 from distill_operator.times import format_time, parse_time, seconds_since
 
 FIRST_DELAY_SECONDS = 10.0
@@ -100,6 +100,8 @@ def _not_got_over(state: RoleState, status: Status) -> Disruption | None:
 
 
 def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> Status:
+    # What the last attempt's trainer had for its teachers to do is done by nobody now.
+    progress = status.progress and status.progress.model_copy(update={"teachers": []})
     return revised(
         job,
         status,
@@ -112,6 +114,7 @@ def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> 
         },
         attempts=attempt,
         next_attempt_time=None,
+        progress=progress,
         start_time=status.start_time or format_time(now),
         attempt_start_time=format_time(now),
     )

@@ -6,6 +6,7 @@ Series of jobs are made anew from the current jobs each time, so a job that is g
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from importlib.metadata import PackageNotFoundError, version
+from typing import Literal
 
 from prometheus_client import CollectorRegistry
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -16,6 +17,7 @@ from distill_api.metrics import OPERATOR_METRICS, REQUEST_BUCKETS, Kind, Metric
 from distill_api.status import ConditionStatus
 from distill_operator.histogram import Histogram
 from distill_operator.jobs import Jobs
+from distill_operator.teachers import Teachers
 
 Samples = list[tuple[tuple[str, ...], float]]
 """Label values and value."""
@@ -27,12 +29,14 @@ class OperatorMetrics(Collector):
     def __init__(
         self,
         jobs: Jobs,
+        teachers: Teachers,
         *,
         queue_depth: Callable[[], int],
         queue_retries: Callable[[], int],
         api_requests: Mapping[tuple[str, str], int],
     ) -> None:
         self._jobs = jobs
+        self._teachers = teachers
         self._api_requests = api_requests
         self.reconciles: Counter[str] = Counter(ok=0, error=0)
         self.durations = Histogram(REQUEST_BUCKETS)
@@ -47,6 +51,11 @@ class OperatorMetrics(Collector):
             "distill_job_phase": self._phases,
             "distill_job_restarts": self._restarts,
             "distill_jobs": self._states,
+            "distill_shared_teacher_condition": self._teacher_conditions,
+            "distill_shared_teacher_servers": self._teacher_servers,
+            "distill_shared_teacher_jobs": lambda: self._teacher_numbers("jobs"),
+            "distill_shared_teacher_requests": lambda: self._teacher_numbers("requests"),
+            "distill_shared_teacher_scalings": self._teacher_scalings,
         }
         self._histograms: dict[str, dict[tuple[str, ...], Histogram]] = {
             "distill_operator_reconcile_duration_seconds": {(): self.durations},
@@ -93,6 +102,36 @@ class OperatorMetrics(Collector):
     def _states(self) -> Samples:
         found = Counter(job.phase for job in self._jobs.all().values())
         return [((state,), float(n)) for state, n in found.items()]
+
+    def _teacher_conditions(self) -> Samples:
+        return [
+            ((key.namespace, key.teacher or "", condition.type), float(condition.status is ConditionStatus.TRUE))
+            for key, teacher in self._teachers.all().items()
+            for condition in teacher.status.conditions
+        ]
+
+    def _teacher_servers(self) -> Samples:
+        return [
+            ((key.namespace, key.teacher or "", state), float(number))
+            for key, teacher in self._teachers.all().items()
+            for state, number in (
+                ("wanted", teacher.status.desired_replicas),
+                ("ready", teacher.status.ready_replicas),
+            )
+        ]
+
+    def _teacher_numbers(self, field: Literal["jobs", "requests"]) -> Samples:
+        return [
+            ((key.namespace, key.teacher or ""), float(getattr(teacher.status, field)))
+            for key, teacher in self._teachers.all().items()
+        ]
+
+    def _teacher_scalings(self) -> Samples:
+        return [
+            ((key.namespace, key.teacher or "", direction), float(number))
+            for key in self._teachers.all()
+            for direction, number in self._teachers.scalings(key).items()
+        ]
 
 
 def build_version() -> str:

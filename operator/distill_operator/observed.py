@@ -12,6 +12,7 @@ from pydantic import ValidationError
 
 from distill_api import names
 from distill_api.names import Role
+from distill_api.shared_teacher import SharedTeacherStatus
 from distill_api.wire import ExitReport, ProgressReport
 from distill_operator.children.trainer import CONTAINER
 from distill_operator.kinds import Kind, kind_of
@@ -99,6 +100,24 @@ class Pod:
 
 
 @dataclass(frozen=True)
+class Disruption:
+    """A pod that the cluster took away through no fault of its own."""
+
+    time: datetime
+    message: str
+
+
+@dataclass(frozen=True)
+class SharedServers:
+    """A Teacher that the job names."""
+
+    name: str
+    deleting: bool = False
+    status: SharedTeacherStatus = field(default_factory=SharedTeacherStatus)
+    pods: tuple[Pod, ...] = ()
+
+
+@dataclass(frozen=True)
 class Observed:
     """Everything that a plan depends on, besides the job itself."""
 
@@ -110,9 +129,14 @@ class Observed:
     """Why no group of pods can be made, where the spec wants one."""
     report: ProgressReport | None = None
     """The newest answer of trainer rank 0, if any."""
+    shared: tuple[SharedServers, ...] = ()
+    """Those of the Teachers it names that exist."""
 
     def child(self, kind: Kind, name: str) -> Child | None:
         return next((c for c in self.children if c.kind is kind and c.name == name), None)
+
+    def shared_servers(self, name: str) -> SharedServers | None:
+        return next((s for s in self.shared if s.name == name), None)
 
     def trainer_jobs(self) -> list[Child]:
         return [c for c in self.children if c.kind is Kind.JOB and c.ours]
@@ -207,6 +231,16 @@ def read_claim(claim: Raw | None, storage_class: Raw | None) -> Claim:
 def read_pods(raws: Iterable[Raw]) -> tuple[Pod, ...]:
     found = (read_pod(raw) for raw in raws)
     return tuple(sorted((p for p in found if p is not None), key=lambda p: p.name))
+
+
+def newest_disruption(pods: Iterable[Pod]) -> Disruption | None:
+    """Pods that are going away tell of it too."""
+    found = [
+        Disruption(p.disrupted_at, f"{p.name} was taken away: {p.eviction_message or 'evicted or preempted'}")
+        for p in pods
+        if p.disrupted_at is not None
+    ]
+    return max(found, key=lambda d: d.time, default=None)
 
 
 def exit_report(text: str) -> ExitReport | None:

@@ -5,6 +5,7 @@ So a reconcile never waits for a pod, and a job's status changes at most once pe
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -19,6 +20,8 @@ logger = logging.getLogger(__name__)
 TIMEOUT_SECONDS = 2.0
 MAX_ANSWER_BYTES = 256 * 1024
 AT_ONCE = 32
+BELIEVED_SECONDS = 60.0
+"""For so long a trainer that does not answer is taken to have as much for its teachers to do as it said last."""
 
 
 @dataclass
@@ -27,15 +30,18 @@ class _Watched:
     """uid: another pod at the same address is another trainer."""
     url: str
     report: ProgressReport | None = None
-    silent: bool = False
+    silent_since: float | None = None
 
 
 class ProgressPoller:
     """One report per job, of the pod that was named last."""
 
-    def __init__(self, interval_seconds: float, wake: Callable[[Key], None]) -> None:
+    def __init__(
+        self, interval_seconds: float, wake: Callable[[Key], None], clock: Callable[[], float] = time.monotonic
+    ) -> None:
         self._interval = interval_seconds
         self._wake = wake
+        self._clock = clock
         self._watched: dict[Key, _Watched] = {}
         self._slots = asyncio.Semaphore(AT_ONCE)
 
@@ -72,14 +78,23 @@ class ProgressPoller:
         async with self._slots:
             report = await _fetch(session, watched.url)
         if report is None:
-            if not watched.silent:
+            if watched.silent_since is None:
                 logger.info("trainer of %s does not answer at %s", key, watched.url)
-            watched.silent = True
-            return
-        watched.silent = False
+                watched.silent_since = self._clock()
+            if self._clock() - watched.silent_since < BELIEVED_SECONDS or watched.report is None:
+                return
+            report = _idle(watched.report)
+        else:
+            watched.silent_since = None
         if report != watched.report:
             watched.report = report
             self._wake(key)
+
+
+def _idle(report: ProgressReport) -> ProgressReport:
+    """With nothing for a teacher to do: a Teacher must not keep servers for a trainer that hangs."""
+    progress = report.progress.model_copy(update={"teachers": []})
+    return report.model_copy(update={"progress": progress})
 
 
 async def _fetch(session: aiohttp.ClientSession, url: str) -> ProgressReport | None:

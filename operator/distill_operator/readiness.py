@@ -2,28 +2,20 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
 
 from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import Reason
+from distill_operator import shared_view
 from distill_operator.conditions import FALSE, TRUE, Verdict
 from distill_operator.kinds import Kind
-from distill_operator.observed import CRASH_LOOP, Child, Claim, Observed, Pod
+from distill_operator.observed import CRASH_LOOP, Child, Claim, Disruption, Observed, Pod, newest_disruption
 
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 QUOTA = "exceeded quota"
 """As the API server's quota admission says it."""
 CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
-
-
-@dataclass(frozen=True)
-class Disruption:
-    """A pod that the cluster took away through no fault of its own."""
-
-    time: datetime
-    message: str
 
 
 @dataclass(frozen=True)
@@ -41,17 +33,21 @@ class RoleState:
 def roles(job: DistillationJob, observed: Observed, attempt: int) -> list[RoleState]:
     """Teacher, rollout, trainer."""
     found = [_teacher(job, observed), _rollout(job, observed), _trainer(job, observed, attempt)]
-    return [replace(state, disruption=disruption(observed, state.role, attempt)) for state in found]
+    shared = [view.disruption for view in shared_view.views(job, observed) if view.disruption]
+
+    def newest(role: Role) -> Disruption | None:
+        own = disruption(observed, role, attempt)
+        seen = [*([own] if own else []), *(shared if role is Role.TEACHER else [])]
+        return max(seen, key=lambda d: d.time, default=None)
+
+    return [replace(state, disruption=newest(state.role)) for state in found]
 
 
 def disruption(observed: Observed, role: Role, attempt: int) -> Disruption | None:
-    """Of the pods of a role; those that are going away too."""
-    found = [
-        Disruption(p.disrupted_at, f"{p.name} was taken away: {p.eviction_message or 'evicted or preempted'}")
-        for p in observed.pods
-        if p.role is role and p.disrupted_at is not None and (role is not Role.TRAINER or p.attempt == attempt)
-    ]
-    return max(found, key=lambda d: d.time, default=None)
+    """Of the job's own pods of a role."""
+    return newest_disruption(
+        p for p in observed.pods if p.role is role and (role is not Role.TRAINER or p.attempt == attempt)
+    )
 
 
 def obstacle(job: DistillationJob, observed: Observed) -> tuple[Role, Verdict] | None:
@@ -60,6 +56,9 @@ def obstacle(job: DistillationJob, observed: Observed) -> tuple[Role, Verdict] |
         return Role.ROLLOUT, KUBERAY_MISSING
     if observed.gang_problem:
         return Role.TRAINER, Verdict(FALSE, Reason.GANG_NOT_INSTALLED, observed.gang_problem)
+    for view in shared_view.views(job, observed):
+        if view.verdict.reason in shared_view.NEVER_SERVES:
+            return Role.TEACHER, view.verdict
     volume = job.spec.output.volume
     if volume is not None and (message := _claim_problem(volume.claim_name, observed.claim)):
         return Role.TRAINER, Verdict(FALSE, Reason.VOLUME_NOT_BOUND, message)
@@ -74,12 +73,14 @@ KUBERAY_MISSING = Verdict(
 
 
 def trainer_may_start(job: DistillationJob, observed: Observed) -> bool:
-    """At once as a member of one group with the others, none of which gets a node without it."""
-    return job.spec.scheduling.all_at_once or all_scheduled(job, observed)
+    """At once as a member of one group with the others, none of which gets a node without it: but a Teacher is in no
+    group of a job's."""
+    placed = all(view.placed for view in shared_view.views(job, observed))
+    return placed and (job.spec.scheduling.all_at_once or all_scheduled(job, observed))
 
 
 def all_scheduled(job: DistillationJob, observed: Observed) -> bool:
-    """Every pod of teacher and rollout has its node, so a trainer would not hold accelerators in vain."""
+    """Every pod of own teachers and rollout has its node, so a trainer would not hold accelerators in vain."""
     teachers = [p for p in observed.pods_of(Role.TEACHER) if p.scheduled]
     rollout = [p for p in observed.pods_of(Role.ROLLOUT) if p.scheduled]
     heads = [p for p in rollout if p.head]
@@ -113,12 +114,23 @@ def pods_problem(pods: Sequence[Pod]) -> Verdict | None:
 
 
 def _teacher(job: DistillationJob, observed: Observed) -> RoleState:
+    """The job's own, those that it shares, and those of which it knows no more than the address."""
+    own = _own_teachers(job, observed)
+    shared = [view.verdict for view in shared_view.views(job, observed)]
+    desired = own.desired + len(shared)
+    ready = own.ready + sum(verdict.status is TRUE for verdict in shared)
+    verdicts = [*([own.verdict] if own.desired else []), *shared]
+    if lacking := next((verdict for verdict in verdicts if verdict.status is not TRUE), None):
+        return RoleState(Role.TEACHER, desired, ready, lacking)
+    said = [verdict.message for verdict in verdicts]
+    if far := [t.title for t in job.spec.all_teachers if t.endpoint is not None]:
+        said.append(f"{', '.join(far)}: not the job's own, so the trainer's preflight judges")
+    reason = Reason.READY if verdicts else Reason.EXTERNAL
+    return RoleState(Role.TEACHER, desired, ready, Verdict(TRUE, reason, "; ".join(said)))
+
+
+def _own_teachers(job: DistillationJob, observed: Observed) -> RoleState:
     served = job.spec.served_teachers
-    if not served:
-        text = (
-            f"{', '.join(t.title for t in job.spec.all_teachers)}: not the job's own, so the trainer's preflight judges"
-        )
-        return RoleState(Role.TEACHER, 0, 0, Verdict(TRUE, Reason.EXTERNAL, text))
     found = {t.name: observed.child(Kind.DEPLOYMENT, names.teacher(job.metadata.name, t.name)) for t in served}
     # One that has more than it needs is no help to another.
     ready = sum(min(child.ready, t.replicas) for t in served if (child := found[t.name]) is not None)
@@ -140,10 +152,10 @@ def _serving_role(role: Role, desired: int, ready: int, pods: Sequence[Pod], chi
     if ready >= desired:
         return RoleState(role, desired, ready, Verdict(TRUE, Reason.READY, f"{ready} of {desired} are ready"))
     waiting = Verdict(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
-    return RoleState(role, desired, ready, pods_problem(pods) or _no_pods(children) or waiting)
+    return RoleState(role, desired, ready, pods_problem(pods) or no_pods(children) or waiting)
 
 
-def _no_pods(children: Sequence[Child]) -> Verdict | None:
+def no_pods(children: Sequence[Child]) -> Verdict | None:
     """When the API server refuses the pods that a controller asks for."""
     child = next((c for c in children if c.message), None)
     if child is None:

@@ -32,11 +32,12 @@ from distill_operator.effects import Apply, Check, CreateSecret, Delete, Effect,
 from distill_operator.events import EventRecorder
 from distill_operator.jobs import Jobs
 from distill_operator.kinds import Kind
-from distill_operator.observed import Claim, Observed, Outcome, Pod
+from distill_operator.observed import Claim, Observed, Outcome, Pod, SharedServers
 from distill_operator.plan import Plan, invalid, over_quota, plan, refused
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry
 from distill_operator.settings import Settings
+from distill_operator.shared_reconcile import shared_servers
 from distill_operator.wire_status import read_status, status_patch
 
 logger = logging.getLogger(__name__)
@@ -152,7 +153,16 @@ class Reconciler:
             kuberay_installed=await self.cache.serves(Kind.RAY_CLUSTER),
             gang_problem=gang_problem,
             report=self._report(key, pods),
+            shared=await self._shared(key.namespace, job),
         )
+
+    async def _shared(self, namespace: str, job: DistillationJob) -> tuple[SharedServers, ...]:
+        """The Teachers that it names, as their own statuses have them."""
+        found = []
+        for name in job.spec.shared_teachers:
+            if servers := await shared_servers(self.cache, Key.of_teacher(namespace, name)):
+                found.append(servers)
+        return tuple(found)
 
     async def _pod_groups(self, namespace: str, job: DistillationJob) -> tuple[list[Json], str]:
         """The job's group, or why there can be none. Nothing is asked for a job without a gang."""

@@ -5,24 +5,27 @@ from dataclasses import dataclass
 from datetime import datetime
 
 from distill_api import names, wire
+from distill_api.job import Metadata
 from distill_api.names import Role
-from distill_api.shared_teacher import SharedTeacher, SharedTeacherStatus
+from distill_api.shared_teacher import KIND, SharedTeacher, SharedTeacherStatus
 from distill_api.status import ConditionType, Reason
 from distill_operator import conditions, policy
+from distill_operator.announce import scaling, teacher_announcements
 from distill_operator.children import shared
 from distill_operator.children.pod import KEY_ENTRY
 from distill_operator.conditions import FALSE, TRUE, Verdict
 from distill_operator.drift import has_drifted
 from distill_operator.effects import Apply, CreateSecret, Effect
 from distill_operator.kinds import Kind, kind_of
-from distill_operator.observed import Observed
-from distill_operator.readiness import pods_problem
+from distill_operator.observed import Child, Observed
+from distill_operator.readiness import no_pods, pods_problem
 from distill_operator.scaling import Scale, rescaled, seconds_to_scale_down
 from distill_operator.settings import Settings
 from distill_operator.times import format_time, parse_time
 
 RETRY_SECONDS = 60.0
-"""After a spec that is wrong, or a name that is taken: both are for a person to mend."""
+"""After a spec that is wrong, a name that is taken, or a quota: all are for a person to mend."""
+VALID = Verdict(TRUE, Reason.VALID)
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,8 @@ class SharedPlan:
     effects: tuple[Effect, ...]
     status: SharedTeacherStatus
     requeue_after: float | None = None
+    scaled: int = 0
+    """Servers more, or fewer, than were decided before."""
 
 
 def plan_shared(
@@ -43,73 +48,73 @@ def plan_shared(
     now: datetime,
 ) -> SharedPlan:
     """The next thing to do. `requests` wait or are under way at each running job that learns from it."""
+    meta = teacher.metadata
     if problems := policy.problems(teacher.spec, settings):
-        return refused(teacher.metadata.generation, status, "; ".join(problems), now)
-    name = names.shared_teacher(teacher.metadata.name)
+        return refused(meta, status, observed, Verdict(FALSE, Reason.INVALID_SPEC, "; ".join(problems)), now)
     scale = _scale(teacher, status, sum(requests), now)
-    wanted = shared.children(teacher, settings, scale.replicas)
     effects: list[Effect] = []
-    for body in wanted:
+    for body in shared.children(teacher, settings, scale.replicas):
         child = observed.child(kind_of(body), body["metadata"]["name"])
+        if child is not None and not child.ours and _of_an_earlier_one(meta, child):
+            text = f"the {body['kind']} {body['metadata']['name']} of an earlier Teacher of this name is being removed"
+            return refused(meta, status, observed, Verdict(FALSE, Reason.NOT_READY, text), now)
         if child is not None and not child.ours:
             what = f"the {body['kind']} {body['metadata']['name']} exists and belongs to something else"
-            return refused(
-                teacher.metadata.generation,
-                status,
-                f"{what}; delete it, or name this Teacher differently",
-                now,
-                Reason.NAME_TAKEN,
-            )
+            text = f"{what}; delete it, or name this Teacher differently"
+            return refused(meta, status, observed, Verdict(FALSE, Reason.NAME_TAKEN, text), now)
         if child is None or (not child.deleting and has_drifted(body, child)):
             effects.append(Apply(body))
     if any(isinstance(e, Apply) and e.body["kind"] == "Deployment" for e in effects):
         effects.insert(0, CreateSecret(shared.key(teacher), KEY_ENTRY))
-    deployment = observed.child(Kind.DEPLOYMENT, name)
-    ready = min(deployment.ready, scale.replicas) if deployment else 0
-    after = status.model_copy(
-        update={
-            "observed_generation": teacher.metadata.generation,
-            "address": f"{name}.{teacher.metadata.namespace}:{wire.SGLANG_PORT}",
-            "desired_replicas": scale.replicas,
-            "ready_replicas": ready,
-            "jobs": len(requests),
-            "requests": sum(requests),
-            "low_since": format_time(scale.low_since) if scale.low_since else None,
-            "low_peak": scale.low_peak,
-            "conditions": conditions.merged(
-                status.conditions,
-                {
-                    ConditionType.READY: _readiness(observed, ready, scale.replicas),
-                    ConditionType.SPEC_VALID: Verdict(TRUE, Reason.VALID),
-                },
-                teacher.metadata.generation,
-                now,
-            ),
-        }
-    )
     rule = teacher.spec.autoscaling
-    return SharedPlan(tuple(effects), after, seconds_to_scale_down(rule, scale, now) if rule else None)
+    scaled = scale.replicas - status.desired_replicas if rule and status.desired_replicas else 0
+    after = _revised(
+        meta,
+        status.model_copy(
+            update={
+                "address": f"{names.shared_teacher(meta.name)}.{meta.namespace}:{wire.SGLANG_PORT}",
+                "desired_replicas": scale.replicas,
+                "ready_replicas": min(_ready(meta, observed), scale.replicas),
+                "jobs": len(requests),
+                "requests": sum(requests),
+                "low_since": format_time(scale.low_since) if scale.low_since else None,
+                "low_peak": scale.low_peak,
+            }
+        ),
+        {ConditionType.READY: _readiness(meta, observed, scale.replicas), ConditionType.SPEC_VALID: VALID},
+        now,
+    )
+    said = teacher_announcements(meta.uid, status, after)
+    if rule and scaled:
+        said = (*said, scaling(meta.uid, rule, status.desired_replicas, after))
+    again = seconds_to_scale_down(rule, scale, now) if rule else None
+    return SharedPlan((*effects, *said), after, again, scaled)
 
 
 def refused(
-    generation: int,
-    status: SharedTeacherStatus,
-    message: str,
-    now: datetime,
-    reason: Reason = Reason.INVALID_SPEC,
+    meta: Metadata, status: SharedTeacherStatus, observed: Observed, verdict: Verdict, now: datetime
 ) -> SharedPlan:
-    """Nothing is made of it. What already serves is left alone."""
-    verdict = Verdict(FALSE, reason, message)
-    found = {ConditionType.SPEC_VALID: verdict}
-    if not status.ready_replicas:
-        found[ConditionType.READY] = verdict
-    after = status.model_copy(
-        update={
-            "observed_generation": generation,
-            "conditions": conditions.merged(status.conditions, found, generation, now),
-        }
-    )
-    return SharedPlan((), after, RETRY_SECONDS)
+    """Nothing is made of it now, for the reason that the verdict gives. What already serves is left alone."""
+    ready = _ready(meta, observed)
+    serves = Verdict(TRUE, Reason.READY, f"{ready} servers answer; {verdict.message}")
+    # A quota, or a garbage collector that has not come yet: the spec is not at fault.
+    valid = verdict if verdict.reason in (Reason.INVALID_SPEC, Reason.NAME_TAKEN) else VALID
+    found = {ConditionType.SPEC_VALID: valid, ConditionType.READY: serves if ready else verdict}
+    after = _revised(meta, status.model_copy(update={"ready_replicas": ready}), found, now)
+    return SharedPlan(teacher_announcements(meta.uid, status, after), after, RETRY_SECONDS)
+
+
+def _of_an_earlier_one(meta: Metadata, child: Child) -> bool:
+    """The garbage collector takes it, and no stranger is to be warned of."""
+    owners = child.content.get("metadata", {}).get("ownerReferences", [])
+    return any(owner.get("controller") and (owner["kind"], owner["name"]) == (KIND, meta.name) for owner in owners)
+
+
+def _revised(
+    meta: Metadata, status: SharedTeacherStatus, verdicts: dict[ConditionType, Verdict], now: datetime
+) -> SharedTeacherStatus:
+    found = conditions.merged(status.conditions, verdicts, meta.generation, now)
+    return status.model_copy(update={"observed_generation": meta.generation, "conditions": found})
 
 
 def _scale(teacher: SharedTeacher, status: SharedTeacherStatus, requests: int, now: datetime) -> Scale:
@@ -120,9 +125,18 @@ def _scale(teacher: SharedTeacher, status: SharedTeacherStatus, requests: int, n
     return rescaled(rule, before, requests, now)
 
 
-def _readiness(observed: Observed, ready: int, wanted: int) -> Verdict:
-    """One server that answers is enough to score."""
+def _ready(meta: Metadata, observed: Observed) -> int:
+    """Servers that answer."""
+    deployment = observed.child(Kind.DEPLOYMENT, names.shared_teacher(meta.name))
+    return deployment.ready if deployment and deployment.ours else 0
+
+
+def _readiness(meta: Metadata, observed: Observed, wanted: int) -> Verdict:
+    """One server that answers is enough to score; why there are not more is said all the same."""
+    ready = min(_ready(meta, observed), wanted)
     text = f"{ready} of {wanted} servers answer"
+    deployment = observed.child(Kind.DEPLOYMENT, names.shared_teacher(meta.name))
+    problem = pods_problem(observed.pods_of(Role.TEACHER)) or no_pods([deployment] if deployment else [])
     if ready:
-        return Verdict(TRUE, Reason.READY, text)
-    return pods_problem(observed.pods_of(Role.TEACHER)) or Verdict(FALSE, Reason.NOT_READY, text)
+        return Verdict(TRUE, Reason.READY, f"{text}; {problem.message}" if problem else text)
+    return problem or Verdict(FALSE, Reason.NOT_READY, text)

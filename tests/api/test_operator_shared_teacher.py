@@ -64,7 +64,7 @@ def test_a_job_that_names_it_makes_no_teacher_and_its_requests_add_servers(world
     until_ready(world, 1)
     kubelet.progress = report(25)
     world.submit(teacher={"ref": {"name": "poet"}})
-    world.until_condition("TeacherReady", "External", "True")
+    world.until_condition("TeacherReady", "Ready", "True")
     world.until_condition("Succeeded", "Running")
     assert ("Deployment", "job-teacher") not in world.children()
     [trainer] = [child for (kind, _), child in world.children().items() if kind == "Job"]
@@ -73,6 +73,33 @@ def test_a_job_that_names_it_makes_no_teacher_and_its_requests_add_servers(world
     until_ready(world, 3)
     assert (status(world)["jobs"], status(world)["requests"]) == (1, 25)
     server.shutdown()
+
+
+def test_a_job_waits_for_its_teacher_and_says_what_that_lacks_and_hears_when_it_is_deleted(
+    world: World, kubelet: Kubelet
+) -> None:
+    world.claim()
+    operator = world.operator()
+    world.submit(teacher={"ref": {"name": "poet"}})
+    missing = world.until_condition("TeacherReady", "TeacherNotFound", "False")
+    assert "the Teacher poet does not exist in this namespace; create it" in missing["message"]
+    kubelet.unschedulable.add("teacher")
+    world.api.call("POST", world.path(TEACHERS), teacher("poet"))
+    full = world.until_condition("TeacherReady", "Unschedulable", "False")
+    assert "3 Insufficient nvidia.com/gpu" in full["message"]
+    world.until("the engines are made", lambda: ("RayCluster", "job-rollout") in world.children())
+    assert ("Job", "job-trainer-1") not in world.children(), "the trainer waits"
+    kubelet.unschedulable.clear()
+    world.until_condition("TeacherReady", "Ready", "True")
+    world.until_condition("Succeeded", "Running")
+    path = world.path("/apis/events.k8s.io/v1/namespaces/{ns}/events")
+    about = [(e["regarding"]["kind"], e["reason"]) for e in world.api.items(path)]
+    assert {("Teacher", "Unschedulable"), ("Teacher", "Ready"), ("DistillationJob", "TeacherNotFound")} <= set(about)
+    assert len(about) == len(set(about)), "each is told once"
+    assert 'distill_shared_teacher_condition{name="poet"' in operator.get("/metrics")
+    world.api.call("DELETE", world.path(TEACHERS, "poet"))
+    world.until_condition("TeacherReady", "TeacherNotFound", "False")
+    assert "poet" not in "".join(line for line in operator.get("/metrics").splitlines() if "shared_teacher" in line)
 
 
 def test_a_teacher_and_a_job_of_one_name_do_not_meet(world: World, kubelet: Kubelet) -> None:

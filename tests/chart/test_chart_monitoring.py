@@ -327,6 +327,30 @@ CASES: list[tuple[str, str, dict[str, str], str, dict[str, str] | None]] = [
         None,
     ),
     (
+        "DistillationTeacherNotReady",
+        "a Teacher whose jobs have waited for twenty minutes",
+        {
+            'distill_shared_teacher_condition{namespace="team", name="poet", type="Ready"}': "1x5 0x40",
+            'distill_shared_teacher_jobs{namespace="team", name="poet"}': "2x45",
+        },
+        "25m",
+        {"namespace": "team", "name": "poet"},
+    ),
+    (
+        "DistillationTeacherNotReady",
+        "a Teacher that no job learns from, one that came back, and one that is gone",
+        {
+            'distill_shared_teacher_condition{namespace="team", name="idle", type="Ready"}': "0x45",
+            'distill_shared_teacher_jobs{namespace="team", name="idle"}': "0x45",
+            'distill_shared_teacher_condition{namespace="team", name="back", type="Ready"}': "0x14 1 0x30",
+            'distill_shared_teacher_jobs{namespace="team", name="back"}': "2x45",
+            'distill_shared_teacher_condition{namespace="team", name="gone", type="Ready"}': "0x10 stale",
+            'distill_shared_teacher_jobs{namespace="team", name="gone"}': "2x10 stale",
+        },
+        "29m",
+        None,
+    ),
+    (
         "DistillationOperatorDown",
         "an operator that has gone",
         {'distill_operator_build_info{version="0.1.0"}': "1x10 stale"},

@@ -44,7 +44,12 @@ def test_it_picks_the_pods_and_ports_of_the_monitors_and_labels_them_alike(rende
         endpoint["port"] for endpoint in monitor["podMetricsEndpoints"]
     ]
     assert kept[("__meta_kubernetes_pod_label_app_kubernetes_io_part_of",)] == names.PART_OF
+    # Of every pod of a role, of a job or of a Teacher; not the operator's own.
+    [picked] = monitor["selector"]["matchExpressions"]
+    assert picked == {"key": names.LABEL_ROLE, "operator": "Exists"}
+    assert kept[("__meta_kubernetes_pod_label_distillation_operator_io_role",)] == ".+"
     for endpoint in monitor["podMetricsEndpoints"]:
+        assert len(endpoint["relabelings"]) == 3
         for relabeling in endpoint["relabelings"]:
             assert made[relabeling["targetLabel"]] == relabeling["sourceLabels"]
     assert operator["honor_labels"] is one(render(*ALL_ON), "ServiceMonitor")["spec"]["endpoints"][0]["honorLabels"]

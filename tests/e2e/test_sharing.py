@@ -30,7 +30,7 @@ def test_a_job_learns_from_a_shared_teacher_while_engines_join_and_leave(jobs: J
     jobs.wait("the first steps", lambda: jobs.step(name) >= 2)
     assert not [d for d in jobs.names("deployments") if name in d], "the job has no teacher of its own"
     served = jobs.get("teacher", "adder")["status"]
-    assert (served["readyReplicas"], jobs.condition(name, "TeacherReady")["reason"]) == (1, "External")
+    assert (served["readyReplicas"], jobs.condition(name, "TeacherReady")["reason"]) == (1, "Ready")
 
     def resize(replicas: int) -> None:
         jobs.kubectl("patch", "djob", name, "--type=merge", "-p", f'{{"spec":{{"rollout":{{"replicas":{replicas}}}}}}}')

@@ -20,6 +20,7 @@ from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key, Retry
 from distill_operator.reconcile import Reconciler
 from distill_operator.settings import Settings
+from distill_operator.store import OWNERS
 
 Json = dict[str, Any]
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
@@ -147,14 +148,14 @@ class FakeCluster:
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         self._maybe_fail()
-        found = self.objects.get((Kind.DISTILLATION_JOB, name))
+        found = self.objects.get((kind, name))
         if found is None:
             raise ApiError(404, "gone")
         if patch["metadata"]["resourceVersion"] != found["metadata"]["resourceVersion"]:
             raise Conflict(409, "changed")
         fresh = {**found, "metadata": dict(found["metadata"]), "status": copy.deepcopy(found.get("status", {}))}
         merge(fresh["status"], patch["status"])
-        return self._store((Kind.DISTILLATION_JOB, name), fresh, "status")
+        return self._store((kind, name), fresh, "status")
 
     async def create_event(self, body: Mapping[str, Any]) -> None:
         self._maybe_fail()
@@ -205,7 +206,7 @@ class FakeCluster:
 
     def _tell(self, kind: Kind, body: Json, *, gone: bool) -> None:
         label, value = MANAGED.split("=")
-        watched = kind is Kind.DISTILLATION_JOB or body["metadata"].get("labels", {}).get(label) == value
+        watched = kind in OWNERS or body["metadata"].get("labels", {}).get(label) == value
         if kind in WATCHED and watched:
             self.stream.append((kind, body, gone))
 

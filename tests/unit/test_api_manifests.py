@@ -11,13 +11,15 @@ from pydantic import ValidationError
 from distill_api.crd import crd
 from distill_api.job import InvalidManifest, load_job, parse_job
 from distill_api.manifest import read_manifest
-from distill_api.spec import Prompts
+from distill_api.shared_teacher import parse_teacher
+from distill_api.spec import Prompts, Protocol
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "tests" / "manifests"
 BAD = sorted((MANIFESTS / "bad").glob("*.yaml"))
 SINGLE_BAD = [p for p in BAD if "# offline: none" not in p.read_text()]
 GOOD = [*sorted((MANIFESTS / "good").glob("*.yaml")), *sorted((ROOT / "examples").glob("*.yaml"))]
+TEACHERS = [path for path in GOOD if "kind: Teacher" in path.read_text()]
 GOOD = [path for path in GOOD if "kind: DistillationJob" in path.read_text()]
 
 
@@ -36,6 +38,25 @@ def minimal(**spec: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("path", GOOD, ids=lambda p: p.stem)
 def test_a_good_manifest_is_taken(path: Path) -> None:
     load_job(path)
+
+
+@pytest.mark.parametrize("path", TEACHERS, ids=lambda p: p.stem)
+def test_a_teacher_of_the_examples_is_taken_and_is_one_that_an_example_names(path: Path) -> None:
+    found = parse_teacher(read_manifest(path.read_text()))
+    named = [name for example in GOOD if example.parent != MANIFESTS / "good" for name in _shared(example)]
+    assert found.metadata.name in named
+
+
+def test_the_examples_have_each_way_to_come_by_a_teacher() -> None:
+    teachers = [t for path in GOOD if path.parent.name == "examples" for t in load_job(path).spec.all_teachers]
+    protocols = {t.endpoint.protocol for t in teachers if t.endpoint is not None}
+    assert protocols == set(Protocol)
+    assert any(t.ref for t in teachers) and any(t.model for t in teachers)
+    assert any(len(load_job(path).spec.teachers) > 1 for path in GOOD if path.parent.name == "examples")
+
+
+def _shared(path: Path) -> list[str]:
+    return load_job(path).spec.shared_teachers
 
 
 @pytest.mark.parametrize("path", SINGLE_BAD, ids=lambda p: p.stem)

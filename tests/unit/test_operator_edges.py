@@ -12,7 +12,9 @@ from operator_fakes import EPOCH, KEY, SETTINGS, UID, FakeCluster, job, manifest
 from prometheus_client.exposition import generate_latest
 
 from distill_api.metrics import OPERATOR_METRICS, wire_name
+from distill_api.shared_teacher import SharedTeacherStatus
 from distill_api.status import Status
+from distill_api.wire import ProgressReport
 from distill_operator import progress as progress_module
 from distill_operator.children import desired
 from distill_operator.drift import contains, has_drifted
@@ -26,15 +28,33 @@ from distill_operator.observed import Claim, read_child, read_claim, read_pod
 from distill_operator.progress import ProgressPoller
 from distill_operator.queue import Key
 from distill_operator.settings import InvalidSettings, Settings
+from distill_operator.shared_view import view
 from distill_operator.store import job_of
+from distill_operator.teachers import Shown, Teachers
 from distill_operator.watch import CHILDREN, kopf_settings
 from distill_operator.wire_status import read_status, status_patch
 
 # Metrics and health
 
+POET = Key.of_teacher("lab", "poet")
 
-def metrics_of(jobs: Jobs) -> OperatorMetrics:
-    return OperatorMetrics(jobs, queue_depth=lambda: 3, queue_retries=lambda: 2, api_requests={("list", "200"): 5})
+
+def metrics_of(jobs: Jobs, teachers: Teachers | None = None) -> OperatorMetrics:
+    api = {("list", "200"): 5}
+    return OperatorMetrics(
+        jobs, teachers or Teachers(), queue_depth=lambda: 3, queue_retries=lambda: 2, api_requests=api
+    )
+
+
+def served() -> Shown:
+    condition = {
+        "type": "Ready",
+        "status": "True",
+        "reason": "Ready",
+        "lastTransitionTime": "2026-01-01T00:00:00Z",
+    }
+    fields = {"conditions": [condition], "desiredReplicas": 3, "readyReplicas": 2, "jobs": 4, "requests": 70}
+    return Shown("u", SharedTeacherStatus.model_validate(fields), view("poet", None))
 
 
 def status(reason: str = "Running", restarts: int = 0) -> Status:
@@ -50,9 +70,12 @@ def status(reason: str = "Running", restarts: int = 0) -> Status:
 def test_the_operator_exports_exactly_the_metrics_of_the_registry() -> None:
     jobs = Jobs()
     jobs.put(KEY, manifest(), status(), EPOCH)
-    families = {f.name: {k for s in f.samples for k in s.labels if k != "le"} for f in metrics_of(jobs).collect()}
+    teachers = Teachers()
+    teachers.put(POET, served())
+    exported = metrics_of(jobs, teachers)
+    families = {f.name: {k for s in f.samples for k in s.labels if k != "le"} for f in exported.collect()}
     assert families == {m.name: set(m.labels) for m in OPERATOR_METRICS}
-    text = generate_latest(metrics_of(jobs).registry()).decode()
+    text = generate_latest(exported.registry()).decode()
     for metric in OPERATOR_METRICS:
         assert wire_name(metric) in text
 
@@ -67,6 +90,26 @@ def test_a_deleted_job_leaves_no_series() -> None:
     assert 'distill_job_phase{name="job",namespace="default",phase="Running"} 1.0' in text
     jobs.remove(KEY)
     assert "default" not in generate_latest(found.registry()).decode()
+
+
+def test_a_teacher_is_seen_with_its_servers_jobs_and_scalings_and_a_deleted_one_leaves_no_series() -> None:
+    teachers = Teachers()
+    for scaled in (0, 2, -1, 1):
+        teachers.put(POET, served(), scaled)
+    found = metrics_of(Jobs(), teachers)
+    text = generate_latest(found.registry()).decode()
+    for series, value in {
+        'condition{name="poet",namespace="lab",type="Ready"}': 1,
+        'servers{name="poet",namespace="lab",state="wanted"}': 3,
+        'servers{name="poet",namespace="lab",state="ready"}': 2,
+        'jobs{name="poet",namespace="lab"}': 4,
+        'requests{name="poet",namespace="lab"}': 70,
+        'scalings_total{direction="up",name="poet",namespace="lab"}': 2,
+        'scalings_total{direction="down",name="poet",namespace="lab"}': 1,
+    }.items():
+        assert f"distill_shared_teacher_{series} {float(value)}" in text
+    teachers.remove(POET)
+    assert "poet" not in generate_latest(found.registry()).decode()
 
 
 def test_durations_are_cumulative() -> None:
@@ -155,6 +198,37 @@ async def test_an_answer_wakes_the_job_once_for_each_change(monkeypatch: pytest.
     report, woken = await ask('{"phase": "Training", "progress": {"step": 3}}', monkeypatch)
     assert report.progress.step == 3
     assert woken == [KEY]
+
+
+async def test_a_trainer_that_hangs_is_believed_for_a_minute_and_then_has_nothing_for_its_teachers_to_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    said = '{"phase": "Training", "progress": {"step": 3, "teachers": [{"name": "teacher", "requests": 900}]}}'
+    answers: list[ProgressReport | None] = [ProgressReport.model_validate_json(said)]
+
+    async def fetch(_: Any, url: str) -> ProgressReport | None:
+        return answers[0]
+
+    monkeypatch.setattr(progress_module, "_fetch", fetch)
+    now, woken, left = 0.0, [], []
+    poller = ProgressPoller(0.0, woken.append, clock=lambda: now)
+    poller.follow(KEY, "pod-uid", "127.0.0.1")
+
+    async def polled() -> int:
+        """Requests that it is taken to have."""
+        task = asyncio.create_task(poller.run())
+        await asyncio.sleep(0.02)
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+        report = poller.latest(KEY, "pod-uid")
+        assert report and report.progress.step == 3
+        return sum(t.requests for t in report.progress.teachers)
+
+    for at, heard in ((0.0, True), (1.0, False), (60.0, False), (61.0, False), (62.0, False), (63.0, True)):
+        now, answers[0] = at, ProgressReport.model_validate_json(said) if heard else None
+        left.append(await polled())
+    assert left == [900, 900, 900, 0, 0, 900]
+    assert woken == [KEY] * 3, "for each change"
 
 
 async def ask(answer: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Key]]:

@@ -13,8 +13,8 @@ from distill_api.names import Role
 from distill_api.shared_teacher import SharedTeacher, SharedTeacherStatus, parse_teacher
 from distill_api.status import ConditionType
 from distill_operator.children import shared
-from distill_operator.effects import Apply, CreateSecret
-from distill_operator.kinds import kind_of
+from distill_operator.effects import Apply, CreateSecret, Event
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.observed import Child, Observed, Pod
 from distill_operator.shared_plan import SharedPlan, plan_shared
 
@@ -60,6 +60,14 @@ def applied(found: SharedPlan) -> list[Json]:
     return [dict(e.body) for e in found.effects if isinstance(e, Apply)]
 
 
+def events(found: SharedPlan) -> list[Event]:
+    return [e for e in found.effects if isinstance(e, Event)]
+
+
+def message_of(found: SharedPlan) -> str:
+    return next(c.message for c in found.status.conditions if c.type == ConditionType.READY)
+
+
 def ready_of(found: SharedPlan) -> tuple[str, str]:
     [condition] = [c for c in found.status.conditions if c.type == ConditionType.READY]
     return condition.status.value, condition.reason
@@ -95,11 +103,11 @@ def test_only_trainers_reach_its_servers() -> None:
 def test_nothing_is_written_when_all_is_as_it_should_be() -> None:
     of = teacher(replicas=2)
     found = planned(of, seen(of, 2, ready=2))
-    assert found.effects == ()
+    assert applied(found) == []
     assert ready_of(found) == ("True", "Ready")
     assert (found.status.ready_replicas, found.status.desired_replicas) == (2, 2)
     again = plan_shared(of, found.status, seen(of, 2, ready=2), (), SETTINGS, NOW + timedelta(hours=1))
-    assert again.status == found.status
+    assert (again.effects, again.status) == ((), found.status)
 
 
 def test_what_somebody_changed_is_put_right() -> None:
@@ -110,18 +118,84 @@ def test_what_somebody_changed_is_put_right() -> None:
 
 def test_a_strangers_object_is_left_alone_and_named() -> None:
     of = teacher()
-    strange = tuple(replace(c, ours=c.kind.value.kind != "Service") for c in seen(of, 1).children)
+    strange = tuple(replace(c, ours=False, content={}) if c.kind is Kind.SERVICE else c for c in seen(of, 1).children)
     found = planned(of, Observed(children=strange))
-    assert found.effects == ()
+    assert applied(found) == []
+    assert [e.reason for e in events(found)] == ["NameTaken"]
     [condition] = [c for c in found.status.conditions if c.type == ConditionType.SPEC_VALID]
     assert condition.reason == "NameTaken"
     assert "Service poet-scoring" in condition.message
 
 
-def test_a_server_that_cannot_start_says_why() -> None:
+@pytest.mark.parametrize(
+    ("pod", "reason"),
+    [
+        ({"unschedulable": "0/1 nodes are available"}, "Unschedulable"),
+        ({"waiting_reason": "ImagePullBackOff", "waiting_message": "no such image"}, "ImagePullFailed"),
+        ({"waiting_reason": "CrashLoopBackOff", "restarts": 4, "exit_code": 1}, "CrashLooping"),
+        ({"exit_reason": "OOMKilled", "exit_code": 137}, "OutOfMemory"),
+    ],
+)
+def test_a_server_that_cannot_start_says_why_as_a_jobs_own_does_and_an_event_warns_of_it(
+    pod: Json, reason: str
+) -> None:
     of = teacher()
+    found = planned(of, seen(of, 1, pods=(Pod("poet-scoring-x", "p", Role.TEACHER, **pod),)))
+    assert ready_of(found) == ("False", reason)
+    [event] = events(found)
+    assert (event.reason, event.warning, event.message) == (reason, True, message_of(found))
+    assert events(planned(of, seen(of, 1, pods=(Pod("x", "p", Role.TEACHER, **pod),)), status=found.status)) == []
+
+
+def test_pods_that_a_quota_forbids_are_named_so() -> None:
+    of = teacher()
+    words = 'pods "poet-scoring-x" is forbidden: exceeded quota: gpus'
+    observed = seen(of, 1)
+    children = tuple(replace(c, message=words if c.kind is Kind.DEPLOYMENT else "") for c in observed.children)
+    found = planned(of, replace(observed, children=children))
+    assert ready_of(found) == ("False", "QuotaExceeded")
+    assert message_of(found) == f"Deployment poet-scoring: {words}"
+
+
+def test_one_server_that_answers_is_enough_and_what_keeps_the_others_is_said_all_the_same() -> None:
+    of = teacher(replicas=3)
     pod = Pod("poet-scoring-x", "p", Role.TEACHER, unschedulable="0/1 nodes are available")
-    assert ready_of(planned(of, seen(of, 1, pods=(pod,)))) == ("False", "Unschedulable")
+    found = planned(of, seen(of, 3, ready=1, pods=(pod,)))
+    assert ready_of(found) == ("True", "Ready")
+    assert message_of(found) == "1 of 3 servers answer; poet-scoring-x: 0/1 nodes are available"
+
+
+def test_events_tell_when_it_answers_and_when_it_no_longer_does_and_nothing_between() -> None:
+    of = teacher()
+    begun = planned(of, seen(of, 1))
+    assert events(begun) == [], "no server yet is how each begins"
+    up = planned(of, seen(of, 1, ready=1), status=begun.status)
+    assert [(e.reason, e.warning) for e in events(up)] == [("Ready", False)]
+    down = planned(of, seen(of, 1), status=up.status)
+    assert [(e.reason, e.warning, e.message) for e in events(down)] == [("NotReady", True, "0 of 1 servers answer")]
+    assert events(planned(of, seen(of, 1), status=down.status)) == []
+
+
+def test_a_policy_that_comes_to_forbid_it_leaves_what_serves_alone_and_still_looks_whether_it_does() -> None:
+    of = teacher(trustRemoteCode=True)
+    serving = planned(of, seen(of, 1, ready=1))
+    assert applied(serving) == []
+    assert (ready_of(serving), serving.status.ready_replicas) == (("True", "Ready"), 1)
+    gone = planned(of, seen(of, 1), status=serving.status)
+    assert (ready_of(gone), gone.status.ready_replicas) == (("False", "InvalidSpec"), 0)
+
+
+def test_a_new_operator_replaces_a_server_only_once_its_successor_answers() -> None:
+    [deployment] = [b for b in shared.children(teacher(), SETTINGS, 2) if b["kind"] == "Deployment"]
+    assert deployment["spec"]["strategy"] == {
+        "type": "RollingUpdate",
+        "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
+    }
+    of = teacher()
+    newer = replace(SETTINGS, workers_image="registry.test/workers:2")
+    found = plan_shared(of, SharedTeacherStatus(), seen(of, 1, ready=1), (), newer, NOW)
+    assert [body["kind"] for body in applied(found)] == ["Deployment"]
+    assert ready_of(found) == ("True", "Ready")
 
 
 def test_the_requests_of_all_its_jobs_add_servers_at_once() -> None:
@@ -131,6 +205,22 @@ def test_the_requests_of_all_its_jobs_add_servers_at_once() -> None:
     assert (found.status.jobs, found.status.requests) == (2, 41)
     [body] = applied(found)
     assert body["spec"]["replicas"] == 5
+
+
+def test_each_decision_to_scale_is_an_event_that_says_why() -> None:
+    of = teacher(autoscaling=SCALED)
+    first = planned(of, seen(of, 1))
+    assert (first.scaled, events(first)) == (0, []), "how it begins is no decision"
+    more = planned(of, seen(of, 1), (18, 23), first.status)
+    assert [e.message for e in events(more)] == [
+        "5 servers instead of 1, of 1 to 8: 41 requests of 2 jobs, 10 for each server"
+    ]
+    quiet = planned(of, seen(of, 5), (2,), more.status)
+    fewer = plan_shared(of, quiet.status, seen(of, 5), (2,), SETTINGS, NOW + timedelta(seconds=300))
+    assert [(e.reason, e.message) for e in events(fewer)] == [
+        ("Scaled", "1 server instead of 5, of 1 to 8: fewer were enough for 300 s")
+    ]
+    assert (more.scaled, quiet.scaled, fewer.scaled) == (4, 0, -4)
 
 
 def test_what_is_remembered_of_a_quiet_time_survives_in_the_status() -> None:
@@ -146,7 +236,8 @@ def test_what_is_remembered_of_a_quiet_time_survives_in_the_status() -> None:
 
 def test_code_of_a_model_repository_is_refused_by_policy() -> None:
     found = planned(teacher(trustRemoteCode=True), Observed())
-    assert found.effects == ()
+    assert applied(found) == []
+    assert [e.reason for e in events(found)] == ["InvalidSpec"]
     assert ready_of(found) == ("False", "InvalidSpec")
 
 

@@ -31,10 +31,13 @@ from distill_workers.server import SGLangServer, free_port
 
 sys.path.append(str(REPO / "operator"))
 
+from distill_api.shared_teacher import SharedTeacherStatus
 from distill_api.status import Status
 from distill_operator.jobs import Jobs
 from distill_operator.metrics import OperatorMetrics
 from distill_operator.queue import Key
+from distill_operator.shared_view import view
+from distill_operator.teachers import Shown, Teachers
 
 NAMESPACE, JOB, WAITING_JOB, SHORT_JOB = "team", "watched", "queued", "short"
 PHASES = ("Pending", "Starting", "Suspended", "Running", "Restarting", "Running")
@@ -90,7 +93,10 @@ class Operator:
     def __init__(self) -> None:
         self._jobs, self._turn = Jobs(), 0
         api = {("list", "200"): 10, ("patch", "200"): 3}
-        self.metrics = OperatorMetrics(self._jobs, queue_depth=lambda: 0, queue_retries=lambda: 1, api_requests=api)
+        self._teachers = Teachers()
+        self.metrics = OperatorMetrics(
+            self._jobs, self._teachers, queue_depth=lambda: 0, queue_retries=lambda: 1, api_requests=api
+        )
         self._api = api
         self._made = datetime.now(UTC)
         self._tell(JOB, "Running")
@@ -112,11 +118,19 @@ class Operator:
         now = self._made + timedelta(seconds=10 * self._turn)
         self._jobs.put(Key(NAMESPACE, name), raw, Status.model_validate(status), now)
 
+    def _teach(self) -> None:
+        """A Teacher that is scaled up at each turn."""
+        ready = {"type": "Ready", "status": "True", "reason": "Ready", "lastTransitionTime": "2026-01-01T00:00:00Z"}
+        fields = {"conditions": [ready], "desiredReplicas": self._turn, "readyReplicas": 1, "jobs": 1, "requests": 40}
+        shown = Shown("u", SharedTeacherStatus.model_validate(fields), view("poet", None))
+        self._teachers.put(Key.of_teacher(NAMESPACE, "poet"), shown, scaled=1)
+
     def work(self) -> None:
         self.metrics.reconciles["ok"] += 1
         self.metrics.durations.observe(0.05)
         self._api[("list", "200")] += 1
         self._turn += 1
+        self._teach()
         self._tell(SHORT_JOB, PHASES[self._turn % len(PHASES)])
 
     def close(self) -> None:

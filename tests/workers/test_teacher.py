@@ -557,6 +557,25 @@ async def test_a_replica_never_has_more_requests_than_it_is_allowed(fakes: Any) 
     await pool.close()
 
 
+async def test_the_backlog_of_a_teacher_is_what_waits_for_its_turn_and_what_is_under_way(fakes: Any) -> None:
+    release = asyncio.Event()
+
+    async def held(body: dict[str, Any]) -> web.Response:
+        await release.wait()
+        return web.json_response(good(body))
+
+    pool = await pool_of(fakes[0], concurrency=2)
+    fakes[0].answer = held
+    asked = [asyncio.create_task(pool.score([number], RESPONSE, None)) for number in range(7)]
+    while fakes[0].busy < 2:
+        await asyncio.sleep(0.01)
+    assert (pool.requests, fakes[0].busy) == (7, 2)
+    release.set()
+    await asyncio.gather(*asked)
+    assert pool.requests == 0
+    await pool.close()
+
+
 async def test_addresses_that_join_and_leave_the_service_are_followed(
     fakes: Any, fast: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 import torch
 import yaml
@@ -18,9 +19,11 @@ from distill_workers.failures import ConfigurationError
 from distill_workers.local_run import LocalRun, with_volumes
 from distill_workers.megatron.batch import collate
 from distill_workers.metrics import Metrics
+from distill_workers.progress import Reporter
 from distill_workers.prompts import PromptError, load_data
 from distill_workers.runfolder import ForeignRun, RunFolder, fingerprint
 from distill_workers.sample import Prompt, Sample
+from distill_workers.server import free_port
 from distill_workers.teacher_servers import TeacherServers
 from distill_workers.teachers import Teachers
 from distill_workers.token_kl import teacher_kl
@@ -177,6 +180,24 @@ async def test_a_sample_carries_its_teachers_name_and_coefficient(tmp_path: Path
     assert scored == [("math", 0.25), ("code", 1.0)]
 
 
+async def test_a_trainer_publishes_what_it_has_for_each_shared_teacher_to_do_and_for_no_other(tmp_path: Path) -> None:
+    teachers = [TWO[0], {"name": "poet", "ref": {"name": "poet"}}]
+    data = {"prompts": prompts(tmp_path, teacherField="topic")}
+    of = spec_of(Path("/s"), Path("/t"), teacher=None, teachers=teachers, data=data)
+    found = Teachers.of_job(of, {wire.Variable.TEACHER: "math=127.0.0.1:1;poet=poet-scoring:30000"}, Metrics())
+    found.of("math").requests, found.of("poet").requests = 5, 41
+    manifest = yaml.safe_load((REPO / "tests" / "manifests" / "good" / "minimal.yaml").read_text())
+    manifest["spec"]["output"] = {"path": str(tmp_path)}
+    reporter = Reporter(RunFolder(parse_job(manifest)), Metrics(), 10)
+    reporter.teachers = found.shared_requests
+    port = free_port()
+    await reporter.serve(port)
+    async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/progress") as answer:
+        report = wire.ProgressReport.model_validate_json(await answer.text())
+    await reporter.close()
+    assert [(t.name, t.requests) for t in report.progress.teachers] == [("poet", 41)]
+
+
 def test_what_says_where_a_teacher_is_served_does_not_make_another_run() -> None:
     def marked(**changes: Any) -> str:
         manifest = yaml.safe_load((REPO / "tests" / "manifests" / "good" / "several-teachers.yaml").read_text())
@@ -203,30 +224,19 @@ def test_a_run_of_an_earlier_release_is_taken_up_by_one_that_knows_more_fields(t
 
 
 @pytest.mark.timeout(400)
-def test_a_run_with_two_teachers_tells_how_far_the_student_is_from_each(tmp_path: Path) -> None:
+def test_a_run_of_the_example_with_two_teachers_tells_how_far_the_student_is_from_each(tmp_path: Path) -> None:
     """One of them is the student itself, as it was: to that one it has no distance, but for the steps that it took."""
-    manifest = yaml.safe_load((REPO / "examples" / "arithmetic-cpu.yaml").read_text())
-    manifest["metadata"]["name"] = "two"
+    manifest = yaml.safe_load((REPO / "examples" / "several-teachers-cpu.yaml").read_text())
     body = manifest["spec"]
-    topics = rows(tmp_path / "train.jsonl", *["sums", "itself"] * 8)
-    topics.write_text(topics.read_text().replace('"prompt": "', '"prompt": "1+2=').replace("topic", "who"))
-    del body["teacher"]
-    body["teachers"] = [
-        {"name": "sums", "model": "/models/arithmetic/teacher"},
-        {"name": "itself", "model": "/models/arithmetic/student", "coefficient": 0.5},
-    ]
-    body["data"] = {"prompts": prompts(topics, teacherField="who")}
     body["rollout"] |= {"promptsPerStep": 8, "samplesPerPrompt": 2}
     body["schedule"] = {"steps": 2}
-    body["evaluation"] = [
-        {"name": "itself", "prompts": prompts(topics), "teacher": "itself", "maxPrompts": 8},
-        {"name": "sums", "prompts": prompts(topics), "teacher": "sums", "maxPrompts": 8},
-    ]
+    for evaluation in body["evaluation"]:
+        evaluation["maxPrompts"] = 8
     local = LocalRun(parse_job(with_volumes(manifest, {"/models": str(MODELS), "/output": str(tmp_path)})))
     code = local.run(lambda report: None, lambda text: None)
-    assert code == wire.ExitCode.DONE, (tmp_path / "two" / "logs" / "trainer.log").read_text()[-4000:]
-    lines = [json.loads(line) for line in (tmp_path / "two" / "metrics.jsonl").read_text().splitlines()]
+    assert code == wire.ExitCode.DONE, (tmp_path / "several" / "logs" / "trainer.log").read_text()[-4000:]
+    lines = [json.loads(line) for line in (tmp_path / "several" / "metrics.jsonl").read_text().splitlines()]
     first = next(line for line in lines if line["kind"] == "step")["reverse_kl_by_teacher"]
-    assert abs(first["itself"]) < 1e-3 and first["sums"] > 0.05, first
+    assert abs(first["before"]) < 1e-3 and first["adder"] > 0.05, first
     at_start = {line["name"]: line["reverse_kl"] for line in lines if line["kind"] == "evaluation" and not line["step"]}
-    assert abs(at_start["itself"]) < 1e-3 and at_start["sums"] > 0.05, at_start
+    assert abs(at_start["drift"]) < 1e-3 and at_start["sums"] > 0.05, at_start

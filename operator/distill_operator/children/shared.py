@@ -42,9 +42,9 @@ def deployment(teacher: SharedTeacher, settings: Settings, replicas: int) -> Jso
         "metadata": metadata(teacher, names.shared_teacher(teacher.metadata.name), Role.TEACHER),
         "spec": {
             "replicas": replicas,
-            # Another version or other settings take effect at once, under jobs that run: none of its servers goes before
-            # another answers. Without accelerators to spare the old ones serve on.
-            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
+            # Jobs that run learn from it, so no server goes before its successor answers: one is made besides, and
+            # where no accelerator is spare for it, the old ones serve on.
+            "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1}},
             "progressDeadlineSeconds": 7200,
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": selector(teacher, Role.TEACHER)},
