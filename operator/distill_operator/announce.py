@@ -25,8 +25,8 @@ PROBLEMS = frozenset(
         Reason.NAME_TAKEN,
     }
 )
-QUIET = frozenset({Reason.PENDING})
-"""Reasons of Succeeded that say nothing by themselves."""
+QUIET = frozenset({Reason.PENDING, Reason.STARTING})
+"""Reasons of Succeeded that say nothing by themselves. When an attempt began stands in the status."""
 
 
 def announcements(uid: str, before: Status, after: Status) -> tuple[Event, ...]:

@@ -51,6 +51,8 @@ class Child:
     """Its controller is this very job, by uid: not an earlier job of the same name, not a stranger's object."""
     deleting: bool = False
     spec_hash: str = ""
+    version: str = ""
+    """Changes when spec or data do: the generation, where the kind counts one."""
     content: Raw = field(default_factory=dict, compare=False, repr=False)
     """The live object, to be compared with what it should be."""
     attempt: int = 0
@@ -106,6 +108,8 @@ class Observed:
     """Why no group of pods can be made, where the spec wants one."""
     report: ProgressReport | None = None
     """The newest answer of trainer rank 0, if any."""
+    settled: bool = False
+    """An earlier plan found these very children as they should be (Plan.settled): they are not compared again."""
 
     def child(self, kind: Kind, name: str) -> Child | None:
         return next((c for c in self.children if c.kind is kind and c.name == name), None)
@@ -130,6 +134,7 @@ def read_child(raw: Raw, job_uid: str) -> Child:
         ours=owner.get("uid") == job_uid,
         deleting="deletionTimestamp" in meta,
         spec_hash=meta.get("annotations", {}).get(names.ANNOTATION_SPEC_HASH, ""),
+        version=str(meta.get("generation") or meta.get("resourceVersion", "")),
         content=raw,
         attempt=_number(meta.get("labels", {}).get(names.LABEL_ATTEMPT)),
         desired=desired,

@@ -43,6 +43,8 @@ class Plan:
     status: Status
     requeue_after: float | None = None
     """Seconds; None leaves it to the watches and the resync."""
+    settled: bool = False
+    """Every child was compared, and is as it should be."""
 
 
 def plan(job: DistillationJob, status: Status, observed: Observed, settings: Settings, now: datetime) -> Plan:
@@ -191,22 +193,14 @@ def _keep_running(
     job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
 ) -> Plan:
     """Holds the attempt's children as they should be."""
-    wanted = [*desired.lasting(job, settings), *desired.group(job, settings), *desired.serving(job, settings)]
-    trainer = desired.training(job, settings, attempt)
-    if obstacle := _name_taken([*wanted, trainer], observed):
-        return _wait(job, status, observed, attempt, *obstacle, now)
     effects: list[Effect] = list(_deletions(c for c in observed.trainer_jobs() if c.attempt != attempt))
-    for body in wanted:
-        if kind_of(body) is Kind.RAY_CLUSTER and not observed.kuberay_installed:
-            continue
-        child = _existing(body, observed)
-        if child is None or (not child.deleting and has_drifted(body, child)):
-            effects.append(Apply(body))
-    if any(isinstance(e, Apply) and kind_of(e.body) in SERVING for e in effects):
-        # Nobody looks whether it is there: it is asked for whenever pods are made that read it.
-        effects.insert(0, CreateSecret(desired.key(job), KEY_ENTRY))
-    if _trainer_is_wanted(job, observed, trainer):
-        effects.append(Apply(trainer))
+    trainer_made = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt)) is not None
+    if not (observed.settled and (trainer_made or not readiness.trainer_may_start(job, observed))):
+        wanted = [*desired.lasting(job, settings), *desired.group(job, settings), *desired.serving(job, settings)]
+        trainer = desired.training(job, settings, attempt)
+        if obstacle := _name_taken([*wanted, trainer], observed):
+            return _wait(job, status, observed, attempt, *obstacle, now)
+        effects += _repairs(job, observed, wanted, trainer)
 
     states = readiness.roles(job, observed, attempt)
     after = lifecycle.with_roles(job, status, states, now)
@@ -224,7 +218,24 @@ def _keep_running(
     after = lifecycle.revised(job, after, now, found, attempts=attempt)
     if observed.report is not None:
         after = after.model_copy(update={"progress": observed.report.progress})
-    return Plan(tuple(effects), after, _next_look(job, after, now))
+    return Plan(tuple(effects), after, _next_look(job, after, now), settled=not effects)
+
+
+def _repairs(job: DistillationJob, observed: Observed, wanted: list[Json], trainer: Json) -> list[Effect]:
+    """What makes the children as they should be."""
+    effects: list[Effect] = []
+    for body in wanted:
+        if kind_of(body) is Kind.RAY_CLUSTER and not observed.kuberay_installed:
+            continue
+        child = _existing(body, observed)
+        if child is None or (not child.deleting and has_drifted(body, child)):
+            effects.append(Apply(body))
+    if any(isinstance(e, Apply) and kind_of(e.body) in SERVING for e in effects):
+        # Nobody looks whether it is there: it is asked for whenever pods are made that read it.
+        effects.insert(0, CreateSecret(desired.key(job), KEY_ENTRY))
+    if _trainer_is_wanted(job, observed, trainer):
+        effects.append(Apply(trainer))
+    return effects
 
 
 def _trainer_is_wanted(job: DistillationJob, observed: Observed, trainer: Json) -> bool:
