@@ -84,6 +84,11 @@ class Cache:
             return self.store.remove(kind, meta["namespace"], meta["name"], meta["uid"])
         return self.store.put(kind, raw)
 
+    @property
+    def unwatched(self) -> bool:
+        """Whether there is a kind whose watch has told nothing since the kind came to be known."""
+        return bool(self._unwatched)
+
     def job(self, key: Key) -> Json | None:
         """The object itself."""
         kind, name = _owner(key)

@@ -108,6 +108,8 @@ class Observed:
     """Why no group of pods can be made, where the spec wants one."""
     report: ProgressReport | None = None
     """The newest answer of trainer rank 0, if any."""
+    unwatched: bool = False
+    """Some of the children's kinds tell of no change by themselves."""
     settled: bool = False
     """An earlier plan found these very children as they should be (Plan.settled): they are not compared again."""
 

@@ -218,7 +218,7 @@ def _keep_running(
     after = lifecycle.revised(job, after, now, found, attempts=attempt)
     if observed.report is not None:
         after = after.model_copy(update={"progress": observed.report.progress})
-    return Plan(tuple(effects), after, _next_look(job, after, now), settled=not effects)
+    return Plan(tuple(effects), after, _next_look(job, after, observed, now), settled=not effects)
 
 
 def _repairs(job: DistillationJob, observed: Observed, wanted: list[Json], trainer: Json) -> list[Effect]:
@@ -276,13 +276,13 @@ def _silent_seconds(status: Status, observed: Observed, now: datetime) -> float:
     return (now - newest).total_seconds()
 
 
-def _next_look(job: DistillationJob, status: Status, now: datetime) -> float | None:
+def _next_look(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> float | None:
     """When time alone will change something."""
     starting = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.STARTING
     stalled = conditions.is_true(status, ConditionType.STALLED)
     silent = _silent_seconds(status, Observed(), now)
     looks = [
-        POLL_SECONDS if starting else None,
+        POLL_SECONDS if starting and observed.unwatched else None,
         None if starting or stalled else job.spec.stall_timeout_seconds - silent,
         lifecycle.active_seconds_left(job.spec, status, now),
         lifecycle.pre_running_seconds_left(job.spec, status, now),

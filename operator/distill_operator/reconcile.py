@@ -46,7 +46,7 @@ HOLD = timedelta(seconds=2)
 """A change of status that is no turn of the job's life is written when it is this old: most are followed by another."""
 HOLD_STARTING = timedelta(seconds=5)
 """While one pod after the other gets ready, and nothing is wrong that a person should hear of."""
-HELD_PER_SECOND = 20
+HELD_PER_SECOND = 10
 """When more jobs than that many a second have such a change to be written, each waits longer."""
 
 
@@ -164,6 +164,7 @@ class Reconciler:
             kuberay_installed=await self.cache.serves(Kind.RAY_CLUSTER),
             gang_problem=gang_problem,
             report=self._report(key, pods),
+            unwatched=self.cache.unwatched or gang.dialect(job) is not None,
         )
 
     async def _pod_groups(self, namespace: str, job: DistillationJob) -> tuple[list[Json], str]:
@@ -232,11 +233,10 @@ class Reconciler:
         if patch is None:
             self._held.pop(key, None)
             return None
-        starting = conditions.reason_of(after, ConditionType.SUCCEEDED) == Reason.STARTING
-        hold = HOLD
-        if starting and not told:
+        since, hold = self._held.setdefault(key, self.clock()), HOLD
+        if not told and conditions.reason_of(after, ConditionType.SUCCEEDED) == Reason.STARTING:
             hold = max(HOLD_STARTING, timedelta(seconds=len(self._held) / HELD_PER_SECOND))
-        left = self._held.setdefault(key, self.clock()) + hold - self.clock()
+        left = since + hold - self.clock()
         if not conditions.is_turn(before, after) and left > timedelta():
             return left.total_seconds()
         try:
