@@ -1,5 +1,6 @@
 """What every model of the API shares: camelCase on the wire, unknown fields refused, JSON's scalars, bounded text."""
 
+import functools
 import re
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Self, Union, get_args, get_origin
@@ -39,6 +40,12 @@ def _scalar(annotation: Any) -> Any:
     return annotation if annotation in SCALARS else None
 
 
+@functools.cache
+def _scalar_of(model: type[BaseModel], field: str) -> Any:
+    """As above, once for each field: every manifest asks it of every field."""
+    return _scalar(model.model_fields[field].annotation)
+
+
 def _default(made: Any) -> Any:
     """What the factory set: the server fills in the rest from the defaults of the type. It runs the rules before that,
     so a type that has rules gets all of it."""
@@ -68,10 +75,11 @@ class Model(BaseModel):
     def _as_the_server_reads(cls, value: Any, info: ValidationInfo) -> Any:
         """pydantic would take "3" for 3 and yes for true, and would refuse null for a field that may be left out."""
         assert info.field_name is not None
-        field = cls.model_fields[info.field_name]
-        if value is None and not field.is_required():
-            return field.get_default(call_default_factory=True, validated_data={})
-        scalar = _scalar(field.annotation)
+        if value is None:
+            field = cls.model_fields[info.field_name]
+            if not field.is_required():
+                return field.get_default(call_default_factory=True, validated_data={})
+        scalar = _scalar_of(cls, info.field_name)
         if scalar is float and isinstance(value, str) and _EXPONENT.fullmatch(value):
             return float(value)
         refused = not isinstance(value, bool) if scalar is bool else isinstance(value, bool | str)

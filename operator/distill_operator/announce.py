@@ -27,8 +27,8 @@ PROBLEMS = frozenset(
         Reason.NAME_TAKEN,
     }
 )
-QUIET = frozenset({Reason.PENDING})
-"""Reasons of Succeeded that say nothing by themselves."""
+QUIET = frozenset({Reason.PENDING, Reason.STARTING})
+"""Reasons of Succeeded that say nothing by themselves. When an attempt began stands in the status."""
 SCALED = "Scaled"
 """Reason of the Event about a Teacher that has got more servers, or fewer."""
 

@@ -6,6 +6,7 @@ uid and resourceVersion, and attempt numbers are the maximum of status and child
 read again at once; what the watches missed, by the resync's lists.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -61,6 +62,8 @@ class Cache:
         self._claims: dict[tuple[str, str], tuple[float, Json]] = {}
         self._judged: dict[bytes, float] = {}
         """Digests of what a dry run accepted, and until when that holds."""
+        self._asking: dict[bytes, asyncio.Future[None]] = {}
+        """Of dry runs that are under way."""
 
     async def sync(self) -> set[Key]:
         """Lists everything. The jobs about which that told something new. Raises ApiError; then ask again."""
@@ -80,6 +83,11 @@ class Cache:
         if gone:
             return self.store.remove(kind, meta["namespace"], meta["name"], meta["uid"])
         return self.store.put(kind, raw)
+
+    @property
+    def unwatched(self) -> bool:
+        """Whether there is a kind whose watch has told nothing since the kind came to be known."""
+        return bool(self._unwatched)
 
     def job(self, key: Key) -> Json | None:
         """The object itself."""
@@ -131,9 +139,18 @@ class Cache:
     async def check(self, body: Mapping[str, Any]) -> None:
         """Lets the API server judge an object without storing it. Raises Refused, and Conflict as apply() does."""
         digest = _digest(body)
-        if self._judged.get(digest, -1.0) <= self._clock():
+        while digest in self._asking:
+            # For another job. Should that fail, this one asks for itself.
+            await asyncio.wait([self._asking[digest]])
+        if self._judged.get(digest, -1.0) > self._clock():
+            return
+        self._asking[digest] = answered = asyncio.get_running_loop().create_future()
+        try:
             await self._apply(body, dry_run=True)
             self._judged[digest] = self._clock() + JUDGED_SECONDS
+        finally:
+            del self._asking[digest]
+            answered.set_result(None)
 
     async def apply(self, body: Mapping[str, Any]) -> None:
         """Raises Conflict when the object, or its job, is not what memory says; memory says it afterwards."""
@@ -249,9 +266,9 @@ def owned_by(raw: Mapping[str, Any], uid: str) -> bool:
 
 
 def _digest(body: Mapping[str, Any]) -> bytes:
-    """The same for the same object of another job."""
+    """The same for the same object of another job. What a ConfigMap says is not judged."""
     meta = body["metadata"]
-    content = {key: value for key, value in body.items() if key != "metadata"}
+    content = {key: value for key, value in body.items() if key not in ("metadata", "data")}
     text = json.dumps([meta["namespace"], content], sort_keys=True)
     name, uid = job_of(kind_of(body), meta).name, meta["ownerReferences"][0]["uid"]
     for own in (names.key_secret(name, uid), uid, name):

@@ -204,16 +204,17 @@ class KubernetesCluster:
         content_type: str = "application/json",
     ) -> Json:
         parameters = [(key, value) for key, value in (query or {}).items() if value]
+        # Without the body, every value of which the client would look at: it is plain JSON already.
         arguments = await self._api.param_serialize(
             method,
             path,
             query_params=parameters,
             header_params={"Accept": "application/json", "Content-Type": content_type},
-            body=body,
             auth_settings=["BearerToken"],
         )
+        _, url, headers, _, _ = arguments
         try:
-            response = await self._api.call_api(*arguments, _request_timeout=REQUEST_TIMEOUT)
+            response = await self._api.call_api(method, url, headers, body, _request_timeout=REQUEST_TIMEOUT)
             text = (await response.read()).decode(errors="replace")
         except (TimeoutError, aiohttp.ClientError) as error:
             self.requests[verb, "error"] += 1
@@ -231,6 +232,8 @@ async def connect() -> KubernetesCluster:
         config.load_incluster_config(client_configuration=configuration)
     except config.ConfigException:
         await config.load_kube_config(client_configuration=configuration)
+    # Proxies and passwords of the environment would be looked for in files at each request; kopf does not either.
+    configuration.client_session_kwargs = {"trust_env": False}
     return KubernetesCluster(client.ApiClient(configuration))
 
 

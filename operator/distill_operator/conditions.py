@@ -51,7 +51,7 @@ def is_finished(status: Status) -> bool:
 
 def is_turn(before: Status, after: Status) -> bool:
     """More than the readiness of roles, a message or a number has changed."""
-    kinds = (ConditionType.SUCCEEDED, ConditionType.SUSPENDED, ConditionType.SPEC_VALID, ConditionType.PREFLIGHT)
+    kinds = (ConditionType.SUCCEEDED, ConditionType.SUSPENDED, ConditionType.SPEC_VALID)
 
     def turn(status: Status) -> list[object]:
         found = [find(status, kind) for kind in kinds]
@@ -78,12 +78,17 @@ def merged(
     found = dict(old)
     for condition_type, verdict in verdicts.items():
         previous = old.get(condition_type.value)
+        message = verdict.message[:MAX_MESSAGE]
+        if previous is not None and previous.observed_generation == generation:
+            said = (previous.status, previous.reason, previous.message)
+            if said == (verdict.status, verdict.reason.value, message):
+                continue
         changed = previous is None or previous.status is not verdict.status
         found[condition_type.value] = Condition(
             type=condition_type.value,
             status=verdict.status,
             reason=verdict.reason.value,
-            message=verdict.message[:MAX_MESSAGE],
+            message=message,
             observed_generation=generation,
             last_transition_time=format_time(now) if changed or previous is None else previous.last_transition_time,
         )

@@ -28,6 +28,8 @@ def is_of(desired: Raw, child: Child) -> bool:
 
 def contains(live: Any, desired: Any) -> bool:
     """Every value of `desired` is in `live`; what `live` has besides is somebody else's."""
+    if live == desired:
+        return True
     if isinstance(desired, dict):
         return isinstance(live, dict) and all(
             key in REWRITTEN
@@ -37,7 +39,7 @@ def contains(live: Any, desired: Any) -> bool:
         )
     if isinstance(desired, list):
         return isinstance(live, list) and all(any(contains(entry, value) for entry in live) for value in desired)
-    return bool(live == desired)
+    return False
 
 
 def _says_something(value: Any) -> bool:

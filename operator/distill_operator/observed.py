@@ -56,6 +56,8 @@ class Child:
     """Empty of one that a release before 0.2.0 made."""
     image: str = ""
     """Of the main container of its pods; of a RayCluster's head."""
+    version: str = ""
+    """Changes when spec or data do: the generation, where the kind counts one."""
     content: Raw = field(default_factory=dict, compare=False, repr=False)
     """The live object, to be compared with what it should be."""
     attempt: int = 0
@@ -131,6 +133,10 @@ class Observed:
     """The newest answer of trainer rank 0, if any."""
     shared: tuple[SharedServers, ...] = ()
     """Those of the Teachers it names that exist."""
+    unwatched: bool = False
+    """Some of the children's kinds tell of no change by themselves."""
+    settled: bool = False
+    """An earlier plan found these very children as they should be (Plan.settled): they are not compared again."""
 
     def child(self, kind: Kind, name: str) -> Child | None:
         return next((c for c in self.children if c.kind is kind and c.name == name), None)
@@ -160,6 +166,7 @@ def read_child(raw: Raw, job_uid: str) -> Child:
         spec_hash=meta.get("annotations", {}).get(names.ANNOTATION_SPEC_HASH, ""),
         fixed_hash=meta.get("annotations", {}).get(names.ANNOTATION_FIXED_HASH, ""),
         image=_image(raw.get("spec", {})),
+        version=str(meta.get("generation") or meta.get("resourceVersion", "")),
         content=raw,
         attempt=_number(meta.get("labels", {}).get(names.LABEL_ATTEMPT)),
         desired=desired,

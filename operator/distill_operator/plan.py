@@ -44,6 +44,8 @@ class Plan:
     status: Status
     requeue_after: float | None = None
     """Seconds; None leaves it to the watches and the resync."""
+    settled: bool = False
+    """Every child was compared, and is as it should be."""
 
 
 def plan(job: DistillationJob, status: Status, observed: Observed, settings: Settings, now: datetime) -> Plan:
@@ -195,23 +197,15 @@ def _keep_running(
     job: DistillationJob, status: Status, observed: Observed, settings: Settings, attempt: int, now: datetime
 ) -> Plan:
     """Holds the attempt's children as they should be."""
-    under_way = attempts.is_under_way(job, observed, attempt)
-    own = attempts.settings_of(job, observed, attempt, settings)
-    wanted = [*desired.lasting(job, own), *desired.group(job, own), *desired.serving(job, own)]
-    trainer = desired.training(job, own, attempt)
-    if obstacle := _name_taken([*wanted, trainer], observed):
-        return _wait(job, status, observed, attempt, *obstacle, now)
     effects: list[Effect] = list(_deletions(c for c in observed.trainer_jobs() if c.attempt != attempt))
-    for body in wanted:
-        if kind_of(body) is Kind.RAY_CLUSTER and not observed.kuberay_installed:
-            continue
-        effects += _upkeep(body, observed, under_way)
-    if any(isinstance(e, Apply) and kind_of(e.body) in SERVING for e in effects):
-        # Nobody looks whether it is there: it is asked for whenever pods are made that read it.
-        effects.insert(0, CreateSecret(desired.key(job), KEY_ENTRY))
-    if _existing(trainer, observed) or readiness.trainer_may_start(job, observed):
-        # A Job's pods cannot be changed; what somebody changed by hand of one of ours can be put right.
-        effects += _upkeep(trainer, observed, under_way)
+    trainer_made = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt)) is not None
+    own = attempts.settings_of(job, observed, attempt, settings)
+    if not (observed.settled and (trainer_made or not readiness.trainer_may_start(job, observed))):
+        wanted = [*desired.lasting(job, own), *desired.group(job, own), *desired.serving(job, own)]
+        trainer = desired.training(job, own, attempt)
+        if obstacle := _name_taken([*wanted, trainer], observed):
+            return _wait(job, status, observed, attempt, *obstacle, now)
+        effects += _repairs(job, observed, wanted, trainer, under_way=attempts.is_under_way(job, observed, attempt))
 
     states = readiness.roles(job, observed, attempt)
     after = lifecycle.with_roles(job, status, states, now)
@@ -232,7 +226,25 @@ def _keep_running(
     after = lifecycle.revised(job, after, now, found, attempts=attempt)
     if observed.report is not None:
         after = after.model_copy(update={"progress": observed.report.progress})
-    return Plan(tuple(effects), after, _next_look(job, after, now))
+    return Plan(tuple(effects), after, _next_look(job, after, observed, now), settled=not effects)
+
+
+def _repairs(
+    job: DistillationJob, observed: Observed, wanted: list[Json], trainer: Json, *, under_way: bool
+) -> list[Effect]:
+    """What makes the children as they should be."""
+    effects: list[Effect] = []
+    for body in wanted:
+        if kind_of(body) is Kind.RAY_CLUSTER and not observed.kuberay_installed:
+            continue
+        effects += _upkeep(body, observed, under_way)
+    if any(isinstance(e, Apply) and kind_of(e.body) in SERVING for e in effects):
+        # Nobody looks whether it is there: it is asked for whenever pods are made that read it.
+        effects.insert(0, CreateSecret(desired.key(job), KEY_ENTRY))
+    if _existing(trainer, observed) or readiness.trainer_may_start(job, observed):
+        # A Job's pods cannot be changed; what somebody changed by hand of one of ours can be put right.
+        effects += _upkeep(trainer, observed, under_way)
+    return effects
 
 
 def _upkeep(body: Json, observed: Observed, under_way: bool) -> list[Apply]:
@@ -273,13 +285,13 @@ def _silent_seconds(status: Status, observed: Observed, now: datetime) -> float:
     return (now - newest).total_seconds()
 
 
-def _next_look(job: DistillationJob, status: Status, now: datetime) -> float | None:
+def _next_look(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> float | None:
     """When time alone will change something."""
     starting = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.STARTING
     stalled = conditions.is_true(status, ConditionType.STALLED)
     silent = _silent_seconds(status, Observed(), now)
     looks = [
-        POLL_SECONDS if starting else None,
+        POLL_SECONDS if starting and observed.unwatched else None,
         None if starting or stalled else job.spec.stall_timeout_seconds - silent,
         lifecycle.active_seconds_left(job.spec, status, now),
         lifecycle.pre_running_seconds_left(job.spec, status, now),

@@ -6,7 +6,7 @@ time and nothing else.
 
 import logging
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -46,7 +46,9 @@ Json = dict[str, Any]
 HOLD = timedelta(seconds=2)
 """A change of status that is no turn of the job's life is written when it is this old: most are followed by another."""
 HOLD_STARTING = timedelta(seconds=5)
-"""While one pod after the other gets ready."""
+"""While one pod after the other gets ready, and nothing is wrong that a person should hear of."""
+HELD_PER_SECOND = 10
+"""When more jobs than that many a second have such a change to be written, each waits longer."""
 
 
 OURS = Spec.model_fields["managed_by"].default
@@ -73,6 +75,8 @@ class Reconciler:
     clock: Callable[[], datetime]
     _held: dict[Key, datetime] = field(default_factory=dict)
     """Since when a job's status differs from what is written."""
+    _settled: dict[Key, int] = field(default_factory=dict)
+    """Hash of what a plan found to be as it should be, until it finds otherwise."""
 
     async def reconcile(self, key: Key) -> float | None:
         """In how many seconds to look again, if time alone will change something. Raises Retry after a conflict."""
@@ -104,7 +108,8 @@ class Reconciler:
             # By our own hand (ttlSecondsAfterFinished), of which no watch brings news.
             self._forget(key)
             return None
-        held = await self._write(key, raw, status, decided.status)
+        told = any(isinstance(effect, Event) for effect in decided.effects)
+        held = await self._write(key, raw, status, decided.status, told=told)
         self.jobs.put(key, raw, decided.status, self.clock())
         return min((s for s in (held, decided.requeue_after) if s is not None), default=None)
 
@@ -116,7 +121,14 @@ class Reconciler:
             found = invalid(meta["uid"], status, error.problems, meta.get("generation", 0), self.clock())
             return found, Observed()
         observed = await self._observe(key, job, status)
-        return plan(job, status, observed, self.settings, self.clock()), observed
+        fingerprint = _fingerprint(job, status, observed)
+        observed = replace(observed, settled=self._settled.get(key) == fingerprint)
+        decided = plan(job, status, observed, self.settings, self.clock())
+        if decided.settled:
+            self._settled[key] = fingerprint
+        else:
+            self._settled.pop(key, None)
+        return decided, observed
 
     def _denied(
         self,
@@ -154,6 +166,7 @@ class Reconciler:
             gang_problem=gang_problem,
             report=self._report(key, pods),
             shared=await self._shared(key.namespace, job),
+            unwatched=self.cache.unwatched or gang.dialect(job) is not None,
         )
 
     async def _shared(self, namespace: str, job: DistillationJob) -> tuple[SharedServers, ...]:
@@ -224,15 +237,16 @@ class Reconciler:
             case Event():
                 await self.events.record(key.namespace, key.name, uid, effect)
 
-    async def _write(self, key: Key, raw: Json, before: Status, after: Status) -> float | None:
-        """In how many seconds to write, if not now."""
+    async def _write(self, key: Key, raw: Json, before: Status, after: Status, *, told: bool) -> float | None:
+        """In how many seconds to write, if not now. `told`: an Event says something of it."""
         patch = status_patch(raw, after)
         if patch is None:
             self._held.pop(key, None)
             return None
-        starting = conditions.reason_of(after, ConditionType.SUCCEEDED) == Reason.STARTING
-        hold = HOLD_STARTING if starting else HOLD
-        left = self._held.setdefault(key, self.clock()) + hold - self.clock()
+        since, hold = self._held.setdefault(key, self.clock()), HOLD
+        if not told and conditions.reason_of(after, ConditionType.SUCCEEDED) == Reason.STARTING:
+            hold = max(HOLD_STARTING, timedelta(seconds=len(self._held) / HELD_PER_SECOND))
+        left = since + hold - self.clock()
         if not conditions.is_turn(before, after) and left > timedelta():
             return left.total_seconds()
         try:
@@ -245,7 +259,17 @@ class Reconciler:
     def _forget(self, key: Key) -> None:
         self.cache.forget(key)
         self._held.pop(key, None)
+        self._settled.pop(key, None)
         uid = self.jobs.remove(key)
         self.progress.forget(key)
         if uid:
             self.events.forget(uid)
+
+
+def _fingerprint(job: DistillationJob, status: Status, observed: Observed) -> int:
+    """The same while everything is that Plan.settled rests on: the spec, the attempt, and the children's content."""
+    children = [
+        (c.kind, c.name, c.uid, c.version, c.spec_hash, c.fixed_hash, c.ours, c.deleting) for c in observed.children
+    ]
+    meta = job.metadata
+    return hash((meta.uid, meta.generation, status.attempts, observed.kuberay_installed, frozenset(children)))

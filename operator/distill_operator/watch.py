@@ -53,6 +53,19 @@ def gvr(kind: Kind) -> tuple[str, str, str]:
     return "".join(group), version, kind.value.plural
 
 
+class NoDiffBase(kopf.DiffBaseStorage):  # type: ignore[misc]  # to mypy, kopf is Any
+    """Nobody asks what changed in an object. kopf's own would copy each one deeply, twice an event, to find out."""
+
+    def build(self, *, body: Any, extra_fields: Any = None) -> Any:
+        return {}
+
+    def fetch(self, *, body: Any) -> Any:
+        return None
+
+    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
+        pass
+
+
 def kopf_settings(settings: Settings) -> Any:
     """Every setting whose default would hurt, with its reason."""
     found = kopf.OperatorSettings()
@@ -68,7 +81,7 @@ def kopf_settings(settings: Settings) -> Any:
     # Nothing is stored on objects; should anything ever be, it must not share the names of other kopf operators.
     found.persistence.finalizer = f"{GROUP}/kopf"
     found.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=GROUP)
-    found.persistence.diffbase_storage = kopf.AnnotationsDiffBaseStorage(prefix=GROUP)
+    found.persistence.diffbase_storage = NoDiffBase()
     found.execution.max_workers = 2
     # Without cluster-wide rights there is nothing to scan; KubeRay installed later is found by the resync then.
     found.scanning.disabled = bool(settings.watch_namespaces)

@@ -73,7 +73,7 @@ def test_a_killed_leader_is_replaced_within_twenty_seconds_and_one_that_goes_wit
     assert len(kubelet.seen_trainer_jobs) == 1
     assert world.job()["status"] == before
     found = world.api.items(world.path("/apis/events.k8s.io/v1/namespaces/{ns}/events"))
-    assert Counter(e["reason"] for e in found) == {"Starting": 1, "Running": 1}
+    assert Counter(e["reason"] for e in found) == {"Running": 1}
 
 
 def test_an_operator_that_loses_its_lease_ends_with_an_error(world: World, kubelet: Kubelet) -> None:

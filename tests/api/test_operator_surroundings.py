@@ -84,7 +84,7 @@ def test_what_keeps_pods_from_starting_is_told_in_a_condition_and_one_event(worl
     said = world.until_condition("Succeeded", "PreRunningDeadlineExceeded", "False")
     assert "no such model" in said["message"]
     # The trainer is made once all have a node; it runs on until the deadline ends the attempt.
-    wanted = {"Starting": 1, "CrashLooping": 1, "ImagePullFailed": 1, "PreRunningDeadlineExceeded": 1}
+    wanted = {"CrashLooping": 1, "ImagePullFailed": 1, "PreRunningDeadlineExceeded": 1}
     assert events(world) == wanted
 
 

@@ -14,7 +14,6 @@ from prometheus_client.exposition import generate_latest
 from distill_api.metrics import OPERATOR_METRICS, wire_name
 from distill_api.shared_teacher import SharedTeacherStatus
 from distill_api.status import Status
-from distill_api.wire import ProgressReport
 from distill_operator import progress as progress_module
 from distill_operator.children import desired
 from distill_operator.drift import contains, has_drifted
@@ -204,10 +203,13 @@ async def test_a_trainer_that_hangs_is_believed_for_a_minute_and_then_has_nothin
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     said = '{"phase": "Training", "progress": {"step": 3, "teachers": [{"name": "teacher", "requests": 900}]}}'
-    answers: list[ProgressReport | None] = [ProgressReport.model_validate_json(said)]
+    answer: bytes | None = None
+    asked = 0
 
-    async def fetch(_: Any, url: str) -> ProgressReport | None:
-        return answers[0]
+    async def fetch(_: Any, url: str) -> bytes | None:
+        nonlocal asked
+        asked += 1
+        return answer
 
     monkeypatch.setattr(progress_module, "_fetch", fetch)
     now, woken, left = 0.0, [], []
@@ -216,8 +218,10 @@ async def test_a_trainer_that_hangs_is_believed_for_a_minute_and_then_has_nothin
 
     async def polled() -> int:
         """Requests that it is taken to have."""
-        task = asyncio.create_task(poller.run())
-        await asyncio.sleep(0.02)
+        before, task = asked, asyncio.create_task(poller.run())
+        async with asyncio.timeout(30):
+            while asked < before + 2:
+                await asyncio.sleep(0.01)
         task.cancel()
         await asyncio.gather(task, return_exceptions=True)
         report = poller.latest(KEY, "pod-uid")
@@ -225,7 +229,7 @@ async def test_a_trainer_that_hangs_is_believed_for_a_minute_and_then_has_nothin
         return sum(t.requests for t in report.progress.teachers)
 
     for at, heard in ((0.0, True), (1.0, False), (60.0, False), (61.0, False), (62.0, False), (63.0, True)):
-        now, answers[0] = at, ProgressReport.model_validate_json(said) if heard else None
+        now, answer = at, said.encode() if heard else None
         left.append(await polled())
     assert left == [900, 900, 900, 0, 0, 900]
     assert woken == [KEY] * 3, "for each change"

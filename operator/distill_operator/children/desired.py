@@ -35,6 +35,8 @@ def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:
 
 def group(job: DistillationJob, settings: Settings) -> list[Json]:
     """The group of pods that a gang scheduler places together, if any: before them, deleted with the attempt."""
+    if gang.dialect(job) is None:
+        return []
     made = gang.pod_group(job, [*serving(job, settings), training(job, settings, 1)])
     return [_marked(made)] if made else []
 

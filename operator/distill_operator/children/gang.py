@@ -73,8 +73,11 @@ def pod_group(job: DistillationJob, children: Iterable[Json]) -> Json | None:
 
 def placed(job: DistillationJob, child: Json) -> Json:
     """The child, with its pods as spec.scheduling wants them placed. What a role's template says goes before."""
-    child = copy.deepcopy(child)
     scheduling, found = job.spec.scheduling, dialect(job)
+    if found is None and scheduling.priority_class_name is None and scheduling.topology_key is None:
+        return child
+    # Its pieces may be the job's own.
+    child = copy.deepcopy(child)
     for template in _templates(child):
         spec = template["spec"]
         if scheduling.priority_class_name is not None:
