@@ -48,7 +48,11 @@ def install() -> None:
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
     MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "none"
-    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = lambda self, point, counts=None: counts
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _counts_at_hand
+    # The part of the rotary embedding of a context parallel rank is picked by numbers in pinned memory.
+    from megatron.core.models.common.embeddings import rotary_pos_embedding as rotary
+
+    rotary.get_pos_emb_on_this_cp_rank = _pretending(rotary.get_pos_emb_on_this_cp_rank)
     # Pipeline stages only: the copy of a tied embedding, and the 1F1B schedule's counter of tokens.
     from megatron.core.models.common.language_module.language_module import LanguageModule
     from megatron.core.pipeline_parallel import schedules
@@ -57,6 +61,15 @@ def install() -> None:
     schedules.forward_backward_pipelining_without_interleaving = _pretending(
         schedules.forward_backward_pipelining_without_interleaving
     )
+
+
+def _counts_at_hand(dispatcher: Any, point: str, counts: torch.Tensor | None = None) -> torch.Tensor | None:
+    """The numbers of tokens to and from each rank as torch.distributed takes them."""
+    if point == "before_ep_alltoall" and dispatcher.input_splits is not None:
+        dispatcher.input_splits, dispatcher.output_splits = (
+            splits.tolist() for splits in (dispatcher.input_splits, dispatcher.output_splits)
+        )
+    return counts
 
 
 def _pretending(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,6 +118,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     def made(*args: Any, **kwargs: Any) -> torch.Tensor:
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = "cpu"
+        kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
 
     return made
