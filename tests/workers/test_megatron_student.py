@@ -122,12 +122,6 @@ SPLITS: dict[str, dict[str, Any]] = {
     "pipeline-2": {"tensor": 1, "pipeline": 2, "ranks": 2},
     "tensor-2-sequence-distributed": {"tensor": 2, "ranks": 2, "sequence": True, "distributed": True},
     "data-2-pipeline-2-distributed": {"tensor": 1, "pipeline": 2, "ranks": 4, "distributed": True, "groups": 2},
-    "context-2": {"tensor": 1, "context": 2, "ranks": 2},
-    "context-2-tensor-2-sequence": {"tensor": 2, "context": 2, "ranks": 4, "sequence": True, "distributed": True},
-    "expert-2": {"tensor": 1, "expert": 2, "ranks": 2},
-    "expert-2-data-4-distributed": {"tensor": 1, "expert": 2, "ranks": 4, "distributed": True, "groups": 2},
-    "expert-2-tensor-2-context-2": {"tensor": 2, "expert": 2, "context": 2, "ranks": 4},
-    "expert-2-pipeline-2": {"tensor": 1, "expert": 2, "pipeline": 2, "ranks": 4},
 }
 
 
@@ -139,6 +133,41 @@ def test_several_ranks_train_as_one(folder: Path, alone: Alone, name: str) -> No
         assert_same_training(found, alone[key])
         for other in results[1:]:
             assert other[key]["stats"] == found["stats"], "every rank reports the same numbers"
+
+
+OF_FOUR: dict[str, dict[str, Any]] = {
+    "context-2-data-2": {"tensor": 1, "context": 2},
+    "expert-2-data-4-distributed": {"tensor": 1, "expert": 2, "distributed": True, "groups": 2},
+    "expert-2-context-2-tensor-2": {"tensor": 2, "expert": 2, "context": 2},
+    "expert-2-pipeline-2": {"tensor": 1, "expert": 2, "pipeline": 2},
+}
+"""Splits of sequences over four ranks, and of experts, which a mixture alone has."""
+
+
+def train_in_turn(folder: Path) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
+    from megatron.core import parallel_state
+
+    found = {}
+    for name, split in OF_FOUR.items():
+        found[name] = train_split(folder, ranks=4, **split)
+        parallel_state.destroy_model_parallel()
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_four(folder: Path) -> list[dict[str, Alone]]:
+    return run_ranks(4, train_in_turn, folder=folder)
+
+
+@pytest.mark.parametrize("name", OF_FOUR)
+def test_ranks_that_share_sequences_or_experts_train_as_one(
+    by_four: list[dict[str, Alone]], alone: Alone, name: str
+) -> None:
+    assert by_four[0][name].keys() == (set(MIXTURE) if "expert" in name else set(TRAINED))
+    for key, found in by_four[0][name].items():
+        assert_same_training(found, alone[key])
+        for other in by_four[1:]:
+            assert other[name][key]["stats"] == found["stats"], "every rank reports the same numbers"
 
 
 @pytest.mark.parametrize("how", ["small", "groups"])

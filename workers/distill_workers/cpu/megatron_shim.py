@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
+import torch.distributed as dist
 
 _FACTORIES = ("zeros", "tensor")
 
@@ -49,6 +50,11 @@ def install() -> None:
 
     MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "none"
     MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _counts_at_hand
+    # With tensor parallelism as well, their tokens are gathered in numbers that differ from rank to rank.
+    from megatron.core.tensor_parallel import mappings
+
+    mappings._gather_along_first_dim = _gathering(mappings._gather_along_first_dim)
+    mappings._reduce_scatter_along_first_dim = _scattering(mappings._reduce_scatter_along_first_dim)
     # The part of the rotary embedding of a context parallel rank is picked by numbers in pinned memory.
     from megatron.core.models.common.embeddings import rotary_pos_embedding as rotary
 
@@ -70,6 +76,36 @@ def _counts_at_hand(dispatcher: Any, point: str, counts: torch.Tensor | None = N
             splits.tolist() for splits in (dispatcher.input_splits, dispatcher.output_splits)
         )
     return counts
+
+
+def _gathering(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """All-gather of parts of different lengths, which gloo has not: as long as the longest, and cut."""
+
+    @functools.wraps(function)
+    def gathered(own: torch.Tensor, group: Any, lengths: list[int] | None = None, *others: Any) -> torch.Tensor:
+        if lengths is None or group.size() == 1:
+            return function(own, group, lengths, *others)
+        padded = own.new_zeros(max(lengths), *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    return gathered
+
+
+def _scattering(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Its counterpart: the sum of all, and of that the own part."""
+
+    @functools.wraps(function)
+    def scattered(whole: torch.Tensor, group: Any, lengths: list[int] | None = None, *others: Any) -> torch.Tensor:
+        if lengths is None or group.size() == 1:
+            return function(whole, group, lengths, *others)
+        total = whole.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        return total.split(lengths)[group.rank()].contiguous()
+
+    return scattered
 
 
 def _pretending(function: Callable[..., Any]) -> Callable[..., Any]:
