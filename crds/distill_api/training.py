@@ -49,7 +49,7 @@ class Parallelism(Model):
         1, description="Pipeline stages; they must divide the student's layers."
     )
     context: Annotated[int, Field(ge=1, le=64)] = Field(
-        1, description="Context parallel size: so many ranks split each sequence, and maxTokensPerMicroBatch is of each."
+        1, description="Context parallel size: so many ranks split each sequence, and so each micro-batch."
     )
     expert: Annotated[int, Field(ge=1, le=64)] = Field(
         1,
@@ -136,7 +136,9 @@ class Trainer(Model):
         description="Train low-rank adapters instead of all weights. Engines and the exported model get the weights "
         "with the adapters added in; the adapters alone are exported beside it, as PEFT reads them.",
     )
-    max_tokens_per_micro_batch: Tokens = Field(16384, description="Token budget of one micro-batch of a rank.")
+    max_tokens_per_micro_batch: Tokens = Field(
+        16384, description="Token budget of one micro-batch of a rank; of ranks that split sequences, each has so many."
+    )
     recompute: Recompute = Field(
         Recompute.AUTO,
         description="Activations made again in the backward pass: none, selective (those of the MLPs), full (of whole "

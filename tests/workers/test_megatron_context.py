@@ -22,10 +22,16 @@ def test_the_ranks_have_every_position_once_and_as_much_to_attend_to(size: int) 
     assert len({sum(part.tolist()) for part in parts}) == 1
 
 
+def sequences() -> list[torch.Tensor]:
+    """Queries, keys, values, and the weights of the outputs: [batch, heads, sequence, head]."""
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(2, 3, 16, 8, generator=generator).requires_grad_() for _ in range(4)]
+
+
 def attention(folder: Path) -> dict[str, Any]:
     """Of a part of random sequences; scores of a student whose sequences are split in two."""
-    from distill_workers.megatron.context import attend, own_tokens
     from distill_workers.megatron.batch import collate
+    from distill_workers.megatron.context import attend, own_tokens, whole
     from distill_workers.megatron.student import MegatronStudent
 
     found: dict[str, Any] = {}
@@ -35,10 +41,10 @@ def attention(folder: Path) -> dict[str, Any]:
         found[kind] = student.logprobs(make_samples(6, longest=60))
     ranks = student.ranks
     own = own_positions(16, ranks.context_rank, 2)
-    whole = [torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(4)]
-    out = attend(*(x[:, :, own] for x in whole[:3]), ranks.context_group)
-    (out * whole[3][:, :, own]).sum().backward()
-    gradients = [x.grad for x in whole[:3]]
+    q, k, v, weights = tensors = sequences()
+    keys, values = (whole(x[:, :, own], ranks.context_group) for x in (k, v))
+    out = attend(q[:, :, own], keys, values, ranks.context_group)
+    gradients = torch.autograd.grad((out * weights[:, :, own]).sum(), tensors[:3])
     for gradient in gradients:
         dist.all_reduce(gradient)
     found["attention"] = own, out.detach(), gradients
@@ -59,14 +65,14 @@ def parts(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[dict[str
 
 
 def test_attention_and_its_gradient_equal_those_of_whole_sequences(parts: Any) -> None:
-    whole = [torch.randn(2, 3, 16, 8, generator=torch.Generator().manual_seed(i)).requires_grad_() for i in range(4)]
-    expected = F.scaled_dot_product_attention(*whole[:3], is_causal=True)
-    gradients = torch.autograd.grad((expected * whole[3]).sum(), whole[:3])
+    q, k, v, weights = sequences()
+    expected = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+    gradients = torch.autograd.grad((expected * weights).sum(), (q, k, v))
 
     for rank in parts[1]:
         own, out, found = rank["attention"]
         torch.testing.assert_close(out, expected.detach()[:, :, own])
-        torch.testing.assert_close(found, list(gradients))
+        torch.testing.assert_close(found, gradients)
 
 
 def test_every_response_token_is_predicted_by_one_rank(parts: Any) -> None:

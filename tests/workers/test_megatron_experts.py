@@ -36,10 +36,10 @@ def split_experts(folder: Path) -> dict[str, Any]:
     pairs = zip(student._model.parameters(), again._model.parameters(), strict=True)
     found["same"] = all(torch.equal(a, b) for a, b in pairs)
 
-    shape, ranks = student.shape, student.ranks
-    for name, refused in {"odd": (shape, replace(ranks, expert_size=4)), "dense": (read_shape(folder / DENSE), ranks)}.items():
+    ranks, dense = student.ranks, read_shape(folder / DENSE)
+    for name, shape, refused in (("odd", student.shape, replace(ranks, expert_size=4)), ("dense", dense, ranks)):
         try:
-            check(*refused)
+            check(shape, refused)
         except UnsupportedModel as error:
             found[name] = str(error)
     return found

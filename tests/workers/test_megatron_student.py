@@ -139,7 +139,7 @@ OF_FOUR: dict[str, dict[str, Any]] = {
     "context-2-data-2": {"tensor": 1, "context": 2},
     "expert-2-data-4-distributed": {"tensor": 1, "expert": 2, "distributed": True, "groups": 2},
     "expert-2-context-2-tensor-2": {"tensor": 2, "expert": 2, "context": 2},
-    "expert-2-pipeline-2": {"tensor": 1, "expert": 2, "pipeline": 2},
+    "expert-2-context-2-pipeline-2": {"tensor": 1, "expert": 2, "context": 2, "pipeline": 2},
 }
 """Splits of sequences over four ranks, and of experts, which a mixture alone has."""
 

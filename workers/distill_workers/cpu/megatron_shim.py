@@ -103,7 +103,8 @@ def _scattering(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Te
             return function(whole, group, lengths, *others)
         total = whole.contiguous().clone()
         dist.all_reduce(total, group=group)
-        return total.split(lengths)[group.rank()].contiguous()
+        own: torch.Tensor = torch.split_with_sizes(total, lengths)[group.rank()]
+        return own.contiguous()
 
     return scattered
 

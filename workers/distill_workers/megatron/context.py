@@ -77,26 +77,24 @@ class _Join(torch.autograd.Function):
         return gradients[0][among], None, None
 
 
-def attend(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """Causal attention of this rank's queries to the keys and values of all: [batch, heads, own, head].
-
-    query, key and value [batch, heads, own, head], of equal heads.
-    """
-    rank, size = group.rank(), group.size()
-    keys, values = (_in_order(x, group) for x in (key, value))
-    chunk = query.shape[2] // 2
-    found = []
-    for number, part in zip((rank, 2 * size - 1 - rank), query.split(chunk, dim=2), strict=True):
-        seen = (number + 1) * chunk
-        mask: Any = causal_lower_right(chunk, seen)
-        found.append(F.scaled_dot_product_attention(part, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask))
-    return torch.cat(found, dim=2)
-
-
-def _in_order(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """The whole sequences [batch, heads, sequence, head], from the parts of all ranks."""
-    size = group.size()
+def whole(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Keys or values of whole sequences [batch, groups, sequence, head], from the part of each rank."""
     # Backward adds up what the queries of all ranks ask of this rank's part.
-    gathered = gather_from_sequence_parallel_region(own.permute(2, 0, 1, 3), group=group)
+    gathered: torch.Tensor = gather_from_sequence_parallel_region(own.permute(2, 0, 1, 3), group=group)
+    size = group.size()
     order = torch.cat([own_positions(len(gathered), rank, size) for rank in range(size)]).argsort()
     return gathered[order.to(own.device)].permute(1, 2, 0, 3)
+
+
+def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+    """Causal attention of this rank's queries: query [batch, heads, own, head], keys and values [batch, heads,
+    sequence, head] -> [batch, heads, own, head]."""
+    rank, size = group.rank(), group.size()
+    chunk = query.shape[2] // 2
+    found = []
+    for i, number in enumerate((rank, 2 * size - 1 - rank)):
+        seen = (number + 1) * chunk
+        mask: Any = causal_lower_right(chunk, seen)
+        part = query[:, :, i * chunk : (i + 1) * chunk]
+        found.append(F.scaled_dot_product_attention(part, keys[:, :, :seen], values[:, :, :seen], attn_mask=mask))
+    return torch.cat(found, dim=2)

@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from distill_api.spec import Recompute
 from distill_workers.megatron import stages
 from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel
-from distill_workers.megatron.context import attend
+from distill_workers.megatron.context import attend, whole
 from distill_workers.megatron.parallel import Ranks
 
 
@@ -52,9 +52,12 @@ class CausalAttention(torch.nn.Module):
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **unused: Any
     ) -> torch.Tensor:
         """query [s, b, heads, head], key and value [s, b, groups, head] -> [s, b, heads * head]; s: of this rank."""
-        key, value = (x.repeat_interleave(self.queries_per_group, dim=2) for x in (key, value))
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        if self.context_group.size() > 1:
+        over_ranks = self.context_group.size() > 1
+        if over_ranks:
+            k, v = (whole(x, self.context_group) for x in (k, v))
+        k, v = (x.repeat_interleave(self.queries_per_group, dim=1) for x in (k, v))
+        if over_ranks:
             out = attend(q, k, v, self.context_group)
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)

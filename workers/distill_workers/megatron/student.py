@@ -30,7 +30,7 @@ from distill_workers.sample import Sample
 
 
 class MegatronStudent:
-    """The model that is trained, split over tensor x context x data x pipeline parallel ranks, its experts over replicas.
+    """The model that is trained, split over tensor x context x data x pipeline parallel ranks; experts over replicas.
 
     Megatron's DistributedDataParallel accumulates gradients in fp32; its AdamW works on fp32 main parameters when the
     model is in bf16: all of them on each data parallel rank or, with optimizer.distributed, a part. The gradient is
