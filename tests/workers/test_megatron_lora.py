@@ -120,12 +120,12 @@ def test_several_ranks_train_the_same_adapters_as_one(folder: Path, alone: Any, 
     assert_same_adapters(found[0], tmp_path, *alone)
 
 
-@pytest.mark.parametrize("split", ["tensor", "expert"])
+@pytest.mark.parametrize("split", [{"tensor": 2}, {"expert": 2, "context": 2}], ids=["tensor", "expert-context"])
 def test_experts_have_adapters_too_and_two_ranks_train_the_same_ones(
-    mixture: Path, mixture_alone: Any, tmp_path: Path, split: str
+    mixture: Path, mixture_alone: Any, tmp_path: Path, split: dict[str, int]
 ) -> None:
     expected, out = mixture_alone
     assert sum(".experts." in name for name in expected["trained"]) == 2 * 6 * 2 * 2, "two layers of six experts"
-    found, _ = run_ranks(2, train, folder=mixture, out=tmp_path, ranks=2, **{split: 2})
+    found, _ = run_ranks(2, train, folder=mixture, out=tmp_path, ranks=2, **split)
     # Experts that see few tokens have small gradients, which Adam makes large: 2.6e-6 was seen.
     assert_same_adapters(found, tmp_path, expected, out, of_model=1e-5)

@@ -27,9 +27,8 @@ SPLITS: dict[str, dict[str, Any]] = {
 """Each reads what the one before it wrote."""
 
 
-def split_of(case: str, target: str) -> dict[str, Any]:
-    """Data parallel ranks split experts as well."""
-    return SPLITS[target] | ({"expert": 2} if (case, target) == ("experts", "data") else {})
+ALSO: dict[tuple[str, str], dict[str, int]] = {("experts", "data"): {"expert": 2}, ("adapters", "data"): {"context": 2}}
+"""What the ranks of a case and a split share beside that."""
 
 
 def make_student(
@@ -43,10 +42,12 @@ def make_student(
 
 def go_on(folder: Path, source: str | None, target: str) -> dict[str, Any]:
     """In each case: two steps, or what was saved is loaded; it is saved (again), and trained one step on."""
+    from megatron.core import parallel_state
+
     found = {}
     for case, options in CASES.items():
         path = folder / f"{case}-{target}"
-        student = make_student(folder, **options, **split_of(case, target))
+        student = make_student(folder, **options, **SPLITS[target], **ALSO.get((case, target), {}))
         if source is not None:
             student.load(folder / f"{case}-{source}")
         else:
@@ -55,6 +56,7 @@ def go_on(folder: Path, source: str | None, target: str) -> dict[str, Any]:
         path.mkdir(exist_ok=True)
         student.save(path)
         found[case] = train_step(student, make_samples(8, seed=2), RATE)
+        parallel_state.destroy_model_parallel()
     return found
 
 
