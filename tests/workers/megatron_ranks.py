@@ -23,7 +23,7 @@ from distill_api.spec import Spec
 from distill_workers.sample import Sample
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:

@@ -99,7 +99,8 @@ class MegatronStudent:
         self._begin_step()
 
     def accumulate(self, samples: Sequence[Sample], coefficients: StepCoefficients | None = None) -> None:
-        """Forward and backward of some samples of the step. No communication between replicas.
+        """Forward and backward of some samples of the step. No communication between replicas, but where they share
+        sequences or experts.
 
         coefficients: of the step, the same in all its calls; without them those of a run's first step.
         """
@@ -158,9 +159,9 @@ class MegatronStudent:
         batches = self._batches(samples, shares, scored=False)
 
         def drawn(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
-            own = own_tokens(batch, len(hidden), self.ranks)
-            ids, at_responses = own.pick(batch.targets[:, None]), hidden.flatten(0, 1)[own.rows]
-            return own.join(token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)[0])
+            here = own_tokens(batch, len(hidden), self.ranks)
+            ids, at_responses = here.pick(batch.targets[:, None]), hidden.flatten(0, 1)[here.rows]
+            return here.join(token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)[0])
 
         found = stages.run(self._parallel_model, batches, drawn, backward=False)
         for batch, values in zip(batches, found, strict=self.ranks.is_last_stage):
