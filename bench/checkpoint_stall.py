@@ -18,6 +18,7 @@ import tempfile
 import time
 from collections import defaultdict
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from hf_load import make_model, spread
@@ -26,6 +27,9 @@ from distill_api.spec import Spec
 from distill_workers.checkpoints import Checkpoints
 from distill_workers.cpu import megatron_shim
 from distill_workers.sample import Sample
+
+if TYPE_CHECKING:
+    from distill_workers.megatron.student import MegatronStudent
 
 RATE = 1e-6
 
@@ -45,6 +49,11 @@ def make_samples() -> list[Sample]:
         )
         for i in range(4)
     ]
+
+
+def train(student: "MegatronStudent", samples: list[Sample]) -> None:
+    student.accumulate(samples)
+    student.apply(RATE)
 
 
 def main() -> None:
@@ -70,7 +79,7 @@ def main() -> None:
         student = MegatronStudent(spec, folder)
         team, samples, seconds = Team(student), make_samples(), defaultdict[str, list[float]](list)
         checkpoints = Checkpoints(folder / "checkpoints")
-        student.train_step(samples, RATE)
+        train(student, samples)
 
         def timed(name: str, begin: float) -> None:
             seconds[name].append(time.monotonic() - begin)
@@ -82,7 +91,7 @@ def main() -> None:
                 team.save(aside)
                 timed("copied: waiting", begin)
                 training = time.monotonic()
-                student.train_step(samples, RATE)
+                train(student, samples)
                 timed("copied: step beside the writing", training)
                 asyncio.run(team.written())
                 training = time.monotonic()
@@ -95,7 +104,7 @@ def main() -> None:
                 checkpoints.publish(aside, {"step": step}, spec.schedule)
                 timed("at once: waiting", begin)
                 begin = time.monotonic()
-                student.train_step(samples, RATE)
+                train(student, samples)
                 timed("at once: step", begin)
         size = sum(path.stat().st_size for path in (folder / "checkpoints").rglob("*.safetensors"))
         shutil.rmtree(folder / "checkpoints")

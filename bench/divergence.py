@@ -58,8 +58,9 @@ def chunked(beta: float) -> Loss:
 
 
 def own(name: str, chunk: int) -> Loss:
+    from vocabulary_divergence import vocabulary_divergence
+
     from distill_api.spec import Divergence
-    from distill_workers.objective.vocabulary import vocabulary_divergence
 
     def loss(hidden: torch.Tensor, head: torch.Tensor, t_hidden: torch.Tensor, t_head: torch.Tensor) -> torch.Tensor:
         weights = torch.full((len(hidden),), 1 / len(hidden))

@@ -113,7 +113,7 @@ class Teacher:
 class Team:
     """Every rank of the trainer as one that sleeps."""
 
-    data_size = 1
+    replicas = 1
 
     def __init__(self, stages: Stages) -> None:
         self._optimiser_seconds = OPTIMISER * stages.longest

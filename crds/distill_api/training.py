@@ -48,26 +48,24 @@ class Parallelism(Model):
     pipeline: Annotated[int, Field(ge=1, le=256)] = Field(
         1, description="Pipeline stages; they must divide the student's layers."
     )
-    context: Annotated[
-        int,
-        Field(ge=1, le=64),
-        Rule(
-            "context parallelism needs Transformer Engine's attention, which the trainer does not use over several "
-            "ranks: set it to 1",
-            "self == 1",
-            lambda size: size == 1,
-        ),
-    ] = Field(1, description="Context parallel size; only 1 so far.")
-    expert: Annotated[
-        int,
-        Field(ge=1, le=64),
-        Rule(
-            "expert parallelism needs ranks that run in step, and the trainer's micro-batches do not: set it to 1, and "
-            "split experts by parallelism.tensor",
-            "self == 1",
-            lambda size: size == 1,
-        ),
-    ] = Field(1, description="Expert parallel size; only 1 so far: tensor splits experts as well.")
+    context: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="Context parallel size: so many ranks split each sequence, and so each micro-batch."
+    )
+    expert: Annotated[int, Field(ge=1, le=64)] = Field(
+        1,
+        description="Expert parallel size: so many replicas (data x context) split the experts of a mixture; it must "
+        "divide their number. Everything else stays on each of them.",
+    )
+
+    @property
+    def ranks_of_replica(self) -> int:
+        """Ranks of one replica of the student."""
+        return self.tensor * self.pipeline * self.context
+
+    @property
+    def ranks_with_experts(self) -> int:
+        """Ranks that hold all experts together once."""
+        return self.tensor * self.pipeline * self.expert
 
 
 class Optimizer(Model):
@@ -115,11 +113,16 @@ class Trainer(Model):
 
     rules = (
         Rule(
-            "parallelism.tensor x pipeline must divide nodes x gpusPerNode",
-            "(self.nodes * self.gpusPerNode) % (self.parallelism.tensor * self.parallelism.pipeline) == 0",
-            lambda trainer: (
-                trainer.nodes * trainer.gpus_per_node % (trainer.parallelism.tensor * trainer.parallelism.pipeline) == 0
-            ),
+            "parallelism.tensor x pipeline x context must divide nodes x gpusPerNode",
+            "(self.nodes * self.gpusPerNode) % "
+            "(self.parallelism.tensor * self.parallelism.pipeline * self.parallelism.context) == 0",
+            lambda trainer: trainer.nodes * trainer.gpus_per_node % trainer.parallelism.ranks_of_replica == 0,
+        ),
+        Rule(
+            "parallelism.tensor x pipeline x expert must divide nodes x gpusPerNode",
+            "(self.nodes * self.gpusPerNode) % "
+            "(self.parallelism.tensor * self.parallelism.pipeline * self.parallelism.expert) == 0",
+            lambda trainer: trainer.nodes * trainer.gpus_per_node % trainer.parallelism.ranks_with_experts == 0,
         ),
     )
     nodes: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Pods.")
@@ -133,7 +136,9 @@ class Trainer(Model):
         description="Train low-rank adapters instead of all weights. Engines and the exported model get the weights "
         "with the adapters added in; the adapters alone are exported beside it, as PEFT reads them.",
     )
-    max_tokens_per_micro_batch: Tokens = Field(16384, description="Token budget of one micro-batch of a rank.")
+    max_tokens_per_micro_batch: Tokens = Field(
+        16384, description="Token budget of one micro-batch of a rank; of ranks that split sequences, each has so many."
+    )
     recompute: Recompute = Field(
         Recompute.AUTO,
         description="Activations made again in the backward pass: none, selective (those of the MLPs), full (of whole "

@@ -56,9 +56,8 @@ def used() -> set[str]:
 
 @pytest.mark.parametrize("model", [*models(Spec), *models(SharedTeacherSpec)], ids=lambda m: m.__name__)
 def test_every_field_of_the_spec_is_read(model: type[BaseModel], used: set[str]) -> None:
-    allowed_to_have_one_value = {"context", "expert"}  # bounded to 1: there is nothing to read yet
     read_by_the_model_itself = {"precision", "sources"}  # Spec.dtype and Data.all_sources, which the sides read
-    unread = set(model.model_fields) - used - allowed_to_have_one_value - read_by_the_model_itself
+    unread = set(model.model_fields) - used - read_by_the_model_itself
     assert {"dtype", "all_sources"} <= used
     assert not unread, f"{model.__name__}: nothing reads {unread}"
 

@@ -23,7 +23,7 @@ from distill_api.spec import Spec
 from distill_workers.sample import Sample
 
 ROOT = Path(__file__).parents[2]
-TIMEOUT_SECONDS = 120
+TIMEOUT_SECONDS = 300
 
 
 def run_ranks(world_size: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:
@@ -152,6 +152,8 @@ def make_trainer(
     tensor: int = 1,
     sequence: bool = False,
     pipeline: int = 1,
+    context: int = 1,
+    expert: int = 1,
     ranks: int = 1,
     max_tokens: int = 400,
     **optimizer: Any,
@@ -159,10 +161,12 @@ def make_trainer(
     """The spec's trainer."""
     return {
         "gpusPerNode": ranks,
-        "parallelism": {"tensor": tensor, "sequence": sequence, "pipeline": pipeline},
+        "parallelism": {
+            "tensor": tensor, "sequence": sequence, "pipeline": pipeline, "context": context, "expert": expert,
+        },
         "maxTokensPerMicroBatch": max_tokens,
         "optimizer": {"learningRate": 1e-3, "epsilon": 1e-6, **optimizer},
-    }
+    }  # fmt: skip
 
 
 def make_samples(
@@ -204,6 +208,13 @@ def make_samples(
             sample.supervised, sample.engine_logprobs, sample.advantage = True, [0.0] * len(response), 0.0
         samples.append(sample)
     return samples
+
+
+def train_step(student: Any, samples: list[Sample], learning_rate: float, coefficients: Any = None) -> dict[str, float]:
+    """One optimiser step on the samples, all in one group."""
+    student.accumulate(samples, coefficients)
+    found: dict[str, float] = student.apply(learning_rate)
+    return found
 
 
 if __name__ == "__main__":

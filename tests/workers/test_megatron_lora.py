@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
+from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks, train_step
 from safetensors.torch import load_file
 
 STEPS = 3
@@ -30,7 +30,7 @@ def train(folder: Path, out: Path, **split: Any) -> dict[str, Any]:
     student = MegatronStudent(make_spec(trainer={**trainer, "lora": {"rank": RANK, "alpha": ALPHA}}), folder)
     before = dict(student.hf_tensors())
     trained = {name for name, p in student._model.named_parameters() if p.requires_grad}
-    stats = [student.train_step(make_samples(12, seed=step), 1e-2) for step in range(STEPS)]
+    stats = [train_step(student, make_samples(12, seed=step), 1e-2) for step in range(STEPS)]
     student.export(out / "model")
     samples = make_samples(4, seed=9)
     return {"before": before, "stats": stats, "trained": trained, "logprobs": student.logprobs(samples)}
@@ -120,11 +120,12 @@ def test_several_ranks_train_the_same_adapters_as_one(folder: Path, alone: Any, 
     assert_same_adapters(found[0], tmp_path, *alone)
 
 
+@pytest.mark.parametrize("split", [{"tensor": 2}, {"expert": 2, "context": 2}], ids=["tensor", "expert-context"])
 def test_experts_have_adapters_too_and_two_ranks_train_the_same_ones(
-    mixture: Path, mixture_alone: Any, tmp_path: Path
+    mixture: Path, mixture_alone: Any, tmp_path: Path, split: dict[str, int]
 ) -> None:
     expected, out = mixture_alone
     assert sum(".experts." in name for name in expected["trained"]) == 2 * 6 * 2 * 2, "two layers of six experts"
-    found, _ = run_ranks(2, train, folder=mixture, out=tmp_path, tensor=2, ranks=2)
+    found, _ = run_ranks(2, train, folder=mixture, out=tmp_path, ranks=2, **split)
     # Experts that see few tokens have small gradients, which Adam makes large: 2.6e-6 was seen.
     assert_same_adapters(found, tmp_path, expected, out, of_model=1e-5)

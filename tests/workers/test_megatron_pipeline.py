@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
+from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks, train_step
 
 KINDS = ("qwen3-tied", "llama3-rope", "qwen3-moe")
 
@@ -86,7 +86,7 @@ def interrupted(folder: Path, checkpoint: Path, phase: str) -> list[Any]:
     spec = make_spec(trainer=make_trainer(pipeline=2, ranks=2))
     student = MegatronStudent(spec, folder / "qwen3-tied")
     if phase == "first":
-        student.train_step(make_samples(8), 1e-3)
+        train_step(student, make_samples(8), 1e-3)
         checkpoint.mkdir(exist_ok=True)
         student.save(checkpoint)
     else:

@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
+from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks, train_step
 
 SMALL = 1e-6
 """A learning rate whose steps are below bf16's: 0.001 of a weight of 0.1 is 2^-8 of it."""
@@ -32,14 +32,14 @@ def learn(folder: Path) -> dict[str, Any]:
         main = getattr(parameter, "main_param", parameter)
         before, model_before = main.detach().float().clone(), parameter.detach().clone()
         for _ in range(10):
-            student.train_step(samples, SMALL)
+            train_step(student, samples, SMALL)
         found[precision] = {
             "moved": (main.detach() - before).abs().mean().item(),
             "stayed": (parameter == model_before).float().mean().item(),
             "rounded": torch.equal(parameter.detach(), main.detach().to(parameter.dtype)),
             "dtypes": (str(parameter.dtype), str(main.dtype)),
         }
-    found["divergences"] = [student.train_step(samples, 1e-2)["divergence"] for _ in range(10)]
+    found["divergences"] = [train_step(student, samples, 1e-2)["divergence"] for _ in range(10)]
     return found
 
 
@@ -80,7 +80,7 @@ def recompute(folder: Path) -> dict[str, Any]:
 
         layer.self_attention.register_forward_pre_hook(count("attention"))
         layer.mlp.register_forward_pre_hook(count("mlp"))
-        stats = student.train_step(make_samples(6), 1e-3)
+        stats = train_step(student, make_samples(6), 1e-3)
         found[setting] = {"calls": calls, "stats": stats, "tensors": dict(student.hf_tensors())}
     return found
 
@@ -108,7 +108,7 @@ def adapters(folder: Path) -> list[list[float]]:
     for setting in ("none", "full"):
         trainer = make_trainer() | {"recompute": setting, "lora": {"rank": 4}}
         student = MegatronStudent(make_spec(trainer=trainer), folder)
-        found.append([student.train_step(make_samples(6), 1e-3)["grad_norm"] for _ in range(2)])
+        found.append([train_step(student, make_samples(6), 1e-3)["grad_norm"] for _ in range(2)])
     return found
 
 
@@ -125,7 +125,7 @@ def moments(folder: Path, distributed: bool) -> tuple[int, int]:
 
     spec = make_spec(trainer=make_trainer(ranks=2, distributed=distributed), precision="bfloat16")
     student = MegatronStudent(spec, folder)
-    student.train_step(make_samples(4), 1e-3)
+    train_step(student, make_samples(4), 1e-3)
     kept = 0
     for part in student._optimizer.chained_optimizers:
         for parameter, state in part.optimizer.state.items():

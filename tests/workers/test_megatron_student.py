@@ -6,12 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
+from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks, train_step
 
 from distill_workers.sample import Sample
 
 LEARNING_RATE, STEPS = 1e-3, 3
-TRAINED = (("qwen3-tied", "sampled"), ("qwen2", "top-k"), ("qwen3-moe", "sampled"))
+MIXTURE = (("qwen3-moe", "sampled"),)
+TRAINED = (("qwen3-tied", "sampled"), ("qwen2", "top-k"), *MIXTURE)
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sampled": {"reward": {"source": "exact-match"}, "discount": 0.9},
     "top-k": {
@@ -41,6 +42,8 @@ def train(
     pipeline: int = 1,
     distributed: bool = False,
     sequence: bool = False,
+    context: int = 1,
+    expert: int = 1,
 ) -> dict[str, Any]:
     """Some steps on the same samples, and what came of them."""
     from distill_workers.megatron.student import MegatronStudent
@@ -51,6 +54,8 @@ def train(
             tensor=tensor,
             sequence=sequence,
             pipeline=pipeline,
+            context=context,
+            expert=expert,
             ranks=ranks,
             max_tokens=max_tokens,
             distributed=distributed,
@@ -62,7 +67,7 @@ def train(
     for step in range(STEPS):
         samples, coefficients = samples_of(objective, step), step_coefficients(spec.objective, step)
         if groups == 1:
-            stats.append(student.train_step(samples, LEARNING_RATE, coefficients))
+            stats.append(train_step(student, samples, LEARNING_RATE, coefficients))
             continue
         for i in range(groups):
             student.accumulate(samples[i::groups], coefficients)
@@ -97,7 +102,8 @@ def train_all(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
 
 
 def train_split(folder: Path, **split: Any) -> dict[tuple[str, str], dict[str, Any]]:
-    return {(kind, objective): train(folder, kind, objective=objective, **split) for kind, objective in TRAINED}
+    trained = MIXTURE if "expert" in split else TRAINED
+    return {(kind, objective): train(folder, kind, objective=objective, **split) for kind, objective in trained}
 
 
 def assert_same_training(found: dict[str, Any], expected: dict[str, Any]) -> None:
@@ -127,6 +133,41 @@ def test_several_ranks_train_as_one(folder: Path, alone: Alone, name: str) -> No
         assert_same_training(found, alone[key])
         for other in results[1:]:
             assert other[key]["stats"] == found["stats"], "every rank reports the same numbers"
+
+
+OF_FOUR: dict[str, dict[str, Any]] = {
+    "context-2-data-2": {"tensor": 1, "context": 2},
+    "expert-2-data-4-distributed": {"tensor": 1, "expert": 2, "distributed": True, "groups": 2},
+    "expert-2-context-2-tensor-2": {"tensor": 2, "expert": 2, "context": 2},
+    "expert-2-context-2-pipeline-2": {"tensor": 1, "expert": 2, "context": 2, "pipeline": 2},
+}
+"""Splits of sequences over four ranks, and of experts, which a mixture alone has."""
+
+
+def train_in_turn(folder: Path) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
+    from megatron.core import parallel_state
+
+    found = {}
+    for name, split in OF_FOUR.items():
+        found[name] = train_split(folder, ranks=4, **split)
+        parallel_state.destroy_model_parallel()
+    return found
+
+
+@pytest.fixture(scope="module")
+def by_four(folder: Path) -> list[dict[str, Alone]]:
+    return run_ranks(4, train_in_turn, folder=folder)
+
+
+@pytest.mark.parametrize("name", OF_FOUR)
+def test_ranks_that_share_sequences_or_experts_train_as_one(
+    by_four: list[dict[str, Alone]], alone: Alone, name: str
+) -> None:
+    assert by_four[0][name].keys() == (set(MIXTURE) if "expert" in name else set(TRAINED))
+    for key, found in by_four[0][name].items():
+        assert_same_training(found, alone[key])
+        for other in by_four[1:]:
+            assert other[name][key]["stats"] == found["stats"], "every rank reports the same numbers"
 
 
 @pytest.mark.parametrize("how", ["small", "groups"])
@@ -257,7 +298,7 @@ def learn(folder: Path) -> list[float]:
     )
     student = MegatronStudent(spec, folder / "qwen2")
     samples = make_samples(6, top_k=4)
-    return [student.train_step(samples, 1e-2)["divergence"] for _ in range(12)]
+    return [train_step(student, samples, 1e-2)["divergence"] for _ in range(12)]
 
 
 def test_the_divergence_falls_on_samples_that_are_trained_on(folder: Path) -> None:
@@ -276,13 +317,13 @@ def interrupted(
     student = MegatronStudent(spec, folder / "qwen2")
     if phase == "first":
         for step in range(2):
-            student.train_step(make_samples(8, seed=step), LEARNING_RATE)
+            train_step(student, make_samples(8, seed=step), LEARNING_RATE)
         checkpoint.mkdir(exist_ok=True)
         student.save(checkpoint)
     else:
         torch.rand(3)
         student.load(checkpoint)
-    stats: list[Any] = [student.train_step(make_samples(8, seed=step), LEARNING_RATE) for step in (2, 3)]
+    stats: list[Any] = [train_step(student, make_samples(8, seed=step), LEARNING_RATE) for step in (2, 3)]
     tensors = [(name, None if t is None else t.float().numpy()) for name, t in student.hf_tensors()]
     return [*stats, torch.rand(4).tolist(), tensors]
 
@@ -323,16 +364,16 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     empty = make_samples(2)
     for sample in empty:
         sample.response_ids, sample.engine_logprobs, sample.teacher_logprobs = [], [], []
-    found["empty"] = student.train_step(empty, 1e-3), unchanged(), student.logprobs(empty)
+    found["empty"] = train_step(student, empty, 1e-3), unchanged(), student.logprobs(empty)
 
     broken = make_samples(2)
     broken[0].teacher_logprobs[0] = math.nan
-    found["nan"] = student.train_step(broken, 1e-3), unchanged()
+    found["nan"] = train_step(student, broken, 1e-3), unchanged()
 
     wrong = make_samples(1)
     wrong[0].teacher_logprobs.append(-1.0)
     for name, act in {
-        "lengths": lambda: student.train_step(wrong, 1e-3),
+        "lengths": lambda: train_step(student, wrong, 1e-3),
         "coefficients": lambda: student.accumulate(make_samples(1), StepCoefficients(2.0, 1.0)),
     }.items():
         try:
@@ -353,7 +394,7 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     neutral = make_samples(2)
     for sample, logprobs in zip(neutral, student.logprobs(neutral), strict=True):
         sample.teacher_logprobs, sample.advantage = logprobs, 0.0
-    student.train_step(neutral, 1e-2)
+    train_step(student, neutral, 1e-2)
     ratios = {name: (t.norm() / before[name].norm()).item() for name, t in student.hf_tensors() if t is not None}
     found["decay"] = {n: r for n, r in ratios.items() if "norm" in n or "bias" in n or "gate" in n}
     return found

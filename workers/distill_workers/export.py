@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill_api.job import DistillationJob, parse_job
+from distill_api.spec import Parallelism
 from distill_workers.checkpoints import STATE, Checkpoints, best_step
 from distill_workers.failures import ConfigurationError
 from distill_workers.local_run import with_volumes
@@ -81,7 +82,7 @@ def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: 
     spec = job.spec
     if not dist.is_initialized():
         dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]  # not in __all__
-    ranks = parallel.initialise(1, 1, on_cpu=on_cpu, timeout_seconds=spec.stall_timeout_seconds)
+    ranks = parallel.initialise(Parallelism(), on_cpu=on_cpu, timeout_seconds=spec.stall_timeout_seconds)
     shape = read_shape(student, trust_remote_code=spec.trust_remote_code)
     adapters = spec.trainer.lora
     dtype: torch.dtype = getattr(torch, spec.dtype)

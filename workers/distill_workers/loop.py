@@ -189,7 +189,7 @@ class Loop:
         planned = step_coefficients(self._spec.objective, self._at.step)
         coefficients = planned.lowered(self._guards.coefficient_factor)
         waits: list[tuple[float, float]] = []
-        enough = self._spec.trainer.max_tokens_per_micro_batch * self._team.data_size
+        enough = self._spec.trainer.max_tokens_per_micro_batch * self._team.replicas
         arrivals = batch.arrivals(in_order=self._spec.deterministic)
         try:
             arrived: list[Sample] | None = []

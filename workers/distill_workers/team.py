@@ -97,9 +97,9 @@ class Team(Work):
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="megatron")
 
     @property
-    def data_size(self) -> int:
-        """Replicas of the student."""
-        return self._student.ranks.data_size
+    def replicas(self) -> int:
+        """Of the student: each has a micro-batch, or a part of one, at a time."""
+        return self._student.ranks.replicas
 
     async def run(self, method: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         def call() -> R:

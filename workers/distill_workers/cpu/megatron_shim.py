@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch._dynamo
+import torch.distributed as dist
 
 _FACTORIES = ("zeros", "tensor")
 
@@ -48,7 +49,16 @@ def install() -> None:
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
     MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "none"
-    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = lambda self, point, counts=None: counts
+    MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _counts_at_hand
+    # With tensor parallelism as well, their tokens are gathered in numbers that differ from rank to rank.
+    from megatron.core.tensor_parallel import mappings
+
+    mappings._gather_along_first_dim = _gathering(mappings._gather_along_first_dim)
+    mappings._reduce_scatter_along_first_dim = _scattering(mappings._reduce_scatter_along_first_dim)
+    # The part of the rotary embedding of a context parallel rank is picked by numbers in pinned memory.
+    from megatron.core.models.common.embeddings import rotary_pos_embedding as rotary
+
+    rotary.get_pos_emb_on_this_cp_rank = _pretending(rotary.get_pos_emb_on_this_cp_rank)
     # Pipeline stages only: the copy of a tied embedding, and the 1F1B schedule's counter of tokens.
     from megatron.core.models.common.language_module.language_module import LanguageModule
     from megatron.core.pipeline_parallel import schedules
@@ -57,6 +67,46 @@ def install() -> None:
     schedules.forward_backward_pipelining_without_interleaving = _pretending(
         schedules.forward_backward_pipelining_without_interleaving
     )
+
+
+def _counts_at_hand(dispatcher: Any, point: str, counts: torch.Tensor | None = None) -> torch.Tensor | None:
+    """The numbers of tokens to and from each rank as torch.distributed takes them."""
+    if point == "before_ep_alltoall" and dispatcher.input_splits is not None:
+        dispatcher.input_splits, dispatcher.output_splits = (
+            splits.tolist() for splits in (dispatcher.input_splits, dispatcher.output_splits)
+        )
+    return counts
+
+
+def _gathering(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """All-gather of parts of different lengths, which gloo has not: as long as the longest, and cut."""
+
+    @functools.wraps(function)
+    def gathered(own: torch.Tensor, group: Any, lengths: list[int] | None = None, *others: Any) -> torch.Tensor:
+        if lengths is None or group.size() == 1:
+            return function(own, group, lengths, *others)
+        padded = own.new_zeros(max(lengths), *own.shape[1:])
+        padded[: len(own)] = own
+        parts = [torch.empty_like(padded) for _ in lengths]
+        dist.all_gather(parts, padded, group=group)
+        return torch.cat([part[:length] for part, length in zip(parts, lengths, strict=True)])
+
+    return gathered
+
+
+def _scattering(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Its counterpart: the sum of all, and of that the own part."""
+
+    @functools.wraps(function)
+    def scattered(whole: torch.Tensor, group: Any, lengths: list[int] | None = None, *others: Any) -> torch.Tensor:
+        if lengths is None or group.size() == 1:
+            return function(whole, group, lengths, *others)
+        total = whole.contiguous().clone()
+        dist.all_reduce(total, group=group)
+        own: torch.Tensor = torch.split_with_sizes(total, lengths)[group.rank()]
+        return own.contiguous()
+
+    return scattered
 
 
 def _pretending(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -105,6 +155,7 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
     def made(*args: Any, **kwargs: Any) -> torch.Tensor:
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = "cpu"
+        kwargs.pop("pin_memory", None)
         return factory(*args, **kwargs)
 
     return made

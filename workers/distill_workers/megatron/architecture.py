@@ -166,6 +166,8 @@ class Mapping:
     """Its names: in the local layers, and in Transformer Engine's where a norm is part of the linear layer after it."""
     hf: tuple[str, ...]
     layout: Layout
+    expert: int | None = None
+    """Whose it is, of the layer's experts; None where it is no expert's."""
 
 
 def mappings(shape: Shape) -> Iterator[Mapping]:
@@ -208,14 +210,14 @@ def mappings(shape: Shape) -> Iterator[Mapping]:
                 f"{megatron}.mlp.experts.local_experts.{expert}.linear_fc{{}}.weight",
                 f"{megatron}.mlp.experts.linear_fc{{}}.weight{expert}",
             )
-            yield from _mlp(names, f"{hf}.mlp.experts.{expert}")
+            yield from _mlp(names, f"{hf}.mlp.experts.{expert}", expert)
     yield Mapping(("decoder.final_layernorm.weight",), ("model.norm.weight",), Layout.REPLICATED)
     if not shape.tied_embeddings:
         yield Mapping(("output_layer.weight",), ("lm_head.weight",), Layout.ROWS)
 
 
-def _mlp(megatron: tuple[str, ...], hf: str) -> Iterator[Mapping]:
+def _mlp(megatron: tuple[str, ...], hf: str, expert: int | None = None) -> Iterator[Mapping]:
     """Of a gated MLP; `megatron` has a place for the number of its two layers."""
     first, second = (tuple(name.format(number) for name in megatron) for number in (1, 2))
-    yield Mapping(first, (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"), Layout.GATE_UP)
-    yield Mapping(second, (f"{hf}.down_proj.weight",), Layout.COLUMNS)
+    yield Mapping(first, (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"), Layout.GATE_UP, expert)
+    yield Mapping(second, (f"{hf}.down_proj.weight",), Layout.COLUMNS, expert)

@@ -48,7 +48,7 @@ class MicroBatch:
     @property
     def positions(self) -> torch.Tensor:
         """[tokens]: where in its sequence each response token is predicted."""
-        return self.rows // len(self.order)
+        return self.rows // len(self.input_ids)
 
     @property
     def sampled_in_support(self) -> torch.Tensor:
@@ -106,11 +106,43 @@ def split(samples: Sequence[Sample], indices: Sequence[int], max_tokens: int) ->
 
 
 def micro_batches(
-    samples: Sequence[Sample], indices: Sequence[int], max_tokens: int, device: torch.device, *, scored: bool = True
+    samples: Sequence[Sample],
+    indices: Sequence[int],
+    max_tokens: int,
+    device: torch.device,
+    *,
+    scored: bool = True,
+    at_least: int = 0,
 ) -> Iterator[MicroBatch]:
-    """The tensors of each micro-batch of the samples at `indices`. `scored`: they carry the teacher's log-probs."""
-    for order in split(samples, indices, max_tokens):
+    """The tensors of each micro-batch of the samples at `indices`. `scored`: they carry the teacher's log-probs.
+
+    at_least: so many, those after the last with samples of one position each and no response token.
+    """
+    orders = split(samples, indices, max_tokens)
+    for order in orders:
         yield collate([samples[i] for i in order], order, device, scored=scored)
+    for _ in range(len(orders), at_least):
+        yield filler(samples, device)
+
+
+def filler(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
+    """A micro-batch of one position and no response token, which adds nothing to a step of the samples."""
+    ids, values = torch.zeros(0, dtype=torch.long, device=device), torch.zeros(0, device=device)
+    k = next((s.teacher_top_ids.shape[1] for s in samples if s.teacher_top_ids is not None), 0)
+    return MicroBatch(
+        order=[],
+        input_ids=ids.new_zeros(1, 1),
+        rows=ids,
+        targets=ids,
+        engine_logprobs=values,
+        teacher_logprobs=values,
+        advantages=values,
+        lengths=ids,
+        supervised=ids.bool(),
+        support_ids=ids.view(0, k),
+        teacher_support_logprobs=values.view(0, k),
+        teacher_coefficients=values,
+    )
 
 
 def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *, scored: bool) -> MicroBatch:

@@ -13,14 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
-from distill_workers.megatron import lora, tensor_file
+from distill_workers.megatron import lora, parallel, tensor_file
 from distill_workers.megatron.architecture import Mapping, Shape, UnsupportedModel, mappings
 from distill_workers.megatron.model import HiddenStateModel
 from distill_workers.megatron.parallel import Ranks
 from distill_workers.megatron.shards import join, pieces, whole_shapes
-from distill_workers.megatron.stages import held, owned, to_first_stage
+from distill_workers.megatron.stages import held, owned, to_rank_0
 from distill_workers.megatron.tensor_file import BadTensorFile, Block, TensorFile
 from distill_workers.whole_file import sync_folder
 
@@ -89,27 +88,23 @@ def _blocks(
 
 
 def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """(name, tensor) of every Hugging Face tensor: whole on rank 0, None on the other ranks of its replica.
+    """(name, tensor) of every Hugging Face tensor: whole on rank 0, None on the others that have a part in it.
 
-    Collective over the first data parallel replica, one Megatron tensor at a time: each of its ranks must run the
-    iterator to the end. The other replicas get nothing, and need not call. A tensor may be a view of a parameter: who
-    keeps it beyond the next training step copies it.
+    Collective over the first replica or, with expert parallelism, the first that hold all experts together, one
+    Megatron tensor at a time: each of those ranks must run the iterator to the end. The other replicas get nothing, and
+    need not call. A tensor may be a view of a parameter: who keeps it beyond the next training step copies it.
     """
-    if ranks.data_rank != 0:
+    if not ranks.is_first(with_experts=True):
         return
     parameters = dict(model.named_parameters())
-    for stage, mapping in owned(shape, ranks.pipeline_size):
+    for home, mapping in owned(shape, ranks):
         whole: list[torch.Tensor] | None = None
-        if stage == ranks.pipeline_rank:
+        if home.is_first_here(ranks):
             name = _name_in(parameters, mapping)
             shard = lora.merged(model, name, parameters[name].detach()).contiguous()
-            shards: list[torch.Tensor] | None = [shard]
-            if ranks.tensor_size > 1:
-                shards = [torch.empty_like(shard) for _ in range(ranks.tensor_size)] if ranks.tensor_rank == 0 else None
-                dist.gather(shard, shards, dst=dist.get_global_rank(ranks.tensor_group, 0), group=ranks.tensor_group)
+            shards = parallel.gather_shards(shard, ranks)
             whole = None if shards is None else join(shards, mapping.layout, shape)
-        if stage != 0 and ranks.tensor_rank == 0:
-            whole = to_first_stage(whole, stage, len(mapping.hf), model.config.params_dtype, ranks)
+        whole = to_rank_0(whole, home, len(mapping.hf), model.config.params_dtype, ranks)
         if whole is None:
             yield from ((name, None) for name in mapping.hf)
         else:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from distill_workers.objective.vocabulary import add_outer, block_rows, logits, slices
+from distill_workers.megatron.logits import add_outer, block_rows, logits, slices
 
 CHUNK_BYTES = 96 * 1024**2
 """Logits of one chunk, in fp32, in memory once; in a narrower type of the model that once more."""

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
@@ -25,9 +24,9 @@ from safetensors.torch import save_file
 
 from distill_api.spec import LoRA
 from distill_workers.megatron.architecture import Layout, Mapping, Shape
-from distill_workers.megatron.parallel import Ranks
+from distill_workers.megatron.parallel import Ranks, gather_shards
 from distill_workers.megatron.shards import join
-from distill_workers.megatron.stages import owned, to_first_stage
+from distill_workers.megatron.stages import Home, owned, to_rank_0
 
 A, B = "lora_a", "lora_b"
 """Names of the parameters: [rank, in] and [out, rank]."""
@@ -64,8 +63,11 @@ def attach(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, seed:
         sharded.tensor_model_parallel, sharded.partition_dim, sharded.partition_stride = True, int(columns), 1
         # Of that, each rank has the gradient of its own tokens or its own part of the layer: Megatron adds them up.
         alike.sequence_parallel = in_sequence
+        # An expert that not every replica has is summed over fewer ranks: Megatron's mark of the weight.
+        for parameter in (sharded, alike):
+            parameter.allreduce = getattr(weight, "allreduce", True)
         module.lora_scale = lora.alpha / lora.rank
-        module.lora_passed_on = _passed_on(columns, in_sequence, is_expert=".experts." in mapping.megatron[0])
+        module.lora_passed_on = _passed_on(columns, in_sequence, is_expert=mapping.expert is not None)
         module.register_forward_hook(_add)
 
 
@@ -98,9 +100,9 @@ def merged(model: torch.nn.Module, name: str, weight: torch.Tensor) -> torch.Ten
 def export(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, source: Path, folder: Path) -> None:
     """Write the adapter alone, as PEFT reads it, into a new folder beside the exported model.
 
-    Collective over the first data parallel replica; rank 0 writes.
+    Collective as hf.iterate; rank 0 writes.
     """
-    if ranks.data_rank != 0:
+    if not ranks.is_first(with_experts=True):
         return
     tensors = {}
     for name, tensor in _peft(model, shape, ranks):
@@ -124,12 +126,12 @@ def export(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, sourc
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _adapted(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[int, Mapping, Any]]:
-    """Of each weight of the whole model that gets an adapter: its stage, and its module where that is this rank's."""
-    for stage, mapping in owned(shape, ranks.pipeline_size):
+def _adapted(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[Home, Mapping, Any]]:
+    """Of each weight of the whole model that gets an adapter: where it is, and its module where that is this rank's."""
+    for home, mapping in owned(shape, ranks):
         path, _, kind = mapping.megatron[0].rpartition(".")
         if kind == "weight" and mapping.layout in (Layout.GROUPED_QKV, Layout.GATE_UP, Layout.COLUMNS):
-            yield stage, mapping, model.get_submodule(path) if stage == ranks.pipeline_rank else None
+            yield home, mapping, model.get_submodule(path) if home.is_here(ranks) else None
 
 
 def _ask_for_gradient(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
@@ -147,17 +149,16 @@ def _itself(inner: torch.Tensor) -> torch.Tensor:
 
 
 def _peft(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """(PEFT's name, tensor) of every adapter: whole on rank 0, None on the other ranks of its replica."""
-    for stage, mapping, module in _adapted(model, shape, ranks):
+    """(PEFT's name, tensor) of every adapter: whole on rank 0, None on the others that have a part in it."""
+    for home, mapping, module in _adapted(model, shape, ranks):
         names = [
             f"base_model.model.{name.removesuffix('.weight')}.lora_{kind}.weight"
             for name in mapping.hf
             for kind in "AB"
         ]
-        whole = None if module is None else _whole(mapping, module, shape, ranks)
-        if stage != 0 and ranks.tensor_rank == 0:
-            dtype: torch.dtype = model.config.params_dtype  # type: ignore[union-attr,assignment]  # Megatron's
-            whole = to_first_stage(whole, stage, len(names), dtype, ranks)
+        whole = _whole(mapping, module, shape, ranks) if home.is_first_here(ranks) else None
+        dtype: torch.dtype = model.config.params_dtype  # type: ignore[union-attr,assignment]  # Megatron's
+        whole = to_rank_0(whole, home, len(names), dtype, ranks)
         if whole is None:
             yield from ((name, None) for name in names)
         else:
@@ -165,19 +166,11 @@ def _peft(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[
 
 
 def _whole(mapping: Mapping, module: Any, shape: Shape, ranks: Ranks) -> list[torch.Tensor] | None:
-    """A and B of each Hugging Face tensor, on the first tensor parallel rank of the module's stage."""
-    downs, ups = (_gather(getattr(module, kind).detach(), ranks) for kind in (A, B))
+    """A and B of each Hugging Face tensor, on the first tensor parallel rank of the module's home."""
+    downs, ups = (gather_shards(getattr(module, kind).detach().contiguous(), ranks) for kind in (A, B))
     if downs is None or ups is None:
         return None
     if mapping.layout is Layout.COLUMNS:
         return [torch.cat(downs, dim=1), ups[0]]
     # q, k and v, or gate and up, have one A together, and in the file one each.
     return [tensor.clone() for up in join(ups, mapping.layout, shape) for tensor in (downs[0], up)]
-
-
-def _gather(shard: torch.Tensor, ranks: Ranks) -> list[torch.Tensor] | None:
-    if ranks.tensor_size == 1:
-        return [shard]
-    shards = [torch.empty_like(shard) for _ in range(ranks.tensor_size)] if ranks.tensor_rank == 0 else None
-    dist.gather(shard.contiguous(), shards, dst=dist.get_global_rank(ranks.tensor_group, 0), group=ranks.tensor_group)
-    return shards

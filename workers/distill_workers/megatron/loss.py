@@ -4,6 +4,7 @@ import torch
 
 from distill_api.spec import Objective, Support
 from distill_workers.megatron.batch import MicroBatch
+from distill_workers.megatron.context import OwnTokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
 from distill_workers.megatron.overlap import overlap
 from distill_workers.objective.coefficients import StepCoefficients
@@ -19,19 +20,20 @@ def batch_loss(
     objective: Objective,
     coefficients: StepCoefficients,
     batch: MicroBatch,
+    own: OwnTokens,
     hidden: torch.Tensor,
     head: torch.Tensor,
     vocabulary: Vocabulary,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """The sum of the tokens' losses, nats, with gradient, and the sums of what is reported, [statistics, 2].
 
-    hidden [tokens, hidden], with gradient, the same on every rank of the vocabulary's group; head [rows + padding,
-    hidden], this rank's part. Collective over that group.
+    hidden [own, hidden], with gradient, the same on every rank of the vocabulary's group; head [rows + padding,
+    hidden], this rank's part. Collective over that group and the one of `own`, each rank of which finds the same loss.
     """
     # Column 0 is the drawn token; with support top-k the others are the teacher's.
     top_k = objective.support is Support.TOP_K
     ids = torch.cat([batch.targets[:, None], batch.support_ids], -1) if top_k else batch.targets[:, None]
-    values, entropy = token_logprobs(hidden, head, ids, vocabulary)
+    values, entropy = (own.join(x) for x in token_logprobs(hidden, head, own.pick(ids), vocabulary))
     losses, stats = token_losses(
         objective,
         coefficients,
@@ -48,11 +50,12 @@ def batch_loss(
         teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,
         sampled_in_support=batch.sampled_in_support if top_k else None,
     )
-    own = ~batch.supervised
-    measured = own & (batch.positions % MEASURE_EVERY == 0)
+    drawn = ~batch.supervised
+    measured = drawn & (batch.positions % MEASURE_EVERY == 0)
     stats["entropy"] = entropy
     if top_k:
-        found = overlap(hidden[measured], head, batch.support_ids[measured], vocabulary)
-        stats["overlap_ratio"] = torch.zeros_like(entropy).masked_scatter_(measured, found.to(entropy.dtype))
-    scopes = {Scope.ALL: torch.ones_like(own), Scope.OWN: own, Scope.MEASURED: measured}
+        here = own.pick(measured)
+        found = overlap(hidden[here], head, own.pick(batch.support_ids)[here], vocabulary).to(entropy.dtype)
+        stats["overlap_ratio"] = own.join(entropy.new_zeros(len(here)).masked_scatter_(here, found))
+    scopes = {Scope.ALL: torch.ones_like(drawn), Scope.OWN: drawn, Scope.MEASURED: measured}
     return losses.sum(), sums(stats, scopes)

@@ -10,6 +10,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_spec,
     get_gpt_layer_with_transformer_engine_spec,
 )
+from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.random import initialize_rng_tracker, model_parallel_cuda_manual_seed
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe import moe_utils
@@ -18,6 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from distill_api.spec import Recompute
 from distill_workers.megatron import stages
 from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel
+from distill_workers.megatron.context import attend, whole
 from distill_workers.megatron.parallel import Ranks
 
 
@@ -41,17 +43,24 @@ class CausalAttention(torch.nn.Module):
     are finite and never used.
     """
 
-    def __init__(self, config: TransformerConfig, **unused: Any) -> None:
+    def __init__(self, config: TransformerConfig, pg_collection: ProcessGroupCollection, **unused: Any) -> None:
         super().__init__()
         self.queries_per_group = config.num_attention_heads // config.num_query_groups
+        self.context_group = pg_collection.cp
 
     def forward(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: None, **unused: Any
     ) -> torch.Tensor:
-        """query [s, b, heads, head], key and value [s, b, groups, head] -> [s, b, heads * head]."""
-        key, value = (x.repeat_interleave(self.queries_per_group, dim=2) for x in (key, value))
+        """query [s, b, heads, head], key and value [s, b, groups, head] -> [s, b, heads * head]; s: of this rank."""
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        over_ranks = self.context_group.size() > 1
+        if over_ranks:
+            k, v = (whole(x, self.context_group) for x in (k, v))
+        k, v = (x.repeat_interleave(self.queries_per_group, dim=1) for x in (k, v))
+        if over_ranks:
+            out = attend(q, k, v, self.context_group)
+        else:
+            out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
 
 
@@ -178,6 +187,7 @@ def _transformer_config(
             "moe_router_load_balancing_type": "none",
             "moe_aux_loss_coeff": 0.0,
             "moe_grouped_gemm": with_engine,
+            "expert_model_parallel_size": ranks.expert_size,
         }
     if recompute is Recompute.AUTO:
         # Activations of a long response do not fit without; a small model on a CPU has no use for it.
@@ -201,6 +211,7 @@ def _transformer_config(
         tensor_model_parallel_size=ranks.tensor_size,
         pipeline_model_parallel_size=ranks.pipeline_size,
         sequence_parallel=sequence_parallel,
+        context_parallel_size=ranks.context_size,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         # Micro-batches differ in length: a stage tells the next one the shape before the tensor.

@@ -1,13 +1,14 @@
-"""Pipeline stages: which layers each one holds, what its parameters are called there, and one pass through all of them.
+"""Where each parameter is, what it is called there, and one pass through all pipeline stages.
 
 Stage s of n holds layers [s * layers / n, (s + 1) * layers / n); the first has the embedding too, the last the final
 norm and the output head. A tied head is a copy of the embedding on the last stage, whose gradient Megatron adds to
-the embedding's (finalize_model_grads), so that both stay equal.
+the embedding's (finalize_model_grads), so that both stay equal. Part e of n of a layer's experts are those from
+e * experts / n to (e + 1) * experts / n.
 """
 
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -19,65 +20,97 @@ from megatron.core.tensor_parallel import gather_from_sequence_parallel_region
 
 from distill_workers.megatron.architecture import Mapping, Shape, UnsupportedModel, mappings
 from distill_workers.megatron.batch import MicroBatch
+from distill_workers.megatron.context import own_positions
 from distill_workers.megatron.parallel import Ranks
 
 EMBEDDING, HEAD = "embedding.word_embeddings.weight", "output_layer.weight"
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"(?<=\.local_experts\.)\d+|(?<=\.experts\.linear_fc[12]\.weight)\d+")
 
 Outputs = Callable[[MicroBatch, torch.Tensor], torch.Tensor]
 """Of a micro-batch and the last stage's hidden states [sequence, samples, hidden]."""
 
 
+@dataclass(frozen=True)
+class Home:
+    """The ranks that hold a parameter: of one stage and, if it is an expert's, of one part of the experts."""
+
+    stage: int
+    part: int | None
+
+    def is_here(self, ranks: Ranks) -> bool:
+        return self.stage == ranks.pipeline_rank and self.part in (None, ranks.expert_rank)
+
+    def is_first_here(self, ranks: Ranks) -> bool:
+        """In the first of the replicas that hold it."""
+        return self.is_here(ranks) and ranks.is_first(with_experts=self.part is not None)
+
+    def first_rank(self, ranks: Ranks) -> int:
+        """The first of all that hold it."""
+        return (self.stage * ranks.replicas + (self.part or 0)) * ranks.tensor_size
+
+
 def check(shape: Shape, ranks: Ranks) -> None:
-    """Raises UnsupportedModel when the layers cannot be dealt out evenly."""
+    """Raises UnsupportedModel when layers or experts cannot be dealt out evenly."""
     if shape.layers % ranks.pipeline_size:
         raise UnsupportedModel(
             f"parallelism.pipeline {ranks.pipeline_size} does not divide the student's {shape.layers} layers; "
             "set it to a divisor of them"
         )
+    if ranks.expert_size > 1 and shape.experts is None:
+        raise UnsupportedModel(f"parallelism.expert {ranks.expert_size}: the student has no experts; set it to 1")
+    if shape.experts is not None and shape.experts.count % ranks.expert_size:
+        raise UnsupportedModel(
+            f"parallelism.expert {ranks.expert_size} does not divide the student's {shape.experts.count} experts; "
+            "set it to a divisor of them"
+        )
 
 
-def owned(shape: Shape, stages: int) -> Iterator[tuple[int, Mapping]]:
-    """Every parameter of the model once, in the order of the layers: the stage that holds it, and its names there."""
+def owned(shape: Shape, ranks: Ranks) -> Iterator[tuple[Home, Mapping]]:
+    """Every parameter of the model once, in the order of the layers: where it is, and its names there."""
     for mapping in mappings(shape):
-        layer = _LAYER.match(mapping.megatron[0])
-        if layer is not None:
-            stage, local = divmod(int(layer[1]), shape.layers // stages)
-            names = tuple(_LAYER.sub(f"decoder.layers.{local}.", name) for name in mapping.megatron)
-            yield stage, replace(mapping, megatron=names)
+        names, part = mapping.megatron, None
+        layer = _LAYER.match(names[0])
+        if layer is None:
+            stage = 0 if names[0] == EMBEDDING else ranks.pipeline_size - 1
         else:
-            yield 0 if mapping.megatron[0] == EMBEDDING else stages - 1, mapping
+            stage, number = divmod(int(layer[1]), shape.layers // ranks.pipeline_size)
+            names = tuple(_LAYER.sub(f"decoder.layers.{number}.", name) for name in names)
+        if mapping.expert is not None and shape.experts is not None:
+            part, number = divmod(mapping.expert, shape.experts.count // ranks.expert_size)
+            names = tuple(_EXPERT.sub(str(number), name) for name in names)
+        yield Home(stage, part), replace(mapping, megatron=names)
 
 
 def held(shape: Shape, ranks: Ranks) -> Iterator[Mapping]:
-    """The parameters of this rank's stage; of a tied head its copy too."""
-    for stage, mapping in owned(shape, ranks.pipeline_size):
-        if stage == ranks.pipeline_rank:
+    """The parameters of this rank; of a tied head the last stage's copy too."""
+    for home, mapping in owned(shape, ranks):
+        if home.is_here(ranks):
             yield mapping
         elif shape.tied_embeddings and mapping.megatron[0] == EMBEDDING and ranks.is_last_stage:
             yield replace(mapping, megatron=(HEAD,))
 
 
-def to_first_stage(
-    tensors: list[torch.Tensor] | None, stage: int, count: int, dtype: torch.dtype, ranks: Ranks
+def to_rank_0(
+    tensors: list[torch.Tensor] | None, home: Home, count: int, dtype: torch.dtype, ranks: Ranks
 ) -> list[torch.Tensor] | None:
-    """`count` vectors or matrices that the first rank of a later stage has, on the first rank of the first stage.
-
-    None on all others. Called by the first tensor parallel rank of every stage of a replica.
-    """
-    source, target = (dist.get_global_rank(ranks.pipeline_group, i) for i in (stage, 0))
-    for tensor in tensors or []:
-        # The receiver has no such layer, so the shape goes ahead; 0 stands for no second dimension.
-        dist.send(torch.tensor([*tensor.shape, 0][:2], device=ranks.device), target, group=ranks.pipeline_group)
-        dist.send(tensor.contiguous(), target, group=ranks.pipeline_group)
-    if ranks.rank != target:
+    """`count` vectors or matrices that the first rank of their home has, on rank 0; None on all others."""
+    source = home.first_rank(ranks)
+    if source == 0:
+        return tensors if ranks.rank == 0 else None
+    if ranks.rank == source:
+        for tensor in tensors or []:
+            # The receiver has no such parameter, so the shape goes ahead; 0 stands for no second dimension.
+            dist.send(torch.tensor([*tensor.shape, 0][:2], device=ranks.device), 0)
+            dist.send(tensor.contiguous(), 0)
+    if ranks.rank != 0:
         return None
     received = []
     for _ in range(count):
         size = torch.empty(2, dtype=torch.long, device=ranks.device)
-        dist.recv(size, source, group=ranks.pipeline_group)
+        dist.recv(size, source)
         received.append(torch.empty([n for n in size.tolist() if n], dtype=dtype, device=ranks.device))
-        dist.recv(received[-1], source, group=ranks.pipeline_group)
+        dist.recv(received[-1], source)
     return received
 
 
@@ -123,13 +156,15 @@ def run(model: Any, batches: Sequence[MicroBatch], outputs: Outputs, *, backward
 
 
 def _hidden(model: Any, batch: MicroBatch) -> torch.Tensor:
-    """Of this stage, [sequence, samples, hidden]: whole on the last one, where the head needs it."""
+    """Of this stage, [sequence, samples, hidden], with context parallelism this rank's part of the sequence; on the
+    last one, where the head needs it, not split further."""
     ids, config = batch.input_ids, model.config
-    if config.sequence_parallel:
-        # Each tensor parallel rank has an equal part of the sequence: it is padded at its end.
-        ids = torch.nn.functional.pad(ids, (0, -ids.shape[1] % config.tensor_model_parallel_size))
-    positions = torch.arange(ids.shape[1], device=ids.device).expand_as(ids)
-    hidden: torch.Tensor = model(ids, positions, None)
+    size = config.context_parallel_size
+    # Equal parts for all: the sequence is padded at its end.
+    parts = (2 * size if size > 1 else 1) * (config.tensor_model_parallel_size if config.sequence_parallel else 1)
+    ids = torch.nn.functional.pad(ids, (0, -ids.shape[1] % parts))
+    positions = own_positions(ids.shape[1], parallel_state.get_context_parallel_rank(), size).to(ids.device)
+    hidden: torch.Tensor = model(ids[:, positions], positions.expand(len(ids), -1), None)
     if config.sequence_parallel and parallel_state.is_pipeline_last_stage():
         # The gradient is whole on each rank (logprobs.py), so backward takes this rank's part of it.
         hidden = gather_from_sequence_parallel_region(hidden, tensor_parallel_output_grad=False)

@@ -1,10 +1,10 @@
 """Exact state of the trainer's ranks: parameters, optimiser, random numbers. One safetensors file for each rank.
 
-Data parallel replicas hold equal parameters: the first replica writes them, and the moments where each holds all of
-them; where they are split (optimizer.distributed) every rank writes its own, which is a range of the flattened tensor.
-A tensor is called KIND/NAME, NAME being the first of its Hugging Face tensors, so it is found whatever stage and rank
-reads it: by the same split as it was written straight into place and to the last bit; by another, the parts of all
-tensor parallel ranks are joined and cut anew, moments and fp32 main parameters as the weights are (shards.py).
+Replicas hold equal parameters: the first that has one writes it, and its moments where each holds all of them; where
+they are split (optimizer.distributed) every rank writes its own, which is a range of the flattened tensor. A tensor is
+called KIND/NAME, NAME being the first of its Hugging Face tensors, so it is found whatever stage and rank reads it: by
+the same split as it was written straight into place and to the last bit; by another, the parts of all tensor parallel
+ranks are joined and cut anew, moments and fp32 main parameters as the weights are (shards.py).
 """
 
 import json
@@ -69,9 +69,10 @@ def snapshot(ranks: Ranks, shape: Shape, model: torch.nn.Module, optimizer: Any,
     steps: dict[str, float] = {}
     starts: dict[str, int] = {}
     for mapping, parameter in _parameters(model, shape, ranks):
-        found: dict[str, torch.Tensor] = {PARAMETER: parameter} if ranks.data_rank == 0 else {}
+        is_first = ranks.is_first(with_experts=mapping.expert is not None)
+        found: dict[str, torch.Tensor] = {PARAMETER: parameter} if is_first else {}
         optimised = _optimised(parameter, optimizer)
-        if optimised is not None and (ranks.data_rank == 0 or optimised.start is not None):
+        if optimised is not None and (is_first or optimised.start is not None):
             moments = dict(optimised.inner.state.get(optimised.main, {}))
             if optimised.main.dtype != parameter.dtype:
                 moments[MAIN] = optimised.main
@@ -279,7 +280,8 @@ def _parameters(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[
         for adapter, layout in layouts.items():
             of_weight = f"{name.removesuffix('weight')}{adapter}"
             if of_weight in parameters:
-                yield Mapping((of_weight,), (f"{mapping.hf[0]}.{adapter}",), layout), parameters[of_weight]
+                name_in_file = f"{mapping.hf[0]}.{adapter}"
+                yield Mapping((of_weight,), (name_in_file,), layout, mapping.expert), parameters[of_weight]
 
 
 def _optimised(parameter: torch.nn.Parameter, optimizer: Any) -> Optimised | None:

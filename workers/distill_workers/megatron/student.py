@@ -1,7 +1,7 @@
 """The trainer's door to Megatron: one optimiser step on samples, log-probs, weights out, exact checkpoints.
 
 Every method but the constructor's reading of files is collective: all ranks call it, in the same order, with the same
-arguments. A step is `accumulate` for each group of samples as it arrives, then `apply`; `train_step` is both.
+arguments. A step is `accumulate` for each group of samples as it arrives, then `apply`.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,7 +19,8 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 from distill_api.spec import Spec
 from distill_workers.megatron import hf, lora, parallel, stages, state
 from distill_workers.megatron.architecture import read_shape
-from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share
+from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share, split
+from distill_workers.megatron.context import own_tokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
 from distill_workers.megatron.loss import batch_loss
 from distill_workers.megatron.model import build_model
@@ -29,7 +30,7 @@ from distill_workers.sample import Sample
 
 
 class MegatronStudent:
-    """The model that is trained, split over tensor x data x pipeline parallel ranks.
+    """The model that is trained, split over tensor x context x data x pipeline parallel ranks; experts over replicas.
 
     Megatron's DistributedDataParallel accumulates gradients in fp32; its AdamW works on fp32 main parameters when the
     model is in bf16: all of them on each data parallel rank or, with optimizer.distributed, a part. The gradient is
@@ -45,12 +46,12 @@ class MegatronStudent:
         self.spec = spec
         self.model_path = model_path
         self.ranks = parallel.initialise(
-            spec.trainer.parallelism.tensor,
-            spec.trainer.parallelism.pipeline,
+            spec.trainer.parallelism,
             on_cpu=spec.on_cpu,
             # Ranks wait in a collective while rank 0 waits for rollouts.
             timeout_seconds=spec.stall_timeout_seconds,
         )
+        self._limit = spec.trainer.max_tokens_per_micro_batch * self.ranks.context_size
         self.shape = read_shape(model_path, trust_remote_code=spec.trust_remote_code)
         self.dtype: torch.dtype = getattr(torch, spec.dtype)
         torch.manual_seed(spec.seed)
@@ -97,15 +98,9 @@ class MegatronStudent:
         """Forget what was accumulated since the last `apply`."""
         self._begin_step()
 
-    def train_step(
-        self, samples: Sequence[Sample], learning_rate: float, coefficients: StepCoefficients | None = None
-    ) -> dict[str, float]:
-        """One optimiser step on the samples: see `accumulate` and `apply`."""
-        self.accumulate(samples, coefficients)
-        return self.apply(learning_rate)
-
     def accumulate(self, samples: Sequence[Sample], coefficients: StepCoefficients | None = None) -> None:
-        """Forward and backward of some samples of the step. No communication between replicas.
+        """Forward and backward of some samples of the step. No communication between replicas, but where they share
+        sequences or experts.
 
         coefficients: of the step, the same in all its calls; without them those of a run's first step.
         """
@@ -113,15 +108,13 @@ class MegatronStudent:
         if self._samples and coefficients != self._coefficients:
             raise ValueError(f"a step has one pair of coefficients: {self._coefficients}, and now {coefficients}")
         self._coefficients = coefficients
-        limit = self.spec.trainer.max_tokens_per_micro_batch
-        shares = share(samples, self._loads, limit)
+        shares = share(samples, self._loads, self._limit)
         for rank, indices in enumerate(shares):
-            self._loads[rank] += cost(samples, indices, limit)
+            self._loads[rank] += cost(samples, indices, self._limit)
             self._used += sum(samples[i].tokens for i in indices)
         self._samples += len(samples)
         self._tokens += sum(len(s.response_ids) for s in samples)
-        batches = micro_batches(samples, shares[self.ranks.data_rank], limit, self.ranks.device)
-        stages.run(self._parallel_model, list(batches), self._loss, backward=True)
+        stages.run(self._parallel_model, self._batches(samples, shares), self._loss, backward=True)
 
     def apply(self, learning_rate: float) -> dict[str, float]:
         """One optimiser step with the gradients of every `accumulate` since the last. The same result on every rank.
@@ -162,12 +155,13 @@ class MegatronStudent:
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
         """The trainer's log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
         own: dict[int, list[float]] = {}
-        limit = self.spec.trainer.max_tokens_per_micro_batch
-        indices = share(samples, [0] * self.ranks.data_size, limit)[self.ranks.data_rank]
-        batches = list(micro_batches(samples, indices, limit, self.ranks.device, scored=False))
+        shares = share(samples, [0] * self.ranks.data_size, self._limit)
+        batches = self._batches(samples, shares, scored=False)
 
         def drawn(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
-            return self._token_logprobs(batch, hidden, batch.targets[:, None])[0]
+            here = own_tokens(batch, len(hidden), self.ranks)
+            ids, at_responses = here.pick(batch.targets[:, None]), hidden.flatten(0, 1)[here.rows]
+            return here.join(token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)[0])
 
         found = stages.run(self._parallel_model, batches, drawn, backward=False)
         for batch, values in zip(batches, found, strict=self.ranks.is_last_stage):
@@ -215,23 +209,29 @@ class MegatronStudent:
 
     def _loss(self, batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
         """The sum over the micro-batch's tokens, from the last stage's hidden states; counts what `apply` reports."""
-        at_responses, head = hidden.flatten(0, 1)[batch.rows], self._model.head_weight()
-        loss, sums = batch_loss(self.spec.objective, self._coefficients, batch, at_responses, head, self._vocabulary)
+        own = own_tokens(batch, len(hidden), self.ranks)
+        at_responses, head = hidden.flatten(0, 1)[own.rows], self._model.head_weight()
+        objective, coefficients = self.spec.objective, self._coefficients
+        loss, sums = batch_loss(objective, coefficients, batch, own, at_responses, head, self._vocabulary)
         self._sums = self._sums + sums
         self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
-        self._local_tokens += len(batch.targets)
+        self._local_tokens += len(own.rows)
         return loss
 
-    def _token_logprobs(
-        self, batch: MicroBatch, hidden: torch.Tensor, ids: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Log-probs [tokens, m] of ids [tokens, m] at the response tokens, and the entropy [tokens], nats."""
-        at_responses = hidden.flatten(0, 1)[batch.rows]
-        return token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)
+    def _batches(
+        self, samples: Sequence[Sample], shares: Sequence[Sequence[int]], *, scored: bool = True
+    ) -> list[MicroBatch]:
+        """This rank's. With expert parallelism as many as every rank has: in each layer of each of them their tokens
+        meet."""
+        meet = self.ranks.expert_size > 1
+        most = max(len(split(samples, indices, self._limit)) for indices in shares) if meet else 0
+        own, device = shares[self.ranks.data_rank], self.ranks.device
+        return list(micro_batches(samples, own, self._limit, device, scored=scored, at_least=most))
 
     def _gradient_is_finite(self) -> bool:
         """On every rank the same answer. A sum is enough: an infinity or NaN anywhere makes it one."""
-        total = sum(buffer.grad_data.double().abs().sum() for buffer in self._parallel_model.buffers)
+        buffers = [*self._parallel_model.buffers, *self._parallel_model.expert_parallel_buffers]
+        total = sum(buffer.grad_data.double().abs().sum() for buffer in buffers)
         finite = torch.isfinite(torch.as_tensor(total)).to(torch.int).to(self.ranks.device)
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite)

@@ -1,25 +1,24 @@
 """Divergences over the whole vocabulary from hidden states and output heads, without [tokens, vocabulary] in memory.
 
-For a teacher whose hidden states are at hand. The logits of a few hundred tokens are made in one buffer for each model;
-there, a few rows at a time that stay in the processor's cache, they become log-probs, the divergence, and in place the
-gradient of the student's logits, which the same pass multiplies into the gradients of hidden states and head. That is
-the least work there is, four products with a head (two of them for the gradients): nothing is kept and nothing is made
-again in the backward pass. In exchange the weight of each token in the loss must be known in the forward pass.
+For a teacher whose hidden states are at hand. Those of a teacher that is served are not, so training does not use this:
+it is what divergence.py measures beside TRL's, made of the parts of which training makes its log-probs.
+
+The logits of a few hundred tokens are made in one buffer for each model; there, a few rows at a time that stay in the
+processor's cache, they become log-probs, the divergence, and in place the gradient of the student's logits, which the
+same pass multiplies into the gradients of hidden states and head. That is the least work there is, four products with a
+head (two of them for the gradients): nothing is kept and nothing is made again in the backward pass. In exchange the
+weight of each token in the loss must be known in the forward pass.
 """
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 
 from distill_api.spec import Divergence
+from distill_workers.megatron.logits import add_outer, block_rows, logits, slices
 
 CHUNK_TOKENS = 256
 """Rows of a buffer of logits: fewer take less memory, but read and write the gradient of the head more often."""
-BLOCK_BYTES = {"cpu": 2 * 1024**2, "cuda": 64 * 1024**2}
-"""Of the rows that are worked on at once: on a CPU what its cache holds, on a GPU what keeps it busy."""
-SLICE_ROWS = 16_384
-"""Of the head, whose gradient is added to at once where that takes a temporary."""
 
 
 def vocabulary_divergence(
@@ -147,30 +146,3 @@ def _normalise(z: torch.Tensor, probabilities: torch.Tensor) -> torch.Tensor:
     probabilities /= total
     z -= total.log()
     return z
-
-
-def slices(length: int, step: int) -> Iterator[slice]:
-    return (slice(start, min(start + step, length)) for start in range(0, length, step))
-
-
-def block_rows(buffer: torch.Tensor) -> int:
-    """Rows of a buffer of logits that are worked on at once."""
-    limit = BLOCK_BYTES.get(buffer.device.type, BLOCK_BYTES["cuda"])
-    return max(1, min(len(buffer), limit // (buffer.shape[1] * buffer.element_size())))
-
-
-def logits(hidden: torch.Tensor, head: torch.Tensor, buffer: torch.Tensor) -> torch.Tensor:
-    """hidden [tokens, hidden] times head [rows, hidden] into the first rows of a buffer, in its own type."""
-    into = buffer[: len(hidden)]
-    if hidden.dtype == into.dtype:
-        return torch.mm(hidden, head.t(), out=into)
-    return into.copy_(hidden @ head.t())
-
-
-def add_outer(of_head: torch.Tensor, of_logits: torch.Tensor, hidden: torch.Tensor) -> None:
-    """Adds to the gradient of a head [rows, hidden] those of logits [tokens, rows]."""
-    if of_head.dtype == hidden.dtype:
-        of_head.addmm_(of_logits.t(), hidden)
-        return
-    for rows in slices(len(of_head), SLICE_ROWS):
-        of_head[rows] += of_logits[:, rows].t() @ hidden
