@@ -18,6 +18,7 @@ PROBLEMS = frozenset(
         Reason.EVICTED,
         Reason.TEACHER_UNREACHABLE,
         Reason.ENGINES_LOST,
+        Reason.VOLUME_FULL,
         Reason.QUOTA_EXCEEDED,
         Reason.KUBERAY_NOT_INSTALLED,
         Reason.VOLUME_NOT_BOUND,
