@@ -14,7 +14,7 @@ from runs import Run, arithmetic
 from test_run import servers_of
 
 from distill_api.job import parse_job
-from distill_api.wire import ExitCode, ExitReason
+from distill_api.wire import ExitCode, ExitReason, Variable
 from distill_workers.server import SGLangServer, free_port
 
 STEPS, PROMPTS, SIBLINGS = 12, 8, 4
@@ -139,3 +139,17 @@ def test_a_volume_without_room_ends_the_attempt_by_its_name_and_is_worth_another
     said = outcome.report.message
     assert said.startswith("the output volume is full: [Errno 28] No space left on device; remove what nobody needs")
     assert f"under {tmp_path} (" in said and "goes on from the last whole checkpoint" in said
+
+
+def test_a_trainer_that_waits_for_ray_ends_at_once_when_it_is_asked_to(tmp_path: Path) -> None:
+    """As the first process of its container it would not hear a signal that nothing handles."""
+    run = Run(arithmetic(tmp_path, "early"), "127.0.0.1:1", tmp_path, **{Variable.RAY: "ray://127.0.0.1:1"})
+    log = tmp_path / "early" / "logs" / "rank-0.log"
+    end = time.monotonic() + 300
+    while not log.exists():
+        assert run.process.poll() is None and time.monotonic() < end, run.log()
+        time.sleep(0.1)
+    run.process.terminate()
+    outcome = run.wait(20)
+    assert outcome.code == ExitCode.TEMPORARY, outcome.log
+    assert outcome.report is not None and outcome.report.reason is ExitReason.STOPPED

@@ -11,6 +11,7 @@ import shutil
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import torch.distributed as dist
 
@@ -157,8 +158,22 @@ def exit_text(job: DistillationJob | None, reason: ExitReason, message: str) -> 
     return report.model_dump_json(by_alias=True, exclude_none=True)
 
 
+def tell(text: str) -> None:
+    """The exit report, to the operator."""
+    if path := os.environ.get(Variable.TERMINATION_LOG):
+        Path(path).write_text(text, encoding="utf-8")
+
+
+def stop_at_once(number: int, frame: FrameType | None) -> None:
+    """SIGTERM before the first step. Nothing is there to be kept, and what is waited for, Ray's head or a model, may
+    take minutes; as the first process of a container, one that does not handle the signal is deaf to it."""
+    tell(exit_text(None, Stopped.reason, "stopped by SIGTERM while it was starting"))
+    os._exit(Stopped.code)
+
+
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    signal.signal(signal.SIGTERM, stop_at_once)
     job: DistillationJob | None = None
     code, reason, message = ExitCode.DONE, ExitReason.COMPLETED, ""
     try:
@@ -173,8 +188,7 @@ def main() -> int:
         log.error("%s: %s", reason.value, message, exc_info=not isinstance(error, Failure | ValueError))
     # A configuration error may be that the folder is another run's, whose progress is not ours to tell.
     text = exit_text(job if code != ExitCode.CONFIGURATION else None, reason, message)
-    if path := os.environ.get(Variable.TERMINATION_LOG):
-        Path(path).write_text(text, encoding="utf-8")
+    tell(text)
     if job is not None and int(os.environ.get("RANK", "0")) == 0:
         folder = RunFolder(job).root
         # The report stands in the termination message as well: a volume without room must not change the exit code.
