@@ -51,7 +51,6 @@ spawn_on_host() { # NAME COMMAND... : the same in the host's network
   local name=$1 pid
   shift
   alive "$name" && return 0
-  printf '%s\0' "$@" > "$RUN/$name.command"     # for daemon.sh, which starts it again as it was
   (
     echo "$BASHPID" > "$(process_cgroup)/cgroup.procs"
     exec 3>&- 4>&- 9>&-                          # the terminal and the lock of the script that starts us
@@ -70,13 +69,6 @@ stop() { # NAME [SECONDS] : TERM, a bounded wait, KILL
     if alive "$1"; then kill -KILL "$pid" 2>/dev/null || true; fi
   fi
   rm -f "$RUN/$1.pid"
-}
-
-start_again() { # NAME : after `stop`, as it was started
-  local command
-  [ -f "$RUN/$1.command" ] || die "nothing says how $1 was started: run dev/cluster/down.sh, then dev/cluster/up.sh."
-  mapfile -d '' -t command < "$RUN/$1.command"
-  spawn_on_host "$1" "${command[@]}"
 }
 
 wait_for() { # SECONDS NAME-OR-- COMMAND... : polls; gives up early when the named process has died

@@ -73,24 +73,24 @@ def test_a_job_outlives_the_api_server_its_node_and_its_ray_head(jobs: Jobs) -> 
         found = json.loads(jobs.kubectl("get", kinds, "-l", of_job, "-o", "json"))["items"]
         return {f"{x['kind']}/{x['metadata']['name']}": x["metadata"]["uid"] for x in found}
 
-    def trains(seconds: float = 240) -> None:
+    def trains(seconds: float = 480) -> None:
         target = jobs.step(name) + 3
         jobs.wait(f"step {target} in the status", lambda: jobs.step(name) >= target, seconds)
 
     def ready(role: str) -> str:
         return str(jobs.condition(name, f"{role}Ready")["status"])
 
-    def all_ready(seconds: float = 240) -> None:
+    def all_ready(seconds: float = 480) -> None:
         jobs.wait("every role is ready", lambda: jobs.condition(name, "Ready").get("status") == "True", seconds)
 
     with timed("apply to the third step"):
-        trains(480)
+        trains()
     before = children()
 
     with timed("API server away, and until status goes on"):
         daemon("stop", "kube-apiserver")
         done = len(steps_in(folder))
-        jobs.wait("steps without an API server", lambda: len(steps_in(folder)) >= done + 3, 120)
+        jobs.wait("steps without an API server", lambda: len(steps_in(folder)) >= done + 3, 240)
         daemon("start", "kube-apiserver")
         trains()
         all_ready()
@@ -98,8 +98,8 @@ def test_a_job_outlives_the_api_server_its_node_and_its_ray_head(jobs: Jobs) -> 
     with timed("node lost"):
         daemon("stop", "kubelet")
         node_ready = 'jsonpath={.status.conditions[?(@.type=="Ready")].status}'
-        jobs.wait("the node is lost", lambda: jobs.kubectl("get", "node", NODE, "-o", node_ready) == "Unknown", 120)
-        jobs.wait("the status says so", lambda: ready("Trainer") == "False", 60)
+        jobs.wait("the node is lost", lambda: jobs.kubectl("get", "node", NODE, "-o", node_ready) == "Unknown", 240)
+        jobs.wait("the status says so", lambda: ready("Trainer") == "False", 240)
         assert jobs.condition(name, "Succeeded")["reason"] == "Running", "pods that nobody hears of may be well"
     with timed("node back, until every role is ready and trains"):
         daemon("start", "kubelet")
@@ -110,8 +110,8 @@ def test_a_job_outlives_the_api_server_its_node_and_its_ray_head(jobs: Jobs) -> 
     [head] = jobs.names("pods", of_head)
     with timed("Ray head killed, until engines serve again"):
         jobs.kubectl("delete", head, "--grace-period=0", "--force", "--wait=false")
-        jobs.wait("the status says so", lambda: ready("Rollout") == "False", 120)
-        jobs.wait("another head", lambda: jobs.names("pods", of_head) not in ([], [head]), 120)
+        jobs.wait("the status says so", lambda: ready("Rollout") == "False", 240)
+        jobs.wait("another head", lambda: jobs.names("pods", of_head) not in ([], [head]), 240)
         all_ready()
         trains()
 
