@@ -67,6 +67,8 @@ class Reason(StrEnum):
     """The teacher was away for longer than the trainer waits."""
     ENGINES_LOST = "EnginesLost"
     """The RayCluster's head, or every engine, was away for longer than the trainer waits."""
+    VOLUME_FULL = "VolumeFull"
+    """The output volume had no room for what the trainer keeps."""
     OUT_OF_MEMORY = "OutOfMemory"
     EXTERNAL = "External"
     EVICTED = "Evicted"

@@ -95,6 +95,7 @@ class ExitReason(StrEnum):
     PREFLIGHT_FAILED = "PreflightFailed"
     TEACHER_UNREACHABLE = "TeacherUnreachable"
     ENGINES_LOST = "EnginesLost"
+    VOLUME_FULL = "VolumeFull"
     INTERNAL_ERROR = "InternalError"
 
 

@@ -20,6 +20,7 @@ PROBLEMS = frozenset(
         Reason.TEACHER_NOT_FOUND,
         Reason.TEACHER_UNREACHABLE,
         Reason.ENGINES_LOST,
+        Reason.VOLUME_FULL,
         Reason.QUOTA_EXCEEDED,
         Reason.KUBERAY_NOT_INSTALLED,
         Reason.VOLUME_NOT_BOUND,

@@ -30,6 +30,7 @@ class Failure:
 OUTAGES = {
     ExitReason.TEACHER_UNREACHABLE: (Role.TEACHER, Reason.TEACHER_UNREACHABLE),
     ExitReason.ENGINES_LOST: (Role.ROLLOUT, Reason.ENGINES_LOST),
+    ExitReason.VOLUME_FULL: (Role.TRAINER, Reason.VOLUME_FULL),
 }
 """What the trainer gave up for: whose outage it was, and what it is called."""
 

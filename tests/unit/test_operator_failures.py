@@ -41,7 +41,7 @@ def failed(of: DistillationJob, *more: Pod) -> Observed:
 # What it is called
 
 
-@pytest.mark.parametrize("reason", ["TeacherUnreachable", "EnginesLost"])
+@pytest.mark.parametrize("reason", ["TeacherUnreachable", "EnginesLost", "VolumeFull"])
 def test_an_outage_that_ends_an_attempt_is_called_by_its_name(reason: str) -> None:
     found = look(job(), begun(job()), failed(job(), ended(reason)))
     assert says(found.status, ConditionType.TRAINER_READY) == ("False", reason, "said so")

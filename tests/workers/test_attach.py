@@ -6,6 +6,7 @@ import signal
 from pathlib import Path
 
 import pytest
+import ray
 from conftest import TinyModel, hf_logprobs, spec_of, weights_of
 
 from distill_api.base import API_VERSION, KIND
@@ -48,6 +49,22 @@ async def test_an_engine_actor_serves_is_updated_and_comes_back_when_it_dies(
     finally:
         await sync.close()
         await engine.stop()
+        await asyncio.to_thread(detach)
+
+
+async def test_a_lost_connection_is_not_mended_by_a_ray_of_the_trainers_own(
+    tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """As after a lost head: Ray would start one by itself, and new actors would wait there for a worker for ever."""
+    spec = spec_of(tiny_model(0), tiny_model(1))
+    manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "local"}}
+    job = parse_job({**manifest, "spec": spec.model_dump(mode="json", by_alias=True)})
+    engine = RayEngine(0, job, local=False, log_folder=str(tmp_path))
+    try:
+        with pytest.raises(EngineUnavailable, match="no actor can be made"):
+            await asyncio.wait_for(engine.start(str(tiny_model(0))), 60)
+        assert not ray.is_initialized()
+    finally:
         await asyncio.to_thread(detach)
 
 

@@ -73,6 +73,16 @@ def test_publishing_removes_what_is_not_kept_and_what_a_killed_save_left(tmp_pat
     assert step_of(checkpoints.latest()) == 5 and step_of(checkpoints.best()) == 2
 
 
+def test_a_save_has_the_room_that_one_before_it_took_and_did_not_end(tmp_path: Path) -> None:
+    checkpoints = Checkpoints(tmp_path)
+    publish(checkpoints, 1)
+    (checkpoints.aside(2) / "rank-0").write_bytes(b"half")  # and here the volume was full
+    assert [p.name for p in tmp_path.glob("*.tmp")] == ["step-000002.tmp"]
+    aside = checkpoints.aside(3)
+    assert list(tmp_path.glob("*.tmp")) == [aside] and list(aside.iterdir()) == []
+    assert step_of(checkpoints.latest()) == 1
+
+
 def test_there_is_no_best_checkpoint_where_none_was_measured_or_kept(tmp_path: Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.best() is None

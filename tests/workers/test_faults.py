@@ -14,10 +14,12 @@ from runs import Run, arithmetic
 from test_run import servers_of
 
 from distill_api.job import parse_job
-from distill_api.wire import ExitCode
+from distill_api.wire import ExitCode, ExitReason, Variable
 from distill_workers.server import SGLangServer, free_port
 
 STEPS, PROMPTS, SIBLINGS = 12, 8, 4
+DEVICE_FULL = Path("/dev/full")
+"""Whatever is written to it fails for lack of space."""
 
 
 class Weather:
@@ -123,3 +125,31 @@ def test_a_run_outlives_its_teachers_troubles_and_a_hung_engine(teachers: list[S
     steps = outcome.lines("step")
     assert [s["step"] for s in steps] == list(range(1, STEPS + 1))
     assert [s["samples"] for s in steps] == [PROMPTS * SIBLINGS] * STEPS, "a lost sample is made again, once"
+
+
+def test_a_volume_without_room_ends_the_attempt_by_its_name_and_is_worth_another(tmp_path: Path) -> None:
+    """The exit report as well cannot be written there: that changes nothing."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    for file in ("run.json", "exit.json"):
+        (folder / f"{file}.tmp").symlink_to(DEVICE_FULL)
+    outcome = Run(arithmetic(tmp_path, "full"), "127.0.0.1:1", tmp_path).wait(300)
+    assert outcome.code == ExitCode.TEMPORARY, outcome.log
+    assert outcome.report is not None and outcome.report.reason is ExitReason.VOLUME_FULL, outcome.log
+    said = outcome.report.message
+    assert said.startswith("the output volume is full: [Errno 28] No space left on device; remove what nobody needs")
+    assert f"under {tmp_path} (" in said and "goes on from the last whole checkpoint" in said
+
+
+def test_a_trainer_that_waits_for_ray_ends_at_once_when_it_is_asked_to(tmp_path: Path) -> None:
+    """As the first process of its container it would not hear a signal that nothing handles."""
+    run = Run(arithmetic(tmp_path, "early"), "127.0.0.1:1", tmp_path, **{Variable.RAY: "ray://127.0.0.1:1"})
+    log = tmp_path / "early" / "logs" / "rank-0.log"
+    end = time.monotonic() + 300
+    while not log.exists():
+        assert run.process.poll() is None and time.monotonic() < end, run.log()
+        time.sleep(0.1)
+    run.process.terminate()
+    outcome = run.wait(20)
+    assert outcome.code == ExitCode.TEMPORARY, outcome.log
+    assert outcome.report is not None and outcome.report.reason is ExitReason.STOPPED

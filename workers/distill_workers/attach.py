@@ -17,6 +17,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, cast
 
 import ray
+from ray._private import auto_init_hook
 from ray.exceptions import RayError, RayTaskError
 
 from distill_api.job import DistillationJob
@@ -31,6 +32,10 @@ from distill_workers.response import EngineRefused, EngineUnavailable, Request, 
 from distill_workers.server import ServerFailed
 
 log = logging.getLogger(__name__)
+
+# RAY_ENABLE_AUTO_CONNECT=0, whoever has imported Ray before. Else the first call after a lost head starts a Ray in the
+# trainer's own pod, where the engines' new actors wait for a place that never comes.
+auto_init_hook.enable_auto_connect = False
 
 ATTACH_SECONDS = 300.0
 RETRY_SECONDS = 2.0

@@ -53,9 +53,12 @@ class Checkpoints:
         self._root = root
 
     def aside(self, step: int) -> Path:
-        """An empty folder for the ranks to write into."""
+        """An empty folder for the ranks to write into. What earlier saves began and did not end goes: on a volume that
+        was full, its room is what this one needs."""
+        for left in self._folders():
+            if left.suffix == WRITING:
+                _remove(left)
         aside = self._root / (STEP_FORMAT.format(step) + WRITING)
-        _remove(aside)
         aside.mkdir(parents=True)
         return aside
 

@@ -1,5 +1,7 @@
 """How a trainer ends before its time: an exit code that the operator acts on, and a sentence for people."""
 
+import errno
+
 from distill_api.wire import ExitCode, ExitReason
 
 
@@ -33,6 +35,17 @@ class EnginesLost(Failure):
     """No engine came back for longer than is waited."""
 
     reason = ExitReason.ENGINES_LOST
+
+
+class VolumeFull(Failure):
+    """The output volume has no room for what must be kept: somebody makes some, and the next attempt goes on."""
+
+    reason = ExitReason.VOLUME_FULL
+
+
+def is_full(error: BaseException) -> bool:
+    """Whether a write failed because the volume, or what a quota allows on it, is used up."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Stopped(Failure):

@@ -142,7 +142,7 @@ class RunFolder:
         self.trim(state["step"], keep_as="rolled-back.jsonl")
 
     def checkpoint_aside(self, step: int) -> Path:
-        """An empty folder for the ranks to write into."""
+        """An empty folder for the ranks to write into. One at a time."""
         return Checkpoints(self.checkpoints).aside(step)
 
     def publish_checkpoint(self, aside: Path, state: dict[str, Any], schedule: Schedule) -> Path:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 
 from distill_workers.buckets import Buffers, Named, Pass
-from distill_workers.failures import Failure
+from distill_workers.failures import Failure, VolumeFull, is_full
 from distill_workers.megatron import state
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.objective.coefficients import StepCoefficients
@@ -64,21 +64,24 @@ class Work:
         self._writing = self._writer.submit(state.write, folder, self._student.snapshot(copied=True))
 
     def saved(self) -> None:
-        """Wait until every rank has its part on disk. Raises Failure, on rank 0, when one could not write it."""
+        """Wait until every rank has its part on disk. Raises Failure, on rank 0, when one could not write it;
+        VolumeFull when there was no room for it."""
         writing, self._writing = self._writing, None
         error = writing.exception() if writing is not None else None
-        errors: list[str | None] = [str(error) if error is not None else None]
+        # An error's words, and whether it is a lack of room.
+        errors: list[tuple[str, bool] | None] = [(str(error), is_full(error)) if error is not None else None]
         if dist.get_world_size() > 1:
             mine = errors[0]
             errors = [None] * dist.get_world_size()
             dist.all_gather_object(errors, mine)
         if dist.get_rank() == 0:
-            for rank, text in enumerate(errors):
-                if text is not None:
-                    raise Failure(
-                        f"rank {rank} could not write its checkpoint: {text}; mend that, the next attempt goes on from "
-                        "the last whole one"
-                    )
+            for rank, found in enumerate(errors):
+                if found is None:
+                    continue
+                text = f"rank {rank} could not write its checkpoint: {found[0]}"
+                if found[1]:
+                    raise VolumeFull(text)
+                raise Failure(f"{text}; mend that, the next attempt goes on from the last whole one")
 
     def load(self, folder: Path) -> None:
         self._student.load(folder)

@@ -4,11 +4,14 @@ Rank 0 runs the loop; the others follow it. Ends with an exit code of distill_ap
 """
 
 import asyncio
+import contextlib
 import logging
 import os
+import shutil
 import signal
 import sys
 from pathlib import Path
+from types import FrameType
 
 import torch.distributed as dist
 
@@ -16,7 +19,7 @@ from distill_api.job import DistillationJob, InvalidManifest, load_job
 from distill_api.wire import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, ProgressReport, Variable
 from distill_workers.checkpoints import DamagedCheckpoints
 from distill_workers.evaluation import Evaluator
-from distill_workers.failures import Failure, Stopped, TeacherLost
+from distill_workers.failures import Failure, Stopped, TeacherLost, VolumeFull, is_full
 from distill_workers.fleet import Fleet
 from distill_workers.loop import Loop
 from distill_workers.megatron.architecture import UnsupportedModel
@@ -101,8 +104,8 @@ def run(job: DistillationJob) -> str:
     return "rank 0 is done"
 
 
-def explain(error: BaseException) -> tuple[ExitCode, ExitReason, str]:
-    """Exit code, reason and sentence of whatever ended the run."""
+def explain(error: BaseException, job: DistillationJob | None) -> tuple[ExitCode, ExitReason, str]:
+    """Exit code, reason and sentence of whatever ended the run. `job` is None where it could not be read."""
     refused = (
         InvalidManifest | PromptError | ForeignRun | UnsupportedModel | IncompatibleCheckpoint | DamagedCheckpoints
     )
@@ -110,9 +113,28 @@ def explain(error: BaseException) -> tuple[ExitCode, ExitReason, str]:
         return ExitCode.CONFIGURATION, ExitReason.CONFIGURATION_ERROR, str(error)
     if isinstance(error, TeacherUnreachable):
         return TeacherLost.code, TeacherLost.reason, str(error)
+    if job is not None and (isinstance(error, VolumeFull) or (is_full(error) and _in_output(error, job))):
+        return VolumeFull.code, VolumeFull.reason, f"the output volume is full: {error}; {_make_room(job)}"
     if isinstance(error, Failure):
         return error.code, error.reason, str(error)
     return ExitCode.TEMPORARY, ExitReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
+
+
+def _in_output(error: BaseException, job: DistillationJob) -> bool:
+    """Whether a write was to the output volume. A write to an open file does not say where: nearly all are there."""
+    name = error.filename if isinstance(error, OSError) else None
+    return name is None or Path(name).is_relative_to(job.spec.output.path)
+
+
+def _make_room(job: DistillationJob) -> str:
+    """What to do about a full output volume, as the end of a sentence."""
+    path = job.spec.output.path
+    usage = shutil.disk_usage(path)
+    left = f"{usage.free / 2**20:,.0f} of {usage.total / 2**20:,.0f} MiB are free"
+    return (
+        f"remove what nobody needs under {path} ({left}), or enlarge the volume; "
+        "the next attempt goes on from the last whole checkpoint"
+    )
 
 
 def exit_text(job: DistillationJob | None, reason: ExitReason, message: str) -> str:
@@ -136,8 +158,22 @@ def exit_text(job: DistillationJob | None, reason: ExitReason, message: str) -> 
     return report.model_dump_json(by_alias=True, exclude_none=True)
 
 
+def tell(text: str) -> None:
+    """The exit report, to the operator."""
+    if path := os.environ.get(Variable.TERMINATION_LOG):
+        Path(path).write_text(text, encoding="utf-8")
+
+
+def stop_at_once(number: int, frame: FrameType | None) -> None:
+    """SIGTERM before the first step. Nothing is there to be kept, and what is waited for, Ray's head or a model, may
+    take minutes; as the first process of a container, one that does not handle the signal is deaf to it."""
+    tell(exit_text(None, Stopped.reason, "stopped by SIGTERM while it was starting"))
+    os._exit(Stopped.code)
+
+
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    signal.signal(signal.SIGTERM, stop_at_once)
     job: DistillationJob | None = None
     code, reason, message = ExitCode.DONE, ExitReason.COMPLETED, ""
     try:
@@ -148,15 +184,15 @@ def main() -> int:
             megatron_shim.install()
         message = run(job)
     except (Exception, asyncio.CancelledError) as error:
-        code, reason, message = explain(error)
+        code, reason, message = explain(error, job)
         log.error("%s: %s", reason.value, message, exc_info=not isinstance(error, Failure | ValueError))
     # A configuration error may be that the folder is another run's, whose progress is not ours to tell.
     text = exit_text(job if code != ExitCode.CONFIGURATION else None, reason, message)
-    if path := os.environ.get(Variable.TERMINATION_LOG):
-        Path(path).write_text(text, encoding="utf-8")
+    tell(text)
     if job is not None and int(os.environ.get("RANK", "0")) == 0:
         folder = RunFolder(job).root
-        if folder.is_dir():
+        # The report stands in the termination message as well: a volume without room must not change the exit code.
+        with contextlib.suppress(OSError):
             write_whole(folder / "exit.json", text)
     return code
 
