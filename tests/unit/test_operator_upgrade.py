@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -28,7 +29,7 @@ from distill_operator import attempt as attempts
 from distill_operator.children import desired, rollout, trainer
 from distill_operator.effects import Apply
 from distill_operator.kinds import Kind
-from distill_operator.observed import Child, Claim, Observed, Outcome, read_child
+from distill_operator.observed import Child, Claim, Observed, Outcome, exit_report, read_child
 from distill_operator.settings import Egress, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +63,14 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
+def run_release(folder: Path, program: str, text: str = "") -> str:
+    """What the program prints that stands on the release's own code."""
+    environment = {"PYTHONPATH": f"{folder / 'crds'}:{folder / 'operator'}"}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, input=text, env=environment, capture_output=True, check=True, text=True).stdout
+
+
 def present(of: DistillationJob, by: Settings) -> list[Json]:
     children = [*desired.lasting(of, by), *desired.group(of, by), *desired.serving(of, by)]
     return [*children, desired.training(of, by, 1)]
@@ -70,17 +79,7 @@ def present(of: DistillationJob, by: Settings) -> list[Json]:
 @pytest.fixture(params=["the release before", "other settings", "a later version"])
 def write(request: pytest.FixtureRequest, release: Path) -> Write:
     def by_release(**spec: Any) -> list[Json]:
-        path = f"{release / 'crds'}:{release / 'operator'}"
-        text = json.dumps(manifest(**spec))
-        done = subprocess.run(
-            [sys.executable, "-c", WRITE],
-            input=text,
-            env={"PYTHONPATH": path},
-            capture_output=True,
-            check=True,
-            text=True,
-        )
-        return list(json.loads(done.stdout))
+        return list(json.loads(run_release(release, WRITE, json.dumps(manifest(**spec)))))
 
     def by_settings(**spec: Any) -> list[Json]:
         other = replace(SETTINGS, **OTHER_SETTINGS, job_egress=Egress.CLOSED, scrape_namespaces=("monitoring",))
@@ -268,6 +267,18 @@ def test_what_an_installation_no_longer_allows_ends_no_attempt_and_begins_none()
         refused = look(of, over, NOTHING, seconds=9)
         assert not applied(refused) and refused.status.attempts == 1
         assert "jobEgress" in says(refused.status, ConditionType.SPEC_VALID)[2]
+
+
+def test_what_workers_of_the_release_before_report_is_read(release: Path) -> None:
+    report = """
+from distill_api.status import Progress, Result
+from distill_api.wire import ExitReason, ExitReport, Phase, ProgressReport
+progress = Progress(step=3, total_steps=10, percent=30, reverse_kl="0.5", checkpoint_step=2)
+final = ProgressReport(phase=Phase.DONE, progress=progress, result=Result(model_path="/output/job/model", step=3))
+print(ExitReport(reason=ExitReason.COMPLETED, message="done", step=3, final=final).model_dump_json(by_alias=True))
+"""
+    found = exit_report(run_release(release, report))
+    assert found is not None and found.final is not None and found.final.progress.reverse_kl == "0.5"
 
 
 def test_every_job_that_the_release_before_took_is_taken(release: Path) -> None:

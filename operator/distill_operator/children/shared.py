@@ -42,8 +42,8 @@ def deployment(teacher: SharedTeacher, settings: Settings, replicas: int) -> Jso
         "metadata": metadata(teacher, names.shared_teacher(teacher.metadata.name), Role.TEACHER),
         "spec": {
             "replicas": replicas,
-            # Another version or other settings take effect at once, under jobs that run: none of its servers goes before
-            # another answers. Without accelerators to spare the old ones serve on.
+            # Another operator's words take effect at once, under jobs that run: no server goes before another answers.
+            # Without accelerators to spare the old ones serve on.
             "strategy": {"type": "RollingUpdate", "rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}},
             "progressDeadlineSeconds": 7200,
             "revisionHistoryLimit": 0,
