@@ -24,9 +24,10 @@ from operator_fakes import SETTINGS, UID, Json, Simulation, job, manifest
 from test_operator_plan import NOTHING, applied, begun, deleted, look, pods, says
 
 from distill_api.job import DistillationJob, load_job, parse_job
+from distill_api.spec import Rollout, Spec, Teacher
 from distill_api.status import ConditionType
 from distill_operator import attempt as attempts
-from distill_operator.children import desired, rollout, trainer
+from distill_operator.children import asked, desired, rollout, trainer
 from distill_operator.effects import Apply
 from distill_operator.kinds import Kind
 from distill_operator.observed import Child, Claim, Observed, Outcome, exit_report, read_child
@@ -174,6 +175,27 @@ def test_the_numbers_that_a_user_changes_are_written_into_what_is_there_and_noth
     assert file == old, "an older worker knows no other field than it knew"
     after = [made.get(f"{body['kind']}/{body['metadata']['name']}", body) for body in before]
     assert not bodies(look(of, begun(of), running(after))), "once"
+
+
+def test_all_that_may_change_within_a_part_of_a_spec_is_a_number_that_is_carried_over() -> None:
+    """A field that becomes mutable must be written into the children of an attempt under way, too."""
+    assert Rollout.mutable is not None and Teacher.mutable is not None
+    assert Rollout.mutable | Teacher.mutable <= asked.COUNTS
+    parts = {name for name in Spec.mutable or () if name in ("rollout", "teacher", "teachers")}
+    assert parts == {*asked.PARTS, "teachers"}
+    numbers = {name for name in (Spec.mutable or set()) - parts if name.endswith(("seconds", "limit", "finished"))}
+    assert (Spec.mutable or set()) - parts - numbers == {"suspend"}, "no child is written by these"
+
+
+def test_of_several_teachers_the_one_that_is_resized_changes_alone(write: Write) -> None:
+    before = write(**SEVERAL)
+    math, code = SEVERAL["teachers"]
+    of = job(**{**SEVERAL, "teachers": [math, {**code, "replicas": 3}]})
+    made = bodies(look(of, begun(of), running(before)))
+    assert set(made) == {"ConfigMap/job-job", "Deployment/job-teacher-code"}
+    assert made["Deployment/job-teacher-code"]["spec"]["replicas"] == 3
+    file = json.loads(made["ConfigMap/job-job"]["data"]["job.yaml"])["spec"]
+    assert file["teachers"] == [math, {**code, "replicas": 3}]
 
 
 def test_between_attempts_everything_gets_the_words_of_the_operator_that_begins_the_next_one(write: Write) -> None:
