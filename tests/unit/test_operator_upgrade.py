@@ -12,6 +12,7 @@ import tarfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -23,12 +24,13 @@ from operator_fakes import SETTINGS, UID, Json, Simulation, job, manifest
 from test_operator_plan import NOTHING, applied, begun, deleted, look, pods, says
 
 from distill_api.job import DistillationJob, load_job, parse_job
+from distill_api.spec import Rollout, Spec, Teacher
 from distill_api.status import ConditionType
 from distill_operator import attempt as attempts
-from distill_operator.children import desired, rollout, trainer
+from distill_operator.children import asked, desired, rollout, trainer
 from distill_operator.effects import Apply
 from distill_operator.kinds import Kind
-from distill_operator.observed import Child, Claim, Observed, Outcome, read_child
+from distill_operator.observed import Child, Claim, Observed, Outcome, exit_report, read_child
 from distill_operator.settings import Egress, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -62,6 +64,14 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@cache
+def run_release(folder: Path, program: str, text: str = "") -> str:
+    """What the program prints that stands on the release's own code."""
+    environment = {"PYTHONPATH": f"{folder / 'crds'}:{folder / 'operator'}"}
+    command = [sys.executable, "-c", program]
+    return subprocess.run(command, input=text, env=environment, capture_output=True, check=True, text=True).stdout
+
+
 def present(of: DistillationJob, by: Settings) -> list[Json]:
     children = [*desired.lasting(of, by), *desired.group(of, by), *desired.serving(of, by)]
     return [*children, desired.training(of, by, 1)]
@@ -70,17 +80,7 @@ def present(of: DistillationJob, by: Settings) -> list[Json]:
 @pytest.fixture(params=["the release before", "other settings", "a later version"])
 def write(request: pytest.FixtureRequest, release: Path) -> Write:
     def by_release(**spec: Any) -> list[Json]:
-        path = f"{release / 'crds'}:{release / 'operator'}"
-        text = json.dumps(manifest(**spec))
-        done = subprocess.run(
-            [sys.executable, "-c", WRITE],
-            input=text,
-            env={"PYTHONPATH": path},
-            capture_output=True,
-            check=True,
-            text=True,
-        )
-        return list(json.loads(done.stdout))
+        return list(json.loads(run_release(release, WRITE, json.dumps(manifest(**spec)))))
 
     def by_settings(**spec: Any) -> list[Json]:
         other = replace(SETTINGS, **OTHER_SETTINGS, job_egress=Egress.CLOSED, scrape_namespaces=("monitoring",))
@@ -177,6 +177,27 @@ def test_the_numbers_that_a_user_changes_are_written_into_what_is_there_and_noth
     assert not bodies(look(of, begun(of), running(after))), "once"
 
 
+def test_all_that_may_change_within_a_part_of_a_spec_is_a_number_that_is_carried_over() -> None:
+    """A field that becomes mutable must be written into the children of an attempt under way, too."""
+    assert Rollout.mutable is not None and Teacher.mutable is not None
+    assert Rollout.mutable | Teacher.mutable <= asked.COUNTS
+    parts = {name for name in Spec.mutable or () if name in ("rollout", "teacher", "teachers")}
+    assert parts == {*asked.PARTS, "teachers"}
+    numbers = {name for name in (Spec.mutable or set()) - parts if name.endswith(("seconds", "limit", "finished"))}
+    assert (Spec.mutable or set()) - parts - numbers == {"suspend"}, "no child is written by these"
+
+
+def test_of_several_teachers_the_one_that_is_resized_changes_alone(write: Write) -> None:
+    before = write(**SEVERAL)
+    math, code = SEVERAL["teachers"]
+    of = job(**{**SEVERAL, "teachers": [math, {**code, "replicas": 3}]})
+    made = bodies(look(of, begun(of), running(before)))
+    assert set(made) == {"ConfigMap/job-job", "Deployment/job-teacher-code"}
+    assert made["Deployment/job-teacher-code"]["spec"]["replicas"] == 3
+    file = json.loads(made["ConfigMap/job-job"]["data"]["job.yaml"])["spec"]
+    assert file["teachers"] == [math, {**code, "replicas": 3}]
+
+
 def test_between_attempts_everything_gets_the_words_of_the_operator_that_begins_the_next_one(write: Write) -> None:
     of = job()
     children = there(write())
@@ -268,6 +289,18 @@ def test_what_an_installation_no_longer_allows_ends_no_attempt_and_begins_none()
         refused = look(of, over, NOTHING, seconds=9)
         assert not applied(refused) and refused.status.attempts == 1
         assert "jobEgress" in says(refused.status, ConditionType.SPEC_VALID)[2]
+
+
+def test_what_workers_of_the_release_before_report_is_read(release: Path) -> None:
+    report = """
+from distill_api.status import Progress, Result
+from distill_api.wire import ExitReason, ExitReport, Phase, ProgressReport
+progress = Progress(step=3, total_steps=10, percent=30, reverse_kl="0.5", checkpoint_step=2)
+final = ProgressReport(phase=Phase.DONE, progress=progress, result=Result(model_path="/output/job/model", step=3))
+print(ExitReport(reason=ExitReason.COMPLETED, message="done", step=3, final=final).model_dump_json(by_alias=True))
+"""
+    found = exit_report(run_release(release, report))
+    assert found is not None and found.final is not None and found.final.progress.reverse_kl == "0.5"
 
 
 def test_every_job_that_the_release_before_took_is_taken(release: Path) -> None:

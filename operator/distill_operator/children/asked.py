@@ -14,20 +14,22 @@ from distill_operator.kinds import Kind, kind_of
 
 COUNTS = frozenset({"replicas", "minReplicas", "maxReplicas", "minMember"})
 """Of a Deployment, of a RayCluster's groups, of a group of pods, and of each part of a job that has pods."""
+COUNTED = frozenset({Kind.DEPLOYMENT, *gang.KINDS})
+"""Kinds whose spec itself says how many."""
 MUTABLE = frozenset(Spec.model_fields[name].alias or name for name in Spec.mutable or ())
 PARTS = ("rollout", "teacher")
 """Of a job's spec, which say for themselves how many pods they want; so does each entry of teachers."""
 
 
 def fixed(child: Json) -> Json:
-    """The child without what its user may change."""
+    """The child without what its user may change; the child itself where that is nothing."""
     if kind_of(child) is Kind.CONFIG_MAP:
         manifest = configmap.manifest(child)
         return child if manifest is None else {**child, "data": {**manifest, "spec": _fixed_spec(manifest["spec"])}}
     spec = child.get("spec", {})
     if kind_of(child) is Kind.RAY_CLUSTER:
         return {**child, "spec": {**spec, "workerGroupSpecs": [_fixed(group) for group in spec["workerGroupSpecs"]]}}
-    return {**child, "spec": _fixed(spec)}
+    return {**child, "spec": _fixed(spec)} if kind_of(child) in COUNTED else child
 
 
 def with_numbers(child: Json, asked: Json) -> Json:
@@ -53,7 +55,7 @@ def _with_numbers(child: Json, asked: Json) -> Json:
         wanted = {group["groupName"]: group for group in asked["spec"]["workerGroupSpecs"]}
         for group in found["spec"].get("workerGroupSpecs", []):
             group |= _numbers(wanted.get(group["groupName"], {}))
-    elif kind_of(child) in (Kind.DEPLOYMENT, *gang.KINDS):
+    elif kind_of(child) in COUNTED:
         found["spec"] |= _numbers(asked["spec"])
     return found
 

@@ -52,7 +52,8 @@ def hashed(child: Json) -> Json:
 
 def _marked(child: Json) -> Json:
     found = hashed(child)
-    found["metadata"]["annotations"][ANNOTATION_FIXED_HASH] = _digest(asked.fixed(child))
+    annotations, fixed = found["metadata"]["annotations"], asked.fixed(child)
+    annotations[ANNOTATION_FIXED_HASH] = annotations[ANNOTATION_SPEC_HASH] if fixed is child else _digest(fixed)
     return found
 
 
