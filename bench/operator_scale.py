@@ -90,6 +90,14 @@ class Operator(Process):
             )
         super().__init__(self.process.pid)
 
+    async def answers(self) -> bool:
+        """On a busy machine it takes a while."""
+        try:
+            await self.metrics()
+        except aiohttp.ClientError:
+            return False
+        return True
+
     async def metrics(self) -> dict[str, float]:
         async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{self.port}/metrics") as answer:
             lines = (await answer.text()).splitlines()
@@ -380,6 +388,7 @@ async def measure(folder: Path, jobs: int, kubeconfig: Path, processes: dict[str
     await remove(api, bodies)
     operator = Operator(folder, kubeconfig)
     try:
+        await until("the operator answers", operator.answers)
         await asyncio.sleep(5)
         print(f"{jobs} DistillationJobs", flush=True)
         with cpu_seconds_of({**processes, "operator": operator}):
