@@ -28,7 +28,7 @@ MANAGED = f"{names.LABEL_MANAGED_BY}={names.FIELD_MANAGER}"
 WATCHED = (Kind.DISTILLATION_JOB, Kind.SHARED_TEACHER, Kind.DEPLOYMENT, Kind.JOB, Kind.RAY_CLUSTER, Kind.POD)
 LISTED = (Kind.CONFIG_MAP, Kind.SERVICE, Kind.NETWORK_POLICY)
 """Nothing happens to these by itself, so the resync's lists are enough, and the right to watch them is not needed."""
-FOLLOWED = frozenset((*WATCHED, *LISTED))
+CHILD_KINDS = frozenset((*WATCHED, *LISTED)) - OWNERS - {Kind.POD}
 """Of others, such as the groups of gang schedulers, memory knows only what we wrote."""
 OPTIONAL = frozenset({Kind.RAY_CLUSTER, Kind.SHARED_TEACHER})
 """The API server may not know these."""
@@ -97,9 +97,7 @@ class Cache:
     async def children(self, key: Key, uid: str) -> list[Json]:
         """All but pods. What stands under a name of the job and is not the job's is looked at anew each time."""
         found, doubtful = [], set(self._strangers.get(key, ()))
-        for kind, raw in self.store.of_job(key):
-            if kind is Kind.POD or kind not in FOLLOWED:
-                continue
+        for kind, raw in self.store.of_job(key, CHILD_KINDS):
             if owned_by(raw, uid) and kind not in self._unwatched:
                 found.append(raw)
             else:
@@ -114,7 +112,7 @@ class Cache:
             label = names.LABEL_JOB if key.teacher is None else names.LABEL_SHARED_TEACHER
             labels = f"{MANAGED},{label}={key.teacher or key.name}"
             return await self.cluster.list(Kind.POD, key.namespace, labels=labels)
-        return [raw for kind, raw in self.store.of_job(key) if kind is Kind.POD]
+        return [raw for _, raw in self.store.of_job(key, (Kind.POD,))]
 
     async def serves(self, kind: Kind) -> bool:
         """Whether the API server knows the kind."""
@@ -202,9 +200,8 @@ class Cache:
         """The job is gone. Its objects follow, and not every one's end is told."""
         self._strangers.pop(key, None)
         self._made.pop(key, None)
-        for kind, raw in list(self.store.of_job(key)):
-            if kind in LISTED:
-                self.store.remove(kind, key.namespace, raw["metadata"]["name"], raw["metadata"]["uid"])
+        for kind, raw in list(self.store.of_job(key, LISTED)):
+            self.store.remove(kind, key.namespace, raw["metadata"]["name"], raw["metadata"]["uid"])
 
     async def _confirm(self, key: Key) -> None:
         kind, name = _owner(key)

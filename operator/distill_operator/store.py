@@ -7,7 +7,7 @@ without what nobody reads: a thousand jobs fit into 40 MB, as Python's dicts the
 
 import json
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -108,10 +108,10 @@ class Store:
         held = self._held.get((kind, namespace, name))
         return held.uid if held else ""
 
-    def of_job(self, key: Key) -> Iterator[tuple[Kind, Json]]:
-        """Everything made for a job, in order of kinds and names."""
+    def of_job(self, key: Key, kinds: Container[Kind]) -> Iterator[tuple[Kind, Json]]:
+        """What was made for a job of these kinds, in order of kinds and names."""
         for place in sorted(self._by_job.get(key, ()), key=lambda place: (place[0].name, place[2])):
-            if place[0] not in OWNERS:
+            if place[0] in kinds and place[0] not in OWNERS:
                 yield place[0], _read(place[0], self._held[place])
 
     def owners(self) -> set[Key]:

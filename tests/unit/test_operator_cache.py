@@ -23,7 +23,7 @@ def raw(version: int, uid: str = "a", name: str = "x", **more: Any) -> dict[str,
 
 
 def names(store: Store) -> list[str]:
-    return [found["metadata"]["name"] for _, found in store.of_job(KEY)]
+    return [found["metadata"]["name"] for _, found in store.of_job(KEY, Kind)]
 
 
 def test_the_newest_version_stays_whatever_comes_after() -> None:
