@@ -22,9 +22,9 @@ CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillat
 MODELS = CACHE / "models"
 
 
-def arithmetic(output: Path, name: str, **changes: Any) -> dict[str, Any]:
-    """examples/arithmetic-cpu.yaml for this machine; `changes` are merged into spec, two levels deep."""
-    manifest = yaml.safe_load((REPO / "examples" / "arithmetic-cpu.yaml").read_text())
+def arithmetic(output: Path, name: str, *, example: str = "arithmetic-cpu", **changes: Any) -> dict[str, Any]:
+    """An example with the arithmetic models for this machine; `changes` are merged into spec, two levels deep."""
+    manifest = yaml.safe_load((REPO / "examples" / f"{example}.yaml").read_text())
     manifest["metadata"]["name"] = name
     for key, value in changes.items():
         old = manifest["spec"].get(key)

@@ -154,7 +154,9 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(tmp_path: Path) -> None:
 
 
 def test_sigterm_saves_a_checkpoint_and_metrics_agree_with_progress(teacher: str, tmp_path: Path) -> None:
-    run = Run(arithmetic(tmp_path, "stopped"), teacher, tmp_path)
+    """Of the example whose teacher is an endpoint: that of the job, not one that the operator would tell of."""
+    endpoint = {"endpoint": {"url": f"http://{teacher}"}}
+    run = Run(arithmetic(tmp_path, "stopped", example="endpoint-cpu", teacher=endpoint), "", tmp_path)
     run.wait_for_step(3)
     metrics = run.get("/metrics")
     assert "distill_train_step" in metrics and "distill_reverse_kl_nats" in metrics
