@@ -15,7 +15,7 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1500)]
 
 NODE = "node1"
 CHILDREN = ("deployments", "rayclusters", "jobs", "services", "configmaps", "secrets", "networkpolicies")
-STEPS = 120
+STEPS = 100
 """So many that the job does not end before the last fault."""
 ROOM_MIB = 32
 LEFT_BYTES = 512 * 1024
