@@ -58,7 +58,7 @@ RIGHTS = (
     Right("list", GROUP, PLURAL, "list", must=True),
     Right("list", "", "pods", "logs"),
     Right("get", "", "pods", "logs", subresource="log"),
-    Right("get", "", "pods", "the stage times of watch", subresource="proxy"),
+    Right("get", "", "pods", "samples, and the stage times of watch", subresource="proxy"),
     Right("list", "", "events", "the events of watch"),
 )
 
