@@ -18,8 +18,9 @@ import yaml
 from operator_world import JOBS, PODS, Json, World, api_of, manifest
 
 from distill_api.wire import TRAINER_PORT
-from distill_cli.checks import CHECKS, RIGHTS
+from distill_cli.checks import CHECKS
 from distill_cli.main import main
+from distill_cli.seen import RIGHTS
 
 pytest_plugins = ["operator_fixtures"]
 Distill = Callable[..., int]
