@@ -1,6 +1,7 @@
 """What the roles say to each other and to the operator: ports, paths, environment, exit codes, messages.
 
-GET /progress of trainer rank 0 answers with the JSON of `ProgressReport`; the termination message of a trainer
+GET /progress of trainer rank 0 answers with the JSON of `ProgressReport`, GET /samples with the newest lines of
+samples.jsonl, 2 MiB at most; the termination message of a trainer
 pod, and state.json in the run folder, are the JSON of `ExitReport`.
 """
 
@@ -20,7 +21,7 @@ JOB_FILE = "/etc/distill/job.yaml"
 SGLANG_PORT = 30000
 """HTTP of every SGLang server, teacher and engine; /metrics too."""
 TRAINER_PORT = 8080
-"""HTTP of trainer rank 0: /progress, /metrics, /healthz."""
+"""HTTP of trainer rank 0: /progress, /samples, /metrics, /healthz."""
 MASTER_PORT = 29500
 RAY_CLIENT_PORT = 10001
 RAY_METRICS_PORT = 8080

@@ -1,92 +1,17 @@
 """What `distill doctor` judges a cluster by: pure checks of what was seen, each with what to do about it."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import Any
+from collections.abc import Callable, Sequence
 
-from distill_api.base import GROUP, PLURAL, VERSION
-from distill_api.crd import crd
+from distill_cli.definition import definition
+from distill_cli.seen import INSTALL_CHART, Finding, Json, Level, Seen
 
-Json = dict[str, Any]
 LEAST_KUBERNETES = (1, 29)
 """Of the chart's kubeVersion: CEL rules of CRDs are stable since."""
 LEAST_KUBERAY = (1, 6)
-CRD_NAME = f"{PLURAL}.{GROUP}"
 CORE_RESOURCES = ("kubernetes.io/", "hugepages-", "attachable-volumes-")
-INSTALL_CHART = "install the chart (make install, or helm upgrade --install)"
 MONITORS = ("podmonitors", "servicemonitors", "prometheusrules")
 PSA_LABEL = "pod-security.kubernetes.io/enforce"
-
-
-class Level(StrEnum):
-    OK = "ok"
-    WARN = "warn"
-    FAIL = "fail"
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What a check found; `remedy` is empty where all is well."""
-
-    check: str
-    level: Level
-    message: str
-    remedy: str = ""
-
-
-@dataclass(frozen=True)
-class Right:
-    """A request that the user's commands make; without it `need` is lost."""
-
-    verb: str
-    group: str
-    resource: str
-    need: str
-    must: bool = False
-    subresource: str = ""
-
-    def __str__(self) -> str:
-        return f"{self.verb} {self.resource}" + (f"/{self.subresource}" if self.subresource else "")
-
-
-RIGHTS = (
-    Right("create", GROUP, PLURAL, "submit", must=True),
-    Right("patch", GROUP, PLURAL, "submit, suspend and resume", must=True),
-    Right("get", GROUP, PLURAL, "watch", must=True),
-    Right("list", GROUP, PLURAL, "list", must=True),
-    Right("list", "", "pods", "logs"),
-    Right("get", "", "pods", "logs", subresource="log"),
-    Right("get", "", "pods", "the stage times of watch", subresource="proxy"),
-    Right("list", "", "events", "the events of watch"),
-)
-
-
-@dataclass(frozen=True)
-class Seen:
-    """A cluster, as far as it could be looked at; None for what may not be read."""
-
-    server: str
-    version: Json
-    """Answer of /version."""
-    namespace_name: str
-    namespace: Json | None
-    namespace_exists: bool
-    crd: Json | None
-    crd_readable: bool
-    groups: Mapping[str, Sequence[str]]
-    """API groups that are served, with their versions."""
-    operators: Sequence[Json] | None
-    """Deployments of our operator, in any namespace."""
-    kuberays: Sequence[Json] | None
-    nodes: Sequence[Json] | None
-    storage_classes: Sequence[Json] | None
-    monitors: Sequence[str]
-    """Resources of monitoring.coreos.com that are served."""
-    rights: Mapping[Right, bool] = field(default_factory=dict)
-    own_version: str | None = None
-    """Of this program; None from a source folder."""
 
 
 def kubernetes(seen: Seen) -> Finding:
@@ -95,49 +20,6 @@ def kubernetes(seen: Seen) -> Finding:
         least = ".".join(map(str, LEAST_KUBERNETES))
         return Finding("api", Level.FAIL, f"{seen.server} is Kubernetes {said}", f"upgrade it to {least} or newer")
     return Finding("api", Level.OK, f"{seen.server} is Kubernetes {said}")
-
-
-def definition(seen: Seen) -> Finding:
-    if not seen.crd_readable:
-        served = VERSION in seen.groups.get(GROUP, ())
-        if served:
-            return Finding("crd", Level.OK, f"{CRD_NAME} is served; its schema may not be read by you")
-        return Finding("crd", Level.FAIL, f"{CRD_NAME} is not served", INSTALL_CHART)
-    if seen.crd is None:
-        return Finding("crd", Level.FAIL, f"{CRD_NAME} is not installed", INSTALL_CHART)
-    versions = {version["name"]: version for version in seen.crd["spec"]["versions"]}
-    if VERSION not in versions:
-        there = ", ".join(versions)
-        return Finding(
-            "crd",
-            Level.FAIL,
-            f"{CRD_NAME} has {there}, this program {VERSION}",
-            "use a `distill` as old as the CRD, or upgrade the chart",
-        )
-    wanted = crd()["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
-    differing = differences(wanted, versions[VERSION]["schema"]["openAPIV3Schema"])
-    if differing:
-        some = ", ".join(differing[:3]) + (f" and {len(differing) - 3} more" if len(differing) > 3 else "")
-        return Finding(
-            "crd",
-            Level.WARN,
-            f"{CRD_NAME} is of another version than this program: they differ in {some}",
-            "upgrade the chart, or use the `distill` of its version; `distill validate` may say other than the server",
-        )
-    return Finding("crd", Level.OK, f"{CRD_NAME} {VERSION} is the one of this program")
-
-
-def differences(wanted: Any, there: Any, path: str = "") -> list[str]:
-    """Paths of the fields in which two schemas differ."""
-    if isinstance(wanted, dict) and isinstance(there, dict):
-        found: list[str] = []
-        for key in {**wanted, **there}:
-            if key == "description":
-                continue
-            inner = path if key in ("properties", "items", "additionalProperties") else f"{path}.{key}".lstrip(".")
-            found += differences(wanted.get(key), there.get(key), inner)
-        return list(dict.fromkeys(found))
-    return [] if wanted == there else [path or "everything"]
 
 
 def operator(seen: Seen) -> Finding:

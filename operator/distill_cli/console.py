@@ -37,7 +37,8 @@ def view(console: Console) -> Iterator[View]:
 
 
 class Plain:
-    """A line for each new step or phase, each change of a role, each event, evaluation and decision of a guard."""
+    """A line for each new step or phase, each change of a role or of what is slowest, each event, evaluation and
+    decision of a guard."""
 
     def __init__(self) -> None:
         self._shown: set[str] = set()
@@ -54,6 +55,11 @@ class Plain:
             if line and self._last.get(what) != line:
                 self._last[what] = line
                 self.say(line)
+        # Its share of the step is another after each: only another part is news.
+        part, advice = moment.progress.bottleneck, moment.progress.advice
+        if part and advice and self._last.get("advice") != part:
+            self._last["advice"] = part
+            self.say(f"{'Advice':<10} {advice}")
 
     def say(self, sentence: str) -> None:
         print(f"[{time.monotonic() - self._begin:6.1f} s] {sentence}", flush=True)
@@ -79,7 +85,7 @@ class Panel:
 
 
 def panel(moment: Moment, elapsed: float) -> RenderableType:
-    """Step, KL and reward with their curves, time to go, seconds by stage, and the roles."""
+    """Step, KL and reward with their curves, time to go, what to change, seconds by stage, and the roles."""
     p = moment.progress
     bar = Table.grid(padding=(0, 1))
     left = p.estimated_remaining_seconds
@@ -105,6 +111,8 @@ def panel(moment: Moment, elapsed: float) -> RenderableType:
     }
     rows += [curves] if curves.row_count else []
     rows.append(Text("   ".join(f"{name} {value}" for name, value in numbers.items() if value is not None)))
+    if p.advice and p.step < p.total_steps:
+        rows.append(Text(p.advice, style="italic"))
     if moment.stages:
         rows.append(Text("   ".join(f"{name.replace('_', ' ')} {s:.1f} s" for name, s in moment.stages.items())))
     if moment.roles:

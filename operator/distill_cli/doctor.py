@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill_cli.checks import CRD_NAME, RIGHTS, Finding, Level, Right, Seen, findings
+from distill_cli.checks import findings
 from distill_cli.failure import FAILED
 from distill_cli.options import output, reaches, write_json
+from distill_cli.seen import CRD_NAME, RIGHTS, Finding, Level, Right, Seen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

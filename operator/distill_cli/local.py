@@ -102,45 +102,6 @@ def evaluate(model: str, file: Path, names: tuple[str, ...], teacher: str | None
 
 @click.command()
 @click.argument("folder", type=FOLDER)
-@click.option("--step", type=click.IntRange(min=1), metavar="N", help="Of this step; by default of the newest.")
-@click.option("--limit", type=click.IntRange(min=1), metavar="N", default=4, show_default=True, help="At most so many.")
-@click.option("--source", help="Only of prompts of this data source.")
-@output("table", "json")
-def samples(folder: Path, step: int | None, limit: int, source: str | None, output: str) -> int:
-    """Show decoded rollouts of the run in FOLDER, each token coloured by its reverse KL.
-
-    A token is red where the teacher holds it less likely than the student did, blue where more. In a pipe the furthest
-    tokens are listed instead. FOLDER is on the job's output volume: the trainer of a job on a cluster does not serve
-    its rollouts.
-    """
-    import dataclasses
-
-    from rich.console import Console
-
-    from distill_cli.rollouts import chosen, shown
-    from distill_workers.rollout_page import every_rollout
-
-    found = chosen(every_rollout(run_folder(folder)), step, source, limit)
-    if not found:
-        raise CommandFailed(
-            f"{folder / 'samples.jsonl'} has no rollout{_of(step, source)}: wait for the first step, ask for another"
-        )
-    if output == "json":
-        write_json([dataclasses.asdict(rollout) for rollout in found])
-        return 0
-    console = Console()
-    coloured, few = console.is_terminal and not console.no_color, console.color_system == "standard"
-    for rollout in found:
-        console.print(shown(rollout, coloured=coloured, few=few), soft_wrap=True, end="\n\n")
-    return 0
-
-
-def _of(step: int | None, source: str | None) -> str:
-    return (f" of step {step}" if step is not None else "") + (f" from source {source}" if source else "")
-
-
-@click.command()
-@click.argument("folder", type=FOLDER)
 def report(folder: Path) -> int:
     """Write report.html into the run FOLDER: curves, stage times, rollouts, configuration and versions, in one file.
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from distill_api.job import InvalidManifest
-from distill_cli import completion, doctor, jobs, local, logs, manifests, watch
+from distill_cli import completion, doctor, jobs, local, logs, manifests, samples, watch
 from distill_cli.failure import EXIT_CODES, FAILED, INTERRUPTED, USAGE, CommandFailed, missing
 
 COMMANDS = (
@@ -16,7 +16,7 @@ COMMANDS = (
     jobs.list_jobs,
     watch.watch,
     logs.logs,
-    local.samples,
+    samples.samples,
     local.report,
     local.evaluate,
     local.export,

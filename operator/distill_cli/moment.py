@@ -158,7 +158,8 @@ def run_folder(folder: Path) -> Path:
     """The folder itself. Raises CommandFailed if it is none."""
     if not (folder / "run.json").is_file():
         raise CommandFailed(
-            f"{folder} is no run folder (no run.json there): give spec.output.path/metadata.name of the job"
+            f"{folder} is no run folder (no run.json there): give spec.output.path/metadata.name of the job, which is "
+            "on the claim spec.output.volume where it runs on a cluster"
         )
     return folder
 

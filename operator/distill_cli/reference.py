@@ -30,6 +30,7 @@ distill validate -f job.yaml                    # offline, what the API server w
 distill submit -f job.yaml --set spec.schedule.steps=10 --watch
 distill list -A                                 # state, step, KL and reward of every job
 distill logs arithmetic trainer -f
+distill samples arithmetic                      # what the student writes, from its running trainer
 distill suspend arithmetic                      # with a checkpoint; `distill resume arithmetic` goes on
 ```
 

@@ -2,6 +2,7 @@
 
 import json
 import os
+import socket
 import ssl
 import subprocess
 import sys
@@ -16,8 +17,10 @@ import pytest
 import yaml
 from operator_world import JOBS, PODS, Json, World, api_of, manifest
 
-from distill_cli.checks import CHECKS, RIGHTS
+from distill_api.wire import TRAINER_PORT
+from distill_cli.checks import CHECKS
 from distill_cli.main import main
+from distill_cli.seen import RIGHTS
 
 pytest_plugins = ["operator_fixtures"]
 Distill = Callable[..., int]
@@ -317,6 +320,79 @@ def test_logs_of_one_pod_have_no_prefix_and_may_be_of_the_container_before(
     assert "previous=true" in kubelet[0]
 
 
+ROLLOUT = {"kind": "rollout", "step": 3, "picked": "first", "source": "", "reward": 1.0, "response_tokens": 2}
+ROLLOUT |= {"prompt": "1+1=", "tokens": ["2", "!"], "kl": [0.1, 2.5]}
+
+
+@pytest.fixture
+def trainer() -> Iterator[list[str]]:
+    """What a trainer's rank 0 serves, at the port where the API server looks for it; what it was asked for."""
+    asked: list[str] = []
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            asked.append(self.path)
+            self.send_response(200)
+            self.end_headers()
+            self.wfile.write(
+                (json.dumps(ROLLOUT) + "\n" + json.dumps({"kind": "evaluation", "step": 3}) + "\n").encode()
+            )
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    # Not on the loopback, to which an API server proxies nobody.
+    server = ThreadingHTTPServer((own_address(), TRAINER_PORT), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield asked
+    server.shutdown()
+    server.server_close()
+
+
+def own_address() -> str:
+    """Of this machine, towards others; nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as found:
+        found.connect(("192.0.2.1", 9))
+        return str(found.getsockname()[0])
+
+
+def runs(world: World, name: str, address: str) -> None:
+    """As a kubelet says it of a pod."""
+    ip = {"podIP": address, "podIPs": [{"ip": address}]}
+    world.api.merge(f"{world.path(PODS, name)}/status", {"status": {"phase": "Running", **ip}})
+
+
+def test_samples_of_a_running_job_come_from_its_trainer_through_the_api_server(
+    mine: World, distill: Distill, trainer: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine.submit("sums")
+    for attempt in (1, 2):
+        pod(mine, f"sums-trainer-{attempt}-0", "trainer", attempt)
+        runs(mine, f"sums-trainer-{attempt}-0", own_address())
+    assert distill("samples", "sums") == 0
+    said = capsys.readouterr().out
+    assert "step 3, first, 2 tokens, 1.300 nats per token, reward 1" in said
+    assert "1+1=\n2!\nfurthest from the teacher: '!' 2.50" in said
+    assert trainer == ["/samples"]
+    assert distill("samples", "sums", "--step", "9") == 1
+    assert "what the trainer of job sums serves has no rollout of step 9" in capsys.readouterr().err
+
+
+def test_samples_of_a_job_without_a_trainer_say_where_they_lie(
+    mine: World, distill: Distill, capsys: pytest.CaptureFixture[str]
+) -> None:
+    mine.submit("sums")
+    set_status(mine, "sums", "Completed", "True", progress=progress(10))
+    assert distill("samples", "sums") == 1
+    said = capsys.readouterr().err
+    assert said.startswith(
+        "distill: job sums has no trainer that could be asked now; it is Completed. Its rollouts are in"
+    )
+    assert (
+        "/sums on claim out" in said and "`distill report FOLDER` writes report.html" in said and said.count("\n") == 1
+    )
+
+
 def restricted(server: Any, world: World, folder: Path, rules: list[Json]) -> list[str]:
     """Options of an account that has these rights in the test's namespace, and no others."""
     # Not at the top: it is one of pytest's plugins, which are imported later.
@@ -398,7 +474,7 @@ def test_doctor_asks_for_the_rights_that_a_user_lacks_and_needs_none_to_say_so(
 def test_the_rights_that_doctor_asks_for_are_enough_for_every_command(
     mine: World, crds_installed: Any, tmp_path: Path, job_file: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """All but pods/proxy, without which `watch` shows no stage times."""
+    """All but pods/proxy, without which `watch` shows no stage times, and `samples` says what to ask for."""
     rules = [
         {"apiGroups": [r.group], "resources": [f"{r.resource}/{r.subresource}".rstrip("/")], "verbs": [r.verb]}
         for r in RIGHTS
@@ -409,7 +485,13 @@ def test_the_rights_that_doctor_asks_for_are_enough_for_every_command(
         assert main([*command, *user]) == 0
     set_status(mine, "sums", "Completed", "True", progress=progress(5))
     assert main(["watch", "sums", *user]) == 0
-    capsys.readouterr()
+    pod(mine, "sums-trainer-1-0", "trainer", 1)
+    runs(mine, "sums-trainer-1-0", "192.0.2.1")
+    assert main(["samples", "sums", *user]) == 1
+    assert "not allowed: " in capsys.readouterr().err
     main(["doctor", "-o", "json", *user])
     lacking = finding(json.loads(capsys.readouterr().out), "permissions")
-    assert lacking["level"] == "warn" and "get pods/proxy (for the stage times of watch)" in lacking["message"]
+    assert (
+        lacking["level"] == "warn"
+        and "get pods/proxy (for samples, and the stage times of watch)" in lacking["message"]
+    )

@@ -68,6 +68,14 @@ def test_the_prometheus_rule_is_the_rule_file(render: Render) -> None:
     assert one(render(*ALL_ON), "PrometheusRule")["spec"] == yaml.safe_load(RULES.read_text())
 
 
+def test_the_link_of_each_alert_is_made_of_the_site_that_the_value_names(render: Render) -> None:
+    site = "metrics.prometheusRule.runbookUrl=https://docs.example/runbooks/{alert}.html"
+    [group] = one(render(*ALL_ON, site), "PrometheusRule")["spec"]["groups"]
+    for made, rule in zip(group["rules"], rules(), strict=True):
+        url = f"https://docs.example/runbooks/{rule['alert']}.html"
+        assert made == rule | {"annotations": rule["annotations"] | {"runbook_url": url}}
+
+
 def test_promtool_accepts_the_rules(promtool: Tool) -> None:
     done = promtool("check", "rules", RULES)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -75,14 +83,14 @@ def test_promtool_accepts_the_rules(promtool: Tool) -> None:
 
 def test_each_alert_says_what_happened_and_what_to_do() -> None:
     for rule in rules():
-        assert {"summary", "description", "runbook_url"} == set(rule["annotations"]), rule["alert"]
+        assert {"summary", "description", "runbook"} == set(rule["annotations"]), rule["alert"]
         assert rule["labels"]["severity"] in ("info", "warning", "critical")
 
 
 def test_each_alert_has_a_page_that_says_how_to_confirm_it_and_what_to_do() -> None:
     for rule in rules():
         page = RUNBOOKS / f"{rule['alert']}.md"
-        assert rule["annotations"]["runbook_url"].endswith(f"/docs/runbooks/{page.name}")
+        assert rule["annotations"]["runbook"] == str(page.relative_to(ROOT))
         text = page.read_text()
         headings = [line for line in text.splitlines() if line.startswith("#")]
         assert headings == [f"# {rule['alert']}", "## What it means", "## How to confirm", "## What to do"]

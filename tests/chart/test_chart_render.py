@@ -64,6 +64,7 @@ def test_each_kind_of_monitoring_adds_its_own_object(render: Render, name: str) 
         ("concurrency=many", "/concurrency", "got string, want integer"),
         ("replicas=0", "/replicas", "minimum: got 0, want 1"),
         ("jobEgress=shut", "/jobEgress", "value must be one of 'no-metadata', 'closed', 'open'"),
+        ("metrics.prometheusRule.runbookUrl=docs", "/metrics/prometheusRule/runbookUrl", "does not match pattern"),
         ("watchNamespaces=team-a", "/watchNamespaces", "got string, want array"),
         ("watchNamespaces={Team A}", "/watchNamespaces/0", "does not match pattern"),
     ],

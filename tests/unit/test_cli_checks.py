@@ -8,7 +8,8 @@ import pytest
 
 from distill_api.crd import crd
 from distill_cli import checks
-from distill_cli.checks import RIGHTS, Finding, Level, Seen, findings
+from distill_cli.checks import findings
+from distill_cli.seen import RIGHTS, Finding, Level, Seen
 
 Json = dict[str, Any]
 

@@ -169,15 +169,33 @@ def test_a_state_that_comes_back_is_a_line_again(capsys: pytest.CaptureFixture[s
     assert said.count("rollout 2/2\n") == 2 and said.count("rollout 0/2 NotReady") == 1
 
 
+def test_the_advice_is_a_line_again_only_where_it_is_about_another_part(capsys: pytest.CaptureFixture[str]) -> None:
+    plain = Plain()
+    for step, (part, share) in enumerate((("rollout", 71), ("rollout", 64), ("teacher", 55), ("rollout", 60)), 1):
+        progress = Progress(step=step, total_steps=9, bottleneck=part, advice=f"{part}: {share} %")
+        plain.show(Moment("Running", progress))
+    said = [line.partition("Advice")[2].strip() for line in capsys.readouterr().out.splitlines() if "Advice" in line]
+    assert said == ["rollout: 71 %", "teacher: 55 %", "rollout: 60 %"]
+
+
 def test_the_panel_shows_curves_roles_and_the_slowest_stage() -> None:
-    progress = Progress(step=3, total_steps=9, reverse_kl="0.1", reward="0.5", bottleneck="teacher_score")
+    progress = Progress(
+        step=3, total_steps=9, reverse_kl="0.1", reward="0.5", bottleneck="teacher", advice="teacher: do it"
+    )
     roles = (RoleState("teacher", 1, 1, ""), RoleState("rollout", 0, 2, "Unschedulable"))
     moment = Moment("Running", progress, Curves((3, 2, 1), (0, 1)), {"weight_sync": 1.25}, roles)
     console = Console(width=120)
     with console.capture() as captured:
         console.print(panel(moment, 61))
     text = captured.get()
-    for expected in ("reverse KL 0.1 █▅▁", "reward 0.5", "▁█", "slowest teacher score", "weight sync 1.2 s"):
+    for expected in (
+        "reverse KL 0.1 █▅▁",
+        "reward 0.5",
+        "▁█",
+        "slowest teacher",
+        "\nteacher: do it",
+        "weight sync 1.2 s",
+    ):
         assert expected in text
     assert "teacher 1/1   rollout 0/2 Unschedulable" in text
 

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 import yaml
@@ -86,3 +87,22 @@ def test_every_file_that_the_documentation_names_exists(page: Path) -> None:
     named = set(re.findall(r"`((?:examples|dev|crds|operator|workers|charts|tests|bench)/[\w./-]+\.\w+)`", text))
     missing |= {path for path in named if not (ROOT / path).exists()}
     assert not missing
+
+
+def test_the_readme_has_what_a_newcomer_looks_for() -> None:
+    text = (ROOT / "README.md").read_text()
+    pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)
+    assert pictures == ["docs/pictures/architecture.svg", "docs/pictures/dashboard-job.png"]
+    for part in ("## Two commands", "## A GPU cluster in five steps", "## Beside others"):
+        assert part in text
+    assert len([line for line in text.split("![")[0].splitlines() if line.strip()]) <= 20, "what and why"
+    table = (ROOT / "docs" / "comparison.md").read_text()
+    rows = [line for line in table.splitlines() if line.startswith("|")]
+    assert rows and "\n".join(rows) in text, "the table is that of docs/comparison.md"
+
+
+def test_the_picture_of_the_architecture_needs_no_other_file_and_has_a_dark_side() -> None:
+    picture = (ROOT / "docs" / "pictures" / "architecture.svg").read_text()
+    ElementTree.fromstring(picture)
+    assert "prefers-color-scheme: dark" in picture
+    assert not re.search(r"url\((?!#)|href|@import|@font-face|<script", picture)

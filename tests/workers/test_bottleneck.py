@@ -78,4 +78,4 @@ def test_each_role_holds_the_accelerators_of_all_its_pods() -> None:
     rollout = {"replicas": 5, "tensorParallelSize": 2}
     trainer = {"nodes": 2, "gpusPerNode": 8, "parallelism": {"tensor": 4}}
     spec = spec_of(Path("/s"), Path("/t"), teacher=teacher, rollout=rollout, trainer=trainer)
-    assert accelerators(spec) == {"teacher": 12, "rollout": 10, "trainer": 16}
+    assert accelerators(spec, spec.rollout.replicas) == {"teacher": 12, "rollout": 10, "trainer": 16}

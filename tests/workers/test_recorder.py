@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import pytest
 from conftest import tiny_tokenizer
 from runs import arithmetic
@@ -17,8 +18,10 @@ from distill_workers.guards import Decision
 from distill_workers.metrics import Metrics
 from distill_workers.progress import Reporter
 from distill_workers.recorder import GUARD_EVENTS, Recorder, Step
+from distill_workers.rollout_page import Rollout, newest_lines, rollouts_in
 from distill_workers.runfolder import RunFolder
 from distill_workers.sample import Sample
+from distill_workers.server import free_port
 from distill_workers.token_kl import source_kl, summary
 from distill_workers.transcript import TOKENS, picked, token_texts, transcript
 
@@ -118,6 +121,51 @@ def test_what_the_roles_hold_is_paid_for_by_the_second(folder: RunFolder, monkey
     text = reporter.metrics.text().decode()
     for part in ("teacher", "rollout", "trainer"):
         assert f'distill_accelerator_seconds_total{{part="{part}"}} 7.5' in text
+
+
+def test_engines_that_join_a_running_job_are_paid_for_from_then_on(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record, reporter = recorder(folder)
+    begin, placed = record._paid_until, 1
+    record.engines = lambda: placed
+    monkeypatch.setattr("time.monotonic", lambda: begin + 5.0)
+    record.step(step(1, sample([0.0])))
+    placed = 3
+    monkeypatch.setattr("time.monotonic", lambda: begin + 7.0)
+    record.step(step(2, sample([0.0])))
+    assert 'distill_accelerator_seconds_total{part="rollout"} 11.0' in reporter.metrics.text().decode()
+
+
+async def test_the_trainer_serves_its_newest_rollouts(folder: RunFolder) -> None:
+    record, reporter = recorder(folder)
+    port = free_port()
+    await reporter.serve(port)
+    try:
+        async with aiohttp.ClientSession() as session:
+
+            async def served() -> list[Rollout]:
+                async with session.get(f"http://127.0.0.1:{port}/samples") as answer:
+                    assert answer.status == 200 and answer.content_type == "application/x-ndjson"
+                    return list(rollouts_in((await answer.text()).splitlines()))
+
+            assert await served() == [], "before the first step"
+            record.step(step(1, sample([0.5, 2.0])))
+            record.evaluation(Measurement("heldout", 1, score=0.5, examples=[{"prompt": "a"}]))
+            record.step(step(2, sample([0.25])))
+            assert [(r.step, r.kl) for r in await served()] == [(1, [0.5, 2.0]), (2, [0.25])]
+    finally:
+        await reporter.close()
+
+
+def test_of_a_long_file_the_last_whole_lines_are_served(tmp_path: Path) -> None:
+    (tmp_path / "samples.1.jsonl").write_text("aaaa\nbbbb\n")
+    (tmp_path / "samples.jsonl").write_text("cccc\ndddd\neee")
+    assert newest_lines(tmp_path) == b"aaaa\nbbbb\ncccc\ndddd\n", "a line without an end is being written"
+    assert newest_lines(tmp_path, 13) == b"cccc\ndddd\n"
+    assert newest_lines(tmp_path, 12) == b"dddd\n"
+    assert newest_lines(tmp_path, 18) == b"bbbb\ncccc\ndddd\n"
+    assert newest_lines(tmp_path, 2) == b""
 
 
 def test_a_gauge_is_exported_from_its_first_value_on(folder: RunFolder) -> None:

@@ -116,6 +116,8 @@ class RayEngine:
 
     def __init__(self, number: int, job: DistillationJob, *, local: bool, log_folder: str) -> None:
         self.number, self.incarnation = number, 0
+        self.placed = False
+        """Ray has had a worker for it. A pod that is lost is made again at once, so this stays."""
         self._job, self._local, self._log_folder = job, local, log_folder
         self._actor: Any = None
 
@@ -133,6 +135,7 @@ class RayEngine:
             except Exception as error:
                 raise EngineUnavailable(f"no actor can be made: {type(error).__name__}: {error}") from None
             await self._call("whereabouts", timeout_seconds=PLACE_SECONDS)
+        self.placed = True
         return float(await self._call("start", model, timeout_seconds=START_TIMEOUT_SECONDS))
 
     async def stop(self) -> None:

@@ -112,6 +112,10 @@ class Fleet:
         log.info("%d of %d engines up after %.1f s", len(self._slots.open), len(results), time.monotonic() - begin)
         self._spawn(self._watch())
 
+    def placed(self) -> int:
+        """Engines that hold accelerators: all but those that Ray has had no place for yet."""
+        return sum(engine.placed for engine in self._engines.values())
+
     async def close(self) -> None:
         for task in self._tasks:
             task.cancel()

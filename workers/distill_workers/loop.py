@@ -83,6 +83,7 @@ class Loop:
         self._reporter, self._tokenizer = reporter, tokenizer
         self._at = Standing(cursor.state())
         self._record = Recorder(folder, reporter, job.spec, tokenizer.decode)
+        self._record.engines = fleet.placed
         self._guards = Guards(job.spec)
         self._keeper = Keeper(job.spec.schedule, folder, team, cursor, self._record, self._guards, self._at)
         self._intervention = Intervention(

@@ -1,4 +1,4 @@
-"""What the trainer tells the world while it runs: /progress, /metrics and /healthz of rank 0."""
+"""What the trainer tells the world while it runs: /progress, /samples, /metrics and /healthz of rank 0."""
 
 import asyncio
 import time
@@ -10,6 +10,7 @@ from aiohttp import web
 from distill_api.status import Progress, TeacherRequests
 from distill_api.wire import Phase, ProgressReport
 from distill_workers.metrics import Metrics
+from distill_workers.rollout_page import newest_lines
 from distill_workers.runfolder import RunFolder, write_whole
 from distill_workers.trackers import Trackers
 
@@ -46,6 +47,7 @@ class Reporter:
     async def serve(self, port: int) -> None:
         app = web.Application()
         app.router.add_get("/progress", self._progress)
+        app.router.add_get("/samples", self._samples)
         app.router.add_get("/metrics", self._metrics)
         app.router.add_get("/healthz", self._healthz)
         self._runner = web.AppRunner(app, access_log=None)
@@ -62,6 +64,11 @@ class Reporter:
         now = self.report.progress.model_copy(update={"teachers": self.teachers()})
         report = self.report.model_copy(update={"progress": now})
         return web.Response(text=report.model_dump_json(by_alias=True), content_type="application/json")
+
+    async def _samples(self, _: web.Request) -> web.Response:
+        # In a thread: the volume may be slow, and the loop must not wait for who looks on.
+        lines = await asyncio.to_thread(newest_lines, self._folder.root)
+        return web.Response(body=lines, content_type="application/x-ndjson")
 
     async def _metrics(self, _: web.Request) -> web.Response:
         return web.Response(body=self.metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"})

@@ -85,6 +85,8 @@ class Recorder:
         self._stages: dict[str, float] = {}
         self._recent: list[tuple[float, dict[str, float]]] = []
         """Seconds of the last steps, and those by stage."""
+        self.engines: Callable[[], int] = lambda: spec.rollout.replicas
+        """How many have a place at this moment: rollout.replicas may change while the job runs."""
         self._paid_until = time.monotonic()
         self._evaluations: dict[str, EvaluationScore] = {}
         self._metrics.set("distill_train_max_steps", self._total)
@@ -200,9 +202,10 @@ class Recorder:
         self._reporter.progress(checkpoint_step=step)
 
     def _pay(self) -> None:
-        """Every part holds its accelerators all the time, whoever waits for whom."""
+        """Every part holds its accelerators all the time, whoever waits for whom. Engines that came or went since the
+        last payment count as if they had done so then."""
         now = time.monotonic()
-        for part, count in accelerators(self._spec).items():
+        for part, count in accelerators(self._spec, self.engines()).items():
             self._metrics.add("distill_accelerator_seconds", count * (now - self._paid_until), part=part)
         self._paid_until = now
 

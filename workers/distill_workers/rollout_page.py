@@ -2,12 +2,16 @@
 
 import html
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 SHOWN_TOKENS = 400
 """Of a rollout's response and of its prompt."""
+SERVED_BYTES = 2 * 2**20
+"""Of the newest rollouts that the trainer serves: some tens of the longest."""
+FILES = ("samples.1.jsonl", "samples.jsonl")
+"""The older half, and the newer."""
 FULL_COLOUR_NATS = 3.0
 """Per-token KL at which the colour of a token is as strong as it gets."""
 ROLLOUT_STYLE = """
@@ -41,19 +45,45 @@ def read_rollouts(run_folder: Path) -> list[Rollout]:
 
 def every_rollout(run_folder: Path) -> Iterator[Rollout]:
     """All that samples.jsonl and its older half hold, in their order."""
-    for name in ("samples.1.jsonl", "samples.jsonl"):
+    for name in FILES:
         path = run_folder / name
-        if not path.exists():
+        if path.exists():
+            with path.open(encoding="utf-8") as lines:
+                yield from rollouts_in(lines)
+
+
+def rollouts_in(lines: Iterable[str]) -> Iterator[Rollout]:
+    """Those of lines of samples.jsonl, which holds the examples of evaluations too."""
+    for text in lines:
+        try:
+            line = json.loads(text)
+        except ValueError:
+            continue  # cut short by a kill
+        if line["kind"] == "rollout":
+            yield Rollout(**{name: line[name] for name in Rollout.__dataclass_fields__})
+
+
+def newest_lines(run_folder: Path, limit_bytes: int = SERVED_BYTES) -> bytes:
+    """The last whole lines of samples.jsonl, and before them of its older half, that fit; oldest first."""
+    found = b""
+    for name in reversed(FILES):
+        path = run_folder / name
+        left = limit_bytes - len(found)
+        if left <= 0 or not path.exists():
             continue
-        with path.open(encoding="utf-8") as lines:
-            for text in lines:
-                try:
-                    line = json.loads(text)
-                except ValueError:
-                    continue  # cut short by a kill
-                if line["kind"] != "rollout":
-                    continue
-                yield Rollout(**{name: line[name] for name in Rollout.__dataclass_fields__})
+        with path.open("rb") as file:
+            size = file.seek(0, 2)
+            begin = max(0, size - left)
+            # One byte more tells whether a line begins here.
+            file.seek(max(0, begin - 1))
+            tail = file.read(size - max(0, begin - 1))
+        if begin:
+            tail = tail.partition(b"\n")[2]
+        # What has no end is being written, or was cut short by a kill.
+        found = tail[: tail.rfind(b"\n") + 1] + found
+        if begin:
+            break
+    return found
 
 
 def rollouts_html(rollouts: list[Rollout]) -> str:
