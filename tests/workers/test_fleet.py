@@ -134,10 +134,11 @@ class Ready:
     """An engine that starts at once."""
 
     def __init__(self, number: int, job: DistillationJob, *, local: bool, log_folder: str) -> None:
-        self.number, self.incarnation = number, 0
+        self.number, self.incarnation, self.placed = number, 0, False
 
     async def start(self, model: str) -> float:
         self.incarnation += 1
+        self.placed = True
         return 0.0
 
 
@@ -163,10 +164,13 @@ def test_engines_join_a_running_job_and_those_that_are_too_many_do_not_come_back
 
     async def live() -> None:
         for number in (0, 1):
+            await fleet._engines[number].start("")
             fleet._slots.add(number)
+        assert fleet.placed() == 2
         ask(4)
         watch = asyncio.create_task(fleet._watch())
         await until({0, 1, 2, 3})
+        assert fleet.placed() == 4, "what is paid for"
         ask(3)
         async with asyncio.timeout(60):
             while fleet._wanted != 3:
@@ -176,6 +180,7 @@ def test_engines_join_a_running_job_and_those_that_are_too_many_do_not_come_back
             while 1 in fleet._engines:
                 await asyncio.sleep(0.01)
         await until({0, 2, 3})
+        assert fleet.placed() == 3
         # One that is lost by another cause is wanted still.
         fleet._lost(2, "it crashed")
         await until({0, 2, 3})
