@@ -20,7 +20,11 @@ SELECTOR = "app.kubernetes.io/part-of=distillation-operator"
 PORT_NAMES = ("metrics", "ray-metrics")
 PATH_ANNOTATION = "prometheus.io/path"
 # Prometheus label -> label of the pod
-COPIED_LABELS = {"distillation_job": "distillation-operator.io/job", "role": "distillation-operator.io/role"}
+COPIED_LABELS = {
+    "distillation_job": "distillation-operator.io/job",
+    "shared_teacher": "distillation-operator.io/shared-teacher",
+    "role": "distillation-operator.io/role",
+}
 PERIOD_SECONDS = 2.0
 
 log = logging.getLogger("prometheus-targets")

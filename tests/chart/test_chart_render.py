@@ -221,7 +221,7 @@ def test_the_services_and_monitors_select_the_operator_and_the_jobs_apart(render
 
     monitor = one(manifests, "PodMonitor")["spec"]
     assert monitor["selector"]["matchLabels"] == {names.LABEL_PART_OF: names.PART_OF}
-    assert monitor["selector"]["matchExpressions"] == [{"key": names.LABEL_JOB, "operator": "Exists"}]
+    assert monitor["selector"]["matchExpressions"] == [{"key": names.LABEL_ROLE, "operator": "Exists"}]
     assert names.LABEL_JOB not in operator
     # The engines' pods serve SGLang's metrics at the one and Ray's at the other.
     assert [e["port"] for e in monitor["podMetricsEndpoints"]] == [wire.METRICS_PORT_NAME, wire.RAY_METRICS_PORT_NAME]
@@ -230,6 +230,7 @@ def test_the_services_and_monitors_select_the_operator_and_the_jobs_apart(render
         assert {r["targetLabel"]: r["sourceLabels"] for r in endpoint["relabelings"]} == {
             "distillation_job": [pod_label + re.sub(r"\W", "_", names.LABEL_JOB)],
             "role": [pod_label + re.sub(r"\W", "_", names.LABEL_ROLE)],
+            "shared_teacher": [pod_label + re.sub(r"\W", "_", names.LABEL_SHARED_TEACHER)],
         }
 
 
