@@ -1,8 +1,9 @@
 """Draws a dashboard from the answers of a Prometheus, so that a reader of the docs sees what it looks like.
 
-    workers/.venv/bin/python dev/dashboards/picture.py URL NAMESPACE JOB MINUTES docs/pictures/dashboard-job.png
+    workers/.venv/bin/python dev/dashboards/picture.py URL BOARD NAMESPACE JOB MINUTES FILE
 
-Panels without an answer are left out, as their needs (a GPU, an exporter, a fault) are not met.
+BOARD is job, fleet or operator; NAMESPACE and JOB are regular expressions where its variables take several. Panels
+without an answer are left out, as their needs (a GPU, an exporter, a fault) are not met.
 """
 
 import io
@@ -21,7 +22,7 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 from PIL import Image
 
-BOARD = Path(__file__).parents[2] / "charts/distillation-operator/files/dashboards/distillation-job.json"
+BOARDS = Path(__file__).parents[2] / "charts/distillation-operator/files/dashboards"
 COLUMNS = 4
 Series = list[tuple[str, list[float], list[float]]]
 
@@ -66,11 +67,11 @@ def draw(axes: Any, panel: dict[str, Any], lines: Series) -> None:
         axes.legend(fontsize=6, loc="best", framealpha=0.6)
 
 
-def main(url: str, namespace: str, job: str, minutes: float, out: Path) -> None:
+def main(url: str, name: str, namespace: str, job: str, minutes: float, out: Path) -> None:
     end = time.time()
     begin = end - 60 * minutes
     values = {"$namespace": namespace, "$job": job, "$__range": f"{max(1, round(minutes))}m"}
-    board = json.loads(BOARD.read_text())
+    board = json.loads((BOARDS / f"distillation-{name}.json").read_text())
     shown = [p for p in board["panels"] if p["type"] in ("stat", "timeseries")]
     answers = [(panel, series(url, panel, values, begin, end)) for panel in shown]
     stats = [(panel, lines) for panel, lines in answers if panel["type"] == "stat" and lines]
@@ -78,13 +79,14 @@ def main(url: str, namespace: str, job: str, minutes: float, out: Path) -> None:
     if not drawn:
         sys.exit(f"{url} knows nothing of {namespace}/{job}: no panel has an answer in the last {minutes:g} minutes")
     rows = -(-len(drawn) // COLUMNS)
-    figure, grid = plt.subplots(rows, COLUMNS, figsize=(16, 2.3 * rows + 0.8))
+    figure, grid = plt.subplots(rows, COLUMNS, figsize=(16, 2.3 * rows + 0.8), squeeze=False)
     for axes in grid.flat[len(drawn) :]:
         axes.axis("off")
     for axes, (panel, lines) in zip(grid.flat, drawn, strict=False):
         draw(axes, panel, lines)
     head = "      ".join(f"{panel['title']}: {lines[0][2][-1]:.3g}" for panel, lines in stats)
-    figure.suptitle(f"{board['title']}: {namespace}/{job}\n{head}", fontsize=11, x=0.01, ha="left")
+    of = f": {namespace}/{job}" if name == "job" else ""
+    figure.suptitle(f"{board['title']}{of}\n{head}", fontsize=11, x=0.01, ha="left")
     figure.tight_layout(rect=(0, 0, 1, 0.985))
     drawing = io.BytesIO()
     figure.savefig(drawing, dpi=62)
@@ -95,7 +97,7 @@ def main(url: str, namespace: str, job: str, minutes: float, out: Path) -> None:
 
 
 if __name__ == "__main__":
-    if len(sys.argv) != 6:
+    if len(sys.argv) != 7:
         sys.exit(__doc__)
-    address, of_namespace, of_job, length, file = sys.argv[1:]
-    main(address, of_namespace, of_job, float(length), Path(file))
+    address, of_board, of_namespace, of_job, length, file = sys.argv[1:]
+    main(address, of_board, of_namespace, of_job, float(length), Path(file))

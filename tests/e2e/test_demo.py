@@ -23,9 +23,10 @@ def test_the_demo_runs_on_a_cluster_that_is_named_to_it(cluster: None, tmp_path:
         image = f"local.test/distillation-{name}"
         tag = f'. "{DEV}/cluster/lib.sh" && ctrk images tag --force {image}:dev {image}:{found.group(1)}'
         run("bash", "-c", tag)
-    manifest = yaml.safe_load((REPO / "examples" / "arithmetic-cpu.yaml").read_text())
-    manifest["spec"]["schedule"] = {"steps": 3}
-    manifest["spec"]["evaluation"][0]["maxPrompts"] = 16
+    # The demo's own example, two steps of it.
+    manifest = yaml.safe_load((REPO / "examples" / "smollm2-cpu.yaml").read_text())
+    manifest["spec"]["schedule"] = {"steps": 2}
+    manifest["spec"]["evaluation"][0]["maxPrompts"] = 4
     job = tmp_path / "job.yaml"
     job.write_text(yaml.safe_dump(manifest))
     output = CACHE / "e2e-somebodys"
@@ -33,7 +34,7 @@ def test_the_demo_runs_on_a_cluster_that_is_named_to_it(cluster: None, tmp_path:
     run("kubectl", "delete", "namespace", NAMESPACE, "--ignore-not-found", "--wait")
     run("kubectl", "create", "namespace", NAMESPACE)
     run(DEV / "cluster" / "volume.sh", NAMESPACE, "models", CACHE / "models")
-    run(DEV / "cluster" / "volume.sh", NAMESPACE, "arithmetic-output", output)
+    run(DEV / "cluster" / "volume.sh", NAMESPACE, "smollm2-output", output)
     named = {
         "CONTEXT": run("kubectl", "config", "current-context").strip(),
         "REGISTRY": "local.test",
@@ -51,8 +52,8 @@ def test_the_demo_runs_on_a_cluster_that_is_named_to_it(cluster: None, tmp_path:
         )
         assert done.returncode == 0, done.stdout + done.stderr
         assert re.search(r"heldout +reverse KL [\d.]+ -> [\d.]+ nats per token", done.stdout)
-        assert f"claim arithmetic-output of namespace {NAMESPACE}" in done.stdout
-        assert json.loads((output / "arithmetic" / "state.json").read_text())["phase"] == "Done"
+        assert f"claim smollm2-output of namespace {NAMESPACE}" in done.stdout
+        assert json.loads((output / "smollm2" / "state.json").read_text())["phase"] == "Done"
     finally:
         run("kubectl", "delete", "namespace", NAMESPACE, "--wait")
         run(DEV / "install.sh")  # the operator of the tests again
