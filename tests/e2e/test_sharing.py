@@ -11,17 +11,12 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
 def test_a_job_learns_from_a_shared_teacher_while_engines_join_and_leave(jobs: Jobs) -> None:
-    example = yaml.safe_load((REPO / "examples" / "arithmetic-cpu.yaml").read_text())["spec"]
-    spec = {"model": example["teacher"]["model"], "template": example["teacher"]["template"], "accelerator": "none"}
-    kind = {"apiVersion": "distillation-operator.io/v1alpha1", "kind": "Teacher", "metadata": {"name": "adder"}}
-    jobs.kubectl("apply", "-f", "-", stdin=json.dumps({**kind, "spec": {**spec, "maxSequenceTokens": 64}}))
+    teacher = yaml.safe_load((REPO / "examples" / "teacher-cpu.yaml").read_text())
+    teacher["spec"]["autoscaling"]["maxReplicas"] = 1  # two cores have no room for more
+    jobs.kubectl("apply", "-f", "-", stdin=json.dumps(teacher))
     name = "shares"
-    jobs.arithmetic(
-        name,
-        teacher={"model": None, "template": None, "ref": {"name": "adder"}},
-        schedule={"steps": 60, "checkpointEverySteps": 60},
-        evaluation=[],
-    )
+    schedule = {"steps": 60, "checkpointEverySteps": 60}
+    jobs.arithmetic(name, "shared-teacher-cpu", schedule=schedule, evaluation=[])
     log = jobs.output / name / "logs" / "rank-0.log"
 
     def said(text: str) -> bool:
