@@ -32,13 +32,13 @@ import torch
 import torch.distributed as dist
 
 from distill_api.spec import Spec
+from distill_workers.broadcast import DistributedSync
 from distill_workers.buckets import Source
 from distill_workers.engine import Engine
 from distill_workers.server import free_port
 from distill_workers.shared_memory import SharedMemorySync
 from distill_workers.team import Team
 from distill_workers.weight_files import DiskSync
-from distill_workers.weights import DistributedSync
 
 MB = 1_000_000
 CONFIG = {

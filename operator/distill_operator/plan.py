@@ -4,7 +4,6 @@ It does one of two things: it records a turn of the job's life in the status and
 for the effects that belong to the turn recorded last. See lifecycle.py for why.
 """
 
-import math
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from datetime import datetime
@@ -14,7 +13,7 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator import attempt as attempts
-from distill_operator import conditions, lifecycle, policy, readiness
+from distill_operator import conditions, heartbeat, lifecycle, policy, readiness
 from distill_operator.announce import announcements
 from distill_operator.children import desired
 from distill_operator.children.pod import KEY_ENTRY, Json
@@ -22,16 +21,13 @@ from distill_operator.conditions import FALSE, TRUE, UNKNOWN, Verdict
 from distill_operator.drift import has_drifted
 from distill_operator.effects import Apply, Check, CreateSecret, Delete, Effect
 from distill_operator.failure import image_replaced, not_ready_in_time, trainer_failure
+from distill_operator.heartbeat import POLL_SECONDS
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.lifecycle import ROLE_CONDITIONS
 from distill_operator.observed import Child, Observed, Outcome, Raw
 from distill_operator.readiness import RoleState
 from distill_operator.settings import Settings
-from distill_operator.times import parse_time, seconds_since
-
-POLL_SECONDS = 10.0
-"""While something outside the watches may change: a claim, KubeRay, an object of a deleted job."""
-
+from distill_operator.times import seconds_since
 
 SERVING = frozenset({Kind.DEPLOYMENT, Kind.RAY_CLUSTER})
 
@@ -222,11 +218,11 @@ def _keep_running(
         if left is not None and left <= 0:
             return _turn(lifecycle.failed(job, status, attempt, not_ready_in_time(job, summary.message), now))
     found = {ConditionType.SUCCEEDED: summary, ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED}
-    found |= _reported(job, status, observed, states, now)
+    found |= heartbeat.reported(job, status, observed, states, now)
     after = lifecycle.revised(job, after, now, found, attempts=attempt)
     if observed.report is not None:
         after = after.model_copy(update={"progress": observed.report.progress})
-    return Plan(tuple(effects), after, _next_look(job, after, observed, now), settled=not effects)
+    return Plan(tuple(effects), after, heartbeat.next_look(job, after, observed, now), settled=not effects)
 
 
 def _repairs(
@@ -259,44 +255,6 @@ def _upkeep(body: Json, observed: Observed, under_way: bool) -> list[Apply]:
 def _starting(attempt: int, states: list[RoleState]) -> Verdict:
     waits = [f"; {s.role.value}: {s.verdict.message}" for s in states if s.verdict.status is not TRUE]
     return Verdict(UNKNOWN, Reason.STARTING, f"attempt {attempt} is starting{''.join(waits[:1])}")
-
-
-def _reported(
-    job: DistillationJob, status: Status, observed: Observed, states: list[RoleState], now: datetime
-) -> dict[ConditionType, Verdict]:
-    """Conditions that rest on what the trainer says."""
-    preflight = conditions.verdict_of(status, ConditionType.PREFLIGHT, lifecycle.PREFLIGHT_AHEAD)
-    if observed.report is not None and observed.report.preflight_passed:
-        preflight = Verdict(TRUE, Reason.PASSED)
-    stalled = lifecycle.NOT_STALLED
-    trainer = next(s for s in states if s.role is Role.TRAINER)
-    silent = _silent_seconds(status, observed, now)
-    if trainer.verdict.status is TRUE and silent >= job.spec.stall_timeout_seconds:
-        text = f"no step has ended for {job.spec.stall_timeout_seconds} s (stallTimeoutSeconds)"
-        stalled = Verdict(TRUE, Reason.NO_STEP, text)
-    return {ConditionType.PREFLIGHT: preflight, ConditionType.STALLED: stalled}
-
-
-def _silent_seconds(status: Status, observed: Observed, now: datetime) -> float:
-    """Since the last step of this attempt, or since the attempt began."""
-    progress = observed.report.progress if observed.report else status.progress
-    times = [parse_time(status.attempt_start_time), parse_time(progress.last_step_time if progress else None)]
-    newest = max((t for t in times if t), default=now)
-    return (now - newest).total_seconds()
-
-
-def _next_look(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> float | None:
-    """When time alone will change something."""
-    starting = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.STARTING
-    stalled = conditions.is_true(status, ConditionType.STALLED)
-    silent = _silent_seconds(status, Observed(), now)
-    looks = [
-        POLL_SECONDS if starting and observed.unwatched else None,
-        None if starting or stalled else job.spec.stall_timeout_seconds - silent,
-        lifecycle.active_seconds_left(job.spec, status, now),
-        lifecycle.pre_running_seconds_left(job.spec, status, now),
-    ]
-    return min((max(1.0, math.ceil(look)) for look in looks if look is not None), default=None)
 
 
 def _suspend(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:

@@ -13,8 +13,8 @@ import pytest
 from conftest import TinyModel, weights_of
 
 from distill_workers.admin_key import KeyGuard, bearer, is_open
+from distill_workers.broadcast import DistributedSync
 from distill_workers.sglang_launch import other_doors
-from distill_workers.weights import DistributedSync
 
 session_loop = pytest.mark.asyncio(loop_scope="session")
 

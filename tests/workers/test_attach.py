@@ -12,8 +12,8 @@ from conftest import TinyModel, hf_logprobs, spec_of, weights_of
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import parse_job
 from distill_workers.attach import RayEngine, RayUnreachable, attach, detach
+from distill_workers.broadcast import DistributedSync
 from distill_workers.response import EngineRefused, EngineUnavailable, Request
-from distill_workers.weights import DistributedSync
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = list(range(40, 60))

@@ -19,12 +19,12 @@ from test_run import servers_of
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, parse_job
 from distill_api.wire import Variable
+from distill_workers.broadcast import DistributedSync
 from distill_workers.buckets import Buffers, Pass
 from distill_workers.fleet import Fleet
 from distill_workers.metrics import Metrics
 from distill_workers.response import EngineUnavailable, Request
 from distill_workers.runfolder import RunFolder
-from distill_workers.weights import DistributedSync
 
 PROMPT = list(range(40, 60))
 
@@ -122,7 +122,7 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
                 await asyncio.sleep(0.1)
         assert passes == 5, "a pass of its own"
         await holds(fleet._engines[1], tiny_model(2), 2)
-        monkeypatch.setattr("distill_workers.weights.PATIENCE_SECONDS", 5.0)
+        monkeypatch.setattr("distill_workers.broadcast.PATIENCE_SECONDS", 5.0)
         assert await push(3) < 50, "neither the group's timeout nor a request's"
         assert fleet._slots.open == {0}
         await holds(fleet._engines[0], tiny_model(2), 3)

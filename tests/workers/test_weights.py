@@ -15,10 +15,11 @@ import torch
 from conftest import TinyModel, hf_logprobs, source_of, weights_of
 
 from distill_workers import shared_memory
+from distill_workers.broadcast import DistributedSync
 from distill_workers.engine import Response
 from distill_workers.shared_memory import SharedMemorySync
 from distill_workers.weight_files import DiskSync
-from distill_workers.weights import DistributedSync, EngineLost
+from distill_workers.weights import EngineLost
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = list(range(100, 120))

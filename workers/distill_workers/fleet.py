@@ -22,6 +22,7 @@ from distill_api.spec import WeightSync
 from distill_api.wire import Variable
 from distill_workers.asked import rollout_replicas
 from distill_workers.attach import RayEngine, RayUnreachable, attach, detach, reattach
+from distill_workers.broadcast import DistributedSync
 from distill_workers.buckets import Source
 from distill_workers.failures import EnginesLost
 from distill_workers.handover import Outbox
@@ -32,7 +33,7 @@ from distill_workers.server import ServerFailed, concurrency
 from distill_workers.shared_memory import SharedMemorySync, bucket_bytes
 from distill_workers.slots import Slots
 from distill_workers.weight_files import DiskSync
-from distill_workers.weights import DistributedSync, EngineLost, Incomplete, Sync
+from distill_workers.weights import EngineLost, Incomplete, Sync
 
 log = logging.getLogger(__name__)
 
