@@ -4,7 +4,7 @@ import json
 import subprocess
 
 import pytest
-from conftest import LABEL_JOB, Jobs, prometheus
+from conftest import LABEL_JOB, REPO, Jobs, prometheus, run
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
 
@@ -16,6 +16,11 @@ TWO_PODS = {"nodes": 2}
 def test_an_applied_job_succeeds_and_the_student_has_learned(jobs: Jobs) -> None:
     """Two trainer pods, data parallel. What is in status, on the volume and in Prometheus is the same run."""
     jobs.arithmetic("learns", objective=REWARD, trainer=TWO_PODS)
+    jobs.wait("step 2", lambda: jobs.step("learns") >= 2)
+    # As a user would look in: the trainer serves it, the API server brings it.
+    command = [REPO / "operator/.venv/bin/distill", "samples", "learns", "-n", jobs.namespace, "--output", "json"]
+    [first, *_] = json.loads(run(*command))
+    assert first["step"] >= 1 and first["tokens"], "decoded, with the KL of each token"
     done = jobs.finish("learns")
     assert done["status"] == "True", jobs.picture()
     status = jobs.status("learns")
