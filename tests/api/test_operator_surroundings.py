@@ -169,10 +169,10 @@ def test_the_crd_of_ray_clusters_may_be_removed_under_a_running_job(
     # Which gives up in the end.
     lost = json.dumps({"reason": "EnginesLost", "message": "no engine answers", "step": 3})
     kubelet.trainers[1] = Trainer(exit_code=75, message=lost)
-    world.until_condition("TrainerReady", "EnginesLost", "False")
+    world.until_condition("TrainerReady", "EnginesLost", "False", seconds=120)
     world.until("nothing is started", lambda: not world.pods())
     crds_installed.kubectl("apply", "--server-side", "-f", str(ray_crd))
-    world.until_condition("Succeeded", "Running", seconds=60)
+    world.until_condition("Succeeded", "Running", seconds=120)
     assert world.job()["status"]["attempts"] == 2
     assert operator.process.poll() is None
 
