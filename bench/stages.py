@@ -68,7 +68,7 @@ def length_of(seed: int) -> int:
 class Engine:
     """Draws as many tokens a second as make the longest response take the time of generation."""
 
-    incarnation, version = 0, 0
+    incarnation, version, placed = 0, 0, True
 
     def __init__(self, stages: Stages) -> None:
         self._token_seconds = stages.generate / LONGEST
