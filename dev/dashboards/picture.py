@@ -24,6 +24,8 @@ from PIL import Image
 
 BOARDS = Path(__file__).parents[2] / "charts/distillation-operator/files/dashboards"
 COLUMNS = 4
+MOST_NAMED = 8
+"""Lines of a panel; the names of more would hide them."""
 Series = list[tuple[str, list[float], list[float]]]
 
 
@@ -63,7 +65,7 @@ def draw(axes: Any, panel: dict[str, Any], lines: Series) -> None:
     axes.set_title(panel["title"] + ("" if unit == "short" else f" [{unit}]"), fontsize=9, loc="left", weight="bold")
     axes.tick_params(labelsize=7)
     axes.grid(alpha=0.3)
-    if any(name for name, *_ in lines):
+    if any(name for name, *_ in lines) and len(lines) <= MOST_NAMED:
         axes.legend(fontsize=6, loc="best", framealpha=0.6)
 
 
