@@ -283,4 +283,6 @@ def world(folder: Path, manifest_changes: dict[str, Any] | None = None, interval
         worker.start()
         stack.callback(worker.join)
         stack.callback(over.set)
+        # A rate has no value before its target's second scrape, and each target has a second of its own.
+        prometheus.wait(f"count(count_over_time(up[5m]) > 2) == {len(targets)}")
         yield prometheus

@@ -4,6 +4,9 @@ import asyncio
 import importlib.util
 import re
 import subprocess
+import threading
+import time
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,7 +17,8 @@ from conftest import TinyModel, weights_of
 
 from distill_workers.admin_key import KeyGuard, bearer, is_open
 from distill_workers.broadcast import DistributedSync
-from distill_workers.sglang_launch import other_doors
+from distill_workers.server import free_port
+from distill_workers.sglang_launch import freeze_gc, other_doors
 
 session_loop = pytest.mark.asyncio(loop_scope="session")
 
@@ -77,6 +81,32 @@ def test_a_way_past_the_guard_is_found_by_its_name(door: str, value: Any) -> Non
     assert other_doors(SimpleNamespace(**usual), rust_server=False) == []
     [found] = other_doors(SimpleNamespace(**{**usual, door: value}), rust_server=False)
     assert found.startswith(f"--{door.replace('_', '-')}")
+
+
+def test_a_server_that_listens_late_gets_the_request_to_itself_and_a_proxy_does_not(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    port, proxy = free_port(), free_port()
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy}")
+    asked = threading.Thread(target=freeze_gc, args=(f"http://127.0.0.1:{port}", "k1", True))
+    asked.start()
+    time.sleep(1.0)
+    got: list[tuple[str, str | None]] = []
+
+    class Late(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            got.append((self.path, self.headers["Authorization"]))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", port), Late) as server:
+        server.timeout = 20
+        server.handle_request()
+    asked.join()
+    assert got == [("/freeze_gc", "Bearer k1")] and "freeze_gc failed" not in caplog.text
 
 
 @session_loop

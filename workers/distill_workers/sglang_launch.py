@@ -28,28 +28,31 @@ def other_doors(args: Any, *, rust_server: bool) -> list[str]:
     return [name for name, used in doors.items() if used]
 
 
-def guard(key: str) -> None:
-    """Puts the guard around SGLang's application, and the key into the one request that it sends to itself."""
+def freeze_gc(url: str, key: str, verify: bool | str) -> None:
+    """The request that SGLang sends to itself once it is warm, with the key. Without a warm-up it is sent before the
+    server listens, so it is repeated."""
     import requests
     from requests.adapters import HTTPAdapter
-    from sglang.srt.arg_groups.serving_hook import ssl_verify_of
-    from sglang.srt.entrypoints import http_server
     from urllib3.util import Retry
 
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # the key is for this server, not for a proxy
+            session.mount(url, HTTPAdapter(max_retries=Retry(20, backoff_factor=0.1, backoff_max=1.0)))
+            answer = session.post(f"{url}/freeze_gc", headers=bearer(key), timeout=FREEZE_SECONDS, verify=verify)
+            answer.raise_for_status()
+    except requests.exceptions.RequestException as error:
+        # As SGLang does: the server is only a little slower without.
+        log.warning("freeze_gc failed: %s", error)
+
+
+def guard(key: str) -> None:
+    """Puts the guard around SGLang's application, and the key into the one request that it sends to itself."""
+    from sglang.srt.arg_groups.serving_hook import ssl_verify_of
+    from sglang.srt.entrypoints import http_server
+
     http_server.app.add_middleware(KeyGuard, key=key)
-
-    def freeze(server_args: Any) -> None:
-        url, verify = f"{server_args.url()}/freeze_gc", ssl_verify_of(server_args)
-        try:
-            with requests.Session() as session:
-                # Without a warm-up the server is asked before it listens.
-                session.mount("http", HTTPAdapter(max_retries=Retry(20, backoff_factor=0.1, backoff_max=1.0)))
-                session.post(url, headers=bearer(key), timeout=FREEZE_SECONDS, verify=verify).raise_for_status()
-        except requests.exceptions.RequestException as error:
-            # As SGLang does: the server is only a little slower without.
-            log.warning("freeze_gc failed: %s", error)
-
-    http_server._freeze_gc_after_server_warmup = freeze
+    http_server._freeze_gc_after_server_warmup = lambda args: freeze_gc(args.url(), key, ssl_verify_of(args))
 
 
 def main() -> None:
