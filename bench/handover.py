@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.job import parse_job
-from distill_workers.attach import RayEngine, attach, detach
+from distill_workers.attach import attach, detach
 from distill_workers.handover import SHORT_TOKENS, Outbox
+from distill_workers.ray_engine import RayEngine
 from distill_workers.response import Request, Response
 from distill_workers.slots import Slots
 

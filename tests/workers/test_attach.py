@@ -11,8 +11,9 @@ from conftest import TinyModel, hf_logprobs, spec_of, weights_of
 
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import parse_job
-from distill_workers.attach import RayEngine, RayUnreachable, attach, detach
+from distill_workers.attach import RayUnreachable, attach, detach
 from distill_workers.broadcast import DistributedSync
+from distill_workers.ray_engine import RayEngine
 from distill_workers.response import EngineRefused, EngineUnavailable, Request
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")

@@ -54,7 +54,7 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
 ) -> None:
     """As when a job is suspended: RayCluster and trainer are deleted together, and the engines go first."""
     monkeypatch.setenv(Variable.RAY, "ray://127.0.0.1:1")
-    monkeypatch.setattr("distill_workers.fleet.reattach", lambda _: time.sleep(60))
+    monkeypatch.setattr("distill_workers.attach.attach", lambda _: time.sleep(60))
     job = job_of(tiny_model, tmp_path)
 
     async def lose_everything_and_close() -> None:
@@ -62,7 +62,7 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
         fleet._engines = {0: Gone()}  # type: ignore[dict-item]  # all that is asked of it
         fleet._slots.add(0)
         fleet._lost(0, "the pod is gone")
-        while fleet._attaching is None:
+        while fleet._ray._thread is None:
             await asyncio.sleep(0.05)
         await fleet.close()
 

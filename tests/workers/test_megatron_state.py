@@ -167,7 +167,7 @@ def test_a_save_is_of_the_moment_it_was_asked_for_and_its_failure_is_told_by_ran
 
 
 def refused(folder: Path, checkpoints: Path) -> dict[str, str]:
-    from distill_workers.megatron.state import IncompatibleCheckpoint
+    from distill_workers.megatron.saved import IncompatibleCheckpoint
 
     found = {}
     student = make_student(folder)

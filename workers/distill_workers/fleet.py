@@ -10,7 +10,6 @@ import contextlib
 import itertools
 import logging
 import os
-import threading
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable
@@ -21,12 +20,13 @@ from distill_api.job import DistillationJob
 from distill_api.spec import WeightSync
 from distill_api.wire import Variable
 from distill_workers.asked import rollout_replicas
-from distill_workers.attach import RayEngine, RayUnreachable, attach, detach, reattach
+from distill_workers.attach import Attachment, RayUnreachable
 from distill_workers.broadcast import DistributedSync
 from distill_workers.buckets import Source
 from distill_workers.failures import EnginesLost
 from distill_workers.handover import Outbox
 from distill_workers.metrics import Metrics
+from distill_workers.ray_engine import RayEngine
 from distill_workers.response import EngineRefused, EngineUnavailable, Request, Response
 from distill_workers.runfolder import RunFolder
 from distill_workers.server import ServerFailed, concurrency
@@ -54,7 +54,7 @@ class Fleet:
 
     def __init__(self, job: DistillationJob, folder: RunFolder, metrics: Metrics) -> None:
         self._job, self._folder, self._metrics = job, folder, metrics
-        self._address = os.environ.get(Variable.RAY)
+        self._ray = Attachment(os.environ.get(Variable.RAY))
         self._wanted = job.spec.rollout.replicas
         """Engines that the job asks for by now."""
         self._numbers = itertools.count()
@@ -66,7 +66,6 @@ class Fleet:
         self._deserted_since: float | None = None
         """time.monotonic since which no engine serves."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._attaching: threading.Thread | None = None
         self._source: Source | None = None
         self._version = 0
         self._push_seconds = 0.0
@@ -78,8 +77,8 @@ class Fleet:
     def _make(self) -> int:
         """One engine more, not started. A number is never used again."""
         number = next(self._numbers)
-        local, logs = self._address is None, "/tmp" if self._address else str(self._folder.root / "logs")
-        self._engines[number] = RayEngine(number, self._job, local=local, log_folder=logs)
+        logs = str(self._folder.root / "logs") if self._ray.private else "/tmp"
+        self._engines[number] = RayEngine(number, self._job, local=self._ray.private, log_folder=logs)
         self._outboxes[number] = Outbox(self._engines[number])
         return number
 
@@ -88,13 +87,13 @@ class Fleet:
         self._model = model
         spec = self._job.spec
         try:
-            await asyncio.to_thread(attach, self._address)
+            await self._ray.open()
         except RayUnreachable as error:
             raise EnginesLost(str(error)) from None
         self._sync: Sync
         if spec.trainer.weight_sync is WeightSync.DISTRIBUTED:
             self._sync = DistributedSync(spec, os.environ.get(Variable.POD_IP, "127.0.0.1"))
-        elif self._address is None and (size := bucket_bytes(Path(model))):
+        elif self._ray.private and (size := bucket_bytes(Path(model))):
             self._sync = SharedMemorySync(bucket_bytes=size)
         else:
             self._sync = DiskSync(self._folder.sync, Path(model))
@@ -127,8 +126,7 @@ class Fleet:
         stopping = asyncio.gather(*(self._engines[n].stop() for n in self._slots.open), return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping, CLOSE_SECONDS)
-        if self._attaching is None or not self._attaching.is_alive():
-            await asyncio.to_thread(detach)
+        await self._ray.close()
 
     async def generate(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
@@ -224,7 +222,7 @@ class Fleet:
             except (EngineUnavailable, EngineRefused, ServerFailed) as error:
                 log.warning("engine %d did not start: %s", number, error)
                 if not self._slots.open:
-                    await self._reattach()
+                    await self._ray.again()
                 await asyncio.sleep(RETRY_SECONDS)
                 self._metrics.add("distill_engine_restarts")
                 continue
@@ -250,30 +248,13 @@ class Fleet:
                 await sync.push(self._source, self._version, engines)
             self._slots.add(number)
 
-    async def _reattach(self) -> None:
-        """Without any engine the head may be gone, and every actor with it."""
-        if self._address is None or (self._attaching is not None and self._attaching.is_alive()):
-            return
-        # A thread of its own that nobody joins: it may try for minutes, and the trainer may have to end meanwhile.
-        self._attaching = threading.Thread(target=self._attach_again, args=(self._address,), daemon=True)
-        self._attaching.start()
-        while self._attaching.is_alive():
-            await asyncio.sleep(0.2)
-
-    @staticmethod
-    def _attach_again(address: str) -> None:
-        try:
-            reattach(address)
-        except RayUnreachable as error:
-            log.warning("%s", error)
-
     async def _watch(self) -> None:
         """A hung engine, or a lost head, shows in nothing else for a long time. One missed check may be mere load."""
         missed: Counter[int] = Counter()
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
             self._count_deserted()
-            if self._address is not None:
+            if not self._ray.private:
                 self._resize(await asyncio.to_thread(rollout_replicas, self._wanted))
             for number in self._slots.open.copy():
                 try:

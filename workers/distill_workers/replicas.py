@@ -15,6 +15,10 @@ BREAK_SECONDS = (1.0, 30.0)
 """For how long: doubled each time, from and to."""
 
 
+class NotAnswered(Exception):
+    """A failure of transport or server, which another try may not have."""
+
+
 @dataclass(eq=False)
 class Replica:
     """One address, and what is known of it."""

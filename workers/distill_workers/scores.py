@@ -70,6 +70,16 @@ class Wire(Protocol):
         """What the server's own tokenizer makes of each id; None where it does not tell."""
 
 
+class Observer(Protocol):
+    """What is told about each request; distill_workers.metrics.Metrics is one."""
+
+    def add(self, name: str, amount: float = 1, **labels: str) -> None: ...
+
+    def observe(self, name: str, value: float, **labels: str) -> None: ...
+
+    def change(self, name: str, amount: float) -> None: ...
+
+
 def checked(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
     """Log-probs, of which none may be above 0 by more than rounding; the result is at most 0. Raises BadScore."""
     if not np.isfinite(values).all():

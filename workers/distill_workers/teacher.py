@@ -12,19 +12,19 @@ import random
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Protocol
+from typing import Any
 
 import aiohttp
 import orjson
 
 from distill_api import spec as api
 from distill_api.spec import NamedTeacher, Spec
+from distill_workers.newcomers import Newcomers
 from distill_workers.openai_wire import OpenAIWire
 from distill_workers.origin import Origin
 from distill_workers.prefixes import ANYWHERE, Place, Prefixes
-from distill_workers.reference import Reference
-from distill_workers.replicas import Replica, Replicas
-from distill_workers.scores import Ask, BadScore, Scores, Wire
+from distill_workers.replicas import NotAnswered, Replica, Replicas
+from distill_workers.scores import Ask, BadScore, Observer, Scores, Wire
 from distill_workers.sglang_wire import SGLangWire
 
 __all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
@@ -34,28 +34,12 @@ log = logging.getLogger(__name__)
 BACKOFF_SECONDS = (0.2, 10.0)
 TRIES = 6
 """Of one request, while others succeed."""
-DISAGREES = "disagrees"
-"""Instead of a code, of a replica that joined later and was refused."""
 PREFETCHES = 8
 """Prompts that are sent ahead at once: the others wait, so that scoring always finds free slots."""
 
 
 class TeacherUnreachable(Exception):
     """No replica has answered for longer than is waited."""
-
-
-class Observer(Protocol):
-    """What is told about each request; distill_workers.metrics.Metrics is one."""
-
-    def add(self, name: str, amount: float = 1, **labels: str) -> None: ...
-
-    def observe(self, name: str, value: float, **labels: str) -> None: ...
-
-    def change(self, name: str, amount: float) -> None: ...
-
-
-class _Retry(Exception):
-    """A failure of transport or server, which another try may not have."""
 
 
 class TeacherPool:
@@ -87,8 +71,7 @@ class TeacherPool:
         # A deterministic server caches no prefix and takes one request at a time: nothing to wait for.
         self._prefixes = Prefixes(self._replicas, share=self._wire.shares_prefixes and not spec.deterministic)
         self._prefetching = asyncio.Semaphore(PREFETCHES)
-        self._reference: Reference | None = None
-        self._proofs: dict[Replica, asyncio.Task[None]] = {}
+        self._newcomers = Newcomers(self._replicas, self.teacher, self._score_on, observer)
         self._session: aiohttp.ClientSession | None = None
         self._last_success = time.monotonic()
         self.requests = 0
@@ -104,8 +87,7 @@ class TeacherPool:
         self._limit = usual
 
     async def close(self) -> None:
-        for proof in self._proofs.values():
-            proof.cancel()
+        self._newcomers.close()
         if self._session is not None:
             await self._session.close()
 
@@ -117,8 +99,7 @@ class TeacherPool:
             answer = await self._request(ask, len(prompt_ids) + len(response_ids), place)
         self._prefixes.found(place, self._wire.cached_tokens(answer))
         scores = self._wire.read_scores(answer, prompt_ids, response_ids, top_k)
-        if self._reference is None or self._reference.worse_than(response_ids):
-            self._reference = Reference(prompt_ids, response_ids, scores.logprobs)
+        self._newcomers.learn(prompt_ids, response_ids, scores)
         return scores
 
     async def score_everywhere(
@@ -131,7 +112,7 @@ class TeacherPool:
         for replica in self._replicas.all():
             try:
                 answer = await self._send(replica, ask, 1, self._timeout_seconds, alone=True)
-            except _Retry as error:
+            except NotAnswered as error:
                 log.warning("teacher %s: replica %s is not compared: %s", self.teacher.name, replica.address, error)
                 continue
             found.append((replica.address, self._wire.read_scores(answer, prompt_ids, response_ids, top_k)))
@@ -182,35 +163,11 @@ class TeacherPool:
             wrong = next(i for i in ids if not 0 <= i < size)
             raise BadScore("outside_vocabulary", f"token {wrong} is outside the teacher's vocabulary of {size}")
 
-    def _prove_newcomers(self) -> None:
-        """Beside what is under way: a replica that joined later is used once it has scored as the others do."""
-        for replica in self._replicas.newcomers():
-            if self._reference is None:
-                replica.proven = True  # nothing was scored yet, so it is as good as the first
-            elif replica not in self._proofs:
-                self._proofs[replica] = asyncio.create_task(self._prove(replica, self._reference))
-
-    async def _prove(self, replica: Replica, reference: Reference) -> None:
-        prompt, response = reference.prompt_ids, reference.response_ids
-        ask = self._wire.scoring(prompt, response, None)
-        try:
-            answer = await self._send(replica, ask, len(prompt) + len(response), self._timeout_seconds)
-            gap = reference.gap_nats(self._wire.read_scores(answer, prompt, response, None))
-        except (_Retry, BadScore) as error:
-            replica.failed(time.monotonic())
-            log.warning("teacher %s: replica %s could not be compared: %s", self.teacher.name, replica.address, error)
-            return
-        finally:
-            del self._proofs[replica]
-        replica.proven = gap <= self.teacher.max_disagreement
-        replica.refused = not replica.proven
-        if replica.refused:
-            self._observer.add("distill_teacher_requests", 1, code=DISAGREES, teacher=self.teacher.name)
-            log.error(
-                "teacher %s: replica %s joined, and scores %d tokens %.4f nats per token otherwise than those before "
-                "(allowed %s, maxDisagreement): it gets no requests",
-                *(self.teacher.name, replica.address, len(response), gap, self.teacher.max_disagreement),
-            )
+    async def _score_on(self, replica: Replica, prompt_ids: list[int], response_ids: list[int]) -> Scores:
+        """By this replica, in one try. Raises BadScore, NotAnswered."""
+        ask = self._wire.scoring(prompt_ids, response_ids, None)
+        answer = await self._send(replica, ask, len(prompt_ids) + len(response_ids), self._timeout_seconds)
+        return self._wire.read_scores(answer, prompt_ids, response_ids, None)
 
     async def _request(
         self,
@@ -225,7 +182,7 @@ class TeacherPool:
         begin, tries, failed_on, why = time.monotonic(), 0, None, "its name has no address"
         while True:
             await self._replicas.resolve(again=failed_on is not None)
-            self._prove_newcomers()
+            self._newcomers.prove()
             replica: Replica | None
             if preferred is not None and preferred is not failed_on and self._replicas.usable(preferred):
                 replica = preferred
@@ -235,7 +192,7 @@ class TeacherPool:
                 try:
                     work = tokens - place.cached_tokens if replica is preferred else tokens
                     return await self._send(replica, ask, work, timeout)
-                except _Retry as error:
+                except NotAnswered as error:
                     self._observer.add("distill_teacher_retries")
                     failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
             elif refused := [r.address for r in self._replicas.all() if r.refused]:
@@ -288,10 +245,10 @@ class TeacherPool:
                         text = await answer.read()
                 except TimeoutError:
                     replica.failed(time.monotonic())
-                    raise _Retry(f"not answered within {timeout:.0f} s") from None
+                    raise NotAnswered(f"not answered within {timeout:.0f} s") from None
                 except (aiohttp.ClientError, OSError) as error:
                     replica.failed(time.monotonic())
-                    raise _Retry(f"{type(error).__name__}: {error}") from None
+                    raise NotAnswered(f"{type(error).__name__}: {error}") from None
                 finally:
                     self._observer.add("distill_teacher_requests", 1, code=code, teacher=self.teacher.name)
                     self._observer.observe("distill_teacher_request_duration_seconds", time.monotonic() - begin)
@@ -300,7 +257,7 @@ class TeacherPool:
         shown = self._origin.without_key(text)[:300]
         if answer.status >= 500 or answer.status == 429:
             replica.failed(time.monotonic())
-            raise _Retry(f"answered {answer.status}: {shown!r}")
+            raise NotAnswered(f"answered {answer.status}: {shown!r}")
         replica.succeeded()
         replica.answered_tokens += tokens
         self._last_success = time.monotonic()

@@ -7,7 +7,8 @@ from distill_api.spec import Spec
 from distill_api.status import TeacherRequests
 from distill_api.wire import Variable, read_teacher_addresses, teacher_key
 from distill_workers.failures import ConfigurationError
-from distill_workers.teacher import Observer, TeacherPool
+from distill_workers.scores import Observer
+from distill_workers.teacher import TeacherPool
 
 
 class Teachers:

@@ -23,7 +23,7 @@ from distill_workers.failures import Failure, Stopped, TeacherLost, VolumeFull, 
 from distill_workers.fleet import Fleet
 from distill_workers.loop import Loop
 from distill_workers.megatron.architecture import UnsupportedModel
-from distill_workers.megatron.state import IncompatibleCheckpoint
+from distill_workers.megatron.saved import IncompatibleCheckpoint
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
