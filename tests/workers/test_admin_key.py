@@ -87,6 +87,8 @@ def test_a_server_that_listens_late_gets_the_request_to_itself_and_a_proxy_does_
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     port, proxy = free_port(), free_port()
+    for name in ("no_proxy", "NO_PROXY"):
+        monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy}")
     asked = threading.Thread(target=freeze_gc, args=(f"http://127.0.0.1:{port}", "k1", True))
     asked.start()
