@@ -73,8 +73,8 @@ cluster-down: ## Stop the embedded Kubernetes; leaves no process, mount or inter
 lint: setup ## ruff, mypy, import contracts
 	@operator/.venv/bin/ruff check . && operator/.venv/bin/ruff format --check .
 	@operator/.venv/bin/mypy crds/distill_api operator/distill_operator
-	@workers/.venv/bin/mypy workers/distill_workers operator/distill_cli
-	@PYTHONPATH=crds:operator:workers operator/.venv/bin/lint-imports
+	@workers/.venv/bin/mypy workers/distill_workers cli/distill_cli
+	@PYTHONPATH=crds:operator:cli:workers operator/.venv/bin/lint-imports
 
 .PHONY: test
 test: setup tools ## Every layer, cheap ones first

@@ -24,9 +24,9 @@ import torch
 from hf_load import make_model, spread
 
 from distill_api.spec import Spec
-from distill_workers.checkpoints import Checkpoints
 from distill_workers.cpu import megatron_shim
-from distill_workers.sample import Sample
+from distill_workers.data.sample import Sample
+from distill_workers.run_folder.checkpoints import Checkpoints
 
 if TYPE_CHECKING:
     from distill_workers.megatron.student import MegatronStudent
@@ -67,7 +67,7 @@ def main() -> None:
     torch.set_num_threads(1)
     megatron_shim.install()
     from distill_workers.megatron.student import MegatronStudent
-    from distill_workers.team import Team
+    from distill_workers.run.team import Team
 
     with tempfile.TemporaryDirectory(dir=Path.home()) as temporary:  # /tmp may be memory
         folder = Path(temporary)

@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.job import parse_job
-from distill_workers.attach import attach, detach
-from distill_workers.handover import SHORT_TOKENS, Outbox
-from distill_workers.ray_engine import RayEngine
-from distill_workers.response import Request, Response
-from distill_workers.slots import Slots
+from distill_workers.engine.ray_connection import attach, detach
+from distill_workers.engine.ray_engine import RayEngine
+from distill_workers.engine.request import Request, Response
+from distill_workers.rollout.request_batching import SHORT_TOKENS, Outbox
+from distill_workers.rollout.scheduler import Slots
 
 SIBLINGS, SLOTS = 4, 16
 TICKS = os.sysconf("SC_CLK_TCK")

@@ -32,9 +32,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from distill_workers.megatron import hf
 from distill_workers.megatron.architecture import Layout, Mapping, Shape, mappings, read_shape
-from distill_workers.megatron.tensor_file import TensorFile, write
+from distill_workers.megatron.checkpoint import hugging_face
+from distill_workers.megatron.checkpoint.tensor_file import TensorFile, write
 
 CONFIG = {
     "vocab_size": 49_152, "hidden_size": 768, "intermediate_size": 2_304, "num_hidden_layers": 14,
@@ -119,7 +119,7 @@ class Ways:
         ranks: Any = SimpleNamespace(
             tensor_rank=0, tensor_size=size or 1, pipeline_rank=0, pipeline_size=1, is_last_stage=True
         )
-        hf.load(self._models[size], self._shape, ranks, self._folder / folder)
+        hugging_face.load(self._models[size], self._shape, ranks, self._folder / folder)
         elements = sum(t.numel() for t in self._models[size]._own.values())
         return 4 * elements
 

@@ -40,7 +40,7 @@ from fake_nodes import MERGE, Api, Json, connect  # noqa: E402
 from operator_world import JOBS, free_port, manifest  # noqa: E402
 
 from distill_api.job import parse_job  # noqa: E402
-from distill_operator.children import desired  # noqa: E402
+from distill_operator.resources import rendering  # noqa: E402
 from distill_operator.settings import Settings  # noqa: E402
 
 NAMESPACE = "scale"
@@ -233,7 +233,7 @@ def children(jobs: int) -> list[Json]:
     for n in range(jobs):
         meta = {"name": f"alone-{n:04}", "namespace": NAMESPACE, "uid": "u"}
         job = parse_job({**manifest("name"), "metadata": meta})
-        for body in (*desired.serving(job, settings), desired.training(job, settings, 1)):
+        for body in (*rendering.serving(job, settings), rendering.training(job, settings, 1)):
             del body["metadata"]["ownerReferences"]
             bodies.append(body)
     return bodies

@@ -20,21 +20,21 @@ from typing import Any
 
 from distill_api.job import parse_job
 from distill_api.names import ONLY_TEACHER
-from distill_workers.evaluation import Evaluator
-from distill_workers.fleet import Fleet
-from distill_workers.handover import Outbox
-from distill_workers.loop import Loop
+from distill_workers.data.prompts import Cursor
+from distill_workers.data.sample import Prompt, Sample
+from distill_workers.engine.request import Request, Response
+from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.metrics import Metrics
 from distill_workers.objective.coefficients import StepCoefficients
-from distill_workers.progress import Reporter
-from distill_workers.prompts import Cursor
-from distill_workers.response import Request, Response
-from distill_workers.rollouts import Rollouts
-from distill_workers.runfolder import RunFolder
-from distill_workers.sample import Prompt, Sample
-from distill_workers.scores import Scores
-from distill_workers.slots import Slots
-from distill_workers.teachers import Teachers
+from distill_workers.reporting.progress import Reporter
+from distill_workers.rollout.engine_pool import Fleet
+from distill_workers.rollout.pipeline import Rollouts
+from distill_workers.rollout.request_batching import Outbox
+from distill_workers.rollout.scheduler import Slots
+from distill_workers.run.loop import Loop
+from distill_workers.run_folder.run_folder import RunFolder
+from distill_workers.teacher.protocol import Scores
+from distill_workers.teacher.teachers import Teachers
 
 PROMPTS, SIBLINGS, MEAN, LONGEST = 64, 8, 64, 256
 WEIGHT_SYNC, OPTIMISER = 0.05, 0.03

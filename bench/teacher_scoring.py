@@ -34,9 +34,9 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from distill_api.spec import Spec
 from distill_workers.metrics import Metrics
-from distill_workers.scores import Ask
-from distill_workers.server import SGLangServer, free_port
-from distill_workers.teacher import TeacherPool
+from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.teacher.pool import TeacherPool
+from distill_workers.teacher.protocol import Ask
 
 VOCABULARY, SIBLINGS, TOP_K = 4096, 8, 64
 SHAPES = ("1024/64", "256/256", "64/512")

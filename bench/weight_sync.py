@@ -32,13 +32,13 @@ import torch
 import torch.distributed as dist
 
 from distill_api.spec import Spec
-from distill_workers.broadcast import DistributedSync
-from distill_workers.buckets import Source
-from distill_workers.engine import Engine
-from distill_workers.server import free_port
-from distill_workers.shared_memory import SharedMemorySync
-from distill_workers.team import Team
-from distill_workers.weight_files import DiskSync
+from distill_workers.engine.engine import Engine
+from distill_workers.run.team import Team
+from distill_workers.serving.server import free_port
+from distill_workers.weight_sync.broadcast import DistributedSync
+from distill_workers.weight_sync.buckets import Source
+from distill_workers.weight_sync.disk import DiskSync
+from distill_workers.weight_sync.shared_memory import SharedMemorySync
 
 MB = 1_000_000
 CONFIG = {

@@ -204,7 +204,7 @@ build_one() {
       kuberay) build_kuberay_image ;;
       operator) build_project_image dev operator "${OPERATOR_CODE[@]}" ;;
       operator@*) build_release_of_operator "${1#*@}" ;;
-      workers) build_project_image dev workers crds/distill_api operator/distill_cli workers/distill_workers ;;
+      workers) build_project_image dev workers crds/distill_api cli/distill_cli workers/distill_workers ;;
     esac
   } 8>"$IMAGES/.lock.${1%@*}"
 }

@@ -46,7 +46,7 @@ environment() { # operator|workers
 
 first_party() { # operator|workers : the packages of this repository, importable in place
   local venv=$REPO/$1/.venv
-  printf '%s\n' "$REPO/crds" "$REPO/operator" "$REPO/workers" > "$venv/lib/python3.11/site-packages/distill.pth"
+  printf '%s\n' "$REPO/crds" "$REPO/operator" "$REPO/cli" "$REPO/workers" > "$venv/lib/python3.11/site-packages/distill.pth"
   launcher "$venv/bin/distill" "$venv/bin/python" distill_cli.main main
   if [ "$1" = operator ]; then
     launcher "$venv/bin/kubectl-distill" "$venv/bin/python" distill_cli.main main

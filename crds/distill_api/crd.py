@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from distill_api import shared_teacher
+from distill_api import teacher
 from distill_api.base import GROUP, KIND, PLURAL, VERSION, Model
 from distill_api.job import NAME_RULES
 from distill_api.names import Role
 from distill_api.rules import LIST_TYPE, VALIDATIONS
-from distill_api.shared_teacher import SharedTeacherSpec, SharedTeacherStatus
 from distill_api.spec import Spec
 from distill_api.status import ConditionType, Status
+from distill_api.teacher import TeacherSpec, TeacherStatus
 
 Schema = dict[str, Any]
 
@@ -220,12 +220,12 @@ JOB = Definition(
     tuple(printer_columns()),
 )
 TEACHER = Definition(
-    shared_teacher.KIND,
-    shared_teacher.PLURAL,
+    teacher.KIND,
+    teacher.PLURAL,
     "dteacher",
     "A served model that several DistillationJobs of its namespace learn from, by spec.teacher.ref.",
-    SharedTeacherSpec,
-    SharedTeacherStatus,
+    TeacherSpec,
+    TeacherStatus,
     tuple(teacher_columns()),
     (("scale", {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.readyReplicas"}),),
 )

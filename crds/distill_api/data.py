@@ -5,12 +5,12 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model
+from distill_api.fields import Name
 from distill_api.objective import Reward
 from distill_api.prompts import Prompts
 from distill_api.routing import EITHER
 from distill_api.rules import ListMap, Rule
-from distill_api.teacher import TeacherName
-from distill_api.words import Name
+from distill_api.teacher_source import TeacherName
 
 
 class Source(Model):

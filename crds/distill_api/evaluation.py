@@ -5,13 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model, Tokens
+from distill_api.fields import Name
 from distill_api.objective import ANSWERED, Reward, RewardSource, answered, answered_cel
 from distill_api.prompts import Prompts
 from distill_api.rollout import Sampling
 from distill_api.routing import EITHER
 from distill_api.rules import Rule
-from distill_api.teacher import TeacherName
-from distill_api.words import Name
+from distill_api.teacher_source import TeacherName
 
 
 class Evaluation(Model):

@@ -5,9 +5,9 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Argument, Model, Tokens
+from distill_api.fields import Count
 from distill_api.rules import Rule
 from distill_api.template import PodTemplate
-from distill_api.words import Count
 
 
 class Sampling(Model):

@@ -8,6 +8,7 @@ from distill_api.base import Model, Path
 from distill_api.data import Data, Source
 from distill_api.endpoint import Endpoint, Protocol
 from distill_api.evaluation import Evaluation
+from distill_api.fields import AbsolutePath, AcceleratorName, ControllerName, ObjectName, Precision, Seconds
 from distill_api.guards import Guard, GuardAction, Watch
 from distill_api.names import ONLY_TEACHER
 from distill_api.objective import (
@@ -30,10 +31,9 @@ from distill_api.rollout import Rollout, Sampling
 from distill_api.routing import RULES as ROUTING_RULES
 from distill_api.rules import ListMap, Rule
 from distill_api.scheduling import Gang, GangScope, Scheduling
-from distill_api.teacher import NamedTeacher, Serving, Teacher
+from distill_api.teacher_source import NamedTeacherSource, Serving, TeacherSource
 from distill_api.tracking import Tracking
 from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
-from distill_api.words import AbsolutePath, AcceleratorName, ControllerName, ObjectName, Precision, Seconds
 
 __all__ = [
     "Advantage",
@@ -51,7 +51,7 @@ __all__ = [
     "GuardAction",
     "ImportanceWeight",
     "LoRA",
-    "NamedTeacher",
+    "NamedTeacherSource",
     "Objective",
     "Optimizer",
     "Output",
@@ -74,7 +74,7 @@ __all__ = [
     "Spec",
     "Student",
     "Support",
-    "Teacher",
+    "TeacherSource",
     "Tracking",
     "Trainer",
     "Watch",
@@ -217,8 +217,8 @@ class Spec(Model):
         "repeats to the last bit.",
     )
     student: Student = Field(description="The model that is trained.")
-    teacher: Teacher | None = Field(None, description="What scores every token of the student.")
-    teachers: Annotated[list[NamedTeacher], Field(max_length=8), ListMap("name")] = Field(
+    teacher: TeacherSource | None = Field(None, description="What scores every token of the student.")
+    teachers: Annotated[list[NamedTeacherSource], Field(max_length=8), ListMap("name")] = Field(
         default_factory=list, description="Several teachers instead of teacher: each prompt is scored by one of them."
     )
     data: Data = Field(description="Training prompts.")
@@ -254,14 +254,14 @@ class Spec(Model):
     )
 
     @property
-    def all_teachers(self) -> list[NamedTeacher]:
+    def all_teachers(self) -> list[NamedTeacherSource]:
         """`teachers`; or the one that `teacher` is, by the name teacher."""
         if self.teacher is None:
             return self.teachers
-        return [NamedTeacher.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
+        return [NamedTeacherSource.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
 
     @property
-    def served_teachers(self) -> list[NamedTeacher]:
+    def served_teachers(self) -> list[NamedTeacherSource]:
         """Those that the job itself serves."""
         return [t for t in self.all_teachers if t.model is not None]
 

@@ -1,108 +1,114 @@
-"""The teachers: what scores the tokens of the student, and where it serves."""
+"""The kind Teacher: one served model that several DistillationJobs of its namespace learn from (spec.teacher.ref)."""
 
-from typing import Annotated
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BaseModel, ConfigDict, Field
 
-from distill_api.base import Argument, Model, Path
-from distill_api.endpoint import Endpoint
-from distill_api.names import MAX_TEACHER_NAME, ONLY_TEACHER
-from distill_api.rules import Rule, matching
-from distill_api.template import PodTemplate
-from distill_api.words import ObjectName
+from distill_api.base import Model, Path, Tokens
+from distill_api.fields import AcceleratorName, Precision
+from distill_api.job import Metadata, parse_object
+from distill_api.rules import ListMap, Rule
+from distill_api.status import Condition, Number, Time, Word
+from distill_api.teacher_source import Serving
 
-TeacherName = Annotated[
-    str,
-    Field(max_length=MAX_TEACHER_NAME),
-    matching(
-        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "must be lower-case letters, digits and dashes, with no dash at an end"
-    ),
-]
+KIND = "Teacher"
+PLURAL = "teachers"
+
+Replicas = Annotated[int, Field(ge=1, le=256)]
 
 
-class TeacherRef(Model):
-    """A Teacher of the job's namespace, which several jobs may share."""
+class Autoscaling(Model):
+    """How many servers there are, by what the trainers have for them to do."""
 
-    name: ObjectName = Field(description="Its name.")
-
-
-class Serving(Model):
-    """How a model is served: SGLang servers behind one Service."""
-
-    replicas: Annotated[int, Field(ge=1, le=256)] = Field(
-        1, description="SGLang servers behind one Service. May change while the job runs."
-    )
-    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Accelerators of one server.")
-    max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
-        32, description="Scoring requests in flight per replica."
-    )
-    engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
-        default_factory=list, description="More command line arguments for the SGLang server."
-    )
-    template: PodTemplate = Field(
-        default_factory=PodTemplate, description="Overrides for the teacher's pods, where the job makes them."
-    )
-
-
-class Teacher(Serving):
-    """What scores every token of the student: a model that the job serves, a Teacher that is shared, or an endpoint."""
-
-    mutable = frozenset({"replicas"})
-    transitions = (
-        (
-            "which of model, ref and endpoint is set is immutable: make a new job",
-            "has(self.model) == has(oldSelf.model) && has(self.ref) == has(oldSelf.ref) && "
-            "has(self.endpoint) == has(oldSelf.endpoint)",
-        ),
-    )
     rules = (
         Rule(
-            "set exactly one of model, ref and endpoint",
-            "[has(self.model), has(self.ref), has(self.endpoint)].filter(given, given).size() == 1",
-            lambda t: [t.model, t.ref, t.endpoint].count(None) == 2,
+            "minReplicas must not exceed maxReplicas",
+            "self.minReplicas <= self.maxReplicas",
+            lambda scaling: scaling.min_replicas <= scaling.max_replicas,
         ),
+    )
+    min_replicas: Replicas = Field(1, description="Least servers.")
+    max_replicas: Replicas = Field(description="Most servers.")
+    target_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32,
+        description="Scoring requests, waiting and under way at all trainers, that one server is to have. More of them "
+        "add servers at once.",
+    )
+    scale_down_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
+        300, description="Servers go when fewer would have been enough for so long."
+    )
+
+
+class TeacherSpec(Serving):
+    """A model served by SGLang for all jobs of a namespace that name it."""
+
+    mutable = frozenset({"replicas", "autoscaling"})
+    rules = (
         Rule(
-            "replicas, tensorParallelSize and engineArgs go with model only: they are how the job serves it",
-            "has(self.model) || (self.replicas == 1 && self.tensorParallelSize == 1 && self.engineArgs.size() == 0)",
-            lambda t: t.model is not None or (t.replicas == 1 and t.tensor_parallel_size == 1 and not t.engine_args),
+            "replicas is what autoscaling decides: leave it 1",
+            "!has(self.autoscaling) || self.replicas == 1",
+            lambda spec: spec.autoscaling is None or spec.replicas == 1,
         ),
     )
-    model: Path | None = Field(
-        None,
-        description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint that the job itself serves.",
+    model: Path = Field(description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint.")
+    accelerator: AcceleratorName = Field(
+        "nvidia.com/gpu", description="Resource name of the accelerator, or none for the CPU mode."
     )
-    ref: TeacherRef | None = Field(None, description="A Teacher of this namespace instead of a model of the job's own.")
-    endpoint: Endpoint | None = Field(None, description="Servers that somebody else runs, instead of a model.")
-    request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
-        120, description="A scoring request that takes longer is sent again."
+    precision: Precision = Field(
+        Precision.AUTO, description="Of weights and computation; auto is bfloat16, and float32 without accelerators."
     )
-    max_disagreement: Annotated[float, Field(gt=0, le=100)] = Field(
-        0.05,
-        description="Nats per token by which the scores of two replicas, of the same tokens, may differ on average "
-        "before the preflight refuses the teacher, and a replica that joins later is left alone. Kernels of bfloat16 "
-        "differ by about 0.01.",
+    trust_remote_code: bool = Field(False, description="Run code that the model's repository brings. Leave it off.")
+    max_sequence_tokens: Tokens = Field(
+        32_768, description="Prompt and response of the longest sequence that it scores, of any job."
     )
+    autoscaling: Autoscaling | None = Field(None, description="Instead of replicas: as many as the jobs keep busy.")
+
+    # A job whose numbers must repeat to the last bit needs a teacher of its own (a rule of Spec).
+    deterministic: ClassVar[bool] = False
+    seed: ClassVar[int] = 0
 
     @property
-    def title(self) -> str:
-        """What it is called where people read."""
-        if self.model is not None:
-            return self.model
-        if self.ref is not None:
-            return f"Teacher {self.ref.name}"
-        assert self.endpoint is not None
-        return self.endpoint.model or self.endpoint.url
-
-
-class NamedTeacher(Teacher):
-    """One of several teachers."""
-
-    name: TeacherName = Field(description="What a prompt chooses it by, and its name in metrics.")
-    coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
-        1.0, description="Multiplies objective.coefficient for the samples that it scores."
-    )
+    def needs_hub(self) -> bool:
+        """Whether the model is downloaded from the Hugging Face hub."""
+        return not self.model.startswith("/")
 
     @property
-    def path(self) -> str:
-        """Where it stands in a job, for a sentence about it."""
-        return "spec.teacher" if self.name == ONLY_TEACHER else f"spec.teachers[{self.name}]"
+    def on_cpu(self) -> bool:
+        return self.accelerator == "none"
+
+    @property
+    def dtype(self) -> str:
+        """The torch name of the precision that auto stands for."""
+        return self.precision.dtype(self.on_cpu)
+
+
+class TeacherStatus(Model):
+    """Status of a Teacher."""
+
+    conditions: Annotated[list[Condition], Field(max_length=8), ListMap("type")] = Field(
+        default_factory=list, description="Ready is the summary; SpecValid says whether it can be made."
+    )
+    observed_generation: Number = Field(0, description="Generation of the spec last acted on.")
+    address: Word | None = Field(None, description="HOST:PORT of its headless Service: each address is a server.")
+    desired_replicas: Number = Field(0, description="Servers wanted.")
+    ready_replicas: Number = Field(0, description="Servers that answer.")
+    jobs: Number = Field(0, description="Running jobs that learn from it.")
+    requests: Number = Field(0, description="Scoring requests, waiting and under way, of those jobs.")
+    low_since: Time | None = Field(None, description="Since when fewer servers would have been enough.")
+    low_peak: Number = Field(0, description="Most servers that were needed since then.")
+
+
+class Teacher(BaseModel):
+    """apiVersion, kind, metadata and spec; a status is ignored."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    api_version: Literal["distillation-operator.io/v1alpha1"] = Field(alias="apiVersion")
+    kind: Literal["Teacher"]
+    metadata: Metadata
+    spec: TeacherSpec
+    status: Annotated[Any, Field(exclude=True, repr=False)] = None
+
+
+def parse_teacher(manifest: Any) -> Teacher:
+    """The Teacher of a parsed manifest. Raises InvalidManifest."""
+    return parse_object(manifest, Teacher)

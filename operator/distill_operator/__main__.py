@@ -16,22 +16,23 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from distill_api.status import Status
-from distill_operator import health, logs
-from distill_operator.cache import Cache
-from distill_operator.cluster import ApiError, KubernetesCluster, connect
-from distill_operator.events import EventRecorder, now_utc
-from distill_operator.health import Heart
-from distill_operator.jobs import Jobs
-from distill_operator.lease import Election
+from distill_operator.distillationjob.controller import OURS, Reconciler, managed_by
+from distill_operator.distillationjob.progress_poller import ProgressPoller
+from distill_operator.distillationjob.registry import Jobs
 from distill_operator.metrics import OperatorMetrics
-from distill_operator.progress import ProgressPoller
-from distill_operator.queue import Key, Retry, WorkQueue
-from distill_operator.reconcile import OURS, Reconciler, managed_by
+from distill_operator.model.status import read_status
+from distill_operator.runtime import health_server, logs
+from distill_operator.runtime.cache import Cache
+from distill_operator.runtime.client import KubernetesCluster, connect
+from distill_operator.runtime.errors import ApiError
+from distill_operator.runtime.events import EventRecorder, now_utc
+from distill_operator.runtime.health_server import Heart
+from distill_operator.runtime.leader_election import Election
+from distill_operator.runtime.watcher import Watches
+from distill_operator.runtime.work_queue import Key, Retry, WorkQueue
 from distill_operator.settings import InvalidSettings, Settings
-from distill_operator.shared_reconcile import SharedReconciler
-from distill_operator.teachers import Teachers
-from distill_operator.watch import Watches
-from distill_operator.wire_status import read_status
+from distill_operator.teacher.controller import TeacherController
+from distill_operator.teacher.registry import Teachers
 
 logger = logging.getLogger("distill_operator")
 
@@ -75,7 +76,7 @@ async def operate(settings: Settings) -> None:
     progress = ProgressPoller(settings.progress_seconds, queue.add)
     events = EventRecorder(cluster, os.environ.get("HOSTNAME", "distillation-operator"))
     reconciler = Reconciler(cache, settings, events, progress, jobs, now_utc)
-    teachers = SharedReconciler(cache, settings, events, jobs, shared, queue.add, now_utc)
+    teachers = TeacherController(cache, settings, events, jobs, shared, queue.add, now_utc)
     metrics = OperatorMetrics(
         jobs,
         shared,
@@ -98,7 +99,7 @@ async def operate(settings: Settings) -> None:
         "watches": watches.run,
     }
     tasks: dict[str, asyncio.Future[Any]] = {
-        "health": asyncio.ensure_future(health.serve(settings, heart, metrics.registry()))
+        "health": asyncio.ensure_future(health_server.serve(settings, heart, metrics.registry()))
     }
     stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     try:

@@ -15,9 +15,9 @@ from prometheus_client.registry import Collector
 
 from distill_api.metrics import OPERATOR_METRICS, REQUEST_BUCKETS, Kind, Metric
 from distill_api.status import ConditionStatus
-from distill_operator.histogram import Histogram
-from distill_operator.jobs import Jobs
-from distill_operator.teachers import Teachers
+from distill_operator.distillationjob.registry import Jobs
+from distill_operator.runtime.histogram import Histogram
+from distill_operator.teacher.registry import Teachers
 
 Samples = list[tuple[tuple[str, ...], float]]
 """Label values and value."""

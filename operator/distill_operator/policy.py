@@ -1,14 +1,14 @@
 """What an installation does not allow, whatever a job says. Pure."""
 
-from distill_api.shared_teacher import SharedTeacherSpec
 from distill_api.spec import Spec
+from distill_api.teacher import TeacherSpec
 from distill_operator.settings import Egress, Settings
 
 TRUST_FLAG = "--trust-remote-code"
 ADVICE = "this installation does not allow code that a model brings (allowTrustRemoteCode of the chart)"
 
 
-def problems(spec: Spec | SharedTeacherSpec, settings: Settings) -> list[str]:
+def problems(spec: Spec | TeacherSpec, settings: Settings) -> list[str]:
     """Sentences; none where the job is allowed."""
     found = [] if settings.allow_trust_remote_code else _trusting(spec)
     if settings.job_egress is Egress.CLOSED and spec.needs_hub:
@@ -19,15 +19,15 @@ def problems(spec: Spec | SharedTeacherSpec, settings: Settings) -> list[str]:
     return found
 
 
-def _trusting(spec: Spec | SharedTeacherSpec) -> list[str]:
+def _trusting(spec: Spec | TeacherSpec) -> list[str]:
     found = [f"spec.trustRemoteCode: {ADVICE}; leave it out"] if spec.trust_remote_code else []
     for where, given in _arguments(spec):
         found += [f"{where}: {a} could turn it on, but {ADVICE}; leave it out" for a in given if _may_trust(a)]
     return found
 
 
-def _arguments(spec: Spec | SharedTeacherSpec) -> list[tuple[str, list[str]]]:
-    if isinstance(spec, SharedTeacherSpec):
+def _arguments(spec: Spec | TeacherSpec) -> list[tuple[str, list[str]]]:
+    if isinstance(spec, TeacherSpec):
         return [("spec.engineArgs", spec.engine_args)]
     where = "spec.teachers[{}].engineArgs" if spec.teachers else "spec.teacher.engineArgs"
     teachers = [(where.format(t.name), t.engine_args) for t in spec.served_teachers]

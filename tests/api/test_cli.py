@@ -17,10 +17,10 @@ import pytest
 import yaml
 from operator_world import JOBS, PODS, Json, World, api_of, manifest
 
-from distill_api.wire import TRAINER_PORT
-from distill_cli.checks import CHECKS
+from distill_api.protocol import TRAINER_PORT
+from distill_cli.diagnosis.checks import CHECKS
+from distill_cli.diagnosis.findings import RIGHTS
 from distill_cli.main import main
-from distill_cli.seen import RIGHTS
 
 pytest_plugins = ["operator_fixtures"]
 Distill = Callable[..., int]
@@ -36,7 +36,7 @@ def mine(crds_installed: Any, namespace: str, tmp_path: Path) -> World:
 def distill(mine: World, monkeypatch: pytest.MonkeyPatch) -> Distill:
     """Runs a command in the test's namespace, as an administrator."""
     monkeypatch.setenv("KUBECONFIG", str(mine.kubeconfig))
-    monkeypatch.setattr("distill_cli.watch.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("distill_cli.commands.watch.POLL_SECONDS", 0.05)
     return lambda *arguments: main([*arguments, "-n", mine.namespace])
 
 

@@ -19,19 +19,19 @@ from test_crd import Client
 from distill_api.job import InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
-from distill_operator import conditions
-from distill_operator import plan as planning
-from distill_operator.cache import Cache
-from distill_operator.cluster import KubernetesCluster
-from distill_operator.effects import Apply, Check
-from distill_operator.events import EventRecorder, now_utc
-from distill_operator.jobs import Jobs
-from distill_operator.observed import Claim, Observed, Pod
-from distill_operator.progress import ProgressPoller
-from distill_operator.queue import Key, WorkQueue
-from distill_operator.reconcile import OURS, Reconciler, managed_by
+from distill_operator.distillationjob import plan as planning
+from distill_operator.distillationjob.controller import OURS, Reconciler, managed_by
+from distill_operator.distillationjob.progress_poller import ProgressPoller
+from distill_operator.distillationjob.registry import Jobs
+from distill_operator.model import conditions
+from distill_operator.model.observed import Claim, Observed, Pod
+from distill_operator.model.status import read_status
+from distill_operator.runtime.cache import Cache
+from distill_operator.runtime.client import KubernetesCluster
+from distill_operator.runtime.effects import Apply, Check
+from distill_operator.runtime.events import EventRecorder, now_utc
+from distill_operator.runtime.work_queue import Key, WorkQueue
 from distill_operator.settings import Settings
-from distill_operator.wire_status import read_status
 
 pytest_plugins = ["operator_fixtures"]
 

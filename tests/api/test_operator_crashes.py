@@ -19,13 +19,13 @@ import pytest
 from kubernetes.aio import client, config
 from operator_world import JOBS, Json, Kubelet, Trainer, World
 
-from distill_operator.cache import Cache
-from distill_operator.cluster import KubernetesCluster
-from distill_operator.events import EventRecorder
-from distill_operator.jobs import Jobs
-from distill_operator.progress import ProgressPoller
-from distill_operator.queue import Key, Retry
-from distill_operator.reconcile import Reconciler
+from distill_operator.distillationjob.controller import Reconciler
+from distill_operator.distillationjob.progress_poller import ProgressPoller
+from distill_operator.distillationjob.registry import Jobs
+from distill_operator.runtime.cache import Cache
+from distill_operator.runtime.client import KubernetesCluster
+from distill_operator.runtime.events import EventRecorder
+from distill_operator.runtime.work_queue import Key, Retry
 from distill_operator.settings import Settings
 
 pytest_plugins = ["operator_fixtures"]

@@ -7,8 +7,9 @@ from typing import Any
 import pytest
 from kubernetes.aio import client, config
 
-from distill_operator.cluster import Conflict, KubernetesCluster
-from distill_operator.kinds import Kind
+from distill_operator.runtime.client import KubernetesCluster
+from distill_operator.runtime.errors import Conflict
+from distill_operator.runtime.kinds import Kind
 
 pytest_plugins = ["operator_fixtures"]
 KINDS = {

@@ -74,9 +74,9 @@ def whole_life(world: World, kubelet: Kubelet) -> None:
 SAME_EVENT_AFTER_AN_HOUR = """
 import asyncio, sys
 from datetime import UTC, datetime, timedelta
-from distill_operator import cluster
-from distill_operator.effects import Event
-from distill_operator.events import EventRecorder
+from distill_operator.runtime import client
+from distill_operator.runtime.effects import Event
+from distill_operator.runtime.events import EventRecorder
 
 async def record():
     api = await cluster.connect()

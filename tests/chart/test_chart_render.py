@@ -8,7 +8,7 @@ import pytest
 import yaml
 from conftest import ALL_ON, CHART, MONITORING, ROOT, Render, Tool, one
 
-from distill_api import names, wire
+from distill_api import names, protocol
 from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
 from distill_operator.settings import Egress, Settings
 
@@ -224,7 +224,10 @@ def test_the_services_and_monitors_select_the_operator_and_the_jobs_apart(render
     assert monitor["selector"]["matchExpressions"] == [{"key": names.LABEL_ROLE, "operator": "Exists"}]
     assert names.LABEL_JOB not in operator
     # The engines' pods serve SGLang's metrics at the one and Ray's at the other.
-    assert [e["port"] for e in monitor["podMetricsEndpoints"]] == [wire.METRICS_PORT_NAME, wire.RAY_METRICS_PORT_NAME]
+    assert [e["port"] for e in monitor["podMetricsEndpoints"]] == [
+        protocol.METRICS_PORT_NAME,
+        protocol.RAY_METRICS_PORT_NAME,
+    ]
     pod_label = "__meta_kubernetes_pod_label_"
     for endpoint in monitor["podMetricsEndpoints"]:
         assert {r["targetLabel"]: r["sourceLabels"] for r in endpoint["relabelings"]} == {

@@ -15,8 +15,8 @@ from conftest import CHART, ROOT, Manifest, Render, Tool, _tool, one
 
 from distill_api.job import load_job
 from distill_api.names import OPERATOR_LABELS
-from distill_operator.children import desired
 from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
+from distill_operator.resources import rendering
 from distill_operator.settings import Settings
 
 NAME = "distillation-operator"
@@ -57,7 +57,7 @@ def pods_of_a_job() -> list[Manifest]:
     job = load_job(ROOT / "examples" / "qwen3-8b-opd.yaml")
     job = job.model_copy(update={"metadata": job.metadata.model_copy(update={"uid": "5f0c0a54", "namespace": "team"})})
     settings = Settings("workers:1", namespace="distillation-system", scrape_namespaces=("monitoring",))
-    made = [*desired.lasting(job, settings), *desired.serving(job, settings), desired.training(job, settings, 1)]
+    made = [*rendering.lasting(job, settings), *rendering.serving(job, settings), rendering.training(job, settings, 1)]
     [ray] = [child for child in made if child["kind"] == "RayCluster"]
     groups = {"head": ray["spec"]["headGroupSpec"], "engine": ray["spec"]["workerGroupSpecs"][0]}
     pods = [

@@ -11,16 +11,16 @@ from typing import Any
 
 from distill_api.job import DistillationJob, parse_job
 from distill_api.names import FIELD_MANAGER
-from distill_operator.cache import MANAGED, WATCHED, Cache
-from distill_operator.cluster import AlreadyExists, ApiError, Conflict, NotServed, Refused
-from distill_operator.events import EventRecorder
-from distill_operator.jobs import Jobs
-from distill_operator.kinds import Kind, kind_of
-from distill_operator.progress import ProgressPoller
-from distill_operator.queue import Key, Retry
-from distill_operator.reconcile import Reconciler
+from distill_operator.distillationjob.controller import Reconciler
+from distill_operator.distillationjob.progress_poller import ProgressPoller
+from distill_operator.distillationjob.registry import Jobs
+from distill_operator.runtime.cache import MANAGED, WATCHED, Cache
+from distill_operator.runtime.errors import AlreadyExists, ApiError, Conflict, NotServed, Refused
+from distill_operator.runtime.events import EventRecorder
+from distill_operator.runtime.kinds import Kind, kind_of
+from distill_operator.runtime.store import OWNERS
+from distill_operator.runtime.work_queue import Key, Retry
 from distill_operator.settings import Settings
-from distill_operator.store import OWNERS
 
 Json = dict[str, Any]
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)

@@ -8,10 +8,10 @@ import pytest
 from pydantic import BaseModel
 
 from distill_api import metrics
-from distill_api.shared_teacher import SharedTeacherSpec, SharedTeacherStatus
+from distill_api.protocol import ExitReason, ProgressReport, Variable
 from distill_api.spec import Spec
 from distill_api.status import ConditionType, Reason, Status
-from distill_api.wire import ExitReason, ProgressReport, Variable
+from distill_api.teacher import TeacherSpec, TeacherStatus
 
 REPO = Path(__file__).resolve().parents[2]
 SOURCES = [
@@ -54,7 +54,7 @@ def used() -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("model", [*models(Spec), *models(SharedTeacherSpec)], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("model", [*models(Spec), *models(TeacherSpec)], ids=lambda m: m.__name__)
 def test_every_field_of_the_spec_is_read(model: type[BaseModel], used: set[str]) -> None:
     read_by_the_model_itself = {"precision", "sources"}  # Spec.dtype and Data.all_sources, which the sides read
     unread = set(model.model_fields) - used - read_by_the_model_itself
@@ -62,7 +62,7 @@ def test_every_field_of_the_spec_is_read(model: type[BaseModel], used: set[str])
     assert not unread, f"{model.__name__}: nothing reads {unread}"
 
 
-@pytest.mark.parametrize("root", [Status, SharedTeacherStatus, ProgressReport], ids=lambda m: m.__name__)
+@pytest.mark.parametrize("root", [Status, TeacherStatus, ProgressReport], ids=lambda m: m.__name__)
 def test_every_field_of_the_status_is_set(root: type[BaseModel], used: set[str]) -> None:
     for model in models(root):
         unset = set(model.model_fields) - used

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 
 from distill_api.crd import crd
-from distill_cli import checks
-from distill_cli.checks import findings
-from distill_cli.seen import RIGHTS, Finding, Level, Seen
+from distill_cli.diagnosis import checks
+from distill_cli.diagnosis.checks import findings
+from distill_cli.diagnosis.findings import RIGHTS, Finding, Level, Seen
 
 Json = dict[str, Any]
 

@@ -95,7 +95,7 @@ def test_a_cluster_that_does_not_answer_is_named(tmp_path: Path, capsys: pytest.
 
 
 def test_debug_shows_where(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr("distill_cli.manifests.load_job", lambda path: 1 / 0)
+    monkeypatch.setattr("distill_cli.commands.manifests.load_job", lambda path: 1 / 0)
     assert main(["validate", "-f", str(EXAMPLE)]) == 1
     shown = capsys.readouterr().err
     assert shown.startswith("distill: unexpected ZeroDivisionError: division by zero; `--debug` before the command")

@@ -11,10 +11,12 @@ from rich.console import Console
 
 from distill_api.status import Progress
 from distill_cli.cluster import ApiError
+from distill_cli.commands.jobs import age, rows
+from distill_cli.commands.watch import stages_of_job
 from distill_cli.console import Plain, panel, sparkline
-from distill_cli.jobs import age, rows
 from distill_cli.main import main
-from distill_cli.moment import (
+from distill_cli.rollout_view import chosen, colour, shown
+from distill_cli.snapshot import (
     Curves,
     Moment,
     RoleState,
@@ -25,9 +27,7 @@ from distill_cli.moment import (
     job_state,
     mean_stages,
 )
-from distill_cli.rollouts import chosen, colour, shown
-from distill_cli.watch import stages_of_job
-from distill_workers.rollout_page import Rollout
+from distill_workers.reporting.rollout_page import Rollout
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

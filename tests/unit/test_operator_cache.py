@@ -8,11 +8,11 @@ import pytest
 from operator_fakes import KEY, SETTINGS, FakeCluster, Simulation, job
 
 from distill_api.names import FIELD_MANAGER, LABEL_JOB, LABEL_MANAGED_BY
-from distill_operator.cache import BOUND_CLAIM_SECONDS, JUDGED_SECONDS, Cache
-from distill_operator.children import desired
-from distill_operator.cluster import Conflict
-from distill_operator.kinds import Kind
-from distill_operator.store import Store
+from distill_operator.resources import rendering
+from distill_operator.runtime.cache import BOUND_CLAIM_SECONDS, JUDGED_SECONDS, Cache
+from distill_operator.runtime.errors import Conflict
+from distill_operator.runtime.kinds import Kind
+from distill_operator.runtime.store import Store
 
 LABELS = {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_JOB: "job"}
 
@@ -79,10 +79,10 @@ def test_the_api_server_judges_the_same_object_of_two_jobs_once() -> None:
 
     async def run() -> None:
         for one in (first, other, first, different):
-            await cache.check(desired.serving(one, SETTINGS)[0])
-            await cache.check(desired.lasting(one, SETTINGS)[0])
+            await cache.check(rendering.serving(one, SETTINGS)[0])
+            await cache.check(rendering.lasting(one, SETTINGS)[0])
         now[0] += JUDGED_SECONDS + 1
-        await cache.check(desired.serving(first, SETTINGS)[0])
+        await cache.check(rendering.serving(first, SETTINGS)[0])
 
     asyncio.run(run())
     assert asked == ["mine-teacher", "mine-job", "mine-teacher", "mine-teacher"], "what a ConfigMap says is not judged"
@@ -95,7 +95,7 @@ def test_an_object_that_memory_lacks_is_not_taken_over_but_looked_at() -> None:
 
     async def run() -> list[Any]:
         with pytest.raises(Conflict):
-            await cache.apply(desired.lasting(job(), SETTINGS)[0])
+            await cache.apply(rendering.lasting(job(), SETTINGS)[0])
         return await cache.children(KEY, "uid")
 
     (found,) = asyncio.run(run())
@@ -135,7 +135,7 @@ def test_kuberay_that_comes_later_is_looked_at_itself_until_its_watch_tells() ->
         cluster.kuberay = True
         now[0] += 6
         assert await cache.serves(Kind.RAY_CLUSTER)
-        body = desired.serving(job(), SETTINGS)[1]
+        body = rendering.serving(job(), SETTINGS)[1]
         await cache.apply(body)
         cluster.status(Kind.RAY_CLUSTER, "job-rollout", {"readyWorkerReplicas": 1})
         (found,) = await cache.children(KEY, job().metadata.uid)

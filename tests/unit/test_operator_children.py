@@ -13,8 +13,8 @@ from operator_fakes import SETTINGS, Json, job
 
 from distill_api import names
 from distill_api.job import DistillationJob, load_job
-from distill_api.wire import read_teacher_addresses
-from distill_operator.children import desired
+from distill_api.protocol import read_teacher_addresses
+from distill_operator.resources import rendering
 
 ROOT = Path(__file__).resolve().parents[2]
 GOLDEN = Path(__file__).parent / "golden"
@@ -35,7 +35,7 @@ def example(name: str) -> DistillationJob:
 
 
 def children(of: DistillationJob) -> list[Json]:
-    return [*desired.lasting(of, SETTINGS), *desired.serving(of, SETTINGS), desired.training(of, SETTINGS, 1)]
+    return [*rendering.lasting(of, SETTINGS), *rendering.serving(of, SETTINGS), rendering.training(of, SETTINGS, 1)]
 
 
 def pod_templates(of: DistillationJob) -> dict[str, Json]:
@@ -141,7 +141,7 @@ def test_engines_mount_the_output_volume_only_to_read_weights_from_it(sync: str,
 
 
 def test_the_trainer_is_one_unit_whose_exit_codes_mean_something() -> None:
-    made: Any = desired.training(job(trainer={"nodes": 4}), SETTINGS, 7)
+    made: Any = rendering.training(job(trainer={"nodes": 4}), SETTINGS, 7)
     spec = made["spec"]
     assert made["metadata"]["name"] == "job-trainer-7"
     assert (spec["completionMode"], spec["completions"], spec["parallelism"]) == ("Indexed", 4, 4)
@@ -161,7 +161,7 @@ def test_a_key_for_wandb_comes_from_its_secret_into_the_trainer_alone() -> None:
 
 
 def test_the_pods_read_the_spec_as_it_was_written() -> None:
-    found = desired.lasting(job(), SETTINGS)[0]
+    found = rendering.lasting(job(), SETTINGS)[0]
     manifest = yaml.safe_load(found["data"]["job.yaml"])
     assert manifest["metadata"]["name"] == "job"
     assert manifest["spec"]["schedule"] == {"steps": 10}, "defaults are not written into it"

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_fakes import FakeCluster, Simulation
 
-from distill_operator.kinds import Kind
-from distill_operator.queue import Key
+from distill_operator.runtime.kinds import Kind
+from distill_operator.runtime.work_queue import Key
 
 TEMPORARY = (75, '{"reason": "EnginesLost", "message": "no engine answers", "step": 3}')
 DONE = (0, '{"reason": "Completed", "message": "done", "step": 10}')

@@ -12,26 +12,26 @@ from operator_fakes import EPOCH, KEY, SETTINGS, UID, FakeCluster, job, manifest
 from prometheus_client.exposition import generate_latest
 
 from distill_api.metrics import OPERATOR_METRICS, wire_name
-from distill_api.shared_teacher import SharedTeacherStatus
 from distill_api.status import Status
-from distill_operator import progress as progress_module
-from distill_operator.children import desired
-from distill_operator.drift import contains, has_drifted
-from distill_operator.effects import Event
-from distill_operator.events import PER_HOUR, EventRecorder
-from distill_operator.health import Heart
-from distill_operator.jobs import Jobs
-from distill_operator.kinds import Kind
+from distill_api.teacher import TeacherStatus
+from distill_operator.distillationjob import progress_poller as progress_module
+from distill_operator.distillationjob.progress_poller import ProgressPoller
+from distill_operator.distillationjob.registry import Jobs
 from distill_operator.metrics import OperatorMetrics
-from distill_operator.observed import Claim, read_child, read_claim, read_pod
-from distill_operator.progress import ProgressPoller
-from distill_operator.queue import Key
+from distill_operator.model.observed import Claim, read_child, read_claim, read_pod
+from distill_operator.model.status import read_status, status_patch
+from distill_operator.resources import rendering
+from distill_operator.resources.drift import contains, has_drifted
+from distill_operator.runtime.effects import Event
+from distill_operator.runtime.events import PER_HOUR, EventRecorder
+from distill_operator.runtime.health_server import Heart
+from distill_operator.runtime.kinds import Kind
+from distill_operator.runtime.store import job_of
+from distill_operator.runtime.watcher import CHILDREN, kopf_settings
+from distill_operator.runtime.work_queue import Key
 from distill_operator.settings import InvalidSettings, Settings
-from distill_operator.shared_view import view
-from distill_operator.store import job_of
-from distill_operator.teachers import Shown, Teachers
-from distill_operator.watch import CHILDREN, kopf_settings
-from distill_operator.wire_status import read_status, status_patch
+from distill_operator.teacher.registry import Shown, Teachers
+from distill_operator.teacher.view import view
 
 # Metrics and health
 
@@ -53,7 +53,7 @@ def served() -> Shown:
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
     fields = {"conditions": [condition], "desiredReplicas": 3, "readyReplicas": 2, "jobs": 4, "requests": 70}
-    return Shown("u", SharedTeacherStatus.model_validate(fields), view("poet", None))
+    return Shown("u", TeacherStatus.model_validate(fields), view("poet", None))
 
 
 def status(reason: str = "Running", restarts: int = 0) -> Status:
@@ -312,7 +312,7 @@ def test_only_labelled_children_are_watched() -> None:
         (Kind.POD, {"distillation-operator.io/job": "job"}, KEY),
         (Kind.POD, {"distillation-operator.io/shared-teacher": "job"}, Key.of_teacher("default", "job")),
         (Kind.DISTILLATION_JOB, {"distillation-operator.io/job": "other"}, Key("default", "thing")),
-        (Kind.SHARED_TEACHER, {}, Key.of_teacher("default", "thing")),
+        (Kind.TEACHER, {}, Key.of_teacher("default", "thing")),
         (Kind.POD, {}, Key("default", "")),
     ],
 )
@@ -355,7 +355,7 @@ def test_a_status_of_another_version_is_read_as_far_as_it_goes() -> None:
 
 
 def test_defaults_of_the_api_server_are_no_drift() -> None:
-    body = desired.serving(job(), SETTINGS)[0]
+    body = rendering.serving(job(), SETTINGS)[0]
     live = copy.deepcopy(body)
     live["metadata"] |= {"uid": "1"}
     live["spec"]["revisionHistoryLimit"] = 0
@@ -403,7 +403,7 @@ def test_a_pending_claim_may_wait_for_its_first_consumer(claim: Any, storage_cla
 
 
 def test_a_ray_cluster_without_a_head_has_no_ready_engine() -> None:
-    body = copy.deepcopy(desired.serving(job(), SETTINGS)[1])
+    body = copy.deepcopy(rendering.serving(job(), SETTINGS)[1])
     body["status"] = {"readyWorkerReplicas": 1, "conditions": [{"type": "RayClusterProvisioned", "status": "True"}]}
     assert (read_child(body, UID).desired, read_child(body, UID).ready) == (1, 0)
     body["status"]["conditions"].append({"type": "HeadPodReady", "status": "True"})

@@ -18,11 +18,11 @@ import pytest
 from operator_fakes import FATES, SETTINGS, UID, FakeCluster, Simulation, manifest
 
 from distill_api.job import DistillationJob, parse_job
-from distill_operator import plan, reconcile
-from distill_operator.children import desired
-from distill_operator.drift import has_drifted
-from distill_operator.kinds import Kind, kind_of
-from distill_operator.observed import read_child
+from distill_operator.distillationjob import controller, plan
+from distill_operator.model.observed import read_child
+from distill_operator.resources import rendering
+from distill_operator.resources.drift import has_drifted
+from distill_operator.runtime.kinds import Kind, kind_of
 
 CASES, BLOCKS = 2000, 8
 TEMPORARY = (75, '{"reason": "EnginesLost", "message": "no engine answers", "step": 3}')
@@ -61,9 +61,9 @@ def memoised() -> Iterator[None]:
         return wrapped
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(reconcile, "parse_job", parse)
+        patch.setattr(controller, "parse_job", parse)
         for name in ("lasting", "serving", "training"):
-            patch.setattr(plan.desired, name, remembered(getattr(desired, name)))
+            patch.setattr(plan.rendering, name, remembered(getattr(rendering, name)))
         yield
 
 
@@ -174,8 +174,10 @@ def judge(sim: Simulation) -> str:
         return reason
     assert (state, reason, code) == ("Unknown", "Running", None)
     wanted = [
-        *desired.lasting(job, SETTINGS), *desired.serving(job, SETTINGS), desired.training(job, SETTINGS, attempts)
-    ]  # fmt: skip
+        *rendering.lasting(job, SETTINGS),
+        *rendering.serving(job, SETTINGS),
+        rendering.training(job, SETTINGS, attempts),
+    ]
     for body in wanted:
         found = objects[kind_of(body), body["metadata"]["name"]]
         assert not has_drifted(body, read_child(found, job.metadata.uid))

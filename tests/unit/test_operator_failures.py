@@ -12,13 +12,13 @@ from test_operator_plan import applied, begun, look, pods, running, says, servin
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
+from distill_api.protocol import ProgressReport
 from distill_api.status import ConditionType
-from distill_api.wire import ProgressReport
-from distill_operator.children import desired
-from distill_operator.cluster import NamespaceEnding, QuotaExceeded
-from distill_operator.effects import Event
-from distill_operator.kinds import Kind
-from distill_operator.observed import Claim, Observed, Outcome, Pod, read_child, read_pod
+from distill_operator.model.observed import Claim, Observed, Outcome, Pod, read_child, read_pod
+from distill_operator.resources import rendering
+from distill_operator.runtime.effects import Event
+from distill_operator.runtime.errors import NamespaceEnding, QuotaExceeded
+from distill_operator.runtime.kinds import Kind
 
 LATER = EPOCH + timedelta(seconds=5)
 
@@ -174,7 +174,7 @@ FAILURE = {
 @pytest.mark.parametrize(("which", "condition"), [(0, "TeacherReady"), (1, "RolloutReady")])
 def test_pods_that_a_quota_forbids_are_told_from_pods_that_are_slow(which: int, condition: str) -> None:
     of = job()
-    full = read_child({**desired.serving(of, SETTINGS)[which], "status": {"conditions": [FAILURE]}}, of.metadata.uid)
+    full = read_child({**rendering.serving(of, SETTINGS)[which], "status": {"conditions": [FAILURE]}}, of.metadata.uid)
     others = [c for c in serving(of, ready=False) if c.kind is not full.kind]
     found = look(of, begun(of), Observed(children=(*others, full), claim=Claim.BOUND))
     said = says(found.status, ConditionType(condition))

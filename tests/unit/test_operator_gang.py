@@ -14,8 +14,8 @@ from test_operator_plan import NOTHING, applied, begun, child, deleted, failed_o
 
 from distill_api.job import DistillationJob
 from distill_api.status import ConditionType, Status
-from distill_operator.children import desired
-from distill_operator.observed import Claim, Observed
+from distill_operator.model.observed import Claim, Observed
+from distill_operator.resources import rendering
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = {
@@ -30,7 +30,7 @@ def scheduled(**scheduling: Any) -> DistillationJob:
 
 
 def group(of: DistillationJob) -> Any:
-    (found,) = desired.group(of, SETTINGS)
+    (found,) = rendering.group(of, SETTINGS)
     return found
 
 
@@ -41,7 +41,7 @@ def pod(of: DistillationJob, role: str) -> tuple[dict[str, str], dict[str, str],
 
 
 def test_without_a_gang_there_is_no_group_and_the_pods_are_as_ever() -> None:
-    assert desired.group(job(), SETTINGS) == []
+    assert rendering.group(job(), SETTINGS) == []
     for _, _, spec in (pod(job(), role) for role in ("teacher", "head", "engine", "trainer")):
         assert not {"schedulerName", "priorityClassName", "affinity"} & set(spec)
 

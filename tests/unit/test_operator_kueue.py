@@ -9,8 +9,8 @@ import yaml
 from operator_fakes import SETTINGS, job, manifest
 
 from distill_api.job import DistillationJob, load_job, parse_job
-from distill_operator import kueue
-from distill_operator.children import desired
+from distill_operator.kueue import workload
+from distill_operator.resources import rendering
 from distill_operator.settings import Settings
 
 EXAMPLES = Path(__file__).resolve().parents[2] / "examples" / "kueue"
@@ -35,7 +35,7 @@ def asked(containers: list[dict[str, Any]], count: int) -> Counter[str]:
 
 def takes(of: DistillationJob) -> Counter[str]:
     found: Counter[str] = Counter()
-    for pod_set in kueue.pod_sets(of, SETTINGS):
+    for pod_set in workload.pod_sets(of, SETTINGS):
         found += asked(pod_set["template"]["spec"]["containers"], pod_set["count"])
     return found
 
@@ -46,14 +46,14 @@ def test_a_pod_set_for_each_kind_of_pod() -> None:
         rollout={"replicas": 4},
         trainer={"nodes": 3},
     )
-    found = kueue.pod_sets(of, SETTINGS)
+    found = workload.pod_sets(of, SETTINGS)
     assert [(p["name"], p["count"]) for p in found] == [("teacher", 2), ("head", 1), ("engine", 4), ("trainer", 3)]
 
 
 def test_pod_sets_are_the_templates_of_the_children_themselves() -> None:
-    teacher, ray = desired.serving(job(), SETTINGS)
-    trainer = desired.training(job(), SETTINGS, 1)
-    assert [p["template"] for p in kueue.pod_sets(job(), SETTINGS)] == [
+    teacher, ray = rendering.serving(job(), SETTINGS)
+    trainer = rendering.training(job(), SETTINGS, 1)
+    assert [p["template"] for p in workload.pod_sets(job(), SETTINGS)] == [
         teacher["spec"]["template"],
         ray["spec"]["headGroupSpec"]["template"],
         ray["spec"]["workerGroupSpecs"][0]["template"],
@@ -70,19 +70,19 @@ def test_no_label_or_annotation_of_kueue_is_on_a_child() -> None:
     }
     of = parse_job(raw)
     made = [
-        *desired.lasting(of, SETTINGS),
-        *desired.group(of, SETTINGS),
-        *desired.serving(of, SETTINGS),
-        desired.training(of, SETTINGS, 1),
+        *rendering.lasting(of, SETTINGS),
+        *rendering.group(of, SETTINGS),
+        *rendering.serving(of, SETTINGS),
+        rendering.training(of, SETTINGS, 1),
     ]
     assert "kueue" not in yaml.safe_dump_all(made)
-    assert kueue.workload(of, SETTINGS)["spec"]["queueName"] == "research"
+    assert workload.workload(of, SETTINGS)["spec"]["queueName"] == "research"
 
 
 def test_the_workload_of_the_examples_is_that_of_its_job() -> None:
     settings = Settings(workers_image="registry.example/distill-workers:1")
     shown = yaml.safe_load((EXAMPLES / "workload.yaml").read_text())
-    assert shown == kueue.workload(load_job(EXAMPLES / "job.yaml"), settings)
+    assert shown == workload.workload(load_job(EXAMPLES / "job.yaml"), settings)
 
 
 def test_the_wrapper_of_the_examples_asks_for_exactly_what_its_job_takes() -> None:

@@ -9,15 +9,15 @@ from operator_fakes import EPOCH, SETTINGS, job
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
+from distill_api.protocol import Phase, ProgressReport
 from distill_api.status import ConditionType, Progress, Reason, Result, Status
-from distill_api.wire import Phase, ProgressReport
-from distill_operator import conditions
-from distill_operator.children import desired
-from distill_operator.effects import Apply, Check, Delete, Event
-from distill_operator.kinds import Kind, kind_of
-from distill_operator.lifecycle import delay_seconds
-from distill_operator.observed import Child, Claim, Observed, Outcome, Pod
-from distill_operator.plan import Plan, plan
+from distill_operator.distillationjob.lifecycle import delay_seconds
+from distill_operator.distillationjob.plan import Plan, plan
+from distill_operator.model import conditions
+from distill_operator.model.observed import Child, Claim, Observed, Outcome, Pod
+from distill_operator.resources import rendering
+from distill_operator.runtime.effects import Apply, Check, Delete, Event
+from distill_operator.runtime.kinds import Kind, kind_of
 
 NOTHING = Observed(claim=Claim.BOUND)
 
@@ -47,17 +47,17 @@ def child(body: Any, **changes: Any) -> Child:
 
 
 def serving(of: DistillationJob, *, ready: bool = True) -> tuple[Child, ...]:
-    teacher, rollout = desired.serving(of, SETTINGS)
+    teacher, rollout = rendering.serving(of, SETTINGS)
     counts = (of.spec.teacher.replicas, of.spec.rollout.replicas) if ready else (0, 0)
     return (
-        *(child(body) for body in desired.lasting(of, SETTINGS)),
+        *(child(body) for body in rendering.lasting(of, SETTINGS)),
         child(teacher, ready=counts[0]),
         child(rollout, ready=counts[1]),
     )
 
 
 def trainer(of: DistillationJob, attempt: int = 1, **changes: Any) -> Child:
-    return child(desired.training(of, SETTINGS, attempt), **{"attempt": attempt, "ready": 1, **changes})
+    return child(rendering.training(of, SETTINGS, attempt), **{"attempt": attempt, "ready": 1, **changes})
 
 
 def pods(of: DistillationJob, **changes: Any) -> tuple[Pod, ...]:
@@ -209,7 +209,7 @@ def test_a_spec_without_an_output_volume_is_invalid_on_a_cluster() -> None:
 
 def test_a_strangers_object_is_never_taken_over() -> None:
     of = job()
-    foreign = child(desired.serving(of, SETTINGS)[0], ours=False)
+    foreign = child(rendering.serving(of, SETTINGS)[0], ours=False)
     found = look(of, Status(), Observed(children=(foreign,), claim=Claim.BOUND))
     assert not applied(found) and not deleted(found)
     assert says(found.status, ConditionType.TEACHER_READY)[1] == "NameTaken"

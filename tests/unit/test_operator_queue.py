@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from distill_operator.queue import Key, Retry, WorkQueue
+from distill_operator.runtime.work_queue import Key, Retry, WorkQueue
 
 A, B = Key("ns", "a"), Key("ns", "b")
 

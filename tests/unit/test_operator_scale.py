@@ -11,15 +11,15 @@ import pytest
 from aiohttp import web
 from operator_fakes import KEY, SETTINGS, FakeCluster, Simulation, job
 
-from distill_operator import plan
-from distill_operator import progress as progress_module
-from distill_operator.cache import Cache
-from distill_operator.children import desired
-from distill_operator.cluster import Refused
-from distill_operator.kinds import Kind
-from distill_operator.progress import ProgressPoller
-from distill_operator.queue import Key
-from distill_operator.reconcile import HELD_PER_SECOND, HOLD, HOLD_STARTING
+from distill_operator.distillationjob import plan
+from distill_operator.distillationjob import progress_poller as progress_module
+from distill_operator.distillationjob.controller import HELD_PER_SECOND, HOLD, HOLD_STARTING
+from distill_operator.distillationjob.progress_poller import ProgressPoller
+from distill_operator.resources import rendering
+from distill_operator.runtime.cache import Cache
+from distill_operator.runtime.errors import Refused
+from distill_operator.runtime.kinds import Kind
+from distill_operator.runtime.work_queue import Key
 
 
 def test_a_job_takes_eleven_writes_until_it_runs() -> None:
@@ -32,7 +32,7 @@ def test_a_job_takes_eleven_writes_until_it_runs() -> None:
 
 def test_children_that_are_as_they_should_be_are_not_built_again(monkeypatch: pytest.MonkeyPatch) -> None:
     sim, built = Simulation(), []
-    serving = desired.serving
+    serving = rendering.serving
 
     def counted(*arguments: Any) -> Any:
         built.append(arguments)
@@ -41,7 +41,7 @@ def test_children_that_are_as_they_should_be_are_not_built_again(monkeypatch: py
     async def run() -> None:
         await sim.settle(seconds=60)
         await sim.reconcile()
-        monkeypatch.setattr(plan.desired, "serving", counted)
+        monkeypatch.setattr(plan.rendering, "serving", counted)
         for _ in range(3):
             await sim.reconcile()
         assert not built
@@ -122,7 +122,7 @@ async def test_the_same_dry_run_is_not_asked_for_twice_at_once(refuse: str) -> N
         of.model_copy(update={"metadata": of.metadata.model_copy(update={"name": name, "uid": f"uid of {name}"})})
         for of, name in ((job(), "mine"), (job(), "another"), (job(), "third"))
     ]
-    bodies = [desired.serving(of, SETTINGS)[0] for of in jobs]
+    bodies = [rendering.serving(of, SETTINGS)[0] for of in jobs]
     found = await asyncio.gather(*(cache.check(body) for body in bodies), return_exceptions=True)
     # A refusal is of that object alone: the next asks for itself.
     assert asked == (["mine-teacher", "another-teacher"] if refuse else ["mine-teacher"])

@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from distill_api.shared_teacher import Autoscaling
-from distill_operator.scaling import Scale, rescaled, seconds_to_scale_down
+from distill_api.teacher import Autoscaling
+from distill_operator.teacher.autoscaler import Scale, rescaled, seconds_to_scale_down
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 RULE = Autoscaling(min_replicas=1, max_replicas=8, target_requests=10, scale_down_seconds=300)

@@ -8,14 +8,14 @@ import pytest
 from operator_fakes import EPOCH, SETTINGS, UID, FakeCluster, Json, Simulation, job
 
 from distill_api.names import OPERATOR_LABELS, key_secret
+from distill_api.protocol import Variable
 from distill_api.status import ConditionType, Status
-from distill_api.wire import Variable
-from distill_operator import conditions
-from distill_operator.children import desired
-from distill_operator.children.network import network_policy
-from distill_operator.kinds import Kind
-from distill_operator.observed import Claim, Observed
-from distill_operator.plan import plan
+from distill_operator.distillationjob.plan import plan
+from distill_operator.model import conditions
+from distill_operator.model.observed import Claim, Observed
+from distill_operator.resources import rendering
+from distill_operator.resources.network_policy import network_policy
+from distill_operator.runtime.kinds import Kind
 from distill_operator.settings import Egress, InvalidSettings, Settings
 
 OWN = {"podSelector": {"matchLabels": {"distillation-operator.io/job": "job"}}}
@@ -78,8 +78,8 @@ def test_closed_pods_reach_each_other_and_dns_and_open_ones_everything() -> None
 
 
 def test_every_container_reads_the_key_from_the_secret_and_none_holds_it() -> None:
-    teacher, rollout = desired.serving(job(), SETTINGS)
-    ray, trainer = rollout["spec"], desired.training(job(), SETTINGS, 1)
+    teacher, rollout = rendering.serving(job(), SETTINGS)
+    ray, trainer = rollout["spec"], rendering.training(job(), SETTINGS, 1)
     reference = {"secretKeyRef": {"name": key_secret("job", UID), "key": "key"}}
     for pods in (teacher["spec"], ray["headGroupSpec"], *ray["workerGroupSpecs"], trainer["spec"]):
         environment = {e["name"]: e for e in pods["template"]["spec"]["containers"][0]["env"]}
@@ -89,7 +89,7 @@ def test_every_container_reads_the_key_from_the_secret_and_none_holds_it() -> No
 
 
 def test_rays_dashboard_is_reached_from_inside_its_pod_only() -> None:
-    head = desired.serving(job(), SETTINGS)[1]["spec"]["headGroupSpec"]
+    head = rendering.serving(job(), SETTINGS)[1]["spec"]["headGroupSpec"]
     assert head["rayStartParams"]["dashboard-host"] == "127.0.0.1"
     assert 8265 not in [p["containerPort"] for p in head["template"]["spec"]["containers"][0]["ports"]]
 

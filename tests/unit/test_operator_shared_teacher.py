@@ -10,19 +10,19 @@ from operator_fakes import SETTINGS, Json
 from distill_api import names
 from distill_api.job import InvalidManifest
 from distill_api.names import Role
-from distill_api.shared_teacher import SharedTeacher, SharedTeacherStatus, parse_teacher
 from distill_api.status import ConditionType
-from distill_operator.children import shared
-from distill_operator.effects import Apply, CreateSecret, Event
-from distill_operator.kinds import Kind, kind_of
-from distill_operator.observed import Child, Observed, Pod
-from distill_operator.shared_plan import SharedPlan, plan_shared
+from distill_api.teacher import Teacher, TeacherStatus, parse_teacher
+from distill_operator.model.observed import Child, Observed, Pod
+from distill_operator.resources import teacher_servers
+from distill_operator.runtime.effects import Apply, CreateSecret, Event
+from distill_operator.runtime.kinds import Kind, kind_of
+from distill_operator.teacher.plan import TeacherPlan, plan_teacher
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SCALED = {"minReplicas": 1, "maxReplicas": 8, "targetRequests": 10, "scaleDownSeconds": 300}
 
 
-def teacher(**spec: Any) -> SharedTeacher:
+def teacher(**spec: Any) -> Teacher:
     return parse_teacher(
         {
             "apiVersion": "distillation-operator.io/v1alpha1",
@@ -33,7 +33,7 @@ def teacher(**spec: Any) -> SharedTeacher:
     )
 
 
-def seen(of: SharedTeacher, replicas: int, ready: int = 0, **changed: Any) -> Observed:
+def seen(of: Teacher, replicas: int, ready: int = 0, **changed: Any) -> Observed:
     """As after everything was applied."""
     children = [
         Child(
@@ -45,30 +45,30 @@ def seen(of: SharedTeacher, replicas: int, ready: int = 0, **changed: Any) -> Ob
             content=body,
             ready=ready,
         )
-        for body in shared.children(of, SETTINGS, replicas)
+        for body in teacher_servers.children(of, SETTINGS, replicas)
     ]
     return replace(Observed(children=tuple(children)), **changed)
 
 
 def planned(
-    of: SharedTeacher, observed: Observed, requests: tuple[int, ...] = (), status: SharedTeacherStatus | None = None
-) -> SharedPlan:
-    return plan_shared(of, status or SharedTeacherStatus(), observed, requests, SETTINGS, NOW)
+    of: Teacher, observed: Observed, requests: tuple[int, ...] = (), status: TeacherStatus | None = None
+) -> TeacherPlan:
+    return plan_teacher(of, status or TeacherStatus(), observed, requests, SETTINGS, NOW)
 
 
-def applied(found: SharedPlan) -> list[Json]:
+def applied(found: TeacherPlan) -> list[Json]:
     return [dict(e.body) for e in found.effects if isinstance(e, Apply)]
 
 
-def events(found: SharedPlan) -> list[Event]:
+def events(found: TeacherPlan) -> list[Event]:
     return [e for e in found.effects if isinstance(e, Event)]
 
 
-def message_of(found: SharedPlan) -> str:
+def message_of(found: TeacherPlan) -> str:
     return next(c.message for c in found.status.conditions if c.type == ConditionType.READY)
 
 
-def ready_of(found: SharedPlan) -> tuple[str, str]:
+def ready_of(found: TeacherPlan) -> tuple[str, str]:
     [condition] = [c for c in found.status.conditions if c.type == ConditionType.READY]
     return condition.status.value, condition.reason
 
@@ -85,7 +85,7 @@ def test_its_servers_and_what_they_need_are_made_and_the_key_comes_first() -> No
 
 
 def test_a_job_of_the_same_name_has_none_of_its_labels() -> None:
-    for body in shared.children(teacher(), SETTINGS, 1):
+    for body in teacher_servers.children(teacher(), SETTINGS, 1):
         assert names.LABEL_JOB not in body["metadata"]["labels"]
         assert body["metadata"]["labels"][names.LABEL_SHARED_TEACHER] == "poet"
         [owner] = body["metadata"]["ownerReferences"]
@@ -93,7 +93,7 @@ def test_a_job_of_the_same_name_has_none_of_its_labels() -> None:
 
 
 def test_only_trainers_reach_its_servers() -> None:
-    [policy] = [b for b in shared.children(teacher(), SETTINGS, 1) if b["kind"] == "NetworkPolicy"]
+    [policy] = [b for b in teacher_servers.children(teacher(), SETTINGS, 1) if b["kind"] == "NetworkPolicy"]
     [rule] = policy["spec"]["ingress"]
     [source] = rule["from"]
     assert source["podSelector"]["matchLabels"][names.LABEL_ROLE] == Role.TRAINER.value
@@ -106,7 +106,7 @@ def test_nothing_is_written_when_all_is_as_it_should_be() -> None:
     assert applied(found) == []
     assert ready_of(found) == ("True", "Ready")
     assert (found.status.ready_replicas, found.status.desired_replicas) == (2, 2)
-    again = plan_shared(of, found.status, seen(of, 2, ready=2), (), SETTINGS, NOW + timedelta(hours=1))
+    again = plan_teacher(of, found.status, seen(of, 2, ready=2), (), SETTINGS, NOW + timedelta(hours=1))
     assert (again.effects, again.status) == ((), found.status)
 
 
@@ -186,14 +186,14 @@ def test_a_policy_that_comes_to_forbid_it_leaves_what_serves_alone_and_still_loo
 
 
 def test_a_new_operator_replaces_a_server_only_once_its_successor_answers() -> None:
-    [deployment] = [b for b in shared.children(teacher(), SETTINGS, 2) if b["kind"] == "Deployment"]
+    [deployment] = [b for b in teacher_servers.children(teacher(), SETTINGS, 2) if b["kind"] == "Deployment"]
     assert deployment["spec"]["strategy"] == {
         "type": "RollingUpdate",
         "rollingUpdate": {"maxUnavailable": 0, "maxSurge": 1},
     }
     of = teacher()
     newer = replace(SETTINGS, workers_image="registry.test/workers:2")
-    found = plan_shared(of, SharedTeacherStatus(), seen(of, 1, ready=1), (), newer, NOW)
+    found = plan_teacher(of, TeacherStatus(), seen(of, 1, ready=1), (), newer, NOW)
     assert [body["kind"] for body in applied(found)] == ["Deployment"]
     assert ready_of(found) == ("True", "Ready")
 
@@ -216,7 +216,7 @@ def test_each_decision_to_scale_is_an_event_that_says_why() -> None:
         "5 servers instead of 1, of 1 to 8: 41 requests of 2 jobs, 10 for each server"
     ]
     quiet = planned(of, seen(of, 5), (2,), more.status)
-    fewer = plan_shared(of, quiet.status, seen(of, 5), (2,), SETTINGS, NOW + timedelta(seconds=300))
+    fewer = plan_teacher(of, quiet.status, seen(of, 5), (2,), SETTINGS, NOW + timedelta(seconds=300))
     assert [(e.reason, e.message) for e in events(fewer)] == [
         ("Scaled", "1 server instead of 5, of 1 to 8: fewer were enough for 300 s")
     ]
@@ -225,11 +225,11 @@ def test_each_decision_to_scale_is_an_event_that_says_why() -> None:
 
 def test_what_is_remembered_of_a_quiet_time_survives_in_the_status() -> None:
     of = teacher(autoscaling=SCALED)
-    status = SharedTeacherStatus(desired_replicas=5)
+    status = TeacherStatus(desired_replicas=5)
     quiet = planned(of, seen(of, 5, ready=5), (12,), status)
     assert quiet.status.desired_replicas == 5
     assert quiet.requeue_after == 300
-    later = plan_shared(of, quiet.status, seen(of, 5, ready=5), (12,), SETTINGS, NOW + timedelta(seconds=300))
+    later = plan_teacher(of, quiet.status, seen(of, 5, ready=5), (12,), SETTINGS, NOW + timedelta(seconds=300))
     assert later.status.desired_replicas == 2
     assert later.status.low_since is None
 

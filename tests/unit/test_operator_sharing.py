@@ -6,19 +6,19 @@ from typing import Any
 import pytest
 from operator_fakes import EPOCH, KEY, RESYNC, SETTINGS, Crash, FakeCluster, Json, Simulation, manifest
 
-from distill_api.shared_teacher import Autoscaling
 from distill_api.status import Status
+from distill_api.teacher import Autoscaling
 from distill_operator.__main__ import recall
-from distill_operator.cache import Cache
-from distill_operator.cluster import ApiError, QuotaExceeded
-from distill_operator.events import EventRecorder
-from distill_operator.jobs import Jobs
-from distill_operator.kinds import Kind
-from distill_operator.queue import Key, Retry
-from distill_operator.scaling import Scale, rescaled
-from distill_operator.shared_reconcile import SharedReconciler
-from distill_operator.store import job_of
-from distill_operator.teachers import Teachers
+from distill_operator.distillationjob.registry import Jobs
+from distill_operator.runtime.cache import Cache
+from distill_operator.runtime.errors import ApiError, QuotaExceeded
+from distill_operator.runtime.events import EventRecorder
+from distill_operator.runtime.kinds import Kind
+from distill_operator.runtime.store import job_of
+from distill_operator.runtime.work_queue import Key, Retry
+from distill_operator.teacher.autoscaler import Scale, rescaled
+from distill_operator.teacher.controller import TeacherController
+from distill_operator.teacher.registry import Teachers
 
 POET = Key.of_teacher("default", "poet")
 LEARNER = {"teacher": {"ref": {"name": "poet"}}}
@@ -33,7 +33,7 @@ class Lab(Simulation):
         self.teachers = Teachers()
         events = EventRecorder(self.cluster, "test", lambda: self.now)
         jobs = self.reconciler.jobs
-        self.shared = SharedReconciler(self.cache, SETTINGS, events, jobs, self.teachers, self.wake, lambda: self.now)
+        self.shared = TeacherController(self.cache, SETTINGS, events, jobs, self.teachers, self.wake, lambda: self.now)
         self.due_at: dict[Key, datetime] = {}
         self.down: set[str] = set()
         """Deployments whose pods do not come up."""
@@ -102,7 +102,7 @@ class Lab(Simulation):
 
     def teacher(self, **metadata: Any) -> None:
         spec = {"model": "/models/poet", "accelerator": "none"}
-        self.cluster.put(Kind.SHARED_TEACHER, "poet", {"metadata": {"generation": 1, **metadata}, "spec": spec})
+        self.cluster.put(Kind.TEACHER, "poet", {"metadata": {"generation": 1, **metadata}, "spec": spec})
 
     def said(self, about: str) -> list[tuple[str, str]]:
         """Reasons and messages of the Events on a kind."""
@@ -143,7 +143,7 @@ async def test_a_teacher_whose_last_server_goes_is_told_at_its_running_job() -> 
 
 async def test_a_teacher_that_is_deleted_under_its_jobs_is_told_on_each_of_them_and_nothing_of_it_is_left() -> None:
     here = await lab()
-    here.cluster.remove(Kind.SHARED_TEACHER, "poet")
+    here.cluster.remove(Kind.TEACHER, "poet")
     await here.calm(5)
     told = "the Teacher poet does not exist in this namespace; create it, and the job goes on by itself"
     assert here.condition("TeacherReady") == ("False", "TeacherNotFound", told)
@@ -159,7 +159,7 @@ async def test_a_teacher_that_is_deleted_under_its_jobs_is_told_on_each_of_them_
 async def test_a_teacher_made_again_waits_for_what_the_earlier_one_left_and_takes_it_for_no_stranger() -> None:
     here = await lab()
     here.collects = False
-    here.cluster.remove(Kind.SHARED_TEACHER, "poet")
+    here.cluster.remove(Kind.TEACHER, "poet")
     here.teacher()
     await here.calm(5)
     text = "the ConfigMap poet-scoring of an earlier Teacher of this name is being removed"
@@ -173,7 +173,7 @@ async def test_a_teacher_made_again_waits_for_what_the_earlier_one_left_and_take
 async def test_a_crash_after_any_write_ends_in_the_same_teacher_and_job_told_by_the_same_events() -> None:
     async def story(crash_after: int) -> Lab:
         here = await lab(cluster=FakeCluster(crash_after=crash_after))
-        here.cluster.remove(Kind.SHARED_TEACHER, "poet")
+        here.cluster.remove(Kind.TEACHER, "poet")
         await here.calm(5)
         here.teacher(uid="second")
         await here.calm(15)
@@ -197,7 +197,7 @@ async def test_a_crash_after_any_write_ends_in_the_same_teacher_and_job_told_by_
 async def test_events_of_a_teacher_are_about_the_teacher() -> None:
     here = await lab()
     [event] = [e for e in here.cluster.events.values() if e["regarding"]["kind"] == "Teacher"]
-    uid = here.cluster.objects[Kind.SHARED_TEACHER, "poet"]["metadata"]["uid"]
+    uid = here.cluster.objects[Kind.TEACHER, "poet"]["metadata"]["uid"]
     assert (event["regarding"]["name"], event["regarding"]["uid"]) == ("poet", uid)
     assert (event["reason"], event["note"], event["type"]) == ("Ready", "1 of 1 servers answer", "Normal")
 
@@ -228,7 +228,7 @@ async def test_a_quota_that_forbids_its_deployment_is_named_and_tried_again() ->
 
     cluster = Full()
     here = await lab(cluster=cluster)
-    status = cluster.objects[Kind.SHARED_TEACHER, "poet"]["status"]
+    status = cluster.objects[Kind.TEACHER, "poet"]["status"]
     found = {c["type"]: (c["status"], c["reason"]) for c in status["conditions"]}
     assert found == {"Ready": ("False", "QuotaExceeded"), "SpecValid": ("True", "Valid")}
     assert here.condition("TeacherReady")[1] == "QuotaExceeded"
@@ -240,9 +240,9 @@ async def test_a_quota_that_forbids_its_deployment_is_named_and_tried_again() ->
 
 async def test_a_spec_that_nobody_can_read_leaves_the_operator_and_what_serves_alone() -> None:
     here = await lab()
-    found = here.cluster.objects[Kind.SHARED_TEACHER, "poet"]
+    found = here.cluster.objects[Kind.TEACHER, "poet"]
     changed = {**found, "spec": {**found["spec"], "fromTheFuture": 1}}
-    here.cluster.put(Kind.SHARED_TEACHER, "poet", changed)
+    here.cluster.put(Kind.TEACHER, "poet", changed)
     await here.calm(10)
     assert here.condition("TeacherReady")[0] == "True"
     assert "InvalidSpec" in [reason for reason, _ in here.said("Teacher")]

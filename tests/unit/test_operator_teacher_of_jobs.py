@@ -12,10 +12,10 @@ from test_operator_teachers import ROUTED, up
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.shared_teacher import SharedTeacherStatus
 from distill_api.status import ConditionType, Progress, Status
-from distill_operator.effects import Check, Event
-from distill_operator.observed import Observed, Outcome, Pod, SharedServers
+from distill_api.teacher import TeacherStatus
+from distill_operator.model.observed import Observed, ObservedTeacher, Outcome, Pod
+from distill_operator.runtime.effects import Check, Event
 
 READY = ConditionType.TEACHER_READY
 FULL = "poet-scoring-0: 0/3 nodes are available: 3 Insufficient nvidia.com/gpu."
@@ -28,7 +28,7 @@ def learner(**spec: Any) -> DistillationJob:
 
 def teacher(
     name: str = "poet", reason: str = "Ready", message: str = "1 of 1 servers answer", *, placed: bool = True
-) -> SharedServers:
+) -> ObservedTeacher:
     """As its own status has it; `placed`: its server has a node."""
     condition = {
         "type": "Ready",
@@ -38,7 +38,7 @@ def teacher(
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
     server = Pod(f"{name}-scoring-0", "s", Role.TEACHER, scheduled=placed)
-    return SharedServers(name, False, SharedTeacherStatus.model_validate({"conditions": [condition]}), (server,))
+    return ObservedTeacher(name, False, TeacherStatus.model_validate({"conditions": [condition]}), (server,))
 
 
 def begun(of: DistillationJob) -> Status:
@@ -47,7 +47,7 @@ def begun(of: DistillationJob) -> Status:
     return look(of, Status(), replace(NOTHING, shared=shared)).status
 
 
-def seen(of: DistillationJob, *shared: SharedServers, **ready: int) -> Observed:
+def seen(of: DistillationJob, *shared: ObservedTeacher, **ready: int) -> Observed:
     return replace(up(of, **ready), shared=shared)
 
 
@@ -137,7 +137,7 @@ def test_among_own_shared_and_external_teachers_the_first_that_lacks_something_i
     ]
     of = job(teacher=None, teachers=teachers, data=ROUTED)
 
-    def told(math: int, *shared: SharedServers) -> tuple[Any, ...]:
+    def told(math: int, *shared: ObservedTeacher) -> tuple[Any, ...]:
         status = look(of, begun(of), seen(of, *shared, math=math)).status
         return says(status, READY), [(r.ready, r.desired) for r in status.roles if r.name == "teacher"]
 

@@ -11,11 +11,11 @@ from test_operator_plan import applied, begun, child, deleted, look, pods, runni
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Status
-from distill_operator.children import desired
-from distill_operator.effects import Apply
-from distill_operator.jobs import Jobs
-from distill_operator.kinds import Kind
-from distill_operator.observed import Claim, Observed, Pod
+from distill_operator.distillationjob.registry import Jobs
+from distill_operator.model.observed import Claim, Observed, Pod
+from distill_operator.resources import rendering
+from distill_operator.runtime.effects import Apply
+from distill_operator.runtime.kinds import Kind
 
 ROUTED = {"prompts": {"path": "/data/train.jsonl", "teacherField": "topic"}}
 
@@ -35,7 +35,7 @@ def several(math_replicas: int = 2) -> DistillationJob:
 
 def up(of: DistillationJob, **ready: int) -> Observed:
     """Everything but the trainer, with so many ready pods of each teacher."""
-    bodies = [*desired.lasting(of, SETTINGS), *desired.serving(of, SETTINGS)]
+    bodies = [*rendering.lasting(of, SETTINGS), *rendering.serving(of, SETTINGS)]
     counts = {"job-rollout": of.spec.rollout.replicas} | {f"job-teacher-{n}": count for n, count in ready.items()}
     children = tuple(child(body, ready=counts.get(body["metadata"]["name"], 0)) for body in bodies)
     count = sum(t.replicas for t in of.spec.served_teachers)

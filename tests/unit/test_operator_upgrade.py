@@ -24,13 +24,12 @@ from operator_fakes import SETTINGS, UID, Json, Simulation, job, manifest
 from test_operator_plan import NOTHING, applied, begun, deleted, look, pods, says
 
 from distill_api.job import DistillationJob, load_job, parse_job
-from distill_api.spec import Rollout, Spec, Teacher
+from distill_api.spec import Rollout, Spec, TeacherSource
 from distill_api.status import ConditionType
-from distill_operator import attempt as attempts
-from distill_operator.children import asked, desired, rollout, trainer
-from distill_operator.effects import Apply
-from distill_operator.kinds import Kind
-from distill_operator.observed import Child, Claim, Observed, Outcome, exit_report, read_child
+from distill_operator.model.observed import Child, Claim, Observed, Outcome, exit_report, read_child
+from distill_operator.resources import pinning, ray_cluster, rendering, scalable_fields, trainer_job
+from distill_operator.runtime.effects import Apply
+from distill_operator.runtime.kinds import Kind
 from distill_operator.settings import Egress, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -73,8 +72,8 @@ def run_release(folder: Path, program: str, text: str = "") -> str:
 
 
 def present(of: DistillationJob, by: Settings) -> list[Json]:
-    children = [*desired.lasting(of, by), *desired.group(of, by), *desired.serving(of, by)]
-    return [*children, desired.training(of, by, 1)]
+    children = [*rendering.lasting(of, by), *rendering.group(of, by), *rendering.serving(of, by)]
+    return [*children, rendering.training(of, by, 1)]
 
 
 @pytest.fixture(params=["the release before", "other settings", "a later version"])
@@ -179,10 +178,10 @@ def test_the_numbers_that_a_user_changes_are_written_into_what_is_there_and_noth
 
 def test_all_that_may_change_within_a_part_of_a_spec_is_a_number_that_is_carried_over() -> None:
     """A field that becomes mutable must be written into the children of an attempt under way, too."""
-    assert Rollout.mutable is not None and Teacher.mutable is not None
-    assert Rollout.mutable | Teacher.mutable <= asked.COUNTS
+    assert Rollout.mutable is not None and TeacherSource.mutable is not None
+    assert Rollout.mutable | TeacherSource.mutable <= scalable_fields.COUNTS
     parts = {name for name in Spec.mutable or () if name in ("rollout", "teacher", "teachers")}
-    assert parts == {*asked.PARTS, "teachers"}
+    assert parts == {*scalable_fields.PARTS, "teachers"}
     numbers = {name for name in (Spec.mutable or set()) - parts if name.endswith(("seconds", "limit", "finished"))}
     assert (Spec.mutable or set()) - parts - numbers == {"suspend"}, "no child is written by these"
 
@@ -234,7 +233,7 @@ def test_an_image_that_the_user_chose_is_not_taken_for_the_operators() -> None:
     }
     of = job(**spec)
     observed = running(present(of, replace(SETTINGS, **OTHER_SETTINGS)))
-    assert attempts.settings_of(of, observed, 1, SETTINGS) == SETTINGS
+    assert pinning.settings_of(of, observed, 1, SETTINGS) == SETTINGS
 
 
 def test_drift_made_by_hand_is_put_right_after_another_image_was_configured() -> None:
@@ -362,7 +361,9 @@ def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: lis
                 stack.close()
                 changed, constants = OPERATORS[action]
                 for name, value in constants.items():
-                    stack.enter_context(patch.object(rollout if hasattr(rollout, name) else trainer, name, value))
+                    stack.enter_context(
+                        patch.object(ray_cluster if hasattr(ray_cluster, name) else trainer_job, name, value)
+                    )
                 sim.settings = SETTINGS
                 sim.upgrade(**changed)
                 await sim.reconcile()

@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from distill_api.spec import Schedule
-from distill_workers.checkpoints import Checkpoints
-from distill_workers.megatron import tensor_file
+from distill_workers.megatron.checkpoint import tensor_file
+from distill_workers.run_folder.checkpoints import Checkpoints
 
 RANKS = 2
 COUNTED = ("open", "os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.listdir", "os.scandir")

@@ -108,7 +108,7 @@ def tiny_spec(tiny_model: TinyModel) -> Spec:
 @pytest.fixture(scope="session")
 def teacher_server(tiny_model: TinyModel, tiny_spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One real teacher (tiny_model(1)) for the whole session."""
-    from distill_workers.server import SGLangServer, free_port
+    from distill_workers.serving.server import SGLangServer, free_port
 
     log = tmp_path_factory.mktemp("teacher") / "teacher.log"
     server = SGLangServer(str(tiny_model(1)), tiny_spec, "teacher", port=free_port(), log=log)
@@ -125,7 +125,7 @@ async def engine(
     tiny_model: TinyModel, tiny_spec: Spec, tmp_path_factory: pytest.TempPathFactory
 ) -> AsyncIterator[Any]:
     """One real engine for the session, in this process. Tests may push weights into it and end its server."""
-    from distill_workers.engine import Engine
+    from distill_workers.engine.engine import Engine
 
     engine = Engine(tiny_spec, 0, host="127.0.0.1", port=None, log_folder=str(tmp_path_factory.mktemp("engine")))
     await engine.start(str(tiny_model(0)))
@@ -134,7 +134,7 @@ async def engine(
 
 
 def weights_of(model: Path) -> Any:
-    """A Source (distill_workers.buckets) of the weights in a model folder."""
+    """A Source (distill_workers.weight_sync.buckets) of the weights in a model folder."""
     from safetensors.torch import load_file
 
     return source_of(list(load_file(model / "model.safetensors").items()))
@@ -142,7 +142,7 @@ def weights_of(model: Path) -> Any:
 
 def source_of(tensors: list[tuple[str, Any]]) -> Any:
     """A Source of tensors at hand."""
-    from distill_workers.buckets import Pass
+    from distill_workers.weight_sync.buckets import Pass
 
     thread = ThreadPoolExecutor(1)
     return lambda buffers: Pass(thread, lambda: iter(tensors), buffers)

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from distill_api.spec import Spec
-from distill_workers.sample import Sample
+from distill_workers.data.sample import Sample
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 300

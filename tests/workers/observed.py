@@ -27,17 +27,17 @@ from prometheus_client import start_http_server
 from runs import REPO, Run, arithmetic
 
 from distill_api.job import parse_job
-from distill_workers.server import SGLangServer, free_port
+from distill_workers.serving.server import SGLangServer, free_port
 
 sys.path.append(str(REPO / "operator"))
 
-from distill_api.shared_teacher import SharedTeacherStatus
 from distill_api.status import Status
-from distill_operator.jobs import Jobs
+from distill_api.teacher import TeacherStatus
+from distill_operator.distillationjob.registry import Jobs
 from distill_operator.metrics import OperatorMetrics
-from distill_operator.queue import Key
-from distill_operator.shared_view import view
-from distill_operator.teachers import Shown, Teachers
+from distill_operator.runtime.work_queue import Key
+from distill_operator.teacher.registry import Shown, Teachers
+from distill_operator.teacher.view import view
 
 NAMESPACE, JOB, WAITING_JOB, SHORT_JOB = "team", "watched", "queued", "short"
 PHASES = ("Pending", "Starting", "Suspended", "Running", "Restarting", "Running")
@@ -122,7 +122,7 @@ class Operator:
         """A Teacher that is scaled up at each turn."""
         ready = {"type": "Ready", "status": "True", "reason": "Ready", "lastTransitionTime": "2026-01-01T00:00:00Z"}
         fields = {"conditions": [ready], "desiredReplicas": self._turn, "readyReplicas": 1, "jobs": 1, "requests": 40}
-        shown = Shown("u", SharedTeacherStatus.model_validate(fields), view("poet", None))
+        shown = Shown("u", TeacherStatus.model_validate(fields), view("poet", None))
         self._teachers.put(Key.of_teacher(NAMESPACE, "poet"), shown, scaled=1)
 
     def work(self) -> None:

@@ -13,9 +13,9 @@ from typing import Any
 
 import yaml
 
-from distill_api.wire import ExitReport, Variable
-from distill_workers.local_run import with_volumes
-from distill_workers.server import free_port
+from distill_api.protocol import ExitReport, Variable
+from distill_workers.local.run import with_volumes
+from distill_workers.serving.server import free_port
 
 REPO = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))

@@ -15,10 +15,10 @@ import aiohttp
 import pytest
 from conftest import TinyModel, weights_of
 
-from distill_workers.admin_key import KeyGuard, bearer, is_open
-from distill_workers.broadcast import DistributedSync
-from distill_workers.server import free_port
-from distill_workers.sglang_launch import freeze_gc, other_doors
+from distill_workers.serving.admin_key import KeyGuard, bearer, is_open
+from distill_workers.serving.server import free_port
+from distill_workers.serving.sglang_launch import freeze_gc, other_doors
+from distill_workers.weight_sync.broadcast import DistributedSync
 
 session_loop = pytest.mark.asyncio(loop_scope="session")
 

@@ -11,10 +11,10 @@ from conftest import TinyModel, hf_logprobs, spec_of, weights_of
 
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import parse_job
-from distill_workers.attach import RayUnreachable, attach, detach
-from distill_workers.broadcast import DistributedSync
-from distill_workers.ray_engine import RayEngine
-from distill_workers.response import EngineRefused, EngineUnavailable, Request
+from distill_workers.engine.ray_connection import RayUnreachable, attach, detach
+from distill_workers.engine.ray_engine import RayEngine
+from distill_workers.engine.request import EngineRefused, EngineUnavailable, Request
+from distill_workers.weight_sync.broadcast import DistributedSync
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = list(range(40, 60))

@@ -6,8 +6,8 @@ from typing import Any
 import pytest
 from conftest import spec_of
 
-from distill_workers.bottleneck import bottleneck
-from distill_workers.cost import accelerators
+from distill_workers.reporting.bottleneck import bottleneck
+from distill_workers.reporting.cost import accelerators
 
 
 def seconds(rollout: float = 0, teacher: float = 0, train: float = 0, sync: float = 0) -> dict[str, float]:

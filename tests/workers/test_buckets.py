@@ -11,7 +11,7 @@ import pytest
 import torch
 from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
 
-from distill_workers.buckets import Bucket, Buffers, Pass, pack
+from distill_workers.weight_sync.buckets import Bucket, Buffers, Pass, pack
 
 
 def packed(tensors: list[tuple[str, torch.Tensor]], limit_bytes: int) -> list[list[str]]:
@@ -100,7 +100,7 @@ def two_ranks(folder: Path) -> dict[str, Any]:
     import torch.distributed as dist
 
     from distill_workers.megatron.student import MegatronStudent
-    from distill_workers.team import Team, follow
+    from distill_workers.run.team import Team, follow
 
     student = MegatronStudent(make_spec(trainer=make_trainer(tensor=2, ranks=2)), folder)
     if dist.get_rank() != 0:

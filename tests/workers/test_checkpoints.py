@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from distill_api.spec import Schedule
-from distill_workers.checkpoints import Checkpoints, DamagedCheckpoints, superfluous
+from distill_workers.run_folder.checkpoints import Checkpoints, DamagedCheckpoints, superfluous
 
 
 def schedule(**keep: Any) -> Schedule:

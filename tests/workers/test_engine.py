@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from conftest import TinyModel, hf_logprobs, spec_of
 
-from distill_workers.engine import Engine, EngineRefused, EngineUnavailable, read_response
-from distill_workers.server import shared_by
+from distill_workers.engine.engine import Engine, EngineRefused, EngineUnavailable, read_response
+from distill_workers.serving.server import shared_by
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = list(range(40, 60))

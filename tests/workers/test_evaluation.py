@@ -19,13 +19,13 @@ from rich.console import Console
 from runs import MODELS, REPO
 
 from distill_cli.main import main
-from distill_workers.engine import EngineRefused, Response
-from distill_workers.estimates import Estimate, interval, mean_score, pass_at_k, solves
-from distill_workers.evaluate import chosen, table
-from distill_workers.evaluation import Evaluator, Measurement
+from distill_workers.engine.engine import EngineRefused, Response
+from distill_workers.evaluation.estimates import Estimate, interval, mean_score, pass_at_k, solves
+from distill_workers.evaluation.evaluator import Evaluator, Measurement
+from distill_workers.local.evaluate import chosen, table
 from distill_workers.metrics import Metrics
-from distill_workers.scores import BadScore, Scores
-from distill_workers.teachers import Teachers
+from distill_workers.teacher.protocol import BadScore, Scores
+from distill_workers.teacher.teachers import Teachers
 
 
 @pytest.mark.parametrize("n", [1, 4, 7])

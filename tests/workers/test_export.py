@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from distill_api.job import DistillationJob, parse_job
 from distill_api.spec import Schedule
 from distill_cli.main import main
-from distill_workers.runfolder import RunFolder
+from distill_workers.run_folder.run_folder import RunFolder
 
 SPLIT = make_trainer(tensor=2, ranks=2)
 CASES: dict[str, dict[str, Any]] = {

@@ -14,8 +14,8 @@ from runs import Run, arithmetic
 from test_run import servers_of
 
 from distill_api.job import parse_job
-from distill_api.wire import ExitCode, ExitReason, Variable
-from distill_workers.server import SGLangServer, free_port
+from distill_api.protocol import ExitCode, ExitReason, Variable
+from distill_workers.serving.server import SGLangServer, free_port
 
 STEPS, PROMPTS, SIBLINGS = 12, 8, 4
 DEVICE_FULL = Path("/dev/full")

@@ -18,13 +18,13 @@ from test_run import servers_of
 
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, parse_job
-from distill_api.wire import Variable
-from distill_workers.broadcast import DistributedSync
-from distill_workers.buckets import Buffers, Pass
-from distill_workers.fleet import Fleet
+from distill_api.protocol import Variable
+from distill_workers.engine.request import EngineUnavailable, Request
 from distill_workers.metrics import Metrics
-from distill_workers.response import EngineUnavailable, Request
-from distill_workers.runfolder import RunFolder
+from distill_workers.rollout.engine_pool import Fleet
+from distill_workers.run_folder.run_folder import RunFolder
+from distill_workers.weight_sync.broadcast import DistributedSync
+from distill_workers.weight_sync.buckets import Buffers, Pass
 
 PROMPT = list(range(40, 60))
 
@@ -54,7 +54,7 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
 ) -> None:
     """As when a job is suspended: RayCluster and trainer are deleted together, and the engines go first."""
     monkeypatch.setenv(Variable.RAY, "ray://127.0.0.1:1")
-    monkeypatch.setattr("distill_workers.attach.attach", lambda _: time.sleep(60))
+    monkeypatch.setattr("distill_workers.engine.ray_connection.attach", lambda _: time.sleep(60))
     job = job_of(tiny_model, tmp_path)
 
     async def lose_everything_and_close() -> None:
@@ -76,7 +76,7 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
 async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_and_comes_back(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill_workers.fleet.CATCH_UP_SECONDS", 3.0)
+    monkeypatch.setattr("distill_workers.rollout.engine_pool.CATCH_UP_SECONDS", 3.0)
     job = job_of(tiny_model, tmp_path)
     folder = RunFolder(job)
     fleet = Fleet(job, folder, Metrics())
@@ -122,7 +122,7 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
                 await asyncio.sleep(0.1)
         assert passes == 5, "a pass of its own"
         await holds(fleet._engines[1], tiny_model(2), 2)
-        monkeypatch.setattr("distill_workers.broadcast.PATIENCE_SECONDS", 5.0)
+        monkeypatch.setattr("distill_workers.weight_sync.broadcast.PATIENCE_SECONDS", 5.0)
         assert await push(3) < 50, "neither the group's timeout nor a request's"
         assert fleet._slots.open == {0}
         await holds(fleet._engines[0], tiny_model(2), 3)
@@ -149,8 +149,8 @@ def test_engines_join_a_running_job_and_those_that_are_too_many_do_not_come_back
     file = tmp_path / "job.json"
     monkeypatch.setenv(Variable.RAY, "ray://127.0.0.1:1")
     monkeypatch.setenv(Variable.JOB_FILE, str(file))
-    monkeypatch.setattr("distill_workers.fleet.RayEngine", Ready)
-    monkeypatch.setattr("distill_workers.fleet.HEALTH_SECONDS", 0.01)
+    monkeypatch.setattr("distill_workers.rollout.engine_pool.RayEngine", Ready)
+    monkeypatch.setattr("distill_workers.rollout.engine_pool.HEALTH_SECONDS", 0.01)
 
     def ask(replicas: int) -> None:
         manifest = job.model_dump(mode="json", by_alias=True, exclude_none=True)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from distill_api.guards import GuardAction
 from distill_api.status import EvaluationScore
-from distill_workers.guards import Decision, Guards
+from distill_workers.evaluation.guards import Decision, Guards
 
 EVALUATION = {"name": "heldout", "prompts": {"path": "/data/test.jsonl"}}
 

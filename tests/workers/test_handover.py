@@ -4,10 +4,10 @@ import asyncio
 
 import pytest
 
-from distill_workers.engine import Engine
-from distill_workers.handover import SHORT_TOKENS, Outbox
-from distill_workers.response import EngineRefused, EngineUnavailable, Request, Response
-from distill_workers.slots import Slots
+from distill_workers.engine.engine import Engine
+from distill_workers.engine.request import EngineRefused, EngineUnavailable, Request, Response
+from distill_workers.rollout.request_batching import SHORT_TOKENS, Outbox
+from distill_workers.rollout.scheduler import Slots
 
 
 class Played:

@@ -16,13 +16,13 @@ from runs import MODELS, REPO, arithmetic
 
 from distill_api.guards import GuardAction
 from distill_api.job import parse_job
+from distill_api.protocol import ExitCode, Phase, ProgressReport
 from distill_api.spec import Schedule
 from distill_api.status import EvaluationScore, GuardEvent, Progress
-from distill_api.wire import ExitCode, Phase, ProgressReport
 from distill_cli.console import Plain, panel, view
 from distill_cli.main import main
-from distill_cli.moment import Curves, Moment, folder_moment, tail_of
-from distill_workers.runfolder import RunFolder
+from distill_cli.snapshot import Curves, Moment, folder_moment, tail_of
+from distill_workers.run_folder.run_folder import RunFolder
 
 EXAMPLE = REPO / "examples" / "arithmetic-cpu.yaml"
 SMALL = ("spec.rollout.promptsPerStep=8", "spec.rollout.samplesPerPrompt=2")
@@ -140,9 +140,9 @@ signal.signal(signal.SIGTERM, signal.SIG_IGN)
 pathlib.Path({str(mark)!r}).write_text(str(os.getpid()))
 time.sleep(600)
 """
-    monkeypatch.setattr("distill_workers.local_run.TRAINER", (sys.executable, "-c", script))
-    monkeypatch.setattr("distill_workers.local_run.POLL_SECONDS", 0.05)
-    monkeypatch.setattr("distill_workers.server.SGLangServer", NoTeacher)
+    monkeypatch.setattr("distill_workers.local.run.TRAINER", (sys.executable, "-c", script))
+    monkeypatch.setattr("distill_workers.local.run.POLL_SECONDS", 0.05)
+    monkeypatch.setattr("distill_workers.serving.server.SGLangServer", NoTeacher)
     return mark
 
 

@@ -16,11 +16,11 @@ from runs import REPO
 sys.path.insert(0, str(REPO / "bench"))
 from stages import SHAPES, Stages, Team, VirtualLoop, heldout, staged
 
-from distill_workers.evaluation import Measurement
+from distill_workers.data.sample import Sample
+from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.failures import Stopped
-from distill_workers.loop import Loop
 from distill_workers.objective.coefficients import StepCoefficients
-from distill_workers.sample import Sample
+from distill_workers.run.loop import Loop
 
 STAGES = Stages(1, 0.25, 0.5)
 SMALL = {"promptsPerStep": 4, "samplesPerPrompt": 2}

@@ -183,16 +183,18 @@ def refusals(folder: Path) -> dict[str, str]:
     same = all(torch.equal(t, tensors[name]) for name, t in student.hf_tensors() if t is not None)
     messages["sharded"] = f"same {same}"
 
-    from distill_workers.megatron import hf
+    from distill_workers.megatron.checkpoint import hugging_face
 
-    hf.export(student._model, read_shape(sharded), student.ranks, sharded, folder / "resharded", shard_bytes=100_000)
+    hugging_face.export(
+        student._model, read_shape(sharded), student.ranks, sharded, folder / "resharded", shard_bytes=100_000
+    )
     messages["resharded"] = str(len(list((folder / "resharded").glob("model-*.safetensors"))))
     again = MegatronStudent(make_spec(), folder / "resharded")
     messages["again"] = f"same {all(torch.equal(t, tensors[n]) for n, t in again.hf_tensors() if t is not None)}"
 
     # In bf16, and of its export in fp32 again.
     half = MegatronStudent(make_spec(precision="bfloat16"), folder / "resharded")
-    hf.export(half._model, half.shape, half.ranks, folder / "qwen3", folder / "half", shard_bytes=100_000)
+    hugging_face.export(half._model, half.shape, half.ranks, folder / "qwen3", folder / "half", shard_bytes=100_000)
     wide = MegatronStudent(make_spec(), folder / "half")
     rounded = {name: tensor.bfloat16().float() for name, tensor in tensors.items()}
     messages["wide"] = f"same {all(torch.equal(t, rounded[n]) for n, t in wide.hf_tensors() if t is not None)}"

@@ -14,7 +14,7 @@ KIND, DENSE = "qwen3-moe", "qwen3"
 def split_experts(folder: Path) -> dict[str, Any]:
     """Scores, names, what is held, an export; a save, a step, and that step again from what was saved."""
     from distill_workers.megatron.architecture import UnsupportedModel, read_shape
-    from distill_workers.megatron.stages import check
+    from distill_workers.megatron.pipeline import check
     from distill_workers.megatron.student import MegatronStudent
 
     found: dict[str, Any] = {}

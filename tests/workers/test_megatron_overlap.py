@@ -5,9 +5,9 @@ import torch
 import torch.distributed as dist
 from megatron_ranks import run_ranks
 
-from distill_workers.megatron import overlap as module
+from distill_workers.megatron import support_overlap as module
 from distill_workers.megatron.logprobs import Vocabulary
-from distill_workers.megatron.overlap import overlap
+from distill_workers.megatron.support_overlap import overlap
 
 TOKENS, HIDDEN, VOCABULARY, WIDTH = 50, 8, 37, 6
 

@@ -21,7 +21,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def score_and_export(folder: Path, pipeline: int) -> dict[str, Any]:
     """Of each kind; and what a number of stages that does not fit is told."""
     from distill_workers.megatron.architecture import UnsupportedModel, read_shape
-    from distill_workers.megatron.stages import check
+    from distill_workers.megatron.pipeline import check
     from distill_workers.megatron.student import MegatronStudent
 
     found: dict[str, Any] = {}

@@ -108,8 +108,8 @@ def test_the_next_step_is_the_same_whatever_ranks_go_on(resharded: dict[str, Any
 def beside(folder: Path, checkpoints: Path) -> dict[str, Any]:
     """What `Work` does while a save is under way."""
     from distill_workers.failures import Failure
-    from distill_workers.megatron import state
-    from distill_workers.team import Team
+    from distill_workers.megatron.checkpoint import state
+    from distill_workers.run.team import Team
 
     student = make_student(folder, tensor=2, ranks=2)
     team = Team(student)
@@ -167,7 +167,7 @@ def test_a_save_is_of_the_moment_it_was_asked_for_and_its_failure_is_told_by_ran
 
 
 def refused(folder: Path, checkpoints: Path) -> dict[str, str]:
-    from distill_workers.megatron.saved import IncompatibleCheckpoint
+    from distill_workers.megatron.checkpoint.reader import IncompatibleCheckpoint
 
     found = {}
     student = make_student(folder)

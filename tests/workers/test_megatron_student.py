@@ -8,7 +8,7 @@ import pytest
 import torch
 from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks, train_step
 
-from distill_workers.sample import Sample
+from distill_workers.data.sample import Sample
 
 LEARNING_RATE, STEPS = 1e-3, 3
 MIXTURE = (("qwen3-moe", "sampled"),)

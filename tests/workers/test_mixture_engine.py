@@ -12,8 +12,8 @@ PROMPT = list(range(100, 120))
 
 
 async def test_an_engine_serves_a_mixture_of_experts_and_takes_its_weights(tmp_path: Path) -> None:
-    from distill_workers.engine import Engine
-    from distill_workers.shared_memory import SharedMemorySync
+    from distill_workers.engine.engine import Engine
+    from distill_workers.weight_sync.shared_memory import SharedMemorySync
 
     models = [make_checkpoint(tmp_path / f"model-{seed}", "qwen3-moe", seed) for seed in (0, 1)]
     for model in models:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from distill_workers.openai_wire import OpenAIWire
-from distill_workers.scores import Ask, BadScore
+from distill_workers.teacher.openai_protocol import OpenAIWire
+from distill_workers.teacher.protocol import Ask, BadScore
 
 PROMPT, RESPONSE = [5, 6, 7], [8, 9]
 

@@ -10,10 +10,10 @@ import pytest
 from conftest import spec_of, tiny_tokenizer
 
 from distill_api.spec import Prompts, Spec
+from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
+from distill_workers.data.prompts import Cursor, PromptError, load_data, load_prompts
+from distill_workers.data.sample import Prompt
 from distill_workers.metrics import Metrics
-from distill_workers.prompts import Cursor, PromptError, load_data, load_prompts
-from distill_workers.sample import Prompt
-from distill_workers.supervised import supervised_positions, supervised_sample
 
 
 @pytest.fixture(scope="module")

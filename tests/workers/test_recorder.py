@@ -13,17 +13,17 @@ from distill_api.guards import GuardAction
 from distill_api.job import parse_job
 from distill_api.metrics import Stage
 from distill_api.spec import Schedule
-from distill_workers.evaluation import Measurement
-from distill_workers.guards import Decision
+from distill_workers.data.sample import Sample
+from distill_workers.evaluation.evaluator import Measurement
+from distill_workers.evaluation.guards import Decision
 from distill_workers.metrics import Metrics
-from distill_workers.progress import Reporter
-from distill_workers.recorder import GUARD_EVENTS, Recorder, Step
-from distill_workers.rollout_page import Rollout, newest_lines, rollouts_in
-from distill_workers.runfolder import RunFolder
-from distill_workers.sample import Sample
-from distill_workers.server import free_port
-from distill_workers.token_kl import source_kl, summary
-from distill_workers.transcript import TOKENS, picked, token_texts, transcript
+from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.recorder import GUARD_EVENTS, Recorder, Step
+from distill_workers.reporting.rollout_page import Rollout, newest_lines, rollouts_in
+from distill_workers.reporting.token_kl import source_kl, summary
+from distill_workers.reporting.transcript import TOKENS, picked, token_texts, transcript
+from distill_workers.run_folder.run_folder import RunFolder
+from distill_workers.serving.server import free_port
 
 TRAINED = {
     name: 0.25

@@ -9,15 +9,15 @@ from runs import arithmetic
 
 from distill_api.job import DistillationJob, parse_job
 from distill_api.metrics import Stage
+from distill_api.protocol import ExitReason, ExitReport, Phase, ProgressReport
 from distill_api.status import EvaluationScore, Progress
-from distill_api.wire import ExitReason, ExitReport, Phase, ProgressReport
-from distill_workers.estimates import Estimate
-from distill_workers.evaluation import Measurement
+from distill_workers.data.sample import Sample
+from distill_workers.evaluation.estimates import Estimate
+from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.metrics import Metrics
-from distill_workers.progress import Reporter
-from distill_workers.recorder import TRAINED, Recorder, Step, after
-from distill_workers.runfolder import ForeignRun, RunFolder, fingerprint
-from distill_workers.sample import Sample
+from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.recorder import TRAINED, Recorder, Step, after
+from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, fingerprint
 from distill_workers.trainer import MESSAGE_BYTES, exit_text
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from distill_api.job import DistillationJob, parse_job
-from distill_workers.report import read_run, write_report
-from distill_workers.rollout_page import read_rollouts
+from distill_workers.reporting.report import read_run, write_report
+from distill_workers.reporting.rollout_page import read_rollouts
 
 
 @pytest.fixture

@@ -12,13 +12,13 @@ import pytest
 from aiohttp import web
 
 from distill_api.spec import Prompts, Reward, RewardSource, Spec
-from distill_workers import rewards
+from distill_workers.data.prompts import load_prompts
+from distill_workers.data.sample import Prompt
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
-from distill_workers.prompts import load_prompts
-from distill_workers.rewards import Called, RewardError, build_reward, build_rewards
-from distill_workers.sample import Prompt
-from distill_workers.server import free_port
+from distill_workers.rewards import rewards
+from distill_workers.rewards.rewards import Called, RewardError, build_reward, build_rewards
+from distill_workers.serving.server import free_port
 
 
 def reward_of(**fields: Any) -> Any:

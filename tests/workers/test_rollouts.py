@@ -8,14 +8,14 @@ import pytest
 from runs import arithmetic
 
 from distill_api.job import parse_job
-from distill_workers.engine import EngineRefused, Response
+from distill_workers.data.prompts import Cursor
+from distill_workers.data.sample import Prompt, Sample
+from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.metrics import Metrics
-from distill_workers.prompts import Cursor
-from distill_workers.rewards import RewardError
-from distill_workers.rollouts import TRIES, Batch, Rollouts, sample_seed
-from distill_workers.sample import Prompt, Sample
-from distill_workers.scores import BadScore, Scores
-from distill_workers.teachers import Teachers
+from distill_workers.rewards.rewards import RewardError
+from distill_workers.rollout.pipeline import TRIES, Batch, Rollouts, sample_seed
+from distill_workers.teacher.protocol import BadScore, Scores
+from distill_workers.teacher.teachers import Teachers
 
 
 class Engines:

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from runs import MODELS, REPO, Outcome, Run, arithmetic
 
-from distill_api.wire import ExitCode, ExitReason
-from distill_workers.server import SGLangServer, free_port
+from distill_api.protocol import ExitCode, ExitReason
+from distill_workers.serving.server import SGLangServer, free_port
 
 pytestmark = pytest.mark.timeout(900)
 

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import spec_of
 
-from distill_workers.server import CPU_POOL_TOKENS, SGLangServer, free_port, sglang_command
+from distill_workers.serving.server import CPU_POOL_TOKENS, SGLangServer, free_port, sglang_command
 
 STUDENT, TEACHER = Path("/models/s"), Path("/models/t")
 
@@ -26,7 +26,7 @@ def value(argv: list[str], flag: str) -> str:
 
 def test_a_gpu_server_is_sglangs_own_with_bfloat16() -> None:
     argv, environment = flags(accelerator="nvidia.com/gpu", rollout={"tensorParallelSize": 4}, seed=7)
-    assert argv[4] == "distill_workers.sglang_launch"
+    assert argv[4] == "distill_workers.serving.sglang_launch"
     assert [value(argv, f) for f in ("--tp-size", "--dtype", "--random-seed", "--port")] == [
         "4",
         "bfloat16",
@@ -122,7 +122,7 @@ def test_a_server_that_is_ended_leaves_nothing_of_its_own_in_shared_memory(
     files = [Path("/dev/shm") / name.format(f"test{os.getpid()}") for name in names]
     for file in files:
         file.touch()
-    monkeypatch.setattr("distill_workers.server.probe.score", lambda host, port: None)
+    monkeypatch.setattr("distill_workers.serving.server.probe.score", lambda host, port: None)
     child = f"import subprocess, sys; subprocess.run([sys.executable, '-c', {MAPS!r}, *{list(map(str, files))!r}])"
     try:
         server = as_server(tmp_path, child)
@@ -162,7 +162,7 @@ def test_a_server_ends_with_the_process_that_started_it(tmp_path: Path) -> None:
 
 
 def test_a_server_that_ends_early_is_reported_with_the_end_of_its_log(tmp_path: Path) -> None:
-    from distill_workers.server import ServerFailed
+    from distill_workers.serving.server import ServerFailed
 
     server = as_server(tmp_path, "print('no such model'); raise SystemExit(4)")
     server.start()
@@ -172,7 +172,7 @@ def test_a_server_that_ends_early_is_reported_with_the_end_of_its_log(tmp_path: 
 
 
 def test_a_server_that_is_not_ready_in_time_is_reported(tmp_path: Path) -> None:
-    from distill_workers.server import ServerFailed
+    from distill_workers.serving.server import ServerFailed
 
     server = as_server(tmp_path, "import time; time.sleep(60)")
     server.start()

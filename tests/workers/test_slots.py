@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from distill_workers.slots import Slots
+from distill_workers.rollout.scheduler import Slots
 
 
 def taken(waiting: list[asyncio.Task[int]]) -> list[int]:

@@ -13,11 +13,11 @@ import pytest_asyncio
 from aiohttp import web
 from conftest import TinyModel, hf_logprobs, spec_of
 
-import distill_workers.teacher as module
-from distill_workers import replicas
-from distill_workers.scores import Ask
-from distill_workers.sglang_wire import read_scores, scoring_request
-from distill_workers.teacher import BadScore, TeacherPool, TeacherUnreachable
+import distill_workers.teacher.pool as module
+from distill_workers.teacher import replicas
+from distill_workers.teacher.pool import BadScore, TeacherPool, TeacherUnreachable
+from distill_workers.teacher.protocol import Ask
+from distill_workers.teacher.sglang_protocol import read_scores, scoring_request
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT, RESPONSE = list(range(60, 110)), [200, 301, 17, 2]

@@ -13,13 +13,13 @@ from conftest import TinyModel, hf_logprobs, spec_of
 from transformers import AutoTokenizer
 
 from distill_api.spec import Spec
+from distill_workers.data.sample import Sample
 from distill_workers.failures import PreflightFailed
 from distill_workers.metrics import Metrics
-from distill_workers.preflight import replicas_agree, same_vocabulary, teacher_answers, teacher_is_sane
-from distill_workers.sample import Sample
-from distill_workers.scores import BadScore
-from distill_workers.server import SGLangServer, free_port
-from distill_workers.teacher import TeacherPool
+from distill_workers.run.preflight import replicas_agree, same_vocabulary, teacher_answers, teacher_is_sane
+from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.teacher.pool import TeacherPool
+from distill_workers.teacher.protocol import BadScore
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT, RESPONSE = list(range(60, 110)), [200, 301, 17, 2]

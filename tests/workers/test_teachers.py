@@ -11,22 +11,22 @@ import yaml
 from conftest import spec_of, tiny_tokenizer
 from runs import MODELS, REPO
 
-from distill_api import wire
+from distill_api import protocol
 from distill_api.job import parse_job
 from distill_api.spec import Spec
-from distill_workers.evaluation import Evaluator
+from distill_workers.data.prompts import PromptError, load_data
+from distill_workers.data.sample import Prompt, Sample
+from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import ConfigurationError
-from distill_workers.local_run import LocalRun, with_volumes
+from distill_workers.local.run import LocalRun, with_volumes
 from distill_workers.megatron.batch import collate
 from distill_workers.metrics import Metrics
-from distill_workers.progress import Reporter
-from distill_workers.prompts import PromptError, load_data
-from distill_workers.runfolder import ForeignRun, RunFolder, fingerprint
-from distill_workers.sample import Prompt, Sample
-from distill_workers.server import free_port
-from distill_workers.teacher_servers import TeacherServers
-from distill_workers.teachers import Teachers
-from distill_workers.token_kl import teacher_kl
+from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.token_kl import teacher_kl
+from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, fingerprint
+from distill_workers.serving.server import free_port
+from distill_workers.teacher.local_servers import TeacherServers
+from distill_workers.teacher.teachers import Teachers
 
 TWO: list[dict[str, Any]] = [
     {"name": "math", "model": "/models/math", "coefficient": 0.25},
@@ -89,7 +89,7 @@ def test_a_prompt_that_names_no_teacher_is_an_error_with_file_line_and_value(
 async def test_an_evaluation_measures_against_the_teacher_that_it_or_its_rows_name(tmp_path: Path) -> None:
     from test_evaluation import Engines
 
-    from distill_workers.scores import Scores
+    from distill_workers.teacher.protocol import Scores
 
     class Far:
         def __init__(self, nats: float) -> None:
@@ -139,11 +139,11 @@ def test_what_the_environment_lacks_is_named(environment: dict[str, str], said: 
 
 def test_addresses_are_read_as_they_are_written() -> None:
     several = {"math": "a:1,b:2", "code": "[::1]:3"}
-    assert wire.teacher_addresses(several) == "math=a:1,b:2;code=[::1]:3"
-    assert wire.read_teacher_addresses(wire.teacher_addresses(several)) == several
-    assert wire.teacher_addresses({"teacher": "a:1,b:2"}) == "a:1,b:2"
-    assert wire.read_teacher_addresses("a:1,b:2") == {"teacher": "a:1,b:2"}
-    assert wire.read_teacher_addresses("") == {}
+    assert protocol.teacher_addresses(several) == "math=a:1,b:2;code=[::1]:3"
+    assert protocol.read_teacher_addresses(protocol.teacher_addresses(several)) == several
+    assert protocol.teacher_addresses({"teacher": "a:1,b:2"}) == "a:1,b:2"
+    assert protocol.read_teacher_addresses("a:1,b:2") == {"teacher": "a:1,b:2"}
+    assert protocol.read_teacher_addresses("") == {}
 
 
 def test_a_teacher_of_a_cluster_is_refused_where_there_is_none(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ async def test_a_trainer_publishes_what_it_has_for_each_shared_teacher_to_do_and
     teachers = [TWO[0], {"name": "poet", "ref": {"name": "poet"}}]
     data = {"prompts": prompts(tmp_path, teacherField="topic")}
     of = spec_of(Path("/s"), Path("/t"), teacher=None, teachers=teachers, data=data)
-    found = Teachers.of_job(of, {wire.Variable.TEACHER: "math=127.0.0.1:1;poet=poet-scoring:30000"}, Metrics())
+    found = Teachers.of_job(of, {protocol.Variable.TEACHER: "math=127.0.0.1:1;poet=poet-scoring:30000"}, Metrics())
     found.of("math").requests, found.of("poet").requests = 5, 41
     manifest = yaml.safe_load((REPO / "tests" / "manifests" / "good" / "minimal.yaml").read_text())
     manifest["spec"]["output"] = {"path": str(tmp_path)}
@@ -193,7 +193,7 @@ async def test_a_trainer_publishes_what_it_has_for_each_shared_teacher_to_do_and
     port = free_port()
     await reporter.serve(port)
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/progress") as answer:
-        report = wire.ProgressReport.model_validate_json(await answer.text())
+        report = protocol.ProgressReport.model_validate_json(await answer.text())
     await reporter.close()
     assert [(t.name, t.requests) for t in report.progress.teachers] == [("poet", 41)]
 
@@ -234,7 +234,7 @@ def test_a_run_of_the_example_with_two_teachers_tells_how_far_the_student_is_fro
         evaluation["maxPrompts"] = 8
     local = LocalRun(parse_job(with_volumes(manifest, {"/models": str(MODELS), "/output": str(tmp_path)})))
     code = local.run(lambda report: None, lambda text: None)
-    assert code == wire.ExitCode.DONE, (tmp_path / "several" / "logs" / "trainer.log").read_text()[-4000:]
+    assert code == protocol.ExitCode.DONE, (tmp_path / "several" / "logs" / "trainer.log").read_text()[-4000:]
     lines = [json.loads(line) for line in (tmp_path / "several" / "metrics.jsonl").read_text().splitlines()]
     first = next(line for line in lines if line["kind"] == "step")["reverse_kl_by_teacher"]
     assert abs(first["before"]) < 1e-3 and first["adder"] > 0.05, first

@@ -11,8 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from distill_workers.megatron import tensor_file
-from distill_workers.megatron.tensor_file import BadTensorFile, Block, TensorFile, write
+from distill_workers.megatron.checkpoint import tensor_file
+from distill_workers.megatron.checkpoint.tensor_file import BadTensorFile, Block, TensorFile, write
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 

@@ -10,11 +10,11 @@ import pytest
 from runs import arithmetic
 
 from distill_api.job import DistillationJob, parse_job
-from distill_workers import trackers
 from distill_workers.metrics import Metrics
-from distill_workers.progress import Reporter
-from distill_workers.runfolder import RunFolder
-from distill_workers.trackers import Trackers, scalars
+from distill_workers.reporting import trackers
+from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.trackers import Trackers, scalars
+from distill_workers.run_folder.run_folder import RunFolder
 
 pytestmark = pytest.mark.timeout(120)
 
@@ -138,7 +138,7 @@ def test_a_tracker_that_cannot_be_reached_is_counted_told_once_and_ends_nothing(
         metrics = written(of, tmp_path, *(step(number) for number in range(1, 6)))
     assert errors(metrics, "mlflow") == 5 and errors(metrics, "tensorboard") == 0
     assert len(events(tmp_path)) == 5, "the others go on"
-    [said] = [r.getMessage() for r in caplog.records if r.name == "distill_workers.trackers"]
+    [said] = [r.getMessage() for r in caplog.records if r.name == "distill_workers.reporting.trackers"]
     assert "tracker mlflow fails, which ends nothing" in said
 
 

@@ -14,12 +14,12 @@ import pytest
 import torch
 from conftest import TinyModel, hf_logprobs, source_of, weights_of
 
-from distill_workers import shared_memory
-from distill_workers.broadcast import DistributedSync
-from distill_workers.engine import Response
-from distill_workers.shared_memory import SharedMemorySync
-from distill_workers.weight_files import DiskSync
-from distill_workers.weights import EngineLost
+from distill_workers.engine.engine import Response
+from distill_workers.weight_sync import shared_memory
+from distill_workers.weight_sync.base import EngineLost
+from distill_workers.weight_sync.broadcast import DistributedSync
+from distill_workers.weight_sync.disk import DiskSync
+from distill_workers.weight_sync.shared_memory import SharedMemorySync
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = list(range(100, 120))
@@ -115,7 +115,7 @@ async def test_a_killed_engine_is_named_and_after_a_restart_a_push_to_it_works(
 async def test_an_engine_that_hangs_in_a_push_is_lost_after_the_timeout_and_the_others_get_the_weights(
     engine: Any, tiny_spec: Any, tiny_model: TinyModel, tmp_path: Path
 ) -> None:
-    from distill_workers.engine import Engine
+    from distill_workers.engine.engine import Engine
 
     other = Engine(tiny_spec, 5, host="127.0.0.1", port=None, log_folder=str(tmp_path))
     sync = DistributedSync(tiny_spec, "127.0.0.1", timeout_seconds=5)

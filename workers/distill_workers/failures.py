@@ -2,7 +2,7 @@
 
 import errno
 
-from distill_api.wire import ExitCode, ExitReason
+from distill_api.protocol import ExitCode, ExitReason
 
 
 class Failure(Exception):

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 
 from distill_api.job import InvalidManifest, load_job
-from distill_api.wire import JOB_FILE, MASTER_PORT, ExitCode, ExitReason, ExitReport, Variable
+from distill_api.protocol import JOB_FILE, MASTER_PORT, ExitCode, ExitReason, ExitReport, Variable
 
 TRAINER = ("-m", "distill_workers.trainer")
 GRACE_SECONDS = 20.0

@@ -12,11 +12,11 @@ from pathlib import Path
 from distill_api.job import InvalidManifest, load_job
 from distill_api.manifest import read_manifest
 from distill_api.names import ONLY_TEACHER
-from distill_api.shared_teacher import parse_teacher
-from distill_api.wire import JOB_FILE, SGLANG_PORT, ExitCode, Variable
+from distill_api.protocol import JOB_FILE, SGLANG_PORT, ExitCode, Variable
+from distill_api.teacher import parse_teacher
 from distill_workers.failures import ConfigurationError
 from distill_workers.model_folder import model_folder
-from distill_workers.server import sglang_command
+from distill_workers.serving.server import sglang_command
 
 Command = tuple[list[str], dict[str, str]]
 

@@ -1,6 +1,6 @@
 """One rank of the trainer: `python -m distill_workers.trainer`, started by distill_workers.launch.
 
-Rank 0 runs the loop; the others follow it. Ends with an exit code of distill_api.wire and an exit report.
+Rank 0 runs the loop; the others follow it. Ends with an exit code of distill_api.protocol and an exit report.
 """
 
 import asyncio
@@ -16,26 +16,26 @@ from types import FrameType
 import torch.distributed as dist
 
 from distill_api.job import DistillationJob, InvalidManifest, load_job
-from distill_api.wire import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, ProgressReport, Variable
-from distill_workers.checkpoints import DamagedCheckpoints
-from distill_workers.evaluation import Evaluator
+from distill_api.protocol import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, ProgressReport, Variable
+from distill_workers.data.prompts import Cursor, PromptError, load_data
+from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import Failure, Stopped, TeacherLost, VolumeFull, is_full
-from distill_workers.fleet import Fleet
-from distill_workers.loop import Loop
 from distill_workers.megatron.architecture import UnsupportedModel
-from distill_workers.megatron.saved import IncompatibleCheckpoint
+from distill_workers.megatron.checkpoint.reader import IncompatibleCheckpoint
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
-from distill_workers.progress import Reporter
-from distill_workers.prompts import Cursor, PromptError, load_data
-from distill_workers.rewards import build_rewards
-from distill_workers.rollouts import Rollouts
-from distill_workers.runfolder import ForeignRun, RunFolder, write_whole
-from distill_workers.teacher import TeacherUnreachable
-from distill_workers.teachers import Teachers
-from distill_workers.team import Team, follow
-from distill_workers.trackers import Trackers
+from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.trackers import Trackers
+from distill_workers.rewards.rewards import build_rewards
+from distill_workers.rollout.engine_pool import Fleet
+from distill_workers.rollout.pipeline import Rollouts
+from distill_workers.run.loop import Loop
+from distill_workers.run.team import Team, follow
+from distill_workers.run_folder.checkpoints import DamagedCheckpoints
+from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, write_whole
+from distill_workers.teacher.pool import TeacherUnreachable
+from distill_workers.teacher.teachers import Teachers
 
 log = logging.getLogger(__name__)
 MESSAGE_BYTES = 4096

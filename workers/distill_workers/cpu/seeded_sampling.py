@@ -4,7 +4,7 @@ SGLang has that under --enable-deterministic-inference, which needs CUDA attenti
 no CPU build. So its two ends are replaced here: every batch carries the seeds of its requests, and the draw is a
 Gumbel-max (argmax of log p - log E, E exponential) with a torch generator per row, seeded by (seed, position).
 What a server has drawn before plays no part: a resumed run draws the same tokens. Together with one request
-at a time and no prefix cache (distill_workers.server) the logits repeat to the last bit as well.
+at a time and no prefix cache (distill_workers.serving.server) the logits repeat to the last bit as well.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""`python -m distill_workers.cpu.sglang_launch ARGS` is `python -m distill_workers.sglang_launch ARGS` for machines
+"""`python -m distill_workers.cpu.sglang_launch ARGS`: what `distill_workers.serving.sglang_launch` is, for machines
 without an accelerator.
 
 Scheduler and detokenizer are forked from the parent, which has imported everything, instead of spawned: a third of
@@ -65,7 +65,7 @@ def main() -> None:
         from distill_workers.cpu import seeded_sampling
 
         seeded_sampling.install()
-    from distill_workers import sglang_launch
+    from distill_workers.serving import sglang_launch
 
     sglang_launch.main()
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from distill_workers.sample import Sample
+from distill_workers.data.sample import Sample
 
 MICRO_BATCH_TOKENS = 512
 """What a micro-batch costs beside its positions, in positions: launches, and kernels too small to fill a device."""

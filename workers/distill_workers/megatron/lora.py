@@ -25,8 +25,8 @@ from safetensors.torch import save_file
 from distill_api.spec import LoRA
 from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.parallel import Ranks, gather_shards
+from distill_workers.megatron.pipeline import Home, owned, to_rank_0
 from distill_workers.megatron.shards import join
-from distill_workers.megatron.stages import Home, owned, to_rank_0
 
 A, B = "lora_a", "lora_b"
 """Names of the parameters: [rank, in] and [out, rank]."""

@@ -17,7 +17,7 @@ from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from distill_api.spec import Recompute
-from distill_workers.megatron import stages
+from distill_workers.megatron import pipeline
 from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel
 from distill_workers.megatron.context import attend, whole
 from distill_workers.megatron.parallel import Ranks
@@ -88,7 +88,7 @@ def build_model(
     fused: with Transformer Engine's layers, where it is installed. A mixture of experts is always sequence parallel:
     Megatron trains none without, and then each token is routed once, on one tensor parallel rank.
     """
-    stages.check(shape, ranks)
+    pipeline.check(shape, ranks)
     for name, size in (
         ("attention heads", shape.attention_heads),
         ("key-value heads", shape.query_groups),
@@ -242,7 +242,7 @@ def _transformer_config(
 def _mark_shards(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> None:
     """Tell Megatron which parameters are shards: its initialisation would have, and the gradient norm depends on it."""
     parameters = dict(model.named_parameters())
-    for mapping in stages.held(shape, ranks):
+    for mapping in pipeline.held(shape, ranks):
         parameter = next(parameters[name] for name in mapping.megatron if name in parameters)
         if mapping.layout is not Layout.REPLICATED:
             parameter.tensor_model_parallel = True

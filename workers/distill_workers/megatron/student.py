@@ -17,16 +17,17 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from distill_api.spec import Spec
-from distill_workers.megatron import hf, lora, parallel, stages, state
+from distill_workers.data.sample import Sample
+from distill_workers.megatron import lora, parallel, pipeline
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share, split
+from distill_workers.megatron.batch_loss import batch_loss
+from distill_workers.megatron.checkpoint import hugging_face, state
 from distill_workers.megatron.context import own_tokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
-from distill_workers.megatron.loss import batch_loss
 from distill_workers.megatron.model import build_model
 from distill_workers.objective.coefficients import StepCoefficients, step_coefficients
 from distill_workers.objective.statistics import SCOPES, means, no_sums
-from distill_workers.sample import Sample
 
 
 class MegatronStudent:
@@ -65,7 +66,7 @@ class MegatronStudent:
             recompute=spec.trainer.recompute,
             sequence_parallel=spec.trainer.parallelism.sequence,
         )
-        hf.load(self._model, self.shape, self.ranks, model_path)
+        hugging_face.load(self._model, self.shape, self.ranks, model_path)
         if self._lora is not None:
             lora.attach(self._model, self.shape, self.ranks, self._lora, spec.seed)
         self._parallel_model = DistributedDataParallel(
@@ -114,7 +115,7 @@ class MegatronStudent:
             self._used += sum(samples[i].tokens for i in indices)
         self._samples += len(samples)
         self._tokens += sum(len(s.response_ids) for s in samples)
-        stages.run(self._parallel_model, self._batches(samples, shares), self._loss, backward=True)
+        pipeline.run(self._parallel_model, self._batches(samples, shares), self._loss, backward=True)
 
     def apply(self, learning_rate: float) -> dict[str, float]:
         """One optimiser step with the gradients of every `accumulate` since the last. The same result on every rank.
@@ -163,7 +164,7 @@ class MegatronStudent:
             ids, at_responses = here.pick(batch.targets[:, None]), hidden.flatten(0, 1)[here.rows]
             return here.join(token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)[0])
 
-        found = stages.run(self._parallel_model, batches, drawn, backward=False)
+        found = pipeline.run(self._parallel_model, batches, drawn, backward=False)
         for batch, values in zip(batches, found, strict=self.ranks.is_last_stage):
             lengths = [len(samples[i].response_ids) for i in batch.order]
             for i, part in zip(batch.order, torch.split_with_sizes(values[:, 0], lengths), strict=True):
@@ -176,14 +177,14 @@ class MegatronStudent:
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor | None]]:
         """(name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on its peers (hf.iterate)."""
-        return hf.iterate(self._model, self.shape, self.ranks)
+        return hugging_face.iterate(self._model, self.shape, self.ranks)
 
     def export(self, folder: Path) -> None:
         """Write the Hugging Face checkpoint, whole or not at all (hf.export); adapters also alone, beside it."""
         if self._lora is not None:
             adapter = folder.with_name("adapter")
             lora.export(self._model, self.shape, self.ranks, self._lora, self.model_path, adapter)
-        hf.export(self._model, self.shape, self.ranks, self.model_path, folder)
+        hugging_face.export(self._model, self.shape, self.ranks, self.model_path, folder)
 
     def save(self, folder: Path) -> None:
         """Write this rank's exact state into an existing folder (state.write), as `snapshot` has it."""

@@ -1,0 +1,4 @@
+"""The commands of `distill`, a module for each group; what they show is beside them.
+
+May import everything here but main.
+"""

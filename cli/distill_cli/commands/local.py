@@ -1,0 +1,143 @@
+"""The commands that need no cluster: the workers on this machine, and the run folders that they leave."""
+
+from pathlib import Path
+
+import click
+
+from distill_api.job import load_job, parse_job
+from distill_api.manifest import read_manifest
+from distill_api.protocol import ExitCode
+from distill_cli.failure import INTERRUPTED, CommandFailed
+from distill_cli.options import FOLDER, one_file, output, settings, volumes, write_json
+from distill_cli.snapshot import run_folder
+
+Volumes = tuple[tuple[str, str], ...]
+
+
+@click.command()
+@one_file
+@settings
+@click.option("--resume", is_flag=True, help="Go on with the run that the folder holds.")
+@volumes
+def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -> int:
+    """Run a job on this machine, without a cluster.
+
+    Ctrl-C ends it with a checkpoint, from which --resume goes on; a second one ends it at once.
+    """
+    from rich.console import Console
+
+    from distill_cli.console import view
+    from distill_cli.overrides import with_overrides
+    from distill_cli.snapshot import folder_moment
+    from distill_workers.local.run import LocalRun, with_volumes
+    from distill_workers.reporting.report import write_report
+
+    load_job(file)
+    manifest = with_overrides(read_manifest(file.read_text(encoding="utf-8")), list(settings))
+    parse_job(manifest)
+    local = LocalRun(parse_job(with_volumes(manifest, dict(volumes))))
+    local.claim(resume)
+    folder = local.folder.root
+    print(f"distill run: {local.job.metadata.name}, results and logs in {folder}", flush=True)
+    with view(Console()) as shown:
+        code = local.run(lambda report: shown.show(folder_moment(folder, report)), shown.say)
+    report = local.exit_report()
+    if (folder / "metrics.jsonl").exists():
+        write_report(folder, local.job)
+    if code == ExitCode.DONE:
+        if report and report.final and report.final.result and report.final.result.stopped_by:
+            print(report.message)
+        print(f"done: model {local.folder.model}, curve {folder / 'report.html'}")
+    elif code == INTERRUPTED:
+        click.echo("ended at once; --resume goes on from the newest checkpoint, if there is one", err=True)
+    elif local.interrupts:
+        newest = local.folder.latest_checkpoint()
+        kept = f"at step {newest[1]['step']}; --resume goes on from there" if newest else "before the first step"
+        click.echo(f"stopped {kept}", err=True)
+    else:
+        why = f"{report.reason.value}: {report.message}" if report else f"see {folder / 'logs'}"
+        click.echo(f"failed: {why}", err=True)
+    return code
+
+
+@click.command()
+@click.option("--model", required=True, help="Folder of the model, such as a run's model/, or a hub id.")
+@one_file
+@click.option("--evaluation", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+@click.option(
+    "--teacher",
+    is_flag=False,
+    flag_value="here",
+    metavar="HOST:PORT",
+    help="Measure the reverse KL too, by a teacher that serves there; without a value it is served on this machine.",
+)
+@volumes
+@output("table", "json")
+def evaluate(model: str, file: Path, names: tuple[str, ...], teacher: str | None, volumes: Volumes, output: str) -> int:
+    """Measure a model by the evaluations of a job, as a run of the job would."""
+    import asyncio
+    import dataclasses
+
+    from rich.console import Console
+
+    from distill_workers.engine.engine import EngineUnavailable
+    from distill_workers.failures import Failure
+    from distill_workers.local.evaluate import evaluate, table
+    from distill_workers.local.run import with_volumes
+    from distill_workers.serving.server import ServerFailed
+    from distill_workers.teacher.pool import TeacherUnreachable
+
+    load_job(file)
+    spec = parse_job(with_volumes(read_manifest(file.read_text(encoding="utf-8")), dict(volumes))).spec
+    try:
+        measured = asyncio.run(evaluate(spec, model, names, teacher))
+    except (Failure, EngineUnavailable, ServerFailed, TeacherUnreachable) as error:
+        raise CommandFailed(str(error)) from error
+    if output == "json":
+        write_json({"model": model, "evaluations": [dataclasses.asdict(m) for m in measured]})
+    else:
+        Console().print(table(model, measured))
+    return 0
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+def report(folder: Path) -> int:
+    """Write report.html into the run FOLDER: curves, stage times, rollouts, configuration and versions, in one file.
+
+    It needs no other file and no network. Beside it: curve.png.
+    """
+    import json
+
+    from distill_workers.reporting.report import write_report
+
+    run_folder(folder)
+    job = parse_job(json.loads((folder / "run.json").read_text(encoding="utf-8"))["job"])
+    write_report(folder, job)
+    print(folder / "report.html")
+    return 0
+
+
+@click.command()
+@click.argument("folder", type=FOLDER)
+@click.argument("destination", type=FOLDER)
+@click.option("--step", type=click.IntRange(min=0), metavar="N", help="From the checkpoint of this step.")
+@click.option("--best", is_flag=True, help="From the best checkpoint by the first evaluation.")
+@volumes
+def export(folder: Path, destination: Path, step: int | None, best: bool, volumes: Volumes) -> int:
+    """Write the model of the run in FOLDER to DESTINATION, as a Hugging Face checkpoint.
+
+    By default the model that the run exported at its end or, where it has not come to that, its newest checkpoint,
+    which is converted here, on one processor, with memory for one copy of the model.
+    """
+    from distill_workers.failures import Failure
+    from distill_workers.local.export import export
+
+    if best and step is not None:
+        raise click.UsageError("--step and --best name two checkpoints; give one of them")
+    try:
+        what = export(run_folder(folder), destination, step=step, best=best, volumes=dict(volumes))
+    except Failure as error:
+        raise CommandFailed(str(error), error.code) from error
+    print(f"{destination}: {what}")
+    return 0

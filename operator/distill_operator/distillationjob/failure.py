@@ -1,0 +1,115 @@
+"""Why an attempt ended without success: one reason and one message, from the pods, else from the Job's own words."""
+
+from dataclasses import dataclass
+
+from distill_api.job import DistillationJob
+from distill_api.names import Role
+from distill_api.protocol import ExitCode, ExitReason
+from distill_api.status import Reason, Status
+from distill_operator.distillationjob.readiness import disruption
+from distill_operator.model.observed import Child, Observed, Pod, exit_code_of, exit_report
+from distill_operator.settings import Settings
+
+
+@dataclass(frozen=True)
+class Failure:
+    """An attempt's end."""
+
+    summary: Reason
+    """Of the job, if it is not tried again."""
+    trainer: Reason
+    """Of the role."""
+    message: str
+    retry: bool = True
+    counts: bool = True
+    """Against backoffLimit."""
+    uncounted: str = "the cluster took a pod away"
+    """Why it does not count, where it does not."""
+
+
+OUTAGES = {
+    ExitReason.TEACHER_UNREACHABLE: (Role.TEACHER, Reason.TEACHER_UNREACHABLE),
+    ExitReason.ENGINES_LOST: (Role.ROLLOUT, Reason.ENGINES_LOST),
+    ExitReason.VOLUME_FULL: (Role.TRAINER, Reason.VOLUME_FULL),
+}
+"""What the trainer gave up for: whose outage it was, and what it is called."""
+
+
+def trainer_failure(job: DistillationJob, status: Status, observed: Observed, trainer_job: Child) -> Failure:
+    pod = _culprit(observed, trainer_job.attempt)
+    code = pod.exit_code if pod and pod.exit_code is not None else exit_code_of(trainer_job)
+    report = exit_report(pod.exit_message) if pod else None
+    message = _message(trainer_job, pod, code, report.message if report else "")
+    if code == ExitCode.CONFIGURATION:
+        preflight = report is not None and report.reason is ExitReason.PREFLIGHT_FAILED
+        summary = Reason.PREFLIGHT_FAILED if preflight else Reason.CONFIGURATION_ERROR
+        return Failure(summary, Reason.TRAINER_FAILED, message, retry=False)
+    role, reason = Role.TRAINER, _role_reason(pod)
+    if report is not None and report.reason in OUTAGES and reason is Reason.TRAINER_FAILED:
+        role, reason = OUTAGES[report.reason]
+    disrupted = _disruption(status, observed, role, trainer_job.attempt)
+    if disrupted and reason is not Reason.OUT_OF_MEMORY:
+        text = f"{disrupted} ({message})" if message else disrupted
+        # What an outage is called says more than why it came about.
+        named = Reason.EVICTED if role is Role.TRAINER else reason
+        return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, named, text, counts=False)
+    return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, reason, message)
+
+
+def _disruption(status: Status, observed: Observed, role: Role, attempt: int) -> str:
+    """The eviction that explains why the role was away, now or as it was recorded: its pod may be gone by now."""
+    if now := disruption(observed, role, attempt):
+        return now.message
+    return next((r.disruption for r in status.roles if r.name == role.value and r.disruption), "")
+
+
+def not_ready_in_time(job: DistillationJob, waiting_for: str) -> Failure:
+    seconds = job.spec.pre_running_deadline_seconds
+    message = f"not every role was ready {seconds} s after the attempt began (preRunningDeadlineSeconds): {waiting_for}"
+    return Failure(Reason.PRE_RUNNING_DEADLINE_EXCEEDED, Reason.NOT_READY, message)
+
+
+def image_replaced(before: Settings, after: Settings, waiting_for: str) -> Failure:
+    """Nothing of the attempt is lost, and with the image of today it may start."""
+    why = f"the operator's workers image was {before.workers_image} and is {after.workers_image}"
+    message = f"the image of the attempt cannot be pulled ({waiting_for}), and {why}"
+    return Failure(
+        Reason.BACKOFF_LIMIT_EXCEEDED, Reason.IMAGE_PULL_FAILED, message, counts=False, uncounted="it never ran"
+    )
+
+
+def _culprit(observed: Observed, attempt: int) -> Pod | None:
+    """The pod that explains most: a configuration error over all, else the first that ended by itself.
+
+    The other ranks end right after it, by SIGTERM or by a broken collective.
+    """
+    ended = [p for p in observed.pods if p.role is Role.TRAINER and p.attempt == attempt and (p.exit_code or p.evicted)]
+    if not ended:
+        return None
+
+    def explains(pod: Pod) -> tuple[bool, bool, float, int]:
+        time = pod.finished_at.timestamp() if pod.finished_at else float("inf")
+        return pod.exit_code != ExitCode.CONFIGURATION, pod.deleting, time, pod.index
+
+    return min(ended, key=explains)
+
+
+def _role_reason(pod: Pod | None) -> Reason:
+    if pod is not None and pod.exit_reason == "OOMKilled":
+        return Reason.OUT_OF_MEMORY
+    if pod is not None and pod.evicted:
+        return Reason.EVICTED
+    return Reason.TRAINER_FAILED
+
+
+def _message(trainer_job: Child, pod: Pod | None, code: int | None, reported: str) -> str:
+    if reported:
+        return reported
+    if pod is None:
+        return trainer_job.message or f"the Job {trainer_job.name} failed and its pods are gone"
+    if pod.exit_reason == "OOMKilled":
+        return f"{pod.name} ran out of memory; raise trainer.template.resources or lower maxTokensPerMicroBatch"
+    if pod.evicted and code is None:
+        return f"{pod.name} was evicted: {pod.eviction_message or 'the node does not say why'}"
+    said = f": {pod.exit_message.strip()}" if pod.exit_message.strip() else ""
+    return f"{pod.name} ended with exit code {code}{said}"

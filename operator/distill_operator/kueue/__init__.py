@@ -1,0 +1,4 @@
+"""What a job takes, in the words of Kueue.
+
+May import resources.
+"""

@@ -1,0 +1,143 @@
+"""One look at one Teacher, as reconcile.py does it for jobs; and what jobs are told of it."""
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any, Protocol
+
+from distill_api.base import API_VERSION
+from distill_api.job import InvalidManifest, Metadata
+from distill_api.status import Reason
+from distill_api.teacher import KIND, TeacherStatus, parse_teacher
+from distill_operator.model import observed as reading
+from distill_operator.model.conditions import FALSE, Verdict
+from distill_operator.model.observed import Observed, ObservedTeacher
+from distill_operator.model.status import read_status, status_patch
+from distill_operator.runtime.cache import Cache
+from distill_operator.runtime.effects import Apply, CreateSecret, Effect, Event
+from distill_operator.runtime.errors import Conflict, NamespaceEnding, QuotaExceeded, Refused
+from distill_operator.runtime.events import EventRecorder
+from distill_operator.runtime.work_queue import Key, Retry
+from distill_operator.settings import Settings
+from distill_operator.teacher.plan import TeacherPlan, plan_teacher, refused
+from distill_operator.teacher.registry import Shown, Teachers
+from distill_operator.teacher.view import view
+
+logger = logging.getLogger(__name__)
+LOOK_SECONDS = 10.0
+"""At one that jobs learn from: what they have for it to do is known from their progress."""
+
+
+class Learners(Protocol):
+    """The jobs that learn from Teachers."""
+
+    def of_teacher(self, teacher: Key) -> list[Key]:
+        """Return the jobs that name a Teacher, running or not."""
+
+    def requests_of(self, teacher: Key) -> list[int]:
+        """Return what each running job has for a Teacher to do: requests that wait or are under way."""
+
+
+async def observed_teacher(cache: Cache, key: Key) -> ObservedTeacher | None:
+    """A Teacher as it stands; None if it does not exist."""
+    raw = cache.job(key)
+    if raw is None:
+        return None
+    pods = reading.read_pods(await cache.pods(key, live=False))
+    deleting = "deletionTimestamp" in raw["metadata"]
+    return ObservedTeacher(raw["metadata"]["name"], deleting, read_status(raw, TeacherStatus), pods)
+
+
+@dataclass
+class TeacherController:
+    """Brings one Teacher after another to where its spec wants it."""
+
+    cache: Cache
+    settings: Settings
+    events: EventRecorder
+    jobs: Learners
+    teachers: Teachers
+    wake: Callable[[Key], None]
+    """Has a job looked at."""
+    clock: Callable[[], datetime]
+
+    async def reconcile(self, key: Key) -> float | None:
+        """In how many seconds to look again, if time alone will change something. Raises Retry after a conflict."""
+        raw = self.cache.job(key)
+        if raw is None or "deletionTimestamp" in raw["metadata"]:
+            # The garbage collector takes the children, by their owner references.
+            self._forget(key)
+            return None
+        status, meta = read_status(raw, TeacherStatus), _metadata(raw)
+        observed = await self._observe(key, meta.uid)
+        decided = self._decide(key, raw, status, observed)
+        try:
+            for effect in decided.effects:
+                await self._do(key, meta, effect)
+        except NamespaceEnding:
+            return None
+        except (Refused, QuotaExceeded) as error:
+            over = isinstance(error, QuotaExceeded)
+            reason = Reason.QUOTA_EXCEEDED if over else Reason.INVALID_SPEC
+            text = error.message if over else f"the API server refused it: {error.message}"
+            decided = refused(meta, status, observed, Verdict(FALSE, reason, text), self.clock())
+            for effect in decided.effects:
+                await self._do(key, meta, effect)
+        if (patch := status_patch(raw, decided.status)) is not None:
+            await self._checked(self.cache.patch_status(key, patch))
+        shown = view(meta.name, ObservedTeacher(meta.name, status=decided.status, pods=observed.pods))
+        if self.teachers.put(key, Shown(meta.uid, decided.status, shown), decided.scaled):
+            self._wake_jobs(key)
+        return decided.requeue_after
+
+    def _decide(self, key: Key, raw: Mapping[str, Any], status: TeacherStatus, observed: Observed) -> TeacherPlan:
+        try:
+            teacher = parse_teacher({"apiVersion": API_VERSION, "kind": KIND, **raw})
+        except InvalidManifest as error:
+            verdict = Verdict(FALSE, Reason.INVALID_SPEC, "; ".join(error.problems))
+            return refused(_metadata(raw), status, observed, verdict, self.clock())
+        requests = self.jobs.requests_of(key)
+        decided = plan_teacher(teacher, status, observed, requests, self.settings, self.clock())
+        if not requests:
+            return decided
+        return replace(decided, requeue_after=min(LOOK_SECONDS, decided.requeue_after or LOOK_SECONDS))
+
+    async def _observe(self, key: Key, uid: str) -> Observed:
+        children = tuple(reading.read_child(raw, uid) for raw in await self.cache.children(key, uid))
+        return Observed(children=children, pods=reading.read_pods(await self.cache.pods(key, live=False)))
+
+    async def _do(self, key: Key, meta: Metadata, effect: Effect) -> None:
+        match effect:
+            case Apply(body):
+                logger.info("%s: apply %s %s", key, body["kind"], body["metadata"]["name"])
+                await self._checked(self.cache.apply(body))
+            case CreateSecret(body, entry):
+                await self.cache.create_secret(body, entry)
+            case Event():
+                await self.events.record(key.namespace, meta.name, meta.uid, effect, KIND)
+
+    def _forget(self, key: Key) -> None:
+        self.cache.forget(key)
+        if uid := self.teachers.remove(key):
+            self.events.forget(uid)
+            self._wake_jobs(key)
+
+    def _wake_jobs(self, key: Key) -> None:
+        for job in self.jobs.of_teacher(key):
+            self.wake(job)
+
+    @staticmethod
+    async def _checked(work: Any) -> None:
+        try:
+            await work
+        except Conflict:
+            raise Retry from None
+
+
+def _metadata(raw: Mapping[str, Any]) -> Metadata:
+    """Of the API server's own making, whatever the rest is like."""
+    meta = raw["metadata"]
+    return Metadata.model_construct(
+        name=meta["name"], namespace=meta["namespace"], uid=meta["uid"], generation=meta.get("generation", 0)
+    )

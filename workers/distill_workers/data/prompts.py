@@ -1,0 +1,268 @@
+"""Prompts: read once from their sources, tokenised, and handed out epoch by epoch, mixed by weight."""
+
+import bisect
+import dataclasses
+import itertools
+import logging
+import math
+import random
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from distill_api.spec import Prompts, ReasoningGym, Spec
+from distill_workers.data.routing import Route
+from distill_workers.data.rows import PromptError, Row, hub_rows, kind, path_rows
+from distill_workers.data.sample import Prompt
+from distill_workers.metrics import Metrics
+
+__all__ = ["Cursor", "PromptError", "load_data", "load_prompts"]
+
+log = logging.getLogger(__name__)
+
+GOLDEN = (math.sqrt(5) - 1) / 2
+"""Multiples of it, modulo 1, fill the unit interval as evenly as any sequence does."""
+
+
+ALONE = Route()
+"""A job with one teacher."""
+
+
+def load_data(spec: Spec, tokenizer: Any, metrics: Metrics) -> list[Prompt]:
+    """The training prompts of all sources; `index` counts through them. Raises PromptError."""
+    result: list[Prompt] = []
+    for source in spec.data.all_sources:
+        route = Route.of(spec, source)
+        found, long = load_prompts(source.prompts, tokenizer, spec.rollout.max_prompt_tokens, None, route)
+        metrics.set("distill_prompts_overlong", long, source=source.name)
+        first = result[-1].index + 1 if result else 0
+        result += [dataclasses.replace(p, index=first + p.index, source=source.name) for p in found]
+    return result
+
+
+def load_prompts(
+    prompts: Prompts, tokenizer: Any, max_prompt_tokens: int, limit: int | None, route: Route = ALONE
+) -> tuple[list[Prompt], int]:
+    """The first `limit` prompts that are not over-long, and how many were. Raises PromptError."""
+    name = name_of(prompts)
+    result: list[Prompt] = []
+    seen = long = 0
+    for entry in entries_of(prompts, route):
+        seen += 1
+        text, ids = encode(prompts, tokenizer, entry.question, entry.where)
+        if len(ids) > max_prompt_tokens:
+            long += 1
+            continue
+        prompt = Prompt(seen - 1, ids, text, entry.answer, entry.metadata, "", entry.response, entry.teacher)
+        result.append(prompt)
+        if len(result) == limit:
+            break
+    if long:
+        log.warning(
+            "%s: %d of %d prompts left out, longer than rollout.maxPromptTokens %d", name, long, seen, max_prompt_tokens
+        )
+    if not result:
+        raise PromptError(
+            f"{name}: all {seen} prompts are longer than rollout.maxPromptTokens {max_prompt_tokens}; raise it"
+            if seen
+            else f"{name}: has no prompts; each line of a JSONL file is one JSON object, each row of Parquet one prompt"
+        )
+    return result, long
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Entry:
+    """One row, understood."""
+
+    where: str
+    question: str | list[dict[str, Any]]
+    """Text, or chat messages."""
+    answer: str | None
+    metadata: dict[str, Any]
+    """Every other field."""
+    response: str | None = None
+    teacher: str = ""
+
+
+def name_of(prompts: Prompts) -> str:
+    if prompts.reasoning_gym is not None:
+        return f"reasoning-gym {prompts.reasoning_gym.task}"
+    return f"data set {prompts.dataset.name}" if prompts.dataset is not None else str(prompts.path)
+
+
+def entries_of(prompts: Prompts, route: Route) -> Iterator[Entry]:
+    if prompts.reasoning_gym is not None:
+        return reasoning_gym_entries(prompts.reasoning_gym, route)
+    if prompts.dataset is not None:
+        return (read_row(row, prompts, route) for row in hub_rows(prompts.dataset))
+    assert prompts.path is not None
+    return (read_row(row, prompts, route) for row in path_rows(prompts.path))
+
+
+def read_row(row: Row, prompts: Prompts, route: Route) -> Entry:
+    where, record = row
+    question = take(record, prompts.prompt_field, where, "promptField")
+    if not isinstance(question, str) and not is_chat(question):
+        raise PromptError(
+            f"{where}: field {prompts.prompt_field} is {kind(question)}; "
+            'allowed are a string and a list of {"role": ..., "content": ...} with texts'
+        )
+    if not question or (isinstance(question, str) and not question.strip()):
+        raise PromptError(f"{where}: field {prompts.prompt_field} is empty")
+    answer: Any = None
+    if prompts.answer_field is not None:
+        answer = take(record, prompts.answer_field, where, "answerField")
+        if isinstance(answer, bool) or not isinstance(answer, str | int | float):
+            raise PromptError(
+                f"{where}: field {prompts.answer_field} is {kind(answer)}; allowed are a string and a number"
+            )
+        answer = str(answer)
+    response: Any = None
+    if prompts.response_field is not None:
+        response = take(record, prompts.response_field, where, "responseField")
+        if not isinstance(response, str) or not response.strip():
+            what = "empty" if isinstance(response, str) else kind(response)
+            raise PromptError(f"{where}: field {prompts.response_field} is {what}; it must be a text to learn from")
+    known = (prompts.prompt_field, prompts.answer_field, prompts.response_field)
+    metadata = {k: v for k, v in record.items() if k not in known}
+    return Entry(where, question, answer, metadata, response, route.teacher(prompts.teacher_field, record, where))
+
+
+def take(record: dict[str, Any], field: str, where: str, setting: str) -> Any:
+    if field not in record:
+        raise PromptError(
+            f"{where}: has no field {field} (prompts.{setting}); it has {', '.join(sorted(record)) or 'none'}"
+        )
+    return record[field]
+
+
+def is_chat(value: Any) -> bool:
+    return isinstance(value, list) and all(
+        isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
+    )
+
+
+def reasoning_gym_entries(task: ReasoningGym, route: Route) -> Iterator[Entry]:
+    import reasoning_gym
+
+    try:
+        dataset = reasoning_gym.create_dataset(task.task, size=task.size, seed=task.seed, **task.options)
+    except (ValueError, TypeError, AssertionError) as error:
+        raise PromptError(
+            f"reasoningGym.task {task.task}: {error}; see reasoning-gym's list of tasks and options"
+        ) from None
+    for number, entry in enumerate(dataset, start=1):
+        metadata = {**entry["metadata"], "entry": entry, "task": task.task, "options": dict(task.options)}
+        answer = None if entry["answer"] is None else str(entry["answer"])
+        where = f"reasoning-gym {task.task} row {number}"
+        yield Entry(where, entry["question"], answer, metadata, teacher=route.teacher(None, {}, where))
+
+
+def encode(prompts: Prompts, tokenizer: Any, question: str | list[dict[str, Any]], where: str) -> tuple[str, list[int]]:
+    """The text that the student continues, and its ids."""
+    from jinja2 import TemplateError
+
+    if isinstance(question, str) and not prompts.apply_chat_template:
+        return question, list(tokenizer(question)["input_ids"])
+    messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+    if not prompts.apply_chat_template:
+        raise PromptError(f"{where}: is a list of chat messages, which needs prompts.applyChatTemplate: true")
+    if prompts.system_prompt is not None and messages[0]["role"] != "system":
+        messages = [{"role": "system", "content": prompts.system_prompt}, *messages]
+    if not getattr(tokenizer, "chat_template", None):
+        raise PromptError("the student has no chat template; set prompts.applyChatTemplate: false")
+    try:
+        text: str = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+    except TemplateError as error:
+        raise PromptError(f"{where}: the student's chat template refuses these messages: {error}") from None
+    # The template writes the special tokens itself.
+    return text, list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+class Walk:
+    """An endless walk over the prompts of one source, shuffled anew in each epoch by a key."""
+
+    def __init__(self, prompts: list[Prompt], key: str, shuffle: bool) -> None:
+        self.prompts, self._key, self._shuffle = prompts, key, shuffle
+        self._epoch = self._position = 0
+        self._order = self._order_of(0)
+
+    def next(self) -> Prompt:
+        if self._position == len(self._order):
+            self._epoch, self._position = self._epoch + 1, 0
+            self._order = self._order_of(self._epoch)
+        self._position += 1
+        return self.prompts[self._order[self._position - 1]]
+
+    def state(self) -> dict[str, Any]:
+        return {"epoch": self._epoch, "position": self._position, "prompts": len(self.prompts)}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        if state["prompts"] != len(self.prompts):
+            raise PromptError(
+                f"the checkpoint was made with {state['prompts']} prompts and there are {len(self.prompts)} now; "
+                "restore the data, or start in a new output folder"
+            )
+        self._epoch, self._position = state["epoch"], state["position"]
+        self._order = self._order_of(self._epoch)
+
+    def _order_of(self, epoch: int) -> list[int]:
+        order = list(range(len(self.prompts)))
+        if self._shuffle:
+            random.Random(f"{self._key}/{epoch}").shuffle(order)
+        return order
+
+
+class Cursor:
+    """Hands out prompts without end: one walk for each of their sources, mixed by weight.
+
+    Draw n is of the source in whose part of the unit interval, as long as its share of the weights, (start + n·GOLDEN)
+    mod 1 falls: so any run of draws holds the sources by their weights, to a prompt or two, in no fixed pattern.
+    """
+
+    def __init__(
+        self, prompts: list[Prompt], *, seed: int, shuffle: bool, weights: Mapping[str, float] | None = None
+    ) -> None:
+        """`weights` by the name of a source; 1 where it is not among them."""
+        by_source: dict[str, list[Prompt]] = {}
+        for prompt in prompts:
+            by_source.setdefault(prompt.source, []).append(prompt)
+        alone = len(by_source) == 1
+        self._walks = {
+            name: Walk(of_source, f"{seed}" if alone else f"{seed}/{name}", shuffle)
+            for name, of_source in by_source.items()
+        }
+        self._names = list(self._walks)
+        self._ends = list(itertools.accumulate((weights or {}).get(name, 1.0) for name in self._names))
+        self._start = random.Random(f"{seed}/sources").random()
+        self._drawn = 0
+
+    def next(self, count: int) -> list[Prompt]:
+        return [self._walks[self._choose()].next() for _ in range(count)]
+
+    def peek(self, count: int) -> list[Prompt]:
+        """The first prompts of each source in turn, whatever the cursor has handed out."""
+        rows = itertools.zip_longest(*(walk.prompts[:count] for walk in self._walks.values()))
+        return [prompt for row in rows for prompt in row if prompt is not None][:count]
+
+    def state(self) -> dict[str, Any]:
+        states = {name: walk.state() for name, walk in self._walks.items()}
+        return states[self._names[0]] if len(states) == 1 else {"drawn": self._drawn, "sources": states}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Raises PromptError if the state is of other prompts."""
+        states = state["sources"] if "sources" in state else {self._names[0]: state}
+        if states.keys() != self._walks.keys():
+            raise PromptError(
+                f"the checkpoint was made with the sources {', '.join(states)} and there are "
+                f"{', '.join(self._names)} now; restore data.sources, or start in a new output folder"
+            )
+        for name, walk in self._walks.items():
+            walk.restore(states[name])
+        self._drawn = state.get("drawn", 0)
+
+    def _choose(self) -> str:
+        if len(self._names) == 1:
+            return self._names[0]
+        point = (self._start + self._drawn * GOLDEN) % 1.0 * self._ends[-1]
+        self._drawn += 1
+        return self._names[min(bisect.bisect_right(self._ends, point), len(self._names) - 1)]

@@ -1,0 +1,249 @@
+"""A rollout engine: one SGLang server of the student, supervised, spoken to over loopback.
+
+`Engine` runs as a Ray actor on a rollout worker, or in-process. All its methods are coroutines, so that one actor takes
+many calls at once. A server that is gone or silent is an EngineUnavailable; `start` ends the whole process group of the
+old server and starts a new one, which has the weights of its model folder until the trainer pushes its own.
+"""
+
+import asyncio
+import os
+import socket
+from pathlib import Path
+from typing import Any, Protocol
+
+import aiohttp
+
+from distill_api.spec import Spec
+from distill_workers.engine.request import Drawing, EngineRefused, EngineUnavailable, Request, Response, read_response
+from distill_workers.serving.admin_key import bearer
+from distill_workers.serving.server import SHARED_MEMORY_LOADER, SGLangServer, free_port
+
+__all__ = ["Engine", "EngineHandle", "EngineRefused", "EngineUnavailable", "Response", "read_response"]
+
+CONTROL_TIMEOUT_SECONDS = 60.0
+RESPONSE_TIMEOUT_SECONDS = 3600.0
+START_TIMEOUT_SECONDS = 1800.0
+"""A large model takes long to load; the operator's own deadline may be shorter."""
+
+
+class EngineHandle(Drawing, Protocol):
+    """What the trainer does with an engine, wherever that runs. Any call may raise EngineUnavailable."""
+
+    incarnation: int
+    """Counts starts: a restarted engine is in no weight group."""
+
+    async def start(self, model: str) -> float:
+        """(Re)starts the server on a model folder; seconds until it served."""
+
+    async def stop(self) -> None: ...
+
+    async def health(self, timeout_seconds: float = 10.0) -> None:
+        """Returns if the scheduler answers, also while generation is paused or busy."""
+
+    async def pause(self) -> None:
+        """Stops generation; running requests wait, and go on with whatever weights are there then."""
+
+    async def resume(self) -> None: ...
+
+    async def join_group(
+        self,
+        name: str,
+        address: str,
+        port: int,
+        rank: int,
+        world_size: int,
+        backend: str,
+        timeout_seconds: float,
+    ) -> None: ...
+
+    async def leave_group(self, name: str) -> None: ...
+
+    async def begin_update(self) -> None: ...
+
+    async def receive(
+        self,
+        group: str,
+        names: list[str],
+        dtypes: list[str],
+        shapes: list[list[int]],
+        version: int | None,
+        timeout_seconds: float,
+    ) -> None:
+        """Takes part in the broadcast of one flattened bucket; the last one has a version."""
+
+    async def end_update(self) -> None: ...
+
+    async def load_folder(self, folder: str, version: int, timeout_seconds: float) -> None:
+        """Reads the weights of a Hugging Face folder."""
+
+    async def load_shared(self, message: str, version: int | None, timeout_seconds: float) -> None:
+        """Loads a bucket from memory that is shared on this machine (shared_memory.py); the last one has a version."""
+
+    async def weight_version(self) -> int: ...
+
+
+class Engine:
+    """See EngineHandle."""
+
+    def __init__(self, spec: Spec, number: int, *, host: str, port: int | None, log_folder: str) -> None:
+        self._spec, self._host, self._port = spec, host, port
+        self._log = Path(log_folder) / f"engine-{number}.log"
+        self._server: SGLangServer | None = None
+        self._session: aiohttp.ClientSession | None = None
+        self.incarnation = 0
+
+    async def start(self, model: str) -> float:
+        await self.stop()
+        # A fixed port may still be in the kernel's hands for a moment; SGLang reuses addresses.
+        port = self._port or free_port()
+        self._server = SGLangServer(model, self._spec, "engine", host=self._host, port=port, log=self._log)
+        self._server.start()
+        self._session = aiohttp.ClientSession(
+            f"http://127.0.0.1:{port}",
+            # A connection kept while the trainer trains is one that the server closes after 5 s, just as it is used
+            # again: that reset looks like a dead engine. A new one over loopback costs next to nothing.
+            connector=aiohttp.TCPConnector(limit=0, force_close=True),
+            timeout=aiohttp.ClientTimeout(total=None),
+            headers=bearer(self._server.key),
+        )
+        self.incarnation += 1
+        return await asyncio.to_thread(self._server.wait_ready, START_TIMEOUT_SECONDS)
+
+    async def stop(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+        if self._server is not None:
+            self._server.stop()
+            self._server = None
+
+    async def whereabouts(self) -> dict[str, Any]:
+        """For logs and tests."""
+        server = self._server
+        return {
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "server_pid": server.pid if server else None,
+            "port": server.port if server else None,
+        }
+
+    async def health(self, timeout_seconds: float = 10.0) -> None:
+        await self._get("/v1/loads?include=core", timeout_seconds)
+
+    async def draw(self, requests: list[Request], timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS) -> list[Response]:
+        body = {
+            "input_ids": [request.prompt_ids for request in requests],
+            "sampling_params": [request.sampling() for request in requests],
+            "return_logprob": True,
+        }
+        return [read_response(answer) for answer in await self._post("/generate", body, timeout_seconds)]
+
+    async def generate(
+        self,
+        prompt_ids: list[int],
+        seeds: list[int],
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS,
+    ) -> list[Response]:
+        """One response for each seed."""
+        requests = [Request(prompt_ids, seed, max_new_tokens, temperature, top_p) for seed in seeds]
+        return await self.draw(requests, timeout_seconds)
+
+    async def pause(self) -> None:
+        # retract: what is running goes back to the queue without its key-value cache, which old weights made.
+        await self._post("/pause_generation", {"mode": "retract"})
+
+    async def resume(self) -> None:
+        await self._post("/continue_generation", {})
+
+    async def join_group(
+        self,
+        name: str,
+        address: str,
+        port: int,
+        rank: int,
+        world_size: int,
+        backend: str,
+        timeout_seconds: float,
+    ) -> None:
+        body = {
+            "master_address": address,
+            "master_port": port,
+            "rank_offset": rank,
+            "world_size": world_size,
+            "group_name": name,
+            "backend": backend,
+        }
+        await self._post("/init_weights_update_group", body, timeout_seconds)
+
+    async def leave_group(self, name: str) -> None:
+        await self._post("/destroy_weights_update_group", {"group_name": name})
+
+    async def begin_update(self) -> None:
+        await self._post("/begin_weight_update", {})
+
+    async def receive(
+        self,
+        group: str,
+        names: list[str],
+        dtypes: list[str],
+        shapes: list[list[int]],
+        version: int | None,
+        timeout_seconds: float,
+    ) -> None:
+        body = {
+            "names": names,
+            "dtypes": dtypes,
+            "shapes": shapes,
+            "group_name": group,
+            "load_format": "flattened_bucket",
+            "flush_cache": version is not None,
+            "weight_version": None if version is None else str(version),
+        }
+        await self._post("/update_weights_from_distributed", body, timeout_seconds)
+
+    async def end_update(self) -> None:
+        await self._post("/end_weight_update", {})
+
+    async def load_folder(self, folder: str, version: int, timeout_seconds: float) -> None:
+        body = {"model_path": folder, "weight_version": str(version), "flush_cache": True}
+        await self._post("/update_weights_from_disk", body, timeout_seconds)
+
+    async def load_shared(self, message: str, version: int | None, timeout_seconds: float) -> None:
+        body = {
+            "serialized_named_tensors": [message] * self._spec.rollout.tensor_parallel_size,
+            "load_format": SHARED_MEMORY_LOADER,
+            "flush_cache": version is not None,
+            "weight_version": None if version is None else str(version),
+        }
+        await self._post("/update_weights_from_tensor", body, timeout_seconds)
+
+    async def weight_version(self) -> int:
+        return int((await self._get("/model_info", CONTROL_TIMEOUT_SECONDS))["weight_version"])
+
+    async def _get(self, path: str, timeout_seconds: float) -> Any:
+        return await self._request("GET", path, None, timeout_seconds)
+
+    async def _post(self, path: str, body: dict[str, Any], timeout_seconds: float = CONTROL_TIMEOUT_SECONDS) -> Any:
+        return await self._request("POST", path, body, timeout_seconds)
+
+    async def _request(self, method: str, path: str, body: Any, timeout_seconds: float) -> Any:
+        server, session = self._server, self._session
+        if server is None or session is None:
+            raise EngineUnavailable("the engine was not started")
+        if not server.alive():
+            raise EngineUnavailable(f"the SGLang server has ended; {server.tail()}")
+        try:
+            timeout = aiohttp.ClientTimeout(total=timeout_seconds)
+            async with session.request(method, path, json=body, timeout=timeout) as answer:
+                if answer.status != 200:
+                    raise EngineRefused(f"{path} answered {answer.status}: {(await answer.text())[:500]}")
+                return await answer.json(content_type=None)
+        except TimeoutError:
+            raise EngineUnavailable(f"{path} was not answered within {timeout_seconds:.0f} s") from None
+        except (aiohttp.ClientError, OSError, RuntimeError) as error:
+            # RuntimeError: the session was closed by a restart while the request was waiting.
+            state = "the SGLang server still runs" if server.alive() else "the SGLang server has ended"
+            raise EngineUnavailable(f"{path}: {type(error).__name__}: {error}; {state}") from None

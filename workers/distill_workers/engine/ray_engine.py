@@ -1,0 +1,172 @@
+"""A rollout engine as an actor of Ray.
+
+Nothing here calls Ray's state API: after a head restart `ray.nodes()` ends the process from C++. A lost head shows only
+in calls that fail or hang, so every call has a timeout.
+"""
+
+import asyncio
+import contextlib
+import logging
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, cast
+
+import ray
+from ray.exceptions import RayTaskError
+
+from distill_api.job import DistillationJob
+from distill_api.protocol import ENGINE_RESOURCE, SGLANG_PORT
+from distill_workers.engine.engine import (
+    CONTROL_TIMEOUT_SECONDS,
+    RESPONSE_TIMEOUT_SECONDS,
+    START_TIMEOUT_SECONDS,
+    Engine,
+)
+from distill_workers.engine.request import EngineRefused, EngineUnavailable, Request, Response
+from distill_workers.serving.server import ServerFailed
+
+log = logging.getLogger(__name__)
+
+PLACE_SECONDS = 600.0
+"""Until an actor must have a worker: a lost worker pod is made again meanwhile."""
+PING_SECONDS = 20.0
+CALL_SLACK_SECONDS = 15.0
+"""That Ray may add to the engine's own timeout."""
+
+_CALLS = ThreadPoolExecutor(16, thread_name_prefix="ray-calls")
+
+
+class RayEngine:
+    """EngineHandle of an actor. `start` makes the actor too, again where the old one is gone. Local engines share this
+    machine and need no resource."""
+
+    def __init__(self, number: int, job: DistillationJob, *, local: bool, log_folder: str) -> None:
+        self.number, self.incarnation = number, 0
+        self.placed = False
+        """Ray has had a worker for it. A pod that is lost is made again at once, so this stays."""
+        self._job, self._local, self._log_folder = job, local, log_folder
+        self._actor: Any = None
+
+    async def start(self, model: str) -> float:
+        self.incarnation += 1
+        if self._actor is not None:
+            try:
+                await self._call("whereabouts", timeout_seconds=PING_SECONDS)
+            except EngineUnavailable as error:
+                log.warning("engine %d: its actor is gone, a new one is made: %s", self.number, error)
+                await self._kill()
+        if self._actor is None:
+            try:
+                self._actor = await asyncio.get_running_loop().run_in_executor(_CALLS, self._make)
+            except Exception as error:
+                raise EngineUnavailable(f"no actor can be made: {type(error).__name__}: {error}") from None
+            await self._call("whereabouts", timeout_seconds=PLACE_SECONDS)
+        self.placed = True
+        return float(await self._call("start", model, timeout_seconds=START_TIMEOUT_SECONDS))
+
+    async def stop(self) -> None:
+        if self._actor is None:
+            return
+        with contextlib.suppress(EngineUnavailable, EngineRefused):
+            await self._call("stop", timeout_seconds=PING_SECONDS)
+        await self._kill()
+
+    async def whereabouts(self) -> dict[str, Any]:
+        return dict(await self._call("whereabouts", timeout_seconds=PING_SECONDS))
+
+    async def health(self, timeout_seconds: float = 10.0) -> None:
+        await self._call("health", timeout_seconds, timeout_seconds=timeout_seconds)
+
+    async def draw(self, requests: list[Request]) -> list[Response]:
+        return list(await self._call("draw", requests, timeout_seconds=RESPONSE_TIMEOUT_SECONDS))
+
+    async def pause(self) -> None:
+        await self._call("pause")
+
+    async def resume(self) -> None:
+        await self._call("resume")
+
+    async def join_group(
+        self,
+        name: str,
+        address: str,
+        port: int,
+        rank: int,
+        world_size: int,
+        backend: str,
+        timeout_seconds: float,
+    ) -> None:
+        arguments = (name, address, port, rank, world_size, backend, timeout_seconds)
+        await self._call("join_group", *arguments, timeout_seconds=timeout_seconds)
+
+    async def leave_group(self, name: str) -> None:
+        await self._call("leave_group", name)
+
+    async def begin_update(self) -> None:
+        await self._call("begin_update")
+
+    async def receive(
+        self,
+        group: str,
+        names: list[str],
+        dtypes: list[str],
+        shapes: list[list[int]],
+        version: int | None,
+        timeout_seconds: float,
+    ) -> None:
+        arguments = (group, names, dtypes, shapes, version, timeout_seconds)
+        await self._call("receive", *arguments, timeout_seconds=timeout_seconds)
+
+    async def end_update(self) -> None:
+        await self._call("end_update")
+
+    async def load_folder(self, folder: str, version: int, timeout_seconds: float) -> None:
+        await self._call("load_folder", folder, version, timeout_seconds, timeout_seconds=timeout_seconds)
+
+    async def load_shared(self, message: str, version: int | None, timeout_seconds: float) -> None:
+        await self._call("load_shared", message, version, timeout_seconds, timeout_seconds=timeout_seconds)
+
+    async def weight_version(self) -> int:
+        return int(await self._call("weight_version"))
+
+    async def _kill(self) -> None:
+        actor, self._actor = self._actor, None
+        with contextlib.suppress(Exception):
+            await asyncio.get_running_loop().run_in_executor(_CALLS, ray.kill, actor)
+
+    def _make(self) -> Any:
+        spec = self._job.spec
+        # On a cluster the pod is the engine's own: the fixed port is where Prometheus looks.
+        where = {"host": "127.0.0.1", "port": None} if self._local else {"host": "0.0.0.0", "port": SGLANG_PORT}
+        options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
+        if not self._local:
+            options["resources"] = {ENGINE_RESOURCE: 1}
+        remote = ray.remote(Engine).options(**options)
+        return remote.remote(spec, self.number, log_folder=self._log_folder, **where)
+
+    async def _call(self, method: str, *arguments: Any, timeout_seconds: float = CONTROL_TIMEOUT_SECONDS) -> Any:
+        if self._actor is None:
+            raise EngineUnavailable("the engine was not started")
+        try:
+            limit = timeout_seconds + CALL_SLACK_SECONDS
+            return await asyncio.wait_for(self._awaited(method, arguments), limit)
+        except RayTaskError as error:
+            # What the engine raised, without the wrapper that Ray puts around it.
+            if isinstance(error.cause, EngineUnavailable | EngineRefused | ServerFailed):
+                raise error.cause from None
+            raise EngineUnavailable(f"{method}: {error}") from None
+        except TimeoutError:
+            raise EngineUnavailable(f"{method} was not answered within {timeout_seconds:.0f} s") from None
+        except Exception as error:
+            # A lost connection is a bare Exception in Ray Client, a RayError elsewhere.
+            why = " ".join(str(error).split())[:300]
+            raise EngineUnavailable(f"{method}: {type(error).__name__}: {why}") from None
+
+    async def _awaited(self, method: str, arguments: tuple[Any, ...]) -> Any:
+        actor = self._actor
+
+        def call() -> Future[Any]:
+            return cast(Future[Any], getattr(actor, method).remote(*arguments).future())
+
+        # Off the event loop: while Ray Client tries to reconnect, the mere call blocks for half a minute.
+        future = await asyncio.get_running_loop().run_in_executor(_CALLS, call)
+        return await asyncio.wrap_future(future)

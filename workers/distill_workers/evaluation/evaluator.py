@@ -1,0 +1,207 @@
+"""Held-out measurement: the score and pass@k of the student's responses, and its reverse KL to the teacher.
+
+A measurement has two parts. `draw` needs the engines, with the weights of its step. `grade` needs the reward and the
+teacher only, and so may go on while the engines already have other weights.
+"""
+
+import asyncio
+import logging
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+from distill_api.spec import Evaluation, RewardSource, Sampling, Spec
+from distill_workers.data.prompts import load_prompts
+from distill_workers.data.routing import Route
+from distill_workers.data.sample import Prompt
+from distill_workers.engine.engine import EngineRefused, Response
+from distill_workers.evaluation.estimates import Estimate, mean_score, pass_at_k
+from distill_workers.metrics import Metrics
+from distill_workers.rewards.rewards import RewardError, build_reward
+from distill_workers.rollout.pipeline import sample_seed
+from distill_workers.teacher.pool import BadScore
+from distill_workers.teacher.teachers import Teachers
+
+log = logging.getLogger(__name__)
+
+EXAMPLES = 4
+"""Decoded responses kept of each evaluation."""
+AS_IN_TRAINING = Sampling(temperature=1.0, top_p=1.0)
+"""The reverse KL is an expectation over the student's own samples."""
+
+
+class Generator(Protocol):
+    """Fleet, or one engine."""
+
+    async def generate(
+        self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
+    ) -> list[Response]: ...
+
+
+@dataclass
+class Measurement:
+    """One evaluation at one step. `reverse_kl` is the k1 estimate, nats per token, over all response tokens."""
+
+    name: str
+    step: int
+    score: float | None = None
+    score_low: float | None = None
+    """Bounds of the 95 % confidence interval of the score."""
+    score_high: float | None = None
+    pass_at: dict[int, Estimate] = field(default_factory=dict)
+    """Pass@k by k."""
+    reverse_kl: float | None = None
+    teacher_score: float | None = None
+    prompts: int = 0
+    failed: int = 0
+    """Responses that could not be had or graded; of a refused prompt, all of them."""
+    examples: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass
+class Drawn:
+    """The responses of one evaluation, all of one version of the weights."""
+
+    step: int
+    to_score: list[list[Response]] = field(default_factory=list)
+    """[prompt][response]; empty without a reward."""
+    as_trained: list[list[Response]] = field(default_factory=list)
+    """[prompt][1], for the reverse KL; empty where that is not measured."""
+    failed: int = 0
+
+
+class Evaluator:
+    """One entry of spec.evaluation, its prompts read once."""
+
+    def __init__(self, spec: Spec, evaluation: Evaluation, tokenizer: Any, metrics: Metrics) -> None:
+        self.name = evaluation.name
+        self._spec, self._evaluation = spec, evaluation
+        self._prompts, long = load_prompts(
+            evaluation.prompts,
+            tokenizer,
+            spec.rollout.max_prompt_tokens,
+            evaluation.max_prompts,
+            Route.of(spec, evaluation),
+        )
+        metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
+        self._reward = (
+            None if evaluation.reward.source is RewardSource.NONE else build_reward(evaluation.reward, metrics)
+        )
+        self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+        self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
+
+    async def measure(self, step: int, engines: Generator, teachers: Teachers | None) -> Measurement:
+        """Without a teacher, nothing that needs one. The engines must keep the weights of `step` until it is done."""
+        return await self.grade(await self.draw(step, engines, reverse_kl=teachers is not None), teachers)
+
+    async def draw(self, step: int, engines: Generator, reverse_kl: bool = True) -> Drawn:
+        """All responses that will be needed. A response with other weights than those of `step` is not counted in."""
+        drawn = Drawn(step)
+        want_kl = reverse_kl and self._evaluation.measure_reverse_kl
+        siblings = self._evaluation.samples_per_prompt if self._reward is not None else 0
+        drawn.to_score, drawn.as_trained = await asyncio.gather(
+            self._draw(drawn, engines, self._evaluation.sampling, siblings, stream=-1),
+            self._draw(drawn, engines, AS_IN_TRAINING, 1 if want_kl else 0, stream=-2),
+        )
+        return drawn
+
+    async def grade(self, drawn: Drawn, teachers: Teachers | None) -> Measurement:
+        """Needs no engine."""
+        result = Measurement(self.name, drawn.step, prompts=len(self._prompts), failed=drawn.failed)
+        with_teacher = self._evaluation.score_teacher and self._reward is not None and drawn.step == 0
+        _, result.reverse_kl, result.teacher_score = await asyncio.gather(
+            self._score(drawn, result),
+            self._reverse_kl(drawn, result, teachers),
+            self._score_teacher(teachers if with_teacher else None),
+        )
+        if result.failed:
+            log.warning("evaluation %s at step %d: %d responses failed", self.name, drawn.step, result.failed)
+        return result
+
+    async def close(self) -> None:
+        if self._reward is not None:
+            await self._reward.close()
+
+    async def _draw(
+        self, drawn: Drawn, engines: Generator, sampling: Sampling, count: int, stream: int
+    ) -> list[list[Response]]:
+        """`count` responses to each prompt; `stream` keeps their seeds apart from those of other draws."""
+
+        async def one(prompt: Prompt) -> list[Response]:
+            try:
+                responses = await engines.generate(
+                    prompt.ids,
+                    max_new_tokens=self._max_tokens,
+                    temperature=sampling.temperature,
+                    top_p=sampling.top_p,
+                    seeds=[sample_seed(self._spec.seed, stream, prompt.index, s) for s in range(count)],
+                )
+            except EngineRefused as error:
+                log.warning("evaluation %s: prompt %d was refused: %s", self.name, prompt.index, error)
+                responses = []
+            kept = [r for r in responses if all(v == drawn.step for v in r.versions)]
+            drawn.failed += count - len(kept)
+            return kept
+
+        return list(await asyncio.gather(*(one(p) for p in self._prompts))) if count else []
+
+    async def _score(self, drawn: Drawn, result: Measurement) -> None:
+        reward = self._reward
+        if reward is None:
+            return
+
+        async def one(prompt: Prompt, response: Response) -> float | None:
+            text = self._decode(response.ids)
+            try:
+                score = await reward.score(prompt, text)
+            except RewardError as error:
+                log.warning("evaluation %s: prompt %d: %s", self.name, prompt.index, error)
+                result.failed += 1
+                return None
+            if len(result.examples) < EXAMPLES:
+                example = {"prompt": prompt.text, "response": text, "answer": prompt.answer, "score": score}
+                result.examples.append(example)
+            return score
+
+        async def group(prompt: Prompt, responses: list[Response]) -> list[float]:
+            return [s for s in await asyncio.gather(*(one(prompt, r) for r in responses)) if s is not None]
+
+        pairs = zip(self._prompts, drawn.to_score, strict=True)
+        rewards = await asyncio.gather(*(group(p, r) for p, r in pairs))
+        mean, result.pass_at = mean_score(rewards), pass_at_k(rewards)
+        if mean is not None:
+            result.score, result.score_low, result.score_high = mean.value, mean.low, mean.high
+
+    async def _reverse_kl(self, drawn: Drawn, result: Measurement, teachers: Teachers | None) -> float | None:
+        if teachers is None or not drawn.as_trained:
+            return None
+
+        async def one(prompt: Prompt, response: Response) -> list[float]:
+            if not response.ids:
+                return []
+            try:
+                scores = await teachers.of(prompt.teacher).score(prompt.ids, response.ids, None)
+            except BadScore:
+                result.failed += 1
+                return []
+            return [s - t for s, t in zip(response.logprobs, scores.logprobs, strict=True)]
+
+        pairs = [(p, r) for p, group in zip(self._prompts, drawn.as_trained, strict=True) for r in group]
+        terms = [t for group in await asyncio.gather(*(one(p, r) for p, r in pairs)) for t in group]
+        return statistics.fmean(terms) if terms else None
+
+    async def _score_teacher(self, teachers: Teachers | None) -> float | None:
+        reward = self._reward
+        if teachers is None or reward is None:
+            return None
+
+        async def one(prompt: Prompt) -> float | None:
+            try:
+                ids = await teachers.of(prompt.teacher).generate(prompt.ids, self._max_tokens)
+                return await reward.score(prompt, self._decode(ids))
+            except (BadScore, RewardError):
+                return None
+
+        scores = [s for s in await asyncio.gather(*(one(p) for p in self._prompts)) if s is not None]
+        return statistics.fmean(scores) if scores else None

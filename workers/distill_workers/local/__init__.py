@@ -1,0 +1,4 @@
+"""What `distill run`, `evaluate` and `export` do on this machine.
+
+The top layer beside the entry points: may import everything.
+"""

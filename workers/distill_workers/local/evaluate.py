@@ -1,0 +1,120 @@
+"""`distill evaluate`: a finished model, measured as a run measures its student: by one engine on this machine."""
+
+import asyncio
+import os
+import tempfile
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from rich.table import Table
+
+from distill_api.protocol import Variable
+from distill_api.spec import Evaluation, RewardSource, Spec
+from distill_workers.engine.engine import Engine, Response
+from distill_workers.evaluation.estimates import Estimate
+from distill_workers.evaluation.evaluator import Evaluator, Measurement
+from distill_workers.metrics import Metrics
+from distill_workers.model_folder import model_folder
+from distill_workers.teacher.local_servers import TeacherServers
+from distill_workers.teacher.teachers import Teachers
+
+HERE = "here"
+"""The teacher is served on this machine, rather than at an address."""
+WEIGHTS = 0
+"""Version of weights that no run has pushed."""
+
+
+class OneEngine:
+    """An engine as Evaluator asks for it."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+
+    async def generate(
+        self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
+    ) -> list[Response]:
+        return await self._engine.generate(prompt_ids, seeds, max_new_tokens, temperature, top_p)
+
+
+def chosen(spec: Spec, names: Sequence[str], with_teacher: bool) -> list[Evaluation]:
+    """Those of spec.evaluation that are named, or all. Raises ValueError for what cannot be measured."""
+    known = {e.name: e for e in spec.evaluation}
+    if not known:
+        raise ValueError("the job has no spec.evaluation: add what shall be measured")
+    if unknown := [n for n in names if n not in known]:
+        raise ValueError(f"spec.evaluation has no {', '.join(unknown)}: it has {', '.join(known)}")
+    found = [known[n] for n in names] if names else list(known.values())
+    if not with_teacher and (bare := [e.name for e in found if e.reward.source is RewardSource.NONE]):
+        raise ValueError(
+            f"evaluation {', '.join(bare)} has no reward, and so measures the reverse KL alone: add --teacher"
+        )
+    return found
+
+
+async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | None) -> list[Measurement]:
+    """`teacher` is HERE, where those serve that do (as in DISTILL_TEACHER_ADDRESS), or None to leave out what needs it.
+
+    Raises ValueError, Failure, and what a server that does not start or answer raises.
+    """
+    from transformers import AutoTokenizer
+
+    evaluations = chosen(spec, names, teacher is not None)
+    folder = model_folder(model, "--model")
+    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    metrics = Metrics()
+    evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in evaluations]
+    with tempfile.TemporaryDirectory(prefix="distill-evaluate-") as logs:
+        engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs)
+        async with teachers_of(spec, teacher, Path(logs), metrics) as teachers:
+            try:
+                await asyncio.gather(engine.start(str(folder)), *([teachers.start()] if teachers else []))
+                return [await e.measure(WEIGHTS, OneEngine(engine), teachers) for e in evaluators]
+            finally:
+                await engine.stop()
+                await asyncio.gather(*(e.close() for e in evaluators))
+
+
+@asynccontextmanager
+async def teachers_of(spec: Spec, where: str | None, logs: Path, metrics: Metrics) -> AsyncIterator[Teachers | None]:
+    """Those of the job, yet to be started; their servers, where they are ours, are on their way up."""
+    if where is None:
+        yield None
+        return
+    servers = TeacherServers(spec, logs) if where == HERE else None
+    try:
+        if servers is not None:
+            servers.start()
+            where = servers.addresses
+        teachers = Teachers.of_job(spec, {**os.environ, Variable.TEACHER: where}, metrics)
+        try:
+            yield teachers
+        finally:
+            await teachers.close()
+    finally:
+        if servers is not None:
+            servers.stop()
+
+
+def table(model: str, measured: Sequence[Measurement]) -> Table:
+    made = Table(title=model, title_justify="left", caption_justify="left")
+    for name in ("evaluation", "measure", "value", "95 % interval"):
+        made.add_column(name)
+    for m in measured:
+        rows = [("score", between(m.score, m.score_low, m.score_high)), *passes(m.pass_at)]
+        rows += [("reverse KL, nats", between(m.reverse_kl)), ("teacher's score", between(m.teacher_score))]
+        for measure, cells in rows:
+            if cells is not None:
+                made.add_row(m.name, measure, *cells)
+        made.add_row(m.name, "prompts, failed responses", f"{m.prompts}, {m.failed}", "", end_section=True)
+    return made
+
+
+def passes(estimates: dict[int, Estimate]) -> list[tuple[str, tuple[str, str] | None]]:
+    return [(f"pass@{k}", between(e.value, e.low, e.high)) for k, e in estimates.items()]
+
+
+def between(value: float | None, low: float | None = None, high: float | None = None) -> tuple[str, str] | None:
+    if value is None:
+        return None
+    return f"{value:.4f}", "" if low is None or high is None else f"{low:.4f} to {high:.4f}"

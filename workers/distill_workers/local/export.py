@@ -1,0 +1,104 @@
+"""`distill export`: the model of a run, as a Hugging Face folder anywhere, also where the run has not exported it."""
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from distill_api.job import DistillationJob, parse_job
+from distill_api.spec import Parallelism
+from distill_workers.failures import ConfigurationError
+from distill_workers.local.run import with_volumes
+from distill_workers.model_folder import model_folder
+from distill_workers.run_folder.checkpoints import STATE, Checkpoints, best_step
+
+
+@dataclass(frozen=True)
+class Source:
+    """What is exported: the folder of a model or of a checkpoint."""
+
+    folder: Path
+    step: int | None
+    """Of a checkpoint; None for the model that the run has exported itself."""
+
+
+def export(folder: Path, destination: Path, *, step: int | None, best: bool, volumes: Mapping[str, str]) -> str:
+    """Writes the model, whole or not at all; what was written, as a phrase.
+
+    Raises ConfigurationError where there is no such model or checkpoint, or the student that the run began with, which
+    a checkpoint is converted by, is not on this machine; and what a checkpoint that is damaged raises.
+    """
+    if destination.exists() and any(destination.iterdir()):
+        raise ConfigurationError(f"{destination} is not empty: choose another folder, or remove it")
+    source = chosen(folder, step=step, best=best)
+    destination.parent.mkdir(parents=True, exist_ok=True)
+    if source.step is None:
+        _copy(source.folder, destination)
+        return "the model that the run exported"
+    manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))["job"]
+    job = parse_job(with_volumes(manifest, dict(volumes)))
+    student = model_folder(job.spec.student.model, "spec.student.model")
+    convert(job, student, source.folder, destination)
+    return f"the model of step {source.step}"
+
+
+def chosen(folder: Path, *, step: int | None, best: bool) -> Source:
+    """The checkpoint that is named, else the exported model, else the newest checkpoint."""
+    if step is None and not best and (folder / "model" / "config.json").is_file():
+        return Source(folder / "model", None)
+    there = Checkpoints(folder / "checkpoints").complete()
+    if not there:
+        raise ConfigurationError(f"{folder} has no model and no complete checkpoint yet: wait for the first")
+    listed = ", ".join(map(str, there))
+    if best:
+        state = json.loads((there[max(there)] / STATE).read_text(encoding="utf-8"))
+        step = best_step(state)
+        if step not in there:
+            raise ConfigurationError(
+                f"{folder} keeps no best checkpoint (spec.schedule.keepBest, and an evaluation to tell it by): "
+                f"--step names one of {listed}"
+            )
+    wanted = max(there) if step is None else step
+    if wanted not in there:
+        raise ConfigurationError(f"{folder} has no complete checkpoint of step {wanted}: there are those of {listed}")
+    return Source(there[wanted], wanted)
+
+
+def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: Path) -> None:
+    """The weights of a checkpoint, by whatever ranks it was written, as a Hugging Face folder."""
+    import torch
+    import torch.distributed as dist
+
+    on_cpu = not torch.cuda.is_available()
+    if on_cpu:
+        from distill_workers.cpu import megatron_shim
+
+        megatron_shim.install()
+    from distill_workers.megatron import lora, parallel
+    from distill_workers.megatron.architecture import read_shape
+    from distill_workers.megatron.checkpoint import hugging_face, state
+    from distill_workers.megatron.model import build_model
+
+    spec = job.spec
+    if not dist.is_initialized():
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)  # type: ignore[attr-defined]  # not in __all__
+    ranks = parallel.initialise(Parallelism(), on_cpu=on_cpu, timeout_seconds=spec.stall_timeout_seconds)
+    shape = read_shape(student, trust_remote_code=spec.trust_remote_code)
+    adapters = spec.trainer.lora
+    dtype: torch.dtype = getattr(torch, spec.dtype)
+    model = build_model(shape, ranks, dtype, seed=spec.seed, fused=adapters is None)
+    if adapters is not None:
+        hugging_face.load(model, shape, ranks, student)
+        lora.attach(model, shape, ranks, adapters, spec.seed)
+    state.load_parameters(checkpoint, ranks, shape, model)
+    hugging_face.export(model, shape, ranks, student, destination)
+
+
+def _copy(model: Path, destination: Path) -> None:
+    aside = destination.with_name(f".{destination.name}.writing")
+    shutil.rmtree(aside, ignore_errors=True)
+    shutil.copytree(model, aside)
+    if destination.exists():
+        destination.rmdir()
+    aside.rename(destination)

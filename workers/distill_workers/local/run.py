@@ -1,0 +1,196 @@
+"""`distill run`: all roles of a job on this machine, without Kubernetes. The same file, the same programs."""
+
+import json
+import os
+import secrets
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Callable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+from distill_api.job import DistillationJob
+from distill_api.protocol import ExitCode, ExitReport, ProgressReport, Variable
+from distill_api.spec import Output
+from distill_workers.launch import exit_code
+from distill_workers.model_folder import model_folder
+from distill_workers.run_folder.run_folder import RunFolder
+
+TRAINER = (sys.executable, "-m", "distill_workers.launch")
+POLL_SECONDS = 1.0
+STOP_SECONDS = 60.0
+"""For the last checkpoint; a trainer that takes longer is killed."""
+INTERRUPTED = 128 + signal.SIGINT
+
+
+class RunExists(ValueError):
+    """The folder holds a run, and nobody said that it is to go on."""
+
+
+def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str, Any]:
+    """The manifest with paths on mounted volumes replaced by local folders: {"/models": "/home/me/models"}."""
+
+    def local(value: Any) -> Any:
+        if isinstance(value, dict):
+            return {key: local(item) for key, item in value.items()}
+        if isinstance(value, list):
+            return [local(item) for item in value]
+        if isinstance(value, str):
+            for mount, folder in volumes.items():
+                if value == mount or value.startswith(mount.rstrip("/") + "/"):
+                    return folder.rstrip("/") + value[len(mount.rstrip("/")) :]
+        return value
+
+    spec = dict(manifest["spec"])
+    spec["output"] = {"path": Output().path, **spec.get("output", {})}
+    for part in ("student", "teacher", "teachers", "data", "evaluation", "output"):
+        if part in spec:
+            spec[part] = local(spec[part])
+    trainer = dict(spec.get("trainer", {}))
+    # Every rank runs here, so the nodes become processes of one.
+    trainer["gpusPerNode"] = trainer.pop("nodes", 1) * trainer.get("gpusPerNode", 1)
+    return {**manifest, "spec": {**spec, "trainer": trainer}}
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class LocalRun:
+    """The teacher's servers and the trainer as child processes; the trainer makes the engines itself.
+
+    The first SIGINT (Ctrl-C) or SIGTERM ends the trainer as Kubernetes would: with a checkpoint of the last whole step.
+    The second ends everything at once.
+    """
+
+    def __init__(self, job: DistillationJob) -> None:
+        self.job = job
+        self.folder = RunFolder(job)
+        self.interrupts = 0
+        self._port = free_port()
+        self._key = secrets.token_urlsafe(32)
+        """Of this run: the engines' administration and Ray ask for it."""
+        self._trainer: subprocess.Popen[bytes] | None = None
+
+    def claim(self, resume: bool) -> None:
+        """Raises RunExists if the folder holds a run that is not to be resumed."""
+        newest = self.folder.latest_checkpoint()
+        if newest is not None and not resume:
+            raise RunExists(
+                f"{self.folder.root} holds a run at step {newest[1]['step']} of {self.job.spec.schedule.steps}: "
+                "--resume goes on with it; for a new one choose another metadata.name or spec.output.path, "
+                "or remove the folder"
+            )
+
+    def run(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
+        """Runs the job to its end and returns the trainer's exit code, or INTERRUPTED after a second Ctrl-C. `show`
+        gets each new ProgressReport, `say` a sentence."""
+
+        def interrupt(number: int, frame: FrameType | None) -> None:
+            self.interrupts += 1
+            if self.interrupts > 1:
+                raise KeyboardInterrupt
+            if self._trainer is not None:
+                self._trainer.send_signal(signal.SIGTERM)
+
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            return self._run(show, say)
+        except KeyboardInterrupt:
+            return INTERRUPTED
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def _run(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
+        from distill_workers.teacher.local_servers import TeacherServers
+
+        spec = self.job.spec
+        model_folder(spec.student.model, "spec.student.model")
+        logs = self.folder.root / "logs"
+        teachers = TeacherServers(spec, logs)
+        self.folder.root.mkdir(parents=True, exist_ok=True)
+        logs.mkdir(exist_ok=True)
+        (logs / "exit.json").unlink(missing_ok=True)
+        with tempfile.TemporaryDirectory(prefix="distill-") as scratch:
+            manifest = Path(scratch) / "job.json"
+            manifest.write_text(json.dumps(self.job.model_dump(mode="json", by_alias=True, exclude_none=True)))
+            try:
+                teachers.start()
+                if self.interrupts:
+                    return ExitCode.TEMPORARY
+                with (logs / "trainer.log").open("ab") as log:
+                    self._trainer = subprocess.Popen(
+                        TRAINER,
+                        env=self._environment(manifest, teachers.addresses),
+                        stdout=log,
+                        stderr=subprocess.STDOUT,
+                        start_new_session=True,
+                    )
+                return self._follow(show, say)
+            finally:
+                self._end_trainer()
+                teachers.stop()
+
+    def exit_report(self) -> ExitReport | None:
+        path = self.folder.root / "logs" / "exit.json"
+        return ExitReport.model_validate_json(path.read_text()) if path.exists() else None
+
+    def _environment(self, manifest: Path, teachers: str) -> dict[str, str]:
+        return {
+            **os.environ,
+            Variable.JOB_FILE: str(manifest),
+            Variable.KEY: self._key,
+            # The engines' Ray listens on this machine, and whoever reaches it runs what he likes.
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self._key,
+            Variable.TEACHER: teachers,
+            Variable.MASTER_ADDR: "127.0.0.1",
+            "MASTER_PORT": str(free_port()),
+            Variable.NODE_RANK: "0",
+            Variable.POD_IP: "127.0.0.1",
+            Variable.TERMINATION_LOG: str(self.folder.root / "logs" / "exit.json"),
+            "DISTILL_PORT": str(self._port),
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+
+    def _follow(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
+        assert self._trainer is not None
+        stopping = False
+        while (code := self._trainer.poll()) is None:
+            if self.interrupts and not stopping:
+                stopping = True
+                say("stopping with a checkpoint; Ctrl-C again ends at once")
+            try:
+                with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/progress", timeout=2) as answer:
+                    show(ProgressReport.model_validate_json(answer.read()))
+            except OSError:
+                pass  # not up yet, or just gone
+            time.sleep(POLL_SECONDS)
+        state = self.folder.root / "state.json"
+        if code == ExitCode.DONE and state.exists():
+            show(ProgressReport.model_validate_json(state.read_text()))
+        return exit_code(code)
+
+    def _end_trainer(self) -> None:
+        """Asks it to end, unless a second Ctrl-C wants it at once; kills what is left of it."""
+        if self._trainer is None or self._trainer.poll() is not None:
+            return
+        try:
+            if self.interrupts < 2:
+                self._trainer.send_signal(signal.SIGTERM)
+                self._trainer.wait(STOP_SECONDS)
+        except subprocess.TimeoutExpired:
+            pass
+        finally:
+            if self._trainer.poll() is None:
+                os.killpg(self._trainer.pid, signal.SIGKILL)
+                self._trainer.wait()

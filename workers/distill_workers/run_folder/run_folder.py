@@ -1,0 +1,158 @@
+"""The run folder: where everything that outlives a pod is kept, written aside and renamed."""
+
+import hashlib
+import json
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from distill_api.job import DistillationJob, InvalidManifest, parse_job
+from distill_api.spec import Schedule
+from distill_workers.run_folder.atomic_file import write_whole
+from distill_workers.run_folder.checkpoints import Checkpoints
+
+__all__ = ["ForeignRun", "RunFolder", "fingerprint", "write_whole"]
+
+FREE_OF_TEACHER = {
+    "replicas": True,
+    "template": True,
+    "max_concurrent_requests": True,
+    "request_timeout_seconds": True,
+    "max_disagreement": True,
+    "endpoint": {"key_secret"},
+}
+PACKAGES = ("torch", "sglang", "megatron-core", "ray", "transformers")
+
+FREE_FIELDS: dict[str, Any] = {
+    "suspend": True,
+    "managed_by": True,
+    "scheduling": True,
+    "backoff_limit": True,
+    "active_deadline_seconds": True,
+    "pre_running_deadline_seconds": True,
+    "stall_timeout_seconds": True,
+    "ttl_seconds_after_finished": True,
+    "schedule": True,
+    "guards": True,
+    "output": True,
+    "tracking": True,
+    "teacher": FREE_OF_TEACHER,
+    "teachers": {"__all__": FREE_OF_TEACHER},
+    "rollout": {"replicas", "template", "head_template", "max_concurrent_requests"},
+    "trainer": {
+        "nodes": True,
+        "gpus_per_node": True,
+        "parallelism": True,
+        "recompute": True,
+        "max_tokens_per_micro_batch": True,
+        "weight_sync": True,
+        "optimizer": {"distributed"},
+        "template": True,
+    },
+}
+"""What may differ between two runs of one curve: not what is learnt, but for how long, where and by how many."""
+
+
+class ForeignRun(ValueError):
+    """The run folder holds another run."""
+
+
+def fingerprint(job: DistillationJob) -> str:
+    """Equal for two jobs that would draw the same curve."""
+    spec = job.spec.model_dump(mode="json", exclude=FREE_FIELDS)
+    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _fingerprint_in(mark: Path) -> str:
+    """Of the run that made run.json. By its job as this release reads it: a field that is new here, and has its default
+    there, makes no other run."""
+    found = json.loads(mark.read_text())
+    try:
+        return fingerprint(parse_job(found["job"]))
+    except (InvalidManifest, KeyError):
+        return str(found["fingerprint"])
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that a curve depends on, as far as they are installed here."""
+    found = {}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+class RunFolder:
+    """Paths and atomic writes of `<spec.output.path>/<metadata.name>/`."""
+
+    def __init__(self, job: DistillationJob) -> None:
+        self.root = Path(job.spec.output.path) / job.metadata.name
+        self.checkpoints = self.root / "checkpoints"
+        self.model = self.root / "model"
+        self.sync = self.root / "sync"
+        self._job = job
+
+    def claim(self) -> None:
+        """Makes the folder, or takes up the run in it. Raises ForeignRun, and OSError if it cannot be written."""
+        self.checkpoints.mkdir(parents=True, exist_ok=True)
+        mark = self.root / "run.json"
+        mine = fingerprint(self._job)
+        if mark.exists() and (theirs := _fingerprint_in(mark)) != mine:
+            raise ForeignRun(
+                f"{self.root} holds another run (its spec has fingerprint {theirs}, this one {mine}): "
+                "choose another spec.output.path or metadata.name, or remove the folder"
+            )
+        manifest = self._job.model_dump(mode="json", by_alias=True, exclude_none=True)
+        what = {"fingerprint": mine, "versions": versions(), "job": manifest}
+        write_whole(mark, json.dumps(what, indent=1))
+
+    def append(self, name: str, line: dict[str, Any], limit_bytes: int | None = None) -> None:
+        """One more line of a .jsonl file. One that has grown to `limit_bytes` is kept as NAME.1.jsonl, and a new one
+        is begun: the two never hold much more than twice as much."""
+        path = self.root / name
+        if limit_bytes is not None and path.exists() and path.stat().st_size >= limit_bytes:
+            path.replace(path.with_suffix(f".1{path.suffix}"))
+        with path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+
+    def trim(self, step: int, keep_as: str | None = None) -> None:
+        """Forgets the lines of metrics.jsonl and samples.jsonl after `step`, as a resumed run writes them again;
+        or moves them to the end of another file."""
+        for path in (self.root / "metrics.jsonl", self.root / "samples.jsonl"):
+            if not path.exists():
+                continue
+            kept: list[str] = []
+            later: list[str] = []
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    (kept if json.loads(line)["step"] <= step else later).append(line)
+                except (ValueError, KeyError):
+                    break  # the line that a kill cut short, and so the last
+            if keep_as is not None:
+                with (self.root / keep_as).open("a", encoding="utf-8") as file:
+                    file.writelines(line + "\n" for line in later)
+            write_whole(path, "".join(line + "\n" for line in kept))
+
+    def roll_back(self, folder: Path, state: dict[str, Any]) -> None:
+        """Makes an earlier checkpoint the newest, with another state: what came after it is no part of the run.
+        Lines of later steps go to rolled-back.jsonl, later checkpoints go altogether."""
+        Checkpoints(self.checkpoints).roll_back(folder, state)
+        self.trim(state["step"], keep_as="rolled-back.jsonl")
+
+    def checkpoint_aside(self, step: int) -> Path:
+        """An empty folder for the ranks to write into. One at a time."""
+        return Checkpoints(self.checkpoints).aside(step)
+
+    def publish_checkpoint(self, aside: Path, state: dict[str, Any], schedule: Schedule) -> Path:
+        """Makes a checkpoint that every rank has written the newest; then removes those that `schedule` keeps not."""
+        return Checkpoints(self.checkpoints).publish(aside, state, schedule)
+
+    def latest_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The newest complete checkpoint and its state. Raises DamagedCheckpoints."""
+        return Checkpoints(self.checkpoints).latest()
+
+    def best_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
+        """The checkpoint of the best step by the first evaluation, if it is kept, and its state."""
+        return Checkpoints(self.checkpoints).best()

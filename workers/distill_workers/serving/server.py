@@ -1,0 +1,233 @@
+"""One SGLang server: its command line from the job, and its life as a child process.
+
+With spec.deterministic a server works on one request at a time and caches no prefix, so that its numbers depend on the
+request alone; engines also draw tokens by each request's seed. With accelerators that is SGLang's deterministic
+inference; without, distill_workers.cpu.seeded_sampling.
+"""
+
+import contextlib
+import ctypes
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Literal
+
+from distill_api.protocol import Variable
+from distill_api.spec import Rollout, Serving, Spec
+from distill_api.teacher import TeacherSpec
+from distill_workers import probe
+from distill_workers.serving.admin_key import key_of_this_process
+
+Role = Literal["teacher", "engine"]
+Served = Spec | TeacherSpec
+
+CPU_CONCURRENCY = 16
+"""Requests that a CPU server works on at once; more only lengthens each."""
+CPU_POOL_TOKENS = 65_536
+"""Most tokens in the key-value cache of a CPU server, unless one sequence needs more."""
+SCORING_CHUNK_TOKENS = 4096
+"""Of a teacher's prefill: the fp32 logits of one chunk are [chunk, vocabulary] (sglang#2607)."""
+SHARED_MEMORY_LOADER = "distill_workers.weight_sync.shared_memory.load"
+TAIL_CHARACTERS = 2000
+SHARED_MEMORY = "/dev/shm/"
+LEFT_BEHIND = ("sglang_loads_", "sgl_shm_", "multi_tokenizer_args_")
+"""Names of files in shared memory that a killed SGLang leaves there (its own utils/stale_shm_cleanup.py)."""
+
+
+class ServerFailed(RuntimeError):
+    """A server that ended, or was not ready in time; with the end of its log."""
+
+
+def sequence_tokens(spec: Served) -> int:
+    """Tokens of the longest sequence."""
+    if isinstance(spec, TeacherSpec):
+        return spec.max_sequence_tokens
+    responses = [e.max_response_tokens or 0 for e in spec.evaluation]
+    return spec.rollout.max_prompt_tokens + max(spec.rollout.max_response_tokens, *responses, 0)
+
+
+def cpu_pool_tokens(spec: Served, concurrency: int) -> int:
+    """Room for all requests at once up to a bound, and always for one whole sequence."""
+    one = sequence_tokens(spec) + 64
+    return max(one, min(concurrency * one, CPU_POOL_TOKENS))
+
+
+def concurrency(spec: Served, wanted: int) -> int:
+    """Requests that a server works on at once."""
+    if spec.deterministic:
+        return 1
+    return min(wanted, CPU_CONCURRENCY) if spec.on_cpu else wanted
+
+
+def sglang_command(
+    model: str, spec: Served, role: Role, host: str, port: int, serving: Serving | None = None
+) -> tuple[list[str], dict[str, str]]:
+    """The arguments of a server, and what it needs in its environment. Pure. `serving`: of a teacher, the job's first
+    if it is left out."""
+    part: Serving | Rollout
+    if isinstance(spec, TeacherSpec):
+        part = spec
+    else:
+        part = (serving or spec.all_teachers[0]) if role == "teacher" else spec.rollout
+    flags: list[str] = ["--model-path", model, "--host", host, "--port", str(port), "--dtype", spec.dtype]
+    flags += ["--tp-size", str(part.tensor_parallel_size), "--random-seed", str(spec.seed)]
+    # Without it an idle scheduler spins on 80 % of a core.
+    flags += ["--sleep-on-idle", "--enable-metrics", "--grammar-backend", "none"]
+    environment = {"TOKENIZERS_PARALLELISM": "false"}
+    if Path(model).is_absolute():
+        environment["HF_HUB_OFFLINE"] = "1"
+    if role == "teacher":
+        flags += ["--chunked-prefill-size", str(SCORING_CHUNK_TOKENS)]
+    else:
+        flags += ["--weight-version", "0", "--custom-weight-loader", SHARED_MEMORY_LOADER]
+    if spec.trust_remote_code:
+        flags += ["--trust-remote-code"]
+    running = concurrency(spec, part.max_concurrent_requests)
+    if spec.on_cpu:
+        module = "distill_workers.cpu.sglang_launch"
+        flags += ["--device", "cpu", "--max-total-tokens", str(cpu_pool_tokens(spec, running))]
+        # Readiness is a real scoring request here, which warms up as much as SGLang's own request would.
+        flags += ["--skip-server-warmup"]
+        environment |= {
+            "SGLANG_USE_CPU_ENGINE": "1",
+            "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+    else:
+        module = "distill_workers.serving.sglang_launch"
+    if spec.on_cpu or spec.deterministic:
+        flags += ["--max-running-requests", str(running)]
+    if spec.deterministic:
+        flags += ["--disable-radix-cache"]
+        if not spec.on_cpu:
+            flags += ["--enable-deterministic-inference"]
+        elif role == "engine":
+            environment["DISTILL_SEEDED_SAMPLING"] = "1"
+    return [sys.executable, "-W", "ignore", "-m", module, *flags, *part.engine_args], environment
+
+
+def free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return int(s.getsockname()[1])
+
+
+class SGLangServer:
+    """A server as a child process in a session of its own, so that all its processes can be ended together.
+
+    Start it from a thread that lives as long as it is wanted: it ends with that thread (PR_SET_PDEATHSIG).
+    """
+
+    def __init__(
+        self,
+        model: str,
+        spec: Served,
+        role: Role,
+        *,
+        port: int,
+        host: str = "127.0.0.1",
+        log: Path | None = None,
+        serving: Serving | None = None,
+    ) -> None:
+        self.model, self.port, self.log = (
+            model,
+            port,
+            log or Path(tempfile.gettempdir()) / f"sglang-{role}-{port}.log",
+        )
+        self._role, self._command = role, sglang_command(model, spec, role, host, port, serving)
+        self.key = key_of_this_process()
+        """What its administration asks for."""
+        self._process: subprocess.Popen[bytes] | None = None
+        self._shared: set[str] = set()
+        """Files in shared memory of a server that has served."""
+
+    @property
+    def pid(self) -> int | None:
+        return self._process.pid if self._process else None
+
+    def start(self) -> None:
+        """Ends what is left of an earlier start, and starts anew; `wait_ready` says when it serves."""
+        self.stop()
+        argv, environment = self._command
+        # What Ray tells its workers would make SGLang's processes look like part of Ray.
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("ab") as log:
+            self._process = subprocess.Popen(
+                argv,
+                env={**inherited, **environment, Variable.KEY: self.key},
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+            )
+
+    def alive(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    def wait_ready(self, timeout_seconds: float = 600) -> float:
+        """Seconds until it scored. Raises ServerFailed if it ends, or is not ready in time."""
+        begin = time.monotonic()
+        why = "not asked yet"
+        while time.monotonic() - begin < timeout_seconds:
+            if not self.alive():
+                code = self._process.returncode if self._process else None
+                raise ServerFailed(f"the {self._role} server of {self.model} ended with code {code}; {self.tail()}")
+            try:
+                probe.score("127.0.0.1", self.port)
+                self._shared |= shared_by(self._process.pid) if self._process else set()
+                return time.monotonic() - begin
+            except probe.NotReady as error:
+                why = str(error)
+            time.sleep(0.25)
+        raise ServerFailed(
+            f"the {self._role} server of {self.model} was not ready within {timeout_seconds:.0f} s: {why}; "
+            f"{self.tail()}"
+        )
+
+    def stop(self) -> None:
+        """Ends the whole process group, and removes what it leaves in shared memory. Also after the first process has
+        died: its children may be alive."""
+        if self._process is None:
+            return
+        self._shared |= shared_by(self._process.pid)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
+        for path in self._shared:
+            Path(path).unlink(missing_ok=True)
+        self._shared.clear()
+
+    def tail(self) -> str:
+        """The end of its log, as a part of a sentence."""
+        try:
+            text = self.log.read_text(encoding="utf-8", errors="replace")[-TAIL_CHARACTERS:]
+        except OSError:
+            text = ""
+        return f"the end of {self.log}:\n{text}"
+
+
+def shared_by(session: int) -> set[str]:
+    """Files in shared memory that the processes of a session have mapped, and that are SGLang's own."""
+    found: set[str] = set()
+    for maps in Path("/proc").glob("[0-9]*/maps"):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if os.getsid(int(maps.parts[2])) == session:
+                mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines()}
+                found |= {path for path in mapped if path.startswith(tuple(SHARED_MEMORY + p for p in LEFT_BEHIND))}
+    return found
+
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def _end_with_parent() -> None:
+    """Runs between fork and exec. SGLang's own children watch the server in the same way."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

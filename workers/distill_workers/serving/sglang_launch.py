@@ -1,0 +1,79 @@
+"""`python -m distill_workers.serving.sglang_launch ARGS` is `python -m sglang.launch_server ARGS` whose administration
+needs the job's key (admin_key.py), which comes by the environment and so stands in no process list.
+"""
+
+import logging
+import os
+import sys
+from typing import Any
+
+from distill_workers.serving.admin_key import KeyGuard, bearer, key_of_this_process
+
+log = logging.getLogger(__name__)
+
+FREEZE_SECONDS = 60.0
+"""The scheduler answers between two batches, and the first may be a long one."""
+
+
+def other_doors(args: Any, *, rust_server: bool) -> list[str]:
+    """Ways to serve that pass the guarded application by, of those that SGLang's resolved arguments ask for."""
+    doors = {
+        "--tokenizer-worker-num above 1": args.tokenizer_worker_num > 1,
+        "--grpc-port": args.grpc_port is not None,
+        "--smg-grpc-mode": args.smg_grpc_mode or args.grpc_mode,
+        "--encoder-only": args.encoder_only,
+        "--use-ray": args.use_ray,
+        "SGLANG_RUST_SERVER": rust_server,
+    }
+    return [name for name, used in doors.items() if used]
+
+
+def freeze_gc(url: str, key: str, verify: bool | str) -> None:
+    """The request that SGLang sends to itself once it is warm, with the key. Without a warm-up it is sent before the
+    server listens, so it is repeated."""
+    import requests
+    from requests.adapters import HTTPAdapter
+    from urllib3.util import Retry
+
+    try:
+        with requests.Session() as session:
+            session.trust_env = False  # the key is for this server, not for a proxy
+            session.mount(url, HTTPAdapter(max_retries=Retry(20, backoff_factor=0.1, backoff_max=1.0)))
+            answer = session.post(f"{url}/freeze_gc", headers=bearer(key), timeout=FREEZE_SECONDS, verify=verify)
+            answer.raise_for_status()
+    except requests.exceptions.RequestException as error:
+        # As SGLang does: the server is only a little slower without.
+        log.warning("freeze_gc failed: %s", error)
+
+
+def guard(key: str) -> None:
+    """Puts the guard around SGLang's application, and the key into the one request that it sends to itself."""
+    from sglang.srt.arg_groups.serving_hook import ssl_verify_of
+    from sglang.srt.entrypoints import http_server
+
+    http_server.app.add_middleware(KeyGuard, key=key)
+    http_server._freeze_gc_after_server_warmup = lambda args: freeze_gc(args.url(), key, ssl_verify_of(args))
+
+
+def main() -> None:
+    from sglang.launch_server import run_server
+    from sglang.srt.arg_groups.overrides import resolving_view
+    from sglang.srt.environ import envs
+    from sglang.srt.plugins import load_plugins
+    from sglang.srt.server_args import prepare_server_args
+    from sglang.srt.utils import kill_process_tree
+
+    load_plugins()
+    server_args = prepare_server_args(sys.argv[1:])
+    server_args.resolve_once()
+    if doors := other_doors(resolving_view(server_args), rust_server=envs.SGLANG_RUST_SERVER.get()):
+        sys.exit(f"engineArgs: {', '.join(doors)}: served past the key that administration needs; leave it out")
+    guard(key_of_this_process())
+    try:
+        run_server(server_args)
+    finally:
+        kill_process_tree(os.getpid(), include_parent=False)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,150 @@
+"""SGLang's own protocol: /generate with max_new_tokens 0. Pure.
+
+With prompt length P and response length R the answer covers positions P-1 ... P+R-1: R+1 entries [log p, id, text], the
+first without a log p. Starting at P-1 keeps the prompt's cached prefix usable and the answer short. The k likeliest
+tokens come as two binary arrays (SGLang's return_flat_raw_top_logprobs_b64): a third of the bytes of nested lists, and
+no Python object for each of R x k pairs on either side.
+"""
+
+import binascii
+import logging
+import math
+import re
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from distill_workers.teacher.protocol import Ask, BadScore, Scores, checked, malformed
+
+log = logging.getLogger(__name__)
+PATH = "/generate"
+
+
+class SGLangWire:
+    """See scores.Wire."""
+
+    shares_prefixes = True
+
+    def __init__(self) -> None:
+        self.vocabulary: int | None = None
+
+    async def learn(self, send: Callable[[Ask], Awaitable[Any]]) -> None:
+        """SGLang tells the size of its embedding in no answer but in the refusal of an impossible id."""
+        body = {**scoring_request([1], [1], None), "token_ids_logprob": [2**31 - 1]}
+        try:
+            await send(Ask(PATH, body))
+        except BadScore as refused:
+            if match := re.search(r"valid range is \[0, (\d+)\)", str(refused)):
+                self.vocabulary = int(match[1])
+                return
+        log.warning("the teacher did not tell the size of its vocabulary; token ids are sent unchecked")
+
+    def scoring(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Ask:
+        return Ask(PATH, scoring_request(prompt_ids, response_ids, top_k))
+
+    def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        return read_scores(answer, len(prompt_ids), response_ids, top_k, self.vocabulary)
+
+    def cached_tokens(self, answer: Any) -> float:
+        try:
+            return float(answer["meta_info"]["cached_tokens"])
+        except (LookupError, TypeError, ValueError):
+            return math.inf
+
+    def generation(self, prompt_ids: list[int], max_new_tokens: int) -> Ask:
+        sampling = {"max_new_tokens": max_new_tokens, "temperature": 0}
+        return Ask(PATH, {"input_ids": prompt_ids, "sampling_params": sampling})
+
+    def read_generation(self, answer: Any) -> list[int]:
+        try:
+            return [int(i) for i in answer["output_ids"]]
+        except (LookupError, TypeError, ValueError):
+            raise BadScore("malformed", f"no output_ids in {str(answer)[:200]}") from None
+
+    def naming(self, ids: list[int]) -> Ask:
+        request = scoring_request(ids[:1], ids[1:], None)
+        return Ask(PATH, {**request, "return_text_in_logprobs": True, "logprob_start_len": 0})
+
+    def read_names(self, answer: Any, ids: list[int]) -> list[str | None]:
+        try:
+            entries = answer["meta_info"]["input_token_logprobs"]
+            # SGLang names the last id of the vocabulary 0; its text would be that of token 0.
+            return [text if seen == sent else None for sent, (_, seen, text) in zip(ids, entries, strict=True)]
+        except (LookupError, TypeError, ValueError):
+            raise malformed(answer) from None
+
+
+def scoring_request(prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> dict[str, Any]:
+    body: dict[str, Any] = {
+        "input_ids": prompt_ids + response_ids,
+        "sampling_params": {"max_new_tokens": 0, "temperature": 0},
+        "return_logprob": True,
+        "logprob_start_len": max(0, len(prompt_ids) - 1),
+    }
+    if top_k is not None:
+        body |= {
+            "top_logprobs_num": top_k,
+            "return_flat_raw_top_logprobs": True,
+            "return_flat_raw_top_logprobs_b64": True,
+        }
+    return body
+
+
+def read_scores(
+    answer: Any, prompt_tokens: int, response_ids: list[int], top_k: int | None, vocabulary: int | None = None
+) -> Scores:
+    """The response's part of an answer. Raises BadScore."""
+    try:
+        entries = answer["meta_info"]["input_token_logprobs"][1:]
+        # NaN and infinities come as null, which becomes NaN here.
+        logprobs = np.array([e[0] for e in entries], dtype=np.float64)
+        ids = [e[1] for e in entries]
+    except (LookupError, TypeError, ValueError):
+        raise malformed(answer) from None
+    if len(ids) != len(response_ids):
+        raise BadScore("wrong_count", f"{len(ids)} scores came for {len(response_ids)} tokens after {prompt_tokens}")
+    if ids != response_ids:
+        # SGLang 0.5.23 echoes the last id of the vocabulary as 0; its log p is right.
+        quirk = None if vocabulary is None else vocabulary - 1
+        for place, (sent, seen) in enumerate(zip(response_ids, ids, strict=True)):
+            if sent != seen and not (sent == quirk and seen == 0):
+                raise BadScore("wrong_tokens", f"token {place} of the response was sent as {sent} and scored as {seen}")
+    top_ids, top_logprobs = None, None
+    if top_k is not None:
+        top_ids, top_logprobs = _read_top(answer["meta_info"], len(response_ids), top_k, vocabulary)
+    return Scores(checked(logprobs).tolist(), top_ids, top_logprobs)
+
+
+def _read_top(
+    info: dict[str, Any], tokens: int, top_k: int, vocabulary: int | None
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
+    """The ids and log-probs [tokens, k] of the likeliest tokens. Raises BadScore."""
+    try:
+        shape = [info["input_top_logprobs_null_prefix"], *info["input_top_logprobs_shape"]]
+        if shape != [1, tokens, top_k]:
+            raise BadScore(
+                "wrong_count",
+                f"not {top_k} likeliest tokens for each of {tokens}, but [skipped, tokens, k] = {shape}",
+            )
+        ids = _decoded(info, "idx", "int32").reshape(tokens, top_k)
+        logprobs = _decoded(info, "val", "float32").reshape(tokens, top_k)
+    except (LookupError, TypeError, ValueError) as error:
+        raise BadScore(
+            "malformed",
+            f"no likeliest tokens as flat arrays ({type(error).__name__}: {error}); the teacher must be an SGLang "
+            "that knows return_flat_raw_top_logprobs_b64, as 0.5.23 does",
+        ) from None
+    if ids.min() < 0 or (vocabulary is not None and ids.max() >= vocabulary):
+        raise BadScore(
+            "wrong_tokens", f"likeliest tokens {ids.min()} to {ids.max()} are outside the vocabulary of {vocabulary}"
+        )
+    return ids, checked(logprobs)
+
+
+def _decoded(info: dict[str, Any], side: str, dtype: str) -> npt.NDArray[Any]:
+    name = f"input_top_logprobs_{side}_flat_b64"
+    if info[f"{name}_dtype"] != dtype:
+        raise ValueError(f"{name} is {info[f'{name}_dtype']}, not {dtype}")
+    return np.frombuffer(binascii.a2b_base64(info[name], strict_mode=True), np.dtype(dtype).newbyteorder("<"))

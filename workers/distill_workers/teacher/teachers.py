@@ -1,0 +1,62 @@
+"""The teachers of a job by their names."""
+
+import asyncio
+from collections.abc import Mapping
+
+from distill_api.protocol import Variable, read_teacher_addresses, teacher_key
+from distill_api.spec import Spec
+from distill_api.status import TeacherRequests
+from distill_workers.failures import ConfigurationError
+from distill_workers.teacher.pool import TeacherPool
+from distill_workers.teacher.protocol import Observer
+
+
+class Teachers:
+    """The pools of all teachers."""
+
+    def __init__(self, pools: Mapping[str, TeacherPool], coefficients: Mapping[str, float] | None = None) -> None:
+        """By the teachers' names; a coefficient that is left out is 1."""
+        self.pools, self._coefficients = dict(pools), dict(coefficients or {})
+
+    @classmethod
+    def of_job(cls, spec: Spec, environment: Mapping[str, str], observer: Observer) -> "Teachers":
+        """Addresses and keys are in the environment (distill_api.protocol). Raises ConfigurationError where one is
+        missing."""
+        addresses = read_teacher_addresses(environment.get(Variable.TEACHER, ""))
+        pools: dict[str, TeacherPool] = {}
+        for teacher in spec.all_teachers:
+            key = ""
+            if teacher.endpoint is None and teacher.name not in addresses:
+                raise ConfigurationError(
+                    f"{Variable.TEACHER.value} has no address of teacher {teacher.name} ({teacher.title}); it must be "
+                    "NAME=HOST:PORT, several with ; between them"
+                )
+            if teacher.endpoint is not None and teacher.endpoint.key_secret is not None:
+                variable = teacher_key(teacher.name)
+                if not (key := environment.get(variable, "").strip()):
+                    raise ConfigurationError(
+                        f"{variable} is not set: it must hold the key of {teacher.title}, which spec names by "
+                        f"keySecret {teacher.endpoint.key_secret.name}; without a cluster, set it yourself"
+                    )
+            address = addresses.get(teacher.name, "")
+            pools[teacher.name] = TeacherPool(address, spec, observer, teacher=teacher, key=key)
+        return cls(pools, {t.name: t.coefficient for t in spec.all_teachers})
+
+    def of(self, name: str) -> TeacherPool:
+        return self.pools[name]
+
+    def coefficient(self, name: str) -> float:
+        """What the divergence of a sample that it scores is multiplied with, besides objective.coefficient."""
+        return self._coefficients.get(name, 1.0)
+
+    def shared_requests(self) -> list[TeacherRequests]:
+        """What those have to do that other jobs may share: their number of servers follows from it."""
+        shared = {name: pool for name, pool in self.pools.items() if pool.teacher.ref is not None}
+        return [TeacherRequests(name=name, requests=pool.requests) for name, pool in shared.items()]
+
+    async def start(self) -> None:
+        """Waits until each of them scores. Raises TeacherUnreachable."""
+        await asyncio.gather(*(pool.start() for pool in self.pools.values()))
+
+    async def close(self) -> None:
+        await asyncio.gather(*(pool.close() for pool in self.pools.values()))
