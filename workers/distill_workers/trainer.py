@@ -28,8 +28,8 @@ from distill_workers.model_folder import model_folder
 from distill_workers.reporting.progress import Reporter
 from distill_workers.reporting.trackers import Trackers
 from distill_workers.rewards.rewards import build_rewards
-from distill_workers.rollout.engine_pool import Fleet
-from distill_workers.rollout.pipeline import Rollouts
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.loop import Loop
 from distill_workers.run.team import Team, follow
 from distill_workers.run_folder.checkpoints import DamagedCheckpoints
@@ -62,11 +62,11 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         reporter.teachers = teachers.shared_requests
-        fleet = Fleet(job, folder, metrics)
+        engines = EnginePool(job, folder, metrics)
         try:
-            await asyncio.gather(teachers.start(), fleet.start(str(model)))
-            rollouts = Rollouts(spec, cursor, fleet, teachers, rewards, tokenizer, metrics)
-            loop = Loop(job, folder, team, fleet, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
+            await asyncio.gather(teachers.start(), engines.start(str(model)))
+            rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)
+            loop = Loop(job, folder, team, engines, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
             try:
                 return await loop.run()
@@ -76,7 +76,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             finally:
                 rollouts.cancel()
         finally:
-            await fleet.close()
+            await engines.close()
             await teachers.close()
             await reporter.close()
             await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
