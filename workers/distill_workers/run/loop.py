@@ -110,6 +110,7 @@ class Loop:
                 self._measuring.cancel()
         await self._keeper.saved()
         self._reporter.update(phase=Phase.EXPORTING)
+        self._folder.check_ownership()
         await self._team.run(self._team.export, self._folder.model)
         guard = self._intervention.stopped_by
         result = Result(
