@@ -33,7 +33,12 @@ TRAINED = {
 
 def sample(kl: list[float], **changes: Any) -> Sample:
     """A sample whose tokens have these differences of log-probs."""
-    numbers: dict[str, Any] = {"prompt_index": 0, "sibling": 0, "token_versions": [3] * len(kl), "truncated": False}
+    numbers: dict[str, Any] = {
+        "prompt_index": 0,
+        "index_in_group": 0,
+        "token_versions": [3] * len(kl),
+        "truncated": False,
+    }
     ids = {"prompt_ids": [65, 66], "response_ids": [67 + i % 20 for i in range(len(kl))]}
     teacher = [-1.5 - one for one in kl]
     logprobs = {"engine_logprobs": [-1.5] * len(kl), "teacher_logprobs": teacher}
@@ -187,8 +192,8 @@ def test_a_guard_that_has_not_acted_counts_from_0(tmp_path: Path) -> None:
 
 def test_the_first_rollout_and_the_one_furthest_from_the_teacher_are_kept(folder: RunFolder) -> None:
     record, _ = recorder(folder)
-    far = sample([2.0, 1.0, 0.0], reward=1.0, sibling=2)
-    drawn = [sample([9.0], supervised=True), sample([0.0], sibling=1), far, sample([0.1, 0.2])]
+    far = sample([2.0, 1.0, 0.0], reward=1.0, index_in_group=2)
+    drawn = [sample([9.0], supervised=True), sample([0.0], index_in_group=1), far, sample([0.1, 0.2])]
     record.step(step(7, *drawn))
     first, furthest = lines(folder, "samples.jsonl")
     assert (first["picked"], first["kl"], first["tokens"]) == ("first", [0.1, 0.2], ["C", "D"])
