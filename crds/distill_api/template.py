@@ -33,6 +33,21 @@ Quantity = Annotated[
     Field(json_schema_extra=_int_or_string),
 ]
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=16), SHORT_KEYS, WITHOUT_NULLS]
+_RESERVED = (
+    r"^((distillation-operator\.io|ray\.io|batch\.kubernetes\.io|kueue\.x-k8s\.io)/.*"
+    r"|app\.kubernetes\.io/(managed-by|part-of)|job-name|controller-uid)$"
+)
+PodLabels = Annotated[
+    StringMap,
+    Rule(
+        "may not have keys under distillation-operator.io/, ray.io/, batch.kubernetes.io/ or kueue.x-k8s.io/, nor "
+        "app.kubernetes.io/managed-by, app.kubernetes.io/part-of, job-name or controller-uid: controllers know their "
+        "pods by these; use a prefix of your own",
+        f"self.all(key, !key.matches(r'{_RESERVED}'))",
+        lambda labels: not any(re.fullmatch(_RESERVED, key) for key in labels),
+    ),
+]
+"""Labels that a user adds to pods: none by which somebody would take them for another owner's."""
 ObjectList = Annotated[list[KubernetesObject], Field(max_length=32)]
 
 
@@ -64,7 +79,7 @@ class PodTemplate(Model):
     node_selector: StringMap = Field(default_factory=dict, description="Labels a node must have.")
     tolerations: ObjectList = Field(default_factory=list, description="Tolerations, as in a Kubernetes pod.")
     affinity: KubernetesObject | None = Field(None, description="Affinity, as in a Kubernetes pod.")
-    labels: StringMap = Field(default_factory=dict, description="More labels for the pods.")
+    labels: PodLabels = Field(default_factory=dict, description="More labels for the pods.")
     annotations: StringMap = Field(default_factory=dict, description="More annotations for the pods.")
     service_account_name: ShortText | None = Field(None, description="ServiceAccount of the pods; no token is mounted.")
     priority_class_name: ShortText | None = Field(None, description="PriorityClass of the pods.")
