@@ -33,6 +33,21 @@ Quantity = Annotated[
     Field(json_schema_extra=_int_or_string),
 ]
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=16), SHORT_KEYS, WITHOUT_NULLS]
+_RESERVED = (
+    r"^((distillation-operator\.io|ray\.io|batch\.kubernetes\.io|kueue\.x-k8s\.io)/.*"
+    r"|app\.kubernetes\.io/(managed-by|part-of)|job-name|controller-uid)$"
+)
+PodLabels = Annotated[
+    StringMap,
+    Rule(
+        "may not have keys under distillation-operator.io/, ray.io/, batch.kubernetes.io/ or kueue.x-k8s.io/, nor "
+        "app.kubernetes.io/managed-by, app.kubernetes.io/part-of, job-name or controller-uid: controllers know their "
+        "pods by these; use a prefix of your own",
+        f"self.all(key, !key.matches(r'{_RESERVED}'))",
+        lambda labels: not any(re.fullmatch(_RESERVED, key) for key in labels),
+    ),
+]
+"""Labels that a user adds to pods: none by which somebody would take them for another owner's."""
 ObjectList = Annotated[list[KubernetesObject], Field(max_length=32)]
 
 
@@ -72,7 +87,7 @@ class PodTemplate(Model):
         default_factory=list, description="Tolerations of the pods, as in a Kubernetes pod."
     )
     affinity: KubernetesObject | None = Field(None, description="Affinity of the pods, as in a Kubernetes pod.")
-    labels: StringMap = Field(default_factory=dict, description="Additional labels of the pods.")
+    labels: PodLabels = Field(default_factory=dict, description="Additional labels of the pods.")
     annotations: StringMap = Field(default_factory=dict, description="Additional annotations of the pods.")
     service_account_name: ShortText | None = Field(
         None, description="ServiceAccount of the pods; its token is not mounted. By default that of the namespace."
