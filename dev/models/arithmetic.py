@@ -251,7 +251,7 @@ def summary(card: Card) -> str:
     """What the two models can do, as one sentence."""
     teacher, student = (card[f"{role}_greedy_accuracy"] for role in ("teacher", "student"))
     kl = card["reverse_kl_nats"]
-    return f"models/{NAME}: of the test's sums the teacher has {teacher:.1%} right, the student {student:.1%}; KL {kl} nats"
+    return f"models/{NAME}: the teacher has {teacher:.0%} of the test right, the student {student:.0%}; KL {kl} nats"
 
 
 if __name__ == "__main__":
