@@ -217,9 +217,9 @@ def meanings(job: DistillationJob, evaluations: list[dict[str, Any]]) -> list[st
     found = []
     if any(e.get("reverseKL") is not None for e in evaluations):
         found.append(
-            "Reverse KL: how far the student is from the teacher, before the first and after the last step, in nats: "
-            "the mean of log p(student) - log p(teacher) over the tokens that the student samples for held-out prompts. "
-            "0 is the teacher itself."
+            "Reverse KL: how far the student is from the teacher, before the first and after the last step, in nats; 0 "
+            "is the teacher itself. It is the mean of log p(student) - log p(teacher) over the tokens that the student "
+            "samples for held-out prompts."
         )
     if any(e.get("score") is not None for e in evaluations):
         right = all(e.reward.source in (*SHARE_OF_RIGHT, RewardSource.NONE) for e in job.spec.evaluation)
