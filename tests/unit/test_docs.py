@@ -89,7 +89,17 @@ def test_every_file_that_the_documentation_names_exists(page: Path) -> None:
     assert not missing
 
 
-SOURCES = "crds operator/distill_operator cli workers/distill_workers charts docs dev bench tests".split()
+SOURCES = [
+    "crds",
+    "operator/distill_operator",
+    "cli",
+    "workers/distill_workers",
+    "charts",
+    "docs",
+    "dev",
+    "bench",
+    "tests",
+]
 OWN_MODULES = [
     page
     for page in (*PAGES, *sorted((ROOT / "dev").glob("*.md")))
