@@ -20,7 +20,7 @@ die() { # SENTENCE : what is missing or wrong, and what to do about it
 # failed step stands in the EXIT trap. 3 and 4 are the terminal, wherever the step's own output goes.
 set -e -o pipefail
 exec 3>&1 4>&2
-STEP_LOG= STEP_TICKER=
+STEP_LOG='' STEP_TICKER=''
 
 clock() { # within `make demo`, whose first second DISTILL_STARTED is: "[  61.2 s] "
   [ -z "${DISTILL_STARTED:-}" ] || printf '[%6s s] ' "$(since "$DISTILL_STARTED")"
