@@ -1,4 +1,4 @@
-"""Prints what the workers need, from pyproject.toml, without the overrides of its [tool.uv]: lock.sh makes the GPU lock of it."""
+"""Prints what the workers need, from pyproject.toml, without the overrides of its [tool.uv], for lock.sh."""
 
 import sys
 import tomllib

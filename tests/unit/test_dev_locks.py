@@ -31,7 +31,8 @@ def test_a_gpu_runs_the_version_of_each_package_that_is_tested_on_a_cpu() -> Non
 def test_the_gpu_lock_has_what_the_cpu_lock_leaves_out() -> None:
     gpu = locked("requirements-gpu.lock")
     left_out = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["uv"]["override-dependencies"]
-    names = {entry.partition(" ")[0] for entry in left_out} - {"llm", "llama-cpp-python", "llm-llama-server", "llm-gguf"}
+    of_the_models = {"llm", "llama-cpp-python", "llm-llama-server", "llm-gguf"}
+    names = {entry.partition(" ")[0] for entry in left_out} - of_the_models
     assert {"flashinfer-python", "sglang-kernel", "sgl-deep-gemm", "nvidia-cutlass-dsl"} <= names
     assert names <= gpu.keys()
     assert not names & locked("requirements-cpu.lock").keys()
