@@ -55,7 +55,7 @@ docs: setup ## The documentation as a site, in build/site
 	@operator/.venv/bin/mkdocs build --strict --quiet && echo build/site/index.html
 
 .PHONY: images
-images: setup ## Both images; with REGISTRY=... (and BASE_IMAGE=...) builds and pushes them
+images: setup ## Both images; REGISTRY=... builds and pushes those of a release, GPU=1 builds the workers' for GPUs
 	@dev/images.sh all
 
 .PHONY: install
