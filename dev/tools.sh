@@ -3,7 +3,7 @@
 # Kubernetes' six and Helm and CoreDNS (one module, so that they share most of the compiling), KubeRay (its own: it needs
 # older Kubernetes libraries), and kube-score, which reads the chart for the tests (its own, for a minute). From an empty
 # cache that is about 13 minutes of two cores; with an unchanged go.mod nothing. `tools.sh kwok` builds KWOK alone, which
-# plays the nodes of bench/operator_scale.py and is needed by nothing else.
+# is to play the nodes of bench/operator_scale.py and is needed by nothing yet.
 . "$(dirname "$0")/lib.sh"
 
 export CGO_ENABLED=0
