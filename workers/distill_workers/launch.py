@@ -1,7 +1,7 @@
-"""`python -m distill_workers.launch`: starts the ranks of one trainer pod, and keeps their exit code.
+"""The entry point of trainer pods: `python -m distill_workers.launch` starts the ranks of one pod.
 
-(torchrun turns every exit code into 1, and the code is what the operator decides a retry by.) One rank replaces this
-process; of several, the first that fails ends the others, and its code is ours.
+The pod ends with the exit code of its ranks, by which the operator decides on a retry; torchrun would turn every code
+into 1. A single rank replaces this process; of several, the first that fails ends the others, and its code is returned.
 """
 
 import argparse
@@ -22,7 +22,7 @@ POLL_SECONDS = 0.2
 
 
 def rank_environment(nodes: int, ranks_per_node: int, node: int, local_rank: int) -> dict[str, str]:
-    """What torch.distributed's env:// rendezvous reads."""
+    """Return the variables of one rank for torch.distributed's env:// rendezvous."""
     return {
         "RANK": str(node * ranks_per_node + local_rank),
         "LOCAL_RANK": str(local_rank),
@@ -34,7 +34,7 @@ def rank_environment(nodes: int, ranks_per_node: int, node: int, local_rank: int
 
 
 def exit_code(returncode: int) -> int:
-    """Of a child's; a death by signal (out of memory, a node that goes) is worth another try."""
+    """Return the exit code for a child's return code: death by a signal (out of memory, a lost node) is temporary."""
     return ExitCode.TEMPORARY if returncode < 0 else returncode
 
 
@@ -47,6 +47,7 @@ class Ranks:
         self._stopping = False
 
     def run(self) -> int:
+        """Start all ranks, wait for them, and return the exit code of the pod."""
         signal.signal(signal.SIGTERM, self._forward)
         signal.signal(signal.SIGINT, self._forward)
         for environment in self._environments:
@@ -70,7 +71,7 @@ class Ranks:
                 child.send_signal(signal.SIGTERM)
 
     def _end(self) -> None:
-        """Ends the children that are left: asked first, then killed."""
+        """End the children that are left, by SIGTERM and then by SIGKILL."""
         for child in self._children:
             if child.poll() is None:
                 child.terminate()
@@ -84,7 +85,7 @@ class Ranks:
 
 
 def refuse(message: str) -> int:
-    """A job that cannot be read has no trainer to say so."""
+    """Report a job that cannot be read, since no trainer will, and return the exit code."""
     print(message, file=sys.stderr)
     if path := os.environ.get(Variable.TERMINATION_LOG):
         report = ExitReport(reason=ExitReason.CONFIGURATION_ERROR, message=message[:3500])

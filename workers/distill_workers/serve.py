@@ -1,7 +1,8 @@
-"""`python -m distill_workers.serve teacher [NAME]`: becomes an SGLang server of the job's teacher, or one of several;
-`... serve shared-teacher`: of a Teacher.
+"""The entry point of teacher pods: this process becomes an SGLang server.
 
-Reads the job, or the Teacher, at DISTILL_JOB_FILE; listens on 0.0.0.0:30000 (--host and --port change that).
+`python -m distill_workers.serve teacher [NAME]` serves the job's teacher, or one of several; `... serve shared-teacher`
+serves an object of kind Teacher. The job, or the Teacher, is read from DISTILL_JOB_FILE; the server listens on
+0.0.0.0:30000 unless --host and --port change that.
 """
 
 import argparse
@@ -22,7 +23,7 @@ Command = tuple[list[str], dict[str, str]]
 
 
 def of_job(file: Path, name: str, host: str, port: int) -> Command:
-    """Raises InvalidManifest, ConfigurationError."""
+    """Return the command of one teacher of a job. Raises InvalidManifest, ConfigurationError."""
     spec = load_job(file).spec
     teacher = next((t for t in spec.served_teachers if t.name == name), None)
     if teacher is None or teacher.model is None:
@@ -33,7 +34,7 @@ def of_job(file: Path, name: str, host: str, port: int) -> Command:
 
 
 def of_shared_teacher(file: Path, host: str, port: int) -> Command:
-    """Raises InvalidManifest, ConfigurationError."""
+    """Return the command of an object of kind Teacher. Raises InvalidManifest, ConfigurationError."""
     spec = parse_teacher(read_manifest(file.read_text(encoding="utf-8"))).spec
     return sglang_command(str(model_folder(spec.model, "spec.model")), spec, "teacher", host, port)
 
@@ -41,7 +42,7 @@ def of_shared_teacher(file: Path, host: str, port: int) -> Command:
 def main(arguments: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="distill_workers.serve", description="Serve the teacher of a job.")
     parser.add_argument("role", choices=["teacher", "shared-teacher"])
-    parser.add_argument("name", nargs="?", default=ONLY_TEACHER, help="the one of spec.teachers")
+    parser.add_argument("name", nargs="?", default=ONLY_TEACHER, help="its name in spec.teachers")
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--port", type=int, default=SGLANG_PORT)
     args = parser.parse_args(arguments)
