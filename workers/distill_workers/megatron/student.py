@@ -1,4 +1,5 @@
-"""The trainer's door to Megatron: one optimiser step on samples, log-probs, weights out, exact checkpoints.
+"""The student, the trainer's interface to Megatron: one optimiser step on samples, log-probs, weights out, exact
+checkpoints.
 
 Every method but the constructor's reading of files is collective: all ranks call it, in the same order, with the same
 arguments. A step is `accumulate` for each group of samples as it arrives, then `apply`.
@@ -154,7 +155,7 @@ class MegatronStudent:
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """The trainer's log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
+        """Return the log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
         own: dict[int, list[float]] = {}
         shares = share(samples, [0] * self.ranks.data_size, self._limit)
         batches = self._batches(samples, shares, scored=False)
@@ -176,11 +177,13 @@ class MegatronStudent:
         return [of_sample.get(i, []) for i in range(len(samples))]
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        """(name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on its peers (hf.iterate)."""
+        """Yield (name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on others
+        (hugging_face.iterate)."""
         return hugging_face.iterate(self._model, self.shape, self.ranks)
 
     def export(self, folder: Path) -> None:
-        """Write the Hugging Face checkpoint, whole or not at all (hf.export); adapters also alone, beside it."""
+        """Write the Hugging Face checkpoint, whole or not at all (hugging_face.export); adapters also alone, beside
+        it."""
         if self._lora is not None:
             adapter = folder.with_name("adapter")
             lora.export(self._model, self.shape, self.ranks, self._lora, self.model_path, adapter)
@@ -209,7 +212,7 @@ class MegatronStudent:
         self._coefficients = self._first_coefficients
 
     def _loss(self, batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
-        """The sum over the micro-batch's tokens, from the last stage's hidden states; counts what `apply` reports."""
+        """Return the loss of a micro-batch from the last stage's hidden states, and add up what `apply` reports."""
         own = own_tokens(batch, len(hidden), self.ranks)
         at_responses, head = hidden.flatten(0, 1)[own.rows], self._model.head_weight()
         objective, coefficients = self.spec.objective, self._coefficients
@@ -222,15 +225,15 @@ class MegatronStudent:
     def _batches(
         self, samples: Sequence[Sample], shares: Sequence[Sequence[int]], *, scored: bool = True
     ) -> list[MicroBatch]:
-        """This rank's. With expert parallelism as many as every rank has: in each layer of each of them their tokens
-        meet."""
+        """Return this rank's micro-batches. With expert parallelism as many as every rank has: in each layer of each of
+        them their tokens meet."""
         meet = self.ranks.expert_size > 1
         most = max(len(split(samples, indices, self._limit)) for indices in shares) if meet else 0
         own, device = shares[self.ranks.data_rank], self.ranks.device
         return list(micro_batches(samples, own, self._limit, device, scored=scored, at_least=most))
 
     def _gradient_is_finite(self) -> bool:
-        """On every rank the same answer. A sum is enough: an infinity or NaN anywhere makes it one."""
+        """Return, on every rank alike, whether the gradient is finite. An infinity or NaN anywhere shows in the sum."""
         buffers = [*self._parallel_model.buffers, *self._parallel_model.expert_parallel_buffers]
         total = sum(buffer.grad_data.double().abs().sum() for buffer in buffers)
         finite = torch.isfinite(torch.as_tensor(total)).to(torch.int).to(self.ranks.device)
