@@ -240,7 +240,7 @@ class Cursor:
         self._names = list(self._iterators)
         self._ends = list(itertools.accumulate((weights or {}).get(name, 1.0) for name in self._names))
         self._start = random.Random(f"{seed}/sources").random()
-        self._drawn = 0
+        self._taken = 0
 
     def next(self, count: int) -> list[Prompt]:
         """Return the next prompts and move the cursor behind them."""
@@ -248,12 +248,12 @@ class Cursor:
 
     def peek(self, count: int) -> list[Prompt]:
         """Return the first prompts of each source in turn, wherever the cursor stands."""
-        rows = itertools.zip_longest(*(walk.prompts[:count] for walk in self._iterators.values()))
+        rows = itertools.zip_longest(*(iterator.prompts[:count] for iterator in self._iterators.values()))
         return [prompt for row in rows for prompt in row if prompt is not None][:count]
 
     def state(self) -> dict[str, Any]:
-        states = {name: walk.state() for name, walk in self._iterators.items()}
-        return states[self._names[0]] if len(states) == 1 else {"drawn": self._drawn, "sources": states}
+        states = {name: iterator.state() for name, iterator in self._iterators.items()}
+        return states[self._names[0]] if len(states) == 1 else {"drawn": self._taken, "sources": states}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Move the cursor to a `state`. Raises PromptError if the state is of other prompts."""
@@ -263,13 +263,13 @@ class Cursor:
                 f"the checkpoint was made with the sources {', '.join(states)} and there are "
                 f"{', '.join(self._names)} now; restore data.sources, or start in a new output folder"
             )
-        for name, walk in self._iterators.items():
-            walk.restore(states[name])
-        self._drawn = state.get("drawn", 0)
+        for name, iterator in self._iterators.items():
+            iterator.restore(states[name])
+        self._taken = state.get("drawn", 0)
 
     def _choose(self) -> str:
         if len(self._names) == 1:
             return self._names[0]
-        point = (self._start + self._drawn * GOLDEN_RATIO) % 1.0 * self._ends[-1]
-        self._drawn += 1
+        point = (self._start + self._taken * GOLDEN_RATIO) % 1.0 * self._ends[-1]
+        self._taken += 1
         return self._names[min(bisect.bisect_right(self._ends, point), len(self._names) - 1)]

@@ -17,7 +17,6 @@ from pathlib import Path
 
 from distill_api.job import DistillationJob
 from distill_api.protocol import Variable
-from distill_api.spec import WeightSync
 from distill_workers.engine.ray_connection import RayConnection, RayUnreachable
 from distill_workers.engine.ray_engine import RayEngine
 from distill_workers.engine.request import EngineRefused, EngineUnavailable, Request, Response
@@ -29,10 +28,8 @@ from distill_workers.rollout.scheduler import SlotScheduler
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.serving.server import ServerFailed, concurrency
 from distill_workers.weight_sync.base import EngineLost, PushIncomplete, Sync
-from distill_workers.weight_sync.broadcast import DistributedSync
 from distill_workers.weight_sync.buckets import WeightSource
-from distill_workers.weight_sync.disk import DiskSync
-from distill_workers.weight_sync.shared_memory import SharedMemorySync, bucket_bytes
+from distill_workers.weight_sync.transport import choose_transport
 
 log = logging.getLogger(__name__)
 
@@ -89,13 +86,10 @@ class EnginePool:
             await self._ray.open()
         except RayUnreachable as error:
             raise EnginesLost(str(error)) from None
-        self._sync: Sync
-        if spec.trainer.weight_sync is WeightSync.DISTRIBUTED:
-            self._sync = DistributedSync(spec, os.environ.get(Variable.POD_IP, "127.0.0.1"))
-        elif self._ray.private and (size := bucket_bytes(Path(model))):
-            self._sync = SharedMemorySync(bucket_bytes=size)
-        else:
-            self._sync = DiskSync(self._folder.sync, Path(model))
+        address = os.environ.get(Variable.POD_IP, "127.0.0.1")
+        self._sync: Sync = choose_transport(
+            spec, Path(model), self._folder.sync, address=address, one_machine=self._ray.private
+        )
         begin = time.monotonic()
         results = await asyncio.gather(*(e.start(model) for e in self._engines.values()), return_exceptions=True)
         for number, result in zip(self._engines, results, strict=True):
