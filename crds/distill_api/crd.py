@@ -203,7 +203,7 @@ def to_yaml(manifest: Schema) -> str:
     return HEADER + yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
-def write_aside(path: Path, text: str) -> None:
+def write_atomically(path: Path, text: str) -> None:
     """Never leaves half a file."""
     aside = path.with_name(f".{path.name}.tmp")
     aside.write_text(text, encoding="utf-8")
@@ -233,4 +233,4 @@ TEACHER = Definition(
 
 if __name__ == "__main__":
     for definition in (JOB, TEACHER):
-        write_aside(Path(sys.argv[1]) / f"{definition.plural}.yaml", to_yaml(crd(definition)))
+        write_atomically(Path(sys.argv[1]) / f"{definition.plural}.yaml", to_yaml(crd(definition)))

@@ -8,7 +8,7 @@ from distill_api.base import Model
 from distill_api.fields import Name
 from distill_api.objective import Reward
 from distill_api.prompts import Prompts
-from distill_api.routing import EITHER
+from distill_api.routing import ONE_ROUTE
 from distill_api.rules import ListMap, Rule
 from distill_api.teacher_source import TeacherName
 
@@ -16,7 +16,7 @@ from distill_api.teacher_source import TeacherName
 class Source(Model):
     """One of several sources of training prompts."""
 
-    rules = (EITHER,)
+    rules = (ONE_ROUTE,)
     name: Name = Field(description="Name in metrics: lower-case letters, digits and dashes.")
     prompts: Prompts = Field(description="Where its prompts come from.")
     weight: Annotated[float, Field(gt=0, le=1_000_000)] = Field(

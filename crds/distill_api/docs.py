@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.base import API_VERSION, KIND, Model
-from distill_api.crd import JOB, TEACHER, Definition, structural_node, write_aside
+from distill_api.crd import JOB, TEACHER, Definition, structural_node, write_atomically
 from distill_api.job import NAME_RULES
 from distill_api.rules import INT_OR_STRING, LIST_MAP_KEYS, VALIDATIONS
 from distill_api.status import ConditionType, Reason
@@ -36,7 +36,7 @@ def reference() -> str:
     jobs = [section for model in (JOB.spec, JOB.status) for section in _sections(model, set())]
     met = {"PodTemplate", "Resources", "Condition"}
     shared = [section for model in (TEACHER.spec, TEACHER.status) for section in _sections(model, met)]
-    return "\n".join([_HEAD, *jobs, _columns(JOB), _TEACHER, *shared, _columns(TEACHER), _words()])
+    return "\n".join([_HEAD, *jobs, _columns(JOB), _TEACHER, *shared, _columns(TEACHER), _conditions_and_reasons()])
 
 
 def _sections(model: type[Model], described: set[str]) -> Iterator[str]:
@@ -134,11 +134,11 @@ def _columns(of: Definition) -> str:
     return "\n".join([*head, *rows]) + "\n"
 
 
-def _words() -> str:
+def _conditions_and_reasons() -> str:
     conditions = ", ".join(f"`{c}`" for c in ConditionType)
     reasons = ", ".join(f"`{r}`" for r in dict.fromkeys(Reason))
     return f"## Conditions and reasons\n\nConditions: {conditions}.\n\nReasons: {reasons}.\n"
 
 
 if __name__ == "__main__":
-    write_aside(Path(sys.argv[1]), reference())
+    write_atomically(Path(sys.argv[1]), reference())

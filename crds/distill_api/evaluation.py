@@ -6,10 +6,10 @@ from pydantic import Field
 
 from distill_api.base import Model, Tokens
 from distill_api.fields import Name
-from distill_api.objective import ANSWERED, Reward, RewardSource, answered, answered_cel
+from distill_api.objective import NEEDS_ANSWER, Reward, RewardSource, has_needed_answer, has_needed_answer_cel
 from distill_api.prompts import Prompts
 from distill_api.rollout import Sampling
-from distill_api.routing import EITHER
+from distill_api.routing import ONE_ROUTE
 from distill_api.rules import Rule
 from distill_api.teacher_source import TeacherName
 
@@ -24,11 +24,11 @@ class Evaluation(Model):
             lambda e: e.reward.source is not RewardSource.NONE or e.measure_reverse_kl,
         ),
         Rule(
-            f"prompts.answerField must be set: {ANSWERED}",
-            answered_cel("self.reward", "self.prompts"),
-            lambda e: answered(e.reward, e.prompts),
+            f"prompts.answerField must be set: {NEEDS_ANSWER}",
+            has_needed_answer_cel("self.reward", "self.prompts"),
+            lambda e: has_needed_answer(e.reward, e.prompts),
         ),
-        EITHER,
+        ONE_ROUTE,
     )
     name: Name = Field(description="Name in status and metrics: lower-case letters, digits and dashes.")
     prompts: Prompts = Field(description="Where the prompts come from.")

@@ -29,7 +29,7 @@ PHASE_BUCKETS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
-class Stage(StrEnum):
+class StepStage(StrEnum):
     """Label `stage` of distill_step_duration_seconds."""
 
     ROLLOUT = "rollout"
@@ -215,6 +215,6 @@ OPERATOR_METRICS = (
 )
 
 
-def wire_name(metric: Metric) -> str:
+def scraped_name(metric: Metric) -> str:
     """The name as it is scraped: counters end in _total."""
     return f"{metric.name}_total" if metric.kind is Kind.COUNTER else metric.name

@@ -91,15 +91,15 @@ class Reward(Model):
     )
 
 
-ANSWERED = "source math, or exact-match, compares with an answer"
+NEEDS_ANSWER = "source math, or exact-match, compares with an answer"
 
 
-def answered(reward: Reward, prompts: Prompts) -> bool:
+def has_needed_answer(reward: Reward, prompts: Prompts) -> bool:
     compares = reward.source in (RewardSource.MATH, RewardSource.EXACT_MATCH)
     return not compares or prompts.reasoning_gym is not None or prompts.answer_field is not None
 
 
-def answered_cel(reward: str, prompts: str) -> str:
+def has_needed_answer_cel(reward: str, prompts: str) -> str:
     compares = f"{reward}.source in ['math', 'exact-match']"
     return f"!({compares}) || has({prompts}.reasoningGym) || has({prompts}.answerField)"
 

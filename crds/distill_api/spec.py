@@ -12,7 +12,7 @@ from distill_api.fields import AbsolutePath, AcceleratorName, ControllerName, Ob
 from distill_api.guards import Guard, GuardAction, Watch
 from distill_api.names import ONLY_TEACHER
 from distill_api.objective import (
-    ANSWERED,
+    NEEDS_ANSWER,
     Advantage,
     CoefficientSchedule,
     Correction,
@@ -23,8 +23,8 @@ from distill_api.objective import (
     Reward,
     RewardSource,
     Support,
-    answered,
-    answered_cel,
+    has_needed_answer,
+    has_needed_answer_cel,
 )
 from distill_api.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.rollout import Rollout, Sampling
@@ -165,15 +165,17 @@ class Spec(Model):
             lambda spec: not spec.deterministic or all(t.model is not None for t in spec.all_teachers),
         ),
         Rule(
-            f"data.prompts.answerField must be set: objective.reward: {ANSWERED}",
-            f"!has(self.data.prompts) || {answered_cel('self.objective.reward', 'self.data.prompts')}",
-            lambda spec: spec.data.prompts is None or answered(spec.objective.reward, spec.data.prompts),
+            f"data.prompts.answerField must be set: objective.reward: {NEEDS_ANSWER}",
+            f"!has(self.data.prompts) || {has_needed_answer_cel('self.objective.reward', 'self.data.prompts')}",
+            lambda spec: spec.data.prompts is None or has_needed_answer(spec.objective.reward, spec.data.prompts),
         ),
         Rule(
-            f"prompts.answerField of each of data.sources must be set: its reward, or objective.reward: {ANSWERED}",
-            f"self.data.sources.all(s, has(s.reward) ? {answered_cel('s.reward', 's.prompts')} : "
-            f"{answered_cel('self.objective.reward', 's.prompts')})",
-            lambda spec: all(answered(s.reward or spec.objective.reward, s.prompts) for s in spec.data.sources),
+            f"prompts.answerField of each of data.sources must be set: its reward, or objective.reward: {NEEDS_ANSWER}",
+            f"self.data.sources.all(s, has(s.reward) ? {has_needed_answer_cel('s.reward', 's.prompts')} : "
+            f"{has_needed_answer_cel('self.objective.reward', 's.prompts')})",
+            lambda spec: all(
+                has_needed_answer(s.reward or spec.objective.reward, s.prompts) for s in spec.data.sources
+            ),
         ),
         Rule(
             "objective.datasetShare above 0 needs prompts.responseField, of each source: what is learned from there",

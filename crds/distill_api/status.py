@@ -10,9 +10,9 @@ from distill_api.rules import ListMap
 
 # Decimals are strings in status, as the Kubernetes API conventions ask.
 Decimal = Annotated[str, Field(max_length=32)]
-Word = Annotated[str, Field(max_length=253)]
+StatusText = Annotated[str, Field(max_length=253)]
 Time = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-time"})]
-Number = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
+StatusCount = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
 
 
 class ConditionType(StrEnum):
@@ -90,17 +90,17 @@ class Condition(Model):
     status: ConditionStatus = Field(description="True, False or Unknown.")
     reason: Annotated[str, Field(max_length=1024)] = Field(description="One CamelCase word for programs.")
     message: Annotated[str, Field(max_length=32768)] = Field("", description="A sentence for people.")
-    observed_generation: Number = Field(0, description="Generation of the spec that it was made from.")
+    observed_generation: StatusCount = Field(0, description="Generation of the spec that it was made from.")
     last_transition_time: Time = Field(description="When status changed last.")
 
 
 class RoleStatus(Model):
     """How many pods of a role are wanted and ready."""
 
-    name: Word = Field(description="teacher, rollout or trainer.")
-    desired: Number = Field(0, description="Pods wanted; each Teacher that the job names counts as one.")
-    ready: Number = Field(0, description="Pods ready, and Teachers that answer.")
-    reason: Word = Field("", description="Why it is not ready.")
+    name: StatusText = Field(description="teacher, rollout or trainer.")
+    desired: StatusCount = Field(0, description="Pods wanted; each Teacher that the job names counts as one.")
+    ready: StatusCount = Field(0, description="Pods ready, and Teachers that answer.")
+    reason: StatusText = Field("", description="Why it is not ready.")
     disruption: Annotated[str, Field(max_length=512)] | None = Field(
         None, description="The eviction or preemption of one of its pods that the training has not got over yet."
     )
@@ -110,8 +110,8 @@ class RoleStatus(Model):
 class EvaluationScore(Model):
     """The newest, first and best values of one evaluation."""
 
-    name: Word = Field(description="Name of the evaluation.")
-    step: Number = Field(0, description="Step of the newest values.")
+    name: StatusText = Field(description="Name of the evaluation.")
+    step: StatusCount = Field(0, description="Step of the newest values.")
     score: Decimal | None = Field(None, description="Mean reward of the student's responses.")
     score_low: Decimal | None = Field(None, description="Lower bound of the score's 95 % confidence interval.")
     score_high: Decimal | None = Field(None, description="Upper bound of the score's 95 % confidence interval.")
@@ -127,16 +127,16 @@ class EvaluationScore(Model):
     )
     best_score: Decimal | None = Field(None, description="Score at the best step.")
     best_reverse_kl: Decimal | None = Field(None, alias="bestReverseKL", description="Reverse KL at the best step.")
-    best_step: Number | None = Field(None, description="Step of the best score, or of the lowest KL without one.")
+    best_step: StatusCount | None = Field(None, description="Step of the best score, or of the lowest KL without one.")
     teacher_score: Decimal | None = Field(None, description="Score of the teacher's own responses.")
 
 
 class GuardEvent(Model):
     """One decision of a guard."""
 
-    guard: Word = Field(description="Name of the guard.")
-    step: Number = Field(description="Optimiser steps done when it acted.")
-    action: Word = Field(description="stop, lower-coefficient or roll-back.")
+    guard: StatusText = Field(description="Name of the guard.")
+    step: StatusCount = Field(description="Optimiser steps done when it acted.")
+    action: StatusText = Field(description="stop, lower-coefficient or roll-back.")
     message: Annotated[str, Field(max_length=512)] = Field(description="What was out of bounds, and what was done.")
     time: Time = Field(description="When.")
 
@@ -144,26 +144,26 @@ class GuardEvent(Model):
 class TeacherRequests(Model):
     """What the trainer has for one of its teachers to do."""
 
-    name: Word = Field(description="Name of the teacher in the job; teacher, where it has one.")
-    requests: Number = Field(0, description="Scoring requests, waiting and under way.")
+    name: StatusText = Field(description="Name of the teacher in the job; teacher, where it has one.")
+    requests: StatusCount = Field(0, description="Scoring requests, waiting and under way.")
 
 
 class Progress(Model):
     """Headline numbers, read from GET /progress of trainer rank 0."""
 
-    step: Number = Field(0, description="Optimiser steps done.")
-    total_steps: Number = Field(0, description="Optimiser steps to do.")
-    percent: Number = Field(0, description="step of totalSteps.")
+    step: StatusCount = Field(0, description="Optimiser steps done.")
+    total_steps: StatusCount = Field(0, description="Optimiser steps to do.")
+    percent: StatusCount = Field(0, description="step of totalSteps.")
     reverse_kl: Decimal | None = Field(
         None, alias="reverseKL", description="Mean reverse KL of the last step's samples, nats per token (k1)."
     )
     reward: Decimal | None = Field(None, description="Mean task reward of the last step.")
     tokens_per_second: Decimal | None = Field(None, description="Response tokens trained per second.")
-    estimated_remaining_seconds: Number | None = Field(None, description="At the speed of the last steps.")
+    estimated_remaining_seconds: StatusCount | None = Field(None, description="At the speed of the last steps.")
     policy_lag: Decimal | None = Field(None, description="Mean steps that the last samples lagged behind.")
-    weight_version: Number = Field(0, description="Version of the weights in the engines.")
-    checkpoint_step: Number | None = Field(None, description="Step of the newest complete checkpoint.")
-    bottleneck: Word | None = Field(
+    weight_version: StatusCount = Field(0, description="Version of the weights in the engines.")
+    checkpoint_step: StatusCount | None = Field(None, description="Step of the newest complete checkpoint.")
+    bottleneck: StatusText | None = Field(
         None, description="rollout, teacher, trainer or sync: what took most of the last ten steps."
     )
     advice: Annotated[str, Field(max_length=256)] | None = Field(
@@ -185,9 +185,11 @@ class Result(Model):
     """What a finished job left."""
 
     model_path: Annotated[str, Field(max_length=1024)] = Field(description="Folder of the Hugging Face model.")
-    step: Number = Field(description="Step of the exported weights.")
-    best_step: Number | None = Field(None, description="Best step by the first evaluation.")
-    stopped_by: Word | None = Field(None, description="Name of the guard that ended the run before its last step.")
+    step: StatusCount = Field(description="Step of the exported weights.")
+    best_step: StatusCount | None = Field(None, description="Best step by the first evaluation.")
+    stopped_by: StatusText | None = Field(
+        None, description="Name of the guard that ended the run before its last step."
+    )
 
 
 class Status(Model):
@@ -196,14 +198,14 @@ class Status(Model):
     conditions: Annotated[list[Condition], Field(max_length=32), ListMap("type")] = Field(
         default_factory=list, description="Succeeded is the summary."
     )
-    observed_generation: Number = Field(0, description="Generation of the spec last acted on.")
-    attempts: Number = Field(0, description="Attempts begun.")
-    restarts: Number = Field(0, description="Failed attempts that count against backoffLimit.")
+    observed_generation: StatusCount = Field(0, description="Generation of the spec last acted on.")
+    attempts: StatusCount = Field(0, description="Attempts begun.")
+    restarts: StatusCount = Field(0, description="Failed attempts that count against backoffLimit.")
     next_attempt_time: Time | None = Field(None, description="When the next attempt begins, during back-off.")
     start_time: Time | None = Field(None, description="When the first attempt began.")
     attempt_start_time: Time | None = Field(None, description="When the current attempt began.")
     completion_time: Time | None = Field(None, description="When the job finished.")
-    suspended_seconds: Number = Field(
+    suspended_seconds: StatusCount = Field(
         0, description="Time spent suspended since startTime; activeDeadlineSeconds leaves it out."
     )
     roles: Annotated[list[RoleStatus], Field(max_length=8), ListMap("name")] = Field(

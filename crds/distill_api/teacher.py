@@ -8,7 +8,7 @@ from distill_api.base import Model, Path, Tokens
 from distill_api.fields import AcceleratorName, Precision
 from distill_api.job import Metadata, parse_object
 from distill_api.rules import ListMap, Rule
-from distill_api.status import Condition, Number, Time, Word
+from distill_api.status import Condition, StatusCount, StatusText, Time
 from distill_api.teacher_source import Serving
 
 KIND = "Teacher"
@@ -88,14 +88,14 @@ class TeacherStatus(Model):
     conditions: Annotated[list[Condition], Field(max_length=8), ListMap("type")] = Field(
         default_factory=list, description="Ready is the summary; SpecValid says whether it can be made."
     )
-    observed_generation: Number = Field(0, description="Generation of the spec last acted on.")
-    address: Word | None = Field(None, description="HOST:PORT of its headless Service: each address is a server.")
-    desired_replicas: Number = Field(0, description="Servers wanted.")
-    ready_replicas: Number = Field(0, description="Servers that answer.")
-    jobs: Number = Field(0, description="Running jobs that learn from it.")
-    requests: Number = Field(0, description="Scoring requests, waiting and under way, of those jobs.")
+    observed_generation: StatusCount = Field(0, description="Generation of the spec last acted on.")
+    address: StatusText | None = Field(None, description="HOST:PORT of its headless Service: each address is a server.")
+    desired_replicas: StatusCount = Field(0, description="Servers wanted.")
+    ready_replicas: StatusCount = Field(0, description="Servers that answer.")
+    jobs: StatusCount = Field(0, description="Running jobs that learn from it.")
+    requests: StatusCount = Field(0, description="Scoring requests, waiting and under way, of those jobs.")
     low_since: Time | None = Field(None, description="Since when fewer servers would have been enough.")
-    low_peak: Number = Field(0, description="Most servers that were needed since then.")
+    low_peak: StatusCount = Field(0, description="Most servers that were needed since then.")
 
 
 class Teacher(BaseModel):

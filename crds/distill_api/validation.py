@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 Context = Mapping[str, Any]
 Location = tuple[int | str, ...]
 
-_WORDS: dict[str, Callable[[Context], str]] = {
+_MESSAGES: dict[str, Callable[[Context], str]] = {
     "missing": lambda _: "required value is missing",
     "bool_type": lambda _: "must be true or false",
     "int_type": lambda _: "must be an integer",
@@ -68,8 +68,8 @@ def sentence(error: ErrorDetails, root: type[BaseModel]) -> str:
     kind, where, shown = error["type"], field_path(error["loc"]), error["input"]
     if kind == "extra_forbidden":
         return _unknown(root, error["loc"])
-    if kind in _WORDS:
-        message = _WORDS[kind](error.get("ctx", {}))
+    if kind in _MESSAGES:
+        message = _MESSAGES[kind](error.get("ctx", {}))
     else:
         message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     got = "" if isinstance(shown, dict | list | BaseModel) else f" (got {shown!r})"

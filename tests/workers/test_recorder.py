@@ -11,7 +11,7 @@ from runs import arithmetic
 
 from distill_api.guards import GuardAction
 from distill_api.job import parse_job
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.spec import Schedule
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Measurement
@@ -59,7 +59,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def recorder(folder: RunFolder) -> tuple[Recorder, Reporter]:
     reporter = Reporter(folder, Metrics(), 40)
     record = Recorder(folder, reporter, parse_job(arithmetic(folder.root, "recorder")).spec, decode)
-    record.spent(Stage.TRAIN, 1.0)
+    record.spent(StepStage.TRAIN, 1.0)
     return record, reporter
 
 
@@ -104,14 +104,14 @@ def test_a_step_tells_its_token_kl_in_metrics_and_in_its_line(folder: RunFolder)
 
 def test_progress_says_what_holds_the_steps_up_and_what_to_change(folder: RunFolder) -> None:
     record, reporter = recorder(folder)
-    record.spent(Stage.ROLLOUT, 3.0)
+    record.spent(StepStage.ROLLOUT, 3.0)
     record.step(step(1, sample([0.0])))
     progress = reporter.report.progress
     assert progress.bottleneck == "rollout"
     assert progress.advice is not None and "75 % of the step; raise rollout.replicas" in progress.advice
     for number in range(2, 13):
         record.begin_step()
-        record.spent(Stage.TRAIN, 1.0)
+        record.spent(StepStage.TRAIN, 1.0)
         record.step(step(number, sample([0.0])))
     assert reporter.report.progress.bottleneck == "trainer", "by the last ten steps, not by the first"
 

@@ -52,3 +52,9 @@ class Stopped(Failure):
     """Raised after SIGTERM: the pod must end."""
 
     reason = ExitReason.STOPPED
+
+
+class Superseded(Failure):
+    """A newer trainer has taken over the run folder: this one publishes nothing more, not even how it ended."""
+
+    reason = ExitReason.STOPPED

@@ -19,7 +19,7 @@ from distill_api.job import DistillationJob, InvalidManifest, load_job
 from distill_api.protocol import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, ProgressReport, Variable
 from distill_workers.data.prompts import Cursor, PromptError, load_data
 from distill_workers.evaluation.evaluator import Evaluator
-from distill_workers.failures import Failure, Stopped, TeacherLost, VolumeFull, is_full
+from distill_workers.failures import Failure, Stopped, Superseded, TeacherLost, VolumeFull, is_full
 from distill_workers.megatron.architecture import UnsupportedModel
 from distill_workers.megatron.checkpoint.reader import IncompatibleCheckpoint
 from distill_workers.megatron.student import MegatronStudent
@@ -175,7 +175,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     signal.signal(signal.SIGTERM, stop_at_once)
     job: DistillationJob | None = None
-    code, reason, message = ExitCode.DONE, ExitReason.COMPLETED, ""
+    code, reason, message, superseded = ExitCode.DONE, ExitReason.COMPLETED, "", False
     try:
         job = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE)))
         if job.spec.on_cpu:
@@ -185,11 +185,12 @@ def main() -> int:
         message = run(job)
     except (Exception, asyncio.CancelledError) as error:
         code, reason, message = explain(error, job)
+        superseded = isinstance(error, Superseded)
         log.error("%s: %s", reason.value, message, exc_info=not isinstance(error, Failure | ValueError))
     # A configuration error may be that the folder is another run's, whose progress is not ours to tell.
-    text = exit_text(job if code != ExitCode.CONFIGURATION else None, reason, message)
+    text = exit_text(None if superseded or code == ExitCode.CONFIGURATION else job, reason, message)
     tell(text)
-    if job is not None and int(os.environ.get("RANK", "0")) == 0:
+    if job is not None and not superseded and int(os.environ.get("RANK", "0")) == 0:
         folder = RunFolder(job).root
         # The report stands in the termination message as well: a volume without room must not change the exit code.
         with contextlib.suppress(OSError):

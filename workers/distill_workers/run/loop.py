@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from distill_api.job import DistillationJob
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.protocol import Phase
 from distill_api.status import Result
 from distill_workers.data.prompts import Cursor
@@ -110,6 +110,7 @@ class Loop:
                 self._measuring.cancel()
         await self._keeper.saved()
         self._reporter.update(phase=Phase.EXPORTING)
+        self._folder.check_ownership()
         await self._team.run(self._team.export, self._folder.model)
         guard = self._intervention.stopped_by
         result = Result(
@@ -174,11 +175,11 @@ class Loop:
             settling = time.monotonic()
             await self._engines.drain()
             settled = time.monotonic()
-            with self._record.timed(Stage.WEIGHT_SYNC):
+            with self._record.timed(StepStage.WEIGHT_SYNC):
                 await self._push()
-        self._record.spent(Stage.TRAIN, done.training_seconds + settling - applying)
-        self._record.spent(Stage.ROLLOUT, done.rollout_seconds + settled - settling)
-        self._record.spent(Stage.TEACHER_SCORE, done.scoring_seconds)
+        self._record.spent(StepStage.TRAIN, done.training_seconds + settling - applying)
+        self._record.spent(StepStage.ROLLOUT, done.rollout_seconds + settled - settling)
+        self._record.spent(StepStage.TEACHER_SCORE, done.scoring_seconds)
         return self._record.step(Step(self._at.step, done.samples, trained, lag, time.monotonic() - begin))
 
     async def _accumulate(self, batch: Batch) -> Accumulated:
@@ -236,7 +237,7 @@ class Loop:
         if self._measuring is None:
             return True
         measuring, self._measuring = self._measuring, None
-        with self._record.timed(Stage.EVALUATE):
+        with self._record.timed(StepStage.EVALUATE):
             measured = await self._unless_stopped(measuring)
         # A checkpoint of this step that was made without its evaluation, by an attempt that was stopped, is made anew.
         self._keeper.step = -1

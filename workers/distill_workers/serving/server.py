@@ -6,7 +6,6 @@ inference; without, distill_workers.cpu.seeded_sampling.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from distill_api.protocol import Variable
 from distill_api.spec import Rollout, Serving, Spec
 from distill_api.teacher import TeacherSpec
 from distill_workers import probe
+from distill_workers.child_processes import end_with_parent
 from distill_workers.serving.admin_key import admin_key
 
 Role = Literal["teacher", "engine"]
@@ -168,7 +168,7 @@ class SGLangServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
 
     def alive(self) -> bool:
@@ -231,12 +231,3 @@ def shared_memory_files(session: int) -> set[str]:
                     path for path in mapped if path.startswith(tuple(SHARED_MEMORY + p for p in STALE_FILE_PREFIXES))
                 }
     return found
-
-
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """Have the kernel kill this process with its parent; runs between fork and exec, as in SGLang's own children."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
