@@ -1,4 +1,4 @@
-"""The page of metrics, made from the registry: `python -m distill_api.metrics_docs FILE` writes it."""
+"""The page of metrics, generated from the registry: `python -m distill_api.metrics_docs FILE` writes it."""
 
 import sys
 from pathlib import Path
@@ -16,7 +16,7 @@ Prometheus before 3).
 
 
 def text() -> str:
-    """All of it, as Markdown."""
+    """Return the whole page, as Markdown."""
     trainer = _table("Trainer", "Port `metrics` of the trainer's first pod, path `/metrics`.", WORKER_METRICS)
     operator = _table("Operator", "Port `metrics` of the operator's pod, path `/metrics`.", OPERATOR_METRICS)
     return "\n".join([_HEAD, trainer, operator])

@@ -1,4 +1,4 @@
-"""Which teacher scores which prompt: said by the job for a source, or by each row, checked before anything runs."""
+"""The rules of routing: which of several teachers scores a prompt, set by the job for a source, or by each row."""
 
 from typing import Any
 
@@ -42,7 +42,7 @@ ONE_ROUTE = Rule(
     "!has(self.teacher) || !has(self.prompts.teacherField)",
     lambda part: part.teacher is None or part.prompts.teacher_field is None,
 )
-"""Of a source and of an evaluation."""
+"""The rule of a source and of an evaluation."""
 
 RULES = (
     Rule(
@@ -75,4 +75,4 @@ RULES = (
         lambda spec: not spec.teachers or _named_teachers(spec) <= {t.name for t in spec.teachers},
     ),
 )
-"""Of a spec."""
+"""The rules of a spec."""

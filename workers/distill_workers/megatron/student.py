@@ -19,7 +19,7 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from distill_api.spec import Spec
 from distill_workers.data.sample import Sample
-from distill_workers.megatron import lora, parallel, pipeline
+from distill_workers.megatron import lora, memory, parallel, pipeline
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share, split
 from distill_workers.megatron.checkpoint import hugging_face, state
@@ -85,6 +85,7 @@ class MegatronStudent:
         for group in self._optimizer.param_groups:
             # Megatron leaves this to its scheduler, which is not used: without it norms and biases would decay as well.
             group["weight_decay"] = spec.trainer.optimizer.weight_decay * group["wd_mult"]
+        memory.fuse(self._optimizer, self.ranks.device)
         rows = self.shape.padded_vocab_size(self.ranks.tensor_size) // self.ranks.tensor_size
         start = self.ranks.tensor_rank * rows
         self._vocabulary = Vocabulary(
@@ -233,10 +234,9 @@ class MegatronStudent:
         return list(micro_batches(samples, own, self._limit, device, scored=scored, at_least=most))
 
     def _gradient_is_finite(self) -> bool:
-        """Return, on every rank alike, whether the gradient is finite. An infinity or NaN anywhere shows in the sum."""
+        """Return, on every rank alike, whether the gradient is finite."""
         buffers = [*self._parallel_model.buffers, *self._parallel_model.expert_parallel_buffers]
-        total = sum(buffer.grad_data.double().abs().sum() for buffer in buffers)
-        finite = torch.isfinite(torch.as_tensor(total)).to(torch.int).to(self.ranks.device)
+        finite = memory.all_finite([buffer.grad_data for buffer in buffers], self.ranks.device).to(torch.int)
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite)
 

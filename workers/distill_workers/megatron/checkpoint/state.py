@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from distill_workers.megatron import lora
+from distill_workers.megatron import lora, memory
 from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.checkpoint import tensor_file
 from distill_workers.megatron.checkpoint.reader import (
@@ -151,7 +151,7 @@ def _restore(
         state[kind] = torch.empty_like(main, dtype=saved.dtype(kind, mapping), requires_grad=False)
         saved.read(kind, mapping, state[kind], start, parameter.shape, shape, ranks)
     if mapping.hf[0] in saved.steps:
-        state["step"] = torch.tensor(saved.steps[mapping.hf[0]])
+        state["step"] = memory.step_count(saved.steps[mapping.hf[0]], main)
     optimised.inner.state.pop(main, None)
     if state:
         optimised.inner.state[main] = state
