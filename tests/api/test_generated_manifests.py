@@ -9,7 +9,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
-import soak
 from conftest import ApiServer
 from generated_manifests import Json, manifests
 from hypothesis import HealthCheck, given, settings
@@ -18,6 +17,7 @@ from kubernetes.aio import client, config
 from operator_world import World
 from test_crd import Client
 
+import soak
 from distill_api.job import InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status

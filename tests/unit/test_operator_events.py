@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
-import soak
 from operator_fakes import FATES, SETTINGS, UID, FakeCluster, Simulation, manifest
 
+import soak
 from distill_api.job import DistillationJob, parse_job
 from distill_operator.distillationjob import controller, plan
 from distill_operator.model.observed import read_child

@@ -14,9 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import soak
 from runs import MODELS, REPO, Outcome, Run, arithmetic
 
+import soak
 from distill_api.protocol import ExitCode, ExitReason
 from distill_workers.serving.server import SGLangServer, free_port
 
