@@ -68,7 +68,7 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
 
     begin = time.monotonic()
     asyncio.run(lose_everything_and_close())
-    assert time.monotonic() - begin < 30
+    assert time.monotonic() - begin < 60, "before Ray would have answered"
 
 
 @pytest.mark.asyncio(loop_scope="session")
@@ -107,7 +107,7 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
                 await pool.push(source, version)
             return time.monotonic() - begin
 
-        assert await push(1) < 30, "the others did not wait for the dead one"
+        assert await push(1) < 60, "the others did not wait for the dead one"
         assert pool._scheduler.open == {0}
         assert passes == 2, "what the first pass had sent is not trusted"
         await holds(pool._engines[0], tiny_model(2), 1)
