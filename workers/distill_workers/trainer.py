@@ -31,7 +31,7 @@ from distill_workers.rewards.rewards import build_rewards
 from distill_workers.rollout.engine_pool import Fleet
 from distill_workers.rollout.pipeline import Rollouts
 from distill_workers.run.loop import Loop
-from distill_workers.run.team import Team, follow
+from distill_workers.run.trainer_ranks import TrainerRanks, follow
 from distill_workers.run_folder.checkpoints import DamagedCheckpoints
 from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, write_whole
 from distill_workers.teacher.pool import TeacherUnreachable
@@ -48,7 +48,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
     from transformers import AutoTokenizer
 
     spec, folder, metrics = job.spec, RunFolder(job), Metrics()
-    team = Team(student)
+    ranks = TrainerRanks(student)
     try:
         folder.claim()
         keep_log(folder)
@@ -66,7 +66,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         try:
             await asyncio.gather(teachers.start(), fleet.start(str(model)))
             rollouts = Rollouts(spec, cursor, fleet, teachers, rewards, tokenizer, metrics)
-            loop = Loop(job, folder, team, fleet, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
+            loop = Loop(job, folder, ranks, fleet, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
             try:
                 return await loop.run()
@@ -81,7 +81,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             await reporter.close()
             await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
     finally:
-        team.dismiss()
+        ranks.dismiss()
 
 
 def keep_log(folder: RunFolder) -> None:
