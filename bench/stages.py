@@ -27,7 +27,7 @@ from distill_workers.engine.request import Request, Response
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.metrics import Metrics
 from distill_workers.objective.coefficients import StepCoefficients
-from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.rollout.engine_pool import Fleet
 from distill_workers.rollout.pipeline import Rollouts
 from distill_workers.rollout.request_batching import Outbox
@@ -188,7 +188,7 @@ def staged(
     rollouts = Rollouts(job.spec, *pipeline)
     if evaluators is None:
         evaluators = [Evaluator(job.spec, each, tokenizer, metrics) for each in job.spec.evaluation]
-    reporter = Reporter(run_folder, metrics, job.spec.schedule.steps)
+    reporter = ProgressReporter(run_folder, metrics, job.spec.schedule.steps)
     parts: Any = (trainer or Trainer(stages), fleet, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
     return Loop(job, run_folder, *parts), rollouts
 

@@ -27,7 +27,7 @@ from distill_cli.snapshot import (
     job_state,
     mean_stages,
 )
-from distill_workers.reporting.rollout_page import Rollout
+from distill_workers.reporting.samples_file import Rollout
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

@@ -18,7 +18,7 @@ from distill_cli.snapshot import job_state, now_utc, run_folder
 
 if TYPE_CHECKING:
     from distill_cli.cluster import Cluster
-    from distill_workers.reporting.rollout_page import Rollout
+    from distill_workers.reporting.samples_file import Rollout
 
 Json = dict[str, Any]
 INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
@@ -44,7 +44,7 @@ def samples(
     from rich.console import Console
 
     from distill_cli.rollout_view import chosen, shown
-    from distill_workers.reporting.rollout_page import every_rollout
+    from distill_workers.reporting.samples_file import every_rollout
 
     rollouts: Iterable[Rollout]
     if "/" in job or job == ".":
@@ -68,7 +68,7 @@ def samples(
 def rollouts_of_job(cluster: Cluster, name: str) -> list[Rollout]:
     """The newest, from trainer rank 0 through the API server. Raises CommandFailed with where the others are."""
     from distill_cli.cluster import ApiError
-    from distill_workers.reporting.rollout_page import rollouts_in
+    from distill_workers.reporting.samples_file import rollouts_in
 
     job = cluster.job(name)
     pods = cluster.core("pods", labelSelector=f"{LABEL_JOB}={name},{LABEL_ROLE}={Role.TRAINER}")

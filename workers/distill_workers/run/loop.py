@@ -34,7 +34,7 @@ from distill_workers.evaluation.guards import Decision, Guards
 from distill_workers.failures import Failure, Stopped
 from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.objective.schedule import learning_rate
-from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.recorder import Recorder
 from distill_workers.rollout.engine_pool import Fleet
 from distill_workers.rollout.pipeline import Batch, Rollouts
@@ -67,7 +67,7 @@ class Loop:
         cursor: Cursor,
         rollouts: Rollouts,
         evaluators: list[Evaluator],
-        reporter: Reporter,
+        reporter: ProgressReporter,
         tokenizer: Any,
     ) -> None:
         spec = job.spec

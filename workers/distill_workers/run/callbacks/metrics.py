@@ -2,7 +2,8 @@
 
 import statistics
 
-from distill_workers.reporting.recorder import Recorder, Step
+from distill_workers.reporting.recorder import Recorder
+from distill_workers.reporting.step_line import Step
 from distill_workers.run.callbacks.base import TrainStep
 
 
