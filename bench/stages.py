@@ -28,10 +28,10 @@ from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.metrics import Metrics
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.reporting.progress import ProgressReporter
-from distill_workers.rollout.engine_pool import Fleet
-from distill_workers.rollout.pipeline import Rollouts
-from distill_workers.rollout.request_batching import Outbox
-from distill_workers.rollout.scheduler import Slots
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.pipeline import RolloutPipeline
+from distill_workers.rollout.request_batching import RequestBatcher
+from distill_workers.rollout.scheduler import SlotScheduler
 from distill_workers.run.callbacks.base import TrainStep
 from distill_workers.run.loop import Loop
 from distill_workers.run_folder.run_folder import RunFolder
@@ -82,15 +82,15 @@ class Engine:
         return [Response([1] * length, [-1.0] * length, [began_with] * (length - 1) + [self.version], False)]
 
 
-class StubFleet(Fleet):
+class StubEnginePool(EnginePool):
     """The fleet's own hand-out and settling, over one engine."""
 
     def __init__(self, job: Any, stages: Stages) -> None:
         self._job, self._stages = job, stages
         self._engines: Any = {0: Engine(stages)}
-        self._outboxes = {0: Outbox(self._engines[0])}
-        self._slots = Slots(PROMPTS * SIBLINGS)
-        self._slots.add(0)
+        self._batchers = {0: RequestBatcher(self._engines[0])}
+        self._scheduler = SlotScheduler(PROMPTS * SIBLINGS)
+        self._scheduler.add(0)
         self._weights_lock = asyncio.Lock()
 
     async def push(self, source: Any, version: int) -> None:
@@ -157,7 +157,7 @@ class Tokenizer:
 
 def staged(
     stages: Stages, folder: Path, *, trainer: Any = None, evaluators: list[Any] | None = None, **changes: Any
-) -> tuple[Loop, Rollouts]:
+) -> tuple[Loop, RolloutPipeline]:
     """The loop over these stages; `changes` are camelCase fields of the spec, merged one level deep."""
     (folder / "heldout.jsonl").write_text('{"prompt": "a"}\n' * PROMPTS)
     spec: dict[str, Any] = {
@@ -182,10 +182,10 @@ def staged(
     run_folder, metrics, tokenizer = RunFolder(job), Metrics(), Tokenizer()
     run_folder.claim()
     stub: Any = Teacher(stages)
-    fleet, teacher = StubFleet(job, stages), Teachers({"": stub, ONLY_TEACHER: stub})
+    fleet, teacher = StubEnginePool(job, stages), Teachers({"": stub, ONLY_TEACHER: stub})
     cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
     pipeline: Any = (cursor, fleet, teacher, {}, tokenizer, metrics)
-    rollouts = Rollouts(job.spec, *pipeline)
+    rollouts = RolloutPipeline(job.spec, *pipeline)
     if evaluators is None:
         evaluators = [Evaluator(job.spec, each, tokenizer, metrics) for each in job.spec.evaluation]
     reporter = ProgressReporter(run_folder, metrics, job.spec.schedule.steps)

@@ -236,7 +236,7 @@ def test_each_of_several_teachers_has_a_deployment_and_a_service_of_its_own() ->
             and picked.items() <= spec["template"]["metadata"]["labels"].items()
         )
         assert picked["distillation-operator.io/teacher"] == name, "or each would take the other's pods"
-        assert container(spec["template"])["command"] == ["python", "-m", "distill_workers.serve", "teacher", name]
+        assert container(spec["template"])["command"] == ["python3", "-m", "distill_workers.serve", "teacher", name]
     assert deployments["job-teacher-math"]["spec"]["replicas"] == 3
     assert deployments["job-teacher-code"]["spec"]["template"]["spec"]["nodeSelector"] == {"gpu": "big"}
 

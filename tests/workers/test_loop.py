@@ -150,7 +150,7 @@ def test_an_evaluation_never_sees_newer_weights_than_its_step(lag: int, tmp_path
             SHAPES["all equal"], tmp_path, rollout=rollout, schedule={"steps": 3}, evaluation=heldout(tmp_path)
         )
         await loop.checkpoints.resume()
-        async with loop._engines.weights_change():
+        async with loop._engines.updating_weights():
             await loop._load_engines()
         await loop._train()
 

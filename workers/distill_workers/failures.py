@@ -52,3 +52,9 @@ class Stopped(Failure):
     """SIGTERM: the pod is wanted elsewhere."""
 
     reason = ExitReason.STOPPED
+
+
+class Superseded(Failure):
+    """A newer trainer has taken over the run folder: this one publishes nothing more, not even how it ended."""
+
+    reason = ExitReason.STOPPED

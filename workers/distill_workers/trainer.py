@@ -18,7 +18,7 @@ from distill_api.job import DistillationJob, load_job
 from distill_api.protocol import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, Variable
 from distill_workers.data.prompts import Cursor, load_data
 from distill_workers.evaluation.evaluator import Evaluator
-from distill_workers.failures import Failure, Stopped
+from distill_workers.failures import Failure, Stopped, Superseded
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
@@ -26,8 +26,8 @@ from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.trackers import Trackers
 from distill_workers.rewards.rewards import build_rewards
-from distill_workers.rollout.engine_pool import Fleet
-from distill_workers.rollout.pipeline import Rollouts
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
 from distill_workers.run.loop import Loop
 from distill_workers.run.trainer_ranks import TrainerRanks, follow
@@ -58,11 +58,11 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         server.teachers = teachers.shared_requests
-        fleet = Fleet(job, folder, metrics)
+        engines = EnginePool(job, folder, metrics)
         try:
-            await asyncio.gather(teachers.start(), fleet.start(str(model)))
-            rollouts = Rollouts(spec, cursor, fleet, teachers, rewards, tokenizer, metrics)
-            loop = Loop(job, folder, ranks, fleet, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
+            await asyncio.gather(teachers.start(), engines.start(str(model)))
+            rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)
+            loop = Loop(job, folder, ranks, engines, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
             try:
                 return await loop.run()
@@ -72,7 +72,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             finally:
                 rollouts.cancel()
         finally:
-            await fleet.close()
+            await engines.close()
             await teachers.close()
             await server.close()
             await reporter.close()
@@ -112,7 +112,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     signal.signal(signal.SIGTERM, stop_at_once)
     job: DistillationJob | None = None
-    code, reason, message = ExitCode.DONE, ExitReason.COMPLETED, ""
+    code, reason, message, superseded = ExitCode.DONE, ExitReason.COMPLETED, "", False
     try:
         job = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE)))
         if job.spec.on_cpu:
@@ -122,11 +122,12 @@ def main() -> int:
         message = run(job)
     except (Exception, asyncio.CancelledError) as error:
         code, reason, message = classify_error(error, job)
+        superseded = isinstance(error, Superseded)
         log.error("%s: %s", reason.value, message, exc_info=not isinstance(error, Failure | ValueError))
     # A configuration error may be that the folder is another run's, whose progress is not ours to tell.
-    text = exit_report(job if code != ExitCode.CONFIGURATION else None, reason, message)
+    text = exit_report(None if superseded or code == ExitCode.CONFIGURATION else job, reason, message)
     write_exit_report(text)
-    if job is not None and int(os.environ.get("RANK", "0")) == 0:
+    if job is not None and not superseded and int(os.environ.get("RANK", "0")) == 0:
         folder = RunFolder(job).root
         # The report stands in the termination message as well: a volume without room must not change the exit code.
         with contextlib.suppress(OSError):

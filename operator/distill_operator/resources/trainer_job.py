@@ -18,7 +18,7 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
     trainer = job.spec.trainer
     container = Container(
         name=TRAINER_CONTAINER,
-        command=["python", "-m", "distill_workers.launch"],
+        command=["python3", "-m", "distill_workers.launch"],
         ports=[(protocol.METRICS_PORT_NAME, protocol.TRAINER_PORT)],
         environment=[
             *(

@@ -24,7 +24,7 @@ def mix(seed: int, position: int) -> int:
     return z ^ (z >> 31)
 
 
-def draw(logprobs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+def sample(logprobs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
     """One index a row, [rows, 1], by `seeds` [rows] and `positions` [rows]; `logprobs` is [rows, vocabulary]."""
     noise = torch.empty_like(logprobs, dtype=torch.float64)
     for row, (seed, position) in enumerate(zip(seeds.tolist(), positions.tolist(), strict=True)):
@@ -45,4 +45,4 @@ def install() -> None:
         return info
 
     SamplingBatchInfo.from_schedule_batch = classmethod(from_schedule_batch)
-    sampler.multinomial_with_seed = draw
+    sampler.multinomial_with_seed = sample

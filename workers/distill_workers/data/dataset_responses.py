@@ -34,7 +34,7 @@ def supervised_sample(prompt: Prompt, tokenizer: Any, max_response_tokens: int, 
     kept = ids[:max_response_tokens]
     return Sample(
         prompt_index=prompt.index,
-        sibling=0,
+        index_in_group=0,
         prompt_ids=prompt.ids,
         response_ids=kept,
         engine_logprobs=[0.0] * len(kept),

@@ -178,7 +178,7 @@ def encode(prompts: Prompts, tokenizer: Any, question: str | list[dict[str, Any]
     return text, list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-class Walk:
+class SourceIterator:
     """An endless walk over the prompts of one source, shuffled anew in each epoch by a key."""
 
     def __init__(self, prompts: list[Prompt], key: str, shuffle: bool) -> None:
@@ -227,36 +227,36 @@ class Cursor:
         for prompt in prompts:
             by_source.setdefault(prompt.source, []).append(prompt)
         alone = len(by_source) == 1
-        self._walks = {
-            name: Walk(of_source, f"{seed}" if alone else f"{seed}/{name}", shuffle)
+        self._iterators = {
+            name: SourceIterator(of_source, f"{seed}" if alone else f"{seed}/{name}", shuffle)
             for name, of_source in by_source.items()
         }
-        self._names = list(self._walks)
+        self._names = list(self._iterators)
         self._ends = list(itertools.accumulate((weights or {}).get(name, 1.0) for name in self._names))
         self._start = random.Random(f"{seed}/sources").random()
         self._drawn = 0
 
     def next(self, count: int) -> list[Prompt]:
-        return [self._walks[self._choose()].next() for _ in range(count)]
+        return [self._iterators[self._choose()].next() for _ in range(count)]
 
     def peek(self, count: int) -> list[Prompt]:
         """The first prompts of each source in turn, whatever the cursor has handed out."""
-        rows = itertools.zip_longest(*(walk.prompts[:count] for walk in self._walks.values()))
+        rows = itertools.zip_longest(*(walk.prompts[:count] for walk in self._iterators.values()))
         return [prompt for row in rows for prompt in row if prompt is not None][:count]
 
     def state(self) -> dict[str, Any]:
-        states = {name: walk.state() for name, walk in self._walks.items()}
+        states = {name: walk.state() for name, walk in self._iterators.items()}
         return states[self._names[0]] if len(states) == 1 else {"drawn": self._drawn, "sources": states}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises PromptError if the state is of other prompts."""
         states = state["sources"] if "sources" in state else {self._names[0]: state}
-        if states.keys() != self._walks.keys():
+        if states.keys() != self._iterators.keys():
             raise PromptError(
                 f"the checkpoint was made with the sources {', '.join(states)} and there are "
                 f"{', '.join(self._names)} now; restore data.sources, or start in a new output folder"
             )
-        for name, walk in self._walks.items():
+        for name, walk in self._iterators.items():
             walk.restore(states[name])
         self._drawn = state.get("drawn", 0)
 

@@ -29,7 +29,7 @@ class Sample:
     """One response to a prompt, the student's own unless `supervised`. Per-token lists are [response]."""
 
     prompt_index: int
-    sibling: int
+    index_in_group: int
     """Number of the response among those to the same prompt."""
     prompt_ids: list[int]
     response_ids: list[int]

@@ -14,7 +14,14 @@ from typing import Any, Protocol
 import aiohttp
 
 from distill_api.spec import Spec
-from distill_workers.engine.request import Drawing, EngineRefused, EngineUnavailable, Request, Response, read_response
+from distill_workers.engine.request import (
+    EngineRefused,
+    EngineUnavailable,
+    Request,
+    Response,
+    ResponseGenerator,
+    read_response,
+)
 from distill_workers.serving.admin_key import bearer
 from distill_workers.serving.server import SHARED_MEMORY_LOADER, SGLangServer, free_port
 
@@ -26,7 +33,7 @@ START_TIMEOUT_SECONDS = 1800.0
 """A large model takes long to load; the operator's own deadline may be shorter."""
 
 
-class EngineHandle(Drawing, Protocol):
+class EngineHandle(ResponseGenerator, Protocol):
     """What the trainer does with an engine, wherever that runs. Any call may raise EngineUnavailable."""
 
     incarnation: int
@@ -117,7 +124,7 @@ class Engine:
             self._server.stop()
             self._server = None
 
-    async def whereabouts(self) -> dict[str, Any]:
+    async def info(self) -> dict[str, Any]:
         """For logs and tests."""
         server = self._server
         return {
@@ -130,7 +137,9 @@ class Engine:
     async def health(self, timeout_seconds: float = 10.0) -> None:
         await self._get("/v1/loads?include=core", timeout_seconds)
 
-    async def draw(self, requests: list[Request], timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS) -> list[Response]:
+    async def generate(
+        self, requests: list[Request], timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS
+    ) -> list[Response]:
         body = {
             "input_ids": [request.prompt_ids for request in requests],
             "sampling_params": [request.sampling() for request in requests],
@@ -138,7 +147,7 @@ class Engine:
         }
         return [read_response(answer) for answer in await self._post("/generate", body, timeout_seconds)]
 
-    async def generate(
+    async def sample(
         self,
         prompt_ids: list[int],
         seeds: list[int],
@@ -149,7 +158,7 @@ class Engine:
     ) -> list[Response]:
         """One response for each seed."""
         requests = [Request(prompt_ids, seed, max_new_tokens, temperature, top_p) for seed in seeds]
-        return await self.draw(requests, timeout_seconds)
+        return await self.generate(requests, timeout_seconds)
 
     async def pause(self) -> None:
         # retract: what is running goes back to the queue without its key-value cache, which old weights made.

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 # trainer's own pod, where the engines' new actors wait for a place that never comes.
 auto_init_hook.enable_auto_connect = False
 
-ATTACH_SECONDS = 300.0
+CONNECT_SECONDS = 300.0
 RETRY_SECONDS = 2.0
 
 _private_folders: list[str] = []
@@ -34,7 +34,7 @@ class RayUnreachable(Exception):
     """No Ray to attach to within the time allowed."""
 
 
-def attach(address: str | None, timeout_seconds: float = ATTACH_SECONDS) -> None:
+def connect(address: str | None, timeout_seconds: float = CONNECT_SECONDS) -> None:
     """Connects to `ray://HOST:PORT`, trying again until the time is over; None starts a private Ray on this machine.
     Does nothing where that is done. Raises RayUnreachable."""
     if ray.is_initialized():
@@ -76,7 +76,7 @@ def attach(address: str | None, timeout_seconds: float = ATTACH_SECONDS) -> None
             time.sleep(RETRY_SECONDS)
 
 
-def detach() -> None:
+def disconnect() -> None:
     """Ends the connection; actors that this process made end with it, and so does a private Ray with its files."""
     with contextlib.suppress(Exception):
         ray.shutdown()
@@ -84,7 +84,7 @@ def detach() -> None:
         shutil.rmtree(_private_folders.pop(), ignore_errors=True)
 
 
-class Attachment:
+class RayConnection:
     """Of this process, to the Ray at `ray://HOST:PORT`, or to a private one."""
 
     def __init__(self, address: str | None) -> None:
@@ -97,29 +97,29 @@ class Attachment:
 
     async def open(self) -> None:
         """Raises RayUnreachable."""
-        await asyncio.to_thread(attach, self._address)
+        await asyncio.to_thread(connect, self._address)
 
-    async def again(self) -> None:
+    async def reconnect(self) -> None:
         """Where the head may be gone, and every actor with it: each RayEngine is then to be started again. Returns also
         where that failed, which is logged."""
         if self._address is None or self._is_trying():
             return
         # A thread of its own that nobody joins: it may try for minutes, and the trainer may have to end meanwhile.
-        self._thread = threading.Thread(target=self._attach_again, daemon=True)
+        self._thread = threading.Thread(target=self._reconnect, daemon=True)
         self._thread.start()
         while self._is_trying():
             await asyncio.sleep(0.2)
 
     async def close(self) -> None:
         if not self._is_trying():
-            await asyncio.to_thread(detach)
+            await asyncio.to_thread(disconnect)
 
     def _is_trying(self) -> bool:
         return self._thread is not None and self._thread.is_alive()
 
-    def _attach_again(self) -> None:
-        detach()
+    def _reconnect(self) -> None:
+        disconnect()
         try:
-            attach(self._address)
+            connect(self._address)
         except RayUnreachable as error:
             log.warning("%s", error)

@@ -50,7 +50,7 @@ class RayEngine:
         self.incarnation += 1
         if self._actor is not None:
             try:
-                await self._call("whereabouts", timeout_seconds=PING_SECONDS)
+                await self._call("info", timeout_seconds=PING_SECONDS)
             except EngineUnavailable as error:
                 log.warning("engine %d: its actor is gone, a new one is made: %s", self.number, error)
                 await self._kill()
@@ -59,7 +59,7 @@ class RayEngine:
                 self._actor = await asyncio.get_running_loop().run_in_executor(_CALLS, self._make)
             except Exception as error:
                 raise EngineUnavailable(f"no actor can be made: {type(error).__name__}: {error}") from None
-            await self._call("whereabouts", timeout_seconds=PLACE_SECONDS)
+            await self._call("info", timeout_seconds=PLACE_SECONDS)
         self.placed = True
         return float(await self._call("start", model, timeout_seconds=START_TIMEOUT_SECONDS))
 
@@ -70,14 +70,14 @@ class RayEngine:
             await self._call("stop", timeout_seconds=PING_SECONDS)
         await self._kill()
 
-    async def whereabouts(self) -> dict[str, Any]:
-        return dict(await self._call("whereabouts", timeout_seconds=PING_SECONDS))
+    async def info(self) -> dict[str, Any]:
+        return dict(await self._call("info", timeout_seconds=PING_SECONDS))
 
     async def health(self, timeout_seconds: float = 10.0) -> None:
         await self._call("health", timeout_seconds, timeout_seconds=timeout_seconds)
 
-    async def draw(self, requests: list[Request]) -> list[Response]:
-        return list(await self._call("draw", requests, timeout_seconds=RESPONSE_TIMEOUT_SECONDS))
+    async def generate(self, requests: list[Request]) -> list[Response]:
+        return list(await self._call("generate", requests, timeout_seconds=RESPONSE_TIMEOUT_SECONDS))
 
     async def pause(self) -> None:
         await self._call("pause")

@@ -44,10 +44,10 @@ class Response:
     truncated: bool
 
 
-class Drawing(Protocol):
+class ResponseGenerator(Protocol):
     """An engine, wherever it runs."""
 
-    async def draw(self, requests: list[Request]) -> list[Response]:
+    async def generate(self, requests: list[Request]) -> list[Response]:
         """A response to each, once all are there. Raises EngineRefused for all if one is; EngineUnavailable."""
 
 

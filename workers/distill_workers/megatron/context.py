@@ -77,7 +77,7 @@ class _Join(torch.autograd.Function):
         return gradients[0][among], None, None
 
 
-def whole(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+def gather_sequence(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     """Keys or values of whole sequences [batch, groups, sequence, head], from the part of each rank."""
     # Backward adds up what the queries of all ranks ask of this rank's part.
     gathered: torch.Tensor = gather_from_sequence_parallel_region(own.permute(2, 0, 1, 3), group=group)
@@ -86,7 +86,9 @@ def whole(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
     return gathered[order.to(own.device)].permute(1, 2, 0, 3)
 
 
-def attend(query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
+def causal_attention(
+    query: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, group: dist.ProcessGroup
+) -> torch.Tensor:
     """Causal attention of this rank's queries: query [batch, heads, own, head], keys and values [batch, heads,
     sequence, head] -> [batch, heads, own, head]."""
     rank, size = group.rank(), group.size()

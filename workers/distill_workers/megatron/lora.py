@@ -25,7 +25,7 @@ from safetensors.torch import save_file
 from distill_api.spec import LoRA
 from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.parallel import Ranks, gather_shards
-from distill_workers.megatron.pipeline import Home, owned, to_rank_0
+from distill_workers.megatron.pipeline import OwningRanks, all_parameters, to_rank_0
 from distill_workers.megatron.shards import join
 
 A, B = "lora_a", "lora_b"
@@ -126,12 +126,12 @@ def export(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, sourc
     (folder / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
 
 
-def _adapted(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[Home, Mapping, Any]]:
+def _adapted(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[OwningRanks, Mapping, Any]]:
     """Of each weight of the whole model that gets an adapter: where it is, and its module where that is this rank's."""
-    for home, mapping in owned(shape, ranks):
+    for owners, mapping in all_parameters(shape, ranks):
         path, _, kind = mapping.megatron[0].rpartition(".")
         if kind == "weight" and mapping.layout in (Layout.GROUPED_QKV, Layout.GATE_UP, Layout.COLUMNS):
-            yield home, mapping, model.get_submodule(path) if home.is_here(ranks) else None
+            yield owners, mapping, model.get_submodule(path) if owners.is_here(ranks) else None
 
 
 def _ask_for_gradient(module: Any, inputs: tuple[Any, ...], output: torch.Tensor) -> torch.Tensor:
@@ -150,15 +150,15 @@ def _itself(inner: torch.Tensor) -> torch.Tensor:
 
 def _peft(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
     """(PEFT's name, tensor) of every adapter: whole on rank 0, None on the others that have a part in it."""
-    for home, mapping, module in _adapted(model, shape, ranks):
+    for owners, mapping, module in _adapted(model, shape, ranks):
         names = [
             f"base_model.model.{name.removesuffix('.weight')}.lora_{kind}.weight"
             for name in mapping.hf
             for kind in "AB"
         ]
-        whole = _whole(mapping, module, shape, ranks) if home.is_first_here(ranks) else None
+        whole = _whole(mapping, module, shape, ranks) if owners.is_first_here(ranks) else None
         dtype: torch.dtype = model.config.params_dtype  # type: ignore[union-attr,assignment]  # Megatron's
-        whole = to_rank_0(whole, home, len(names), dtype, ranks)
+        whole = to_rank_0(whole, owners, len(names), dtype, ranks)
         if whole is None:
             yield from ((name, None) for name in names)
         else:

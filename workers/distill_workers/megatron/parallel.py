@@ -44,7 +44,7 @@ class Ranks:
     pipeline_group: dist.ProcessGroup
 
     @property
-    def is_last_stage(self) -> bool:
+    def is_last_pipeline_stage(self) -> bool:
         return self.pipeline_rank == self.pipeline_size - 1
 
     @property

@@ -2,7 +2,7 @@
 
 Every method but the constructor's reading of files is collective: all ranks call it, in the same order, with the same
 arguments. A step is `accumulate` for each group of samples as it arrives, then `update`. The loss of a micro-batch is
-that of batch_loss.py.
+that of micro_batch_loss.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -19,14 +19,14 @@ from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from distill_api.spec import Spec
 from distill_workers.data.sample import Sample
-from distill_workers.megatron import lora, parallel, pipeline
+from distill_workers.megatron import lora, memory, parallel, pipeline
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share, split
-from distill_workers.megatron.batch_loss import batch_loss
 from distill_workers.megatron.checkpoint import hugging_face, state
 from distill_workers.megatron.checkpoint.writer import CheckpointWriter
 from distill_workers.megatron.context import own_tokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
+from distill_workers.megatron.micro_batch_loss import micro_batch_loss
 from distill_workers.megatron.model import build_model
 from distill_workers.objective.coefficients import StepCoefficients, step_coefficients
 from distill_workers.objective.statistics import SCOPES, means, no_sums
@@ -86,6 +86,7 @@ class MegatronStudent:
         for group in self._optimizer.param_groups:
             # Megatron leaves this to its scheduler, which is not used: without it norms and biases would decay as well.
             group["weight_decay"] = spec.trainer.optimizer.weight_decay * group["wd_mult"]
+        memory.fuse(self._optimizer, self.ranks.device)
         rows = self.shape.padded_vocab_size(self.ranks.tensor_size) // self.ranks.tensor_size
         start = self.ranks.tensor_rank * rows
         self._vocabulary = Vocabulary(
@@ -122,7 +123,7 @@ class MegatronStudent:
         def loss(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             own = own_tokens(batch, len(hidden), self.ranks)
             at_responses, head = hidden.flatten(0, 1)[own.rows], self._model.head_weight()
-            summed, sums = batch_loss(
+            summed, sums = micro_batch_loss(
                 self.spec.objective, coefficients, batch, own, at_responses, head, self._vocabulary
             )
             self._sums = self._sums + sums
@@ -174,13 +175,13 @@ class MegatronStudent:
         shares = share(samples, [0] * self.ranks.data_size, self._limit)
         batches = self._batches(samples, shares, scored=False)
 
-        def drawn(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
+        def sampled(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             here = own_tokens(batch, len(hidden), self.ranks)
             ids, at_responses = here.pick(batch.targets[:, None]), hidden.flatten(0, 1)[here.rows]
             return here.join(token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)[0])
 
-        found = pipeline.run(self._parallel_model, batches, drawn, backward=False)
-        for batch, values in zip(batches, found, strict=self.ranks.is_last_stage):
+        found = pipeline.run(self._parallel_model, batches, sampled, backward=False)
+        for batch, values in zip(batches, found, strict=self.ranks.is_last_pipeline_stage):
             lengths = [len(samples[i].response_ids) for i in batch.order]
             for i, part in zip(batch.order, torch.split_with_sizes(values[:, 0], lengths), strict=True):
                 own[i] = part.tolist()
@@ -230,10 +231,13 @@ class MegatronStudent:
     def _begin_step(self) -> None:
         self._parallel_model.zero_grad_buffer()
         self._optimizer.zero_grad()
-        self._sums = no_sums(self.ranks.device)
-        self._positions = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        self._loads = [0] * self.ranks.data_size
-        self._samples = self._tokens = self._local_tokens = self._used = 0
+        self._sums: torch.Tensor = no_sums(self.ranks.device)
+        self._positions: torch.Tensor = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        self._loads: list[int] = [0] * self.ranks.data_size
+        self._samples: int = 0
+        self._tokens: int = 0
+        self._local_tokens: int = 0
+        self._used: int = 0
         self._coefficients = self._first_coefficients
 
     def _batches(
@@ -247,10 +251,9 @@ class MegatronStudent:
         return list(micro_batches(samples, own, self._limit, device, scored=scored, at_least=most))
 
     def _gradient_is_finite(self) -> bool:
-        """On every rank the same answer. A sum is enough: an infinity or NaN anywhere makes it one."""
+        """On every rank the same answer."""
         buffers = [*self._parallel_model.buffers, *self._parallel_model.expert_parallel_buffers]
-        total = sum(buffer.grad_data.double().abs().sum() for buffer in buffers)
-        finite = torch.isfinite(torch.as_tensor(total)).to(torch.int).to(self.ranks.device)
+        finite = memory.all_finite([buffer.grad_data for buffer in buffers], self.ranks.device).to(torch.int)
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
         return bool(finite)
 

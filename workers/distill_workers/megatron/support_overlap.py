@@ -7,7 +7,9 @@ from distill_workers.megatron.logprobs import CHUNK_BYTES, Vocabulary
 
 
 @torch.no_grad()
-def overlap(hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, vocabulary: Vocabulary) -> torch.Tensor:
+def support_overlap(
+    hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, vocabulary: Vocabulary
+) -> torch.Tensor:
     """Share of the student's top-k tokens that are among the k `ids`, at each token: [tokens].
 
     hidden [tokens, hidden], the same on every rank of the vocabulary's group; head [rows + padding, hidden], this

@@ -12,7 +12,7 @@ from distill_workers.objective.responses import response_mean
 
 
 @dataclass(frozen=True)
-class Weights:
+class TokenWeights:
     """Of each token [tokens], detached."""
 
     values: torch.Tensor
@@ -25,7 +25,7 @@ class Weights:
     """bool: the token has no weight, because of the ratios of its response."""
 
 
-def correct(correction: Correction, old: torch.Tensor, engine: torch.Tensor, lengths: torch.Tensor) -> Weights:
+def correct(correction: Correction, old: torch.Tensor, engine: torch.Tensor, lengths: torch.Tensor) -> TokenWeights:
     """The weights of tokens with log-probs old and engine, [tokens], of responses of the given lengths [responses].
 
     truncated: min(max(ratio, low), high) (TIS, "Your efficient RL framework secretly brings you off-policy RL
@@ -48,4 +48,4 @@ def correct(correction: Correction, old: torch.Tensor, engine: torch.Tensor, len
     masked = mean_ratio < correction.sequence_low
     if correction.sequence_high is not None:
         masked = masked | (mean_ratio > correction.sequence_high)
-    return Weights(torch.where(masked, 0.0, values), capped, gated, masked)
+    return TokenWeights(torch.where(masked, 0.0, values), capped, gated, masked)

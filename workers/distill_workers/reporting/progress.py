@@ -8,7 +8,7 @@ from distill_api.protocol import Phase, ProgressReport
 from distill_api.status import Progress
 from distill_workers.metrics import Metrics
 from distill_workers.reporting.trackers import Trackers
-from distill_workers.run_folder.run_folder import RunFolder, write_whole
+from distill_workers.run_folder.run_folder import RunFolder
 
 
 def utc(seconds: float | None = None) -> str:
@@ -27,7 +27,7 @@ class ProgressReporter:
     def update(self, **changes: object) -> None:
         """Change fields of the report."""
         self.report = self.report.model_copy(update=changes)
-        write_whole(self._folder.root / "state.json", self.report.model_dump_json(by_alias=True, indent=1))
+        self._folder.replace("state.json", self.report.model_dump_json(by_alias=True, indent=1))
 
     def progress(self, **changes: object) -> None:
         """Change fields of the report's progress."""

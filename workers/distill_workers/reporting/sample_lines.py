@@ -1,4 +1,5 @@
-"""The lines of samples.jsonl: a few decoded rollouts of each step, and how much less likely each token is to the teacher.
+"""The lines of samples.jsonl: a few decoded rollouts of each step, and how much less likely each token is to the
+teacher.
 
 Two a step: the first by its prompt, which is any, and the one that the teacher likes least, which shows what the
 student still does wrong. Long ones are cut off, and the file is rotated, so that no run fills its volume.
@@ -22,7 +23,7 @@ def picked_samples(samples: list[Sample]) -> list[tuple[str, Sample]]:
     if not own:
         return []
     # Not the first to arrive, which would be a short one.
-    first = min(own, key=lambda sample: (sample.prompt_index, sample.sibling))
+    first = min(own, key=lambda sample: (sample.prompt_index, sample.index_in_group))
     furthest = max(own, key=lambda sample: float(token_kl(sample).mean()))
     return [("first", first), *([("furthest", furthest)] if furthest is not first else [])]
 
@@ -35,7 +36,7 @@ def sample_line(step: int, why: str, sample: Sample, decode: Decode) -> dict[str
         "picked": why,
         "source": sample.source,
         "prompt_index": sample.prompt_index,
-        "sibling": sample.sibling,
+        "sibling": sample.index_in_group,
         "weight_version": sample.weight_version,
         "reward": sample.reward,
         "truncated": sample.truncated,
@@ -47,8 +48,8 @@ def sample_line(step: int, why: str, sample: Sample, decode: Decode) -> dict[str
 
 
 def token_texts(ids: list[int], decode: Decode) -> list[str]:
-    """Return the text of each token. Tokens that hold parts of one character are decoded together: the first of them has the
-    text, the others have none."""
+    """Return the text of each token. Tokens that hold parts of one character are decoded together: the first of them
+    has the text, the others have none."""
     known = {token: decode([token]) for token in set(ids)}
     texts: list[str] = []
     begin = 0

@@ -16,7 +16,8 @@ ROLLOUT_STYLE = """
 
 
 def rollouts_html(rollouts: list[Rollout]) -> str:
-    """Return responses as HTML: their tokens are red where the teacher holds them less likely than the student, blue where more."""
+    """Return responses as HTML: their tokens are red where the teacher holds them less likely than the student, blue
+    where more."""
     if not rollouts:
         return ""
     parts = [

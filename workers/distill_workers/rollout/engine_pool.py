@@ -19,19 +19,19 @@ from pathlib import Path
 from distill_api.job import DistillationJob
 from distill_api.protocol import Variable
 from distill_api.spec import WeightSync
-from distill_workers.engine.ray_connection import Attachment, RayUnreachable
+from distill_workers.engine.ray_connection import RayConnection, RayUnreachable
 from distill_workers.engine.ray_engine import RayEngine
 from distill_workers.engine.request import EngineRefused, EngineUnavailable, Request, Response
 from distill_workers.failures import EnginesLost
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.live_spec import rollout_replicas
-from distill_workers.rollout.request_batching import Outbox
-from distill_workers.rollout.scheduler import Slots
+from distill_workers.rollout.request_batching import RequestBatcher
+from distill_workers.rollout.scheduler import SlotScheduler
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.serving.server import ServerFailed, concurrency
-from distill_workers.weight_sync.base import EngineLost, Incomplete, Sync
+from distill_workers.weight_sync.base import EngineLost, PushIncomplete, Sync
 from distill_workers.weight_sync.broadcast import DistributedSync
-from distill_workers.weight_sync.buckets import Source
+from distill_workers.weight_sync.buckets import WeightSource
 from distill_workers.weight_sync.disk import DiskSync
 from distill_workers.weight_sync.shared_memory import SharedMemorySync, bucket_bytes
 
@@ -49,24 +49,24 @@ CLOSE_SECONDS = 20.0
 """For engines to end in; a pod that is asked to go has not for ever."""
 
 
-class Fleet:
+class EnginePool:
     """All engines of a job, by number."""
 
     def __init__(self, job: DistillationJob, folder: RunFolder, metrics: Metrics) -> None:
         self._job, self._folder, self._metrics = job, folder, metrics
-        self._ray = Attachment(os.environ.get(Variable.RAY))
+        self._ray = RayConnection(os.environ.get(Variable.RAY))
         self._wanted = job.spec.rollout.replicas
         """Engines that the job asks for by now."""
         self._numbers = itertools.count()
         self._engines: dict[int, RayEngine] = {}
-        self._outboxes: dict[int, Outbox] = {}
+        self._batchers: dict[int, RequestBatcher] = {}
         for _ in range(self._wanted):
             self._make()
-        self._slots = Slots(concurrency(job.spec, job.spec.rollout.max_concurrent_requests))
+        self._scheduler = SlotScheduler(concurrency(job.spec, job.spec.rollout.max_concurrent_requests))
         self._deserted_since: float | None = None
         """time.monotonic since which no engine serves."""
         self._tasks: set[asyncio.Task[None]] = set()
-        self._source: Source | None = None
+        self._source: WeightSource | None = None
         self._version = 0
         self._push_seconds = 0.0
         """That the last push to all engines took."""
@@ -79,7 +79,7 @@ class Fleet:
         number = next(self._numbers)
         logs = str(self._folder.root / "logs") if self._ray.private else "/tmp"
         self._engines[number] = RayEngine(number, self._job, local=self._ray.private, log_folder=logs)
-        self._outboxes[number] = Outbox(self._engines[number])
+        self._batchers[number] = RequestBatcher(self._engines[number])
         return number
 
     async def start(self, model: str) -> None:
@@ -108,11 +108,11 @@ class Fleet:
             if isinstance(result, BaseException):
                 self._spawn(self._recover(number))
             else:
-                self._slots.add(number)
-        log.info("%d of %d engines up after %.1f s", len(self._slots.open), len(results), time.monotonic() - begin)
+                self._scheduler.add(number)
+        log.info("%d of %d engines up after %.1f s", len(self._scheduler.open), len(results), time.monotonic() - begin)
         self._spawn(self._watch())
 
-    def placed(self) -> int:
+    def count_placed(self) -> int:
         """Engines that hold accelerators: all but those that Ray has had no place for yet."""
         return sum(engine.placed for engine in self._engines.values())
 
@@ -123,18 +123,18 @@ class Fleet:
         if hasattr(self, "_sync"):
             await self._sync.close()
         # Those that are lost end with the connection, at the latest.
-        stopping = asyncio.gather(*(self._engines[n].stop() for n in self._slots.open), return_exceptions=True)
+        stopping = asyncio.gather(*(self._engines[n].stop() for n in self._scheduler.open), return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping, CLOSE_SECONDS)
         await self._ray.close()
 
-    async def generate(
+    async def sample(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
     ) -> list[Response]:
         """One response for each seed, before those of `draw`: for what everything else waits for."""
 
         def one(seed: int) -> Awaitable[Response]:
-            return self.draw(
+            return self.generate(
                 prompt_ids,
                 max_new_tokens=max_new_tokens,
                 temperature=temperature,
@@ -145,7 +145,7 @@ class Fleet:
 
         return await asyncio.gather(*map(one, seeds))
 
-    async def draw(
+    async def generate(
         self,
         prompt_ids: list[int],
         *,
@@ -161,50 +161,50 @@ class Fleet:
         """
         request = Request(prompt_ids, seed, max_new_tokens, temperature, top_p)
         while True:
-            number = await self._slots.take(urgent=urgent)
+            number = await self._scheduler.acquire(urgent=urgent)
             engine = self._engines[number]
             incarnation = engine.incarnation
             try:
-                return await self._outboxes[number].draw(request)
+                return await self._batchers[number].generate(request)
             except EngineUnavailable as error:
                 # A call that outlived a restart says nothing about the server that is there now.
                 if engine.incarnation == incarnation:
                     self._lost(number, str(error))
             finally:
-                self._slots.free(number)
+                self._scheduler.release(number)
 
     @asynccontextmanager
-    async def weights_change(self) -> AsyncIterator[None]:
+    async def updating_weights(self) -> AsyncIterator[None]:
         """Around an optimiser step and its push."""
         async with self._weights_lock:
             try:
                 yield
             finally:
-                self._slots.release()
+                self._scheduler.resume()
 
-    async def settle(self) -> None:
+    async def drain(self) -> None:
         """Before a push: responses under way end under the weights they began with, unless they may be partial.
         No other begins until `weights_change` is left."""
         if not self._job.spec.rollout.partial:
-            await self._slots.drain()
+            await self._scheduler.drain()
 
-    async def push(self, source: Source, version: int) -> None:
+    async def push(self, source: WeightSource, version: int) -> None:
         """Gives all engines the weights `version`; inside `weights_change`. Those that come back later get them by
         another pass of `source`, which gives this version until the next `weights_change`."""
         self._source, self._version = source, version
         begin = time.monotonic()
         try:
-            await self._sync.push(source, version, {n: self._engines[n] for n in self._slots.open})
+            await self._sync.push(source, version, {n: self._engines[n] for n in self._scheduler.open})
         except EngineLost as error:
             for number, why in error.reasons.items():
                 self._lost(number, why)
         self._push_seconds = time.monotonic() - begin
 
     def _lost(self, number: int, why: str) -> None:
-        if number not in self._slots.open:
+        if number not in self._scheduler.open:
             return
         log.warning("engine %d is lost: %s", number, why)
-        self._slots.remove(number)
+        self._scheduler.remove(number)
         self._metrics.add("distill_engine_restarts")
         self._spawn(self._recover(number))
 
@@ -215,14 +215,14 @@ class Fleet:
         while True:
             if len(self._engines) > self._wanted:
                 log.info("engine %d goes: the job wants %d", number, self._wanted)
-                del self._engines[number], self._outboxes[number]
+                del self._engines[number], self._batchers[number]
                 return
             try:
                 seconds = await engine.start(self._model)
             except (EngineUnavailable, EngineRefused, ServerFailed) as error:
                 log.warning("engine %d did not start: %s", number, error)
-                if not self._slots.open:
-                    await self._ray.again()
+                if not self._scheduler.open:
+                    await self._ray.reconnect()
                 await asyncio.sleep(RETRY_SECONDS)
                 self._metrics.add("distill_engine_restarts")
                 continue
@@ -230,7 +230,7 @@ class Fleet:
                 await self._catch_up(number)
                 log.info("engine %d is back after %.1f s, with weights %d", number, seconds, self._version)
                 return
-            except (EngineLost, Incomplete, TimeoutError) as error:
+            except (EngineLost, PushIncomplete, TimeoutError) as error:
                 log.warning("engine %d did not get the weights: %s", number, error or "it hangs")
                 # Each try may hold up training.
                 await asyncio.sleep(retry_seconds)
@@ -241,12 +241,12 @@ class Fleet:
         TimeoutError: the trainer, which can do nothing else meanwhile, is held up for a bounded time."""
         engines = {number: self._engines[number]}
         if self._source is None:
-            self._slots.add(number)  # it takes part in the first push
+            self._scheduler.add(number)  # it takes part in the first push
             return
-        async with self._sync.beside(engines) as sync, self._weights_lock:
+        async with self._sync.catch_up_channel(engines) as sync, self._weights_lock:
             async with asyncio.timeout(max(CATCH_UP_SECONDS, CATCH_UP_RATIO * self._push_seconds)):
                 await sync.push(self._source, self._version, engines)
-            self._slots.add(number)
+            self._scheduler.add(number)
 
     async def _watch(self) -> None:
         """A hung engine, or a lost head, shows in nothing else for a long time. One missed check may be mere load."""
@@ -256,7 +256,7 @@ class Fleet:
             self._count_deserted()
             if not self._ray.private:
                 self._resize(await asyncio.to_thread(rollout_replicas, self._wanted))
-            for number in self._slots.open.copy():
+            for number in self._scheduler.open.copy():
                 try:
                     await self._engines[number].health(HEALTH_TIMEOUT_SECONDS)
                     missed[number] = 0
@@ -277,12 +277,12 @@ class Fleet:
             self._spawn(self._recover(number))
 
     def _count_deserted(self) -> None:
-        if self._slots.open:
+        if self._scheduler.open:
             self._deserted_since = None
             return
         self._deserted_since = self._deserted_since or time.monotonic()
         if time.monotonic() - self._deserted_since > LOST_SECONDS:
-            self._slots.fail(EnginesLost(f"no engine came back within {LOST_SECONDS:.0f} s"))
+            self._scheduler.fail(EnginesLost(f"no engine came back within {LOST_SECONDS:.0f} s"))
 
     def _spawn(self, work: object) -> None:
         task = asyncio.ensure_future(work)  # type: ignore[call-overload]  # a coroutine that returns None

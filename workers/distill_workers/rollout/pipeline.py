@@ -26,7 +26,7 @@ from distill_workers.engine.engine import EngineRefused
 from distill_workers.metrics import Metrics
 from distill_workers.objective.advantages import reward_advantages
 from distill_workers.rewards.rewards import Reward, RewardError
-from distill_workers.rollout.engine_pool import Fleet
+from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers
 
@@ -35,9 +35,9 @@ TRIES = 3
 """Times that a response is drawn before the step goes on without it."""
 
 
-def sample_seed(seed: int, step: int, prompt: int, sibling: int) -> int:
+def sample_seed(seed: int, step: int, prompt: int, index_in_group: int) -> int:
     """A seed of one response: independent of order, so that a resumed run draws the same tokens."""
-    text = f"{seed}/{step}/{prompt}/{sibling}".encode()
+    text = f"{seed}/{step}/{prompt}/{index_in_group}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
 
@@ -62,27 +62,27 @@ class Batch:
             part.cancel()
 
 
-class Rollouts:
+class RolloutPipeline:
     """Turns prompts into scored samples, batch by batch."""
 
     def __init__(
         self,
         spec: Spec,
         cursor: Cursor,
-        fleet: Fleet,
+        engines: EnginePool,
         teachers: Teachers,
         rewards: Mapping[str, Reward],
         tokenizer: Any,
         metrics: Metrics,
     ) -> None:
-        self._spec, self._cursor, self._fleet, self._teachers = spec, cursor, fleet, teachers
+        self._spec, self._cursor, self._engines, self._teachers = spec, cursor, engines, teachers
         # By source of the prompt; those of a source that is not among them have none.
         self._rewards, self._tokenizer, self._metrics = rewards, tokenizer, metrics
         self._batches: dict[int, Batch] = {}
         self._prefetches: set[asyncio.Task[None]] = set()
         self._top_k = spec.objective.top_k if spec.objective.support is Support.TOP_K else None
 
-    def ahead(self, step: int, last_step: int) -> None:
+    def start_ahead(self, step: int, last_step: int) -> None:
         """Sets the batches of `step` and of the next maxPolicyLag steps going."""
         for ahead in range(step, min(step + self._spec.rollout.max_policy_lag, last_step - 1) + 1):
             if ahead not in self._batches:
@@ -90,10 +90,10 @@ class Rollouts:
 
     def take(self, step: int, last_step: int) -> Batch:
         """The batch of `step`, under way; those of the next maxPolicyLag steps are under way too."""
-        self.ahead(step, last_step)
+        self.start_ahead(step, last_step)
         return self._batches.pop(step)
 
-    def give_back(self, batch: Batch) -> None:
+    def put_back(self, batch: Batch) -> None:
         """What `take` gave, to be taken again with whatever has come in."""
         self._batches[batch.step] = batch
 
@@ -121,7 +121,7 @@ class Rollouts:
             if prompt.source in self._rewards:
                 parts.append(self._group(batch, prompt))
             else:
-                parts += [self._sample(batch, prompt, sibling) for sibling in siblings]
+                parts += [self._sample(batch, prompt, index_in_group) for index_in_group in siblings]
         batch.parts = [asyncio.create_task(part) for part in parts]
         return batch
 
@@ -145,8 +145,8 @@ class Rollouts:
 
     async def _group(self, batch: Batch, prompt: Prompt) -> list[Sample]:
         siblings = range(self._spec.rollout.samples_per_prompt)
-        drawn = await asyncio.gather(*(self._sample(batch, prompt, sibling) for sibling in siblings))
-        samples = [sample for part in drawn for sample in part]
+        sampled = await asyncio.gather(*(self._sample(batch, prompt, index_in_group) for index_in_group in siblings))
+        samples = [sample for part in sampled for sample in part]
         rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
         groups = torch.zeros(len(samples), dtype=torch.long)
         advantages = reward_advantages(self._spec.objective.advantage, rewards, groups)
@@ -154,11 +154,11 @@ class Rollouts:
             sample.advantage = advantage
         return samples
 
-    async def _sample(self, batch: Batch, prompt: Prompt, sibling: int) -> list[Sample]:
+    async def _sample(self, batch: Batch, prompt: Prompt, index_in_group: int) -> list[Sample]:
         """One response, scored and graded; drawn anew where its score was unusable. Empty if there is none to have."""
         for attempt in range(TRIES):
             try:
-                sample = await self._draw(batch, prompt, sibling, attempt)
+                sample = await self._generate(batch, prompt, index_in_group, attempt)
                 batch.generated_at = max(batch.generated_at, time.monotonic())
                 if not sample.response_ids:
                     return []  # there is no token to learn from, and it must not reach the teacher
@@ -178,19 +178,21 @@ class Rollouts:
         self._metrics.add("distill_samples_failed", 1, reason=reason)
         log.warning("step %d, prompt %d: a sample failed: %s", batch.step, prompt.index, error)
 
-    async def _draw(self, batch: Batch, prompt: Prompt, sibling: int, attempt: int) -> Sample:
+    async def _generate(self, batch: Batch, prompt: Prompt, index_in_group: int, attempt: int) -> Sample:
         rollout = self._spec.rollout
-        response = await self._fleet.draw(
+        response = await self._engines.generate(
             prompt.ids,
             max_new_tokens=rollout.max_response_tokens,
             temperature=rollout.sampling.temperature,
             top_p=rollout.sampling.top_p,
-            seed=sample_seed(self._spec.seed, batch.step, prompt.index, attempt * rollout.samples_per_prompt + sibling),
+            seed=sample_seed(
+                self._spec.seed, batch.step, prompt.index, attempt * rollout.samples_per_prompt + index_in_group
+            ),
         )
         self._metrics.add("distill_tokens", len(response.ids), kind="rollout")
         return Sample(
             prompt_index=prompt.index,
-            sibling=sibling,
+            index_in_group=index_in_group,
             prompt_ids=prompt.ids,
             response_ids=response.ids,
             engine_logprobs=response.logprobs,

@@ -9,7 +9,7 @@ together and are answered one by one cost as much as alone: that was measured to
 
 import asyncio
 
-from distill_workers.engine.request import Drawing, EngineRefused, Request, Response
+from distill_workers.engine.request import EngineRefused, Request, Response, ResponseGenerator
 
 SHORT_TOKENS = 32
 """Most tokens of a short response: tenths of a second."""
@@ -17,19 +17,19 @@ SHORT_TOKENS = 32
 Asked = tuple[Request, asyncio.Future[Response]]
 
 
-class Outbox:
+class RequestBatcher:
     """Requests on their way to one engine."""
 
-    def __init__(self, engine: Drawing) -> None:
+    def __init__(self, engine: ResponseGenerator) -> None:
         self._engine = engine
         self._short: list[Asked] = []
         """Those that go over next."""
         self._tasks: set[asyncio.Task[None]] = set()
 
-    async def draw(self, request: Request) -> Response:
+    async def generate(self, request: Request) -> Response:
         """Raises EngineRefused, EngineUnavailable."""
         if request.max_new_tokens > SHORT_TOKENS:
-            [response] = await self._engine.draw([request])
+            [response] = await self._engine.generate([request])
             return response
         loop = asyncio.get_running_loop()
         answer: asyncio.Future[Response] = loop.create_future()
@@ -46,7 +46,7 @@ class Outbox:
 
     async def _hand_over(self, asked: list[Asked]) -> None:
         try:
-            responses = await self._engine.draw([request for request, _ in asked])
+            responses = await self._engine.generate([request for request, _ in asked])
         except EngineRefused as error:
             if len(asked) > 1:
                 # Which of them it was is not said.

@@ -8,7 +8,7 @@ import asyncio
 from collections import deque
 
 
-class Slots:
+class SlotScheduler:
     """Requests in flight of each engine, by number."""
 
     def __init__(self, limit: int) -> None:
@@ -31,7 +31,7 @@ class Slots:
     def remove(self, number: int) -> None:
         self.open.discard(number)
 
-    async def take(self, *, urgent: bool = False) -> int:
+    async def acquire(self, *, urgent: bool = False) -> int:
         """An engine with a free slot, which is the caller's until `free`. An urgent one waits for urgent ones only."""
         turn: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         (self._urgent if urgent else self._waiting).append(turn)
@@ -40,10 +40,10 @@ class Slots:
             return await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled() and turn.exception() is None:
-                self.free(turn.result())
+                self.release(turn.result())
             raise
 
-    def free(self, number: int) -> None:
+    def release(self, number: int) -> None:
         self._load[number] -= 1
         if not any(self._load.values()):
             self._idle.set()
@@ -54,7 +54,7 @@ class Slots:
         self._held = True
         await self._idle.wait()
 
-    def release(self) -> None:
+    def resume(self) -> None:
         self._held = False
         self._hand_out()
 

@@ -5,7 +5,7 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.spec import Schedule
 from distill_workers.data.prompts import Cursor
 from distill_workers.evaluation.guards import Guards
@@ -69,7 +69,7 @@ class CheckpointManager:
         if self._newest == self._state.step:
             return
         await self.finish()
-        with self._recorder.timed(Stage.CHECKPOINT):
+        with self._recorder.timed(StepStage.CHECKPOINT):
             aside = self._folder.checkpoint_aside(self._state.step)
             await self._trainer.begin_save(aside)
         self._saving = asyncio.ensure_future(self._publish(aside, self.content()))
@@ -96,7 +96,7 @@ class CheckpointManager:
         """Wait until the checkpoint that is being written, if one is, is the newest. Raises what went wrong."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
-            with self._recorder.timed(Stage.CHECKPOINT):
+            with self._recorder.timed(StepStage.CHECKPOINT):
                 await saving
 
     def content(self) -> dict[str, Any]:

@@ -35,7 +35,8 @@ def classify_error(error: BaseException, job: DistillationJob | None) -> tuple[E
 
 
 def _in_output(error: BaseException, job: DistillationJob) -> bool:
-    """Return whether a failed write was to the output volume. A write to an open file does not say where: nearly all are there."""
+    """Return whether a failed write was to the output volume. A write to an open file does not say where:
+    nearly all are there."""
     name = error.filename if isinstance(error, OSError) else None
     return name is None or Path(name).is_relative_to(job.spec.output.path)
 

@@ -4,8 +4,8 @@ import dataclasses
 
 from distill_workers.evaluation.guards import Decision, Guards
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.rollout.engine_pool import Fleet
-from distill_workers.rollout.pipeline import Rollouts
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.base import RollBack, StopRun
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.run_state import RunState
@@ -22,8 +22,8 @@ class GuardActions:
         checkpoints: CheckpointManager,
         folder: RunFolder,
         trainer: TrainerRanks,
-        engines: Fleet,
-        rollouts: Rollouts,
+        engines: EnginePool,
+        rollouts: RolloutPipeline,
         recorder: Recorder,
         state: RunState,
     ) -> None:
@@ -35,13 +35,13 @@ class GuardActions:
         decision, (path, saved) = wanted.decision, wanted.checkpoint
         self._rollouts.cancel()
         # An engine that comes back gets the trainer's weights as they are: not these, under the old version.
-        async with self._engines.weights_change():
+        async with self._engines.updating_weights():
             await self._checkpoints.roll_back(path, saved)
             step = self._state.step
             done = dataclasses.replace(decision, message=f"{decision.message}; back to step {step}")
             self._recorder.guard(done, step, self._guards.coefficient_factor)
             self._folder.roll_back(path, self._checkpoints.content())
-            await self._engines.settle()
+            await self._engines.drain()
             await self._engines.push(self._trainer.weights, step)
             self._recorder.weights(step)
 

@@ -24,7 +24,7 @@ from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
 from distill_api.job import DistillationJob
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.protocol import Phase
 from distill_api.status import Result
 from distill_workers.data.prompts import Cursor
@@ -36,8 +36,8 @@ from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.rollout.engine_pool import Fleet
-from distill_workers.rollout.pipeline import Batch, Rollouts
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.pipeline import Batch, RolloutPipeline
 from distill_workers.run.callbacks.base import Callbacks, RepeatStep, RollBack, StopRun, TrainStep
 from distill_workers.run.callbacks.checkpointing import CheckpointCallback
 from distill_workers.run.callbacks.evaluation import EvaluationCallback
@@ -62,10 +62,10 @@ class Loop:
         job: DistillationJob,
         folder: RunFolder,
         trainer: TrainerRanks,
-        engines: Fleet,
+        engines: EnginePool,
         teachers: Teachers,
         cursor: Cursor,
-        rollouts: Rollouts,
+        rollouts: RolloutPipeline,
         evaluators: list[Evaluator],
         reporter: ProgressReporter,
         tokenizer: Any,
@@ -78,7 +78,7 @@ class Loop:
         self._stop_signal = StopSignal(state)
         self._guards = guards = Guards(spec)
         self._recorder = recorder = Recorder(folder, reporter, spec, tokenizer.decode)
-        recorder.engines = engines.placed
+        recorder.engines = engines.count_placed
         self.checkpoints = CheckpointManager(spec.schedule, folder, trainer, cursor, recorder, guards, state)
         self._guard_actions = GuardActions(
             guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state
@@ -98,7 +98,7 @@ class Loop:
         """Do the whole run, and export its model. Returns how it ended, as a sentence. Raises Failure; Stopped after
         `stop`."""
         await self.checkpoints.resume()
-        async with self._engines.weights_change():
+        async with self._engines.updating_weights():
             await self._load_engines()
         if self._state.step == 0:
             self._reporter.update(phase=Phase.PREFLIGHT)
@@ -108,6 +108,7 @@ class Loop:
         guard = await self._train()
         await self.checkpoints.finish()
         self._reporter.update(phase=Phase.EXPORTING)
+        self._folder.check_ownership()
         await self._trainer.export(self._folder.model)
         result = Result(
             model_path=str(self._folder.model),
@@ -151,12 +152,12 @@ class Loop:
         for step in self._remaining_steps():
             step.batch = self._rollouts.take(step.index, self._last_step)
             async for samples in self._portions(step, step.batch):
-                await step.clock.timed(Stage.TRAIN, self._trainer.accumulate(samples, step.coefficients))
+                await step.clock.timed(StepStage.TRAIN, self._trainer.accumulate(samples, step.coefficients))
             await self.callbacks.before_update(step)
-            async with self._engines.weights_change():
-                step.stats = await step.clock.timed(Stage.TRAIN, self._update(step.batch))
-                await step.clock.timed(Stage.ROLLOUT, self._engines.settle())
-                await step.clock.timed(Stage.WEIGHT_SYNC, self._load_engines())
+            async with self._engines.updating_weights():
+                step.stats = await step.clock.timed(StepStage.TRAIN, self._update(step.batch))
+                await step.clock.timed(StepStage.ROLLOUT, self._engines.drain())
+                await step.clock.timed(StepStage.WEIGHT_SYNC, self._load_engines())
             await self.callbacks.after_step(step)
         await self.callbacks.before_update(self._step())
 

@@ -4,7 +4,7 @@ import time
 from collections.abc import Awaitable
 from typing import TypeVar
 
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 
 T = TypeVar("T")
 
@@ -14,7 +14,7 @@ class StepClock:
 
     def __init__(self) -> None:
         self._begin = time.monotonic()
-        self._spent: dict[Stage, float] = {}
+        self._spent: dict[StepStage, float] = {}
         self._waits: list[tuple[float, float]] = []
 
     @property
@@ -22,7 +22,7 @@ class StepClock:
         """Since the step began."""
         return time.monotonic() - self._begin
 
-    async def timed(self, stage: Stage, work: Awaitable[T]) -> T:
+    async def timed(self, stage: StepStage, work: Awaitable[T]) -> T:
         """Return the result of `work`, whose time is the stage's."""
         begin = time.monotonic()
         result = await work
@@ -36,7 +36,7 @@ class StepClock:
         self._waits.append((begin, time.monotonic()))
         return result
 
-    def stages(self, generated_at: float) -> dict[Stage, float]:
+    def stages(self, generated_at: float) -> dict[StepStage, float]:
         """Seconds by stage. What training waited for was the engines until the batch's last response was there
         (`generated_at`, time.monotonic seconds), then the teacher."""
         rollout = scoring = 0.0
@@ -45,8 +45,8 @@ class StepClock:
             rollout += generated - begin
             scoring += end - generated
         return {
-            Stage.WEIGHT_SYNC: self._spent.get(Stage.WEIGHT_SYNC, 0.0),
-            Stage.TRAIN: self._spent.get(Stage.TRAIN, 0.0),
-            Stage.ROLLOUT: self._spent.get(Stage.ROLLOUT, 0.0) + rollout,
-            Stage.TEACHER_SCORE: scoring,
+            StepStage.WEIGHT_SYNC: self._spent.get(StepStage.WEIGHT_SYNC, 0.0),
+            StepStage.TRAIN: self._spent.get(StepStage.TRAIN, 0.0),
+            StepStage.ROLLOUT: self._spent.get(StepStage.ROLLOUT, 0.0) + rollout,
+            StepStage.TEACHER_SCORE: scoring,
         }

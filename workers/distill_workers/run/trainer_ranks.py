@@ -14,7 +14,7 @@ import torch
 import torch.distributed as dist
 
 from distill_workers.megatron.student import MegatronStudent
-from distill_workers.weight_sync.buckets import Buffers, Named, Pass
+from distill_workers.weight_sync.buckets import Buffers, NamedTensor, WeightPass
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -29,7 +29,7 @@ def on_every_rank(
 ) -> Callable[Concatenate["TrainerRanks", P], Awaitable[R]]:
     """Return a method of TrainerRanks that runs the student's `method` on every rank, and returns rank 0's result."""
 
-    async def call(ranks: "TrainerRanks", *args: P.args, **kwargs: P.kwargs) -> R:
+    async def call(ranks: "TrainerRanks", /, *args: P.args, **kwargs: P.kwargs) -> R:
         return await ranks.call(method, *args, **kwargs)
 
     return call
@@ -68,14 +68,14 @@ class TrainerRanks:
         # Shielded: a cancelled caller must not leave the other ranks in half a collective.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
 
-    def weights(self, buffers: Buffers) -> Pass:
+    def weights(self, buffers: Buffers) -> WeightPass:
         """A pass over the student's weights, as they are when it is its turn among the calls (a Source)."""
 
-        def tensors() -> Iterator[Named]:
+        def tensors() -> Iterator[NamedTensor]:
             broadcast_call(self._group, (MegatronStudent.export_shard.__name__, (), {}))
             yield from self._student.hf_tensors()
 
-        return Pass(self._thread, tensors, buffers)
+        return WeightPass(self._thread, tensors, buffers)
 
     async def written(self) -> None:
         """Wait until rank 0 has written its part of a checkpoint: the others are then as good as done, and

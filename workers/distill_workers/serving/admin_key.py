@@ -21,7 +21,7 @@ Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 
-def key_of_this_process() -> str:
+def admin_key() -> str:
     """The job's key, or a new one where the environment has none: a server is never open."""
     return os.environ.get(Variable.KEY) or secrets.token_urlsafe(32)
 
@@ -31,7 +31,7 @@ def bearer(key: str) -> dict[str, str]:
     return {"Authorization": f"Bearer {key}"}
 
 
-class KeyGuard:
+class AdminKeyMiddleware:
     """ASGI: lets through what is open to all, and the rest only with the key. Everybody else gets a 401."""
 
     def __init__(self, app: App, key: str) -> None:

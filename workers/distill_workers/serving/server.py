@@ -6,7 +6,6 @@ inference; without, distill_workers.cpu.seeded_sampling.
 """
 
 import contextlib
-import ctypes
 import os
 import signal
 import socket
@@ -21,7 +20,8 @@ from distill_api.protocol import Variable
 from distill_api.spec import Rollout, Serving, Spec
 from distill_api.teacher import TeacherSpec
 from distill_workers import probe
-from distill_workers.serving.admin_key import key_of_this_process
+from distill_workers.child_processes import end_with_parent
+from distill_workers.serving.admin_key import admin_key
 
 Role = Literal["teacher", "engine"]
 Served = Spec | TeacherSpec
@@ -35,7 +35,7 @@ SCORING_CHUNK_TOKENS = 4096
 SHARED_MEMORY_LOADER = "distill_workers.weight_sync.shared_memory.load"
 TAIL_CHARACTERS = 2000
 SHARED_MEMORY = "/dev/shm/"
-LEFT_BEHIND = ("sglang_loads_", "sgl_shm_", "multi_tokenizer_args_")
+STALE_FILE_PREFIXES = ("sglang_loads_", "sgl_shm_", "multi_tokenizer_args_")
 """Names of files in shared memory that a killed SGLang leaves there (its own utils/stale_shm_cleanup.py)."""
 
 
@@ -139,7 +139,7 @@ class SGLangServer:
             log or Path(tempfile.gettempdir()) / f"sglang-{role}-{port}.log",
         )
         self._role, self._command = role, sglang_command(model, spec, role, host, port, serving)
-        self.key = key_of_this_process()
+        self.key = admin_key()
         """What its administration asks for."""
         self._process: subprocess.Popen[bytes] | None = None
         self._shared: set[str] = set()
@@ -164,7 +164,7 @@ class SGLangServer:
                 stdout=log,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=end_with_parent,
             )
 
     def alive(self) -> bool:
@@ -180,7 +180,7 @@ class SGLangServer:
                 raise ServerFailed(f"the {self._role} server of {self.model} ended with code {code}; {self.tail()}")
             try:
                 probe.score("127.0.0.1", self.port)
-                self._shared |= shared_by(self._process.pid) if self._process else set()
+                self._shared |= shared_memory_files(self._process.pid) if self._process else set()
                 return time.monotonic() - begin
             except probe.NotReady as error:
                 why = str(error)
@@ -195,7 +195,7 @@ class SGLangServer:
         died: its children may be alive."""
         if self._process is None:
             return
-        self._shared |= shared_by(self._process.pid)
+        self._shared |= shared_memory_files(self._process.pid)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
@@ -213,21 +213,14 @@ class SGLangServer:
         return f"the end of {self.log}:\n{text}"
 
 
-def shared_by(session: int) -> set[str]:
+def shared_memory_files(session: int) -> set[str]:
     """Files in shared memory that the processes of a session have mapped, and that are SGLang's own."""
     found: set[str] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
         with contextlib.suppress(OSError):  # gone meanwhile
             if os.getsid(int(maps.parts[2])) == session:
                 mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines()}
-                found |= {path for path in mapped if path.startswith(tuple(SHARED_MEMORY + p for p in LEFT_BEHIND))}
+                found |= {
+                    path for path in mapped if path.startswith(tuple(SHARED_MEMORY + p for p in STALE_FILE_PREFIXES))
+                }
     return found
-
-
-_LIBC = ctypes.CDLL(None)
-_PR_SET_PDEATHSIG = 1
-
-
-def _end_with_parent() -> None:
-    """Runs between fork and exec. SGLang's own children watch the server in the same way."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import Any
 
-from distill_workers.serving.admin_key import KeyGuard, bearer, key_of_this_process
+from distill_workers.serving.admin_key import AdminKeyMiddleware, admin_key, bearer
 
 log = logging.getLogger(__name__)
 
@@ -15,7 +15,7 @@ FREEZE_SECONDS = 60.0
 """The scheduler answers between two batches, and the first may be a long one."""
 
 
-def other_doors(args: Any, *, rust_server: bool) -> list[str]:
+def unguarded_servers(args: Any, *, rust_server: bool) -> list[str]:
     """Ways to serve that pass the guarded application by, of those that SGLang's resolved arguments ask for."""
     doors = {
         "--tokenizer-worker-num above 1": args.tokenizer_worker_num > 1,
@@ -46,12 +46,12 @@ def freeze_gc(url: str, key: str, verify: bool | str) -> None:
         log.warning("freeze_gc failed: %s", error)
 
 
-def guard(key: str) -> None:
+def install_key_guard(key: str) -> None:
     """Puts the guard around SGLang's application, and the key into the one request that it sends to itself."""
     from sglang.srt.arg_groups.serving_hook import ssl_verify_of
     from sglang.srt.entrypoints import http_server
 
-    http_server.app.add_middleware(KeyGuard, key=key)
+    http_server.app.add_middleware(AdminKeyMiddleware, key=key)
     http_server._freeze_gc_after_server_warmup = lambda args: freeze_gc(args.url(), key, ssl_verify_of(args))
 
 
@@ -66,9 +66,9 @@ def main() -> None:
     load_plugins()
     server_args = prepare_server_args(sys.argv[1:])
     server_args.resolve_once()
-    if doors := other_doors(resolving_view(server_args), rust_server=envs.SGLANG_RUST_SERVER.get()):
+    if doors := unguarded_servers(resolving_view(server_args), rust_server=envs.SGLANG_RUST_SERVER.get()):
         sys.exit(f"engineArgs: {', '.join(doors)}: served past the key that administration needs; leave it out")
-    guard(key_of_this_process())
+    install_key_guard(admin_key())
     try:
         run_server(server_args)
     finally:

@@ -6,7 +6,7 @@ from distill_api.endpoint import Endpoint
 
 
 @dataclass(frozen=True)
-class Origin:
+class TeacherEndpoint:
     """Each address that a HOST of `names` has is a server of its own, and is spoken to as such."""
 
     names: tuple[str, ...]
@@ -18,12 +18,12 @@ class Origin:
     key: str = field(default="", repr=False)
 
     @classmethod
-    def of_address(cls, address: str) -> "Origin":
+    def of_address(cls, address: str) -> "TeacherEndpoint":
         """Of HOST:PORT, or several with commas."""
         return cls(tuple(a.strip() for a in address.split(",") if a.strip()))
 
     @classmethod
-    def of_endpoint(cls, endpoint: Endpoint, key: str) -> "Origin":
+    def of_endpoint(cls, endpoint: Endpoint, key: str) -> "TeacherEndpoint":
         name = f"{endpoint.host}:{endpoint.port}"
         usual = {"http": 80, "https": 443}[endpoint.scheme]
         host = endpoint.host if endpoint.port == usual else name

@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from distill_workers.teacher.protocol import Ask, BadScore, Scores, checked, malformed
+from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, checked, malformed
 
 PATH = "/v1/completions"
 VLLM_MINUS_INFINITY = -9999.0
 """vLLM writes it for a log-probability of minus infinity, which JSON lacks (clamp_prompt_logprobs)."""
 
 
-class OpenAIWire:
+class OpenAIProtocol:
     """See scores.Wire. `model` is the name that the server serves it by."""
 
     shares_prefixes = False
@@ -31,7 +31,7 @@ class OpenAIWire:
         self._model = model
         self._echo = False
 
-    async def learn(self, send: Callable[[Ask], Awaitable[Any]]) -> None:
+    async def detect(self, send: Callable[[TeacherRequest], Awaitable[Any]]) -> None:
         """Which of the two forms it answers in; a server that refuses is left to the preflight."""
         try:
             answer = await send(self._by_prompt_logprobs([1, 1], 0))
@@ -40,7 +40,7 @@ class OpenAIWire:
             # A server that takes no prompt_logprobs at all may know echo.
             self._echo = True
 
-    def scoring(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Ask:
+    def score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest:
         ids = [*prompt_ids, *response_ids]
         if not self._echo:
             return self._by_prompt_logprobs(ids, top_k or 0)
@@ -60,7 +60,7 @@ class OpenAIWire:
     def cached_tokens(self, answer: Any) -> float:
         return math.inf
 
-    def generation(self, prompt_ids: list[int], max_new_tokens: int) -> Ask:
+    def generation_request(self, prompt_ids: list[int], max_new_tokens: int) -> TeacherRequest:
         return self._ask(prompt_ids, max_tokens=max_new_tokens, return_token_ids=True)
 
     def read_generation(self, answer: Any) -> list[int]:
@@ -69,12 +69,12 @@ class OpenAIWire:
         except (LookupError, TypeError, ValueError):
             raise BadScore("malformed", f"no token_ids in {str(answer)[:200]}") from None
 
-    def naming(self, ids: list[int]) -> Ask:
+    def token_texts_request(self, ids: list[int]) -> TeacherRequest:
         # What comes first has no log-probability, and in one form no text.
         again = [ids[0], *ids]
         return self._by_echo(again) if self._echo else self._by_prompt_logprobs(again, 0)
 
-    def read_names(self, answer: Any, ids: list[int]) -> list[str | None]:
+    def read_token_texts(self, answer: Any, ids: list[int]) -> list[str | None]:
         choice = _choice(answer)
         try:
             if self._echo:
@@ -86,16 +86,16 @@ class OpenAIWire:
         except (LookupError, TypeError, ValueError):
             raise malformed(answer) from None
 
-    def _by_prompt_logprobs(self, ids: list[int], likeliest: int) -> Ask:
+    def _by_prompt_logprobs(self, ids: list[int], likeliest: int) -> TeacherRequest:
         # vLLM generates at least one token.
         return self._ask(ids, max_tokens=1, prompt_logprobs=likeliest)
 
-    def _by_echo(self, ids: list[int]) -> Ask:
+    def _by_echo(self, ids: list[int]) -> TeacherRequest:
         # SGLang takes no 0; what is generated comes after all that is read.
         return self._ask(ids, max_tokens=1, echo=True, logprobs=1, return_token_ids=True)
 
-    def _ask(self, ids: list[int], **fields: Any) -> Ask:
-        return Ask(PATH, {"model": self._model, "prompt": ids, "temperature": 0, **fields})
+    def _ask(self, ids: list[int], **fields: Any) -> TeacherRequest:
+        return TeacherRequest(PATH, {"model": self._model, "prompt": ids, "temperature": 0, **fields})
 
 
 def _choice(answer: Any) -> dict[str, Any]:

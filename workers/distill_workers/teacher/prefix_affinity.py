@@ -36,7 +36,7 @@ class Prefix:
 
 
 @dataclass(frozen=True)
-class Place:
+class Placement:
     """Where a request should go, and what of it is expected to be cached there."""
 
     replica: Replica | None = None
@@ -44,10 +44,10 @@ class Place:
     age_tokens: int = 0
 
 
-ANYWHERE = Place()
+NO_PREFERENCE = Placement()
 
 
-class Prefixes:
+class PrefixAffinity:
     """Of the prompts that were scored last."""
 
     def __init__(self, replicas: Replicas, *, share: bool) -> None:
@@ -60,17 +60,17 @@ class Prefixes:
     def worth_sharing(self, prompt_ids: list[int]) -> bool:
         return self._share and len(prompt_ids) >= SHARED_PREFIX_TOKENS
 
-    def found(self, place: Place, cached_tokens: float) -> None:
+    def observe(self, place: Placement, cached_tokens: float) -> None:
         """Learns from what an answer says it had in its cache."""
         if place.cached_tokens and cached_tokens < place.cached_tokens // 2:
             self._kept_tokens = min(self._kept_tokens, place.age_tokens / 2)
 
     @asynccontextmanager
-    async def place(self, prompt_ids: list[int]) -> AsyncIterator[Place]:
+    async def placement(self, prompt_ids: list[int]) -> AsyncIterator[Placement]:
         """The replica that has the prompt, once it has it; for the first sibling the replica that shall get it, and
         also for one so late that the prompt may be lost there."""
         if not self.worth_sharing(prompt_ids):
-            yield ANYWHERE
+            yield NO_PREFERENCE
             return
         await self._replicas.resolve()
         key = hash(tuple(prompt_ids))
@@ -84,19 +84,19 @@ class Prefixes:
             best = self._replicas.least_loaded()
             # Going elsewhere costs the prompt once more: worth it where more than that is waiting.
             stay = best is None or prefix.replica.outstanding_tokens <= best.outstanding_tokens + len(prompt_ids)
-            yield Place(prefix.replica, len(prompt_ids) - 1, prefix.age_tokens) if stay else ANYWHERE
+            yield Placement(prefix.replica, len(prompt_ids) - 1, prefix.age_tokens) if stay else NO_PREFERENCE
             if stay:
                 prefix.used_at = prefix.replica.answered_tokens
             return
         replica = self._replicas.least_loaded()
         if replica is None:
-            yield ANYWHERE
+            yield NO_PREFERENCE
             return
         with self._caching(key, replica):
-            yield Place(replica)
+            yield Placement(replica)
 
     @asynccontextmanager
-    async def ahead(self, prompt_ids: list[int]) -> AsyncIterator[Replica | None]:
+    async def prefetching(self, prompt_ids: list[int]) -> AsyncIterator[Replica | None]:
         """The replica that a prompt is sent to before its responses; None where that is of no use. What goes wrong
         inside is forgotten, and the first sibling goes alone after all."""
         await self._replicas.resolve()

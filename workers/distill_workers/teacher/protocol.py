@@ -35,14 +35,14 @@ class Scores:
 
 
 @dataclass(frozen=True)
-class Ask:
+class TeacherRequest:
     """One request: where on the server, and the JSON that goes there."""
 
     path: str
     body: dict[str, Any]
 
 
-class Wire(Protocol):
+class ScoringProtocol(Protocol):
     """How servers of one kind are asked, and what their answers mean. Readers raise BadScore."""
 
     vocabulary: int | None
@@ -50,23 +50,23 @@ class Wire(Protocol):
     shares_prefixes: bool
     """A prompt that the server has seen makes the scoring of its responses cheaper."""
 
-    async def learn(self, send: Callable[[Ask], Awaitable[Any]]) -> None:
+    async def detect(self, send: Callable[[TeacherRequest], Awaitable[Any]]) -> None:
         """Finds out what must be known of the server, once it answers."""
 
-    def scoring(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Ask: ...
+    def score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest: ...
 
     def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores: ...
 
     def cached_tokens(self, answer: Any) -> float:
         """Tokens of the request that the server had in its cache; infinite if it does not say."""
 
-    def generation(self, prompt_ids: list[int], max_new_tokens: int) -> Ask: ...
+    def generation_request(self, prompt_ids: list[int], max_new_tokens: int) -> TeacherRequest: ...
 
     def read_generation(self, answer: Any) -> list[int]: ...
 
-    def naming(self, ids: list[int]) -> Ask: ...
+    def token_texts_request(self, ids: list[int]) -> TeacherRequest: ...
 
-    def read_names(self, answer: Any, ids: list[int]) -> list[str | None]:
+    def read_token_texts(self, answer: Any, ids: list[int]) -> list[str | None]:
         """What the server's own tokenizer makes of each id; None where it does not tell."""
 
 

@@ -36,7 +36,7 @@ class Reference:
         return statistics.fmean(abs(a - b) for a, b in zip(self.logprobs, scores.logprobs, strict=True))
 
 
-class Newcomers:
+class ReplicaAdmission:
     """Of one teacher's replicas."""
 
     def __init__(
@@ -49,26 +49,26 @@ class Newcomers:
         """`score`: a prompt and a response by one replica; raises BadScore, NotAnswered."""
         self._replicas, self._teacher, self._score, self._observer = replicas, teacher, score, observer
         self._reference: Reference | None = None
-        self._proofs: dict[Replica, asyncio.Task[None]] = {}
+        self._comparisons: dict[Replica, asyncio.Task[None]] = {}
 
-    def learn(self, prompt_ids: list[int], response_ids: list[int], scores: Scores) -> None:
+    def observe(self, prompt_ids: list[int], response_ids: list[int], scores: Scores) -> None:
         """Keeps what was scored, if a newcomer can be compared better by it."""
         if self._reference is None or self._reference.worse_than(response_ids):
             self._reference = Reference(prompt_ids, response_ids, scores.logprobs)
 
-    def prove(self) -> None:
+    def admit_pending(self) -> None:
         """Begins to compare those that have just joined, beside what is under way."""
-        for replica in self._replicas.newcomers():
+        for replica in self._replicas.pending():
             if self._reference is None:
-                replica.proven = True  # nothing was scored yet, so it is as good as the first
-            elif replica not in self._proofs:
-                self._proofs[replica] = asyncio.create_task(self._prove(replica, self._reference))
+                replica.admitted = True  # nothing was scored yet, so it is as good as the first
+            elif replica not in self._comparisons:
+                self._comparisons[replica] = asyncio.create_task(self._compare(replica, self._reference))
 
     def close(self) -> None:
-        for proof in self._proofs.values():
+        for proof in self._comparisons.values():
             proof.cancel()
 
-    async def _prove(self, replica: Replica, reference: Reference) -> None:
+    async def _compare(self, replica: Replica, reference: Reference) -> None:
         prompt, response = reference.prompt_ids, reference.response_ids
         try:
             gap = reference.gap_nats(await self._score(replica, prompt, response))
@@ -77,10 +77,10 @@ class Newcomers:
             log.warning("teacher %s: replica %s could not be compared: %s", self._teacher.name, replica.address, error)
             return
         finally:
-            del self._proofs[replica]
-        replica.proven = gap <= self._teacher.max_disagreement
-        replica.refused = not replica.proven
-        if replica.refused:
+            del self._comparisons[replica]
+        replica.admitted = gap <= self._teacher.max_disagreement
+        replica.rejected = not replica.admitted
+        if replica.rejected:
             self._observer.add("distill_teacher_requests", 1, code=DISAGREES, teacher=self._teacher.name)
             log.error(
                 "teacher %s: replica %s joined, and scores %d tokens %.4f nats per token otherwise than those before "

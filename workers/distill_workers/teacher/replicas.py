@@ -31,9 +31,9 @@ class Replica:
     failures: int = 0
     open_until: float = 0.0
     """time.monotonic until which it is left alone."""
-    proven: bool = True
+    admitted: bool = True
     """It scores as the others do. One that joins later is left alone until it is."""
-    refused: bool = False
+    rejected: bool = False
     """It does not."""
 
     def failed(self, now: float) -> None:
@@ -59,12 +59,12 @@ class Replicas:
     def usable(self, replica: Replica) -> bool:
         """It is still there, and not left alone."""
         known = self._known.get(replica.address) is replica
-        return known and replica.proven and replica.open_until <= time.monotonic()
+        return known and replica.admitted and replica.open_until <= time.monotonic()
 
-    def newcomers(self) -> list[Replica]:
+    def pending(self) -> list[Replica]:
         """Those that have yet to prove themselves."""
         now = time.monotonic()
-        return [r for r in self._known.values() if not r.proven and not r.refused and r.open_until <= now]
+        return [r for r in self._known.values() if not r.admitted and not r.rejected and r.open_until <= now]
 
     def all(self) -> list[Replica]:
         """Also those that are left alone for now."""
@@ -97,7 +97,7 @@ class Replicas:
                     ip, to = str(where[0]), int(where[1])
                     address = f"[{ip}]:{to}" if ":" in ip else f"{ip}:{to}"
                     # The first are compared by the preflight.
-                    new = Replica(address, asyncio.Semaphore(self._slots), proven=not self._known)
+                    new = Replica(address, asyncio.Semaphore(self._slots), admitted=not self._known)
                     found[address] = self._known.get(address) or new
             if found.keys() != self._known.keys():
                 log.info("teacher replicas: %s", ", ".join(sorted(found)) or "none")

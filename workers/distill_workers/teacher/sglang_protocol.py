@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distill_workers.teacher.protocol import Ask, BadScore, Scores, checked, malformed
+from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, checked, malformed
 
 log = logging.getLogger(__name__)
 PATH = "/generate"
 
 
-class SGLangWire:
+class SGLangProtocol:
     """See scores.Wire."""
 
     shares_prefixes = True
@@ -30,19 +30,19 @@ class SGLangWire:
     def __init__(self) -> None:
         self.vocabulary: int | None = None
 
-    async def learn(self, send: Callable[[Ask], Awaitable[Any]]) -> None:
+    async def detect(self, send: Callable[[TeacherRequest], Awaitable[Any]]) -> None:
         """SGLang tells the size of its embedding in no answer but in the refusal of an impossible id."""
         body = {**scoring_request([1], [1], None), "token_ids_logprob": [2**31 - 1]}
         try:
-            await send(Ask(PATH, body))
+            await send(TeacherRequest(PATH, body))
         except BadScore as refused:
             if match := re.search(r"valid range is \[0, (\d+)\)", str(refused)):
                 self.vocabulary = int(match[1])
                 return
         log.warning("the teacher did not tell the size of its vocabulary; token ids are sent unchecked")
 
-    def scoring(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Ask:
-        return Ask(PATH, scoring_request(prompt_ids, response_ids, top_k))
+    def score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest:
+        return TeacherRequest(PATH, scoring_request(prompt_ids, response_ids, top_k))
 
     def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
         return read_scores(answer, len(prompt_ids), response_ids, top_k, self.vocabulary)
@@ -53,9 +53,9 @@ class SGLangWire:
         except (LookupError, TypeError, ValueError):
             return math.inf
 
-    def generation(self, prompt_ids: list[int], max_new_tokens: int) -> Ask:
+    def generation_request(self, prompt_ids: list[int], max_new_tokens: int) -> TeacherRequest:
         sampling = {"max_new_tokens": max_new_tokens, "temperature": 0}
-        return Ask(PATH, {"input_ids": prompt_ids, "sampling_params": sampling})
+        return TeacherRequest(PATH, {"input_ids": prompt_ids, "sampling_params": sampling})
 
     def read_generation(self, answer: Any) -> list[int]:
         try:
@@ -63,11 +63,11 @@ class SGLangWire:
         except (LookupError, TypeError, ValueError):
             raise BadScore("malformed", f"no output_ids in {str(answer)[:200]}") from None
 
-    def naming(self, ids: list[int]) -> Ask:
+    def token_texts_request(self, ids: list[int]) -> TeacherRequest:
         request = scoring_request(ids[:1], ids[1:], None)
-        return Ask(PATH, {**request, "return_text_in_logprobs": True, "logprob_start_len": 0})
+        return TeacherRequest(PATH, {**request, "return_text_in_logprobs": True, "logprob_start_len": 0})
 
-    def read_names(self, answer: Any, ids: list[int]) -> list[str | None]:
+    def read_token_texts(self, answer: Any, ids: list[int]) -> list[str | None]:
         try:
             entries = answer["meta_info"]["input_token_logprobs"]
             # SGLang names the last id of the vocabulary 0; its text would be that of token 0.

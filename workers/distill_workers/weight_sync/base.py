@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from typing import Any
 
 from distill_workers.engine.engine import EngineHandle, EngineRefused, EngineUnavailable
-from distill_workers.weight_sync.buckets import Source
+from distill_workers.weight_sync.buckets import WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class EngineLost(Exception):
         self.reasons = dict(reasons)
 
 
-class Incomplete(Exception):
+class PushIncomplete(Exception):
     """A push that failed half-way: the engines in `reasons` are lost, the others may try again."""
 
     def __init__(self, reasons: Mapping[int, str], why: str = "") -> None:
@@ -54,20 +54,20 @@ async def on_each(engines: Engines, call: Callable[[EngineHandle], Awaitable[Any
         elif isinstance(result, BaseException):
             raise result
     if lost or refused:
-        raise Incomplete(lost, "; ".join([*lost.values(), *refused]))
+        raise PushIncomplete(lost, "; ".join([*lost.values(), *refused]))
 
 
 class Sync:
     """Pause, transfer, proof, resume; and going on without the engines that fail. A way adds the transfer."""
 
-    async def push(self, source: Source, version: int, engines: Engines) -> None:
+    async def push(self, source: WeightSource, version: int, engines: Engines) -> None:
         """Gives `engines` the weights `version`. Raises EngineLost after all others have them."""
         left, lost, attempt = dict(engines), dict[int, str](), 1
         while left:
             try:
                 await self._once(source, version, left)
                 break
-            except Incomplete as failed:
+            except PushIncomplete as failed:
                 reasons = failed.reasons
                 if not reasons:
                     reasons = await self._unhealthy(left)
@@ -83,12 +83,12 @@ class Sync:
             raise EngineLost(lost)
 
     @contextlib.asynccontextmanager
-    async def beside(self, engines: Engines) -> AsyncIterator["Sync"]:
+    async def catch_up_channel(self, engines: Engines) -> AsyncIterator["Sync"]:
         """A sync for engines that come back: whatever becomes of a push to them, the next one to others is not held up.
         Raises Incomplete."""
         yield self
 
-    async def _once(self, source: Source, version: int, engines: Engines) -> None:
+    async def _once(self, source: WeightSource, version: int, engines: Engines) -> None:
         """One attempt: the transfer, inside `_paused`. Raises Incomplete."""
         raise NotImplementedError
 
@@ -101,15 +101,15 @@ class Sync:
             try:
                 seen = await engine.weight_version()
             except (EngineUnavailable, EngineRefused) as error:
-                raise Incomplete({number: str(error)}) from None
+                raise PushIncomplete({number: str(error)}) from None
             if seen != version:
-                raise Incomplete({number: f"has weights {seen} after a push of {version}"})
+                raise PushIncomplete({number: f"has weights {seen} after a push of {version}"})
         await on_each(engines, lambda e: e.resume())
 
     async def _unhealthy(self, engines: Engines) -> dict[int, str]:
         try:
             await on_each(engines, lambda e: e.health())
-        except Incomplete as failed:
+        except PushIncomplete as failed:
             return failed.reasons
         return {}
 

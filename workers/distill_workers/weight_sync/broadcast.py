@@ -27,8 +27,8 @@ from torch.distributed.distributed_c10d import (
 
 from distill_api.spec import Spec
 from distill_workers.engine.engine import EngineHandle, EngineRefused, EngineUnavailable
-from distill_workers.weight_sync.base import BUCKET_BYTES, Engines, Incomplete, Sync, on_each
-from distill_workers.weight_sync.buckets import Bucket, Buffers, Source
+from distill_workers.weight_sync.base import BUCKET_BYTES, Engines, PushIncomplete, Sync, on_each
+from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +64,7 @@ class DistributedSync(Sync):
         self._thread.shutdown(wait=False)
 
     @contextlib.asynccontextmanager
-    async def beside(self, engines: Engines) -> AsyncIterator[Sync]:
+    async def catch_up_channel(self, engines: Engines) -> AsyncIterator[Sync]:
         sync = DistributedSync(self._spec, self._address, timeout_seconds=self._timeout)
         sync._buffers = self._buffers
         try:
@@ -81,7 +81,7 @@ class DistributedSync(Sync):
             self._abort()
         self._thread.shutdown(wait=False)
 
-    async def _once(self, source: Source, version: int, engines: Engines) -> None:
+    async def _once(self, source: WeightSource, version: int, engines: Engines) -> None:
         # Asked for first: the first buckets are filled while the engines pause, and in no turn but the next.
         async with contextlib.aclosing(source(self._buffers)) as buckets, self._paused(version, engines):
             if self._members != {n: (e, e.incarnation) for n, e in engines.items()}:
@@ -110,7 +110,7 @@ class DistributedSync(Sync):
             await on_each(engines, lambda engine: receiving[id(engine)])
             # A broadcast that does not even end with its group is left behind.
             if error := sending.exception() if sending.done() else TimeoutError(f"not done after {patience:.0f} s"):
-                raise Incomplete({}, f"the broadcast failed: {error}")
+                raise PushIncomplete({}, f"the broadcast failed: {error}")
         finally:
             for future in everyone:
                 future.cancel()
@@ -176,7 +176,7 @@ class DistributedSync(Sync):
         if isinstance(outcome[1], BaseException):
             raise outcome[1]
         if isinstance(outcome[0], BaseException):
-            raise Incomplete({}, f"the weight group could not be made: {outcome[0]}")
+            raise PushIncomplete({}, f"the weight group could not be made: {outcome[0]}")
         self._members = {n: (e, e.incarnation) for n, e in engines.items()}
         log.info("weight group %s of %d ranks", name, world)
 

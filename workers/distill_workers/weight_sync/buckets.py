@@ -13,9 +13,9 @@ from queue import SimpleQueue
 
 import torch
 
-Lend = Callable[[int], tuple[int, torch.Tensor]]
+Acquire = Callable[[int], tuple[int, torch.Tensor]]
 """The number of a free buffer of at least so many bytes, and the buffer."""
-Named = tuple[str, torch.Tensor | None]
+NamedTensor = tuple[str, torch.Tensor | None]
 """A Hugging Face name, and the whole tensor on rank 0."""
 FIRST_PART = 4
 """Measured (bench/weight_sync.py), against what a bucket more costs: the first is this part of the others."""
@@ -34,7 +34,7 @@ class Bucket:
     last: bool
 
 
-def pack(tensors: Iterable[Named], limit_bytes: int, lend: Lend) -> Iterator[Bucket]:
+def pack(tensors: Iterable[NamedTensor], limit_bytes: int, acquire: Acquire) -> Iterator[Bucket]:
     """Runs of tensors up to a size; a larger tensor has a bucket of its own. The first is small: nothing is sent while
     it is filled."""
     names: list[str] = []
@@ -48,7 +48,7 @@ def pack(tensors: Iterable[Named], limit_bytes: int, lend: Lend) -> Iterator[Buc
             yield Bucket(names, dtypes, shapes, flat[:used], number, last=False)
             names, dtypes, shapes, used, at_most = [], [], [], 0, limit_bytes
         if not names:
-            number, flat = lend(max(limit_bytes, tensor.nbytes))
+            number, flat = acquire(max(limit_bytes, tensor.nbytes))
         place = flat[used : used + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
         place.copy_(tensor.detach())
         names.append(name)
@@ -85,7 +85,7 @@ class Abandoned(Exception):
     """Nobody wants the rest of the pass."""
 
 
-class Pass:
+class WeightPass:
     """One pass over the weights: an async iterator of buckets, to be closed (contextlib.aclosing).
 
     It begins at once, in the thread, with the first two buckets; each further one is filled when the consumer asks for
@@ -93,7 +93,7 @@ class Pass:
     and a push that fails half-way must not leave the others waiting.
     """
 
-    def __init__(self, thread: Executor, tensors: Callable[[], Iterator[Named]], buffers: Buffers) -> None:
+    def __init__(self, thread: Executor, tensors: Callable[[], Iterator[NamedTensor]], buffers: Buffers) -> None:
         """`thread` has one worker: a pass is over before the next may use the buffers."""
         self._loop = asyncio.get_running_loop()
         self._buffers = buffers
@@ -106,7 +106,7 @@ class Pass:
         self._filling = self._loop.run_in_executor(thread, self._fill, tensors)
         self._filling.add_done_callback(lambda _: self._filled.put_nowait(None))
 
-    def __aiter__(self) -> "Pass":
+    def __aiter__(self) -> "WeightPass":
         return self
 
     async def __anext__(self) -> Bucket:
@@ -124,10 +124,10 @@ class Pass:
         # Whatever still goes wrong on the way to its end concerns the next call of the team, which meets it too.
         self._filling.add_done_callback(lambda filling: filling.cancelled() or filling.exception())
 
-    def _fill(self, tensors: Callable[[], Iterator[Named]]) -> None:
+    def _fill(self, tensors: Callable[[], Iterator[NamedTensor]]) -> None:
         stream = tensors()
         try:
-            for bucket in pack(stream, self._buffers.limit_bytes, self._lend):
+            for bucket in pack(stream, self._buffers.limit_bytes, self._acquire):
                 if bucket.flat.is_cuda:
                     # Its consumer works on another stream.
                     torch.cuda.current_stream(bucket.flat.device).synchronize()
@@ -138,12 +138,12 @@ class Pass:
             for _ in stream:
                 pass
 
-    def _lend(self, size_bytes: int) -> tuple[int, torch.Tensor]:
+    def _acquire(self, size_bytes: int) -> tuple[int, torch.Tensor]:
         number = self._free.get()
         if number is None or self._closed:
             raise Abandoned
         return number, self._buffers.get(number, size_bytes)
 
 
-Source = Callable[[Buffers], Pass]
+WeightSource = Callable[[Buffers], WeightPass]
 """Where the current weights are to be had, as often as they are wanted: each call is a pass of its own."""

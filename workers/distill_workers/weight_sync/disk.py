@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from distill_workers.weight_sync.base import BUCKET_BYTES, Engines, Sync, on_each
-from distill_workers.weight_sync.buckets import Bucket, Buffers, Source
+from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource
 
 
 class DiskSync(Sync):
@@ -25,12 +25,12 @@ class DiskSync(Sync):
         self._folder, self._model, self._timeout = folder, model, timeout_seconds
         self._buffers = Buffers(bucket_bytes, torch.device("cpu"))
 
-    async def push(self, source: Source, version: int, engines: Engines) -> None:
+    async def push(self, source: WeightSource, version: int, engines: Engines) -> None:
         await self._write(source, version)
         await super().push(source, version, engines)
         await asyncio.to_thread(self._remove_but, version)
 
-    async def _once(self, source: Source, version: int, engines: Engines) -> None:
+    async def _once(self, source: WeightSource, version: int, engines: Engines) -> None:
         place = str(self._place(version))
         async with self._paused(version, engines):
             await on_each(engines, lambda e: e.load_folder(place, version, self._timeout))
@@ -38,7 +38,7 @@ class DiskSync(Sync):
     def _place(self, version: int) -> Path:
         return self._folder / f"version-{version:06d}"
 
-    async def _write(self, source: Source, version: int) -> None:
+    async def _write(self, source: WeightSource, version: int) -> None:
         """A file for each bucket, and an index that names them, as any reader of Hugging Face folders knows it."""
         final = self._place(version)
         aside = final.with_suffix(".tmp")

@@ -20,7 +20,7 @@ import torch
 
 from distill_workers.engine.engine import EngineRefused, EngineUnavailable
 from distill_workers.weight_sync.base import BUCKET_BYTES, Engines, Sync, on_each
-from distill_workers.weight_sync.buckets import Bucket, Buffers, Source
+from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource
 
 FOLDER = Path("/dev/shm")
 PREFIX = "distill-weights-"
@@ -53,7 +53,7 @@ class SharedMemorySync(Sync):
         self._folder = Path(tempfile.mkdtemp(prefix=f"{PREFIX}{os.getpid()}-", dir=FOLDER))
         self._buffers, self._timeout = SharedBuffers(bucket_bytes, self._folder), timeout_seconds
 
-    async def _once(self, source: Source, version: int, engines: Engines) -> None:
+    async def _once(self, source: WeightSource, version: int, engines: Engines) -> None:
         async with contextlib.aclosing(source(self._buffers)) as buckets, self._paused(version, engines):
             await on_each(engines, lambda e: e.begin_update())
             async for bucket in buckets:

@@ -30,10 +30,10 @@ def name_of(kind: str, mapping: Mapping) -> str:
     return f"{kind}/{mapping.hf[0]}"
 
 
-class Saved:
+class CheckpointReader:
     """The files of a checkpoint's ranks, and which tensor is where."""
 
-    def __init__(self, folder: Path, stage: int, stack: ExitStack) -> None:
+    def __init__(self, folder: Path, pipeline_stage: int, stack: ExitStack) -> None:
         self._folder = folder
         paths = sorted(folder.glob("rank-*.safetensors"))
         if not paths:
@@ -52,7 +52,7 @@ class Saved:
             raise IncompatibleCheckpoint(f"{folder} has {len(self._files)} files of {self.world_size} ranks")
         self.group_step: int = json.loads(first["group_step"])
         self.steps: dict[str, float] = {}
-        self._stage = stage
+        self._pipeline_stage = pipeline_stage
         self._where: dict[str, dict[int, Parts]] = defaultdict(lambda: defaultdict(lambda: defaultdict(dict)))
         """By name and pipeline stage; a tied embedding is on two."""
         for file in self._files:
@@ -123,7 +123,7 @@ class Saved:
     def _parts(self, name: str) -> Parts:
         """Of a tensor that several stages have, equal ones, those of this rank's own stage: they are read in place."""
         stages = self._where.get(name, {})
-        return stages.get(self._stage) or next(iter(stages.values()), {})
+        return stages.get(self._pipeline_stage) or next(iter(stages.values()), {})
 
     def _part(self, kind: str, mapping: Mapping, rank: int) -> torch.Tensor:
         """The whole tensor of one tensor parallel rank, also where its data parallel replicas had a range each."""

@@ -2,12 +2,12 @@
 
 import asyncio
 
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.spec import Schedule
 from distill_api.status import EvaluationScore
 from distill_workers.evaluation.evaluator import Evaluator, Measurement
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.rollout.engine_pool import Fleet
+from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.run.callbacks.base import TrainStep
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.run_state import RunState
@@ -22,7 +22,7 @@ class EvaluationCallback:
         self,
         schedule: Schedule,
         evaluators: list[Evaluator],
-        engines: Fleet,
+        engines: EnginePool,
         teachers: Teachers,
         recorder: Recorder,
         checkpoints: CheckpointManager,
@@ -56,7 +56,7 @@ class EvaluationCallback:
         if self._measuring is None:
             return []
         measuring, self._measuring = self._measuring, None
-        with self._recorder.timed(Stage.EVALUATE):
+        with self._recorder.timed(StepStage.EVALUATE):
             measured = await self._stop.interrupting(measuring)
         # A checkpoint of this step that was made without its evaluation, by an attempt that was stopped, is made anew.
         self._checkpoints.outdate()

@@ -5,7 +5,7 @@ import dataclasses
 from distill_api.guards import GuardAction
 from distill_workers.evaluation.guards import Decision, Guards
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.rollout.pipeline import Rollouts
+from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.base import RepeatStep, RollBack, StopRun, TrainStep
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.run_state import RunState
@@ -21,7 +21,7 @@ class GuardCallback:
         guards: Guards,
         folder: RunFolder,
         trainer: TrainerRanks,
-        rollouts: Rollouts,
+        rollouts: RolloutPipeline,
         recorder: Recorder,
         checkpoints: CheckpointManager,
         state: RunState,
@@ -36,7 +36,7 @@ class GuardCallback:
             return
         if step.batch is not None:
             await self._trainer.discard()
-            self._rollouts.give_back(step.batch)
+            self._rollouts.put_back(step.batch)
         await self._checkpoints.save_if_best()
         for decision in decisions:
             await self._apply(decision)

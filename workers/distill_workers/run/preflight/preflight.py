@@ -4,7 +4,7 @@ from typing import Any
 
 from distill_api.spec import Spec
 from distill_workers.data.prompts import Cursor
-from distill_workers.rollout.engine_pool import Fleet
+from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.run.preflight.replicas import REPLICAS_AGREE, replicas_agree
 from distill_workers.run.preflight.student import (
     ENGINE_GENERATES,
@@ -19,7 +19,7 @@ from distill_workers.teacher.teachers import Teachers
 
 
 async def preflight(
-    spec: Spec, tokenizer: Any, trainer: TrainerRanks, engines: Fleet, teachers: Teachers, cursor: Cursor
+    spec: Spec, tokenizer: Any, trainer: TrainerRanks, engines: EnginePool, teachers: Teachers, cursor: Cursor
 ) -> None:
     """Raises PreflightFailed with the name of the check, what was expected, what came and what to do."""
     for teacher in teachers.pools.values():

@@ -7,7 +7,7 @@ from distill_api.spec import Spec
 from distill_workers.data.prompts import Cursor
 from distill_workers.data.sample import Sample
 from distill_workers.engine.engine import EngineRefused
-from distill_workers.rollout.engine_pool import Fleet
+from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import sample_seed
 from distill_workers.run.preflight.check import Check
 from distill_workers.run.trainer_ranks import TrainerRanks
@@ -30,12 +30,12 @@ ENGINE_MATCHES_TRAINER = Check(
 )
 
 
-async def probe(spec: Spec, engines: Fleet, cursor: Cursor) -> list[Sample]:
+async def probe(spec: Spec, engines: EnginePool, cursor: Cursor) -> list[Sample]:
     """Return short responses of the engines to the first prompts of the data, at most one to each."""
     samples = []
     for prompt in cursor.peek(PROBE_PROMPTS):
         try:
-            [response] = await engines.generate(
+            [response] = await engines.sample(
                 prompt.ids,
                 max_new_tokens=min(PROBE_RESPONSE_TOKENS, spec.rollout.max_response_tokens),
                 temperature=1.0,

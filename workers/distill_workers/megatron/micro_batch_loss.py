@@ -6,7 +6,7 @@ from distill_api.spec import Objective, Support
 from distill_workers.megatron.batch import MicroBatch
 from distill_workers.megatron.context import OwnTokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
-from distill_workers.megatron.support_overlap import overlap
+from distill_workers.megatron.support_overlap import support_overlap
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.objective.loss import token_losses
 from distill_workers.objective.statistics import Scope, sums
@@ -16,7 +16,7 @@ MEASURE_EVERY = 8
 for a number that is only reported."""
 
 
-def batch_loss(
+def micro_batch_loss(
     objective: Objective,
     coefficients: StepCoefficients,
     batch: MicroBatch,
@@ -50,12 +50,12 @@ def batch_loss(
         teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,
         sampled_in_support=batch.sampled_in_support if top_k else None,
     )
-    drawn = ~batch.supervised
-    measured = drawn & (batch.positions % MEASURE_EVERY == 0)
+    sampled = ~batch.supervised
+    measured = sampled & (batch.positions % MEASURE_EVERY == 0)
     stats["entropy"] = entropy
     if top_k:
         here = own.pick(measured)
-        found = overlap(hidden[here], head, own.pick(batch.support_ids)[here], vocabulary).to(entropy.dtype)
+        found = support_overlap(hidden[here], head, own.pick(batch.support_ids)[here], vocabulary).to(entropy.dtype)
         stats["overlap_ratio"] = own.join(entropy.new_zeros(len(here)).masked_scatter_(here, found))
-    scopes = {Scope.ALL: torch.ones_like(drawn), Scope.OWN: drawn, Scope.MEASURED: measured}
+    scopes = {Scope.ALL: torch.ones_like(sampled), Scope.OWN: sampled, Scope.MEASURED: measured}
     return losses.sum(), sums(stats, scopes)
