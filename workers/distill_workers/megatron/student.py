@@ -41,6 +41,17 @@ class MegatronStudent:
     into micro-batches, groups or ranks.
     """
 
+    _sums: torch.Tensor
+    """[statistics, 2] of what `update` reports, over this rank's tokens of the step."""
+    _positions: torch.Tensor
+    """The positions that this rank has computed in the step, padding included."""
+    _loads: list[int]
+    """The cost of what each replica was given in the step."""
+    _samples: int
+    _tokens: int
+    _local_tokens: int
+    _used: int
+
     def __init__(self, spec: Spec, model_path: Path) -> None:
         """Join the other ranks and read the checkpoint in the folder. On a CPU, cpu.megatron_shim comes first.
 
@@ -231,13 +242,10 @@ class MegatronStudent:
     def _begin_step(self) -> None:
         self._parallel_model.zero_grad_buffer()
         self._optimizer.zero_grad()
-        self._sums: torch.Tensor = no_sums(self.ranks.device)
-        self._positions: torch.Tensor = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
-        self._loads: list[int] = [0] * self.ranks.data_size
-        self._samples: int = 0
-        self._tokens: int = 0
-        self._local_tokens: int = 0
-        self._used: int = 0
+        self._sums = no_sums(self.ranks.device)
+        self._positions = torch.zeros((), dtype=torch.float64, device=self.ranks.device)
+        self._loads = [0] * self.ranks.data_size
+        self._samples = self._tokens = self._local_tokens = self._used = 0
         self._coefficients = self._first_coefficients
 
     def _batches(
