@@ -75,7 +75,7 @@ class Engine:
     def __init__(self, stages: Stages) -> None:
         self._token_seconds = stages.generate / LONGEST
 
-    async def draw(self, requests: list[Request]) -> list[Response]:
+    async def generate(self, requests: list[Request]) -> list[Response]:
         [request] = requests
         length, began_with = length_of(request.seed), self.version
         await asyncio.sleep(length * self._token_seconds)
@@ -83,7 +83,7 @@ class Engine:
 
 
 class StubEnginePool(EnginePool):
-    """The fleet's own hand-out and settling, over one engine."""
+    """An engine pool's own scheduling and draining, over one engine."""
 
     def __init__(self, job: Any, stages: Stages) -> None:
         self._job, self._stages = job, stages
@@ -182,14 +182,14 @@ def staged(
     run_folder, metrics, tokenizer = RunFolder(job), Metrics(), Tokenizer()
     run_folder.claim()
     stub: Any = Teacher(stages)
-    fleet, teacher = StubEnginePool(job, stages), Teachers({"": stub, ONLY_TEACHER: stub})
+    engines, teacher = StubEnginePool(job, stages), Teachers({"": stub, ONLY_TEACHER: stub})
     cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
-    pipeline: Any = (cursor, fleet, teacher, {}, tokenizer, metrics)
+    pipeline: Any = (cursor, engines, teacher, {}, tokenizer, metrics)
     rollouts = RolloutPipeline(job.spec, *pipeline)
     if evaluators is None:
         evaluators = [Evaluator(job.spec, each, tokenizer, metrics) for each in job.spec.evaluation]
     reporter = ProgressReporter(run_folder, metrics, job.spec.schedule.steps)
-    parts: Any = (trainer or Trainer(stages), fleet, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
+    parts: Any = (trainer or Trainer(stages), engines, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
     return Loop(job, run_folder, *parts), rollouts
 
 

@@ -83,7 +83,8 @@ def build_model(
     recompute: Recompute = Recompute.AUTO,
     sequence_parallel: bool = False,
 ) -> HiddenStateModel:
-    """This stage on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
+    """This stage on this rank's device, weights not yet set (see checkpoint/hugging_face.py). Raises UnsupportedModel
+    on a bad split.
 
     fused: with Transformer Engine's layers, where it is installed. A mixture of experts is always sequence parallel:
     Megatron trains none without, and then each token is routed once, on one tensor parallel rank.
@@ -216,9 +217,9 @@ def _transformer_config(
         pipeline_dtype=dtype,
         # Micro-batches differ in length: a stage tells the next one the shape before the tensor.
         variable_seq_lengths=ranks.pipeline_size > 1,
-        # Asked for by the former, also of a model without experts.
+        # variable_seq_lengths requires it, also of a model without experts.
         moe_token_dispatcher_type="alltoall",
-        # What a stage has sent is not kept: backward needs its graph alone.
+        # A stage does not keep what it has sent: backward needs the graph alone.
         deallocate_pipeline_outputs=True,
         bf16=dtype == torch.bfloat16,
         # The gradient is a sum over tokens until finalize_model_grads divides it by their number in the global batch.

@@ -1,4 +1,5 @@
-"""The trainer's door to Megatron: one optimiser step on samples, log-probs, weights out, exact checkpoints.
+"""The student, the trainer's interface to Megatron: one optimiser step on samples, log-probs, weights out, exact
+checkpoints.
 
 Every method but the constructor's reading of files is collective: all ranks call it, in the same order, with the same
 arguments. A step is `accumulate` for each group of samples as it arrives, then `update`. The loss of a micro-batch is
@@ -181,7 +182,7 @@ class MegatronStudent:
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """The trainer's log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
+        """Return the log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
         own: dict[int, list[float]] = {}
         shares = share(samples, [0] * self.ranks.data_size, self._limit)
         batches = self._batches(samples, shares, scored=False)
@@ -203,7 +204,8 @@ class MegatronStudent:
         return [of_sample.get(i, []) for i in range(len(samples))]
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        """(name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on its peers (hf.iterate)."""
+        """Yield (name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on others
+        (hugging_face.iterate)."""
         return hugging_face.iterate(self._model, self.shape, self.ranks)
 
     def export_shard(self) -> None:
@@ -212,7 +214,8 @@ class MegatronStudent:
             pass
 
     def export(self, folder: Path) -> None:
-        """Write the Hugging Face checkpoint, whole or not at all (hf.export); adapters also alone, beside it."""
+        """Write the Hugging Face checkpoint, whole or not at all (hugging_face.export); adapters also alone, beside
+        it."""
         if self._lora is not None:
             adapter = folder.with_name("adapter")
             lora.export(self._model, self.shape, self.ranks, self._lora, self.model_path, adapter)
@@ -251,15 +254,15 @@ class MegatronStudent:
     def _batches(
         self, samples: Sequence[Sample], shares: Sequence[Sequence[int]], *, scored: bool = True
     ) -> list[MicroBatch]:
-        """This rank's. With expert parallelism as many as every rank has: in each layer of each of them their tokens
-        meet."""
+        """Return this rank's micro-batches. With expert parallelism as many as every rank has: in each layer of each of
+        them their tokens meet."""
         meet = self.ranks.expert_size > 1
         most = max(len(split(samples, indices, self._limit)) for indices in shares) if meet else 0
         own, device = shares[self.ranks.data_rank], self.ranks.device
         return list(micro_batches(samples, own, self._limit, device, scored=scored, at_least=most))
 
     def _gradient_is_finite(self) -> bool:
-        """On every rank the same answer."""
+        """Return, on every rank alike, whether the gradient is finite."""
         buffers = [*self._parallel_model.buffers, *self._parallel_model.expert_parallel_buffers]
         finite = memory.all_finite([buffer.grad_data for buffer in buffers], self.ranks.device).to(torch.int)
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)
