@@ -60,7 +60,7 @@ class TeacherPool:
         self.teacher = teacher or spec.all_teachers[0]
         endpoint = self.teacher.endpoint
         self._origin = Origin.of_endpoint(endpoint, key) if endpoint is not None else Origin.of_address(address)
-        self._wire: Wire = SGLangWire()
+        self._wire: Wire = SGLangWire(ours=endpoint is None)
         if endpoint is not None and endpoint.protocol is api.Protocol.OPENAI:
             assert endpoint.model is not None, "a rule of Endpoint"
             self._wire = OpenAIWire(endpoint.model)

@@ -27,12 +27,16 @@ class SGLangWire:
 
     shares_prefixes = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, ours: bool = True) -> None:
+        """ours: served by this project's image, whose SGLang refuses an impossible token id. Older ones end by it."""
         self.vocabulary: int | None = None
+        self._ours = ours
 
     async def learn(self, send: Callable[[Ask], Awaitable[Any]]) -> None:
         """SGLang tells the size of its embedding in no answer but in the refusal of an impossible id."""
-        body = {**scoring_request([1], [1], None), "token_ids_logprob": [2**31 - 1]}
+        body = scoring_request([1], [1], None)
+        if self._ours:
+            body["token_ids_logprob"] = [2**31 - 1]
         try:
             await send(Ask(PATH, body))
         except BadScore as refused:
