@@ -39,7 +39,7 @@ def make_samples() -> list[Sample]:
     return [
         Sample(
             prompt_index=i,
-            sibling=0,
+            index_in_group=0,
             prompt_ids=tokens,
             response_ids=tokens,
             engine_logprobs=[-10.0] * len(tokens),

@@ -27,10 +27,10 @@ from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.metrics import Metrics
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.reporting.progress import Reporter
-from distill_workers.rollout.engine_pool import Fleet
-from distill_workers.rollout.pipeline import Rollouts
-from distill_workers.rollout.request_batching import Outbox
-from distill_workers.rollout.scheduler import Slots
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.pipeline import RolloutPipeline
+from distill_workers.rollout.request_batching import RequestBatcher
+from distill_workers.rollout.scheduler import SlotScheduler
 from distill_workers.run.loop import Loop
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.teacher.protocol import Scores
@@ -73,22 +73,22 @@ class Engine:
     def __init__(self, stages: Stages) -> None:
         self._token_seconds = stages.generate / LONGEST
 
-    async def draw(self, requests: list[Request]) -> list[Response]:
+    async def generate(self, requests: list[Request]) -> list[Response]:
         [request] = requests
         length, began_with = length_of(request.seed), self.version
         await asyncio.sleep(length * self._token_seconds)
         return [Response([1] * length, [-1.0] * length, [began_with] * (length - 1) + [self.version], False)]
 
 
-class StubFleet(Fleet):
+class StubEnginePool(EnginePool):
     """The fleet's own hand-out and settling, over one engine."""
 
     def __init__(self, job: Any, stages: Stages) -> None:
         self._job, self._stages = job, stages
         self._engines: Any = {0: Engine(stages)}
-        self._outboxes = {0: Outbox(self._engines[0])}
-        self._slots = Slots(PROMPTS * SIBLINGS)
-        self._slots.add(0)
+        self._batchers = {0: RequestBatcher(self._engines[0])}
+        self._scheduler = SlotScheduler(PROMPTS * SIBLINGS)
+        self._scheduler.add(0)
         self._weights_lock = asyncio.Lock()
 
     async def push(self, source: Any, version: int) -> None:
@@ -158,7 +158,7 @@ class Tokenizer:
 
 def staged(
     stages: Stages, folder: Path, *, team: Any = None, evaluators: list[Any] | None = None, **changes: Any
-) -> tuple[Loop, Rollouts]:
+) -> tuple[Loop, RolloutPipeline]:
     """The loop over these stages; `changes` are camelCase fields of the spec, merged one level deep."""
     (folder / "heldout.jsonl").write_text('{"prompt": "a"}\n' * PROMPTS)
     spec: dict[str, Any] = {
@@ -183,14 +183,14 @@ def staged(
     run_folder, metrics, tokenizer = RunFolder(job), Metrics(), Tokenizer()
     run_folder.claim()
     stub: Any = Teacher(stages)
-    fleet, teacher = StubFleet(job, stages), Teachers({"": stub, ONLY_TEACHER: stub})
+    engines, teacher = StubEnginePool(job, stages), Teachers({"": stub, ONLY_TEACHER: stub})
     cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
-    pipeline: Any = (cursor, fleet, teacher, {}, tokenizer, metrics)
-    rollouts = Rollouts(job.spec, *pipeline)
+    pipeline: Any = (cursor, engines, teacher, {}, tokenizer, metrics)
+    rollouts = RolloutPipeline(job.spec, *pipeline)
     if evaluators is None:
         evaluators = [Evaluator(job.spec, each, tokenizer, metrics) for each in job.spec.evaluation]
     reporter = Reporter(run_folder, metrics, job.spec.schedule.steps)
-    parts: Any = (team or Team(stages), fleet, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
+    parts: Any = (team or Team(stages), engines, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
     return Loop(job, run_folder, *parts), rollouts
 
 
@@ -214,7 +214,7 @@ async def step_seconds(
             begin = clock.time()
         await loop._train_step()
         loop._evaluate_if_due()
-        rollouts.ahead(loop._at.step, 1000)
+        rollouts.start_ahead(loop._at.step, 1000)
     seconds = (clock.time() - begin) / steps
     await loop._hear(None)
     rollouts.cancel()

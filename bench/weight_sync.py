@@ -36,7 +36,7 @@ from distill_workers.engine.engine import Engine
 from distill_workers.run.team import Team
 from distill_workers.serving.server import free_port
 from distill_workers.weight_sync.broadcast import DistributedSync
-from distill_workers.weight_sync.buckets import Source
+from distill_workers.weight_sync.buckets import WeightSource
 from distill_workers.weight_sync.disk import DiskSync
 from distill_workers.weight_sync.shared_memory import SharedMemorySync
 
@@ -122,7 +122,7 @@ def resident() -> dict[str, int]:
     return {words[0][:-1]: 1024 * int(words[1]) for words in lines if words[0] in ("VmRSS:", "VmHWM:")}
 
 
-async def measured(sync: Any, source: Source, version: int, engine: Engine) -> tuple[float, int]:
+async def measured(sync: Any, source: WeightSource, version: int, engine: Engine) -> tuple[float, int]:
     """Seconds of a push, and the bytes that the trainer's process held at most meanwhile."""
     Path("/proc/self/clear_refs").write_text("5")
     begin = time.perf_counter()
@@ -163,7 +163,7 @@ async def run(rounds: int, buckets: list[int], folder: Path) -> dict[str, Any]:
         way: {"seconds": [], "ratio": [], "cpu_seconds": [], "extra_mb": []} for way in ways
     }
     peer: dict[str, list[float]] = {"seconds": [], "cpu_seconds": []}
-    server = (await engine.whereabouts())["server_pid"]
+    server = (await engine.info())["server_pid"]
 
     def own_cpu_seconds() -> float:
         return time.process_time() + cpu_seconds(server)

@@ -100,7 +100,7 @@ build_base() {
   {
     take_turn 7 python-base
     if ! built "$LOCAL_BASE"; then
-      if [ ! -f "$archive" ]; then step "Debian with Python (debootstrap)" make_base_archive "$archive"; fi
+      if [ ! -f "$archive" ]; then USUAL="about a minute" step "Debian with Python (debootstrap)" make_base_archive "$archive"; fi
       step "image python-base" add_base_archive "$archive"
     fi
   } 7>"$IMAGES/.lock.python-base"
@@ -173,11 +173,12 @@ build_release_of_operator() { # VERSION : as above, with what the release was ma
 }
 
 build_dependencies() { # operator|workers NAME
+  local usual="about 10 seconds"
   build_base
   if ! built "$2"; then
     # buildah keeps up to four copies of what it commits, and the workers' are 7 GB.
-    if [ "$1" = workers ]; then need_disk 35 "$CACHE"; fi
-    step "dependencies of the $1" build "$2" "$REPO/$1/Dockerfile" --target dependencies --build-arg BASE_IMAGE="$LOCAL_BASE"
+    if [ "$1" = workers ]; then need_disk 35 "$CACHE"; usual="3 to 4 minutes the first time (7 GB)"; fi
+    USUAL=$usual step "dependencies of the $1" build "$2" "$REPO/$1/Dockerfile" --target dependencies --build-arg BASE_IMAGE="$LOCAL_BASE"
   fi
 }
 
@@ -224,8 +225,8 @@ release_one() { # operator|workers
   fi
   # Each Dockerfile names a plain Python, which OPERATOR_BASE_IMAGE and BASE_IMAGE may replace.
   if [ -n "$base" ]; then arguments+=(--build-arg BASE_IMAGE="$base"); fi
-  step "build $name" build "$name" "$REPO/$1/Dockerfile" "${arguments[@]}"
-  if [ "$REGISTRY" != localhost ]; then step "push $name" bu push "$name" "docker://$name"; fi
+  USUAL="some minutes" step "build $name" build "$name" "$REPO/$1/Dockerfile" "${arguments[@]}"
+  if [ "$REGISTRY" != localhost ]; then USUAL="some minutes" step "push $name" bu push "$name" "docker://$name"; fi
 }
 
 if [ -n "${GPU:-}" ] && [ -z "$REGISTRY" ]; then

@@ -26,8 +26,8 @@ ONE_CONNECTION = {"CUDA_DEVICE_MAX_CONNECTIONS": "1"}
 def of_every_role(spec: Spec, user: Sequence[Mapping[str, str]] = ()) -> dict[str, str]:
     """Return the variables that all roles of a job share; empty for a job on CPUs.
 
-    user: what the user sets for the trainer and for the engines, in that order. The first to set one of NCCL_AGREED sets
-    it for all roles.
+    user: what the user sets for the trainer and for the engines, in that order. The first to set one of NCCL_AGREED
+    sets it for all roles.
     """
     if spec.on_cpu:
         return {}

@@ -179,7 +179,7 @@ def make_samples(
         response = [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, longest))]
         sample = Sample(
             prompt_index=i,
-            sibling=0,
+            index_in_group=0,
             prompt_ids=[draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 20))],
             response_ids=response,
             engine_logprobs=[-draw.uniform(5, 7) for _ in response],

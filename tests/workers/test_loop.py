@@ -148,7 +148,7 @@ def test_an_evaluation_never_sees_newer_weights_than_its_step(lag: int, tmp_path
             SHAPES["all equal"], tmp_path, rollout=rollout, schedule={"steps": 3}, evaluation=heldout(tmp_path)
         )
         await loop._keeper.resume()
-        async with loop._fleet.weights_change():
+        async with loop._engines.updating_weights():
             await loop._push()
         await loop._train()
 

@@ -13,7 +13,7 @@ DENSE: Any = SimpleNamespace(experts=None)
 
 
 def test_a_mixture_on_a_gpu_without_transformer_engine_is_refused_with_what_is_missing() -> None:
-    with pytest.raises(UnsupportedModel, match="128 experts .*Transformer Engine is not installed"):
+    with pytest.raises(UnsupportedModel, match=r"128 experts .*Transformer Engine is not installed"):
         check_experts(MIXTURE, on_gpu=True, with_engine=False)
 
 

@@ -11,7 +11,7 @@ from runs import arithmetic
 
 from distill_api.guards import GuardAction
 from distill_api.job import parse_job
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.spec import Schedule
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Measurement
@@ -33,7 +33,12 @@ TRAINED = {
 
 def sample(kl: list[float], **changes: Any) -> Sample:
     """A sample whose tokens have these differences of log-probs."""
-    numbers: dict[str, Any] = {"prompt_index": 0, "sibling": 0, "token_versions": [3] * len(kl), "truncated": False}
+    numbers: dict[str, Any] = {
+        "prompt_index": 0,
+        "index_in_group": 0,
+        "token_versions": [3] * len(kl),
+        "truncated": False,
+    }
     ids = {"prompt_ids": [65, 66], "response_ids": [67 + i % 20 for i in range(len(kl))]}
     teacher = [-1.5 - one for one in kl]
     logprobs = {"engine_logprobs": [-1.5] * len(kl), "teacher_logprobs": teacher}
@@ -54,7 +59,7 @@ def folder(tmp_path: Path) -> RunFolder:
 def recorder(folder: RunFolder) -> tuple[Recorder, Reporter]:
     reporter = Reporter(folder, Metrics(), 40)
     record = Recorder(folder, reporter, parse_job(arithmetic(folder.root, "recorder")).spec, decode)
-    record.spent(Stage.TRAIN, 1.0)
+    record.spent(StepStage.TRAIN, 1.0)
     return record, reporter
 
 
@@ -99,14 +104,14 @@ def test_a_step_tells_its_token_kl_in_metrics_and_in_its_line(folder: RunFolder)
 
 def test_progress_says_what_holds_the_steps_up_and_what_to_change(folder: RunFolder) -> None:
     record, reporter = recorder(folder)
-    record.spent(Stage.ROLLOUT, 3.0)
+    record.spent(StepStage.ROLLOUT, 3.0)
     record.step(step(1, sample([0.0])))
     progress = reporter.report.progress
     assert progress.bottleneck == "rollout"
     assert progress.advice is not None and "75 % of the step; raise rollout.replicas" in progress.advice
     for number in range(2, 13):
         record.begin_step()
-        record.spent(Stage.TRAIN, 1.0)
+        record.spent(StepStage.TRAIN, 1.0)
         record.step(step(number, sample([0.0])))
     assert reporter.report.progress.bottleneck == "trainer", "by the last ten steps, not by the first"
 
@@ -187,8 +192,8 @@ def test_a_guard_that_has_not_acted_counts_from_0(tmp_path: Path) -> None:
 
 def test_the_first_rollout_and_the_one_furthest_from_the_teacher_are_kept(folder: RunFolder) -> None:
     record, _ = recorder(folder)
-    far = sample([2.0, 1.0, 0.0], reward=1.0, sibling=2)
-    drawn = [sample([9.0], supervised=True), sample([0.0], sibling=1), far, sample([0.1, 0.2])]
+    far = sample([2.0, 1.0, 0.0], reward=1.0, index_in_group=2)
+    drawn = [sample([9.0], supervised=True), sample([0.0], index_in_group=1), far, sample([0.1, 0.2])]
     record.step(step(7, *drawn))
     first, furthest = lines(folder, "samples.jsonl")
     assert (first["picked"], first["kl"], first["tokens"]) == ("first", [0.1, 0.2], ["C", "D"])

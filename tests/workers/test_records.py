@@ -8,7 +8,7 @@ import pytest
 from runs import arithmetic
 
 from distill_api.job import DistillationJob, parse_job
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.protocol import ExitReason, ExitReport, Phase, ProgressReport
 from distill_api.status import EvaluationScore, Progress
 from distill_workers.data.sample import Sample
@@ -73,7 +73,7 @@ def test_a_step_says_nothing_of_what_had_no_token_to_be_measured_at(tmp_path: Pa
     trained = {name: 0.5 for name in TRAINED if name != "reverse_kl"}
 
     recorder.begin_step()
-    recorder.spent(Stage.TRAIN, 1.0)
+    recorder.spent(StepStage.TRAIN, 1.0)
     recorder.step(Step(3, [sample], trained, 0.0, 1.0))
 
     line = json.loads((folder.root / "metrics.jsonl").read_text(), parse_constant=pytest.fail)

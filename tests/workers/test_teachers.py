@@ -116,7 +116,7 @@ def test_each_teacher_has_its_address_and_its_key_from_the_environment() -> None
     environment = {"DISTILL_TEACHER_ADDRESS": "math=job-teacher-math:30000", "DISTILL_TEACHER_KEY_CODE": " secret\n"}
     of = spec({"prompts": {"path": "/p.jsonl", "teacherField": "topic"}})
     teachers = Teachers.of_job(of, environment, Metrics())
-    math, code = teachers.of("math")._origin, teachers.of("code")._origin
+    math, code = teachers.of("math")._endpoint, teachers.of("code")._endpoint
     assert (math.names, math.scheme, math.key) == (("job-teacher-math:30000",), "http", "")
     assert (code.names, code.scheme, code.key) == (("vllm.example:443",), "https", "secret")
     assert code.url("10.0.0.1:443", "/v1/completions") == "https://10.0.0.1:443/v1/completions"
@@ -167,7 +167,7 @@ def test_the_coefficient_of_its_teacher_goes_with_each_token_of_a_sample() -> No
 
 
 async def test_a_sample_carries_its_teachers_name_and_coefficient(tmp_path: Path) -> None:
-    from test_rollouts import Engines, Teacher, pipeline
+    from test_rollout_pipeline import Engines, Teacher, pipeline
 
     rollouts = pipeline(tmp_path, Metrics(), Engines(set()), Teacher({}))
     played: Any = {"math": Teacher({}), "code": Teacher({})}

@@ -19,7 +19,7 @@ from distill_api.job import DistillationJob, InvalidManifest, load_job
 from distill_api.protocol import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, ExitReport, ProgressReport, Variable
 from distill_workers.data.prompts import Cursor, PromptError, load_data
 from distill_workers.evaluation.evaluator import Evaluator
-from distill_workers.failures import Failure, Stopped, TeacherLost, VolumeFull, is_full
+from distill_workers.failures import Failure, Stopped, Superseded, TeacherLost, VolumeFull, is_full
 from distill_workers.megatron.architecture import UnsupportedModel
 from distill_workers.megatron.checkpoint.reader import IncompatibleCheckpoint
 from distill_workers.megatron.student import MegatronStudent
@@ -28,8 +28,8 @@ from distill_workers.model_folder import model_folder
 from distill_workers.reporting.progress import Reporter
 from distill_workers.reporting.trackers import Trackers
 from distill_workers.rewards.rewards import build_rewards
-from distill_workers.rollout.engine_pool import Fleet
-from distill_workers.rollout.pipeline import Rollouts
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.loop import Loop
 from distill_workers.run.team import Team, follow
 from distill_workers.run_folder.checkpoints import DamagedCheckpoints
@@ -62,11 +62,11 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         reporter.teachers = teachers.shared_requests
-        fleet = Fleet(job, folder, metrics)
+        engines = EnginePool(job, folder, metrics)
         try:
-            await asyncio.gather(teachers.start(), fleet.start(str(model)))
-            rollouts = Rollouts(spec, cursor, fleet, teachers, rewards, tokenizer, metrics)
-            loop = Loop(job, folder, team, fleet, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
+            await asyncio.gather(teachers.start(), engines.start(str(model)))
+            rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)
+            loop = Loop(job, folder, team, engines, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
             try:
                 return await loop.run()
@@ -76,7 +76,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             finally:
                 rollouts.cancel()
         finally:
-            await fleet.close()
+            await engines.close()
             await teachers.close()
             await reporter.close()
             await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
@@ -175,7 +175,7 @@ def main() -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
     signal.signal(signal.SIGTERM, stop_at_once)
     job: DistillationJob | None = None
-    code, reason, message = ExitCode.DONE, ExitReason.COMPLETED, ""
+    code, reason, message, superseded = ExitCode.DONE, ExitReason.COMPLETED, "", False
     try:
         job = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE)))
         if job.spec.on_cpu:
@@ -185,11 +185,12 @@ def main() -> int:
         message = run(job)
     except (Exception, asyncio.CancelledError) as error:
         code, reason, message = explain(error, job)
+        superseded = isinstance(error, Superseded)
         log.error("%s: %s", reason.value, message, exc_info=not isinstance(error, Failure | ValueError))
     # A configuration error may be that the folder is another run's, whose progress is not ours to tell.
-    text = exit_text(job if code != ExitCode.CONFIGURATION else None, reason, message)
+    text = exit_text(None if superseded or code == ExitCode.CONFIGURATION else job, reason, message)
     tell(text)
-    if job is not None and int(os.environ.get("RANK", "0")) == 0:
+    if job is not None and not superseded and int(os.environ.get("RANK", "0")) == 0:
         folder = RunFolder(job).root
         # The report stands in the termination message as well: a volume without room must not change the exit code.
         with contextlib.suppress(OSError):

@@ -31,10 +31,10 @@ class OneEngine:
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
 
-    async def generate(
+    async def sample(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
     ) -> list[Response]:
-        return await self._engine.generate(prompt_ids, seeds, max_new_tokens, temperature, top_p)
+        return await self._engine.sample(prompt_ids, seeds, max_new_tokens, temperature, top_p)
 
 
 def chosen(spec: Spec, names: Sequence[str], with_teacher: bool) -> list[Evaluation]:

@@ -1,4 +1,5 @@
-"""The trainer's door to Megatron: one optimiser step on samples, log-probs, weights out, exact checkpoints.
+"""The student, the trainer's interface to Megatron: one optimiser step on samples, log-probs, weights out, exact
+checkpoints.
 
 Every method but the constructor's reading of files is collective: all ranks call it, in the same order, with the same
 arguments. A step is `accumulate` for each group of samples as it arrives, then `apply`.
@@ -21,10 +22,10 @@ from distill_workers.data.sample import Sample
 from distill_workers.megatron import lora, memory, parallel, pipeline
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share, split
-from distill_workers.megatron.batch_loss import batch_loss
 from distill_workers.megatron.checkpoint import hugging_face, state
 from distill_workers.megatron.context import own_tokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
+from distill_workers.megatron.micro_batch_loss import micro_batch_loss
 from distill_workers.megatron.model import build_model
 from distill_workers.objective.coefficients import StepCoefficients, step_coefficients
 from distill_workers.objective.statistics import SCOPES, means, no_sums
@@ -155,18 +156,18 @@ class MegatronStudent:
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """The trainer's log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
+        """Return the log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
         own: dict[int, list[float]] = {}
         shares = share(samples, [0] * self.ranks.data_size, self._limit)
         batches = self._batches(samples, shares, scored=False)
 
-        def drawn(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
+        def sampled(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             here = own_tokens(batch, len(hidden), self.ranks)
             ids, at_responses = here.pick(batch.targets[:, None]), hidden.flatten(0, 1)[here.rows]
             return here.join(token_logprobs(at_responses, self._model.head_weight(), ids, self._vocabulary)[0])
 
-        found = pipeline.run(self._parallel_model, batches, drawn, backward=False)
-        for batch, values in zip(batches, found, strict=self.ranks.is_last_stage):
+        found = pipeline.run(self._parallel_model, batches, sampled, backward=False)
+        for batch, values in zip(batches, found, strict=self.ranks.is_last_pipeline_stage):
             lengths = [len(samples[i].response_ids) for i in batch.order]
             for i, part in zip(batch.order, torch.split_with_sizes(values[:, 0], lengths), strict=True):
                 own[i] = part.tolist()
@@ -177,11 +178,13 @@ class MegatronStudent:
         return [of_sample.get(i, []) for i in range(len(samples))]
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        """(name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on its peers (hf.iterate)."""
+        """Yield (name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on others
+        (hugging_face.iterate)."""
         return hugging_face.iterate(self._model, self.shape, self.ranks)
 
     def export(self, folder: Path) -> None:
-        """Write the Hugging Face checkpoint, whole or not at all (hf.export); adapters also alone, beside it."""
+        """Write the Hugging Face checkpoint, whole or not at all (hugging_face.export); adapters also alone, beside
+        it."""
         if self._lora is not None:
             adapter = folder.with_name("adapter")
             lora.export(self._model, self.shape, self.ranks, self._lora, self.model_path, adapter)
@@ -210,11 +213,11 @@ class MegatronStudent:
         self._coefficients = self._first_coefficients
 
     def _loss(self, batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
-        """The sum over the micro-batch's tokens, from the last stage's hidden states; counts what `apply` reports."""
+        """Return the loss of a micro-batch from the last stage's hidden states, and add up what `apply` reports."""
         own = own_tokens(batch, len(hidden), self.ranks)
         at_responses, head = hidden.flatten(0, 1)[own.rows], self._model.head_weight()
         objective, coefficients = self.spec.objective, self._coefficients
-        loss, sums = batch_loss(objective, coefficients, batch, own, at_responses, head, self._vocabulary)
+        loss, sums = micro_batch_loss(objective, coefficients, batch, own, at_responses, head, self._vocabulary)
         self._sums = self._sums + sums
         self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
         self._local_tokens += len(own.rows)
@@ -223,15 +226,15 @@ class MegatronStudent:
     def _batches(
         self, samples: Sequence[Sample], shares: Sequence[Sequence[int]], *, scored: bool = True
     ) -> list[MicroBatch]:
-        """This rank's. With expert parallelism as many as every rank has: in each layer of each of them their tokens
-        meet."""
+        """Return this rank's micro-batches. With expert parallelism as many as every rank has: in each layer of each of
+        them their tokens meet."""
         meet = self.ranks.expert_size > 1
         most = max(len(split(samples, indices, self._limit)) for indices in shares) if meet else 0
         own, device = shares[self.ranks.data_rank], self.ranks.device
         return list(micro_batches(samples, own, self._limit, device, scored=scored, at_least=most))
 
     def _gradient_is_finite(self) -> bool:
-        """On every rank the same answer."""
+        """Return, on every rank alike, whether the gradient is finite."""
         buffers = [*self._parallel_model.buffers, *self._parallel_model.expert_parallel_buffers]
         finite = memory.all_finite([buffer.grad_data for buffer in buffers], self.ranks.device).to(torch.int)
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)

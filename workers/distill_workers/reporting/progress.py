@@ -12,7 +12,7 @@ from distill_api.status import Progress, TeacherRequests
 from distill_workers.metrics import Metrics
 from distill_workers.reporting.rollout_page import newest_lines
 from distill_workers.reporting.trackers import Trackers
-from distill_workers.run_folder.run_folder import RunFolder, write_whole
+from distill_workers.run_folder.run_folder import RunFolder
 
 
 def utc(seconds: float | None = None) -> str:
@@ -33,7 +33,7 @@ class Reporter:
 
     def update(self, **changes: object) -> None:
         self.report = self.report.model_copy(update=changes)
-        write_whole(self._folder.root / "state.json", self.report.model_dump_json(by_alias=True, indent=1))
+        self._folder.replace("state.json", self.report.model_dump_json(by_alias=True, indent=1))
 
     def progress(self, **changes: object) -> None:
         self.update(progress=self.report.progress.model_copy(update=changes))

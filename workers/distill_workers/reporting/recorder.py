@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_api.guards import GuardAction
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.spec import Spec
 from distill_api.status import EvaluationScore, GuardEvent, Progress
 from distill_workers.data.sample import Sample
@@ -100,12 +100,12 @@ class Recorder:
         self._stages = {}
 
     @contextmanager
-    def timed(self, stage: Stage) -> Iterator[None]:
+    def timed(self, stage: StepStage) -> Iterator[None]:
         begin = time.monotonic()
         yield
         self.spent(stage, time.monotonic() - begin)
 
-    def spent(self, stage: Stage, seconds: float) -> None:
+    def spent(self, stage: StepStage, seconds: float) -> None:
         self._stages[stage.value] = self._stages.get(stage.value, 0.0) + seconds
         self._metrics.observe("distill_step_duration_seconds", seconds, stage=stage.value)
 

@@ -18,7 +18,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from distill_api.job import DistillationJob
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_workers.reporting.rollout_page import ROLLOUT_STYLE, Rollout, read_rollouts, rollouts_html
 from distill_workers.run_folder.run_folder import versions, write_whole
 
@@ -147,7 +147,7 @@ def _scores(ax: Axes, run: Run) -> None:
 
 def _seconds(ax: Axes, run: Run) -> None:
     ax.set_title("Seconds of a step, by stage")
-    stages = [stage for stage in Stage if any(stage in s.stages for s in run.steps)]
+    stages = [stage for stage in StepStage if any(stage in s.stages for s in run.steps)]
     if stages:
         heights = [[s.stages.get(stage, 0.0) for s in run.steps] for stage in stages]
         labels = [stage.value.replace("_", " ") for stage in stages]

@@ -22,7 +22,7 @@ def picked(samples: list[Sample]) -> list[tuple[str, Sample]]:
     if not own:
         return []
     # Not the first to arrive, which would be a short one.
-    first = min(own, key=lambda sample: (sample.prompt_index, sample.sibling))
+    first = min(own, key=lambda sample: (sample.prompt_index, sample.index_in_group))
     furthest = max(own, key=lambda sample: float(token_kl(sample).mean()))
     return [("first", first), *([("furthest", furthest)] if furthest is not first else [])]
 
@@ -35,7 +35,7 @@ def transcript(step: int, why: str, sample: Sample, decode: Decode) -> dict[str,
         "picked": why,
         "source": sample.source,
         "prompt_index": sample.prompt_index,
-        "sibling": sample.sibling,
+        "sibling": sample.index_in_group,
         "weight_version": sample.weight_version,
         "reward": sample.reward,
         "truncated": sample.truncated,

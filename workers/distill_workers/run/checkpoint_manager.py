@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.spec import Schedule
 from distill_workers.data.prompts import Cursor
 from distill_workers.evaluation.guards import Guards
@@ -69,7 +69,7 @@ class Keeper:
         if self.step == self._at.step:
             return
         await self.saved()
-        with self._record.timed(Stage.CHECKPOINT):
+        with self._record.timed(StepStage.CHECKPOINT):
             aside = self._folder.checkpoint_aside(self._at.step)
             await self._team.run(self._team.save, aside)
         self._saving = asyncio.ensure_future(self._publish(aside, self.state()))
@@ -87,7 +87,7 @@ class Keeper:
         """Waits until the checkpoint that is being written, if one is, is the newest. Raises what went wrong."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
-            with self._record.timed(Stage.CHECKPOINT):
+            with self._record.timed(StepStage.CHECKPOINT):
                 await saving
 
     def state(self) -> dict[str, Any]:

@@ -8,8 +8,8 @@ from distill_api.guards import GuardAction
 from distill_workers.data.prompts import Cursor
 from distill_workers.evaluation.guards import Decision, Guards
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.rollout.engine_pool import Fleet
-from distill_workers.rollout.pipeline import Rollouts
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.checkpoint_manager import Keeper, Standing
 from distill_workers.run.team import Team
 from distill_workers.run_folder.run_folder import RunFolder
@@ -25,13 +25,13 @@ class Intervention:
         standing: Standing,
         folder: RunFolder,
         team: Team,
-        fleet: Fleet,
-        rollouts: Rollouts,
+        engines: EnginePool,
+        rollouts: RolloutPipeline,
         cursor: Cursor,
         record: Recorder,
     ) -> None:
         self._guards, self._keeper, self._at, self._folder = guards, keeper, standing, folder
-        self._team, self._fleet, self._rollouts, self._cursor, self._record = team, fleet, rollouts, cursor, record
+        self._team, self._engines, self._rollouts, self._cursor, self._record = team, engines, rollouts, cursor, record
         self.stopped_by: Decision | None = None
         """What ends the run."""
 
@@ -69,7 +69,7 @@ class Intervention:
         same order, it would be led away again (PaLM, arXiv 2204.02311, section 5.1)."""
         self._rollouts.cancel()
         # An engine that comes back gets the trainer's weights as they are: not these, under the old version.
-        async with self._fleet.weights_change():
+        async with self._engines.updating_weights():
             await self._team.run(self._team.load, path)
             self._at.step = self._keeper.step = saved["step"]
             self._cursor.restore(self._at.cursor)
@@ -78,6 +78,6 @@ class Intervention:
             told = dataclasses.replace(decision, message=f"{decision.message}; back to step {self._at.step}")
             self._record.guard(told, self._at.step, self._guards.coefficient_factor)
             self._folder.roll_back(path, self._keeper.state())
-            await self._fleet.settle()
-            await self._fleet.push(self._team.weights, self._at.step)
+            await self._engines.drain()
+            await self._engines.push(self._team.weights, self._at.step)
             self._record.weights(self._at.step)

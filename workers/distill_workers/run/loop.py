@@ -26,7 +26,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from distill_api.job import DistillationJob
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.protocol import Phase
 from distill_api.status import Result
 from distill_workers.data.prompts import Cursor
@@ -38,8 +38,8 @@ from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import Reporter
 from distill_workers.reporting.recorder import Recorder, Step
-from distill_workers.rollout.engine_pool import Fleet
-from distill_workers.rollout.pipeline import Batch, Rollouts
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.pipeline import Batch, RolloutPipeline
 from distill_workers.run.checkpoint_manager import Keeper, Standing
 from distill_workers.run.guard_actions import Intervention
 from distill_workers.run.preflight import preflight
@@ -70,24 +70,24 @@ class Loop:
         job: DistillationJob,
         folder: RunFolder,
         team: Team,
-        fleet: Fleet,
+        engines: EnginePool,
         teachers: Teachers,
         cursor: Cursor,
-        rollouts: Rollouts,
+        rollouts: RolloutPipeline,
         evaluators: list[Evaluator],
         reporter: Reporter,
         tokenizer: Any,
     ) -> None:
-        self._spec, self._folder, self._team, self._fleet = job.spec, folder, team, fleet
+        self._spec, self._folder, self._team, self._engines = job.spec, folder, team, engines
         self._teachers, self._cursor, self._rollouts, self._evaluators = teachers, cursor, rollouts, evaluators
         self._reporter, self._tokenizer = reporter, tokenizer
         self._at = Standing(cursor.state())
         self._record = Recorder(folder, reporter, job.spec, tokenizer.decode)
-        self._record.engines = fleet.placed
+        self._record.engines = engines.count_placed
         self._guards = Guards(job.spec)
         self._keeper = Keeper(job.spec.schedule, folder, team, cursor, self._record, self._guards, self._at)
         self._intervention = Intervention(
-            self._guards, self._keeper, self._at, folder, team, fleet, rollouts, cursor, self._record
+            self._guards, self._keeper, self._at, folder, team, engines, rollouts, cursor, self._record
         )
         self._measuring: asyncio.Task[list[Measurement]] | None = None
         """The evaluation of the weights as they are, until it is heard."""
@@ -96,11 +96,11 @@ class Loop:
     async def run(self) -> str:
         """Returns how it ended, as a sentence. Raises Failure; Stopped after `stop`."""
         await self._keeper.resume()
-        async with self._fleet.weights_change():
+        async with self._engines.updating_weights():
             await self._push()
         if self._at.step == 0:
             self._reporter.update(phase=Phase.PREFLIGHT)
-            checks = preflight(self._spec, self._tokenizer, self._team, self._fleet, self._teachers, self._cursor)
+            checks = preflight(self._spec, self._tokenizer, self._team, self._engines, self._teachers, self._cursor)
             await self._unless_stopped(checks)
         self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
         try:
@@ -110,6 +110,7 @@ class Loop:
                 self._measuring.cancel()
         await self._keeper.saved()
         self._reporter.update(phase=Phase.EXPORTING)
+        self._folder.check_ownership()
         await self._team.run(self._team.export, self._folder.model)
         guard = self._intervention.stopped_by
         result = Result(
@@ -137,7 +138,7 @@ class Loop:
                 continue
             self._evaluate_if_due()
             # The engines need not wait for the checkpoint to be copied.
-            self._rollouts.ahead(at.step, steps)
+            self._rollouts.start_ahead(at.step, steps)
             if self._measuring is None:
                 await self._keeper.checkpoint_if_due()
 
@@ -162,7 +163,7 @@ class Loop:
             return None
         lag = statistics.fmean(self._at.step - s.weight_version for s in done.samples)
         rate = learning_rate(self._spec.trainer.optimizer, self._at.step, self._spec.schedule.steps)
-        async with self._fleet.weights_change():
+        async with self._engines.updating_weights():
             applying = time.monotonic()
             trained = await self._team.run(self._team.apply, rate)
             if trained["skipped"]:
@@ -172,13 +173,13 @@ class Loop:
                 )
             self._at.step, self._at.cursor = self._at.step + 1, batch.cursor_after
             settling = time.monotonic()
-            await self._fleet.settle()
+            await self._engines.drain()
             settled = time.monotonic()
-            with self._record.timed(Stage.WEIGHT_SYNC):
+            with self._record.timed(StepStage.WEIGHT_SYNC):
                 await self._push()
-        self._record.spent(Stage.TRAIN, done.training_seconds + settling - applying)
-        self._record.spent(Stage.ROLLOUT, done.rollout_seconds + settled - settling)
-        self._record.spent(Stage.TEACHER_SCORE, done.scoring_seconds)
+        self._record.spent(StepStage.TRAIN, done.training_seconds + settling - applying)
+        self._record.spent(StepStage.ROLLOUT, done.rollout_seconds + settled - settling)
+        self._record.spent(StepStage.TEACHER_SCORE, done.scoring_seconds)
         return self._record.step(Step(self._at.step, done.samples, trained, lag, time.monotonic() - begin))
 
     async def _accumulate(self, batch: Batch) -> Accumulated:
@@ -217,7 +218,7 @@ class Loop:
 
     async def _push(self) -> None:
         """The engines get the weights after `step` steps."""
-        await self._fleet.push(self._team.weights, self._at.step)
+        await self._engines.push(self._team.weights, self._at.step)
         self._record.weights(self._at.step)
 
     def _evaluate_if_due(self) -> None:
@@ -227,7 +228,7 @@ class Loop:
             self._measuring = asyncio.create_task(self._measure(step))
 
     async def _measure(self, step: int) -> list[Measurement]:
-        work = (evaluator.measure(step, self._fleet, self._teachers) for evaluator in self._evaluators)
+        work = (evaluator.measure(step, self._engines, self._teachers) for evaluator in self._evaluators)
         return await asyncio.gather(*work)
 
     async def _hear(self, begun: Batch | None) -> bool:
@@ -236,7 +237,7 @@ class Loop:
         if self._measuring is None:
             return True
         measuring, self._measuring = self._measuring, None
-        with self._record.timed(Stage.EVALUATE):
+        with self._record.timed(StepStage.EVALUATE):
             measured = await self._unless_stopped(measuring)
         # A checkpoint of this step that was made without its evaluation, by an attempt that was stopped, is made anew.
         self._keeper.step = -1
@@ -244,7 +245,7 @@ class Loop:
         decisions = [decision for e in entries if (decision := self._guards.after_evaluation(e)) is not None]
         if decisions and begun is not None:
             await self._team.run(self._team.discard)
-            self._rollouts.give_back(begun)
+            self._rollouts.put_back(begun)
         if self._spec.schedule.keep_best and self._record.best_step() == self._at.step:
             # A best step that was not saved could not be gone back to.
             await self._keeper.checkpoint()

@@ -13,7 +13,7 @@ from distill_workers.data.prompts import Cursor
 from distill_workers.data.sample import Sample
 from distill_workers.engine.engine import EngineRefused
 from distill_workers.failures import PreflightFailed
-from distill_workers.rollout.engine_pool import Fleet
+from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import sample_seed
 from distill_workers.run.team import Team
 from distill_workers.teacher.pool import BadScore, TeacherPool
@@ -31,12 +31,14 @@ TIMES_BEHIND_ONE_ADDRESS = 4
 """Of servers that somebody else runs: a load balancer may hide several, and gives each connection to one of them."""
 
 
-async def preflight(spec: Spec, tokenizer: Any, team: Team, fleet: Fleet, teachers: Teachers, cursor: Cursor) -> None:
+async def preflight(
+    spec: Spec, tokenizer: Any, team: Team, engines: EnginePool, teachers: Teachers, cursor: Cursor
+) -> None:
     """Raises PreflightFailed with the name of the check, what was expected, what came and what to do."""
     for teacher in teachers.pools.values():
         await teacher_answers(teacher)
         await same_vocabulary(tokenizer, teacher)
-    samples = await probe(spec, fleet, cursor)
+    samples = await probe(spec, engines, cursor)
     for teacher in teachers.pools.values():
         await teacher_is_sane(spec, samples, teacher, len(tokenizer))
         await replicas_agree(spec, samples, teacher)
@@ -87,12 +89,12 @@ async def same_vocabulary(tokenizer: Any, teacher: TeacherPool) -> None:
             )
 
 
-async def probe(spec: Spec, fleet: Fleet, cursor: Cursor) -> list[Sample]:
+async def probe(spec: Spec, engines: EnginePool, cursor: Cursor) -> list[Sample]:
     """A few short responses of the engines, to the first prompts of the data."""
     samples = []
     for prompt in cursor.peek(2):
         try:
-            [response] = await fleet.generate(
+            [response] = await engines.sample(
                 prompt.ids,
                 max_new_tokens=min(16, spec.rollout.max_response_tokens),
                 temperature=1.0,

@@ -19,7 +19,7 @@ from distill_workers.failures import Failure, VolumeFull, is_full
 from distill_workers.megatron.checkpoint import state
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.objective.coefficients import StepCoefficients
-from distill_workers.weight_sync.buckets import Buffers, Named, Pass
+from distill_workers.weight_sync.buckets import Buffers, NamedTensor, WeightPass
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -112,14 +112,14 @@ class Team(Work):
         # Shielded: a cancelled caller must not leave the other ranks in half a collective.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, call))
 
-    def weights(self, buffers: Buffers) -> Pass:
+    def weights(self, buffers: Buffers) -> WeightPass:
         """A pass over the student's weights as they are in its turn among the calls of the team (a Source)."""
 
-        def tensors() -> Iterator[Named]:
+        def tensors() -> Iterator[NamedTensor]:
             announce(self._group, (self.give_weights.__name__, (), {}))
             yield from self._student.hf_tensors()
 
-        return Pass(self._thread, tensors, buffers)
+        return WeightPass(self._thread, tensors, buffers)
 
     async def written(self) -> None:
         """Until rank 0 has written what it is to save: the others are then as good as done, and `saved` is short."""

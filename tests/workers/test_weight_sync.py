@@ -26,7 +26,7 @@ PROMPT = list(range(100, 120))
 
 
 async def holds(engine: Any, model: Path, version: int) -> None:
-    [response] = await engine.generate(PROMPT, seeds=[3], max_new_tokens=12)
+    [response] = await engine.sample(PROMPT, seeds=[3], max_new_tokens=12)
     assert set(response.versions) == {version}
     assert response.logprobs == pytest.approx(hf_logprobs(model, PROMPT, response.ids), abs=1e-3)
 
@@ -56,7 +56,7 @@ async def test_a_request_in_flight_goes_on_with_new_weights_and_each_token_names
         if spanning:
             break
         await sync.push(weights_of(tiny_model(0)), 10, {0: engine})
-        running = asyncio.create_task(engine.generate(prompt, seeds=[1, 2, 3, 4], max_new_tokens=400))
+        running = asyncio.create_task(engine.sample(prompt, seeds=[1, 2, 3, 4], max_new_tokens=400))
         await asyncio.sleep(0.3)
         await sync.push(weights_of(tiny_model(2)), 11, {0: engine})
         spanning = [response for response in await running if len(set(response.versions)) > 1]
@@ -99,7 +99,7 @@ async def test_a_killed_engine_is_named_and_after_a_restart_a_push_to_it_works(
 ) -> None:
     sync = DistributedSync(tiny_spec, "127.0.0.1", timeout_seconds=90)
     await sync.push(weights_of(tiny_model(0)), 1, {0: engine})
-    os.kill((await engine.whereabouts())["server_pid"], signal.SIGKILL)
+    os.kill((await engine.info())["server_pid"], signal.SIGKILL)
     begin = time.monotonic()
     with pytest.raises(EngineLost) as lost:
         await sync.push(weights_of(tiny_model(2)), 2, {0: engine})
@@ -124,7 +124,7 @@ async def test_an_engine_that_hangs_in_a_push_is_lost_after_the_timeout_and_the_
         await sync.push(weights_of(tiny_model(2)), 1, {0: engine, 1: other})
         for one in (engine, other):
             await holds(one, tiny_model(2), 1)
-        pid, begin_update = (await other.whereabouts())["server_pid"], other.begin_update
+        pid, begin_update = (await other.info())["server_pid"], other.begin_update
 
         async def begin_and_hang() -> None:
             await begin_update()

@@ -1,4 +1,4 @@
-"""What `distill run` and `distill watch` show: a live panel on a terminal, one line for each change elsewhere."""
+"""The progress of a job as `run` and `watch` show it: a live panel on a terminal, a line for each change elsewhere."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -13,22 +13,26 @@ from rich.table import Table
 from rich.text import Text
 
 from distill_api.status import Progress
-from distill_cli.snapshot import Moment, RoleState
+from distill_cli.snapshot import RoleState, Snapshot
 
 CURVE_CELLS = 40
-"""Width of a sparkline."""
+"""Width of a sparkline, in characters."""
 BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 class View(Protocol):
-    def show(self, moment: Moment) -> None: ...
+    """Where the progress of a job is shown."""
 
-    def say(self, sentence: str) -> None: ...
+    def show(self, snapshot: Snapshot) -> None:
+        """Show the snapshot, or what is new in it."""
+
+    def say(self, sentence: str) -> None:
+        """Show a sentence that stays."""
 
 
 @contextmanager
 def view(console: Console) -> Iterator[View]:
-    """The view that suits the console."""
+    """Yield the view that suits the console."""
     if not console.is_terminal:
         yield Plain()
         return
@@ -37,26 +41,26 @@ def view(console: Console) -> Iterator[View]:
 
 
 class Plain:
-    """A line for each new step or phase, each change of a role or of what is slowest, each event, evaluation and
-    decision of a guard."""
+    """A view that prints a line for each new step or phase, each change of a role or of the bottleneck, each event,
+    each evaluation and each decision of a guard."""
 
     def __init__(self) -> None:
         self._shown: set[str] = set()
         self._last: dict[str, str] = {}
         self._begin = time.monotonic()
 
-    def show(self, moment: Moment) -> None:
-        for line in passing_lines(moment):
+    def show(self, snapshot: Snapshot) -> None:
+        for line in passing_lines(snapshot):
             if line not in self._shown:
                 self._shown.add(line)
                 self.say(line)
-        # A state that comes back is news again.
-        for what, line in (("roles", roles_line(moment.roles)), ("progress", progress_line(moment))):
+        # A state that comes back is printed again.
+        for what, line in (("roles", roles_line(snapshot.roles)), ("progress", progress_line(snapshot))):
             if line and self._last.get(what) != line:
                 self._last[what] = line
                 self.say(line)
-        # Its share of the step is another after each: only another part is news.
-        part, advice = moment.progress.bottleneck, moment.progress.advice
+        # The advice names a share of the step, which changes with every step: it is printed for another part alone.
+        part, advice = snapshot.progress.bottleneck, snapshot.progress.advice
         if part and advice and self._last.get("advice") != part:
             self._last["advice"] = part
             self.say(f"{'Advice':<10} {advice}")
@@ -66,32 +70,32 @@ class Plain:
 
 
 class Panel:
-    """The present state, redrawn in place; what must not be missed scrolls above it."""
+    """A view that redraws the present state in place; events, evaluations and guards scroll above it."""
 
     def __init__(self, live: Live) -> None:
         self._live = live
         self._shown: set[str] = set()
         self._begin = time.monotonic()
 
-    def show(self, moment: Moment) -> None:
-        for line in passing_lines(moment):
+    def show(self, snapshot: Snapshot) -> None:
+        for line in passing_lines(snapshot):
             if line not in self._shown:
                 self._shown.add(line)
                 self.say(line)
-        self._live.update(panel(moment, time.monotonic() - self._begin))
+        self._live.update(panel(snapshot, time.monotonic() - self._begin))
 
     def say(self, sentence: str) -> None:
         self._live.console.print(Text(sentence))
 
 
-def panel(moment: Moment, elapsed: float) -> RenderableType:
-    """Step, KL and reward with their curves, time to go, what to change, seconds by stage, and the roles."""
-    p = moment.progress
+def panel(snapshot: Snapshot, elapsed: float) -> RenderableType:
+    """Return step, KL and reward with their curves, time to go, advice, seconds by stage, and the roles."""
+    p = snapshot.progress
     bar = Table.grid(padding=(0, 1))
     left = p.estimated_remaining_seconds
     to_go = f"{clock(left)} to go" if left is not None and p.step < p.total_steps else ""
     bar.add_row(
-        Text(f"{moment.state:<10}", style="bold"),
+        Text(f"{snapshot.state:<10}", style="bold"),
         ProgressBar(total=max(1, p.total_steps), completed=p.step, width=40),
         f"step {p.step}/{p.total_steps}",
         clock(elapsed),
@@ -99,7 +103,7 @@ def panel(moment: Moment, elapsed: float) -> RenderableType:
     )
     rows: list[RenderableType] = [bar]
     curves = Table.grid(padding=(0, 1))
-    named = (("reverse KL", p.reverse_kl, moment.curves.reverse_kl), ("reward", p.reward, moment.curves.reward))
+    named = (("reverse KL", p.reverse_kl, snapshot.curves.reverse_kl), ("reward", p.reward, snapshot.curves.reward))
     for name, value, curve in named:
         if value is not None:
             curves.add_row(Text(f"{name} {value}"), Text(sparkline(curve), style="cyan"))
@@ -113,10 +117,10 @@ def panel(moment: Moment, elapsed: float) -> RenderableType:
     rows.append(Text("   ".join(f"{name} {value}" for name, value in numbers.items() if value is not None)))
     if p.advice and p.step < p.total_steps:
         rows.append(Text(p.advice, style="italic"))
-    if moment.stages:
-        rows.append(Text("   ".join(f"{name.replace('_', ' ')} {s:.1f} s" for name, s in moment.stages.items())))
-    if moment.roles:
-        rows.append(Text("   ").join(_role(role) for role in moment.roles))
+    if snapshot.stages:
+        rows.append(Text("   ".join(f"{name.replace('_', ' ')} {s:.1f} s" for name, s in snapshot.stages.items())))
+    if snapshot.roles:
+        rows.append(Text("   ").join(_role(role) for role in snapshot.roles))
     return Group(*rows)
 
 
@@ -127,7 +131,7 @@ def _role(role: RoleState) -> Text:
 
 
 def sparkline(values: Sequence[float], cells: int = CURVE_CELLS) -> str:
-    """One block for each of up to `cells` means of neighbouring values, from the lowest to the highest of them."""
+    """Return a block for each of up to `cells` means of neighbouring values, scaled from the lowest to the highest."""
     if not values:
         return ""
     count = min(cells, len(values))
@@ -140,17 +144,19 @@ def sparkline(values: Sequence[float], cells: int = CURVE_CELLS) -> str:
 
 
 def clock(seconds: float) -> str:
+    """Return a duration as H:MM:SS."""
     whole = round(seconds)
     return f"{whole // 3600}:{whole // 60 % 60:02d}:{whole % 60:02d}"
 
 
-def passing_lines(moment: Moment) -> list[str]:
-    """What is said once and does not stay: events, evaluations, decisions of guards."""
-    happened = [f"{'Warning' if h.warning else 'Event':<10} {h.reason}: {h.message}" for h in moment.happenings]
-    return [*happened, *evaluation_lines(moment.progress), *guard_lines(moment.progress)]
+def passing_lines(snapshot: Snapshot) -> list[str]:
+    """Return the lines that are shown once: events, evaluations, decisions of guards."""
+    events = [f"{'Warning' if e.warning else 'Event':<10} {e.reason}: {e.message}" for e in snapshot.events]
+    return [*events, *evaluation_lines(snapshot.progress), *guard_lines(snapshot.progress)]
 
 
 def evaluation_lines(progress: Progress) -> list[str]:
+    """Return a line for the newest values of each evaluation."""
     return [
         f"{'Evaluation':<10} step {e.step}: {e.name}, "
         + ", ".join(
@@ -168,16 +174,19 @@ def evaluation_lines(progress: Progress) -> list[str]:
 
 
 def guard_lines(progress: Progress) -> list[str]:
+    """Return a line for each decision of a guard."""
     return [f"{'Guard':<10} step {e.step}: {e.guard}, {e.action}: {e.message}" for e in progress.guard_events]
 
 
 def roles_line(roles: Sequence[RoleState]) -> str:
+    """Return how many pods of each role are ready, or nothing where there are no roles."""
     return f"{'Roles':<10} " + ", ".join(_role(role).plain for role in roles) if roles else ""
 
 
-def progress_line(moment: Moment) -> str:
-    p = moment.progress
-    parts = [f"{moment.state:<10} step {p.step}/{p.total_steps}"]
+def progress_line(snapshot: Snapshot) -> str:
+    """Return state, step, KL, reward and time to go."""
+    p = snapshot.progress
+    parts = [f"{snapshot.state:<10} step {p.step}/{p.total_steps}"]
     if p.reverse_kl is not None:
         parts.append(f"reverse KL {p.reverse_kl}")
     if p.reward is not None:

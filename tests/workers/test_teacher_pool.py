@@ -16,7 +16,7 @@ from conftest import TinyModel, hf_logprobs, spec_of
 import distill_workers.teacher.pool as module
 from distill_workers.teacher import replicas
 from distill_workers.teacher.pool import BadScore, TeacherPool, TeacherUnreachable
-from distill_workers.teacher.protocol import Ask
+from distill_workers.teacher.protocol import TeacherRequest
 from distill_workers.teacher.sglang_protocol import read_scores, scoring_request
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -402,7 +402,9 @@ async def test_the_first_sibling_goes_alone_and_the_others_follow_to_its_replica
         fake.answer = slowly
     pool = await pool_of(*fakes)
     prompts = [[number] * 400 for number in range(4)]
-    tasks = [asyncio.create_task(pool.score(p, [1, sibling], None)) for p in prompts for sibling in range(5)]
+    tasks = [
+        asyncio.create_task(pool.score(p, [1, index_in_group], None)) for p in prompts for index_in_group in range(5)
+    ]
     await asyncio.sleep(0.05)
     assert sum(len(f.bodies) for f in fakes) == 4, "one of each prompt while no prefix is cached"
     await asyncio.gather(*tasks)
@@ -445,7 +447,9 @@ async def test_after_a_prefetch_no_sibling_goes_alone(fakes: Any) -> None:
     prompts = [[number] * 400 for number in range(2)]
     ahead = [asyncio.create_task(pool.prefetch(p)) for p in prompts]
     await asyncio.sleep(0.05)
-    tasks = [asyncio.create_task(pool.score(p, [1, sibling], None)) for p in prompts for sibling in range(3)]
+    tasks = [
+        asyncio.create_task(pool.score(p, [1, index_in_group], None)) for p in prompts for index_in_group in range(3)
+    ]
     await asyncio.sleep(0.01)
     assert [len(f.bodies) for f in fakes] == [1, 1], "siblings wait for a prefetch under way"
     await asyncio.gather(*ahead)
@@ -469,7 +473,7 @@ async def test_after_a_failed_prefetch_the_first_sibling_goes_alone(fakes: Any, 
     prompt = [7] * 400
     tasks = [asyncio.create_task(pool.prefetch(prompt))]
     await asyncio.sleep(0.02)
-    tasks += [asyncio.create_task(pool.score(prompt, [1, sibling], None)) for sibling in range(3)]
+    tasks += [asyncio.create_task(pool.score(prompt, [1, index_in_group], None)) for index_in_group in range(3)]
     await asyncio.sleep(0.06)
     assert [len(body["input_ids"]) for body in fakes[0].bodies] == [400, 402], "one alone, after the prefetch"
     await asyncio.gather(*tasks)
@@ -538,7 +542,7 @@ async def test_a_prefetched_prompt_is_in_the_servers_cache(real: TeacherPool, ti
     await real.prefetch(prompt)
     replica = real._replicas.least_loaded()
     assert replica is not None
-    answer = await real._send(replica, Ask("/generate", scoring_request(prompt, RESPONSE, None)), 84, 30)
+    answer = await real._send(replica, TeacherRequest("/generate", scoring_request(prompt, RESPONSE, None)), 84, 30)
     assert answer["meta_info"]["cached_tokens"] == len(prompt) - 1
     assert (await real.score(prompt, RESPONSE, None)).logprobs == pytest.approx(
         hf_logprobs(tiny_model(1), prompt, RESPONSE), abs=1e-4

@@ -7,7 +7,7 @@ from megatron_ranks import run_ranks
 
 from distill_workers.megatron import support_overlap as module
 from distill_workers.megatron.logprobs import Vocabulary
-from distill_workers.megatron.support_overlap import overlap
+from distill_workers.megatron.support_overlap import support_overlap
 
 TOKENS, HIDDEN, VOCABULARY, WIDTH = 50, 8, 37, 6
 
@@ -35,13 +35,13 @@ def test_it_equals_the_intersection_of_the_two_sets(padding: int, monkeypatch: p
     padded = torch.cat([head, torch.full((padding, HIDDEN), 50.0)])
     monkeypatch.setattr(module, "CHUNK_BYTES", 1)  # chunks of 16 tokens
 
-    torch.testing.assert_close(overlap(hidden, padded, ids, Vocabulary(0, VOCABULARY, None)), expected())
+    torch.testing.assert_close(support_overlap(hidden, padded, ids, Vocabulary(0, VOCABULARY, None)), expected())
 
 
 def test_no_token_has_no_overlap() -> None:
     hidden, head, ids = problem()
 
-    assert overlap(hidden[:0], head, ids[:0], Vocabulary(0, VOCABULARY, None)).tolist() == []
+    assert support_overlap(hidden[:0], head, ids[:0], Vocabulary(0, VOCABULARY, None)).tolist() == []
 
 
 def parallel_overlap(first_rows: int) -> torch.Tensor:
@@ -52,7 +52,7 @@ def parallel_overlap(first_rows: int) -> torch.Tensor:
     start, end = ((0, first_rows), (first_rows, VOCABULARY))[rank]
     group = dist.new_group([0, 1])
     assert isinstance(group, dist.ProcessGroup)
-    return overlap(hidden, head[start:end], ids, Vocabulary(start, end - start, group))
+    return support_overlap(hidden, head[start:end], ids, Vocabulary(start, end - start, group))
 
 
 def test_two_ranks_with_a_part_of_the_vocabulary_each_find_the_same() -> None:

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from distill_workers.teacher.openai_protocol import OpenAIWire
-from distill_workers.teacher.protocol import Ask, BadScore
+from distill_workers.teacher.openai_protocol import OpenAIProtocol
+from distill_workers.teacher.protocol import BadScore, TeacherRequest
 
 PROMPT, RESPONSE = [5, 6, 7], [8, 9]
 
@@ -35,38 +35,38 @@ def echo(body: dict[str, Any]) -> dict[str, Any]:
     return {"choices": [{"index": 0, "text": "", "logprobs": logprobs, "prompt_token_ids": ids}]}
 
 
-async def wire_of(server: Callable[[dict[str, Any]], Any]) -> OpenAIWire:
-    wire = OpenAIWire("big")
+async def wire_of(server: Callable[[dict[str, Any]], Any]) -> OpenAIProtocol:
+    protocol = OpenAIProtocol("big")
 
-    async def send(ask: Ask) -> Any:
+    async def send(ask: TeacherRequest) -> Any:
         return server(ask.body)
 
-    await wire.learn(send)
-    return wire
+    await protocol.detect(send)
+    return protocol
 
 
 async def test_the_request_is_what_vllm_documents() -> None:
-    wire = await wire_of(vllm)
-    assert wire.scoring(PROMPT, RESPONSE, 3) == Ask(
+    protocol = await wire_of(vllm)
+    assert protocol.score_request(PROMPT, RESPONSE, 3) == TeacherRequest(
         "/v1/completions",
         {"model": "big", "prompt": [5, 6, 7, 8, 9], "temperature": 0, "max_tokens": 1, "prompt_logprobs": 3},
     )
 
 
 async def test_the_tokens_own_log_probability_is_looked_up_by_its_id_and_the_likeliest_are_in_order() -> None:
-    wire = await wire_of(vllm)
-    scores = wire.read_scores(vllm(wire.scoring(PROMPT, RESPONSE, 3).body), PROMPT, RESPONSE, 3)
+    protocol = await wire_of(vllm)
+    scores = protocol.read_scores(vllm(protocol.score_request(PROMPT, RESPONSE, 3).body), PROMPT, RESPONSE, 3)
     assert scores.logprobs == [-7.5, -7.5]
     assert scores.top_ids is not None and scores.top_ids.tolist() == [[101, 102, 103]] * 2, "without the token itself"
     assert scores.top_logprobs is not None and scores.top_logprobs.tolist() == [[-0.5, -1.0, -1.5]] * 2
-    plain = wire.read_scores(vllm(wire.scoring(PROMPT, RESPONSE, None).body), PROMPT, RESPONSE, None)
+    plain = protocol.read_scores(vllm(protocol.score_request(PROMPT, RESPONSE, None).body), PROMPT, RESPONSE, None)
     assert plain.logprobs == [-7.5, -7.5] and plain.top_ids is None
 
 
 async def test_the_servers_own_tokenizer_names_each_id() -> None:
     for server in (vllm, echo):
-        wire = await wire_of(server if server is vllm else lambda body: {"choices": [{"text": ""}]})
-        names = wire.read_names(server(wire.naming([5, 9, 7]).body), [5, 9, 7])
+        protocol = await wire_of(server if server is vllm else lambda body: {"choices": [{"text": ""}]})
+        names = protocol.read_token_texts(server(protocol.token_texts_request([5, 9, 7]).body), [5, 9, 7])
         assert names == (["<5>", "<9>", "<7>"] if server is vllm else ["<5>", None, "<7>"])
 
 
@@ -75,12 +75,12 @@ async def test_a_server_that_knows_no_prompt_logprobs_is_asked_to_echo() -> None
         raise BadScore("refused", "unknown field prompt_logprobs")
 
     for server in (refuses, lambda body: {"choices": [{"text": ""}]}):
-        wire = await wire_of(server)
-        ask = wire.scoring(PROMPT, RESPONSE, None)
+        protocol = await wire_of(server)
+        ask = protocol.score_request(PROMPT, RESPONSE, None)
         assert ask.body["echo"] is True and ask.body["max_tokens"] == 1
-        assert wire.read_scores(echo(ask.body), PROMPT, RESPONSE, None).logprobs == [-7.5, -7.5]
+        assert protocol.read_scores(echo(ask.body), PROMPT, RESPONSE, None).logprobs == [-7.5, -7.5]
         with pytest.raises(BadScore, match=r"objective\.support top-k cannot use it"):
-            wire.scoring(PROMPT, RESPONSE, 8)
+            protocol.score_request(PROMPT, RESPONSE, 8)
 
 
 Change = Callable[[dict[str, Any]], Any]
@@ -104,11 +104,11 @@ Change = Callable[[dict[str, Any]], Any]
 async def test_an_answer_of_vllm_that_cannot_be_right_fails_the_sample_with_a_reason(
     reason: str, change: Change
 ) -> None:
-    wire = await wire_of(vllm)
-    answer = vllm(wire.scoring(PROMPT, RESPONSE, 2).body)
+    protocol = await wire_of(vllm)
+    answer = vllm(protocol.score_request(PROMPT, RESPONSE, 2).body)
     change(answer["choices"][0])
     with pytest.raises(BadScore) as error:
-        wire.read_scores(answer, PROMPT, RESPONSE, 2)
+        protocol.read_scores(answer, PROMPT, RESPONSE, 2)
     assert error.value.reason == reason
 
 
@@ -122,16 +122,16 @@ async def test_an_answer_of_vllm_that_cannot_be_right_fails_the_sample_with_a_re
     ],
 )
 async def test_an_echo_that_cannot_be_right_fails_the_sample_with_a_reason(reason: str, change: Change) -> None:
-    wire = await wire_of(lambda body: {"choices": [{"text": ""}]})
+    protocol = await wire_of(lambda body: {"choices": [{"text": ""}]})
     answer = echo({"prompt": [*PROMPT, *RESPONSE]})
     change(answer["choices"][0])
     with pytest.raises(BadScore) as error:
-        wire.read_scores(answer, PROMPT, RESPONSE, None)
+        protocol.read_scores(answer, PROMPT, RESPONSE, None)
     assert error.value.reason == reason
 
 
 @pytest.mark.parametrize("answer", [[], {}, {"choices": []}, {"choices": [3]}, "no"])
 async def test_what_is_no_completion_at_all_fails_the_sample(answer: Any) -> None:
-    wire = await wire_of(vllm)
+    protocol = await wire_of(vllm)
     with pytest.raises(BadScore, match="malformed"):
-        wire.read_scores(answer, PROMPT, RESPONSE, None)
+        protocol.read_scores(answer, PROMPT, RESPONSE, None)

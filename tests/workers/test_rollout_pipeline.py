@@ -13,7 +13,7 @@ from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.rewards import RewardError
-from distill_workers.rollout.pipeline import TRIES, Batch, Rollouts, sample_seed
+from distill_workers.rollout.pipeline import TRIES, Batch, RolloutPipeline, sample_seed
 from distill_workers.teacher.protocol import BadScore, Scores
 from distill_workers.teacher.teachers import Teachers
 
@@ -24,7 +24,7 @@ class Engines:
     def __init__(self, refused: set[int]) -> None:
         self.refused, self.seeds = refused, list[int]()
 
-    async def draw(self, prompt_ids: list[int], *, seed: int, **_: Any) -> Response:
+    async def generate(self, prompt_ids: list[int], *, seed: int, **_: Any) -> Response:
         self.seeds.append(seed)
         if prompt_ids[0] in self.refused:
             raise EngineRefused("too long")
@@ -73,14 +73,14 @@ def pipeline(
     objective: Any = None,
     data: Any = None,
     **rollout: Any,
-) -> Rollouts:
+) -> RolloutPipeline:
     changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
     spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {}, data=data or {})).spec
     prompts = [Prompt(i, [i], str(i), source="sums", response=f"={i}") for i in range(8)]
     cursor = Cursor(prompts, seed=0, shuffle=False)
     played: Any = teacher
     parts: Any = (engines, Teachers({"": played}))
-    return Rollouts(spec, cursor, *parts, rewards or {}, Tokenizer(), metrics)
+    return RolloutPipeline(spec, cursor, *parts, rewards or {}, Tokenizer(), metrics)
 
 
 def failed(metrics: Metrics) -> dict[str, float]:
@@ -172,7 +172,7 @@ async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Pat
 
 
 def test_a_seed_depends_on_nothing_but_its_own_place() -> None:
-    places = [(step, prompt, sibling) for step in range(3) for prompt in range(3) for sibling in range(3)]
+    places = [(step, prompt, index_in_group) for step in range(3) for prompt in range(3) for index_in_group in range(3)]
     seeds = [sample_seed(7, *place) for place in places]
     assert seeds == [sample_seed(7, *place) for place in places]
     assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**31 for s in seeds)

@@ -21,16 +21,16 @@ from distill_api.job import DistillationJob, parse_job
 from distill_api.protocol import Variable
 from distill_workers.engine.request import EngineUnavailable, Request
 from distill_workers.metrics import Metrics
-from distill_workers.rollout.engine_pool import Fleet
+from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.weight_sync.broadcast import DistributedSync
-from distill_workers.weight_sync.buckets import Buffers, Pass
+from distill_workers.weight_sync.buckets import Buffers, WeightPass
 
 PROMPT = list(range(40, 60))
 
 
 async def holds(engine: Any, model: Path, version: int) -> None:
-    [response] = await engine.draw([Request(PROMPT, 3, 8)])
+    [response] = await engine.generate([Request(PROMPT, 3, 8)])
     assert response.versions == [version] * len(response.ids)
     assert response.logprobs == pytest.approx(hf_logprobs(model, PROMPT, response.ids), abs=1e-3)
 
@@ -46,7 +46,7 @@ class Gone:
     """An engine whose RayCluster is deleted."""
 
     async def start(self, model: str) -> float:
-        raise EngineUnavailable("no actor can be made")
+        raise EngineUnavailable("no actor can be created")
 
 
 def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
@@ -54,17 +54,17 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
 ) -> None:
     """As when a job is suspended: RayCluster and trainer are deleted together, and the engines go first."""
     monkeypatch.setenv(Variable.RAY, "ray://127.0.0.1:1")
-    monkeypatch.setattr("distill_workers.engine.ray_connection.attach", lambda _: time.sleep(60))
+    monkeypatch.setattr("distill_workers.engine.ray_connection.connect", lambda _: time.sleep(60))
     job = job_of(tiny_model, tmp_path)
 
     async def lose_everything_and_close() -> None:
-        fleet = Fleet(job, RunFolder(job), Metrics())
-        fleet._engines = {0: Gone()}  # type: ignore[dict-item]  # all that is asked of it
-        fleet._slots.add(0)
-        fleet._lost(0, "the pod is gone")
-        while fleet._ray._thread is None:
+        pool = EnginePool(job, RunFolder(job), Metrics())
+        pool._engines = {0: Gone()}  # type: ignore[dict-item]  # all that is asked of it
+        pool._scheduler.add(0)
+        pool._mark_lost(0, "the pod is gone")
+        while pool._ray._thread is None:
             await asyncio.sleep(0.05)
-        await fleet.close()
+        await pool.close()
 
     begin = time.monotonic()
     asyncio.run(lose_everything_and_close())
@@ -79,14 +79,14 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
     monkeypatch.setattr("distill_workers.rollout.engine_pool.CATCH_UP_SECONDS", 3.0)
     job = job_of(tiny_model, tmp_path)
     folder = RunFolder(job)
-    fleet = Fleet(job, folder, Metrics())
+    pool = EnginePool(job, folder, Metrics())
     weights = list(load_file(tiny_model(2) / "model.safetensors").items())
     thread = ThreadPoolExecutor(1)
     # The first push; the one to the engine that came back; the next to both.
     passes, signals = 0, {1: signal.SIGKILL, 3: signal.SIGSTOP, 6: signal.SIGSTOP}
     try:
-        await fleet.start(str(tiny_model(0)))
-        fleet._sync = DistributedSync(job.spec, "127.0.0.1", timeout_seconds=60, bucket_bytes=200_000)
+        await pool.start(str(tiny_model(0)))
+        pool._sync = DistributedSync(job.spec, "127.0.0.1", timeout_seconds=60, bucket_bytes=200_000)
 
         def tensors() -> Iterator[tuple[str, torch.Tensor]]:
             for number, (name, tensor) in enumerate(weights):
@@ -95,39 +95,39 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
                         os.kill(pid, signals[passes])
                 yield name, tensor
 
-        def source(buffers: Buffers) -> Pass:
+        def source(buffers: Buffers) -> WeightPass:
             nonlocal passes
             passes += 1
-            return Pass(thread, tensors, buffers)
+            return WeightPass(thread, tensors, buffers)
 
         async def push(version: int) -> float:
             begin = time.monotonic()
-            async with fleet.weights_change():
+            async with pool.updating_weights():
                 await asyncio.get_running_loop().run_in_executor(thread, print, "a step of training")
-                await fleet.push(source, version)
+                await pool.push(source, version)
             return time.monotonic() - begin
 
         assert await push(1) < 30, "the others did not wait for the dead one"
-        assert fleet._slots.open == {0}
+        assert pool._scheduler.open == {0}
         assert passes == 2, "what the first pass had sent is not trusted"
-        await holds(fleet._engines[0], tiny_model(2), 1)
+        await holds(pool._engines[0], tiny_model(2), 1)
         async with asyncio.timeout(200):
             while passes < 3:
                 await asyncio.sleep(0.05)
         assert await push(2) < 15, "training goes on while the engine that came back hangs"
-        assert fleet._slots.open == {0}
-        await holds(fleet._engines[0], tiny_model(2), 2)
+        assert pool._scheduler.open == {0}
+        await holds(pool._engines[0], tiny_model(2), 2)
         async with asyncio.timeout(200):
-            while fleet._slots.open != {0, 1}:
+            while pool._scheduler.open != {0, 1}:
                 await asyncio.sleep(0.1)
         assert passes == 5, "a pass of its own"
-        await holds(fleet._engines[1], tiny_model(2), 2)
+        await holds(pool._engines[1], tiny_model(2), 2)
         monkeypatch.setattr("distill_workers.weight_sync.broadcast.PATIENCE_SECONDS", 5.0)
         assert await push(3) < 50, "neither the group's timeout nor a request's"
-        assert fleet._slots.open == {0}
-        await holds(fleet._engines[0], tiny_model(2), 3)
+        assert pool._scheduler.open == {0}
+        await holds(pool._engines[0], tiny_model(2), 3)
     finally:
-        await fleet.close()
+        await pool.close()
 
 
 class Ready:
@@ -159,39 +159,39 @@ def test_engines_join_a_running_job_and_those_that_are_too_many_do_not_come_back
 
     async def until(open_engines: set[int]) -> None:
         async with asyncio.timeout(60):
-            while fleet._slots.open != open_engines:
+            while pool._scheduler.open != open_engines:
                 await asyncio.sleep(0.01)
 
     async def live() -> None:
         for number in (0, 1):
-            await fleet._engines[number].start("")
-            fleet._slots.add(number)
-        assert fleet.placed() == 2
+            await pool._engines[number].start("")
+            pool._scheduler.add(number)
+        assert pool.count_placed() == 2
         ask(4)
-        watch = asyncio.create_task(fleet._watch())
+        watch = asyncio.create_task(pool._check_health())
         await until({0, 1, 2, 3})
-        assert fleet.placed() == 4, "what is paid for"
+        assert pool.count_placed() == 4, "what is paid for"
         ask(3)
         async with asyncio.timeout(60):
-            while fleet._wanted != 3:
+            while pool._wanted != 3:
                 await asyncio.sleep(0.01)
-        fleet._lost(1, "its pod was taken away")
+        pool._mark_lost(1, "its pod was taken away")
         async with asyncio.timeout(60):
-            while 1 in fleet._engines:
+            while 1 in pool._engines:
                 await asyncio.sleep(0.01)
         await until({0, 2, 3})
-        assert fleet.placed() == 3
+        assert pool.count_placed() == 3
         # One that is lost by another cause is wanted still.
-        fleet._lost(2, "it crashed")
+        pool._mark_lost(2, "it crashed")
         await until({0, 2, 3})
         file.write_text("nonsense")
         await asyncio.sleep(0.1)
-        assert fleet._wanted == 3
+        assert pool._wanted == 3
         watch.cancel()
 
     async def health(self: Any, timeout_seconds: float = 0.0) -> None:
         return None
 
     monkeypatch.setattr(Ready, "health", health, raising=False)
-    fleet = Fleet(job, RunFolder(job), Metrics())
+    pool = EnginePool(job, RunFolder(job), Metrics())
     asyncio.run(live())
