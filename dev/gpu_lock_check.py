@@ -1,4 +1,4 @@
-"""Says how far the program of workers/requirements-gpu.lock comes on a machine without a GPU, and where each part stops.
+"""Says how far the program of workers/requirements-gpu.lock comes without a GPU, and where each part stops.
 
     python3.11 -m uv venv --python python3.11 /tmp/gpu && python3.11 -m uv pip sync --require-hashes \
         --python /tmp/gpu/bin/python workers/requirements-gpu.lock
@@ -9,9 +9,11 @@ nothing may stop.
 """
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
+import sysconfig
 import traceback
 from importlib.metadata import version
 from pathlib import Path
@@ -47,7 +49,8 @@ def stops(module: str) -> str | None:
         importlib.import_module(module)
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        why = " ".join(str(error).split())[:300]
+        why = " ".join(str(error).split())
+        why = why if len(why) <= 300 else f"… {why[-300:]}"
         return f"{type(error).__name__}: {why} ({Path(place.filename).name}:{place.lineno})"
     return None
 
@@ -93,6 +96,8 @@ def in_own_process(call: str) -> tuple[bool, str]:
 def main() -> int:
     import torch
 
+    # DeepGEMM and FlashInfer look for nvcc there, as the image says.
+    os.environ.setdefault("CUDA_HOME", f"{sysconfig.get_path('purelib')}/nvidia/cu13")
     driver = torch.cuda.is_available()
     print("versions:", ", ".join(f"{name} {version(name)}" for name in PACKAGES))
     print("driver and device:", "yes" if driver else "none")

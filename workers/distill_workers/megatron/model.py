@@ -73,6 +73,16 @@ class Norm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
 
 
+def check_experts(shape: Shape, *, on_gpu: bool, with_engine: bool) -> None:
+    """Raise UnsupportedModel for experts on a GPU without Transformer Engine's grouped layers: one after the other, as
+    Megatron's SequentialMLP has them, 128 experts of each layer are thousands of tiny kernels."""
+    if on_gpu and shape.experts is not None and not with_engine:
+        raise UnsupportedModel(
+            f"a mixture of {shape.experts.count} experts cannot be trained on GPUs here: Transformer Engine is not "
+            "installed (or trainer.lora is set, which does without); train a dense student, or use an image that has it"
+        )
+
+
 def build_model(
     shape: Shape,
     ranks: Ranks,
@@ -101,6 +111,7 @@ def build_model(
         raise UnsupportedModel(f"{shape.vocab_size} tokens are too few for parallelism.tensor {ranks.tensor_size}")
     on_gpu = ranks.device.type == "cuda"
     with_engine = fused and on_gpu and importlib.util.find_spec("transformer_engine") is not None
+    check_experts(shape, on_gpu=on_gpu, with_engine=with_engine)
     if on_gpu:
         model_parallel_cuda_manual_seed(seed)
     else:

@@ -65,7 +65,7 @@ class TeacherPool:
         self._endpoint = (
             TeacherEndpoint.of_endpoint(endpoint, key) if endpoint is not None else TeacherEndpoint.of_address(address)
         )
-        self._protocol: ScoringProtocol = SGLangProtocol()
+        self._protocol: ScoringProtocol = SGLangProtocol(ours=endpoint is None)
         if endpoint is not None and endpoint.protocol is api.Protocol.OPENAI:
             assert endpoint.model is not None, "Endpoint requires a model for this protocol"
             self._protocol = OpenAIProtocol(endpoint.model)

@@ -27,12 +27,16 @@ class SGLangProtocol:
 
     shares_prefixes = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, ours: bool = True) -> None:
+        """ours: served by this project's image, whose SGLang refuses an impossible token id. Older ones end by it."""
         self.vocabulary: int | None = None
+        self._ours = ours
 
     async def detect(self, send: Callable[[TeacherRequest], Awaitable[Any]]) -> None:
         """Detect the size of the embedding, which SGLang tells only when it refuses an impossible id."""
-        body = {**scoring_request([1], [1], None), "token_ids_logprob": [2**31 - 1]}
+        body = scoring_request([1], [1], None)
+        if self._ours:
+            body["token_ids_logprob"] = [2**31 - 1]
         try:
             await send(TeacherRequest(PATH, body))
         except BadScore as refused:
