@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
+from distill_workers.rewards.rewards import Called, RewardError, build_reward, build_rewards
 
 from distill_api.spec import Prompts, Reward, RewardSource, Spec
 from distill_workers.data.prompts import load_prompts
@@ -17,7 +18,6 @@ from distill_workers.data.sample import Prompt
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards import rewards
-from distill_workers.rewards.rewards import Called, RewardError, build_reward, build_rewards
 from distill_workers.serving.server import free_port
 
 

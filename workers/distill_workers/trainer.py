@@ -27,7 +27,7 @@ from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
 from distill_workers.reporting.progress import Reporter
 from distill_workers.reporting.trackers import Trackers
-from distill_workers.rewards.rewards import build_rewards
+from distill_workers.rewards.build import build_rewards
 from distill_workers.rollout.engine_pool import Fleet
 from distill_workers.rollout.pipeline import Rollouts
 from distill_workers.run.loop import Loop
