@@ -87,7 +87,7 @@ class UserFunction:
 
 
 def read_result(result: Any) -> Outcome:
-    """Return the number that a function returned, or what it returned instead. Numbers of numpy and torch are numbers."""
+    """Return the number that a function returned, also one of numpy or torch, or what it returned instead."""
     if inspect.iscoroutine(result):
         result.close()
         return Outcome(refused=f"returned a coroutine; {ALLOWED}: write it with def, and await inside asyncio.run")

@@ -1,4 +1,4 @@
-"""Whether two answers are the same mathematics: lists, sets, pairs, units and texts by our rule, the rest by math-verify.
+"""Whether two answers are the same mathematics: lists, pairs, units and texts by our rule, the rest by math-verify.
 
 docs/guides/rewards.md states the same rule for users.
 """

@@ -57,53 +57,12 @@ _MONTHS = re.compile(
     r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b", re.IGNORECASE
 )
 _MATHS_WORDS = frozenset(
-    [
-        "sin",
-        "cos",
-        "tan",
-        "cot",
-        "sec",
-        "csc",
-        "arcsin",
-        "arccos",
-        "arctan",
-        "sinh",
-        "cosh",
-        "tanh",
-        "log",
-        "ln",
-        "lg",
-        "exp",
-        "pi",
-        "sqrt",
-        "mod",
-        "gcd",
-        "lcm",
-        "max",
-        "min",
-        "inf",
-        "sup",
-        "lim",
-        "det",
-        "infty",
-        "infinity",
-        "and",
-        "or",
-        "in",
-        "cup",
-        "cap",
-        "pmatrix",
-        "bmatrix",
-        "vmatrix",
-        "matrix",
-        "begin",
-        "end",
-        "array",
-        "theta",
-        "alpha",
-        "beta",
-        "gamma",
-    ]
+    word
+    for words in (
+        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp pi sqrt mod gcd lcm max min inf sup",
+        "lim det infty infinity and or in cup cap pmatrix bmatrix vmatrix matrix begin end array theta alpha beta gamma",
+    )
+    for word in words.split()
 )
 _WITH_UNIT = re.compile(
     r"(?P<value>.*[\d)}\]%])(?P<space>\s*)"
