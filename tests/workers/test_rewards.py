@@ -8,12 +8,15 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from distill_workers.rewards.rewards import RewardError, build_reward, build_rewards
 
 from distill_api.spec import Prompts, Reward, RewardSource, Spec
 from distill_workers.data.prompts import load_prompts
 from distill_workers.data.sample import Prompt
 from distill_workers.metrics import Metrics
+from distill_workers.rewards import http
+from distill_workers.rewards.base import Grade, RewardError
+from distill_workers.rewards.build import build_reward, build_rewards
+from distill_workers.rewards.function import FunctionReward
 from distill_workers.serving.server import free_port
 
 

@@ -54,7 +54,7 @@ _NAMES = (
 
 @lru_cache(maxsize=4096)
 def canonical(text: str) -> str:
-    """Return the text without what only places or sizes it: `\\left`, thin spaces, `\\text`, dollars, grouping commas."""
+    """Return the text without what only places or sizes it: `\\left`, thin spaces, `\\text`, dollars."""
     text = text.translate(_SIGNS)
     for pattern, name in _NAMES:
         text = pattern.sub(name, text)

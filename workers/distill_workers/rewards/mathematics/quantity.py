@@ -59,8 +59,9 @@ _MONTHS = re.compile(
 _MATHS_WORDS = frozenset(
     word
     for words in (
-        "sin cos tan cot sec csc arcsin arccos arctan sinh cosh tanh log ln lg exp pi sqrt mod gcd lcm max min inf sup",
-        "lim det infty infinity and or in cup cap pmatrix bmatrix vmatrix matrix begin end array theta alpha beta gamma",
+        "sin cos tan cot sec csc",
+        "arcsin arccos arctan sinh cosh tanh log ln lg exp pi sqrt mod gcd lcm max min inf sup gamma",
+        "lim det infty infinity and or in cup cap pmatrix bmatrix vmatrix matrix begin end array theta alpha beta",
     )
     for word in words.split()
 )
