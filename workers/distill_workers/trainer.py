@@ -25,7 +25,7 @@ from distill_workers.model_folder import model_folder
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.trackers import Trackers
-from distill_workers.rewards.rewards import build_rewards
+from distill_workers.rewards.build import build_rewards
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report

@@ -25,7 +25,7 @@ from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused
 from distill_workers.metrics import Metrics
 from distill_workers.objective.advantages import reward_advantages
-from distill_workers.rewards.rewards import Reward, RewardError
+from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers
