@@ -28,7 +28,16 @@ SGLANG = (
     "sglang.srt.models.qwen3",
     "sglang.srt.models.qwen3_moe",
 )
-ABSENT_DRIVER = ("libcuda.so", "libnvidia-ml.so", "NVIDIA driver", "No CUDA", "no CUDA", "CUDA device", "NVML", "No GPU")
+ABSENT_DRIVER = (
+    "libcuda.so",
+    "libnvidia-ml.so",
+    "NVIDIA driver",
+    "No CUDA",
+    "no CUDA",
+    "CUDA device",
+    "NVML",
+    "No GPU",
+)
 """What says that there is no driver or no device, in the words of those that need one."""
 
 
@@ -53,11 +62,11 @@ def own_modules() -> list[str]:
 
 def server_arguments(role: str) -> str:
     """What SGLang makes of the flagship example's command line, for CUDA."""
-    from distill_api.job import load_job
-    from distill_workers.serving.server import sglang_command
-
     import torch
     from sglang.srt.server_args import ServerArgs
+
+    from distill_api.job import load_job
+    from distill_workers.serving.server import sglang_command
 
     spec = load_job(EXAMPLE).spec
     command, _ = sglang_command("Qwen/Qwen3-8B", spec, "teacher" if role == "teacher" else "engine", "0.0.0.0", 30000)
@@ -73,7 +82,9 @@ def server_arguments(role: str) -> str:
 
 def in_own_process(call: str) -> tuple[bool, str]:
     """Whether one call of this file's functions went well, and its value or the end of what it wrote."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import gpu_lock_check as c; print(c.{call})"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import gpu_lock_check as c; print(c.{call})"
+    )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=600)
     text = done.stdout if done.returncode == 0 else done.stderr
     return done.returncode == 0, (text.strip().splitlines() or [""])[-1]

@@ -31,6 +31,7 @@ from distill_workers.rewards.rewards import build_rewards
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.loop import Loop
+from distill_workers.run.model_agreement import check_models, load_tokenizer
 from distill_workers.run.team import Team, follow
 from distill_workers.run_folder.checkpoints import DamagedCheckpoints
 from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, write_whole
@@ -45,8 +46,6 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> str:
     """Rank 0: puts the parts together and runs the loop. Returns how it ended, as a sentence."""
-    from transformers import AutoTokenizer
-
     spec, folder, metrics = job.spec, RunFolder(job), Metrics()
     team = Team(student)
     try:
@@ -54,7 +53,8 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         keep_log(folder)
         reporter = Reporter(folder, metrics, spec.schedule.steps, Trackers(job, folder.root, metrics))
         await reporter.serve(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=spec.trust_remote_code)
+        tokenizer = load_tokenizer(model, "spec.student.model", trust_remote_code=spec.trust_remote_code)
+        more_stop_ids = check_models(spec, model, tokenizer)
         prompts = load_data(spec, tokenizer, metrics)
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
@@ -62,7 +62,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         reporter.teachers = teachers.shared_requests
-        engines = EnginePool(job, folder, metrics)
+        engines = EnginePool(job, folder, metrics, more_stop_ids)
         try:
             await asyncio.gather(teachers.start(), engines.start(str(model)))
             rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)
