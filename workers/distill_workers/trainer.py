@@ -30,6 +30,7 @@ from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
 from distill_workers.run.loop import Loop
+from distill_workers.run.preflight.model_agreement import check_models, load_tokenizer
 from distill_workers.run.trainer_ranks import TrainerRanks, follow
 from distill_workers.run_folder.run_folder import RunFolder, write_whole
 from distill_workers.teacher.teachers import Teachers
@@ -40,8 +41,6 @@ LOG_FORMAT = "%(asctime)s %(levelname)s %(name)s: %(message)s"
 
 async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> str:
     """Put the parts together and run the loop, on rank 0. Returns how it ended, as a sentence."""
-    from transformers import AutoTokenizer
-
     spec, folder, metrics = job.spec, RunFolder(job), Metrics()
     ranks = TrainerRanks(student)
     try:
@@ -50,7 +49,8 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         reporter = ProgressReporter(folder, metrics, spec.schedule.steps, Trackers(job, folder.root, metrics))
         server = ProgressServer(reporter, folder)
         await server.start(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
-        tokenizer = AutoTokenizer.from_pretrained(model, trust_remote_code=spec.trust_remote_code)
+        tokenizer = load_tokenizer(model, "spec.student.model", trust_remote_code=spec.trust_remote_code)
+        more_stop_ids = check_models(spec, model, tokenizer)
         prompts = load_data(spec, tokenizer, metrics)
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
@@ -58,7 +58,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         server.teachers = teachers.shared_requests
-        engines = EnginePool(job, folder, metrics)
+        engines = EnginePool(job, folder, metrics, more_stop_ids)
         try:
             await asyncio.gather(teachers.start(), engines.start(str(model)))
             rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)

@@ -105,6 +105,8 @@ class Engine:
         self._server: SGLangServer | None = None
         self._session: aiohttp.ClientSession | None = None
         self.incarnation = 0
+        self.stop_token_ids: tuple[int, ...] = ()
+        """Ids that end a response of `sample`, besides those of the model's own files."""
 
     async def start(self, model: str) -> float:
         await self.stop()
@@ -164,7 +166,8 @@ class Engine:
         timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS,
     ) -> list[Response]:
         """Return one response to the prompt for each seed."""
-        requests = [Request(prompt_ids, seed, max_new_tokens, temperature, top_p) for seed in seeds]
+        stop = self.stop_token_ids
+        requests = [Request(prompt_ids, seed, max_new_tokens, temperature, top_p, stop) for seed in seeds]
         return await self.generate(requests, timeout_seconds)
 
     async def pause(self) -> None:

@@ -22,6 +22,8 @@ class Request:
     max_new_tokens: int
     temperature: float = 1.0
     top_p: float = 1.0
+    stop_token_ids: tuple[int, ...] = ()
+    """Ids that end the response, besides those of the model's own files."""
 
     def sampling(self) -> dict[str, Any]:
         """Return the sampling_params of SGLang's /generate."""
@@ -30,6 +32,7 @@ class Request:
             "temperature": self.temperature,
             "top_p": self.top_p,
             "sampling_seed": self.seed,
+            **({"stop_token_ids": list(self.stop_token_ids)} if self.stop_token_ids else {}),
         }
 
 
