@@ -82,10 +82,14 @@ lint: setup ## ruff, mypy, import contracts
 test: setup tools ## Every layer, cheap ones first
 	@dev/test.sh lint unit api chart workers e2e
 
+.PHONY: soak
+soak: setup tools models ## What needs hours: lives, manifests, seeds, kills (SOAK_MINUTES=120)
+	@dev/soak.sh
+
 .PHONY: bench
 bench: setup ## Every benchmark beside its peer (BENCH=name for one)
 	@dev/bench.sh $(BENCH)
 
-.PHONY: test-unit test-api test-workers test-chart test-e2e
-test-unit test-api test-workers test-chart test-e2e: test-%: setup tools ## One layer
+.PHONY: test-unit test-api test-workers test-chart test-e2e test-isa
+test-unit test-api test-workers test-chart test-e2e test-isa: test-%: setup tools ## One layer; isa: numbers on other processors
 	@dev/test.sh $*

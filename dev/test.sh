@@ -27,13 +27,30 @@ in_parallel() {
   return $failed
 }
 
+# instruction_sets: the numerical tests with the kernels of each set of instructions that this processor has.
+instruction_sets() {
+  local pair aten onednn
+  for pair in default:SSE41 avx2:AVX2 avx512:AVX512_CORE; do
+    aten=${pair%:*} onednn=${pair#*:}
+    case $aten in
+      avx2) grep -qw avx2 /proc/cpuinfo || continue ;;
+      avx512) grep -qw avx512f /proc/cpuinfo || continue ;;
+    esac
+    echo "=== isa: ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn"
+    ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python \
+      tests/workers/test_megatron_*.py tests/workers/test_objective_*.py tests/workers/test_vocabulary_divergence.py ||
+      return 1
+  done
+}
+
 layer() {
   case $1 in
     lint) make --no-print-directory lint ;;
     unit | api | chart) in_parallel operator/.venv/bin/python "tests/$1" ;;
     workers) make --no-print-directory models && OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python tests/workers ;;
+    isa) make --no-print-directory models && instruction_sets ;;
     e2e) make --no-print-directory models && operator/.venv/bin/python -m pytest -q tests/e2e ;;
-    *) echo "no test layer $1: unit, api, chart, workers, e2e or lint" >&2; return 2 ;;
+    *) echo "no test layer $1: unit, api, chart, workers, isa, e2e or lint" >&2; return 2 ;;
   esac
 }
 

@@ -15,7 +15,7 @@ import pytest
 VARIABLE = "DISTILL_TEST_PARALLEL"
 SHARED = {"engine", "teacher_server"}
 """Fixtures of the session that take long to start."""
-FIRST = ("test_fleet", "test_local_run", "test_run", "test_megatron_student", "test_generated_manifests", "test_faults")
+FIRST = ("test_engine_pool", "test_local_run", "test_run", "test_megatron_student", "test_generated_manifests")
 """The longest modules, longest first: what begins last must be short, or one process waits for the other."""
 
 

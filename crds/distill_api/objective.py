@@ -59,6 +59,12 @@ class RewardSource(StrEnum):
     HTTP = "http"
 
 
+class Extract(StrEnum):
+    BOXED = "boxed"
+    FINAL = "final"
+    ANYWHERE = "anywhere"
+
+
 class Reward(Model):
     """A verifiable reward of a whole response."""
 
@@ -73,10 +79,23 @@ class Reward(Model):
             "(self.source == 'http') == has(self.url)",
             lambda reward: (reward.source is RewardSource.HTTP) == (reward.url is not None),
         ),
+        Rule(
+            "extract goes with source math only",
+            "self.source == 'math' || self.extract == 'final'",
+            lambda reward: reward.source is RewardSource.MATH or reward.extract is Extract.FINAL,
+        ),
     )
     source: RewardSource = Field(RewardSource.NONE, description="What computes the reward.")
     function: FunctionName | None = Field(
-        None, description="module:function of source python; called with (response, answer, metadata), returns a float."
+        None,
+        description="module:function of source python; called with (response, answer, metadata) in a "
+        "process of its own, returns a number.",
+    )
+    extract: Extract = Field(
+        Extract.FINAL,
+        description="The part of the response that source math compares, after the thinking has ended. boxed: the last "
+        "box; final: the last box, else the answer that a sentence states, else the last expression; anywhere: any box "
+        "or expression, so that a mention in passing scores too.",
     )
     url: Url | None = Field(
         None,

@@ -56,6 +56,11 @@ class Rollout(Model):
     max_response_tokens: Tokens = Field(
         4096, description="Upper bound of a response in tokens, where generation is cut off."
     )
+    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=16)] = Field(
+        default_factory=list,
+        description="Token ids that end a response, besides those of the student's own files. With none given, the end "
+        "of turn of the student's chat template does too, where a teacher's files name it as an end.",
+    )
     sampling: Sampling = Field(default_factory=Sampling, description="Sampling parameters of the responses.")
     max_policy_lag: Annotated[int, Field(ge=0, le=64)] = Field(
         0,

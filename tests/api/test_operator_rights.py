@@ -79,7 +79,7 @@ from distill_operator.runtime.effects import Event
 from distill_operator.runtime.events import EventRecorder
 
 async def record():
-    api = await cluster.connect()
+    api = await client.connect()
     now = datetime.now(UTC)
     times = iter([now, now + timedelta(hours=1)])
     recorder = EventRecorder(api, "test", lambda: next(times))

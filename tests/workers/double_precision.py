@@ -6,6 +6,7 @@ difference after some steps depends on which kernels a processor has. In float64
 smaller, and parity can be asserted far above them and far below any fault: see PARITY.
 """
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,15 @@ order its rounding error is below n * 2^-53 = 3e-11, and as the errors are indep
 Adam moves a parameter by at most learning rate / epsilon = 1e-3 / 1e-6 times the error of its gradient, also where the
 gradient is 0: by 6e-11 in a step, 2e-10 in three, and the tensors compared have norms of about 1 or more. Measured are
 2e-15 with AVX2. A term that is wrong or missing changes a gradient by 1 in n at least, 4e-6, before Adam enlarges it.
+"""
+
+
+ROUNDING = 2**-24 * math.sqrt(321 * 40)
+"""Relative error of a loss and of a gradient's norm in float32: 7e-6.
+
+Each of the some 40 matrix products and norms that a number passes through on its way to the gradient of the first layer
+and back adds the error of a sum of at most 321 terms (the vocabulary), in any order about sqrt(321) * 2^-24 of it, and
+independent errors add up as their squares. A mean over the tokens of a step averages over them: 1e-7 was measured.
 """
 
 

@@ -10,19 +10,12 @@ from typing import Any
 
 import pytest
 import torch
-from double_precision import PARITY, DoublePrecision, train_in_float64, transformers_model
+from double_precision import PARITY, ROUNDING, DoublePrecision, train_in_float64, transformers_model
 from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks, train_step
 
 from distill_workers.data.sample import Sample
 
 LEARNING_RATE, STEPS = 1e-3, 3
-ROUNDING = 2**-24 * math.sqrt(321 * 40)
-"""Relative error of a loss and of a gradient's norm in float32: 7e-6.
-
-Each of the some 40 matrix products and norms that a number passes through on its way to the gradient of the first layer
-and back adds the error of a sum of at most 321 terms (the vocabulary), in any order about sqrt(321) * 2^-24 of it, and
-independent errors add up as their squares. A mean over the tokens of a step averages over them: 1e-7 is measured.
-"""
 MIXTURE = (("qwen3-moe", "sampled"),)
 TRAINED = (("qwen3-tied", "sampled"), ("qwen2", "top-k"), *MIXTURE)
 OBJECTIVES: dict[str, dict[str, Any]] = {
@@ -84,7 +77,7 @@ def train(
             continue
         for i in range(groups):
             student.accumulate(samples[i::groups], coefficients)
-        stats.append(student.apply(LEARNING_RATE))
+        stats.append(student.update(LEARNING_RATE))
     return {"stats": stats, "tensors": dict(student.hf_tensors())}
 
 
@@ -417,7 +410,7 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     student.save(checkpoint)
     found["mid-step"] = file.read_bytes() == saved
     student.discard()
-    found["discarded"] = student.apply(1e-3), unchanged()
+    found["discarded"] = student.update(1e-3), unchanged()
 
     # No gradient: the decay alone acts, and on matrices alone.
     neutral = make_samples(2)

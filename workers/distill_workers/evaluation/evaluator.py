@@ -18,7 +18,8 @@ from distill_workers.data.sample import Prompt
 from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.evaluation.estimates import Estimate, mean_score, pass_at_k
 from distill_workers.metrics import Metrics
-from distill_workers.rewards.rewards import RewardError, build_reward
+from distill_workers.rewards.base import RewardError
+from distill_workers.rewards.build import build_reward
 from distill_workers.rollout.pipeline import sample_seed
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers

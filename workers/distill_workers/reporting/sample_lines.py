@@ -1,4 +1,5 @@
-"""samples.jsonl: a few decoded rollouts of each step, token by token, with how much less likely the teacher holds each.
+"""The lines of samples.jsonl: a few decoded rollouts of each step, and how much less likely each token is to the
+teacher.
 
 Two a step: the first by its prompt, which is any, and the one that the teacher likes least, which shows what the
 student still does wrong. Long ones are cut off, and the file is rotated, so that no run fills its volume.
@@ -16,8 +17,8 @@ LIMIT_BYTES = 32 * 2**20
 Decode = Callable[[list[int]], str]
 
 
-def picked(samples: list[Sample]) -> list[tuple[str, Sample]]:
-    """Up to two of the student's own samples, and why: "first" and "furthest"."""
+def picked_samples(samples: list[Sample]) -> list[tuple[str, Sample]]:
+    """Return up to two of the student's own samples, and why: "first" and "furthest"."""
     own = [sample for sample in samples if sample.response_ids and not sample.supervised]
     if not own:
         return []
@@ -27,8 +28,8 @@ def picked(samples: list[Sample]) -> list[tuple[str, Sample]]:
     return [("first", first), *([("furthest", furthest)] if furthest is not first else [])]
 
 
-def transcript(step: int, why: str, sample: Sample, decode: Decode) -> dict[str, object]:
-    """The sample's line: `tokens` and `kl` (k1, nats; student's engine minus teacher) have one entry a token."""
+def sample_line(step: int, why: str, sample: Sample, decode: Decode) -> dict[str, object]:
+    """Return the sample's line: `tokens` and `kl` (k1, nats; student's engine minus teacher) have one entry a token."""
     return {
         "kind": "rollout",
         "step": step,
@@ -47,8 +48,8 @@ def transcript(step: int, why: str, sample: Sample, decode: Decode) -> dict[str,
 
 
 def token_texts(ids: list[int], decode: Decode) -> list[str]:
-    """The text of each token. Tokens that hold parts of one character are decoded together: the first of them has the
-    text, the others have none."""
+    """Return the text of each token. Tokens that hold parts of one character are decoded together: the first of them
+    has the text, the others have none."""
     known = {token: decode([token]) for token in set(ids)}
     texts: list[str] = []
     begin = 0

@@ -6,9 +6,15 @@ prompt cost the teacher tenths of a nat on every token (tinker's reports). Both 
 """
 
 import json
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+from distill_api.spec import Spec
+from distill_workers.failures import ConfigurationError, PreflightFailed
+
+log = logging.getLogger(__name__)
 
 ROUND = [
     {"role": "system", "content": "You answer in one word."},
@@ -17,12 +23,14 @@ ROUND = [
     {"role": "user", "content": "And 3 + 3?"},
 ]
 """A conversation in which templates that differ do so: a system prompt, white space, a second turn."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "*.tiktoken")
+"""One of these holds a vocabulary. Without, transformers makes up a tokenizer of no tokens for some architectures."""
 MARK = "\u2603"
 """A text of an assistant that no template writes by itself."""
 
 
-class ModelsDisagree(ValueError):
-    """Student and teacher differ in what they must share; the sentence has both values."""
+class ModelsDisagree(PreflightFailed):
+    """Raised when student and teacher differ in what they must share; the sentence has both values."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +41,46 @@ class Ends:
     """What generation_config.json, config.json and the tokenizer name, as SGLang joins them."""
     of_turn: int | None
     """What the chat template writes behind an assistant's text; None without a template, or if it writes nothing."""
+
+
+def load_tokenizer(folder: Path, field: str, *, trust_remote_code: bool) -> Any:
+    """Return the tokenizer of a model's folder. Raises ConfigurationError, which names `field`."""
+    from transformers import AutoTokenizer
+
+    try:
+        if not any(any(folder.glob(name)) for name in TOKENIZER_FILES):
+            raise FileNotFoundError(f"none of {', '.join(TOKENIZER_FILES)} is there")
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    except Exception as error:  # transformers raises whatever its readers do
+        raise ConfigurationError(
+            f"{field}: {folder} has no tokenizer that can be read ({' '.join(str(error).split())[:300]}); "
+            "tokenizer.json and tokenizer_config.json must lie beside config.json"
+        ) from None
+
+
+def check_models(spec: Spec, student: Path, tokenizer: Any) -> tuple[int, ...]:
+    """Compare a student with each teacher whose files are on this machine, and return the ids that end its responses
+    besides its own. Raises ModelsDisagree.
+
+    A teacher's files may be mounted in the teacher's pods alone; then the log says that it was not compared.
+    """
+    mine = ends(student, tokenizer)
+    found: set[int] = set(spec.rollout.stop_token_ids)
+    for teacher in spec.all_teachers:
+        folder = Path(teacher.model or "").expanduser()
+        if not (folder / "config.json").is_file():
+            log.info(
+                "preflight: chat template and ends of teacher %s not compared: its files are not here", teacher.name
+            )
+            continue
+        theirs = load_tokenizer(folder, f"{teacher.path}.model", trust_remote_code=spec.trust_remote_code)
+        same_template(tokenizer, theirs)
+        if not spec.rollout.stop_token_ids:
+            found |= set(stop_ids(mine, ends(folder, theirs)))
+    more = tuple(sorted(found - mine.ids))
+    if more:
+        log.info("preflight: responses end by the ids %s too, besides %s", list(more), sorted(mine.ids))
+    return more
 
 
 def ends(folder: Path, tokenizer: Any) -> Ends:
@@ -68,13 +116,13 @@ def stop_ids(student: Ends, teacher: Ends) -> list[int]:
 def same_template(student: Any, teacher: Any) -> None:
     """Compare two tokenizers' renderings of a conversation. Raises ModelsDisagree with the first difference."""
     mine, theirs = _rendered(student), _rendered(teacher)
-    if mine == theirs:
-        return
-    if mine is None or theirs is None:
-        lacks, has = ("the student", "the teacher") if mine is None else ("the teacher", "the student")
+    if mine is None or mine == theirs:
+        return  # without a template of the student's no prompt is a conversation
+    if theirs is None:
         raise ModelsDisagree(
-            f"ChatTemplate: {lacks} has no chat template and {has} has one; copy chat_template.jinja (or the field "
-            "chat_template of tokenizer_config.json), so that both see one prompt"
+            "ChatTemplate: the student has a chat template and the teacher has none, so it has never seen such "
+            "prompts; choose a teacher that was trained on conversations, or set prompts.applyChatTemplate: false and "
+            "remove the student's template"
         )
     at = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
     raise ModelsDisagree(
