@@ -20,17 +20,19 @@ from distill_api.job import InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator.distillationjob import plan as planning
-from distill_operator.distillationjob.controller import OURS, Reconciler, managed_by
+from distill_operator.distillationjob.controller import OURS, JobController, managed_by
+from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
-from distill_operator.distillationjob.registry import Jobs
 from distill_operator.model import conditions
 from distill_operator.model.observed import Claim, Observed, Pod
+from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.model.status import read_status
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.client import KubernetesCluster
 from distill_operator.runtime.effects import Apply, Check
 from distill_operator.runtime.events import EventRecorder, now_utc
-from distill_operator.runtime.work_queue import Key, WorkQueue
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import WorkQueue
 from distill_operator.settings import Settings
 
 pytest_plugins = ["operator_fixtures"]
@@ -78,7 +80,7 @@ PODS = ((Role.TEACHER, False), (Role.ROLLOUT, True), (Role.ROLLOUT, False))
 
 
 @pytest.fixture(scope="module")
-def verdicts(crds_installed: ApiServer) -> Verdicts:
+def values(crds_installed: ApiServer) -> Verdicts:
     found, server = Verdicts(), Client(crds_installed)
 
     @settings(
@@ -107,19 +109,19 @@ def verdicts(crds_installed: ApiServer) -> Verdicts:
     return found
 
 
-def test_thousands_of_manifests_are_refused_or_planned_or_answered_with_a_sentence(verdicts: Verdicts) -> None:
-    print(dict(verdicts.counts), [text[:300] for _, text in verdicts.unlike[:40]])
-    assert sum(verdicts.counts.values()) >= GENERATED
-    assert len(verdicts.accepted) >= GENERATED / 10, "most were refused for something crude"
+def test_thousands_of_manifests_are_refused_or_planned_or_answered_with_a_sentence(values: Verdicts) -> None:
+    print(dict(values.counts), [text[:300] for _, text in values.unlike[:40]])
+    assert sum(values.counts.values()) >= GENERATED
+    assert len(values.accepted) >= GENERATED / 10, "most were refused for something crude"
 
 
-def test_the_models_and_the_api_server_agree_on_them(verdicts: Verdicts) -> None:
-    assert [text for _, text in verdicts.unlike] == []
+def test_the_models_and_the_api_server_agree_on_them(values: Verdicts) -> None:
+    assert [text for _, text in values.unlike] == []
 
 
 @pytest.mark.usefixtures("kuberay")
 def test_hundreds_of_them_are_reconciled_and_the_queue_never_stalls(
-    verdicts: Verdicts,
+    values: Verdicts,
     world: World,
     crds_installed: ApiServer,
     operator_kubeconfig: Path,
@@ -127,7 +129,7 @@ def test_hundreds_of_them_are_reconciled_and_the_queue_never_stalls(
     world.claim()
     server = Client(crds_installed)
     # A job of another controller is left alone, without a status: other tests show that.
-    ours = [m for m in verdicts.accepted if managed_by(m) == OURS]
+    ours = [m for m in values.accepted if managed_by(m) == OURS]
     sample = random.Random(5).sample(ours, RECONCILED)
     for index, manifest in enumerate(sample):
         named = {**manifest, "metadata": {"name": f"job-{index}"}}
@@ -137,11 +139,11 @@ def test_hundreds_of_them_are_reconciled_and_the_queue_never_stalls(
     assert retries == 0
     ends: Counter[str] = Counter()
     for name, status in statuses.items():
-        verdict = conditions.find(status, ConditionType.SPEC_VALID)
-        assert verdict is not None, name
+        condition = conditions.find(status, ConditionType.SPEC_VALID)
+        assert condition is not None, name
         ends[conditions.reason_of(status, ConditionType.SUCCEEDED)] += 1
-        if verdict.status is not conditions.TRUE:
-            assert verdict.reason == Reason.INVALID_SPEC and len(verdict.message) > 10, name
+        if condition.status is not conditions.TRUE:
+            assert condition.reason == Reason.INVALID_SPEC and len(condition.message) > 10, name
     print(dict(ends))
     assert ends[Reason.STARTING] >= RECONCILED / 2
 
@@ -150,10 +152,10 @@ async def reconciled(kubeconfig: Path, namespace: str, jobs: int) -> tuple[dict[
     """The statuses once every job was looked at and nothing is due at once, and how often a look failed."""
     configuration = client.Configuration()
     await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
-    cluster = KubernetesCluster(client.ApiClient(configuration))
-    cache = Cache(cluster, [namespace])
-    events = EventRecorder(cluster, "test", now_utc)
-    reconciler = Reconciler(cache, SETTINGS, events, ProgressPoller(1.0, lambda _: None), Jobs(), now_utc)
+    cluster = KubernetesCluster(client.ApiClient(configuration), OWNERSHIP.field_manager)
+    cache = Cache(cluster, OWNERSHIP, [namespace])
+    events = EventRecorder(cluster, "test/operator", "test", now_utc)
+    reconciler = JobController(cache, SETTINGS, events, ProgressPoller(1.0, lambda _: None), JobRegistry(), now_utc)
     queue = WorkQueue(reconciler.reconcile, concurrency=8)
     await cache.sync()
     keys: set[Key] = cache.store.owners()
@@ -163,7 +165,7 @@ async def reconciled(kubeconfig: Path, namespace: str, jobs: int) -> tuple[dict[
         queue.add(key)
 
     def status(key: Key) -> Status:
-        return read_status(cache.job(key) or {"metadata": {}}, Status)
+        return read_status(cache.owner(key) or {"metadata": {}}, Status)
 
     async with asyncio.timeout(120):
         quiet = 0
