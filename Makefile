@@ -15,6 +15,8 @@ help: ## Name the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: demo
+# The clock of everything that the demo prints, the setup before it included.
+demo: export DISTILL_STARTED := $(shell date +%s.%N)
 demo: setup tools models ## Embedded Kubernetes, KubeRay, the operator, one real distillation; prints what it reached
 	@$(OPERATOR_PYTHON) dev/demo.py
 
@@ -53,7 +55,7 @@ docs: setup ## The documentation as a site, in build/site
 	@operator/.venv/bin/mkdocs build --strict --quiet && echo build/site/index.html
 
 .PHONY: images
-images: setup ## Both images; with REGISTRY=... (and BASE_IMAGE=...) builds and pushes them
+images: setup ## Both images; REGISTRY=... builds and pushes those of a release, GPU=1 builds the workers' for GPUs
 	@dev/images.sh all
 
 .PHONY: install
@@ -80,10 +82,14 @@ lint: setup ## ruff, mypy, import contracts
 test: setup tools ## Every layer, cheap ones first
 	@dev/test.sh lint unit api chart workers e2e
 
+.PHONY: soak
+soak: setup tools models ## What needs hours: lives, manifests, seeds, kills (SOAK_MINUTES=120)
+	@dev/soak.sh
+
 .PHONY: bench
 bench: setup ## Every benchmark beside its peer (BENCH=name for one)
 	@dev/bench.sh $(BENCH)
 
-.PHONY: test-unit test-api test-workers test-chart test-e2e
-test-unit test-api test-workers test-chart test-e2e: test-%: setup tools ## One layer
+.PHONY: test-unit test-api test-workers test-chart test-e2e test-isa
+test-unit test-api test-workers test-chart test-e2e test-isa: test-%: setup tools ## One layer; isa: numbers on other processors
 	@dev/test.sh $*

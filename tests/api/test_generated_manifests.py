@@ -12,10 +12,12 @@ import pytest
 from conftest import ApiServer
 from generated_manifests import Json, manifests
 from hypothesis import HealthCheck, given, settings
+from hypothesis import seed as hypothesis_seed
 from kubernetes.aio import client, config
 from operator_world import World
 from test_crd import Client
 
+import soak
 from distill_api.job import InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
@@ -37,8 +39,9 @@ from distill_operator.settings import Settings
 
 pytest_plugins = ["operator_fixtures"]
 
-GENERATED = 5000
-RECONCILED = 240
+GENERATED = 800
+"""Here; `make soak` generates 5,000 at least, others in each round."""
+RECONCILED = 80
 """Of those that the API server accepts: stored there, and reconciled by the real reconciler and queue."""
 SETTINGS = Settings(workers_image="registry.test/workers:1")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -79,12 +82,16 @@ def planned(raw: Json) -> None:
 PODS = ((Role.TEACHER, False), (Role.ROLLOUT, True), (Role.ROLLOUT, False))
 
 
-@pytest.fixture(scope="module")
-def values(crds_installed: ApiServer) -> Verdicts:
-    found, server = Verdicts(), Client(crds_installed)
+def judge_all(server: Client, count: int, chosen: random.Random | None = None) -> Verdicts:
+    """`count` manifests: always the same, or those of a random generator."""
+    found = Verdicts()
 
     @settings(
-        max_examples=GENERATED, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=count,
+        deadline=None,
+        derandomize=chosen is None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     @given(manifest=manifests())
     def judge(manifest: Json) -> None:
@@ -105,23 +112,39 @@ def values(crds_installed: ApiServer) -> Verdicts:
         if (code == 201) == bool(problems):
             found.unlike.append((manifest, answer.get("message", "") or str(problems)))
 
-    judge()
+    (judge if chosen is None else hypothesis_seed(chosen.getrandbits(64))(judge))()
     return found
 
 
-def test_thousands_of_manifests_are_refused_or_planned_or_answered_with_a_sentence(values: Verdicts) -> None:
-    print(dict(values.counts), [text[:300] for _, text in values.unlike[:40]])
-    assert sum(values.counts.values()) >= GENERATED
-    assert len(values.accepted) >= GENERATED / 10, "most were refused for something crude"
+@pytest.fixture(scope="module")
+def verdicts(crds_installed: ApiServer) -> Verdicts:
+    return judge_all(Client(crds_installed), GENERATED)
 
 
-def test_the_models_and_the_api_server_agree_on_them(values: Verdicts) -> None:
-    assert [text for _, text in values.unlike] == []
+@pytest.mark.soak
+def test_manifests_of_many_seeds_are_refused_or_planned_and_nobody_disagrees(crds_installed: ApiServer) -> None:
+    server, total = Client(crds_installed), 0
+    for seed in soak.seeds(0.25, at_least=5):
+        found = judge_all(server, 1000, random.Random(seed))
+        total += sum(found.counts.values())
+        print(f"seed {seed}: {dict(found.counts)}", flush=True)
+        assert [text for _, text in found.unlike] == []
+    assert total >= 5000
+
+
+def test_generated_manifests_are_refused_or_planned_or_answered_with_a_sentence(verdicts: Verdicts) -> None:
+    print(dict(verdicts.counts), [text[:300] for _, text in verdicts.unlike[:40]])
+    assert sum(verdicts.counts.values()) >= GENERATED
+    assert len(verdicts.accepted) >= GENERATED / 10, "most were refused for something crude"
+
+
+def test_the_models_and_the_api_server_agree_on_them(verdicts: Verdicts) -> None:
+    assert [text for _, text in verdicts.unlike] == []
 
 
 @pytest.mark.usefixtures("kuberay")
-def test_hundreds_of_them_are_reconciled_and_the_queue_never_stalls(
-    values: Verdicts,
+def test_some_of_them_are_reconciled_and_the_queue_never_stalls(
+    verdicts: Verdicts,
     world: World,
     crds_installed: ApiServer,
     operator_kubeconfig: Path,
@@ -129,7 +152,7 @@ def test_hundreds_of_them_are_reconciled_and_the_queue_never_stalls(
     world.claim()
     server = Client(crds_installed)
     # A job of another controller is left alone, without a status: other tests show that.
-    ours = [m for m in values.accepted if managed_by(m) == OURS]
+    ours = [m for m in verdicts.accepted if managed_by(m) == OURS]
     sample = random.Random(5).sample(ours, RECONCILED)
     for index, manifest in enumerate(sample):
         named = {**manifest, "metadata": {"name": f"job-{index}"}}
@@ -139,11 +162,11 @@ def test_hundreds_of_them_are_reconciled_and_the_queue_never_stalls(
     assert retries == 0
     ends: Counter[str] = Counter()
     for name, status in statuses.items():
-        condition = conditions.find(status, ConditionType.SPEC_VALID)
-        assert condition is not None, name
+        verdict = conditions.find(status, ConditionType.SPEC_VALID)
+        assert verdict is not None, name
         ends[conditions.reason_of(status, ConditionType.SUCCEEDED)] += 1
-        if condition.status is not conditions.TRUE:
-            assert condition.reason == Reason.INVALID_SPEC and len(condition.message) > 10, name
+        if verdict.status is not conditions.TRUE:
+            assert verdict.reason == Reason.INVALID_SPEC and len(verdict.message) > 10, name
     print(dict(ends))
     assert ends[Reason.STARTING] >= RECONCILED / 2
 

@@ -11,7 +11,7 @@ from aiohttp import web
 from operator_fakes import EPOCH, KEY, SETTINGS, UID, FakeCluster, job, manifest, merge
 from prometheus_client.exposition import generate_latest
 
-from distill_api.metrics import OPERATOR_METRICS, wire_name
+from distill_api.metrics import OPERATOR_METRICS, scraped_name
 from distill_api.status import Status
 from distill_api.teacher import TeacherStatus
 from distill_operator.distillationjob import progress_poller as progress_module
@@ -77,7 +77,7 @@ def test_the_operator_exports_exactly_the_metrics_of_the_registry() -> None:
     assert families == {m.name: set(m.labels) for m in OPERATOR_METRICS}
     text = generate_latest(exported.registry()).decode()
     for metric in OPERATOR_METRICS:
-        assert wire_name(metric) in text
+        assert scraped_name(metric) in text
 
 
 def test_a_deleted_job_leaves_no_series() -> None:

@@ -22,6 +22,8 @@ def config_map(job: Owner) -> Json:
                     "name": job.metadata.name,
                     "namespace": job.metadata.namespace,
                     "uid": job.metadata.uid,
+                    # By these the trainers of a job that was deleted and applied again know who is younger.
+                    **({"creationTimestamp": created} if (created := job.metadata.creation_timestamp) else {}),
                 },
                 "spec": job.spec.model_dump(mode="json", by_alias=True, exclude_unset=True),
             }

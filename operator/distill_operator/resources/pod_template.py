@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill_api import names, protocol
+from distill_api import accelerator_environment, names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.spec import WeightSync
@@ -186,7 +186,17 @@ def _environment(job: Owner) -> list[Json]:
     ]
     if not spec.needs_hub:
         found.append({"name": "HF_HUB_OFFLINE", "value": "1"})
-    return found
+    return [*found, *_accelerators(job)]
+
+
+def _accelerators(job: Owner) -> list[Json]:
+    """What the roles of a job agree about, whichever of them the user has set it for. A Teacher is in no group."""
+    if not isinstance(job, DistillationJob):
+        return []
+    templates = (job.spec.trainer.template, job.spec.rollout.template)
+    of_user = [{e["name"]: e["value"] for e in t.env if "name" in e and "value" in e} for t in templates]
+    shared = accelerator_environment.of_every_role(job.spec, of_user)
+    return [{"name": name, "value": value} for name, value in shared.items()]
 
 
 def _resources(job: Owner, template: PodTemplate, container: Container) -> Json:

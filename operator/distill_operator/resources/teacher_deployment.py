@@ -18,7 +18,7 @@ PROBES: Json = {
     # An hour: hundreds of gigabytes over a network file system.
     "startupProbe": {"httpGet": MODEL_INFO, "periodSeconds": 2, "failureThreshold": 1800, "timeoutSeconds": 5},
     "readinessProbe": {
-        "exec": {"command": ["python", "-m", "distill_workers.probe", "score", f"127.0.0.1:{protocol.SGLANG_PORT}"]},
+        "exec": {"command": ["python3", "-m", "distill_workers.probe", "score", f"127.0.0.1:{protocol.SGLANG_PORT}"]},
         "periodSeconds": 10,
         "failureThreshold": 3,
         "timeoutSeconds": 30,
@@ -31,7 +31,7 @@ def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacherSo
     """Return the Deployment of one of a job's own teachers."""
     container = Container(
         name="teacher",
-        command=["python", "-m", "distill_workers.serve", "teacher", *([] if _is_only(teacher) else [teacher.name])],
+        command=["python3", "-m", "distill_workers.serve", "teacher", *([] if _is_only(teacher) else [teacher.name])],
         ports=[(protocol.METRICS_PORT_NAME, protocol.SGLANG_PORT)],
         accelerators=teacher.tensor_parallel_size,
         probes=PROBES,

@@ -30,7 +30,7 @@ def deployment(teacher: Teacher, settings: Settings, replicas: int) -> Json:
     spec = teacher.spec
     container = Container(
         name="teacher",
-        command=["python", "-m", "distill_workers.serve", "shared-teacher"],
+        command=["python3", "-m", "distill_workers.serve", "shared-teacher"],
         ports=[(protocol.METRICS_PORT_NAME, protocol.SGLANG_PORT)],
         accelerators=spec.tensor_parallel_size,
         probes=PROBES,

@@ -1,6 +1,6 @@
 """The trainer: one indexed Job per attempt, so that an attempt is one unit and its name says which one it is."""
 
-from distill_api import names, protocol
+from distill_api import accelerator_environment, names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_operator.model.reading import TRAINER_CONTAINER
@@ -19,7 +19,7 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
     trainer = job.spec.trainer
     container = Container(
         name=TRAINER_CONTAINER,
-        command=["python", "-m", "distill_workers.launch"],
+        command=["python3", "-m", "distill_workers.launch"],
         ports=[(protocol.METRICS_PORT_NAME, protocol.TRAINER_PORT)],
         environment=[
             *(
@@ -31,6 +31,10 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
                     (protocol.Variable.MASTER_ADDR, f"{names.trainer_job(name, attempt)}-0.{names.trainer(name)}"),
                     (protocol.Variable.TERMINATION_LOG, TERMINATION_LOG),
                 )
+            ),
+            *(
+                {"name": name, "value": value}
+                for name, value in accelerator_environment.of_the_trainer(job.spec).items()
             ),
             *teacher_deployment.keys(job),
             *_tracking_key(job),

@@ -18,7 +18,8 @@ from distill_workers.data.sample import Prompt
 from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.evaluation.estimates import Estimate, mean_score, pass_at_k
 from distill_workers.metrics import Metrics
-from distill_workers.rewards.rewards import RewardError, build_reward
+from distill_workers.rewards.base import RewardError
+from distill_workers.rewards.build import build_reward
 from distill_workers.rollout.pipeline import sample_seed
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers
@@ -34,7 +35,7 @@ AS_IN_TRAINING = Sampling(temperature=1.0, top_p=1.0)
 class Generator(Protocol):
     """Fleet, or one engine."""
 
-    async def generate(
+    async def sample(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
     ) -> list[Response]: ...
 
@@ -130,7 +131,7 @@ class Evaluator:
 
         async def one(prompt: Prompt) -> list[Response]:
             try:
-                responses = await engines.generate(
+                responses = await engines.sample(
                     prompt.ids,
                     max_new_tokens=self._max_tokens,
                     temperature=sampling.temperature,
