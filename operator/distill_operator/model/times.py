@@ -4,7 +4,7 @@ from datetime import UTC, datetime
 
 
 def parse_time(text: str | None) -> datetime | None:
-    """None for an absent time, and for one that nobody could have meant."""
+    """Return a time of the API; None for an absent one, and for one that nobody could have meant."""
     if not text:
         return None
     try:
@@ -15,10 +15,11 @@ def parse_time(text: str | None) -> datetime | None:
 
 
 def format_time(time: datetime) -> str:
+    """Return a time as the API writes it."""
     return time.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 def seconds_since(text: str | None, now: datetime) -> float:
-    """0 for an absent time."""
+    """Return the seconds since a time of the API; 0 for an absent one."""
     time = parse_time(text)
     return (now - time).total_seconds() if time else 0.0

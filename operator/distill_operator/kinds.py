@@ -11,7 +11,7 @@ from distill_api.base import API_VERSION, KIND, PLURAL
 
 @dataclass(frozen=True)
 class Resource:
-    """One kind: `path` is the API's root for its version."""
+    """A kind's name, its group and version, and its plural in URLs."""
 
     kind: str
     api_version: str
@@ -19,11 +19,12 @@ class Resource:
 
     @property
     def path(self) -> str:
+        """The root of the kind's version in the API server's URLs."""
         return f"/{'apis' if '/' in self.api_version else 'api'}/{self.api_version}"
 
 
 class Kind(Enum):
-    """Every kind in use; what a Role must allow is in rbac.py."""
+    """Every kind in use; rbac.py lists what may be done with each."""
 
     JOB = Resource("Job", "batch/v1", "jobs")
     DEPLOYMENT = Resource("Deployment", "apps/v1", "deployments")
@@ -43,10 +44,10 @@ class Kind(Enum):
     TEACHER = Resource(teacher.KIND, API_VERSION, teacher.PLURAL)
 
 
-# By both: three schedulers have a PodGroup.
+# Keyed by version and kind, as three schedulers have a PodGroup.
 _BY_TYPE = {(k.value.api_version, k.value.kind): k for k in Kind}
 
 
 def kind_of(body: Mapping[str, Any]) -> Kind:
-    """Of an object."""
+    """Return the kind of an object that carries its apiVersion and kind."""
     return _BY_TYPE[body["apiVersion"], body["kind"]]

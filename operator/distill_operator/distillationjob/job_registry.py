@@ -1,5 +1,4 @@
-"""What the metrics show of the jobs: the last look at each, how long they stayed in each phase, and nothing of those
-that are gone."""
+"""The jobs as they were reconciled last, for metrics and Teachers: a snapshot of each, and how long phases lasted."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,39 +8,41 @@ from typing import Any
 from distill_api.metrics import PHASE_BUCKETS
 from distill_api.names import ONLY_TEACHER
 from distill_api.status import ConditionType, Reason, Status
+from distill_operator.kinds import Kind
 from distill_operator.model import conditions
+from distill_operator.model.times import parse_time
 from distill_operator.runtime.histogram import Histogram
-from distill_operator.runtime.times import parse_time
-from distill_operator.runtime.work_queue import Key
+from distill_operator.runtime.ownership import Key
 
 TIMED = (Reason.PENDING, Reason.STARTING, Reason.RUNNING, Reason.RESTARTING, Reason.SUSPENDED)
 """Reasons of Succeeded that a job leaves again."""
 
 
 @dataclass(frozen=True)
-class Snapshot:
-    """One job at the last look."""
+class JobSnapshot:
+    """A job as it was reconciled last."""
 
     uid: str
     student: str
     teacher: str
     status: Status
     phase: str
-    """Reason of Succeeded."""
-    shared: tuple[tuple[str, str], ...]
-    """Name in the job and name of each Teacher that it learns from."""
+    """Reason of the condition Succeeded."""
+    teacher_refs: tuple[tuple[str, str], ...]
+    """Each Teacher that it learns from: what the job calls it, and the Teacher's own name."""
     since: datetime | None
-    """When it came into the phase; unknown of one that was there before this operator."""
+    """When it came into the phase; None where that was before this process began."""
 
 
-class Jobs:
-    """By key."""
+class JobRegistry:
+    """The snapshots of all jobs, by key."""
 
     def __init__(self) -> None:
-        self._snapshots: dict[Key, Snapshot] = {}
+        self._snapshots: dict[Key, JobSnapshot] = {}
         self.phase_seconds = {reason.value: Histogram(PHASE_BUCKETS) for reason in TIMED}
 
     def put(self, key: Key, raw: Mapping[str, Any], status: Status, now: datetime) -> None:
+        """Record a job with its status."""
         # An invalid spec has no model, so it is read as it came.
         found, meta = raw.get("spec"), raw["metadata"]
         spec = found if isinstance(found, Mapping) else {}
@@ -58,39 +59,40 @@ class Jobs:
             if before.since is not None and before.phase in self.phase_seconds:
                 self.phase_seconds[before.phase].observe((now - before.since).total_seconds())
         student, teacher = _model(spec.get("student")), _teachers(spec)
-        self._snapshots[key] = Snapshot(meta["uid"], student, teacher, status, phase, _shared(spec), since)
+        self._snapshots[key] = JobSnapshot(meta["uid"], student, teacher, status, phase, _teacher_refs(spec), since)
 
     def remove(self, key: Key) -> str:
-        """The uid that it had."""
+        """Forget a job that is gone. Return the uid that it had; empty if it was not known."""
         found = self._snapshots.pop(key, None)
         return found.uid if found else ""
 
     def teachers_of(self, key: Key) -> set[Key]:
-        """The Teachers that a job learns from."""
+        """Return the Teachers that a job learns from."""
         found = self._snapshots.get(key)
-        return {Key.of_teacher(key.namespace, name) for _, name in found.shared} if found else set()
+        return {Key(Kind.TEACHER, key.namespace, name) for _, name in found.teacher_refs} if found else set()
 
     def of_teacher(self, teacher: Key) -> list[Key]:
-        """The jobs that name a Teacher, running or not."""
+        """Return the jobs that name a Teacher, running or not."""
         return [key for key in self._snapshots if teacher in self.teachers_of(key)]
 
     def requests_of(self, teacher: Key) -> list[int]:
-        """What each running job has for a Teacher to do: requests that wait or are under way.
+        """Return for each running job how many requests to a Teacher wait or are under way.
 
-        A trainer that is not there has nothing to do, whatever the last one said: its job's last words are of before.
+        A job without a trainer has none, whatever its last trainer reported.
         """
         found = []
         for key in self.of_teacher(teacher):
             snapshot = self._snapshots[key]
             if snapshot.phase not in (Reason.STARTING, Reason.RUNNING):
                 continue
-            mine = {name for name, shared in snapshot.shared if shared == teacher.teacher}
+            mine = {name for name, ref in snapshot.teacher_refs if ref == teacher.name}
             progress = snapshot.status.progress
             alive = progress is not None and conditions.is_true(snapshot.status, ConditionType.TRAINER_READY)
             found.append(sum(t.requests for t in progress.teachers if t.name in mine) if progress and alive else 0)
         return found
 
-    def all(self) -> dict[Key, Snapshot]:
+    def snapshots(self) -> dict[Key, JobSnapshot]:
+        """Return the snapshot of each job."""
         return dict(self._snapshots)
 
 
@@ -99,7 +101,7 @@ def _model(part: Any) -> str:
 
 
 def _teachers(spec: Mapping[str, Any]) -> str:
-    """What each teacher is called where people read, with commas."""
+    """Return the titles of the teachers as people read them, separated by commas."""
     return ",".join(_title(part) for part in _parts(spec))
 
 
@@ -108,7 +110,7 @@ def _parts(spec: Mapping[str, Any]) -> list[Any]:
     return several if isinstance(several, list) and several else [spec.get("teacher")]
 
 
-def _shared(spec: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+def _teacher_refs(spec: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
     found = [part for part in _parts(spec) if isinstance(part, Mapping) and isinstance(part.get("ref"), Mapping)]
     return tuple((str(part.get("name", ONLY_TEACHER)), str(part["ref"].get("name", ""))) for part in found)
 
