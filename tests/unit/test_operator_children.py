@@ -113,7 +113,7 @@ def test_a_template_overrides_what_it_names_and_nothing_twice() -> None:
         "imagePullPolicy": "Always",
         "env": [{"name": "HOME", "value": "/home"}, {"name": "MORE", "value": "1"}],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "9Gi"}}],
-        "labels": {"team": "a", "distillation-operator.io/job": "stolen"},
+        "labels": {"team": "a"},
         "nodeSelector": {"pool": "gpu"},
     }
     made = pod_templates(job(trainer={"template": template}))["trainer"]
