@@ -47,7 +47,7 @@ class FunctionReward:
         worker = await self._idle.get()
         try:
             worker = worker or await self._start()
-            found = await call(worker, self._timeout, self._grade, prompt, response)
+            found: Grade = await call(worker, self._timeout, self._grade, prompt, response)
         except TimeoutError:
             end(worker)
             worker = None

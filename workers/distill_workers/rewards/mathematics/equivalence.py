@@ -55,7 +55,7 @@ def _equivalent(reference: str, answer: str, depth: int) -> bool:
         return _is_choice(choice[1], answer)
     wanted, given = quantity_of(reference), quantity_of(answer)
     if is_text(wanted.value) or is_text(reference):
-        return same_text(reference, answer) or _same_items(reference, answer, depth)
+        return same_text(reference, answer) or bool(_same_items(reference, answer, depth))
     if units_differ(wanted, given):
         return False
     reference, answer = _without_names(wanted.value, given.value)
