@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from hf_load import make_model, spread
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.cpu import megatron_shim
 from distill_workers.data.sample import Sample
 from distill_workers.run_folder.checkpoints import Checkpoints

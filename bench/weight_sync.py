@@ -31,7 +31,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import torch.distributed as dist
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.engine.engine import Engine
 from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.serving.server import free_port

@@ -7,7 +7,7 @@ NCCL_CUMEM_ENABLE and NCCL_NVLS_ENABLE to 0 for its servers where they are unset
 
 from collections.abc import Mapping, Sequence
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 
 NCCL_AGREED = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0", "NCCL_CUMEM_HOST_ENABLE": "0"}
 """Of every role. Memory of the host by cuMem wants calls of NUMA that a restricted pod may not make."""

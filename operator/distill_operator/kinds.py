@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from enum import Enum
 from typing import Any
 
-from distill_api import teacher
 from distill_api.base import API_VERSION, KIND, PLURAL
+from distill_api.teacher import kind as teacher_kind
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class Kind(Enum):
     KAI_GROUP = Resource("PodGroup", "scheduling.run.ai/v2alpha2", "podgroups")
     LEASE = Resource("Lease", "coordination.k8s.io/v1", "leases")
     DISTILLATION_JOB = Resource(KIND, API_VERSION, PLURAL)
-    TEACHER = Resource(teacher.KIND, API_VERSION, teacher.PLURAL)
+    TEACHER = Resource(teacher_kind.KIND, API_VERSION, teacher_kind.PLURAL)
 
 
 # Keyed by version and kind, as three schedulers have a PodGroup.

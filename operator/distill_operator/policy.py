@@ -1,7 +1,7 @@
 """The installation's policy: what it does not allow, whatever a job says. Pure."""
 
-from distill_api.spec import Spec
-from distill_api.teacher import TeacherSpec
+from distill_api.spec.job_spec import Spec
+from distill_api.teacher.kind import TeacherSpec
 from distill_operator.settings import Egress, Settings
 
 TRUST_FLAG = "--trust-remote-code"

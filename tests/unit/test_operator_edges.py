@@ -13,7 +13,7 @@ from prometheus_client.exposition import generate_latest
 
 from distill_api.metrics import OPERATOR_METRICS, scraped_name
 from distill_api.status import Status
-from distill_api.teacher import TeacherStatus
+from distill_api.teacher.kind import TeacherStatus
 from distill_operator.distillationjob import progress_poller as progress_module
 from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller

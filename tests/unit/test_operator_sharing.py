@@ -7,7 +7,7 @@ import pytest
 from operator_fakes import EPOCH, KEY, RESYNC, SETTINGS, Crash, FakeCluster, Json, Simulation, manifest
 
 from distill_api.status import Status
-from distill_api.teacher import Autoscaling
+from distill_api.teacher.kind import Autoscaling
 from distill_operator.__main__ import fill_registry
 from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.kinds import Kind

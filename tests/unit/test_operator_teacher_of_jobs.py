@@ -13,7 +13,7 @@ from test_operator_teachers import ROUTED, up
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Progress, Status
-from distill_api.teacher import TeacherStatus
+from distill_api.teacher.kind import TeacherStatus
 from distill_operator.model.observed import Observed, ObservedTeacher, Outcome, Pod
 from distill_operator.runtime.effects import Check, Event
 

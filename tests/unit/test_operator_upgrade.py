@@ -24,7 +24,7 @@ from operator_fakes import SETTINGS, UID, Json, Simulation, job, manifest
 from test_operator_plan import NOTHING, applied, begun, deleted, look, pods, says
 
 from distill_api.job import DistillationJob, load_job, parse_job
-from distill_api.spec import Rollout, Spec, TeacherSource
+from distill_api.spec.job_spec import Rollout, Spec, TeacherSource
 from distill_api.status import ConditionType
 from distill_operator.kinds import Kind
 from distill_operator.model.observed import Child, Claim, Observed, Outcome

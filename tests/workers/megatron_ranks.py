@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
 
 ROOT = Path(__file__).parents[2]

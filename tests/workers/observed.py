@@ -32,7 +32,7 @@ from distill_workers.serving.server import SGLangServer, free_port
 sys.path.append(str(REPO / "operator"))
 
 from distill_api.status import Status
-from distill_api.teacher import TeacherStatus
+from distill_api.teacher.kind import TeacherStatus
 from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.kinds import Kind
 from distill_operator.metrics import OperatorMetrics

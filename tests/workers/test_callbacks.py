@@ -12,7 +12,7 @@ from runs import REPO
 sys.path.insert(0, str(REPO / "bench"))
 from test_loop import Told, Weights, loop_of, train, virtually
 
-from distill_api.guards import GuardAction
+from distill_api.spec.guards import GuardAction
 from distill_workers.evaluation.guards import Decision
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.run.callbacks.base import Callbacks, RollBack, StopRun, TrainStep

@@ -9,10 +9,10 @@ import pytest
 from conftest import tiny_tokenizer
 from runs import arithmetic
 
-from distill_api.guards import GuardAction
 from distill_api.job import parse_job
 from distill_api.metrics import StepStage
-from distill_api.spec import Schedule
+from distill_api.spec.guards import GuardAction
+from distill_api.spec.job_spec import Schedule
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.evaluation.guards import Decision

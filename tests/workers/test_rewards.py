@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from distill_api.spec import Prompts, Reward, RewardSource, Spec
+from distill_api.spec.job_spec import Prompts, Reward, RewardSource, Spec
 from distill_workers.data.prompts import load_prompts
 from distill_workers.data.sample import Prompt
 from distill_workers.metrics import Metrics

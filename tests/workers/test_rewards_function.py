@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distill_api.spec import Reward
+from distill_api.spec.job_spec import Reward
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics

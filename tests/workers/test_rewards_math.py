@@ -2,7 +2,7 @@ r"""The reward `math`: the final answer of a response against the mathematics of
 
 import pytest
 
-from distill_api.spec import Extract
+from distill_api.spec.job_spec import Extract
 from distill_workers.data.sample import Prompt
 from distill_workers.rewards.math import grade_mathematically
 

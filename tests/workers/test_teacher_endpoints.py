@@ -12,7 +12,7 @@ from aiohttp import web
 from conftest import TinyModel, hf_logprobs, spec_of
 from transformers import AutoTokenizer
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
 from distill_workers.failures import PreflightFailed
 from distill_workers.metrics import Metrics

@@ -13,7 +13,7 @@ from runs import MODELS, REPO
 
 from distill_api import protocol
 from distill_api.job import parse_job
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.prompts import PromptError, load_data
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.evaluation.evaluator import Evaluator

@@ -14,7 +14,7 @@ from distill_api import names
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.names import Role
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.plan import Plan, invalid, over_quota, plan, refused

@@ -14,7 +14,7 @@ from typing import Any
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.protocol import ProgressReport
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_api.status import Condition, ConditionType, Progress, Reason, Result, RoleStatus, Status
 from distill_operator.distillationjob.failure import Failure
 from distill_operator.distillationjob.readiness import RoleState

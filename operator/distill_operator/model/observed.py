@@ -8,7 +8,7 @@ from typing import Any
 
 from distill_api.names import Role
 from distill_api.protocol import ProgressReport
-from distill_api.teacher import TeacherStatus
+from distill_api.teacher.kind import TeacherStatus
 from distill_operator.kinds import Kind
 
 Raw = Mapping[str, Any]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.scheduling import Gang, GangScope
+from distill_api.spec.scheduling import Gang, GangScope
 from distill_operator.kinds import Kind
 from distill_operator.resources.pod_template import Json, metadata, selector
 

@@ -10,9 +10,9 @@ from typing import Any
 from distill_api import accelerator_environment, names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.spec import WeightSync
-from distill_api.teacher import Teacher
-from distill_api.template import PodTemplate
+from distill_api.spec.job_spec import WeightSync
+from distill_api.spec.template import PodTemplate
+from distill_api.teacher.kind import Teacher
 from distill_operator.settings import Settings
 
 Json = dict[str, Any]

@@ -7,7 +7,7 @@ the child would render it the same way today.
 import copy
 from typing import Any
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.resources import configmap, pod_group
 from distill_operator.resources.pod_template import Json

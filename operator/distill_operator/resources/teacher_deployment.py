@@ -7,7 +7,7 @@ made here.
 from distill_api import names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.teacher_source import NamedTeacherSource
+from distill_api.teacher.source import NamedTeacherSource
 from distill_operator.resources.pod_template import Container, Json, labels, metadata, pod_template, selector
 from distill_operator.settings import Settings
 

@@ -5,7 +5,7 @@ Trainers of its namespace reach its scoring; the rest of the port is SGLang's ad
 
 from distill_api import names, protocol
 from distill_api.names import Role
-from distill_api.teacher import Teacher
+from distill_api.teacher.kind import Teacher
 from distill_operator.resources import configmap, secret
 from distill_operator.resources.network_policy import ports_of, scraped
 from distill_operator.resources.pod_template import Container, Json, labels, metadata, pod_template, selector

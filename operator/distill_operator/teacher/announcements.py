@@ -1,7 +1,7 @@
 """The Events of a Teacher: which changes of its status, and of its number of servers, a person should notice."""
 
 from distill_api.status import ConditionStatus, ConditionType, Reason
-from distill_api.teacher import Autoscaling, TeacherStatus
+from distill_api.teacher.kind import Autoscaling, TeacherStatus
 from distill_operator.model import conditions
 from distill_operator.runtime.effects import Event
 

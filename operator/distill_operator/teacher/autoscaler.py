@@ -8,7 +8,7 @@ scale-down by the highest recommendation of the window), on requests instead of 
 from dataclasses import dataclass
 from datetime import datetime
 
-from distill_api.teacher import Autoscaling
+from distill_api.teacher.kind import Autoscaling
 
 
 @dataclass(frozen=True)

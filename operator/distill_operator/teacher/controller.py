@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from distill_api.base import API_VERSION
 from distill_api.job import InvalidManifest, Metadata
 from distill_api.status import Reason
-from distill_api.teacher import KIND, TeacherStatus, parse_teacher
+from distill_api.teacher.kind import KIND, TeacherStatus, parse_teacher
 from distill_operator.model import reading
 from distill_operator.model.conditions import FALSE, ConditionValue
 from distill_operator.model.observed import Observed, ObservedTeacher

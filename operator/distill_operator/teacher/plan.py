@@ -8,7 +8,7 @@ from distill_api import names, protocol
 from distill_api.job import Metadata
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason
-from distill_api.teacher import KIND, Teacher, TeacherStatus
+from distill_api.teacher.kind import KIND, Teacher, TeacherStatus
 from distill_operator import policy
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.model import conditions

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 
-from distill_api.teacher import TeacherStatus
+from distill_api.teacher.kind import TeacherStatus
 from distill_operator.runtime.ownership import Key
 from distill_operator.teacher.view import View
 

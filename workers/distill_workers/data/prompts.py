@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill_api.spec import Prompts, ReasoningGym, Spec
+from distill_api.spec.job_spec import Prompts, ReasoningGym, Spec
 from distill_workers.data.routing import Route
 from distill_workers.data.rows import PromptError, Row, hub_rows, kind, path_rows
 from distill_workers.data.sample import Prompt

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_api.names import ONLY_TEACHER
-from distill_api.spec import Evaluation, Source, Spec
+from distill_api.spec.job_spec import Evaluation, Source, Spec
 from distill_workers.data.rows import PromptError
 
 

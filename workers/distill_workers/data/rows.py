@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill_api.spec import Dataset
+from distill_api.spec.job_spec import Dataset
 
 Row = tuple[str, dict[str, Any]]
 """The location for a message (FILE:LINE, or FILE row NUMBER, from 1), and the fields."""

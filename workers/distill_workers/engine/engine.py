@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.engine.request import (
     EngineRefused,
     EngineUnavailable,

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from distill_api.spec import Evaluation, RewardSource, Sampling, Spec
+from distill_api.spec.job_spec import Evaluation, RewardSource, Sampling, Spec
 from distill_workers.data.prompts import load_prompts
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt

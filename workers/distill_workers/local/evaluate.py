@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.table import Table
 
 from distill_api.protocol import Variable
-from distill_api.spec import Evaluation, RewardSource, Spec
+from distill_api.spec.job_spec import Evaluation, RewardSource, Spec
 from distill_workers.engine.engine import Engine, Response
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.evaluation.evaluator import Evaluator, Measurement

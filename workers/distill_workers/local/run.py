@@ -17,7 +17,7 @@ from typing import Any
 from distill_api import accelerator_environment
 from distill_api.job import DistillationJob
 from distill_api.protocol import ExitCode, ExitReport, ProgressReport, Variable
-from distill_api.spec import Output
+from distill_api.spec.job_spec import Output
 from distill_workers.launch import exit_code
 from distill_workers.model_folder import model_folder
 from distill_workers.run_folder.run_folder import RunFolder

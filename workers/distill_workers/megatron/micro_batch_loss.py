@@ -2,7 +2,7 @@
 
 import torch
 
-from distill_api.spec import Objective, Support
+from distill_api.spec.job_spec import Objective, Support
 from distill_workers.megatron.batch import MicroBatch
 from distill_workers.megatron.context import OwnTokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs

@@ -16,7 +16,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from distill_api.spec import Recompute
+from distill_api.spec.job_spec import Recompute
 from distill_workers.megatron import pipeline
 from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel
 from distill_workers.megatron.context import causal_attention, gather_sequence

@@ -12,7 +12,7 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from distill_api.spec import Parallelism
+from distill_api.spec.job_spec import Parallelism
 
 T = TypeVar("T")
 

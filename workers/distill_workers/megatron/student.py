@@ -18,7 +18,7 @@ from megatron.core.distributed import (
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
 from distill_workers.megatron import lora, memory, parallel, pipeline
 from distill_workers.megatron.architecture import read_shape

@@ -2,7 +2,7 @@
 
 import torch
 
-from distill_api.spec import Advantage
+from distill_api.spec.job_spec import Advantage
 
 
 def reward_advantages(advantage: Advantage, rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,7 @@
 import math
 from dataclasses import dataclass
 
-from distill_api.spec import CoefficientSchedule, Decay, Objective
+from distill_api.spec.job_spec import CoefficientSchedule, Decay, Objective
 
 
 @dataclass(frozen=True)

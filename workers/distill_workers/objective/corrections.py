@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from distill_api.spec import Correction, ImportanceWeight
+from distill_api.spec.job_spec import Correction, ImportanceWeight
 from distill_workers.objective.responses import response_mean
 
 

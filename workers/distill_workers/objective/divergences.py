@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from distill_api.spec import Divergence
+from distill_api.spec.job_spec import Divergence
 
 TAIL_FLOOR = 1e-6
 """Smallest mass of the tail. Log-probs in fp32 leave 1e-7 of rounding in 1 - sum p: below that the tail is noise.

@@ -17,7 +17,7 @@ student's own alone.
 
 import torch
 
-from distill_api.spec import Divergence, Objective, RewardSource, Support
+from distill_api.spec.job_spec import Divergence, Objective, RewardSource, Support
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.objective.corrections import correct
 from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl, support_divergence

@@ -2,7 +2,7 @@
 
 import math
 
-from distill_api.spec import Optimizer, RateSchedule
+from distill_api.spec.job_spec import Optimizer, RateSchedule
 
 
 def learning_rate(optimizer: Optimizer, step: int, total_steps: int) -> float:

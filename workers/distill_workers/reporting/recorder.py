@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from distill_api.guards import GuardAction
 from distill_api.metrics import StepStage
-from distill_api.spec import Spec
+from distill_api.spec.guards import GuardAction
+from distill_api.spec.job_spec import Spec
 from distill_api.status import EvaluationScore, GuardEvent, Progress
 from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.evaluation.guards import Decision

@@ -2,8 +2,8 @@
 
 from functools import partial
 
-from distill_api.spec import Reward as RewardSpec
-from distill_api.spec import RewardSource, Spec
+from distill_api.spec.job_spec import Reward as RewardSpec
+from distill_api.spec.job_spec import RewardSource, Spec
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import Reward
 from distill_workers.rewards.exact_match import grade_exactly

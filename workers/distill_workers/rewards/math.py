@@ -2,7 +2,7 @@
 
 from functools import lru_cache
 
-from distill_api.spec import Extract
+from distill_api.spec.job_spec import Extract
 from distill_workers.data.sample import Prompt
 from distill_workers.rewards.base import Grade, reference_of
 from distill_workers.rewards.mathematics.answer import (

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from distill_api.spec import Spec, Support
+from distill_api.spec.job_spec import Spec, Support
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
 from distill_workers.data.prompts import Cursor
 from distill_workers.data.sample import Prompt, Sample

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.metrics import StepStage
-from distill_api.spec import Schedule
+from distill_api.spec.job_spec import Schedule
 from distill_workers.data.prompts import Cursor
 from distill_workers.evaluation.guards import Guards
 from distill_workers.reporting.recorder import Recorder

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from distill_api.protocol import Variable
-from distill_api.spec import Rollout, Serving, Spec
-from distill_api.teacher import TeacherSpec
+from distill_api.spec.job_spec import Rollout, Serving, Spec
+from distill_api.teacher.kind import TeacherSpec
 from distill_workers import probe
 from distill_workers.child_processes import end_with_parent
 from distill_workers.serving.admin_key import admin_key

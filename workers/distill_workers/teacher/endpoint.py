@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass, field
 
-from distill_api.endpoint import Endpoint
+from distill_api.teacher.endpoint import Endpoint
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from distill_api.protocol import teacher_addresses
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.failures import ConfigurationError
 from distill_workers.model_folder import model_folder
 from distill_workers.serving.server import SGLangServer, free_port

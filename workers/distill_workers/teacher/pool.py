@@ -18,8 +18,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from distill_api import spec as api
-from distill_api.spec import NamedTeacherSource, Spec
+from distill_api.spec import job_spec as api
+from distill_api.spec.job_spec import NamedTeacherSource, Spec
 from distill_workers.teacher.endpoint import TeacherEndpoint
 from distill_workers.teacher.openai_protocol import OpenAIProtocol
 from distill_workers.teacher.prefix_affinity import NO_PREFERENCE, Placement, PrefixAffinity

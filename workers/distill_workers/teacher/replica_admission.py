@@ -11,7 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from distill_api.spec import NamedTeacherSource
+from distill_api.spec.job_spec import NamedTeacherSource
 from distill_workers.teacher.protocol import BadScore, Observer, Scores
 from distill_workers.teacher.replicas import NotAnswered, Replica, Replicas
 

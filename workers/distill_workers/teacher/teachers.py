@@ -4,7 +4,7 @@ import asyncio
 from collections.abc import Mapping
 
 from distill_api.protocol import Variable, read_teacher_addresses, teacher_key
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_api.status import TeacherRequests
 from distill_workers.failures import ConfigurationError
 from distill_workers.teacher.pool import TeacherPool

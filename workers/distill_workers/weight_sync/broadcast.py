@@ -26,7 +26,7 @@ from torch.distributed.distributed_c10d import (
     _world,
 )
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.engine.engine import EngineHandle, EngineRefused, EngineUnavailable
 from distill_workers.weight_sync.base import BUCKET_BYTES, Engines, PushIncomplete, Sync, on_each
 from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource

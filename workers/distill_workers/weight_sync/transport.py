@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from distill_api.spec import Spec, WeightSync
+from distill_api.spec.job_spec import Spec, WeightSync
 from distill_workers.weight_sync.base import Sync
 from distill_workers.weight_sync.broadcast import DistributedSync
 from distill_workers.weight_sync.disk import DiskSync

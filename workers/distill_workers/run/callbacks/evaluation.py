@@ -3,7 +3,7 @@
 import asyncio
 
 from distill_api.metrics import StepStage
-from distill_api.spec import Schedule
+from distill_api.spec.job_spec import Schedule
 from distill_api.status import EvaluationScore
 from distill_workers.evaluation.evaluator import Evaluator, Measurement
 from distill_workers.reporting.recorder import Recorder

@@ -2,7 +2,7 @@
 
 import dataclasses
 
-from distill_api.guards import GuardAction
+from distill_api.spec.guards import GuardAction
 from distill_workers.evaluation.guards import Decision, Guards
 from distill_workers.reporting.recorder import Recorder
 from distill_workers.rollout.pipeline import RolloutPipeline

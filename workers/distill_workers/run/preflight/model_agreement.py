@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.failures import ConfigurationError, PreflightFailed
 
 log = logging.getLogger(__name__)

@@ -4,7 +4,7 @@ import logging
 
 import numpy as np
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
 from distill_workers.run.preflight.check import Check
 from distill_workers.run.preflight.student import TOLERANCE_NATS

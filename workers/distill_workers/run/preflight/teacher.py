@@ -3,7 +3,7 @@
 import math
 import statistics
 
-from distill_api.spec import Spec, Support
+from distill_api.spec.job_spec import Spec, Support
 from distill_workers.data.sample import Sample
 from distill_workers.run.preflight.check import Check
 from distill_workers.teacher.pool import BadScore, TeacherPool

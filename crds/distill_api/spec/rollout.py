@@ -7,7 +7,7 @@ from pydantic import Field
 from distill_api.base import Argument, Model, Tokens
 from distill_api.fields import Count
 from distill_api.rules import Rule
-from distill_api.template import PodTemplate
+from distill_api.spec.template import PodTemplate
 
 
 class Sampling(Model):

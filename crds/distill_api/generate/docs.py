@@ -1,4 +1,4 @@
-"""The API reference, generated from the models: `python -m distill_api.docs FILE` writes it."""
+"""The API reference, generated from the models: `python -m distill_api.generate.docs FILE` writes it."""
 
 import sys
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.base import API_VERSION, KIND, Model
-from distill_api.crd import JOB, TEACHER, Definition, structural_node, write_atomically
+from distill_api.generate.crd import JOB, TEACHER, Definition, structural_node, write_atomically
 from distill_api.job import NAME_RULES
 from distill_api.rules import INT_OR_STRING, LIST_MAP_KEYS, VALIDATIONS
 from distill_api.status import ConditionType, Reason

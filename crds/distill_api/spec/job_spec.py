@@ -5,13 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model, Path
-from distill_api.data import Data, Source
-from distill_api.endpoint import Endpoint, Protocol
-from distill_api.evaluation import Evaluation
 from distill_api.fields import AcceleratorName, ControllerName, Precision, Seconds
-from distill_api.guards import Guard, GuardAction, Watch
 from distill_api.names import ONLY_TEACHER
-from distill_api.objective import (
+from distill_api.rules import ListMap, Rule
+from distill_api.spec.data import Data, Source
+from distill_api.spec.evaluation import Evaluation
+from distill_api.spec.guards import Guard, GuardAction, Watch
+from distill_api.spec.objective import (
     NEEDS_ANSWER,
     Advantage,
     CoefficientSchedule,
@@ -27,16 +27,16 @@ from distill_api.objective import (
     has_needed_answer,
     has_needed_answer_cel,
 )
-from distill_api.output import Output, OutputVolume
-from distill_api.prompts import Dataset, Prompts, ReasoningGym
-from distill_api.rollout import Rollout, Sampling
-from distill_api.routing import RULES as ROUTING_RULES
-from distill_api.rules import ListMap, Rule
-from distill_api.schedule import Schedule
-from distill_api.scheduling import Gang, GangScope, Scheduling
-from distill_api.teacher_source import NamedTeacherSource, Serving, TeacherSource
-from distill_api.tracking import Tracking
-from distill_api.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
+from distill_api.spec.output import Output, OutputVolume
+from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
+from distill_api.spec.rollout import Rollout, Sampling
+from distill_api.spec.schedule import Schedule
+from distill_api.spec.scheduling import Gang, GangScope, Scheduling
+from distill_api.spec.tracking import Tracking
+from distill_api.spec.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
+from distill_api.teacher.endpoint import Endpoint, Protocol
+from distill_api.teacher.routing import RULES as ROUTING_RULES
+from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
 
 __all__ = [
     "Advantage",

@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model
-from distill_api.prompts import Prompts
 from distill_api.rules import Rule, matching
+from distill_api.spec.prompts import Prompts
 
 FunctionName = Annotated[
     str,

@@ -1,9 +1,9 @@
-"""The page of metrics, generated from the registry: `python -m distill_api.metrics_docs FILE` writes it."""
+"""The page of metrics, generated from the registry: `python -m distill_api.generate.metrics_docs FILE` writes it."""
 
 import sys
 from pathlib import Path
 
-from distill_api.crd import write_atomically
+from distill_api.generate.crd import write_atomically
 from distill_api.metrics import OPERATOR_METRICS, WORKER_METRICS, Metric, scraped_name
 
 _HEAD = """# Metrics

@@ -6,11 +6,11 @@ from pydantic import Field
 
 from distill_api.base import Model
 from distill_api.fields import Name
-from distill_api.objective import Reward
-from distill_api.prompts import Prompts
-from distill_api.routing import ONE_ROUTE
 from distill_api.rules import ListMap, Rule
-from distill_api.teacher_source import TeacherName
+from distill_api.spec.objective import Reward
+from distill_api.spec.prompts import Prompts
+from distill_api.teacher.routing import ONE_ROUTE
+from distill_api.teacher.source import TeacherName
 
 
 class Source(Model):

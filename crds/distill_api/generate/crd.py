@@ -1,4 +1,4 @@
-"""The CustomResourceDefinitions, generated from the models: `python -m distill_api.crd FOLDER` writes them.
+"""The CustomResourceDefinitions, generated from the models: `python -m distill_api.generate.crd FOLDER` writes them.
 
 The API server wants a structural OpenAPI v3.0 schema: no references, no alternatives, a type and a bound on everything.
 """
@@ -11,14 +11,14 @@ from typing import Any
 
 import yaml
 
-from distill_api import teacher
 from distill_api.base import GROUP, KIND, PLURAL, VERSION, Model
 from distill_api.job import NAME_RULES
 from distill_api.names import Role
 from distill_api.rules import LIST_TYPE, VALIDATIONS
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_api.status import ConditionType, Status
-from distill_api.teacher import TeacherSpec, TeacherStatus
+from distill_api.teacher import kind as teacher_kind
+from distill_api.teacher.kind import TeacherSpec, TeacherStatus
 
 Schema = dict[str, Any]
 
@@ -229,8 +229,8 @@ JOB = Definition(
     tuple(printer_columns()),
 )
 TEACHER = Definition(
-    teacher.KIND,
-    teacher.PLURAL,
+    teacher_kind.KIND,
+    teacher_kind.PLURAL,
     "dteacher",
     "A served model that several DistillationJobs of its namespace learn from, by spec.teacher.ref.",
     TeacherSpec,

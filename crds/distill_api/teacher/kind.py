@@ -9,7 +9,7 @@ from distill_api.fields import AcceleratorName, Precision
 from distill_api.job import Metadata, parse_object
 from distill_api.rules import ListMap, Rule
 from distill_api.status import Condition, StatusCount, StatusText, Time
-from distill_api.teacher_source import Serving
+from distill_api.teacher.source import Serving
 
 KIND = "Teacher"
 PLURAL = "teachers"

@@ -5,11 +5,11 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Argument, Model, Path
-from distill_api.endpoint import Endpoint
 from distill_api.fields import ObjectName
 from distill_api.names import MAX_TEACHER_NAME, ONLY_TEACHER
 from distill_api.rules import Rule, matching
-from distill_api.template import PodTemplate
+from distill_api.spec.template import PodTemplate
+from distill_api.teacher.endpoint import Endpoint
 
 TeacherName = Annotated[
     str,
