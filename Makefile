@@ -15,6 +15,8 @@ help: ## Name the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | awk -F':.*## ' '{printf "  make %-14s %s\n", $$1, $$2}'
 
 .PHONY: demo
+# The clock of everything that the demo prints, the setup before it included.
+demo: export DISTILL_STARTED := $(shell date +%s.%N)
 demo: setup tools models ## Embedded Kubernetes, KubeRay, the operator, one real distillation; prints what it reached
 	@$(OPERATOR_PYTHON) dev/demo.py
 
@@ -32,13 +34,14 @@ models: setup ## The small models and data of the examples, cached
 	@$(WORKERS_PYTHON) dev/models/smollm2.py
 
 .PHONY: crds
-crds: setup ## Generate the CRDs, their copies in the chart and the API reference from the models
+crds: setup ## Generate the CRDs, their copies in the chart, the references and the chart's rules
 	@$(OPERATOR_PYTHON) -m distill_api.crd crds
 	@mkdir -p charts/distillation-operator/files/crds && cp crds/*.yaml charts/distillation-operator/files/crds/
 	@$(OPERATOR_PYTHON) -m distill_api.docs docs/api.md
 	@$(OPERATOR_PYTHON) dev/chart_readme.py > charts/distillation-operator/README.md
 	@$(OPERATOR_PYTHON) -m distill_api.metrics_docs docs/metrics.md
 	@$(OPERATOR_PYTHON) -m distill_cli.reference docs/cli.md
+	@$(OPERATOR_PYTHON) -m distill_operator.chart_rules > charts/distillation-operator/templates/_rules.tpl
 
 .PHONY: dashboards
 dashboards: setup ## Generate the Grafana dashboards from dev/dashboards
@@ -53,7 +56,7 @@ docs: setup ## The documentation as a site, in build/site
 	@operator/.venv/bin/mkdocs build --strict --quiet && echo build/site/index.html
 
 .PHONY: images
-images: setup ## Both images; with REGISTRY=... (and BASE_IMAGE=...) builds and pushes them
+images: setup ## Both images; REGISTRY=... builds and pushes those of a release, GPU=1 builds the workers' for GPUs
 	@dev/images.sh all
 
 .PHONY: install
@@ -80,10 +83,14 @@ lint: setup ## ruff, mypy, import contracts
 test: setup tools ## Every layer, cheap ones first
 	@dev/test.sh lint unit api chart workers e2e
 
+.PHONY: soak
+soak: setup tools models ## What needs hours: lives, manifests, seeds, kills (SOAK_MINUTES=120)
+	@dev/soak.sh
+
 .PHONY: bench
 bench: setup ## Every benchmark beside its peer (BENCH=name for one)
 	@dev/bench.sh $(BENCH)
 
-.PHONY: test-unit test-api test-workers test-chart test-e2e
-test-unit test-api test-workers test-chart test-e2e: test-%: setup tools ## One layer
+.PHONY: test-unit test-api test-workers test-chart test-e2e test-isa
+test-unit test-api test-workers test-chart test-e2e test-isa: test-%: setup tools ## One layer; isa: numbers on other processors
 	@dev/test.sh $*

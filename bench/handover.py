@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.job import parse_job
-from distill_workers.engine.ray_connection import attach, detach
+from distill_workers.engine.ray_connection import connect, disconnect
 from distill_workers.engine.ray_engine import RayEngine
 from distill_workers.engine.request import Request, Response
-from distill_workers.rollout.request_batching import SHORT_TOKENS, Outbox
-from distill_workers.rollout.scheduler import Slots
+from distill_workers.rollout.request_batching import SHORT_TOKENS, RequestBatcher
+from distill_workers.rollout.scheduler import SlotScheduler
 
 SIBLINGS, SLOTS = 4, 16
 TICKS = os.sysconf("SC_CLK_TCK")
@@ -54,32 +54,32 @@ async def measure(model: str, prompts: list[list[int]], rounds: int, folder: Pat
             "output": {"path": str(folder)},
         },
     }
-    attach(None)
+    connect(None)
     engine = RayEngine(0, parse_job(manifest), local=True, log_folder=str(folder))
     await engine.start(model)
-    where = await engine.whereabouts()
-    outbox = Outbox(engine)
+    where = await engine.info()
+    batcher = RequestBatcher(engine)
 
     async def alone(request: Request) -> Response:
-        [response] = await engine.draw([request])
+        [response] = await engine.generate([request])
         return response
 
     ways: dict[str, Any] = {
         "each alone": alone,
-        "together": outbox.draw,
+        "together": batcher.generate,
     }
     found: dict[str, list[dict[str, float]]] = {way: [] for way in ways}
     for number in range(rounds + 1):
-        for way, draw in ways.items():
-            slots = Slots(SLOTS)
-            slots.add(0)
+        for way, generate in ways.items():
+            scheduler = SlotScheduler(SLOTS)
+            scheduler.add(0)
 
-            async def one(request: Request, draw: Any = draw, slots: Slots = slots) -> int:
-                engine_number = await slots.take()
+            async def one(request: Request, generate: Any = generate, scheduler: SlotScheduler = scheduler) -> int:
+                engine_number = await scheduler.acquire()
                 try:
-                    return len((await draw(request)).ids)
+                    return len((await generate(request)).ids)
                 finally:
-                    slots.free(engine_number)
+                    scheduler.release(engine_number)
 
             def spent() -> tuple[float, float, float, float]:
                 server = cpu_seconds(where["server_pid"], session=True)
@@ -94,7 +94,7 @@ async def measure(model: str, prompts: list[list[int]], rounds: int, folder: Pat
             if number:  # the first warms up
                 found[way].append(line)
     await engine.stop()
-    detach()
+    disconnect()
     return found
 
 

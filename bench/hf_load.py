@@ -117,7 +117,7 @@ class Ways:
 
     def own(self, size: int, folder: str = ".") -> int:
         ranks: Any = SimpleNamespace(
-            tensor_rank=0, tensor_size=size or 1, pipeline_rank=0, pipeline_size=1, is_last_stage=True
+            tensor_rank=0, tensor_size=size or 1, pipeline_rank=0, pipeline_size=1, is_last_pipeline_stage=True
         )
         hugging_face.load(self._models[size], self._shape, ranks, self._folder / folder)
         elements = sum(t.numel() for t in self._models[size]._own.values())

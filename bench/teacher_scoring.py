@@ -36,7 +36,7 @@ from distill_api.spec import Spec
 from distill_workers.metrics import Metrics
 from distill_workers.serving.server import SGLangServer, free_port
 from distill_workers.teacher.pool import TeacherPool
-from distill_workers.teacher.protocol import Ask
+from distill_workers.teacher.protocol import TeacherRequest
 
 VOCABULARY, SIBLINGS, TOP_K = 4096, 8, 64
 SHAPES = ("1024/64", "256/256", "64/512")
@@ -160,8 +160,8 @@ class Bench:
     async def no_scores(self, work: Work) -> None:
         async def one(prompt: list[int], response: list[int]) -> None:
             body = {"input_ids": prompt + response, "sampling_params": {"max_new_tokens": 0, "temperature": 0}}
-            async with self._pool._prefixes.place(prompt) as place:
-                await self._pool._request(Ask("/generate", body), len(prompt) + len(response), place)
+            async with self._pool._affinity.placement(prompt) as place:
+                await self._pool._request(TeacherRequest("/generate", body), len(prompt) + len(response), place)
 
         await asyncio.gather(*(one(prompt, response) for prompt, responses in work for response in responses))
 
@@ -176,7 +176,7 @@ class Bench:
                     "logprob_start_len": len(prompt) - 1,
                     "top_logprobs_num": TOP_K,
                 }
-                async with self._pool._prefixes.place(prompt), session.post(self._url, json=body) as answer:
+                async with self._pool._affinity.placement(prompt), session.post(self._url, json=body) as answer:
                     answer.raise_for_status()
                     info = json.loads(await answer.read())["meta_info"]
                 rows = info["input_top_logprobs"][1:]

@@ -33,10 +33,10 @@ import torch.distributed as dist
 
 from distill_api.spec import Spec
 from distill_workers.engine.engine import Engine
-from distill_workers.run.team import Team
+from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.serving.server import free_port
 from distill_workers.weight_sync.broadcast import DistributedSync
-from distill_workers.weight_sync.buckets import Source
+from distill_workers.weight_sync.buckets import WeightSource
 from distill_workers.weight_sync.disk import DiskSync
 from distill_workers.weight_sync.shared_memory import SharedMemorySync
 
@@ -122,7 +122,7 @@ def resident() -> dict[str, int]:
     return {words[0][:-1]: 1024 * int(words[1]) for words in lines if words[0] in ("VmRSS:", "VmHWM:")}
 
 
-async def measured(sync: Any, source: Source, version: int, engine: Engine) -> tuple[float, int]:
+async def measured(sync: Any, source: WeightSource, version: int, engine: Engine) -> tuple[float, int]:
     """Seconds of a push, and the bytes that the trainer's process held at most meanwhile."""
     Path("/proc/self/clear_refs").write_text("5")
     begin = time.perf_counter()
@@ -149,7 +149,7 @@ async def run(rounds: int, buckets: list[int], folder: Path) -> dict[str, Any]:
     )
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(free_port())
-    team = Team(MegatronStudent(spec, folder / "model"))
+    ranks = TrainerRanks(MegatronStudent(spec, folder / "model"))
     ways: dict[str, Any] = {
         f"distributed, {mb}-MB buckets": DistributedSync(spec, "127.0.0.1", bucket_bytes=mb * MB) for mb in buckets
     }
@@ -163,7 +163,7 @@ async def run(rounds: int, buckets: list[int], folder: Path) -> dict[str, Any]:
         way: {"seconds": [], "ratio": [], "cpu_seconds": [], "extra_mb": []} for way in ways
     }
     peer: dict[str, list[float]] = {"seconds": [], "cpu_seconds": []}
-    server = (await engine.whereabouts())["server_pid"]
+    server = (await engine.info())["server_pid"]
 
     def own_cpu_seconds() -> float:
         return time.process_time() + cpu_seconds(server)
@@ -176,7 +176,7 @@ async def run(rounds: int, buckets: list[int], folder: Path) -> dict[str, Any]:
                 bare_cpu_seconds = bare.cpu_seconds() - bare_before
                 version += 1
                 before, cpu_before = resident()["VmRSS"], own_cpu_seconds()
-                seconds, peak = await measured(sync, team.weights, version, engine)
+                seconds, peak = await measured(sync, ranks.weights, version, engine)
                 if number:  # the first round touches everybody's memory for the first time
                     peer["seconds"].append(seconds_bare)
                     peer["cpu_seconds"].append(bare_cpu_seconds)
@@ -190,7 +190,7 @@ async def run(rounds: int, buckets: list[int], folder: Path) -> dict[str, Any]:
         for sync in ways.values():
             await sync.close()
         await engine.stop()
-        team.dismiss()
+        ranks.dismiss()
     return {"mb": size / MB, "bare": peer, "ways": found}
 
 

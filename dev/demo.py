@@ -1,6 +1,7 @@
 """`make demo`: one real distillation on a real cluster, from nothing, with what it reached at the end.
 
-Needs `make setup tools models` (the target calls them). Uses the embedded cluster, or the kubectl context named by
+Needs `make setup tools models` (the target calls them, and says in DISTILL_STARTED when it began: every time that is
+printed counts from there). Uses the embedded cluster, or the kubectl context named by
 CONTEXT (then REGISTRY must hold the images of `make images`, and the claims `models` and the job's output claim must
 exist there). JOB names another example. Running it again reuses everything but the job itself.
 """
@@ -10,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.parse
 from pathlib import Path
@@ -19,6 +21,7 @@ import yaml
 
 from distill_api import names
 from distill_api.job import DistillationJob, parse_job
+from distill_api.objective import RewardSource
 
 REPO = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))
@@ -29,7 +32,13 @@ OUTPUT = CACHE / "demo" / "output"
 LIMIT_SECONDS = 45 * 60
 PROMETHEUS = "http://127.0.0.1:9090"
 
-begin = time.monotonic()
+EVERY_STEPS_FROM = 3
+"""No guess of the time to go before this step: the first waits for the first evaluation and compiles."""
+SHARE_OF_RIGHT = (RewardSource.EXACT_MATCH, RewardSource.MATH)
+
+waited = time.time() - float(os.environ.get("DISTILL_STARTED") or time.time())
+"""Seconds of setup, tools and models, before this program began."""
+begin = time.monotonic() - waited
 spent: dict[str, float] = {}
 
 
@@ -68,7 +77,7 @@ def cluster(job: DistillationJob) -> None:
     """A cluster with KubeRay, our chart, the images and the volumes of the job."""
     dev = REPO / "dev"
     if CONTEXT:
-        stage("chart", dev / "install.sh")
+        stage("operator chart", dev / "install.sh")
         kubectl("apply", "-f", "-", stdin=json.dumps(namespace()))
         kubectl("-n", NAMESPACE, "delete", "djob", job.metadata.name, "--ignore-not-found", "--wait", "--timeout=120s")
         return
@@ -111,9 +120,30 @@ def condition(status: dict[str, Any], kind: str) -> dict[str, Any]:
     return next((c for c in status.get("conditions", []) if c["type"] == kind), {})
 
 
+class Pace:
+    """The time to go, by the steps that this program has seen end."""
+
+    def __init__(self) -> None:
+        self._first: tuple[int, float] | None = None
+        self._newest: tuple[int, float] = (0, 0.0)
+
+    def see(self, step: int, now: float) -> None:
+        """Notes the newest step that has ended, and when (seconds of a monotonic clock)."""
+        if step > self._newest[0]:
+            self._newest = (step, now)
+            self._first = self._first or self._newest
+
+    def remaining_seconds(self, total_steps: int) -> float | None:
+        """Of the steps alone; None while too few have ended."""
+        if self._first is None or self._newest[0] < EVERY_STEPS_FROM or self._newest[0] == self._first[0]:
+            return None
+        steps, seconds = (b - a for a, b in zip(self._first, self._newest, strict=True))
+        return (total_steps - self._newest[0]) * seconds / steps
+
+
 def follow(job: DistillationJob) -> dict[str, Any]:
     """Shows the job until it has succeeded; returns its status. Notes when each role was first ready."""
-    start, shown = time.monotonic(), ""
+    start, shown, pace = time.monotonic(), "", Pace()
     while time.monotonic() - start < LIMIT_SECONDS:
         found = get("distillationjob", job.metadata.name)
         status = (found or {}).get("status", {})
@@ -124,11 +154,12 @@ def follow(job: DistillationJob) -> dict[str, Any]:
         ):
             if condition(status, kind).get("status") == "True":
                 spent.setdefault(f"job to {name}", time.monotonic() - start)
-        progress = status.get("progress", {})
-        if progress.get("step"):
+        step = status.get("progress", {}).get("step", 0)
+        if step:
             spent.setdefault("job to first step", time.monotonic() - start)
+        pace.see(step, time.monotonic())
         summary = condition(status, "Succeeded")
-        line = " ".join(filter(None, (summary.get("reason", "Pending"), progress_line(progress), waiting(status))))
+        line = doing(job, status, pace)
         if line != shown:
             say(line)
             shown = line
@@ -143,30 +174,74 @@ def follow(job: DistillationJob) -> dict[str, Any]:
     )
 
 
-def progress_line(progress: dict[str, Any]) -> str:
-    if not progress.get("step"):
-        return ""
-    parts = [f"step {progress['step']}/{progress['totalSteps']}", f"reverse KL {progress.get('reverseKL')}"]
+def doing(job: DistillationJob, status: dict[str, Any], pace: Pace) -> str:
+    """What the job is at, as one line."""
+    state = condition(status, "Succeeded").get("reason", "Pending")
+    if state != "Running":
+        roles = (f"{r['name']} {r.get('ready', 0)}/{r.get('desired', 0)}" for r in status.get("roles", []))
+        return " ".join((state, *roles))
+    progress = status.get("progress") or {}
+    step, total = progress.get("step", 0), job.spec.schedule.steps
+    # The step of the newest values of each evaluation.
+    measured = [e.get("step", 0) for e in progress.get("evaluations", [])]
+    behind = len(measured) < len(job.spec.evaluation)
+    if step == 0:
+        if condition(status, "Preflight").get("status") != "True":
+            return "preflight: the trainer loads the student, and has one real answer of engines and teacher checked"
+        if behind:
+            who = "student and teacher" if any(e.score_teacher for e in job.spec.evaluation) else "the student"
+            return f"first evaluation, of {who} as they are; the first step runs beside it"
+        return "first step"
+    text = step_line(job, progress, pace)
+    if step < total:
+        return text
+    if behind or any(at < total for at in measured):
+        return f"{text}; last evaluation"
+    return f"{text}; export of the Hugging Face model"
+
+
+def step_line(job: DistillationJob, progress: dict[str, Any], pace: Pace) -> str:
+    parts = [f"step {progress['step']}/{job.spec.schedule.steps}", f"reverse KL {progress.get('reverseKL')}"]
+    if progress["step"] == 1:
+        samples = job.spec.rollout.prompts_per_step * job.spec.rollout.samples_per_prompt
+        parts[-1] += f" (of this step's own {samples} samples, so it jumps; the result is measured on held-out prompts)"
     if progress.get("reward") is not None:
         parts.append(f"reward {progress['reward']}")
-    if progress.get("estimatedRemainingSeconds"):
-        parts.append(f"{progress['estimatedRemainingSeconds']} s to go")
+    if remaining := pace.remaining_seconds(job.spec.schedule.steps):
+        parts.append(f"{remaining:.0f} s of steps to go")
     return ", ".join(parts)
 
 
-def waiting(status: dict[str, Any]) -> str:
-    if (status.get("progress") or {}).get("step"):
-        return ""
-    return " ".join(f"{r['name']} {r.get('ready', 0)}/{r.get('desired', 0)}" for r in status.get("roles", []))
+def meanings(job: DistillationJob, evaluations: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each kind of figure in the result."""
+    found = []
+    if any(e.get("reverseKL") is not None for e in evaluations):
+        found.append(
+            "Reverse KL: how far the student is from the teacher, before the first and after the last step, in nats; 0 "
+            "is the teacher itself. It is the mean of log p(student) - log p(teacher) over the tokens that the student "
+            "samples for held-out prompts."
+        )
+    if any(e.get("score") is not None for e in evaluations):
+        right = all(e.reward.source in (*SHARE_OF_RIGHT, RewardSource.NONE) for e in job.spec.evaluation)
+        what = (
+            "share of the held-out prompts that the student answers rightly" if right else "mean reward of its answers"
+        )
+        found.append(f"Score: {what}, before and after; in brackets the teacher's own on the same prompts.")
+    return found
 
 
 def show_result(job: DistillationJob, status: dict[str, Any]) -> None:
     print("\nresult")
-    for e in status["progress"].get("evaluations", []):
+    evaluations = status["progress"].get("evaluations", [])
+    for e in evaluations:
         print(f"  {e['name']:<12} reverse KL {e.get('firstReverseKL')} -> {e.get('reverseKL')} nats per token")
         if e.get("score") is not None:
             print(f"  {'':<12} score {e.get('firstScore')} -> {e['score']} (teacher {e.get('teacherScore')})")
+    for sentence in meanings(job, evaluations):
+        print(textwrap.fill(sentence, 100, initial_indent="  ", subsequent_indent="    "))
     print("\nwall time")
+    if waited >= 0.05:
+        print(f"  {'setup, tools, models':<24} {waited:7.1f} s")
     for name, seconds in spent.items():
         print(f"  {name:<24} {seconds:7.1f} s")
     print(f"  {'all':<24} {time.monotonic() - begin:7.1f} s")

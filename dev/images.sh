@@ -6,8 +6,9 @@
 # changed line of code costs seconds, an unchanged tree nothing. operator@VERSION is that of a release kept in
 # tests/releases, which an upgrade begins from; its tag is the version.
 #
-# REGISTRY=… images.sh [operator|workers|all] builds and pushes REGISTRY/distillation-{operator,workers}:VERSION instead;
-# the workers then need BASE_IMAGE=…, a CUDA image of SGLang (and take REQUIREMENTS=workers/requirements-gpu.txt).
+# REGISTRY=… images.sh [operator|workers|all] builds and pushes REGISTRY/distillation-{operator,workers}:VERSION instead,
+# the workers' from workers/requirements-gpu.lock, on BASE_IMAGE=… if given: a Debian or Ubuntu with Python 3.11 and pip.
+# GPU=1 images.sh builds that image of the workers here, and pushes it nowhere.
 . "$(dirname "$0")/cluster/lib.sh"
 
 IMAGES=$CACHE/images
@@ -99,7 +100,7 @@ build_base() {
   {
     take_turn 7 python-base
     if ! built "$LOCAL_BASE"; then
-      if [ ! -f "$archive" ]; then step "Debian with Python (debootstrap)" make_base_archive "$archive"; fi
+      if [ ! -f "$archive" ]; then USUAL="about a minute" step "Debian with Python (debootstrap)" make_base_archive "$archive"; fi
       step "image python-base" add_base_archive "$archive"
     fi
   } 7>"$IMAGES/.lock.python-base"
@@ -172,11 +173,12 @@ build_release_of_operator() { # VERSION : as above, with what the release was ma
 }
 
 build_dependencies() { # operator|workers NAME
+  local usual="about 10 seconds"
   build_base
   if ! built "$2"; then
     # buildah keeps up to four copies of what it commits, and the workers' are 7 GB.
-    if [ "$1" = workers ]; then need_disk 35 "$CACHE"; fi
-    step "dependencies of the $1" build "$2" "$REPO/$1/Dockerfile" --target dependencies --build-arg BASE_IMAGE="$LOCAL_BASE"
+    if [ "$1" = workers ]; then need_disk 35 "$CACHE"; usual="3 to 4 minutes the first time (7 GB)"; fi
+    USUAL=$usual step "dependencies of the $1" build "$2" "$REPO/$1/Dockerfile" --target dependencies --build-arg BASE_IMAGE="$LOCAL_BASE"
   fi
 }
 
@@ -216,15 +218,24 @@ release_one() { # operator|workers
   version=$(sed -n 's/^version = "\(.*\)"/\1/p' "$REPO/pyproject.toml")
   name=$REGISTRY/distillation-$1:$version
   if [ "$1" = workers ]; then
-    [ -n "$BASE_IMAGE" ] || die "the workers' image needs BASE_IMAGE=…, a CUDA image of SGLang 0.5.23, to stand on."
-    arguments+=(--build-arg REQUIREMENTS="${REQUIREMENTS:-workers/requirements-gpu.txt}")
+    # buildah keeps up to four copies of what it commits, and this environment alone is 13 GB.
+    need_disk 60 "$CACHE"
+    arguments+=(--build-arg REQUIREMENTS="${REQUIREMENTS:-workers/requirements-gpu.lock}")
     base=$BASE_IMAGE
   fi
-  # The operator needs no CUDA: its own Dockerfile names a plain Python, which OPERATOR_BASE_IMAGE may replace.
+  # Each Dockerfile names a plain Python, which OPERATOR_BASE_IMAGE and BASE_IMAGE may replace.
   if [ -n "$base" ]; then arguments+=(--build-arg BASE_IMAGE="$base"); fi
-  step "build $name" build "$name" "$REPO/$1/Dockerfile" "${arguments[@]}"
-  step "push $name" bu push "$name" "docker://$name"
+  USUAL="some minutes" step "build $name" build "$name" "$REPO/$1/Dockerfile" "${arguments[@]}"
+  if [ "$REGISTRY" != localhost ]; then USUAL="some minutes" step "push $name" bu push "$name" "docker://$name"; fi
 }
+
+if [ -n "${GPU:-}" ] && [ -z "$REGISTRY" ]; then
+  REGISTRY=localhost
+  mkdir -p "$IMAGES"
+  if [ -z "$BASE_IMAGE" ]; then build_base; BASE_IMAGE=$LOCAL_BASE; fi
+  release_one workers
+  exit 0
+fi
 
 if [ -n "$REGISTRY" ]; then
   for what in "${WHAT[@]}"; do

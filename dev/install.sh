@@ -18,6 +18,6 @@ else
     --set workersImage=local.test/distillation-workers:dev
     --set-string "podAnnotations.image-id=$(hash_of_tree operator/distill_operator operator/Dockerfile crds/distill_api)")
 fi
-step "helm upgrade --install distillation-operator" helm upgrade --install distillation-operator \
+USUAL="10 to 30 seconds" step "helm upgrade --install distillation-operator" helm upgrade --install distillation-operator \
   "$REPO/charts/distillation-operator" --namespace distillation-system --create-namespace \
   --take-ownership "${where[@]}" "${images[@]}" --wait --timeout 3m

@@ -59,7 +59,7 @@ need_python
 mapfile -t absent < <(missing_packages)
 if [ ${#absent[@]} -gt 0 ]; then
   need_root
-  step "Debian packages: ${absent[*]}" install_packages "${absent[@]}"
+  USUAL="half a minute" step "Debian packages: ${absent[*]}" install_packages "${absent[@]}"
 fi
 need_gcc
 if [ "$(uv --version 2>/dev/null | cut -d' ' -f2)" != "$UV_VERSION" ]; then step "uv $UV_VERSION" install_uv; fi
@@ -69,7 +69,7 @@ for side in operator workers; do
   key=$(python3.11 -V | cat - "$REPO/$side/requirements-dev.lock" "$DEV/setup.sh" | sha256sum | cut -c1-16)
   [ "$(cat "$stamp" 2>/dev/null)" != "$key$REPO" ] || continue
   need_disk 12 "$REPO"
-  step "Python packages of the $side" environment "$side"
+  USUAL="a minute or two the first time" step "Python packages of the $side" environment "$side"
   first_party "$side"
   echo "$key$REPO" > "$stamp"                    # last: an interrupted run starts over
 done

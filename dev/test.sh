@@ -1,18 +1,56 @@
 #!/bin/bash
 # test.sh LAYER... - runs the test layers in the order given, says how long each took, stops at the first that fails.
+#
+# Two processes share the modules of a layer (tests/in_parallel.py), whose lines begin with [1] and [2];
+# TEST_PROCESSES=1 runs one. docs/testing.md says what each layer promises.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${DISTILL_CACHE:-}" ] || export DISTILL_CACHE="$HOME/.cache/distillation-operator"
+PROCESSES=${TEST_PROCESSES:-2}
+
+# in_parallel PYTHON FOLDER...: the tests of the folders. Fails if one process does; the others run to their end.
+in_parallel() {
+  local python=$1 claims number failed=0 pids=()
+  shift
+  claims=$(mktemp -d)
+  for ((number = 0; number < PROCESSES; number++)); do
+    (
+      set -o pipefail
+      DISTILL_TEST_PARALLEL="$number:$claims" PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}" \
+        "$python" -m pytest -q -p in_parallel -p no:cacheprovider --color=no "$@" 2>&1 |
+        sed -u "s/^/[$((number + 1))] /"
+    ) &
+    pids+=($!)
+  done
+  for number in "${pids[@]}"; do wait "$number" || failed=1; done
+  rm -rf "$claims"
+  return $failed
+}
+
+# instruction_sets: the numerical tests with the kernels of each set of instructions that this processor has.
+instruction_sets() {
+  local pair aten onednn
+  for pair in default:SSE41 avx2:AVX2 avx512:AVX512_CORE; do
+    aten=${pair%:*} onednn=${pair#*:}
+    case $aten in
+      avx2) grep -qw avx2 /proc/cpuinfo || continue ;;
+      avx512) grep -qw avx512f /proc/cpuinfo || continue ;;
+    esac
+    echo "=== isa: ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn"
+    ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python \
+      tests/workers/test_megatron_*.py tests/workers/test_objective_*.py tests/workers/test_vocabulary_divergence.py ||
+      return 1
+  done
+}
 
 layer() {
   case $1 in
     lint) make --no-print-directory lint ;;
-    unit) operator/.venv/bin/python -m pytest -q tests/unit ;;
-    api) operator/.venv/bin/python -m pytest -q tests/api ;;
-    chart) operator/.venv/bin/python -m pytest -q tests/chart ;;
-    workers) make --no-print-directory models && OMP_NUM_THREADS=1 workers/.venv/bin/python -m pytest -q tests/workers ;;
+    unit | api | chart) in_parallel operator/.venv/bin/python "tests/$1" ;;
+    workers) make --no-print-directory models && OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python tests/workers ;;
+    isa) make --no-print-directory models && instruction_sets ;;
     e2e) make --no-print-directory models && operator/.venv/bin/python -m pytest -q tests/e2e ;;
-    *) echo "no test layer $1: unit, api, chart, workers, e2e or lint" >&2; return 2 ;;
+    *) echo "no test layer $1: unit, api, chart, workers, isa, e2e or lint" >&2; return 2 ;;
   esac
 }
 

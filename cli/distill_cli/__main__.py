@@ -1,4 +1,4 @@
-"""`python -m distill_cli`."""
+"""The entry point of `python -m distill_cli`."""
 
 import sys
 

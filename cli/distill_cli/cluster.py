@@ -1,6 +1,7 @@
-"""The API server, as far as the commands need it: raw dicts in and out, one request at a time.
+"""The client of the API server that the commands use: plain dicts in and out, one request at a time.
 
-Rights and address are those of the user's kubeconfig, as for kubectl.
+Rights and address are those of the user's kubeconfig, as for kubectl. The operator has a client of its own
+(distill_operator.runtime.client): asynchronous, with watches, and for a service account.
 """
 
 import json
@@ -17,14 +18,14 @@ from distill_cli.failure import CommandFailed
 
 Json = dict[str, Any]
 SECONDS = 30.0
-"""That a request may take."""
+"""The timeout of a request."""
 MANAGER = "distill"
-"""Field manager of what `submit`, `suspend` and `resume` write."""
+"""The field manager of what `submit`, `suspend` and `resume` write."""
 APPLY, MERGE, BODY = "application/apply-patch+yaml", "application/merge-patch+json", "application/json"
 
 
 class ApiError(CommandFailed):
-    """What the API server answered; `status` is 0 where it did not."""
+    """Raised for an answer of the API server that is an error; `status` is its HTTP code, 0 where none came."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -32,13 +33,14 @@ class ApiError(CommandFailed):
 
 
 class Cluster:
-    """One API server, and the namespace that a command is about."""
+    """An API server, and the namespace that a command is about."""
 
     def __init__(self, api: client.ApiClient, namespace: str, seconds: float = SECONDS) -> None:
         self._api, self.namespace, self._seconds = api, namespace, seconds
         self.server: str = api.configuration.host
 
     def jobs(self, *, everywhere: bool = False) -> list[Json]:
+        """Return the DistillationJobs of the namespace, or of all. Raises CommandFailed where the CRD is missing."""
         scope = "" if everywhere else f"/namespaces/{quote(self.namespace)}"
         try:
             return list(self.get(f"/apis/{API_VERSION}{scope}/{PLURAL}")["items"])
@@ -46,20 +48,21 @@ class Cluster:
             raise _not_installed(error) from None
 
     def job(self, name: str) -> Json:
-        """Raises CommandFailed with the namespace where there is no such job."""
+        """Return one job. Raises CommandFailed, with the jobs that there are, where there is none of that name."""
         try:
             return self.get(self.job_path(name))
         except ApiError as error:
             raise self._no_job(error, name) from None
 
     def patch_job(self, name: str, patch: Json) -> Json:
+        """Merge the patch into a job, and return it. Raises CommandFailed where there is none of that name."""
         try:
             return self.request("PATCH", self.job_path(name), {"fieldManager": MANAGER}, patch, MERGE)
         except ApiError as error:
             raise self._no_job(error, name) from None
 
     def apply_job(self, manifest: Json, *, dry_run: bool) -> Json:
-        """Server-side apply. A field that another program set is not taken from it: that raises ApiError 409."""
+        """Apply a job on the server, and return it. Raises ApiError 409 for a field that another manager owns."""
         query = {"fieldManager": MANAGER, "fieldValidation": "Strict", "dryRun": "All" if dry_run else ""}
         try:
             return self.request("PATCH", self.job_path(manifest["metadata"]["name"]), query, manifest, APPLY)
@@ -67,21 +70,23 @@ class Cluster:
             raise _not_installed(error) from None
 
     def job_path(self, name: str) -> str:
+        """Return the path of a job of the namespace."""
         return f"/apis/{API_VERSION}/namespaces/{quote(self.namespace)}/{PLURAL}/{quote(name, safe='')}"
 
     def core(self, plural: str, **query: str) -> list[Json]:
-        """Objects of the namespace of the core API: pods, events."""
+        """Return objects of the core API in the namespace: pods, events."""
         return list(self.get(f"/api/v1/namespaces/{quote(self.namespace)}/{plural}", query)["items"])
 
     def get(self, path: str, query: Mapping[str, str] | None = None) -> Json:
+        """Return the JSON of a GET. Raises ApiError."""
         return self.request("GET", path, query)
 
     def text(self, path: str, query: Mapping[str, str] | None = None) -> str:
-        """An answer that is no JSON, whole."""
+        """Return the text of a GET. Raises ApiError."""
         return self._send("GET", path, query).data.decode(errors="replace")
 
     def lines(self, path: str, query: Mapping[str, str]) -> Iterator[str]:
-        """An answer without an end, line by line as it comes."""
+        """Yield the lines of a GET as they come, without a timeout. Raises ApiError."""
         response = self._send("GET", path, query, seconds=None)
         rest = b""
         for part in response.stream(4096):
@@ -98,6 +103,7 @@ class Cluster:
         body: Json | None = None,
         content_type: str = BODY,
     ) -> Json:
+        """Return the JSON of any request; empty values of the query are left out. Raises ApiError."""
         response = self._send(method, path, query, body, content_type)
         return dict(json.loads(response.data))
 
@@ -112,12 +118,12 @@ class Cluster:
     ) -> urllib3.BaseHTTPResponse:
         headers = {"Accept": "application/json, */*", "Content-Type": content_type}
         self._api.update_params_for_auth(headers, [], ["BearerToken"], path, method, body)
-        asked = urlencode({key: value for key, value in (query or {}).items() if value})
+        parameters = urlencode({key: value for key, value in (query or {}).items() if value})
         timeout = self._seconds if seconds == -1.0 else seconds
         try:
             response: urllib3.BaseHTTPResponse = self._api.rest_client.pool_manager.request(
                 method,
-                self.server + path + (f"?{asked}" if asked else ""),
+                self.server + path + (f"?{parameters}" if parameters else ""),
                 headers=headers,
                 body=None if body is None else json.dumps(body).encode(),
                 timeout=urllib3.Timeout(connect=self._seconds, read=timeout),
@@ -164,23 +170,26 @@ def _not_installed(error: ApiError) -> CommandFailed:
 
 
 def connect(namespace: str | None, context: str | None, kubeconfig: str | None, seconds: float = SECONDS) -> Cluster:
-    """By the kubeconfig; without one by the pod's service account. Raises CommandFailed."""
-    made = client.Configuration()
-    own = "default"
+    """Return the cluster of the kubeconfig or, without one, of the pod's service account.
+
+    The namespace is the one given, else that of the context, else `default`. Raises CommandFailed.
+    """
+    settings = client.Configuration()
+    own_namespace = "default"
     try:
         # The client reads KUBECONFIG when it is imported, which may have been long ago.
         file = kubeconfig or os.environ.get("KUBECONFIG")
-        config.load_kube_config(config_file=file, context=context, client_configuration=made)
+        config.load_kube_config(config_file=file, context=context, client_configuration=settings)
         contexts, current = config.list_kube_config_contexts(config_file=file)
         chosen = next((c for c in contexts if c["name"] == context), current)
-        own = chosen["context"].get("namespace") or own
+        own_namespace = chosen["context"].get("namespace") or own_namespace
     except config.ConfigException as error:
         if kubeconfig or context:
             raise CommandFailed(f"the kubeconfig cannot be used: {error}") from None
         try:
-            config.load_incluster_config(client_configuration=made)
+            config.load_incluster_config(client_configuration=settings)
         except config.ConfigException:
             raise CommandFailed(
-                f"no cluster to speak to ({error}): set KUBECONFIG or --kubeconfig, or run where kubectl works"
+                f"no cluster is configured ({error}): set KUBECONFIG or --kubeconfig, or run where kubectl works"
             ) from None
-    return Cluster(client.ApiClient(made), namespace or own, seconds)
+    return Cluster(client.ApiClient(settings), namespace or own_namespace, seconds)

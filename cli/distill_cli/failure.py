@@ -1,4 +1,4 @@
-"""How a command ends when it does not get where it wanted: a sentence with the remedy, and an exit code."""
+"""How a command fails: a sentence with the remedy, and an exit code."""
 
 from distill_api.protocol import ExitCode
 
@@ -15,14 +15,14 @@ EXIT_CODES = {
     int(ExitCode.CONFIGURATION): "the job as written cannot run; trying again does not help",
     INTERRUPTED: "ended by Ctrl-C",
 }
-"""Of every command; documented in --help and in docs/cli.md."""
+"""The exit codes of every command, with their meaning; they are shown by --help and in docs/cli.md."""
 
 _KUBERNETES = {"kubernetes", "urllib3"}
 _WORKERS = {"distill_workers", "torch", "sglang", "megatron", "ray", "transformers", "numpy", "matplotlib", "aiohttp"}
 
 
 class CommandFailed(Exception):
-    """What was wrong, where, and what to do about it: one sentence."""
+    """Raised where a command cannot do what was asked: one sentence with what is wrong, where, and what to do."""
 
     def __init__(self, sentence: str, code: int = FAILED) -> None:
         super().__init__(sentence)
@@ -30,7 +30,7 @@ class CommandFailed(Exception):
 
 
 def missing(error: ModuleNotFoundError, command: str) -> str:
-    """What to install for a module that is not there."""
+    """Return the sentence that says what to install for a Python module that is missing."""
     package = (error.name or "").split(".")[0]
     if package in _KUBERNETES:
         return (

@@ -1,4 +1,4 @@
-"""The commands in one tree, and the one place where errors become sentences and exit codes."""
+"""The tree of all commands, and the one place where errors become sentences and exit codes."""
 
 import sys
 from pathlib import Path
@@ -30,7 +30,7 @@ EPILOG = "\b\nExit codes:\n" + "\n".join(f"  {code:>3}  {text}" for code, text i
 
 
 class InOrder(click.Group):
-    """Commands in the order in which a user meets them, not by the alphabet."""
+    """A group whose help lists commands in the order in which a user meets them, not by the alphabet."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -49,13 +49,13 @@ for command in COMMANDS:
 
 
 def program() -> str:
-    """As the user called it; a kubectl plugin is called by kubectl."""
+    """Return the name that the user called the program by; a kubectl plugin is called by kubectl."""
     return "kubectl distill" if Path(sys.argv[0]).name.startswith("kubectl-") else "distill"
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs one command; returns its exit code."""
-    seen: dict[str, bool] = {"debug": False}
+    """Run the command of `argv`, by default of sys.argv. Return its exit code."""
+    context: dict[str, bool] = {"debug": False}
     arguments = sys.argv[1:] if argv is None else argv
     try:
         code = cli.main(
@@ -63,7 +63,7 @@ def main(argv: list[str] | None = None) -> int:
             prog_name=program(),
             complete_var=completion.VARIABLE,
             standalone_mode=False,
-            obj=seen,
+            obj=context,
         )
         return int(code or 0)
     except (click.Abort, KeyboardInterrupt):
@@ -75,28 +75,29 @@ def main(argv: list[str] | None = None) -> int:
         for problem in error.problems:
             say(problem)
     except CommandFailed as error:
-        _trace(seen)
+        _trace(context)
         say(str(error))
         return error.code
     except ModuleNotFoundError as error:
-        _trace(seen)
+        _trace(context)
         named = next((a for a in arguments if a in cli.commands), "this command")
         say(missing(error, f"{program()} {named}"))
     except (ValueError, OSError) as error:
-        _trace(seen)
+        _trace(context)
         say(str(error))
     except Exception as error:
-        _trace(seen)
+        _trace(context)
         say(f"unexpected {type(error).__name__}: {error}; `--debug` before the command shows where")
     return FAILED
 
 
 def say(sentence: str) -> None:
+    """Print a sentence to standard error, with the program's name before it."""
     print(f"distill: {sentence}", file=sys.stderr)
 
 
-def _trace(seen: dict[str, bool]) -> None:
-    if seen["debug"]:
+def _trace(context: dict[str, bool]) -> None:
+    if context["debug"]:
         import traceback
 
         traceback.print_exc()

@@ -1,4 +1,4 @@
-"""Options that several commands have, and how a command writes what it found."""
+"""Options that several commands share, and JSON as every command writes it."""
 
 import json
 import sys
@@ -10,15 +10,18 @@ from typing import Any, TypeVar
 import click
 
 NAMES_SECONDS = 3.0
-"""A shell waits for the names of jobs no longer than this."""
+"""How long a shell waits for the names of jobs."""
 Command = TypeVar("Command", bound=Callable[..., Any])
 
-SET_HELP = "Another value than the file's, such as spec.schedule.steps=10 or spec.evaluation.math500.maxPrompts=8."
+SET_HELP = "Replace a value of the file, such as spec.schedule.steps=10 or spec.evaluation.math500.maxPrompts=8."
 FOLDER = click.Path(path_type=Path, file_okay=False)
 
 
 def job_names(ctx: click.Context, param: click.Parameter, incomplete: str) -> list[str]:
-    """Jobs of the namespace; none where the cluster cannot be asked, as a shell has no place for an error."""
+    """Return the names of the namespace's jobs, for a shell to complete.
+
+    There are none where the cluster does not answer: a shell has no place for an error.
+    """
     try:
         from distill_cli.cluster import connect
 
@@ -39,8 +42,8 @@ job_name = click.argument("job", shell_complete=job_names)
 
 
 def output(*formats: str) -> Callable[[Command], Command]:
-    """--output; the first of the formats is the default."""
-    help_text = "What is written: " + ", or ".join(
+    """Return the decorator of the option --output; the first of the formats is the default."""
+    help_text = "Format of the output: " + ", or ".join(
         {"table": "text", "lines": "text", "json": "JSON for programs"}[name] for name in formats
     )
     return click.option(
@@ -48,12 +51,15 @@ def output(*formats: str) -> Callable[[Command], Command]:
     )
 
 
-def reaches(command: Callable[..., Any]) -> Callable[..., Any]:
-    """-n, --context and --kubeconfig: the command gets them as `connect`, which connects when it is called."""
+def with_connect(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command -n, --context and --kubeconfig, and pass it `connect`, which connects when it is called."""
 
-    @click.option("-n", "--namespace", help="Namespace; by default that of the kubeconfig's context.")
+    @click.option("-n", "--namespace", help="Namespace of the job; by default that of the kubeconfig's context.")
     @click.option("--context", help="Context of the kubeconfig; by default the current one.")
-    @click.option("--kubeconfig", help="File; by default $KUBECONFIG, or ~/.kube/config, or the pod's own account.")
+    @click.option(
+        "--kubeconfig",
+        help="Path of the kubeconfig; by default $KUBECONFIG, ~/.kube/config, or the service account of the pod.",
+    )
     @wraps(command)
     def wrapped(namespace: str | None, context: str | None, kubeconfig: str | None, **options: Any) -> Any:
         def connected() -> Any:
@@ -66,10 +72,10 @@ def reaches(command: Callable[..., Any]) -> Callable[..., Any]:
     return wrapped
 
 
-def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
-    """As `reaches`; the command gets a connected Cluster as `cluster`."""
+def with_cluster(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Give a command the options of `with_connect`, and pass it a connected Cluster as `cluster`."""
 
-    @reaches
+    @with_connect
     @wraps(command)
     def wrapped(connect: Callable[[], Any], **options: Any) -> Any:
         return command(cluster=connect(), **options)
@@ -78,7 +84,7 @@ def cluster(command: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class Volume(click.ParamType[tuple[str, str]]):
-    """/MOUNT=FOLDER."""
+    """The type of an option /MOUNT=FOLDER: a mount path of the job, and an absolute folder of this machine."""
 
     name = "volume"
 
@@ -97,11 +103,11 @@ volumes = click.option(
     type=Volume(),
     multiple=True,
     metavar="/MOUNT=FOLDER",
-    help="Where a mounted volume of the job is on this machine; may be repeated.",
+    help="Folder of this machine that stands for a mounted volume of the job; may be repeated.",
 )
 
 
 def write_json(found: Any) -> None:
-    """Indented, for programs and for people who pipe it into less."""
+    """Print a value as JSON, indented: for programs, and for people who pipe it into less."""
     json.dump(found, sys.stdout, indent=1, ensure_ascii=False)
     print()

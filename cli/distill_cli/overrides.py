@@ -20,11 +20,14 @@ _PART = re.compile(r"([^.\[\]]+)|\[(\d+)\]")
 
 
 class BadOverride(ValueError):
-    """A --set that names nothing of a job: what was written, and what is allowed there."""
+    """Raised for a --set that names no field of a job, with what was written and what is allowed there."""
 
 
 def with_overrides(manifest: dict[str, Any], settings: list[str]) -> dict[str, Any]:
-    """The manifest with each PATH=VALUE set, in their order. Raises BadOverride; values are left to validation."""
+    """Return the manifest with each PATH=VALUE set, in their order.
+
+    Raises BadOverride for a path that does not exist; values are left to validation.
+    """
     changed = copy.deepcopy(manifest)
     for setting in settings:
         path, equals, text = setting.partition("=")
@@ -39,7 +42,7 @@ def with_overrides(manifest: dict[str, Any], settings: list[str]) -> dict[str, A
 
 
 def parts_of(path: str) -> list[str]:
-    """["spec", "evaluation", "0", "name"] of spec.evaluation[0].name."""
+    """Return ["spec", "evaluation", "0", "name"] of the path spec.evaluation[0].name. Raises BadOverride."""
     parts = [name or number for name, number in _PART.findall(path)]
     rebuilt = _PART.sub("", path)
     if not parts or rebuilt.strip("."):
@@ -48,7 +51,7 @@ def parts_of(path: str) -> list[str]:
 
 
 def _set(manifest: dict[str, Any], parts: list[str], value: Any, setting: str) -> None:
-    """Goes down the manifest and the models side by side: the models know what may stand there."""
+    """Set a value by walking down the manifest and the models side by side: the models know which fields exist."""
     node: Any = manifest
     model: Any = DistillationJob
     so_far = ""
@@ -80,7 +83,7 @@ def _set(manifest: dict[str, Any], parts: list[str], value: Any, setting: str) -
 
 
 def _item(items: Any, part: str, where: str, setting: str) -> str:
-    """The number of a list's item that is there, by its number or its name."""
+    """Return the index of an existing item of a list, from its index or its name. Raises BadOverride."""
     names = [str(item.get("name", "")) if isinstance(item, dict) else "" for item in items]
     if part in names:
         return str(names.index(part))
@@ -94,7 +97,7 @@ def _item(items: Any, part: str, where: str, setting: str) -> str:
 
 
 def _shape(annotation: Any) -> Any:
-    """A model, list[...] or dict[...] of an annotation with its bounds and None taken off; else the annotation."""
+    """Return the model, list[...] or dict[...] of an annotation, without bounds and None; else the annotation."""
     options = [a for a in get_args(annotation) if a is not type(None)]
     if get_origin(annotation) in (list, dict) or not options:
         return annotation
@@ -102,5 +105,6 @@ def _shape(annotation: Any) -> Any:
 
 
 def nearest(word: str, allowed: list[str]) -> str:
+    """Return a hint: the names that are nearest to a misspelt one, else all that are allowed."""
     near = get_close_matches(word, allowed, n=3)
     return f"did you mean {' or '.join(near)}?" if near else f"allowed are {', '.join(allowed)}"

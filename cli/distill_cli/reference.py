@@ -1,4 +1,4 @@
-"""The reference of the command line, made from the commands: `python -m distill_cli.reference FILE` writes it."""
+"""The reference of the command line, generated from the commands: `python -m distill_cli.reference FILE` writes it."""
 
 import inspect
 import sys
@@ -66,7 +66,7 @@ Commands, options and the names of jobs, in bash (4.4 or newer), zsh and fish: s
 
 
 def reference() -> str:
-    """All of it, as Markdown."""
+    """Return the whole reference, as Markdown."""
     codes = "".join(f"| {code} | {text} |\n" for code, text in EXIT_CODES.items())
     return GUIDE + codes + COMPLETION + "".join(_section(name) for name in cli.commands)
 
@@ -81,7 +81,7 @@ def _section(name: str) -> str:
 
 
 def _paragraphs(text: str) -> str:
-    """Those that click is told not to wrap are code."""
+    """Return a help text as Markdown; the paragraphs that click is told not to wrap become code."""
     parts = []
     for part in inspect.cleandoc(text).split("\n\n"):
         code = part.removeprefix("\b\n")

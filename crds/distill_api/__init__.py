@@ -1,4 +1,4 @@
-"""The contract: models of a DistillationJob, its status, and what the roles say to each other.
+"""The contract: models of DistillationJob and Teacher, their status, and the protocol between the roles.
 
 Imported by the operator and by the workers; imports neither.
 """

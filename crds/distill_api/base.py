@@ -1,4 +1,7 @@
-"""What every model of the API shares: camelCase on the wire, unknown fields refused, JSON's scalars, bounded text."""
+"""The base of every model of the API: camelCase in manifests, unknown fields refused, values read as the server does.
+
+Also the names of the API group, and the text types that most models use.
+"""
 
 import functools
 import re
@@ -34,7 +37,7 @@ _EXPONENT = re.compile(r"[-+]?[0-9]+(\.[0-9]*)?[eE][-+]?[0-9]+")
 
 
 def _scalar(annotation: Any) -> Any:
-    """int, float or bool of an annotation that means one of them, with or without bounds and None; else None."""
+    """Return int, float or bool for an annotation of one of them, with or without bounds and None; else None."""
     while get_origin(annotation) in (Annotated, Union, UnionType):
         annotation = next(a for a in get_args(annotation) if a is not type(None))
     return annotation if annotation in SCALARS else None
@@ -42,16 +45,19 @@ def _scalar(annotation: Any) -> Any:
 
 @functools.cache
 def _scalar_of(model: type[BaseModel], field: str) -> Any:
-    """As above, once for each field: every manifest asks it of every field."""
+    """Return the scalar type of a field, or None; cached, since each manifest needs it for every field."""
     return _scalar(model.model_fields[field].annotation)
 
 
-def _default(made: Any) -> Any:
-    """What the factory set: the server fills in the rest from the defaults of the type. It runs the rules before that,
-    so a type that has rules gets all of it."""
-    if not isinstance(made, Model):
-        return made
-    return made.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=not made.rules)
+def _default(value: Any) -> Any:
+    """Return the default of a schema for a value made by a factory: the fields that the factory set.
+
+    The server fills in the others from the defaults of the type, but only after it has run the rules: a type that has
+    rules gets all fields.
+    """
+    if not isinstance(value, Model):
+        return value
+    return value.model_dump(mode="json", by_alias=True, exclude_none=True, exclude_unset=not value.rules)
 
 
 class Model(BaseModel):
@@ -66,14 +72,17 @@ class Model(BaseModel):
     )
     rules: ClassVar[tuple[Rule, ...]] = ()
     mutable: ClassVar[frozenset[str] | None] = None
-    """Names of the fields that may change once the object exists; None says nothing about it."""
+    """The names of the fields that may change once the object exists; None leaves it to the models around this."""
     transitions: ClassVar[tuple[tuple[str, str], ...]] = ()
-    """Message and CEL of what a change may not do: only the server knows both sides of one."""
+    """Messages and CEL of rules about a change, which the server alone can check: it has the old object."""
 
     @field_validator("*", mode="before")
     @classmethod
     def _as_the_server_reads(cls, value: Any, info: ValidationInfo) -> Any:
-        """pydantic would take "3" for 3 and yes for true, and would refuse null for a field that may be left out."""
+        """Return the value as the API server reads it.
+
+        pydantic would take "3" for 3 and yes for true, and would refuse null for an optional field.
+        """
         assert info.field_name is not None
         if value is None:
             field = cls.model_fields[info.field_name]
@@ -106,15 +115,15 @@ class Model(BaseModel):
             alias = field.alias or name
             node = json_schema["properties"][alias]
             if field.default_factory is not None:
-                made = field.get_default(call_default_factory=True, validated_data={})
-                node["default"] = _default(made)
+                value = field.get_default(call_default_factory=True, validated_data={})
+                node["default"] = _default(value)
             if cls.mutable is not None and name not in cls.mutable:
                 add_validation(node, "self == oldSelf", f"{alias} is immutable: make a new job")
         return reference
 
 
 def preserve_unknown(extra: dict[str, Any] | None = None) -> dict[str, Any]:
-    """The schema of a piece of a pod that we pass on as it is."""
+    """Return the schema of a part of a pod that is passed on unchanged."""
     return {"type": "object", PRESERVE_UNKNOWN: True, **(extra or {})}
 
 
@@ -131,7 +140,7 @@ def _without_nulls(mapping: Any) -> Any:
 
 
 WITHOUT_NULLS = BeforeValidator(_without_nulls)
-"""Of a map to strings the API server drops an entry that is null."""
+"""The validator that drops entries that are null from a map to strings, as the API server does."""
 SHORT_KEYS = Rule(
     "each key must have 1 to 253 characters",
     "self.all(key, key.size() >= 1 && key.size() <= 253)",

@@ -1,4 +1,4 @@
-"""The CustomResourceDefinitions, made from the models: `python -m distill_api.crd FOLDER` writes them.
+"""The CustomResourceDefinitions, generated from the models: `python -m distill_api.crd FOLDER` writes them.
 
 The API server wants a structural OpenAPI v3.0 schema: no references, no alternatives, a type and a bound on everything.
 """
@@ -31,7 +31,7 @@ _KEPT = {
 
 @dataclass(frozen=True)
 class Definition:
-    """One kind of the group."""
+    """A kind of the API group, with all that its CustomResourceDefinition needs."""
 
     kind: str
     plural: str
@@ -44,7 +44,7 @@ class Definition:
 
 
 def crd(of: Definition | None = None) -> Schema:
-    """The whole object, as a plain dict; of DistillationJob unless told otherwise."""
+    """Return the CustomResourceDefinition of a kind, by default DistillationJob, as a plain dict."""
     of = of or JOB
     return {
         "apiVersion": "apiextensions.k8s.io/v1",
@@ -76,14 +76,14 @@ def crd(of: Definition | None = None) -> Schema:
 
 
 def printer_columns() -> list[Schema]:
-    """What `kubectl get djob` shows. A role's column is its condition's reason, which says why it is not ready."""
+    """Return the columns of `kubectl get djob`. A role's column is the reason of its condition: why it is not ready."""
 
     def reason(condition: ConditionType) -> str:
         return f'.status.conditions[?(@.type=="{condition}")].reason'
 
     progress = ".status.progress."
     columns = [
-        ("State", "string", reason(ConditionType.SUCCEEDED), "What the job is doing, or how it ended."),
+        ("State", "string", reason(ConditionType.SUCCEEDED), "Phase of the job, or how it ended."),
         ("Step", "integer", f"{progress}step", "Optimiser steps done."),
         ("KL", "string", f"{progress}reverseKL", "Reverse KL of student to teacher, nats per token."),
         ("Reward", "string", f"{progress}reward", "Mean task reward of the last step."),
@@ -91,29 +91,34 @@ def printer_columns() -> list[Schema]:
         ("Rollout", "string", reason(ConditionType.ROLLOUT_READY), "Whether the engines are ready, or why not."),
         ("Trainer", "string", reason(ConditionType.TRAINER_READY), "Whether the trainer is ready, or why not."),
         ("Restarts", "integer", ".status.restarts", "Failed attempts."),
-        ("Age", "date", ".metadata.creationTimestamp", "Since when the job exists."),
+        ("Age", "date", ".metadata.creationTimestamp", "Time since the job was created."),
     ]
     wide = [
         ("Engines", "integer", f'.status.roles[?(@.name=="{Role.ROLLOUT}")].ready', "Engine pods that are ready."),
         ("Tokens/s", "string", f"{progress}tokensPerSecond", "Response tokens trained per second."),
-        ("Remaining", "integer", f"{progress}estimatedRemainingSeconds", "Seconds to go, by the last steps' speed."),
-        ("Student", "string", ".spec.student.model", "The model that is trained."),
+        (
+            "Remaining",
+            "integer",
+            f"{progress}estimatedRemainingSeconds",
+            "Estimated seconds to the end, at the speed of the last steps.",
+        ),
+        ("Student", "string", ".spec.student.model", "Model that is trained."),
     ]
     return _columns(columns, wide)
 
 
 def teacher_columns() -> list[Schema]:
-    """What `kubectl get dteacher` shows."""
+    """Return the columns of `kubectl get dteacher`."""
     ready = f'.status.conditions[?(@.type=="{ConditionType.READY}")].reason'
     columns = [
-        ("State", "string", ready, "Whether it answers, or why not."),
-        ("Servers", "integer", ".status.readyReplicas", "Servers that answer."),
-        ("Wanted", "integer", ".status.desiredReplicas", "Servers wanted."),
-        ("Jobs", "integer", ".status.jobs", "Running jobs that learn from it."),
-        ("Requests", "integer", ".status.requests", "Scoring requests, waiting and under way, of those jobs."),
-        ("Age", "date", ".metadata.creationTimestamp", "Since when it exists."),
+        ("State", "string", ready, "Whether the Teacher is ready, or why not."),
+        ("Servers", "integer", ".status.readyReplicas", "Servers that are ready."),
+        ("Wanted", "integer", ".status.desiredReplicas", "Servers wanted, by replicas or by the autoscaler."),
+        ("Jobs", "integer", ".status.jobs", "Running jobs that use this Teacher."),
+        ("Requests", "integer", ".status.requests", "Scoring requests of those jobs, waiting and in flight."),
+        ("Age", "date", ".metadata.creationTimestamp", "Time since the Teacher was created."),
     ]
-    return _columns(columns, [("Model", "string", ".spec.model", "What it serves.")])
+    return _columns(columns, [("Model", "string", ".spec.model", "Model that the Teacher serves.")])
 
 
 def _columns(always: list[tuple[str, str, str, str]], wide: list[tuple[str, str, str, str]]) -> list[Schema]:
@@ -144,13 +149,13 @@ def _root(of: Definition) -> Schema:
 
 
 def structural(model: type[Model]) -> Schema:
-    """The structural schema of a model."""
+    """Return the structural schema of a model."""
     schema = model.model_json_schema(by_alias=True)
     return structural_node(schema, schema.get("$defs", {}))
 
 
 def structural_node(node: Schema, definitions: dict[str, Schema]) -> Schema:
-    """The structural schema of a piece of JSON schema whose references are among the definitions."""
+    """Return the structural schema of a node of a JSON schema whose references are among the definitions."""
     node = _plain(node, definitions)
     out = {key: value for key, value in node.items() if key in _KEPT or key.startswith("x-kubernetes-")}
     for exclusive, bound in (("exclusiveMinimum", "minimum"), ("exclusiveMaximum", "maximum")):
@@ -169,7 +174,10 @@ def structural_node(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _plain(node: Schema, definitions: dict[str, Schema]) -> Schema:
-    """The node without reference and without null, which absence stands for. What a field says beats its type's own."""
+    """Return the node without references, and without null, which absence stands for.
+
+    The keywords of a field take precedence over those of its type.
+    """
     if "$ref" in node:
         target = definitions[node["$ref"].removeprefix("#/$defs/")]
     elif "anyOf" in node:
@@ -183,7 +191,7 @@ def _plain(node: Schema, definitions: dict[str, Schema]) -> Schema:
 
 
 def _without_defaults(node: Schema) -> Schema:
-    """Of the status: it says what the operator has seen, and nothing that the server made up."""
+    """Return a schema without defaults: a status has only what the operator observed, nothing that the server added."""
     out = {key: value for key, value in node.items() if key != "default"}
     if "properties" in out:
         out["properties"] = {name: _without_defaults(p) for name, p in out["properties"].items()}
@@ -193,21 +201,22 @@ def _without_defaults(node: Schema) -> Schema:
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes what stands twice twice: a reader of a CRD expects no anchors."""
+    """A dumper that repeats equal values instead of using anchors, which readers of a CRD do not expect."""
 
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
 
 def to_yaml(manifest: Schema) -> str:
+    """Return a manifest as YAML, with the comment that it is generated."""
     return HEADER + yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
 
 
-def write_aside(path: Path, text: str) -> None:
-    """Never leaves half a file."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(text, encoding="utf-8")
-    os.replace(aside, path)
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file whole or not at all: into a temporary file beside it, which then replaces it."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 JOB = Definition(
@@ -233,4 +242,4 @@ TEACHER = Definition(
 
 if __name__ == "__main__":
     for definition in (JOB, TEACHER):
-        write_aside(Path(sys.argv[1]) / f"{definition.plural}.yaml", to_yaml(crd(definition)))
+        write_atomically(Path(sys.argv[1]) / f"{definition.plural}.yaml", to_yaml(crd(definition)))

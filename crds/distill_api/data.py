@@ -1,4 +1,4 @@
-"""Training prompts: of one source, or mixed from several."""
+"""The training prompts: of one source, or mixed from several."""
 
 from typing import Annotated
 
@@ -8,26 +8,28 @@ from distill_api.base import Model
 from distill_api.fields import Name
 from distill_api.objective import Reward
 from distill_api.prompts import Prompts
-from distill_api.routing import EITHER
+from distill_api.routing import ONE_ROUTE
 from distill_api.rules import ListMap, Rule
 from distill_api.teacher_source import TeacherName
 
 
 class Source(Model):
-    """One of several sources of training prompts."""
+    """A source of training prompts, one of several."""
 
-    rules = (EITHER,)
-    name: Name = Field(description="Name in metrics: lower-case letters, digits and dashes.")
-    prompts: Prompts = Field(description="Where its prompts come from.")
+    rules = (ONE_ROUTE,)
+    name: Name = Field(description="Name of the source in metrics: lower-case letters, digits and dashes.")
+    prompts: Prompts = Field(description="Prompts of the source.")
     weight: Annotated[float, Field(gt=0, le=1_000_000)] = Field(
-        1.0, description="Its share of the prompts, relative to the other sources' weights."
+        1.0, description="Weight of the source: its share of the prompts, relative to the other sources' weights."
     )
-    reward: Reward | None = Field(None, description="For its prompts instead of objective.reward.")
-    teacher: TeacherName | None = Field(None, description="The one of spec.teachers that scores its prompts.")
+    reward: Reward | None = Field(None, description="Reward of responses to its prompts; by default objective.reward.")
+    teacher: TeacherName | None = Field(
+        None, description="Name of the one of spec.teachers that scores responses to its prompts."
+    )
 
 
 class Data(Model):
-    """Training prompts: of one source, or mixed from several."""
+    """The training prompts: of one source, or mixed from several."""
 
     rules = (
         Rule(
@@ -36,18 +38,20 @@ class Data(Model):
             lambda data: (data.prompts is not None) != bool(data.sources),
         ),
     )
-    prompts: Prompts | None = Field(None, description="Where the training prompts come from.")
+    prompts: Prompts | None = Field(None, description="Source of the training prompts, where there is one.")
     sources: Annotated[list[Source], Field(max_length=16), ListMap("name")] = Field(
         default_factory=list, description="Several sources instead of prompts, mixed by weight."
     )
     default_teacher: TeacherName | None = Field(
         None,
-        description="The one of spec.teachers that scores a prompt which names none, or none of them. Without it such "
-        "a prompt ends the job before its first step.",
+        description="Name of the one of spec.teachers that scores prompts which name none, or an unknown one. Without "
+        "it such a prompt fails the job before its first step.",
     )
-    shuffle: bool = Field(True, description="Shuffle the prompts of a source anew in each epoch, by the job's seed.")
+    shuffle: bool = Field(
+        True, description="Shuffle the prompts of each source in every epoch, by the seed of the job."
+    )
 
     @property
     def all_sources(self) -> list[Source]:
-        """`sources`; or the one that `prompts` is, by the name prompts."""
+        """Return `sources`, or `prompts` as the one source of the name prompts."""
         return self.sources if self.prompts is None else [Source(name="prompts", prompts=self.prompts)]

@@ -1,4 +1,4 @@
-"""The API reference, made from the models: `python -m distill_api.docs FILE` writes it."""
+"""The API reference, generated from the models: `python -m distill_api.docs FILE` writes it."""
 
 import sys
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.base import API_VERSION, KIND, Model
-from distill_api.crd import JOB, TEACHER, Definition, structural_node, write_aside
+from distill_api.crd import JOB, TEACHER, Definition, structural_node, write_atomically
 from distill_api.job import NAME_RULES
 from distill_api.rules import INT_OR_STRING, LIST_MAP_KEYS, VALIDATIONS
 from distill_api.status import ConditionType, Reason
@@ -32,15 +32,15 @@ namespace learn from, by `spec.teacher.ref`. The same rules for its name; those 
 
 
 def reference() -> str:
-    """All of it, as Markdown."""
+    """Return the whole reference, as Markdown."""
     jobs = [section for model in (JOB.spec, JOB.status) for section in _sections(model, set())]
     met = {"PodTemplate", "Resources", "Condition"}
     shared = [section for model in (TEACHER.spec, TEACHER.status) for section in _sections(model, met)]
-    return "\n".join([_HEAD, *jobs, _columns(JOB), _TEACHER, *shared, _columns(TEACHER), _words()])
+    return "\n".join([_HEAD, *jobs, _columns(JOB), _TEACHER, *shared, _columns(TEACHER), _conditions_and_reasons()])
 
 
 def _sections(model: type[Model], described: set[str]) -> Iterator[str]:
-    """One for each model that is not described yet, in the order in which they are met."""
+    """Yield a section for each model that is not described yet, in the order of the fields that refer to them."""
     schema = model.model_json_schema(by_alias=True)
     definitions: dict[str, Schema] = schema.get("$defs", {})
     waiting, met = [(model.__name__, schema)], {model.__name__, *described}
@@ -54,7 +54,7 @@ def _sections(model: type[Model], described: set[str]) -> Iterator[str]:
 
 
 def _target(node: Schema) -> str | None:
-    """Name of the model that a field, or an item of its list, is."""
+    """Return the name of the model that is the type of a field or of the items of its list."""
     for inner in (node, node.get("items", {}), *node.get("anyOf", [])):
         if "$ref" in inner:
             return str(inner["$ref"].removeprefix("#/$defs/"))
@@ -134,11 +134,11 @@ def _columns(of: Definition) -> str:
     return "\n".join([*head, *rows]) + "\n"
 
 
-def _words() -> str:
+def _conditions_and_reasons() -> str:
     conditions = ", ".join(f"`{c}`" for c in ConditionType)
     reasons = ", ".join(f"`{r}`" for r in dict.fromkeys(Reason))
     return f"## Conditions and reasons\n\nConditions: {conditions}.\n\nReasons: {reasons}.\n"
 
 
 if __name__ == "__main__":
-    write_aside(Path(sys.argv[1]), reference())
+    write_atomically(Path(sys.argv[1]), reference())

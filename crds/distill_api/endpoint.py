@@ -1,4 +1,4 @@
-"""A teacher that serves somewhere else, and is used without being made."""
+"""Endpoints: teachers that are served outside the operator's control."""
 
 import re
 from enum import StrEnum
@@ -24,14 +24,14 @@ class Protocol(StrEnum):
 
 
 class SecretKey(Model):
-    """One key of a Secret of the job's namespace."""
+    """A key of a Secret of the job's namespace."""
 
     name: ShortText = Field(description="Name of the Secret.")
-    key: ShortText = Field(description="Key in it.")
+    key: ShortText = Field(description="Key of the Secret.")
 
 
 class Endpoint(Model):
-    """Servers that somebody else runs: every address that the URL's host has is a replica."""
+    """Servers outside the operator's control: every address that the host of the URL resolves to is a replica."""
 
     rules = (
         Rule(
@@ -40,17 +40,17 @@ class Endpoint(Model):
             lambda e: (e.model is not None) == (e.protocol is Protocol.OPENAI),
         ),
     )
-    url: Url = Field(description="http(s)://HOST[:PORT][/PATH]; /v1 at its end may be left out.")
+    url: Url = Field(description="URL of the servers, http(s)://HOST[:PORT][/PATH]; /v1 at its end may be left out.")
     protocol: Protocol = Field(
         Protocol.SGLANG,
-        description="sglang: SGLang's own /generate. openai: /v1/completions that answers with log-probabilities of "
-        "the prompt, as vLLM does (prompt_logprobs), or by echo.",
+        description="Protocol of the servers. sglang: SGLang's own /generate; openai: /v1/completions that returns "
+        "log-probabilities of the prompt, by prompt_logprobs as vLLM does, or by echo.",
     )
-    model: Path | None = Field(None, description="With protocol openai: the name that the server serves the model by.")
+    model: Path | None = Field(None, description="Name under which the servers serve the model; for protocol openai.")
     key_secret: SecretKey | None = Field(
         None,
-        description="Where the trainer's pods get the key from that is sent as a bearer token. The operator never "
-        "reads it.",
+        description="Secret key with the token that the trainer sends as a bearer token; by default none is sent. The "
+        "operator never reads it.",
     )
 
     @property
@@ -67,7 +67,7 @@ class Endpoint(Model):
 
     @property
     def base_path(self) -> str:
-        """Of the server's own paths, with neither a slash nor /v1 at its end."""
+        """Return the path before those of the protocol, with neither a slash nor /v1 at its end."""
         return self._part("path").rstrip("/").removesuffix("/v1")
 
     def _part(self, name: str) -> str:

@@ -1,4 +1,4 @@
-"""Held-out measurements."""
+"""Evaluations: measurements of the student on held-out prompts."""
 
 from typing import Annotated
 
@@ -6,16 +6,16 @@ from pydantic import Field
 
 from distill_api.base import Model, Tokens
 from distill_api.fields import Name
-from distill_api.objective import ANSWERED, Reward, RewardSource, answered, answered_cel
+from distill_api.objective import NEEDS_ANSWER, Reward, RewardSource, has_needed_answer, has_needed_answer_cel
 from distill_api.prompts import Prompts
 from distill_api.rollout import Sampling
-from distill_api.routing import EITHER
+from distill_api.routing import ONE_ROUTE
 from distill_api.rules import Rule
 from distill_api.teacher_source import TeacherName
 
 
 class Evaluation(Model):
-    """Held-out prompts on which the student is measured."""
+    """An evaluation: held-out prompts on which the student is measured."""
 
     rules = (
         Rule(
@@ -24,28 +24,40 @@ class Evaluation(Model):
             lambda e: e.reward.source is not RewardSource.NONE or e.measure_reverse_kl,
         ),
         Rule(
-            f"prompts.answerField must be set: {ANSWERED}",
-            answered_cel("self.reward", "self.prompts"),
-            lambda e: answered(e.reward, e.prompts),
+            f"prompts.answerField must be set: {NEEDS_ANSWER}",
+            has_needed_answer_cel("self.reward", "self.prompts"),
+            lambda e: has_needed_answer(e.reward, e.prompts),
         ),
-        EITHER,
+        ONE_ROUTE,
     )
-    name: Name = Field(description="Name in status and metrics: lower-case letters, digits and dashes.")
-    prompts: Prompts = Field(description="Where the prompts come from.")
-    max_prompts: Annotated[int, Field(ge=1, le=1_000_000)] = Field(256, description="Only the first so many.")
-    reward: Reward = Field(default_factory=Reward, description="The score; source none measures the KL alone.")
-    samples_per_prompt: Annotated[int, Field(ge=1, le=1024)] = Field(1, description="Responses to each prompt.")
+    name: Name = Field(
+        description="Name of the evaluation in status and metrics: lower-case letters, digits and dashes."
+    )
+    prompts: Prompts = Field(description="Source of the held-out prompts.")
+    max_prompts: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        256, description="Upper bound of the prompts used, from the first on."
+    )
+    reward: Reward = Field(
+        default_factory=Reward, description="Reward whose mean is the score; source none measures the reverse KL alone."
+    )
+    samples_per_prompt: Annotated[int, Field(ge=1, le=1024)] = Field(
+        1, description="Number of scored responses for each prompt."
+    )
     sampling: Sampling = Field(
         default_factory=lambda: Sampling(temperature=0.0),
-        description="How scored responses are drawn; greedy by default.",
+        description="Sampling parameters of the scored responses; greedy decoding by default.",
     )
-    max_response_tokens: Tokens | None = Field(None, description="As rollout.maxResponseTokens if absent.")
+    max_response_tokens: Tokens | None = Field(
+        None, description="Upper bound of a response in tokens; by default rollout.maxResponseTokens."
+    )
     measure_reverse_kl: bool = Field(
         True,
         alias="measureReverseKL",
-        description="Also draw one response a prompt as in training, and score its reverse KL to the teacher.",
+        description="Also sample one response per prompt as in training, and measure its reverse KL to the teacher.",
     )
-    score_teacher: bool = Field(False, description="Also score the teacher's own responses, once, at the start.")
+    score_teacher: bool = Field(
+        False, description="Also score responses of the teacher itself, once, at the start of the run."
+    )
     teacher: TeacherName | None = Field(
-        None, description="The one of spec.teachers that the student is measured against on these prompts."
+        None, description="Name of the one of spec.teachers to which the reverse KL on these prompts is measured."
     )

@@ -1,4 +1,4 @@
-"""Numbers and names that several parts of the contract hold."""
+"""Types of single fields that several models share: counts, seconds, names with their rules, the precision."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -40,7 +40,7 @@ ObjectName = Annotated[
         "must be the name of an object: lower-case letters, digits, dashes and dots, no dash or dot at an end",
     ),
 ]
-"""Anything else would be another path of the API server."""
+"""The name of a Kubernetes object. Its rule keeps out what would be another path of the API server."""
 AbsolutePath = Annotated[
     str, Field(max_length=1024), matching(r"^/[^\x00]*$", "must be an absolute path: it must begin with /")
 ]
@@ -52,7 +52,7 @@ class Precision(StrEnum):
     FLOAT32 = "float32"
 
     def dtype(self, on_cpu: bool) -> str:
-        """The torch name of what it stands for."""
+        """Return the torch name of the precision, with auto resolved."""
         if self is Precision.AUTO:
             return "float32" if on_cpu else "bfloat16"
         return self.value

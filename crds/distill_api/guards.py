@@ -1,4 +1,4 @@
-"""Guards: what ends, softens or takes back a training that goes wrong, decided by numbers that are measured anyway."""
+"""Guards: bounds on measured values, and the action where one is broken: stop, lower the coefficient, or roll back."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -20,13 +20,13 @@ Limit = Annotated[float, Field(gt=0, le=1_000_000)]
 
 class Watch(StrEnum):
     REVERSE_KL = "reverse-kl"
-    """Mean over the step's response tokens, nats."""
+    """The mean reverse KL over the response tokens of a step, in nats."""
     ENTROPY = "entropy"
-    """Of the student, mean over the step's response tokens, nats."""
+    """The mean entropy of the student over the response tokens of a step, in nats."""
     RESPONSE_LENGTH = "response-length"
-    """Mean of the step's responses, tokens."""
+    """The mean length of the responses of a step, in tokens."""
     EVALUATION = "evaluation"
-    """Score of an evaluation; the reverse KL of one that has no score, where more is worse."""
+    """The score of an evaluation; or, of one without a score, its reverse KL, where more is worse."""
 
 
 class GuardAction(StrEnum):
@@ -39,7 +39,7 @@ _BOUNDS = ("above", "below", "aboveRatio", "belowRatio")
 
 
 class Guard(Model):
-    """One thing that must not happen to the training, and what is done when it does."""
+    """A bound on a measured value of the training, and the action where it is broken."""
 
     rules = (
         Rule(
@@ -62,37 +62,44 @@ class Guard(Model):
             lambda g: g.above is None or g.below is None or g.below < g.above,
         ),
     )
-    name: GuardName = Field(description="Name in events and metrics: lower-case letters, digits and dashes.")
-    watch: Watch = Field(
-        description="reverse-kl or entropy (nats per token), response-length (tokens, mean of the step), evaluation."
+    name: GuardName = Field(
+        description="Name of the guard in Events and metrics: lower-case letters, digits and dashes."
     )
-    above: Limit | None = Field(None, description="Out of bounds above this value.")
-    below: Limit | None = Field(None, description="Out of bounds below this value.")
+    watch: Watch = Field(
+        description="Value that is watched: reverse-kl or entropy (nats per token, mean of a step), response-length "
+        "(tokens, mean of a step), or the score of an evaluation.",
+    )
+    above: Limit | None = Field(None, description="Upper bound of the value; by default none.")
+    below: Limit | None = Field(None, description="Lower bound of the value; by default none.")
     above_ratio: Annotated[float, Field(gt=1, le=1000)] | None = Field(
-        None, description="Out of bounds above so many times the lowest median that window steps have had so far."
+        None, description="Upper bound as a multiple of the lowest median of window steps so far; by default none."
     )
     below_ratio: Annotated[float, Field(gt=0, lt=1)] | None = Field(
-        None, description="Out of bounds below this share of the highest median that window steps have had so far."
+        None, description="Lower bound as a share of the highest median of window steps so far; by default none."
     )
     window: Annotated[int, Field(ge=1, le=1000)] = Field(
-        20, description="Steps of a median; the ratios hold from the first whole window on."
+        20,
+        description="Optimiser steps of a median; aboveRatio and belowRatio apply once the first window is complete.",
     )
-    evaluation: GuardName | None = Field(None, description="Name of the evaluation that is watched.")
+    evaluation: GuardName | None = Field(None, description="Name of the evaluation whose score is watched.")
     drop: Annotated[float, Field(gt=0, le=1000)] | None = Field(
         None,
-        description="Out of bounds when the score is more than this below its best; without a score, the KL above.",
+        description="Upper bound of the drop of the score below its best; of an evaluation without a score, of the "
+        "rise of its reverse KL above its lowest.",
     )
     patience: Annotated[int, Field(ge=1, le=1000)] = Field(
-        3, description="Steps, or evaluations, out of bounds in a row before the guard acts."
+        3, description="Number of steps, or evaluations, out of bounds in a row before the guard acts."
     )
     action: GuardAction = Field(
         GuardAction.STOP,
-        description="stop: export the best checkpoint and end; lower-coefficient: multiply objective.coefficient by "
-        "factor; roll-back: go on from the best checkpoint with the prompts that come next.",
+        description="Action of the guard. stop: export the best checkpoint and end the run; lower-coefficient: "
+        "multiply objective.coefficient by factor; roll-back: continue from the best checkpoint with the next prompts.",
     )
     factor: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="What lower-coefficient multiplies by, each time."
+        0.5, description="Factor by which lower-coefficient multiplies, each time the guard acts."
     )
     max_times: Annotated[int, Field(ge=1, le=100)] = Field(
-        3, description="Times that the guard lowers or rolls back in a run; the time after that it stops the run."
+        3,
+        description="Upper bound of how often the guard lowers the coefficient or rolls back in a run; after that it "
+        "stops the run.",
     )

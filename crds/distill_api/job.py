@@ -1,4 +1,4 @@
-"""A whole DistillationJob, read from a manifest once, at the edge."""
+"""The kind DistillationJob: a whole manifest, parsed and validated once, at the edge."""
 
 import re
 from pathlib import Path
@@ -15,7 +15,7 @@ from distill_api.validation import sentences
 
 
 class InvalidManifest(ValueError):
-    """A manifest that is no valid DistillationJob; `problems` has one sentence for each thing wrong."""
+    """Raised for a manifest that is not valid; `problems` has a sentence for each error."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("; ".join(problems))
@@ -38,7 +38,7 @@ NAME_RULES = (
 
 
 class Metadata(BaseModel):
-    """The parts of ObjectMeta that we read."""
+    """The fields of ObjectMeta that are read."""
 
     model_config = ConfigDict(extra="ignore", frozen=True)
     name: Annotated[str, *NAME_RULES]
@@ -51,7 +51,7 @@ class Metadata(BaseModel):
 
 
 class DistillationJob(BaseModel):
-    """apiVersion, kind, metadata and spec; a status is ignored."""
+    """A DistillationJob as a manifest has it; a status in it is ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     api_version: Literal["distillation-operator.io/v1alpha1"] = Field(alias="apiVersion")
@@ -65,12 +65,12 @@ ObjectT = TypeVar("ObjectT", bound=BaseModel)
 
 
 def parse_job(manifest: Any) -> DistillationJob:
-    """The job of a parsed manifest. Raises InvalidManifest."""
+    """Return the job of a parsed manifest. Raises InvalidManifest."""
     return parse_object(manifest, DistillationJob)
 
 
 def parse_object(manifest: Any, model: type[ObjectT]) -> ObjectT:
-    """The object of one of our kinds of a parsed manifest. Raises InvalidManifest."""
+    """Return a parsed manifest as an object of one of the kinds of the group. Raises InvalidManifest."""
     if not isinstance(manifest, dict):
         raise InvalidManifest(["the manifest is not a mapping; it must have apiVersion, kind, metadata and spec"])
     try:
@@ -81,7 +81,7 @@ def parse_object(manifest: Any, model: type[ObjectT]) -> ObjectT:
 
 
 def load_job(path: Path) -> DistillationJob:
-    """The job of a YAML or JSON file. Raises InvalidManifest, also for a file that cannot be read."""
+    """Return the job of a YAML or JSON file. Raises InvalidManifest, also for a file that cannot be read."""
     try:
         manifest = read_manifest(path.read_text(encoding="utf-8"))
     except OSError as error:

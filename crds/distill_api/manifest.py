@@ -1,4 +1,4 @@
-"""Reads YAML as the API server's own reader does, where PyYAML differs from it."""
+"""YAML as the API server reads it, where PyYAML differs."""
 
 import re
 from typing import Any
@@ -7,7 +7,7 @@ import yaml
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe; takes 1e-6 for a number, and leaves a date as it is written."""
+    """A safe loader that reads 1e-6 as a number, and a date as the string that is written."""
 
 
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
@@ -21,5 +21,5 @@ _Loader.add_implicit_resolver(
 
 
 def read_manifest(text: str) -> Any:
-    """The one document of a YAML or JSON text. Raises yaml.YAMLError."""
+    """Return the one document of a YAML or JSON text. Raises yaml.YAMLError."""
     return yaml.load(text, Loader=_Loader)

@@ -1,6 +1,6 @@
-"""Every metric of the project, by one registry: code, dashboards, alerts and documentation name only these.
+"""The registry of every metric: code, dashboards, alerts and documentation use these names alone.
 
-Identity (namespace, job, role, pod) comes from the scrape target's labels, never from the code.
+The identity of a series (namespace, job, role, pod) comes from the scrape target's labels, never from the code.
 """
 
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True)
 class Metric:
-    """One metric: `name` without the _total that counters get on the wire."""
+    """A metric; `name` is without the suffix _total that a counter is exposed with."""
 
     name: str
     kind: Kind
@@ -29,18 +29,18 @@ PHASE_BUCKETS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400
 REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
 
 
-class Stage(StrEnum):
-    """Label `stage` of distill_step_duration_seconds."""
+class StepStage(StrEnum):
+    """A stage of an optimiser step: the label `stage` of distill_step_duration_seconds."""
 
     ROLLOUT = "rollout"
-    """Waiting for the samples of the step: generation that training did not hide."""
+    """Waiting for the samples of the step: the generation that did not overlap with training."""
     TEACHER_SCORE = "teacher_score"
     """Waiting for scores after the last sample of the step was generated."""
     TRAIN = "train"
     WEIGHT_SYNC = "weight_sync"
     CHECKPOINT = "checkpoint"
     EVALUATE = "evaluate"
-    """Waiting for an evaluation after the gradient of the next step was there."""
+    """Waiting for an evaluation after the gradient of the next step was complete."""
 
 
 WORKER_METRICS = (
@@ -215,6 +215,6 @@ OPERATOR_METRICS = (
 )
 
 
-def wire_name(metric: Metric) -> str:
-    """The name as it is scraped: counters end in _total."""
+def scraped_name(metric: Metric) -> str:
+    """Return the name of a metric as it is scraped: that of a counter ends in _total."""
     return f"{metric.name}_total" if metric.kind is Kind.COUNTER else metric.name

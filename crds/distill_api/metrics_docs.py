@@ -1,10 +1,10 @@
-"""The page of metrics, made from the registry: `python -m distill_api.metrics_docs FILE` writes it."""
+"""The page of metrics, generated from the registry: `python -m distill_api.metrics_docs FILE` writes it."""
 
 import sys
 from pathlib import Path
 
-from distill_api.crd import write_aside
-from distill_api.metrics import OPERATOR_METRICS, WORKER_METRICS, Metric, wire_name
+from distill_api.crd import write_atomically
+from distill_api.metrics import OPERATOR_METRICS, WORKER_METRICS, Metric, scraped_name
 
 _HEAD = """# Metrics
 
@@ -16,7 +16,7 @@ Prometheus before 3).
 
 
 def text() -> str:
-    """All of it, as Markdown."""
+    """Return the whole page, as Markdown."""
     trainer = _table("Trainer", "Port `metrics` of the trainer's first pod, path `/metrics`.", WORKER_METRICS)
     operator = _table("Operator", "Port `metrics` of the operator's pod, path `/metrics`.", OPERATOR_METRICS)
     return "\n".join([_HEAD, trainer, operator])
@@ -27,10 +27,10 @@ def _table(title: str, where: str, metrics: tuple[Metric, ...]) -> str:
     for metric in metrics:
         labels = ", ".join(f"`{label}`" for label in metric.labels)
         lines.append(
-            f"| `{wire_name(metric)}` | {metric.kind.value} | {labels} | {metric.help.replace('|', chr(92) + '|')} |"
+            f"| `{scraped_name(metric)}` | {metric.kind.value} | {labels} | {metric.help.replace('|', chr(92) + '|')} |"
         )
     return "\n".join([*lines, ""])
 
 
 if __name__ == "__main__":
-    write_aside(Path(sys.argv[1]), text())
+    write_atomically(Path(sys.argv[1]), text())

@@ -1,4 +1,4 @@
-"""What the student is trained on: the divergence from its teacher, and a task reward."""
+"""The objective: the divergence of the student from its teacher, and a task reward."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -110,21 +110,23 @@ class Reward(Model):
     )
 
 
-ANSWERED = "source math, or exact-match, compares with an answer"
+NEEDS_ANSWER = "source math, or exact-match, compares with an answer"
 
 
-def answered(reward: Reward, prompts: Prompts) -> bool:
+def has_needed_answer(reward: Reward, prompts: Prompts) -> bool:
+    """Return whether the prompts bring the reference answer that the reward compares with, or need none."""
     compares = reward.source in (RewardSource.MATH, RewardSource.EXACT_MATCH)
     return not compares or prompts.reasoning_gym is not None or prompts.answer_field is not None
 
 
-def answered_cel(reward: str, prompts: str) -> str:
+def has_needed_answer_cel(reward: str, prompts: str) -> str:
+    """Return `has_needed_answer` as CEL, of two paths."""
     compares = f"{reward}.source in ['math', 'exact-match']"
     return f"!({compares}) || has({prompts}.reasoningGym) || has({prompts}.answerField)"
 
 
 class CoefficientSchedule(Model):
-    """How a coefficient goes from its own value to another over the first steps."""
+    """Schedule of a coefficient: it changes from its own value to another over the first steps."""
 
     rules = (
         Rule(
@@ -133,41 +135,49 @@ class CoefficientSchedule(Model):
             lambda schedule: (schedule.decay is Decay.CONSTANT) == (schedule.steps is None),
         ),
     )
-    decay: Decay = Field(Decay.CONSTANT, description="constant, linear or cosine.")
+    decay: Decay = Field(Decay.CONSTANT, description="Shape of the change: constant, linear or cosine.")
     steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
-        None, description="Optimiser steps until endValue is reached; from then on it stays."
+        None, description="Optimiser steps until endValue is reached; it is constant from then on."
     )
-    end_value: Annotated[float, Field(ge=0, le=1000)] = Field(0.0, description="The coefficient from then on.")
+    end_value: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.0, description="Value of the coefficient after steps optimiser steps."
+    )
 
 
 class Correction(Model):
     """Off-policy corrections of the policy gradient.
 
-    The ratio of a token is the probability that the trainer gives it, before the step, over that which the engine drew
-    it with: away from 1 by the engine's other arithmetic and its older weights. The divergence of support top-k is
-    taken as it is: it needs no weight on any sequence (GKD).
+    The importance ratio of a token is its probability by the trainer, before the step, over its probability by the
+    engine that sampled it; it differs from 1 by the engine's other kernels and older weights. The divergence of support
+    top-k is not corrected: it is valid on any sequence (GKD).
     """
 
     importance_weight: ImportanceWeight = Field(
         ImportanceWeight.TRUNCATED,
-        description="Weight of a token. truncated: its ratio, bounded to low and high (truncated importance sampling); "
-        "gated: its ratio, and 0 outside low and high (IcePop); none: 1.",
+        description="Importance weight of a token. truncated: its ratio, bounded to low and high (truncated importance "
+        "sampling); gated: its ratio, and 0 outside low and high (IcePop); none: 1.",
     )
-    low: Annotated[float, Field(ge=0, le=1)] = Field(0.0, description="Lower end of the ratio; IcePop: 0.5.")
-    high: Annotated[float, Field(ge=1, le=100)] = Field(2.0, description="Upper end of the ratio; IcePop: 5.")
+    low: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Lower bound of a token's importance ratio; IcePop uses 0.5."
+    )
+    high: Annotated[float, Field(ge=1, le=100)] = Field(
+        2.0, description="Upper bound of a token's importance ratio; IcePop uses 5."
+    )
     sequence_low: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="A response whose ratios have a lower geometric mean is masked."
+        0.0, description="Lower bound of the geometric mean of a response's ratios, below which it is masked."
     )
     sequence_high: Annotated[float, Field(ge=1, le=100)] | None = Field(
-        None, description="A response whose ratios have a higher geometric mean is masked; absent: none is."
+        None,
+        description="Upper bound of the geometric mean of a response's ratios, above which it is masked; absent is "
+        "none.",
     )
     ratio_clip: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.2, description="Clip range of the policy ratio within a step (PPO, arXiv 1707.06347)."
+        0.2, description="Clip range epsilon of the policy ratio within a step (PPO, arXiv 1707.06347)."
     )
 
 
 class Objective(Model):
-    """What the student is trained on: a divergence from the teacher on the student's own tokens."""
+    """The training objective: a divergence from the teacher on the student's own samples, and a task reward."""
 
     rules = (
         Rule(
@@ -180,48 +190,60 @@ class Objective(Model):
             "self.support == 'sampled-token' || self.discount == 0.0",
             lambda o: o.support is Support.SAMPLED_TOKEN or o.discount == 0,
         ),
-        # The policy gradient of a token that the student did not draw would be no gradient of its divergence.
+        # The policy gradient of a token that the student did not sample would be no gradient of its divergence.
         Rule(
             "datasetShare goes with support top-k only: sampled-token needs the student's own samples",
             "self.support == 'top-k' || self.datasetShare == 0.0",
             lambda o: o.support is Support.TOP_K or o.dataset_share == 0,
         ),
     )
-    divergence: Divergence = Field(Divergence.REVERSE_KL, description="reverse-kl, forward-kl or jsd.")
+    divergence: Divergence = Field(
+        Divergence.REVERSE_KL, description="Divergence between student and teacher: reverse-kl, forward-kl or jsd."
+    )
     support: Support = Field(
         Support.SAMPLED_TOKEN,
-        description="sampled-token: the divergence at the token drawn, as an advantage; "
+        description="Tokens over which the divergence is taken. sampled-token: at the sampled token, as an advantage; "
         "top-k: over the teacher's top-k tokens and a tail bucket, differentiated.",
     )
-    top_k: Annotated[int, Field(ge=1, le=256)] = Field(16, description="Tokens of support top-k.")
+    top_k: Annotated[int, Field(ge=1, le=256)] = Field(
+        16, description="Number k of the teacher's tokens in support top-k."
+    )
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = Field(
-        0.5, description="Weight of the teacher in the mixture of divergence jsd (GKD, arXiv 2306.13649)."
+        0.5, description="Weight beta of the teacher in the mixture of divergence jsd (GKD, arXiv 2306.13649)."
     )
     dataset_share: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Share of a step's sequences that the data set wrote, not the student (1 - lambda of GKD)."
+        0.0,
+        description="Share of a step's sequences taken from responseField of the data set, not sampled from the "
+        "student (1 - lambda of GKD).",
     )
-    coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(1.0, description="Weight of the divergence.")
+    coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
+        1.0, description="Coefficient of the divergence in the objective."
+    )
     coefficient_schedule: CoefficientSchedule = Field(
-        default_factory=CoefficientSchedule, description="How coefficient changes over the steps."
+        default_factory=CoefficientSchedule, description="Schedule of coefficient over the steps."
     )
     advantage_clip: Annotated[float, Field(gt=0, le=1000)] = Field(
-        10.0, description="Bound, in nats, of the sampled-token term of one token."
+        10.0, description="Bound, in nats, of the absolute value of a token's divergence term in support sampled-token."
     )
     discount: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="What a token answers for, with support sampled-token. 0: its own divergence; 1: also the mean of "
-        "those after it (MiniLLM, arXiv 2306.08543); between: also their discounted mean, times discount.",
+        description="Credit of a token for later divergence, with support sampled-token. 0: its own divergence alone; "
+        "1: also the mean of those after it (MiniLLM, arXiv 2306.08543); between: also their discounted mean, times "
+        "discount.",
     )
-    correction: Correction = Field(default_factory=Correction, description="Off-policy corrections.")
-    reward: Reward = Field(default_factory=Reward, description="A task reward added to the advantage.")
+    correction: Correction = Field(
+        default_factory=Correction, description="Off-policy corrections of the policy gradient."
+    )
+    reward: Reward = Field(default_factory=Reward, description="Task reward, added to the advantage; by default none.")
     reward_coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
-        1.0, description="Weight of the task reward's advantage."
+        1.0, description="Coefficient of the task reward's advantage in the objective."
     )
     reward_coefficient_schedule: CoefficientSchedule = Field(
-        default_factory=CoefficientSchedule, description="How rewardCoefficient changes over the steps."
+        default_factory=CoefficientSchedule, description="Schedule of rewardCoefficient over the steps."
     )
     advantage: Advantage = Field(
         Advantage.GROUP,
-        description="A response's reward against those to the same prompt. group: centred and scaled (GRPO, "
-        "arXiv 2402.03300); leave-one-out: less the mean of the others (RLOO, arXiv 2402.14740); none: as it is.",
+        description="Advantage of a response from the rewards of its group, the responses to the same prompt. group: "
+        "centred and scaled (GRPO, arXiv 2402.03300); leave-one-out: minus the mean of the others (RLOO, arXiv "
+        "2402.14740); none: the reward itself.",
     )

@@ -1,4 +1,4 @@
-"""What the roles say to each other and to the operator: ports, paths, environment, exit codes, messages.
+"""The protocol between the roles and with the operator: ports, paths, environment, exit codes, reports.
 
 GET /progress of trainer rank 0 answers with the JSON of `ProgressReport`, GET /samples with the newest lines of
 samples.jsonl, 2 MiB at most; the termination message of a trainer
@@ -16,63 +16,65 @@ from distill_api.names import ONLY_TEACHER
 from distill_api.status import Progress, Result
 
 JOB_FILE = "/etc/distill/job.yaml"
-"""Where every pod finds the DistillationJob (YAML or JSON), from the job's ConfigMap."""
+"""The path of the DistillationJob (YAML or JSON) in every pod, mounted from the job's ConfigMap."""
 
 SGLANG_PORT = 30000
-"""HTTP of every SGLang server, teacher and engine; /metrics too."""
+"""The HTTP port of every SGLang server, teacher and engine, with /metrics."""
 TRAINER_PORT = 8080
-"""HTTP of trainer rank 0: /progress, /samples, /metrics, /healthz."""
+"""The HTTP port of trainer rank 0: /progress, /samples, /metrics, /healthz."""
 MASTER_PORT = 29500
 RAY_CLIENT_PORT = 10001
 RAY_METRICS_PORT = 8080
 ENGINE_RESOURCE = "engine"
-"""Custom Ray resource: one per rollout worker pod, so that each holds one engine actor."""
+"""The custom Ray resource, one per rollout worker pod, by which each pod holds one engine actor."""
 METRICS_PORT_NAME = "metrics"
 RAY_METRICS_PORT_NAME = "ray-metrics"
-"""Of an engine's pod, whose port metrics is SGLang's."""
+"""The name of Ray's metrics port in an engine's pod, where the port named metrics is SGLang's."""
 
 
 class Variable(StrEnum):
-    """Environment that the operator sets and the workers read."""
+    """An environment variable that the operator sets and the workers read."""
 
     JOB_FILE = "DISTILL_JOB_FILE"
     TEACHER = "DISTILL_TEACHER_ADDRESS"
-    """Where the job's teachers serve, but for endpoints, which the job itself names: NAME=HOST:PORT[,HOST:PORT...],
-    several with ; between them. Without NAME= it is the only one. Each address that a HOST has is a replica. See
-    `teacher_addresses` and `read_teacher_addresses`."""
+    """The addresses of the job's teachers, except endpoints, whose URL is in the job.
+
+    NAME=HOST:PORT[,HOST:PORT...], several with ; between them; without NAME= it is the only teacher. Each address of a
+    HOST is a replica. See `teacher_addresses` and `read_teacher_addresses`.
+    """
     RAY = "DISTILL_RAY_ADDRESS"
-    """ray://HOST:PORT of the RayCluster's head."""
+    """The address ray://HOST:PORT of the RayCluster's head."""
     ATTEMPT = "DISTILL_ATTEMPT"
     KEY = "DISTILL_KEY"
-    """The job's key: the administration of its SGLang servers and its Ray ask for it. From the Secret of the job."""
+    """The job's key, from its Secret: the admin API of its SGLang servers and its Ray cluster require it."""
     POD_IP = "POD_IP"
     NODE_RANK = "JOB_COMPLETION_INDEX"
-    """Set by the indexed Job: the trainer pod's number."""
+    """The index of the trainer's pod, set by the indexed Job."""
     MASTER_ADDR = "MASTER_ADDR"
     TERMINATION_LOG = "DISTILL_TERMINATION_LOG"
-    """Where the exit report goes; /dev/termination-log in a pod."""
+    """The path that the exit report is written to; /dev/termination-log in a pod."""
     WANDB_KEY = "WANDB_API_KEY"
-    """As Weights & Biases names it: from spec.tracking.wandb.keySecret."""
+    """The API key of Weights & Biases, by the name that its client reads, from spec.tracking.wandb.keySecret."""
 
 
 TEACHER_KEY = "DISTILL_TEACHER_KEY_"
-"""Begins the name of the variable with the key of a teacher's endpoint (`teacher_key`)."""
+"""The prefix of the variables with the keys of teachers' endpoints (`teacher_key`)."""
 
 
 def teacher_key(name: str) -> str:
-    """The variable that holds the key of the endpoint of the teacher `name`; set from a Secret by the kubelet."""
+    """Return the variable with the key of the endpoint of the teacher `name`, which the kubelet sets from a Secret."""
     return TEACHER_KEY + name.upper().replace("-", "_")
 
 
 def teacher_addresses(addresses: Mapping[str, str]) -> str:
-    """The text of Variable.TEACHER, from HOST:PORT[,HOST:PORT...] by the name of a teacher."""
+    """Return the text of Variable.TEACHER, from HOST:PORT[,HOST:PORT...] by the name of a teacher."""
     if list(addresses) == [ONLY_TEACHER]:
         return addresses[ONLY_TEACHER]
     return ";".join(f"{name}={address}" for name, address in addresses.items())
 
 
 def read_teacher_addresses(text: str) -> dict[str, str]:
-    """HOST:PORT[,HOST:PORT...] by the name of a teacher."""
+    """Return HOST:PORT[,HOST:PORT...] by the name of a teacher, from the text of Variable.TEACHER."""
     found: dict[str, str] = {}
     for entry in filter(None, text.split(";")):
         name, given, address = entry.rpartition("=")
@@ -91,7 +93,7 @@ class ExitCode(IntEnum):
 class ExitReason(StrEnum):
     COMPLETED = "Completed"
     STOPPED = "Stopped"
-    """By SIGTERM."""
+    """The trainer was stopped by SIGTERM."""
     CONFIGURATION_ERROR = "ConfigurationError"
     PREFLIGHT_FAILED = "PreflightFailed"
     TEACHER_UNREACHABLE = "TeacherUnreachable"
@@ -110,18 +112,22 @@ class Phase(StrEnum):
 
 
 class ProgressReport(Model):
-    """Answer of GET /progress."""
+    """The answer of GET /progress."""
 
-    phase: Phase = Field(description="What the trainer is doing.")
+    phase: Phase = Field(description="Phase of the trainer.")
     preflight_passed: bool = Field(False, description="Whether every preflight check has passed.")
-    progress: Progress = Field(description="Copied into status.progress.")
-    result: Result | None = Field(None, description="Copied into status.result when phase is Done.")
+    progress: Progress = Field(description="Progress, which is copied into status.progress.")
+    result: Result | None = Field(None, description="Result, which is copied into status.result when phase is Done.")
 
 
 class ExitReport(Model):
-    """Why a trainer ended."""
+    """The reason why a trainer ended."""
 
-    reason: ExitReason = Field(description="One word for programs.")
-    message: Annotated[str, Field(max_length=3500)] = Field(description="For people: what, where, what to do.")
+    reason: ExitReason = Field(description="Reason for programs: one CamelCase word.")
+    message: Annotated[str, Field(max_length=3500)] = Field(
+        description="Message for people: what is wrong, where, and what to do."
+    )
     step: int = Field(0, description="Optimiser steps done.")
-    final: ProgressReport | None = Field(None, description="Of rank 0: the last words, which a poll may have missed.")
+    final: ProgressReport | None = Field(
+        None, description="Last progress report of rank 0, which a poll may have missed."
+    )

@@ -1,21 +1,21 @@
-"""Which teacher scores which prompt: said by the job for a source, or by each row, checked before anything runs."""
+"""The rules of routing: which of several teachers scores a prompt, set by the job for a source, or by each row."""
 
 from typing import Any
 
 from distill_api.rules import Rule
 
-NEEDED = (
+ROUTE_NEEDED = (
     "each source and each evaluation that asks the teacher must say which of spec.teachers it means: by teacher, by "
     "prompts.teacherField, or all by data.defaultTeacher"
 )
-_UNROUTED = "!has({0}.teacher) && !has({0}.prompts.teacherField)"
+_NO_ROUTE = "!has({0}.teacher) && !has({0}.prompts.teacherField)"
 
 
 def _routed(part: Any) -> bool:
     return part.teacher is not None or part.prompts.teacher_field is not None
 
 
-def _asks_teacher(evaluation: Any) -> bool:
+def _needs_teacher(evaluation: Any) -> bool:
     return bool(evaluation.measure_reverse_kl or evaluation.score_teacher)
 
 
@@ -24,25 +24,25 @@ def _all_routed(spec: Any) -> bool:
     if not spec.teachers or data.default_teacher is not None:
         return True
     own = data.prompts is None or data.prompts.teacher_field is not None
-    return own and all(map(_routed, data.sources)) and all(_routed(e) for e in spec.evaluation if _asks_teacher(e))
+    return own and all(map(_routed, data.sources)) and all(_routed(e) for e in spec.evaluation if _needs_teacher(e))
 
 
-def _named(spec: Any) -> set[str]:
+def _named_teachers(spec: Any) -> set[str]:
     found = {spec.data.default_teacher, *(part.teacher for part in (*spec.data.sources, *spec.evaluation))}
     return found - {None}
 
 
-def _says_nothing(spec: Any) -> bool:
+def _names_no_teacher(spec: Any) -> bool:
     prompts = [s.prompts for s in spec.data.all_sources] + [e.prompts for e in spec.evaluation]
-    return not _named(spec) and all(p.teacher_field is None for p in prompts)
+    return not _named_teachers(spec) and all(p.teacher_field is None for p in prompts)
 
 
-EITHER = Rule(
+ONE_ROUTE = Rule(
     "set teacher or prompts.teacherField, not both",
     "!has(self.teacher) || !has(self.prompts.teacherField)",
     lambda part: part.teacher is None or part.prompts.teacher_field is None,
 )
-"""Of a source and of an evaluation."""
+"""The rule of a source and of an evaluation."""
 
 RULES = (
     Rule(
@@ -51,11 +51,11 @@ RULES = (
         lambda spec: (spec.teacher is not None) != bool(spec.teachers),
     ),
     Rule(
-        NEEDED,
+        ROUTE_NEEDED,
         "self.teachers.size() == 0 || has(self.data.defaultTeacher) || ("
         "(!has(self.data.prompts) || has(self.data.prompts.teacherField)) && "
-        f"!self.data.sources.exists(s, {_UNROUTED.format('s')}) && "
-        f"!self.evaluation.exists(e, (e.measureReverseKL || e.scoreTeacher) && {_UNROUTED.format('e')}))",
+        f"!self.data.sources.exists(s, {_NO_ROUTE.format('s')}) && "
+        f"!self.evaluation.exists(e, (e.measureReverseKL || e.scoreTeacher) && {_NO_ROUTE.format('e')}))",
         _all_routed,
     ),
     Rule(
@@ -64,7 +64,7 @@ RULES = (
         "(!has(self.data.prompts) || !has(self.data.prompts.teacherField)) && "
         "self.data.sources.all(s, !has(s.teacher) && !has(s.prompts.teacherField)) && "
         "self.evaluation.all(e, !has(e.teacher) && !has(e.prompts.teacherField)))",
-        lambda spec: bool(spec.teachers) or _says_nothing(spec),
+        lambda spec: bool(spec.teachers) or _names_no_teacher(spec),
     ),
     Rule(
         "data.defaultTeacher, and teacher of a source or an evaluation, must be the name of one of spec.teachers",
@@ -72,7 +72,7 @@ RULES = (
         "(!has(self.data.defaultTeacher) || self.teachers.exists(t, t.name == self.data.defaultTeacher)) && "
         "self.data.sources.all(s, !has(s.teacher) || self.teachers.exists(t, t.name == s.teacher)) && "
         "self.evaluation.all(e, !has(e.teacher) || self.teachers.exists(t, t.name == e.teacher)))",
-        lambda spec: not spec.teachers or _named(spec) <= {t.name for t in spec.teachers},
+        lambda spec: not spec.teachers or _named_teachers(spec) <= {t.name for t in spec.teachers},
     ),
 )
-"""Of a spec."""
+"""The rules of a spec."""

@@ -1,6 +1,7 @@
-"""Rules that the types alone do not say, each written once: the API server runs its CEL, pydantic its Python.
+"""Validation rules beyond the types, each written once: the API server runs their CEL, pydantic their Python.
 
-Both sides refuse with the same message, so `kubectl apply` and `distill validate` read the same.
+Both refuse with the same message, so that `kubectl apply` and `distill validate` read the same. What is here is
+independent of any model: base.py builds on it.
 """
 
 import re
@@ -20,12 +21,13 @@ PRESERVE_UNKNOWN = "x-kubernetes-preserve-unknown-fields"
 
 
 def add_validation(schema: JsonSchemaValue, cel: str, message: str) -> None:
+    """Add a CEL rule to a schema, in place."""
     schema.setdefault(VALIDATIONS, []).append({"rule": cel, "message": message})
 
 
 @dataclass(frozen=True)
 class Rule:
-    """A sentence about a value: in a model's `rules`, or in the Annotated of a field.
+    """A validation rule of a value: in a model's `rules`, or in the Annotated of a field.
 
     `cel` and `holds` must say the same; tests/manifests has a refused manifest for each rule.
     """
@@ -35,6 +37,7 @@ class Rule:
     holds: Callable[[Any], bool]
 
     def check(self, value: Any) -> Any:
+        """Return the value. Raises ValueError where the rule does not hold."""
         if not self.holds(value):
             raise ValueError(self.message)
         return value
@@ -49,18 +52,19 @@ class Rule:
 
 
 def matching(pattern: str, message: str) -> Rule:
-    """A rule instead of a pattern, whose own message would show the user nothing but a regular expression."""
+    """Return the rule that a text matches a pattern, with a message that reads better than a regular expression."""
     compiled = re.compile(pattern, re.ASCII)  # as in RE2, \w is ASCII
     return Rule(message, f"self.matches(r'{pattern}')", lambda text: compiled.fullmatch(text) is not None)
 
 
 @dataclass(frozen=True)
 class ListMap:
-    """A list whose items differ in one field; server-side apply merges them by it."""
+    """The annotation of a list whose items differ in one field, by which server-side apply merges them."""
 
     key: str
 
     def check(self, items: list[Any]) -> list[Any]:
+        """Return the items. Raises ValueError where two have the same key."""
         keys = [getattr(item, self.key) for item in items]
         repeated = sorted({k for k in keys if keys.count(k) > 1})
         if repeated:

@@ -1,4 +1,4 @@
-"""Where and when the pods are placed: all at once or one by one, before whom, and how near to each other."""
+"""Scheduling of the pods: gang scheduling, queue, priority and topology."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -12,7 +12,7 @@ _KEY = r"^([a-z0-9]([-.a-z0-9]*[a-z0-9])?/)?[A-Za-z0-9]([-._A-Za-z0-9]*[A-Za-z0-
 
 
 class Gang(StrEnum):
-    """A scheduler that places a group of pods whole or not at all."""
+    """A gang scheduler: it places a group of pods whole or not at all."""
 
     NONE = "none"
     SCHEDULER_PLUGINS = "scheduler-plugins"
@@ -26,7 +26,7 @@ class GangScope(StrEnum):
 
 
 class Scheduling(Model):
-    """How the pods of all roles are placed. Kueue is not named here: its queue is a label of the job itself."""
+    """Scheduling of the pods of all roles. Kueue's queue is not set here, but as a label of the job."""
 
     rules = (
         Rule(
@@ -47,17 +47,17 @@ class Scheduling(Model):
     )
     gang: Gang = Field(
         Gang.NONE,
-        description="The scheduler that places a group of pods whole or not at all, with its PodGroup. It must be "
-        "installed. A schedulerName of a role's template goes before its own.",
+        description="Gang scheduler, which places a group of pods whole or not at all, by a PodGroup. It must be "
+        "installed. The schedulerName of a role's template takes precedence.",
     )
     scope: GangScope = Field(
         GangScope.TRAINER,
-        description="What the group is: the trainer's pods, made once all others have a node; or the pods of all "
-        "roles, made together.",
+        description="Pods of the gang. trainer: the trainer's pods, created once all others have a node; job: the "
+        "pods of all roles, created together.",
     )
-    queue: ShortText | None = Field(None, description="Queue of volcano or kai that the group stands in.")
+    queue: ShortText | None = Field(None, description="Queue of volcano or kai that the PodGroup is submitted to.")
     priority_class_name: ShortText | None = Field(
-        None, description="PriorityClass of the pods of all roles whose template names none, and of the group."
+        None, description="PriorityClass of the PodGroup, and of the pods of each role whose template names none."
     )
     topology_key: (
         Annotated[
@@ -66,11 +66,11 @@ class Scheduling(Model):
         | None
     ) = Field(
         None,
-        description="Label of nodes: the trainer's pods are rather placed on nodes that share its value, as their "
-        "collectives cross the network at every step.",
+        description="Node label by whose value the trainer's pods prefer to be together: a preferred pod affinity, as "
+        "their collectives cross the network at every step.",
     )
 
     @property
     def all_at_once(self) -> bool:
-        """Whether the trainer's pods are made with the others, as none is placed without them."""
+        """Return whether the trainer's pods are created with all others: the gang is placed whole or not at all."""
         return self.gang is not Gang.NONE and self.scope is GangScope.JOB

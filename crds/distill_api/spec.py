@@ -1,4 +1,4 @@
-"""The spec of a DistillationJob. Names are the contract; each field has a description, bounds and a sane default."""
+"""The spec of a DistillationJob: each field has a description, bounds and, where possible, a default."""
 
 from typing import Annotated
 
@@ -8,11 +8,11 @@ from distill_api.base import Model, Path
 from distill_api.data import Data, Source
 from distill_api.endpoint import Endpoint, Protocol
 from distill_api.evaluation import Evaluation
-from distill_api.fields import AbsolutePath, AcceleratorName, ControllerName, ObjectName, Precision, Seconds
+from distill_api.fields import AcceleratorName, ControllerName, Precision, Seconds
 from distill_api.guards import Guard, GuardAction, Watch
 from distill_api.names import ONLY_TEACHER
 from distill_api.objective import (
-    ANSWERED,
+    NEEDS_ANSWER,
     Advantage,
     CoefficientSchedule,
     Correction,
@@ -24,13 +24,15 @@ from distill_api.objective import (
     Reward,
     RewardSource,
     Support,
-    answered,
-    answered_cel,
+    has_needed_answer,
+    has_needed_answer_cel,
 )
+from distill_api.output import Output, OutputVolume
 from distill_api.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.rollout import Rollout, Sampling
 from distill_api.routing import RULES as ROUTING_RULES
 from distill_api.rules import ListMap, Rule
+from distill_api.schedule import Schedule
 from distill_api.scheduling import Gang, GangScope, Scheduling
 from distill_api.teacher_source import NamedTeacherSource, Serving, TeacherSource
 from distill_api.tracking import Tracking
@@ -87,56 +89,16 @@ __all__ = [
 class Student(Model):
     """The model that is trained."""
 
-    model: Path = Field(description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint.")
-
-
-class Schedule(Model):
-    """How long, and how often."""
-
-    rules = (
-        Rule(
-            "keepEvery must be a multiple of checkpointEverySteps: there is no checkpoint between them",
-            "!has(self.keepEvery) || self.keepEvery % self.checkpointEverySteps == 0",
-            lambda s: s.keep_every is None or s.keep_every % s.checkpoint_every_steps == 0,
-        ),
-    )
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(description="Optimiser steps.")
-    checkpoint_every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(20, description="Checkpoint period.")
-    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(2, description="Newest checkpoints kept.")
-    keep_best: bool = Field(
-        True,
-        description="A new best step by the first evaluation is checkpointed at once, and kept until a better one.",
-    )
-    keep_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
-        None, description="Checkpoints of every so many steps are kept for ever: a multiple of checkpointEverySteps."
-    )
-    evaluate_every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
-        20, description="Evaluation period; step 0 and the last step are always evaluated."
-    )
-
-
-class OutputVolume(Model):
-    """A PersistentVolumeClaim of the job's namespace."""
-
-    claim_name: ObjectName = Field(description="Name of the claim; ReadWriteMany if several pods must mount it.")
-
-
-class Output(Model):
-    """Where checkpoints, the exported model and metrics.jsonl go: the folder path/NAME of the volume."""
-
-    volume: OutputVolume | None = Field(
-        None, description="The claim mounted at path. Needed on a cluster; `distill run` uses the local folder."
-    )
-    path: AbsolutePath = Field("/output", description="Where it is mounted.")
+    model: Path = Field(description="Hugging Face checkpoint of the student: a hub id, or a path on a mounted volume.")
 
 
 class Spec(Model):
-    """One on-policy distillation: a student that learns from a teacher on its own samples."""
+    """An on-policy distillation: a student is trained on its own samples, scored by a teacher."""
 
     mutable = frozenset(
         {
             "suspend",
-            "rollout",  # it says itself what of it may change
+            "rollout",  # its own model says which of its fields may change
             "teacher",
             "teachers",
             "backoff_limit",
@@ -167,15 +129,17 @@ class Spec(Model):
             lambda spec: not spec.deterministic or all(t.model is not None for t in spec.all_teachers),
         ),
         Rule(
-            f"data.prompts.answerField must be set: objective.reward: {ANSWERED}",
-            f"!has(self.data.prompts) || {answered_cel('self.objective.reward', 'self.data.prompts')}",
-            lambda spec: spec.data.prompts is None or answered(spec.objective.reward, spec.data.prompts),
+            f"data.prompts.answerField must be set: objective.reward: {NEEDS_ANSWER}",
+            f"!has(self.data.prompts) || {has_needed_answer_cel('self.objective.reward', 'self.data.prompts')}",
+            lambda spec: spec.data.prompts is None or has_needed_answer(spec.objective.reward, spec.data.prompts),
         ),
         Rule(
-            f"prompts.answerField of each of data.sources must be set: its reward, or objective.reward: {ANSWERED}",
-            f"self.data.sources.all(s, has(s.reward) ? {answered_cel('s.reward', 's.prompts')} : "
-            f"{answered_cel('self.objective.reward', 's.prompts')})",
-            lambda spec: all(answered(s.reward or spec.objective.reward, s.prompts) for s in spec.data.sources),
+            f"prompts.answerField of each of data.sources must be set: its reward, or objective.reward: {NEEDS_ANSWER}",
+            f"self.data.sources.all(s, has(s.reward) ? {has_needed_answer_cel('s.reward', 's.prompts')} : "
+            f"{has_needed_answer_cel('self.objective.reward', 's.prompts')})",
+            lambda spec: all(
+                has_needed_answer(s.reward or spec.objective.reward, s.prompts) for s in spec.data.sources
+            ),
         ),
         Rule(
             "objective.datasetShare above 0 needs prompts.responseField, of each source: what is learned from there",
@@ -206,75 +170,101 @@ class Spec(Model):
         ),
     )
     accelerator: AcceleratorName = Field(
-        "nvidia.com/gpu", description="Resource name of the accelerator, or none for the CPU mode."
+        "nvidia.com/gpu",
+        description="Resource name of the accelerator that all roles request, or none for the CPU mode.",
     )
     precision: Precision = Field(
-        Precision.AUTO, description="Of weights and computation; auto is bfloat16, and float32 without accelerators."
+        Precision.AUTO,
+        description="Data type of weights and computation; auto is bfloat16 with accelerators, float32 without.",
     )
-    trust_remote_code: bool = Field(False, description="Run code that a model's repository brings. Leave it off.")
-    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = Field(0, description="Seed of data order and sampling.")
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code from a model's repository, such as modeling files. It is a security risk: leave "
+        "it off.",
+    )
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = Field(
+        0, description="Random seed of the data order and of sampling."
+    )
     deterministic: bool = Field(
         False,
-        description="Seeded sampling, one request at a time, no prefix cache: slow, but a run without accelerators "
-        "repeats to the last bit.",
+        description="Deterministic mode: seeded sampling, one request at a time, no prefix cache. It is slow; a run "
+        "without accelerators is then reproducible to the last bit.",
     )
-    student: Student = Field(description="The model that is trained.")
-    teacher: TeacherSource | None = Field(None, description="What scores every token of the student.")
+    student: Student = Field(description="Student, the model that is trained.")
+    teacher: TeacherSource | None = Field(
+        None, description="Teacher, which scores every token of the student's samples."
+    )
     teachers: Annotated[list[NamedTeacherSource], Field(max_length=8), ListMap("name")] = Field(
-        default_factory=list, description="Several teachers instead of teacher: each prompt is scored by one of them."
+        default_factory=list,
+        description="Several teachers to use instead of teacher; each prompt is routed to one of them.",
     )
     data: Data = Field(description="Training prompts.")
-    rollout: Rollout = Field(default_factory=Rollout, description="The student's generation.")
-    objective: Objective = Field(default_factory=Objective, description="What is minimised.")
-    trainer: Trainer = Field(default_factory=Trainer, description="The trainer.")
-    schedule: Schedule = Field(description="How long, and how often.")
+    rollout: Rollout = Field(default_factory=Rollout, description="Generation of samples by the student.")
+    objective: Objective = Field(default_factory=Objective, description="Training objective.")
+    trainer: Trainer = Field(default_factory=Trainer, description="Trainer pods, parallelism and optimiser.")
+    schedule: Schedule = Field(description="Length of the run, and periods of checkpoints and evaluations.")
     evaluation: Annotated[list[Evaluation], Field(max_length=16), ListMap("name")] = Field(
-        default_factory=list, description="Held-out measurements."
+        default_factory=list, description="Evaluations on held-out prompts; the first decides which step is best."
     )
     guards: Annotated[list[Guard], Field(max_length=8), ListMap("name")] = Field(
-        default_factory=list, description="What must not happen to the training, and what is done when it does."
+        default_factory=list, description="Guards: bounds on measured values, and actions where one is broken."
     )
-    output: Output = Field(default_factory=Output, description="Where results go.")
-    scheduling: Scheduling = Field(default_factory=Scheduling, description="Where and when the pods are placed.")
+    output: Output = Field(default_factory=Output, description="Volume of checkpoints, metrics and the exported model.")
+    scheduling: Scheduling = Field(
+        default_factory=Scheduling, description="Gang scheduling, queue, priority and topology of the pods."
+    )
     managed_by: ControllerName = Field(
         "distillation-operator.io/operator",
-        description="The controller that looks after the job. With any other name this operator leaves the job alone "
-        "entirely, as a dispatcher to other clusters wants: kueue.x-k8s.io/multikueue.",
+        description="Name of the controller that reconciles the job. With any other value this operator ignores the "
+        "job, as MultiKueue needs: kueue.x-k8s.io/multikueue.",
     )
-    tracking: Tracking = Field(default_factory=Tracking, description="Copies of the numbers for other tools.")
-    suspend: bool = Field(False, description="Release every pod and keep the checkpoints; false resumes.")
+    tracking: Tracking = Field(default_factory=Tracking, description="Experiment trackers to which metrics are copied.")
+    suspend: bool = Field(
+        False,
+        description="Suspend the job: checkpoint, then delete every pod; false resumes from the newest checkpoint.",
+    )
     backoff_limit: Annotated[int, Field(ge=0, le=100)] = Field(
-        3, description="Times the whole job is started again, from the last checkpoint, before it has failed."
+        3,
+        description="Number of retries before the job fails; each is a new attempt, from the last checkpoint. "
+        "Attempts that end by eviction or preemption do not count.",
     )
-    active_deadline_seconds: Seconds | None = Field(None, description="Fail after so long, suspension not counted.")
+    active_deadline_seconds: Seconds | None = Field(
+        None,
+        description="Deadline of the whole job in seconds since its first attempt, time suspended not counted; by "
+        "default none.",
+    )
     pre_running_deadline_seconds: Seconds | None = Field(
-        None, description="Fail an attempt whose roles are not all ready after so long."
+        None,
+        description="Deadline in seconds for all roles of an attempt to become ready, after which it fails; by "
+        "default none.",
     )
-    stall_timeout_seconds: Seconds = Field(3600, description="Stalled is True when no step ends for so long.")
+    stall_timeout_seconds: Seconds = Field(
+        3600, description="Seconds without a completed step after which the condition Stalled is True."
+    )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
-        None, description="Delete the finished job after so long; absent keeps it."
+        None, description="Time to live of the finished job in seconds, after which it is deleted; absent keeps it."
     )
 
     @property
     def all_teachers(self) -> list[NamedTeacherSource]:
-        """`teachers`; or the one that `teacher` is, by the name teacher."""
+        """Return `teachers`, or `teacher` as the one of the name teacher."""
         if self.teacher is None:
             return self.teachers
         return [NamedTeacherSource.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
 
     @property
     def served_teachers(self) -> list[NamedTeacherSource]:
-        """Those that the job itself serves."""
+        """Return the teachers that the job itself serves."""
         return [t for t in self.all_teachers if t.model is not None]
 
     @property
     def shared_teachers(self) -> list[str]:
-        """Names of the Teachers that it learns from, each once."""
+        """Return the names of the Teachers that the job uses, each once, sorted."""
         return sorted({t.ref.name for t in self.all_teachers if t.ref is not None})
 
     @property
     def needs_hub(self) -> bool:
-        """Whether something is downloaded from the Hugging Face hub."""
+        """Return whether something is downloaded from the Hugging Face hub."""
         prompts = [s.prompts for s in self.data.all_sources] + [e.prompts for e in self.evaluation]
         models = [self.student.model, *(t.model for t in self.served_teachers if t.model is not None)]
         return not all(m.startswith("/") for m in models) or any(p.dataset is not None for p in prompts)
@@ -285,5 +275,5 @@ class Spec(Model):
 
     @property
     def dtype(self) -> str:
-        """The torch name of the precision that auto stands for."""
+        """Return the torch name of the precision, with auto resolved."""
         return self.precision.dtype(self.on_cpu)

@@ -1,4 +1,4 @@
-"""The status of a DistillationJob: conditions and reasons are API, so they are enums in this one file."""
+"""The status of a DistillationJob. Conditions and reasons are API: they are enums, in this one module."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -10,23 +10,23 @@ from distill_api.rules import ListMap
 
 # Decimals are strings in status, as the Kubernetes API conventions ask.
 Decimal = Annotated[str, Field(max_length=32)]
-Word = Annotated[str, Field(max_length=253)]
+StatusText = Annotated[str, Field(max_length=253)]
 Time = Annotated[str, Field(max_length=40, json_schema_extra={"format": "date-time"})]
-Number = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
+StatusCount = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
 
 
 class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"
-    """The summary: Unknown while the job is on its way, True when it is complete, False when it has failed."""
+    """The summary: Unknown until the job ends, True when it is complete, False when it has failed."""
     READY = "Ready"
-    """All roles are up: TeacherReady and RolloutReady and TrainerReady."""
+    """All roles are ready: TeacherReady, RolloutReady and TrainerReady."""
     TEACHER_READY = "TeacherReady"
     ROLLOUT_READY = "RolloutReady"
     TRAINER_READY = "TrainerReady"
     SUSPENDED = "Suspended"
     SPEC_VALID = "SpecValid"
     PREFLIGHT = "Preflight"
-    """The workers' own checks before the first step, reported by the trainer."""
+    """The checks of the workers before the first step, reported by the trainer."""
     STALLED = "Stalled"
 
 
@@ -64,9 +64,9 @@ class Reason(StrEnum):
     TEACHER_NOT_FOUND = "TeacherNotFound"
     """A Teacher that the job names does not exist."""
     TEACHER_UNREACHABLE = "TeacherUnreachable"
-    """The teacher was away for longer than the trainer waits."""
+    """The teacher was unreachable for longer than the trainer waits."""
     ENGINES_LOST = "EnginesLost"
-    """The RayCluster's head, or every engine, was away for longer than the trainer waits."""
+    """The RayCluster's head, or every engine, was unreachable for longer than the trainer waits."""
     VOLUME_FULL = "VolumeFull"
     """The output volume had no room for what the trainer keeps."""
     OUT_OF_MEMORY = "OutOfMemory"
@@ -84,42 +84,45 @@ class ConditionStatus(StrEnum):
 
 
 class Condition(Model):
-    """metav1.Condition."""
+    """A condition, as metav1.Condition."""
 
-    type: Annotated[str, Field(max_length=316)] = Field(description="Name of the condition.")
-    status: ConditionStatus = Field(description="True, False or Unknown.")
-    reason: Annotated[str, Field(max_length=1024)] = Field(description="One CamelCase word for programs.")
-    message: Annotated[str, Field(max_length=32768)] = Field("", description="A sentence for people.")
-    observed_generation: Number = Field(0, description="Generation of the spec that it was made from.")
-    last_transition_time: Time = Field(description="When status changed last.")
+    type: Annotated[str, Field(max_length=316)] = Field(description="Type of the condition.")
+    status: ConditionStatus = Field(description="Status of the condition: True, False or Unknown.")
+    reason: Annotated[str, Field(max_length=1024)] = Field(
+        description="Reason of the status for programs: one CamelCase word."
+    )
+    message: Annotated[str, Field(max_length=32768)] = Field("", description="Message for people: a sentence.")
+    observed_generation: StatusCount = Field(0, description="Generation of the spec that the condition was set from.")
+    last_transition_time: Time = Field(description="Time of the last change of status.")
 
 
 class RoleStatus(Model):
-    """How many pods of a role are wanted and ready."""
+    """The pods of a role: how many are wanted and ready."""
 
-    name: Word = Field(description="teacher, rollout or trainer.")
-    desired: Number = Field(0, description="Pods wanted; each Teacher that the job names counts as one.")
-    ready: Number = Field(0, description="Pods ready, and Teachers that answer.")
-    reason: Word = Field("", description="Why it is not ready.")
+    name: StatusText = Field(description="Name of the role: teacher, rollout or trainer.")
+    desired: StatusCount = Field(0, description="Pods wanted; each Teacher that the job refers to counts as one.")
+    ready: StatusCount = Field(0, description="Pods and Teachers that are ready.")
+    reason: StatusText = Field("", description="Reason why the role is not ready; empty where it is.")
     disruption: Annotated[str, Field(max_length=512)] | None = Field(
-        None, description="The eviction or preemption of one of its pods that the training has not got over yet."
+        None,
+        description="Newest eviction or preemption of a pod of the role, until the training has recovered from it.",
     )
-    disruption_time: Time | None = Field(None, description="When that was.")
+    disruption_time: Time | None = Field(None, description="Time of the disruption.")
 
 
 class EvaluationScore(Model):
-    """The newest, first and best values of one evaluation."""
+    """The newest, first and best values of an evaluation."""
 
-    name: Word = Field(description="Name of the evaluation.")
-    step: Number = Field(0, description="Step of the newest values.")
+    name: StatusText = Field(description="Name of the evaluation.")
+    step: StatusCount = Field(0, description="Optimiser step of the newest values.")
     score: Decimal | None = Field(None, description="Mean reward of the student's responses.")
     score_low: Decimal | None = Field(None, description="Lower bound of the score's 95 % confidence interval.")
     score_high: Decimal | None = Field(None, description="Upper bound of the score's 95 % confidence interval.")
     pass_at_k: Decimal | None = Field(
-        None, description="Pass@k, k = samplesPerPrompt: share of the prompts that one of the responses solves."
+        None, description="Pass@k with k = samplesPerPrompt: share of the prompts that at least one response solves."
     )
     reverse_kl: Decimal | None = Field(
-        None, alias="reverseKL", description="Reverse KL to the teacher, nats per token."
+        None, alias="reverseKL", description="Reverse KL to the teacher, in nats per token."
     )
     first_score: Decimal | None = Field(None, description="Score at the first evaluation.")
     first_reverse_kl: Decimal | None = Field(
@@ -127,87 +130,100 @@ class EvaluationScore(Model):
     )
     best_score: Decimal | None = Field(None, description="Score at the best step.")
     best_reverse_kl: Decimal | None = Field(None, alias="bestReverseKL", description="Reverse KL at the best step.")
-    best_step: Number | None = Field(None, description="Step of the best score, or of the lowest KL without one.")
+    best_step: StatusCount | None = Field(
+        None, description="Step of the best score or, without a score, of the lowest reverse KL."
+    )
     teacher_score: Decimal | None = Field(None, description="Score of the teacher's own responses.")
 
 
 class GuardEvent(Model):
-    """One decision of a guard."""
+    """An action of a guard."""
 
-    guard: Word = Field(description="Name of the guard.")
-    step: Number = Field(description="Optimiser steps done when it acted.")
-    action: Word = Field(description="stop, lower-coefficient or roll-back.")
-    message: Annotated[str, Field(max_length=512)] = Field(description="What was out of bounds, and what was done.")
-    time: Time = Field(description="When.")
+    guard: StatusText = Field(description="Name of the guard.")
+    step: StatusCount = Field(description="Optimiser steps done when the guard acted.")
+    action: StatusText = Field(description="Action of the guard: stop, lower-coefficient or roll-back.")
+    message: Annotated[str, Field(max_length=512)] = Field(
+        description="Value that was out of bounds, and what the guard did."
+    )
+    time: Time = Field(description="Time of the action.")
 
 
 class TeacherRequests(Model):
-    """What the trainer has for one of its teachers to do."""
+    """The load of a trainer on one of its teachers."""
 
-    name: Word = Field(description="Name of the teacher in the job; teacher, where it has one.")
-    requests: Number = Field(0, description="Scoring requests, waiting and under way.")
+    name: StatusText = Field(description="Name of the teacher in the job; teacher where there is one.")
+    requests: StatusCount = Field(0, description="Scoring requests, waiting and in flight.")
 
 
 class Progress(Model):
-    """Headline numbers, read from GET /progress of trainer rank 0."""
+    """The progress of the training, read from GET /progress of trainer rank 0."""
 
-    step: Number = Field(0, description="Optimiser steps done.")
-    total_steps: Number = Field(0, description="Optimiser steps to do.")
-    percent: Number = Field(0, description="step of totalSteps.")
+    step: StatusCount = Field(0, description="Optimiser steps done.")
+    total_steps: StatusCount = Field(0, description="Optimiser steps to do.")
+    percent: StatusCount = Field(0, description="Share of totalSteps that is done, in percent.")
     reverse_kl: Decimal | None = Field(
-        None, alias="reverseKL", description="Mean reverse KL of the last step's samples, nats per token (k1)."
+        None,
+        alias="reverseKL",
+        description="Mean reverse KL of the last step's samples, in nats per token, by the k1 estimator.",
     )
     reward: Decimal | None = Field(None, description="Mean task reward of the last step.")
     tokens_per_second: Decimal | None = Field(None, description="Response tokens trained per second.")
-    estimated_remaining_seconds: Number | None = Field(None, description="At the speed of the last steps.")
-    policy_lag: Decimal | None = Field(None, description="Mean steps that the last samples lagged behind.")
-    weight_version: Number = Field(0, description="Version of the weights in the engines.")
-    checkpoint_step: Number | None = Field(None, description="Step of the newest complete checkpoint.")
-    bottleneck: Word | None = Field(
-        None, description="rollout, teacher, trainer or sync: what took most of the last ten steps."
+    estimated_remaining_seconds: StatusCount | None = Field(
+        None, description="Estimated seconds to the end, at the speed of the last steps."
+    )
+    policy_lag: Decimal | None = Field(
+        None, description="Mean policy lag of the last step's samples, in optimiser steps."
+    )
+    weight_version: StatusCount = Field(0, description="Version of the weights that the engines have loaded.")
+    checkpoint_step: StatusCount | None = Field(None, description="Step of the newest complete checkpoint.")
+    bottleneck: StatusText | None = Field(
+        None,
+        description="Bottleneck of the last ten steps, where most time was spent: rollout, teacher, trainer or sync.",
     )
     advice: Annotated[str, Field(max_length=256)] | None = Field(
-        None, description="How much of a step the bottleneck takes, and what to change."
+        None, description="Share of a step that the bottleneck takes, and a remedy."
     )
-    last_step_time: Time | None = Field(None, description="When the last step ended.")
+    last_step_time: Time | None = Field(None, description="Time at which the last step ended.")
     teachers: Annotated[list[TeacherRequests], Field(max_length=16), ListMap("name")] = Field(
-        default_factory=list, description="The scoring that waits or is under way, by which a Teacher is scaled."
+        default_factory=list, description="Scoring requests by teacher; Teachers are autoscaled by them."
     )
     evaluations: Annotated[list[EvaluationScore], Field(max_length=16), ListMap("name")] = Field(
-        default_factory=list, description="Held-out measurements."
+        default_factory=list, description="Newest, first and best values of each evaluation."
     )
     guard_events: Annotated[list[GuardEvent], Field(max_length=4)] = Field(
-        default_factory=list, description="The last decisions of spec.guards, newest last."
+        default_factory=list, description="Last actions of guards, newest last."
     )
 
 
 class Result(Model):
-    """What a finished job left."""
+    """The result of a finished job."""
 
-    model_path: Annotated[str, Field(max_length=1024)] = Field(description="Folder of the Hugging Face model.")
-    step: Number = Field(description="Step of the exported weights.")
-    best_step: Number | None = Field(None, description="Best step by the first evaluation.")
-    stopped_by: Word | None = Field(None, description="Name of the guard that ended the run before its last step.")
+    model_path: Annotated[str, Field(max_length=1024)] = Field(description="Folder of the exported Hugging Face model.")
+    step: StatusCount = Field(description="Optimiser step of the exported weights.")
+    best_step: StatusCount | None = Field(None, description="Best step by the first evaluation, where there is one.")
+    stopped_by: StatusText | None = Field(
+        None, description="Name of the guard that stopped the run before its last step."
+    )
 
 
 class Status(Model):
-    """Status of a DistillationJob."""
+    """The status of a DistillationJob."""
 
     conditions: Annotated[list[Condition], Field(max_length=32), ListMap("type")] = Field(
-        default_factory=list, description="Succeeded is the summary."
+        default_factory=list, description="Conditions of the job; Succeeded is the summary."
     )
-    observed_generation: Number = Field(0, description="Generation of the spec last acted on.")
-    attempts: Number = Field(0, description="Attempts begun.")
-    restarts: Number = Field(0, description="Failed attempts that count against backoffLimit.")
-    next_attempt_time: Time | None = Field(None, description="When the next attempt begins, during back-off.")
-    start_time: Time | None = Field(None, description="When the first attempt began.")
-    attempt_start_time: Time | None = Field(None, description="When the current attempt began.")
-    completion_time: Time | None = Field(None, description="When the job finished.")
-    suspended_seconds: Number = Field(
-        0, description="Time spent suspended since startTime; activeDeadlineSeconds leaves it out."
+    observed_generation: StatusCount = Field(0, description="Generation of the spec that the operator acted on last.")
+    attempts: StatusCount = Field(0, description="Number of attempts that have begun.")
+    restarts: StatusCount = Field(0, description="Number of failed attempts that count against backoffLimit.")
+    next_attempt_time: Time | None = Field(None, description="Time at which the next attempt begins, during back-off.")
+    start_time: Time | None = Field(None, description="Time at which the first attempt began.")
+    attempt_start_time: Time | None = Field(None, description="Time at which the current attempt began.")
+    completion_time: Time | None = Field(None, description="Time at which the job finished.")
+    suspended_seconds: StatusCount = Field(
+        0, description="Seconds spent suspended since startTime; they do not count against activeDeadlineSeconds."
     )
     roles: Annotated[list[RoleStatus], Field(max_length=8), ListMap("name")] = Field(
-        default_factory=list, description="Pods by role."
+        default_factory=list, description="Pods wanted and ready, by role."
     )
-    progress: Progress | None = Field(None, description="How far the training is.")
-    result: Result | None = Field(None, description="What the finished job left.")
+    progress: Progress | None = Field(None, description="Progress of the training.")
+    result: Result | None = Field(None, description="Result of the finished job.")

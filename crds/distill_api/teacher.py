@@ -8,7 +8,7 @@ from distill_api.base import Model, Path, Tokens
 from distill_api.fields import AcceleratorName, Precision
 from distill_api.job import Metadata, parse_object
 from distill_api.rules import ListMap, Rule
-from distill_api.status import Condition, Number, Time, Word
+from distill_api.status import Condition, StatusCount, StatusText, Time
 from distill_api.teacher_source import Serving
 
 KIND = "Teacher"
@@ -18,7 +18,7 @@ Replicas = Annotated[int, Field(ge=1, le=256)]
 
 
 class Autoscaling(Model):
-    """How many servers there are, by what the trainers have for them to do."""
+    """Autoscaling of a Teacher's servers by the scoring requests of its jobs."""
 
     rules = (
         Rule(
@@ -27,15 +27,16 @@ class Autoscaling(Model):
             lambda scaling: scaling.min_replicas <= scaling.max_replicas,
         ),
     )
-    min_replicas: Replicas = Field(1, description="Least servers.")
-    max_replicas: Replicas = Field(description="Most servers.")
+    min_replicas: Replicas = Field(1, description="Lower bound of the autoscaler, in servers.")
+    max_replicas: Replicas = Field(description="Upper bound of the autoscaler, in servers.")
     target_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
         32,
-        description="Scoring requests, waiting and under way at all trainers, that one server is to have. More of them "
-        "add servers at once.",
+        description="Target of scoring requests per server, counted over all trainers, waiting and in flight. When it "
+        "is exceeded, servers are added at once.",
     )
     scale_down_seconds: Annotated[int, Field(ge=1, le=86_400)] = Field(
-        300, description="Servers go when fewer would have been enough for so long."
+        300,
+        description="Scale-down delay in seconds: servers are removed once fewer would have been enough for this long.",
     )
 
 
@@ -52,16 +53,24 @@ class TeacherSpec(Serving):
     )
     model: Path = Field(description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint.")
     accelerator: AcceleratorName = Field(
-        "nvidia.com/gpu", description="Resource name of the accelerator, or none for the CPU mode."
+        "nvidia.com/gpu",
+        description="Resource name of the accelerator that each server requests, or none for the CPU mode.",
     )
     precision: Precision = Field(
-        Precision.AUTO, description="Of weights and computation; auto is bfloat16, and float32 without accelerators."
+        Precision.AUTO,
+        description="Data type of weights and computation; auto is bfloat16 with accelerators, float32 without.",
     )
-    trust_remote_code: bool = Field(False, description="Run code that the model's repository brings. Leave it off.")
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code from the model's repository, such as modeling files. It is a security risk: "
+        "leave it off.",
+    )
     max_sequence_tokens: Tokens = Field(
-        32_768, description="Prompt and response of the longest sequence that it scores, of any job."
+        32_768, description="Upper bound of a scored sequence, prompt and response together, over all jobs, in tokens."
     )
-    autoscaling: Autoscaling | None = Field(None, description="Instead of replicas: as many as the jobs keep busy.")
+    autoscaling: Autoscaling | None = Field(
+        None, description="Scale the number of servers by the load of the jobs; absent keeps replicas servers."
+    )
 
     # A job whose numbers must repeat to the last bit needs a teacher of its own (a rule of Spec).
     deterministic: ClassVar[bool] = False
@@ -69,7 +78,7 @@ class TeacherSpec(Serving):
 
     @property
     def needs_hub(self) -> bool:
-        """Whether the model is downloaded from the Hugging Face hub."""
+        """Return whether the model is downloaded from the Hugging Face hub."""
         return not self.model.startswith("/")
 
     @property
@@ -78,7 +87,7 @@ class TeacherSpec(Serving):
 
     @property
     def dtype(self) -> str:
-        """The torch name of the precision that auto stands for."""
+        """Return the torch name of the precision, with auto resolved."""
         return self.precision.dtype(self.on_cpu)
 
 
@@ -86,20 +95,23 @@ class TeacherStatus(Model):
     """Status of a Teacher."""
 
     conditions: Annotated[list[Condition], Field(max_length=8), ListMap("type")] = Field(
-        default_factory=list, description="Ready is the summary; SpecValid says whether it can be made."
+        default_factory=list,
+        description="Conditions: Ready is the summary; SpecValid is False where the spec cannot be rendered.",
     )
-    observed_generation: Number = Field(0, description="Generation of the spec last acted on.")
-    address: Word | None = Field(None, description="HOST:PORT of its headless Service: each address is a server.")
-    desired_replicas: Number = Field(0, description="Servers wanted.")
-    ready_replicas: Number = Field(0, description="Servers that answer.")
-    jobs: Number = Field(0, description="Running jobs that learn from it.")
-    requests: Number = Field(0, description="Scoring requests, waiting and under way, of those jobs.")
-    low_since: Time | None = Field(None, description="Since when fewer servers would have been enough.")
-    low_peak: Number = Field(0, description="Most servers that were needed since then.")
+    observed_generation: StatusCount = Field(0, description="Generation of the spec that the operator acted on last.")
+    address: StatusText | None = Field(
+        None, description="HOST:PORT of the headless Service; each of its addresses is one server."
+    )
+    desired_replicas: StatusCount = Field(0, description="Servers wanted, by replicas or by the autoscaler.")
+    ready_replicas: StatusCount = Field(0, description="Servers that are ready.")
+    jobs: StatusCount = Field(0, description="Running jobs that use this Teacher.")
+    requests: StatusCount = Field(0, description="Scoring requests of those jobs, waiting and in flight.")
+    low_since: Time | None = Field(None, description="Time since which fewer servers would have been enough.")
+    low_peak: StatusCount = Field(0, description="Largest number of servers that was needed since lowSince.")
 
 
 class Teacher(BaseModel):
-    """apiVersion, kind, metadata and spec; a status is ignored."""
+    """A Teacher as a manifest has it; a status in it is ignored."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
     api_version: Literal["distillation-operator.io/v1alpha1"] = Field(alias="apiVersion")
@@ -110,5 +122,5 @@ class Teacher(BaseModel):
 
 
 def parse_teacher(manifest: Any) -> Teacher:
-    """The Teacher of a parsed manifest. Raises InvalidManifest."""
+    """Return the Teacher of a parsed manifest. Raises InvalidManifest."""
     return parse_object(manifest, Teacher)

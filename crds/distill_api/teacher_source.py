@@ -1,4 +1,4 @@
-"""The teachers: what scores the tokens of the student, and where it serves."""
+"""The sources of a job's teachers: a model that the job serves, a shared Teacher, or an endpoint."""
 
 from typing import Annotated
 
@@ -21,26 +21,28 @@ TeacherName = Annotated[
 
 
 class TeacherRef(Model):
-    """A Teacher of the job's namespace, which several jobs may share."""
+    """A reference to a Teacher of the job's namespace, which several jobs may share."""
 
-    name: ObjectName = Field(description="Its name.")
+    name: ObjectName = Field(description="Name of the Teacher.")
 
 
 class Serving(Model):
     """How a model is served: SGLang servers behind one Service."""
 
     replicas: Annotated[int, Field(ge=1, le=256)] = Field(
-        1, description="SGLang servers behind one Service. May change while the job runs."
+        1, description="Number of SGLang servers behind the Service. It may change while the job runs."
     )
-    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(1, description="Accelerators of one server.")
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="Tensor parallel size: accelerators of one server, all in one pod."
+    )
     max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
-        32, description="Scoring requests in flight per replica."
+        32, description="Upper bound of scoring requests in flight per server; further ones wait in the trainer."
     )
     engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
-        default_factory=list, description="More command line arguments for the SGLang server."
+        default_factory=list, description="Additional command-line arguments of the SGLang servers."
     )
     template: PodTemplate = Field(
-        default_factory=PodTemplate, description="Overrides for the teacher's pods, where the job makes them."
+        default_factory=PodTemplate, description="Overrides for the pods of the servers; unused with ref and endpoint."
     )
 
 
@@ -69,23 +71,25 @@ class TeacherSource(Serving):
     )
     model: Path | None = Field(
         None,
-        description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint that the job itself serves.",
+        description="Hugging Face checkpoint that the job itself serves: a hub id, or a path on a mounted volume.",
     )
-    ref: TeacherRef | None = Field(None, description="A Teacher of this namespace instead of a model of the job's own.")
-    endpoint: Endpoint | None = Field(None, description="Servers that somebody else runs, instead of a model.")
+    ref: TeacherRef | None = Field(None, description="Teacher of this namespace to use instead of model.")
+    endpoint: Endpoint | None = Field(
+        None, description="Servers outside the operator's control to use instead of model."
+    )
     request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
-        120, description="A scoring request that takes longer is sent again."
+        120, description="Timeout of a scoring request in seconds; after it the request is retried."
     )
     max_disagreement: Annotated[float, Field(gt=0, le=100)] = Field(
         0.05,
-        description="Nats per token by which the scores of two replicas, of the same tokens, may differ on average "
-        "before the preflight refuses the teacher, and a replica that joins later is left alone. Kernels of bfloat16 "
+        description="Upper bound, in nats per token, of the mean difference between the scores that two replicas give "
+        "to the same tokens. Above it preflight fails, and a replica that joins later is not used. bfloat16 kernels "
         "differ by about 0.01.",
     )
 
     @property
     def title(self) -> str:
-        """What it is called where people read."""
+        """Return the name of the source in messages: its model, its Teacher, or its URL."""
         if self.model is not None:
             return self.model
         if self.ref is not None:
@@ -95,14 +99,16 @@ class TeacherSource(Serving):
 
 
 class NamedTeacherSource(TeacherSource):
-    """One of several teachers."""
+    """One of several teachers of a job."""
 
-    name: TeacherName = Field(description="What a prompt chooses it by, and its name in metrics.")
+    name: TeacherName = Field(
+        description="Name by which prompts and data sources select this teacher, and its label in metrics."
+    )
     coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
-        1.0, description="Multiplies objective.coefficient for the samples that it scores."
+        1.0, description="Factor on objective.coefficient for the samples that this teacher scores."
     )
 
     @property
     def path(self) -> str:
-        """Where it stands in a job, for a sentence about it."""
+        """Return the path of its field in a job, for messages."""
         return "spec.teacher" if self.name == ONLY_TEACHER else f"spec.teachers[{self.name}]"

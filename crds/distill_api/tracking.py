@@ -1,4 +1,4 @@
-"""Where the numbers of a run are written besides metrics.jsonl and /metrics: what outlives its pods."""
+"""Experiment trackers: where the metrics of a run are written besides metrics.jsonl and /metrics."""
 
 from typing import Annotated
 
@@ -27,25 +27,29 @@ TrackingUri = Annotated[
 class WandB(Model):
     """A run of Weights & Biases, named as the job."""
 
-    project: ShortText = Field(description="Project that the run goes to.")
-    entity: ShortText | None = Field(None, description="Team or user; absent is the owner of the key.")
+    project: ShortText = Field(description="Project of the run.")
+    entity: ShortText | None = Field(None, description="Team or user of the run; by default the owner of the API key.")
     key_secret: SecretName | None = Field(
         None,
-        description="Secret of the job's namespace whose key WANDB_API_KEY is the API key. Without a key the run is "
-        "kept offline in the run folder, for `wandb sync`.",
+        description="Name of a Secret of this namespace whose key WANDB_API_KEY is the API key. Without it the run is "
+        "written offline into the run folder, for `wandb sync`.",
     )
 
 
 class MLflow(Model):
     """A run of MLflow, named as the job. Credentials are MLFLOW_TRACKING_ variables, by trainer.template.env."""
 
-    uri: TrackingUri = Field(description="The tracking server, or file:///PATH.")
-    experiment: ShortText = Field(description="Experiment that the run goes to; made where there is none.")
+    uri: TrackingUri = Field(
+        description="URI of the tracking server, or file:///PATH for a folder of the output volume."
+    )
+    experiment: ShortText = Field(description="Experiment of the run; it is created where there is none of this name.")
 
 
 class Tracking(Model):
-    """Copies of metrics.jsonl for other tools. One that cannot be written to is counted, and never ends a run."""
+    """Copies of metrics.jsonl for experiment trackers. A tracker's errors are counted, and never end a run."""
 
-    tensorboard: bool = Field(True, description="Event files in the folder tensorboard of the run.")
-    wandb: WandB | None = Field(None, description="Weights & Biases.")
-    mlflow: MLflow | None = Field(None, description="MLflow.")
+    tensorboard: bool = Field(
+        True, description="Write TensorBoard event files into the folder tensorboard of the run folder."
+    )
+    wandb: WandB | None = Field(None, description="Copy the metrics to a run of Weights & Biases.")
+    mlflow: MLflow | None = Field(None, description="Copy the metrics to a run of MLflow.")

@@ -1,4 +1,4 @@
-"""Sentences from pydantic's errors: which field, what was wrong, what is allowed."""
+"""Messages for people from pydantic's errors: which field, what is wrong, what is allowed."""
 
 from collections.abc import Callable, Mapping
 from difflib import get_close_matches
@@ -10,7 +10,7 @@ from pydantic_core import ErrorDetails
 Context = Mapping[str, Any]
 Location = tuple[int | str, ...]
 
-_WORDS: dict[str, Callable[[Context], str]] = {
+_MESSAGES: dict[str, Callable[[Context], str]] = {
     "missing": lambda _: "required value is missing",
     "bool_type": lambda _: "must be true or false",
     "int_type": lambda _: "must be an integer",
@@ -28,7 +28,7 @@ _WORDS: dict[str, Callable[[Context], str]] = {
 
 
 def field_path(location: Location) -> str:
-    """spec.evaluation[0].name from ("spec", "evaluation", 0, "name")."""
+    """Return spec.evaluation[0].name for ("spec", "evaluation", 0, "name")."""
     path = ""
     for part in location:
         path += f"[{part}]" if isinstance(part, int) else f".{part}" if path else part
@@ -42,7 +42,7 @@ def _models_in(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _fields_at(root: type[BaseModel], location: Location) -> list[str]:
-    """Names, as they are written, of the fields of the model at a location."""
+    """Return the names, as in a manifest, of the fields of the model at a location."""
     model = root
     for part in location:
         if isinstance(part, str):
@@ -55,7 +55,7 @@ def _fields_at(root: type[BaseModel], location: Location) -> list[str]:
 
 
 def _unknown(root: type[BaseModel], location: Location) -> str:
-    """Of a misspelt field, the one that was meant; else all there are."""
+    """Return the message for an unknown field, with the nearest field that exists, else all of them."""
     *parents, name = location
     allowed = _fields_at(root, tuple(parents))
     near = get_close_matches(str(name), allowed, n=1)
@@ -64,12 +64,12 @@ def _unknown(root: type[BaseModel], location: Location) -> str:
 
 
 def sentence(error: ErrorDetails, root: type[BaseModel]) -> str:
-    """One problem. `root` is the model that was read: it knows the fields that exist."""
+    """Return the message for an error in reading the model `root`."""
     kind, where, shown = error["type"], field_path(error["loc"]), error["input"]
     if kind == "extra_forbidden":
         return _unknown(root, error["loc"])
-    if kind in _WORDS:
-        message = _WORDS[kind](error.get("ctx", {}))
+    if kind in _MESSAGES:
+        message = _MESSAGES[kind](error.get("ctx", {}))
     else:
         message = error["msg"].removeprefix("Value error, ").replace("Input should be", "must be")
     got = "" if isinstance(shown, dict | list | BaseModel) else f" (got {shown!r})"
@@ -77,4 +77,5 @@ def sentence(error: ErrorDetails, root: type[BaseModel]) -> str:
 
 
 def sentences(error: ValidationError, root: type[BaseModel]) -> list[str]:
+    """Return a message for each error in reading the model `root`."""
     return [sentence(e, root) for e in error.errors(include_url=False)]

@@ -54,6 +54,7 @@ spawn_on_host() { # NAME COMMAND... : the same in the host's network
   (
     echo "$BASHPID" > "$(process_cgroup)/cgroup.procs"
     exec 3>&- 4>&- 9>&-                          # the terminal and the lock of the script that starts us
+    if [ -n "$STEP_TICKER" ]; then exec {STEP_TICKER}>&-; fi
     exec setsid "$@"
   ) </dev/null >>"$LOG/$name.log" 2>&1 &
   pid=$!

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cached import Card, ensure, line, read_card
+from cached import Card, Live, ensure, read_card, say
 
 if TYPE_CHECKING:
     import torch
@@ -144,7 +144,7 @@ def new_model(recipe: Recipe) -> "Qwen3ForCausalLM":
     return Qwen3ForCausalLM(config)
 
 
-def trained(recipe: Recipe, pool: "torch.Tensor", kept: "torch.Tensor") -> tuple["Qwen3ForCausalLM", int]:
+def trained(recipe: Recipe, pool: "torch.Tensor", kept: "torch.Tensor", live: Live) -> tuple["Qwen3ForCausalLM", int]:
     """A model trained on the answers in `pool`, and the steps that it took; `kept` tells when it is good enough."""
     import torch
     from torch.nn import functional
@@ -152,7 +152,7 @@ def trained(recipe: Recipe, pool: "torch.Tensor", kept: "torch.Tensor") -> tuple
     torch.manual_seed(SEED)
     model = new_model(recipe)
     optimizer = torch.optim.AdamW(model.parameters(), lr=LEARNING_RATE, weight_decay=0.01)
-    last = MAX_STEPS
+    last, right = MAX_STEPS, 0.0
     for step in range(1, MAX_STEPS + 1):
         scale = min(1.0, step / WARMUP_STEPS, (last - step + 1) / recipe.cooldown_steps)
         for group in optimizer.param_groups:
@@ -164,10 +164,14 @@ def trained(recipe: Recipe, pool: "torch.Tensor", kept: "torch.Tensor") -> tuple
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        wanted = "" if last < MAX_STEPS else f", {right:.0%} of samples right ({recipe.enough:.0%} is enough)"
+        live.detail = f"step {step} of {'at most ' if wanted else ''}{last}, loss {loss.item():.3f}{wanted}"
         if step == last < MAX_STEPS:
             return model.eval(), step
-        if last == MAX_STEPS and step % CHECK_EVERY_STEPS == 0 and accuracy(model, kept, True) >= recipe.enough:
-            last = step + recipe.cooldown_steps
+        if last == MAX_STEPS and step % CHECK_EVERY_STEPS == 0:
+            right = accuracy(model, kept, True)
+            if right >= recipe.enough:
+                last = step + recipe.cooldown_steps
     raise RuntimeError(f"accuracy {recipe.enough} was not reached in {MAX_STEPS} steps: {recipe}")
 
 
@@ -214,6 +218,7 @@ def measure(teacher: "Qwen3ForCausalLM", student: "Qwen3ForCausalLM", test: "tor
 
 
 def build(folder: Path) -> Card:
+    say(f"models/{NAME}: train a teacher that adds, and a student that does not yet: usually 1 to 2 minutes, once")
     import torch
     from transformers.utils import logging
 
@@ -227,8 +232,10 @@ def build(folder: Path) -> Card:
     right = [problem(a, b) for a, b in pairs]
     careless = [{**problem(a, b), "answer": careless_sum(a, b, chance)} for a, b in pairs]
     kept = encode([problem(a, b) for a, b in pairs[:CHECK_PROMPTS]])
-    teacher, teacher_steps = trained(TEACHER, encode(right[CHECK_PROMPTS:]), kept)
-    student, student_steps = trained(STUDENT, encode(careless[CHECK_PROMPTS:]), kept)
+    with Live(f"models/{NAME}: train the teacher") as live:
+        teacher, teacher_steps = trained(TEACHER, encode(right[CHECK_PROMPTS:]), kept, live)
+    with Live(f"models/{NAME}: train the student") as live:
+        student, student_steps = trained(STUDENT, encode(careless[CHECK_PROMPTS:]), kept, live)
     save(teacher, folder / "teacher")
     save(student, folder / "student")
     return {
@@ -240,6 +247,12 @@ def build(folder: Path) -> Card:
     }
 
 
+def summary(card: Card) -> str:
+    """What the two models can do, as one sentence."""
+    teacher, student = (card[f"{role}_greedy_accuracy"] for role in ("teacher", "student"))
+    kl = card["reverse_kl_nats"]
+    return f"models/{NAME}: the teacher has {teacher:.0%} of the test right, the student {student:.0%}; KL {kl} nats"
+
+
 if __name__ == "__main__":
-    made = ensure(NAME, Path(__file__), build)
-    print(line(NAME, read_card(made)))
+    say(summary(read_card(ensure(NAME, Path(__file__), build))))

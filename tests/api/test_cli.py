@@ -19,7 +19,7 @@ from operator_world import JOBS, PODS, Json, World, api_of, manifest
 
 from distill_api.protocol import TRAINER_PORT
 from distill_cli.diagnosis.checks import CHECKS
-from distill_cli.diagnosis.findings import RIGHTS
+from distill_cli.diagnosis.observed import RIGHTS
 from distill_cli.main import main
 
 pytest_plugins = ["operator_fixtures"]
@@ -385,9 +385,7 @@ def test_samples_of_a_job_without_a_trainer_say_where_they_lie(
     set_status(mine, "sums", "Completed", "True", progress=progress(10))
     assert distill("samples", "sums") == 1
     said = capsys.readouterr().err
-    assert said.startswith(
-        "distill: job sums has no trainer that could be asked now; it is Completed. Its rollouts are in"
-    )
+    assert said.startswith("distill: job sums has no running trainer; it is Completed. Its rollouts are in")
     assert (
         "/sums on claim out" in said and "`distill report FOLDER` writes report.html" in said and said.count("\n") == 1
     )

@@ -76,7 +76,7 @@ def test_kubectl_explain_shows_the_descriptions(crds_installed: ApiServer) -> No
     while crds_installed.kubectl("explain", "djob.spec", check=False).returncode and time.monotonic() < deadline:
         time.sleep(0.5)
     shown = crds_installed.kubectl("explain", "djob.spec.objective.support").stdout
-    assert "sampled-token: the divergence at the token drawn" in " ".join(shown.split())
+    assert "sampled-token: at the sampled token, as an advantage" in " ".join(shown.split())
 
 
 @pytest.mark.parametrize("path", GOOD, ids=lambda p: p.stem)

@@ -12,31 +12,36 @@ import pytest
 from conftest import ApiServer
 from generated_manifests import Json, manifests
 from hypothesis import HealthCheck, given, settings
+from hypothesis import seed as hypothesis_seed
 from kubernetes.aio import client, config
 from operator_world import World
 from test_crd import Client
 
+import soak
 from distill_api.job import InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator.distillationjob import plan as planning
-from distill_operator.distillationjob.controller import OURS, Reconciler, managed_by
+from distill_operator.distillationjob.controller import OURS, JobController, managed_by
+from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
-from distill_operator.distillationjob.registry import Jobs
 from distill_operator.model import conditions
 from distill_operator.model.observed import Claim, Observed, Pod
+from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.model.status import read_status
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.client import KubernetesCluster
 from distill_operator.runtime.effects import Apply, Check
 from distill_operator.runtime.events import EventRecorder, now_utc
-from distill_operator.runtime.work_queue import Key, WorkQueue
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import WorkQueue
 from distill_operator.settings import Settings
 
 pytest_plugins = ["operator_fixtures"]
 
-GENERATED = 5000
-RECONCILED = 240
+GENERATED = 800
+"""Here; `make soak` generates 5,000 at least, others in each round."""
+RECONCILED = 80
 """Of those that the API server accepts: stored there, and reconciled by the real reconciler and queue."""
 SETTINGS = Settings(workers_image="registry.test/workers:1")
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
@@ -77,12 +82,16 @@ def planned(raw: Json) -> None:
 PODS = ((Role.TEACHER, False), (Role.ROLLOUT, True), (Role.ROLLOUT, False))
 
 
-@pytest.fixture(scope="module")
-def verdicts(crds_installed: ApiServer) -> Verdicts:
-    found, server = Verdicts(), Client(crds_installed)
+def judge_all(server: Client, count: int, chosen: random.Random | None = None) -> Verdicts:
+    """`count` manifests: always the same, or those of a random generator."""
+    found = Verdicts()
 
     @settings(
-        max_examples=GENERATED, deadline=None, derandomize=True, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=count,
+        deadline=None,
+        derandomize=chosen is None,
+        database=None,
+        suppress_health_check=list(HealthCheck),
     )
     @given(manifest=manifests())
     def judge(manifest: Json) -> None:
@@ -103,11 +112,27 @@ def verdicts(crds_installed: ApiServer) -> Verdicts:
         if (code == 201) == bool(problems):
             found.unlike.append((manifest, answer.get("message", "") or str(problems)))
 
-    judge()
+    (judge if chosen is None else hypothesis_seed(chosen.getrandbits(64))(judge))()
     return found
 
 
-def test_thousands_of_manifests_are_refused_or_planned_or_answered_with_a_sentence(verdicts: Verdicts) -> None:
+@pytest.fixture(scope="module")
+def verdicts(crds_installed: ApiServer) -> Verdicts:
+    return judge_all(Client(crds_installed), GENERATED)
+
+
+@pytest.mark.soak
+def test_manifests_of_many_seeds_are_refused_or_planned_and_nobody_disagrees(crds_installed: ApiServer) -> None:
+    server, total = Client(crds_installed), 0
+    for seed in soak.seeds(0.25, at_least=5):
+        found = judge_all(server, 1000, random.Random(seed))
+        total += sum(found.counts.values())
+        print(f"seed {seed}: {dict(found.counts)}", flush=True)
+        assert [text for _, text in found.unlike] == []
+    assert total >= 5000
+
+
+def test_generated_manifests_are_refused_or_planned_or_answered_with_a_sentence(verdicts: Verdicts) -> None:
     print(dict(verdicts.counts), [text[:300] for _, text in verdicts.unlike[:40]])
     assert sum(verdicts.counts.values()) >= GENERATED
     assert len(verdicts.accepted) >= GENERATED / 10, "most were refused for something crude"
@@ -118,7 +143,7 @@ def test_the_models_and_the_api_server_agree_on_them(verdicts: Verdicts) -> None
 
 
 @pytest.mark.usefixtures("kuberay")
-def test_hundreds_of_them_are_reconciled_and_the_queue_never_stalls(
+def test_some_of_them_are_reconciled_and_the_queue_never_stalls(
     verdicts: Verdicts,
     world: World,
     crds_installed: ApiServer,
@@ -150,10 +175,10 @@ async def reconciled(kubeconfig: Path, namespace: str, jobs: int) -> tuple[dict[
     """The statuses once every job was looked at and nothing is due at once, and how often a look failed."""
     configuration = client.Configuration()
     await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
-    cluster = KubernetesCluster(client.ApiClient(configuration))
-    cache = Cache(cluster, [namespace])
-    events = EventRecorder(cluster, "test", now_utc)
-    reconciler = Reconciler(cache, SETTINGS, events, ProgressPoller(1.0, lambda _: None), Jobs(), now_utc)
+    cluster = KubernetesCluster(client.ApiClient(configuration), OWNERSHIP.field_manager)
+    cache = Cache(cluster, OWNERSHIP, [namespace])
+    events = EventRecorder(cluster, "test/operator", "test", now_utc)
+    reconciler = JobController(cache, SETTINGS, events, ProgressPoller(1.0, lambda _: None), JobRegistry(), now_utc)
     queue = WorkQueue(reconciler.reconcile, concurrency=8)
     await cache.sync()
     keys: set[Key] = cache.store.owners()
@@ -163,7 +188,7 @@ async def reconciled(kubeconfig: Path, namespace: str, jobs: int) -> tuple[dict[
         queue.add(key)
 
     def status(key: Key) -> Status:
-        return read_status(cache.job(key) or {"metadata": {}}, Status)
+        return read_status(cache.owner(key) or {"metadata": {}}, Status)
 
     async with asyncio.timeout(120):
         quiet = 0

@@ -33,7 +33,7 @@ def test_a_gang_waits_for_its_scheduler_and_its_group_goes_with_each_attempt(
 
     crd = pinned_module("sigs.k8s.io/scheduler-plugins") / "config/crd/bases/scheduling.x-k8s.io_podgroups.yaml"
     crds_installed.kubectl("apply", "-f", str(crd))
-    world.until_condition("Succeeded", "Running", seconds=40)
+    world.until_condition("Succeeded", "Running")
     first = group(world)
     assert first is not None and first["spec"]["minMember"] == 1 + 1 + 2 + 1
     pods = world.pods()

@@ -208,7 +208,7 @@ def test_kuberay_may_be_installed_after_the_job(
     assert "install the KubeRay operator" in said["message"]
     assert not world.children()
     crds_installed.kubectl("apply", "--server-side", "-f", str(ray_crd))
-    world.until_condition("Succeeded", "Running", seconds=60)
+    world.until_condition("Succeeded", "Running")
     assert operator.process.poll() is None
     assert "forbidden" not in operator.log().lower()
 

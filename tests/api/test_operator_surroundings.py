@@ -92,8 +92,9 @@ def test_what_keeps_pods_from_starting_is_told_in_a_condition_and_one_event(worl
 def test_silence_is_told_and_a_deadline_ends_the_job(world: World, kubelet: Kubelet) -> None:
     world.claim()
     world.operator()
-    world.submit(stallTimeoutSeconds=2, activeDeadlineSeconds=5)
+    world.submit(stallTimeoutSeconds=2)
     assert "no step has ended for 2 s" in world.until_condition("Stalled", "NoStep", "True")["message"]
+    world.api.merge(world.path(JOBS, "job"), {"spec": {"activeDeadlineSeconds": 5}})
     assert "active for more than 5 s" in world.until_condition("Succeeded", "DeadlineExceeded", "False")["message"]
     world.until("every pod is released", lambda: not world.pods())
     found = events(world)
@@ -169,10 +170,10 @@ def test_the_crd_of_ray_clusters_may_be_removed_under_a_running_job(
     # Which gives up in the end.
     lost = json.dumps({"reason": "EnginesLost", "message": "no engine answers", "step": 3})
     kubelet.trainers[1] = Trainer(exit_code=75, message=lost)
-    world.until_condition("TrainerReady", "EnginesLost", "False", seconds=120)
+    world.until_condition("TrainerReady", "EnginesLost", "False")
     world.until("nothing is started", lambda: not world.pods())
     crds_installed.kubectl("apply", "--server-side", "-f", str(ray_crd))
-    world.until_condition("Succeeded", "Running", seconds=120)
+    world.until_condition("Succeeded", "Running")
     assert world.job()["status"]["attempts"] == 2
     assert operator.process.poll() is None
 

@@ -68,7 +68,7 @@ def test_a_job_of_the_release_before_keeps_its_pods_follows_its_user_and_is_new_
     assert world.job()["status"]["attempts"] == 1
 
     kubelet.trainers[1] = Trainer(exit_code=75)
-    world.until("the second attempt", lambda: world.job()["status"]["attempts"] == 2, seconds=60)
+    world.until("the second attempt", lambda: world.job()["status"]["attempts"] == 2)
     world.until_condition("Succeeded", "Running")
     assert images(world) == {"registry.test/workers:1"}
     policy = world.children()["NetworkPolicy", "job-traffic"]["spec"]

@@ -9,7 +9,7 @@ import pytest
 import yaml
 from conftest import ALL_ON, CHART, ROOT, Render, Tool, one
 
-from distill_api.metrics import OPERATOR_METRICS, WORKER_METRICS, Kind, Metric, wire_name
+from distill_api.metrics import OPERATOR_METRICS, WORKER_METRICS, Kind, Metric, scraped_name
 from distill_api.metrics_docs import text
 
 RULES = CHART / "files" / "rules" / "distillation.yaml"
@@ -29,7 +29,7 @@ FOREIGN_METRICS = {
 def series(metric: Metric) -> set[str]:
     if metric.kind is Kind.HISTOGRAM:
         return {f"{metric.name}_{suffix}" for suffix in ("bucket", "sum", "count")}
-    return {wire_name(metric)}
+    return {scraped_name(metric)}
 
 
 KNOWN = (SGLANG_METRICS | FOREIGN_METRICS).union(*(series(m) for m in (*WORKER_METRICS, *OPERATOR_METRICS)))

@@ -63,29 +63,23 @@ def test_an_applied_job_succeeds_and_the_student_has_learned(jobs: Jobs) -> None
     jobs.delete("learns")
 
 
-def test_a_job_survives_the_loss_of_every_role_in_turn(jobs: Jobs) -> None:
-    """Operator, engine, teacher and trainer pods are killed; the steps are counted once and the job succeeds."""
-    name = "survives"
-    jobs.arithmetic(name, schedule={"steps": 60, "checkpointEverySteps": 5}, evaluation=[])
+def test_a_job_survives_the_loss_of_every_role_in_turn_and_a_pause(jobs: Jobs) -> None:
+    """Operator, engine and teacher pods are killed, the job is suspended and resumed, and its trainer is killed: the
+    steps are counted once and the job succeeds. It saves nothing by itself, so what it goes on from is SIGTERM's."""
+    name, steps = "survives", 48
+    jobs.arithmetic(name, schedule={"steps": steps, "checkpointEverySteps": 50}, evaluation=[])
+    log = jobs.output / name / "logs" / "rank-0.log"
 
     def later(steps: int = 3, seconds: float = 240) -> None:
         target = jobs.step(name) + steps
         jobs.wait(f"step {target}", lambda: jobs.step(name) >= target, seconds)
 
     def kill(selector: str, namespace: str = jobs.namespace) -> None:
-        command = [
-            "kubectl",
-            "-n",
-            namespace,
-            "delete",
-            "pod",
-            "-l",
-            selector,
-            "--grace-period=0",
-            "--force",
-            "--wait=false",
-        ]
-        subprocess.run(command, check=True, capture_output=True)
+        command = ["kubectl", "-n", namespace, "delete", "pod", "-l", selector]
+        subprocess.run([*command, "--grace-period=0", "--force", "--wait=false"], check=True, capture_output=True)
+
+    def suspend(value: str) -> None:
+        jobs.kubectl("patch", "djob", name, "--type=merge", "-p", f'{{"spec":{{"suspend":{value}}}}}')
 
     of_job = f"distillation-operator.io/job={name}"
     later(3)
@@ -97,33 +91,27 @@ def test_a_job_survives_the_loss_of_every_role_in_turn(jobs: Jobs) -> None:
     kill(f"{of_job},ray.io/node-type=worker")
     later()
     assert jobs.get("job", f"{name}-trainer-1")["metadata"]["uid"] == before, "none of this may cost an attempt"
-    kill(f"{of_job},distillation-operator.io/role=trainer")
-    jobs.wait("the second attempt", lambda: jobs.status(name).get("attempts") == 2, 120)
-    assert jobs.finish(name)["status"] == "True", jobs.picture()
-    status = jobs.status(name)
-    assert status["restarts"] == 1 and status["progress"]["step"] == 60
-    lines = [json.loads(x) for x in (jobs.output / name / "metrics.jsonl").read_text().splitlines()]
-    assert [x["step"] for x in lines if x["kind"] == "step"] == list(range(1, 61))
-    assert "resumed from" in (jobs.output / name / "logs" / "rank-0.log").read_text()
-    jobs.delete(name)
 
-
-def test_suspend_releases_every_pod_and_resume_goes_on(jobs: Jobs) -> None:
-    name = "pauses"
-    jobs.arithmetic(name, schedule={"steps": 12, "checkpointEverySteps": 50}, evaluation=[])
-    jobs.wait("step 3", lambda: jobs.step(name) >= 3)
-    jobs.kubectl("patch", "djob", name, "--type=merge", "-p", '{"spec":{"suspend":true}}')
+    suspend("true")
     jobs.wait("no pod is left", lambda: not jobs.pods_of(name), 120)
     assert jobs.condition(name, "Suspended")["status"] == "True"
     saved = (jobs.output / name / "checkpoints" / "latest").read_text()
-    assert int(saved.removeprefix("step-")) >= 3, "SIGTERM must have saved what was trained"
-    jobs.kubectl("patch", "djob", name, "--type=merge", "-p", '{"spec":{"suspend":false}}')
+    assert int(saved.removeprefix("step-")) >= 12, "SIGTERM must have saved what was trained"
+    suspend("false")
+    later()
+    resumed = f"resumed from /output/{name}/checkpoints/{saved}"
+    assert resumed in log.read_text()
+    assert jobs.status(name)["restarts"] == 0, "a pause is no failure"
+    attempts = jobs.status(name)["attempts"]
+
+    kill(f"{of_job},distillation-operator.io/role=trainer")
+    jobs.wait("the next attempt", lambda: jobs.status(name).get("attempts") == attempts + 1, 120)
     assert jobs.finish(name)["status"] == "True", jobs.picture()
     status = jobs.status(name)
-    assert status["restarts"] == 0 and status["progress"]["step"] == 12
-    assert (
-        f"resumed from /output/{name}/checkpoints/{saved}" in (jobs.output / name / "logs" / "rank-0.log").read_text()
-    )
+    assert status["restarts"] == 1 and status["progress"]["step"] == steps
+    lines = [json.loads(x) for x in (jobs.output / name / "metrics.jsonl").read_text().splitlines()]
+    assert [x["step"] for x in lines if x["kind"] == "step"] == list(range(1, steps + 1))
+    assert log.read_text().count(resumed) == 2, "nothing was saved between the pause and the loss of the trainer"
     jobs.delete(name)
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_api.crd import JOB, TEACHER, Definition, crd, to_yaml, write_aside
+from distill_api.crd import JOB, TEACHER, Definition, crd, to_yaml, write_atomically
 from distill_api.docs import reference
 from distill_api.spec import Rollout, Spec
 
@@ -181,5 +181,5 @@ def test_of_a_teacher_only_the_number_of_its_servers_may_change() -> None:
 
 
 def test_half_a_file_is_never_left(tmp_path: Path) -> None:
-    write_aside(tmp_path / "x", "new")
+    write_atomically(tmp_path / "x", "new")
     assert [p.name for p in tmp_path.iterdir()] == ["x"]

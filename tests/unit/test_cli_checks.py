@@ -1,4 +1,4 @@
-"""`distill doctor`: each check by itself, on what was seen of a cluster."""
+"""`distill doctor`: each check by itself, on what was observed of a cluster."""
 
 import copy
 import dataclasses
@@ -9,7 +9,8 @@ import pytest
 from distill_api.crd import crd
 from distill_cli.diagnosis import checks
 from distill_cli.diagnosis.checks import findings
-from distill_cli.diagnosis.findings import RIGHTS, Finding, Level, Seen
+from distill_cli.diagnosis.findings import Finding, Level
+from distill_cli.diagnosis.observed import RIGHTS, Observed
 
 Json = dict[str, Any]
 
@@ -25,7 +26,7 @@ def deployment(name: str, image: str = "i:v1.6.1", ready: int = 1, watched: str 
 
 GPU = "nvidia.com/gpu"
 VERSION = {"app.kubernetes.io/version": "0.1.0"}
-WHOLE = Seen(
+WHOLE = Observed(
     server="https://here",
     version={"gitVersion": "v1.36.2"},
     namespace_name="team",

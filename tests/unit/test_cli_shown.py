@@ -13,21 +13,13 @@ from distill_api.status import Progress
 from distill_cli.cluster import ApiError
 from distill_cli.commands.jobs import age, rows
 from distill_cli.commands.watch import stages_of_job
-from distill_cli.console import Plain, panel, sparkline
+from distill_cli.job_state import job_state, mean_stages, newest_events
 from distill_cli.main import main
-from distill_cli.rollout_view import chosen, colour, shown
-from distill_cli.snapshot import (
-    Curves,
-    Moment,
-    RoleState,
-    extended,
-    folder_end,
-    folder_moment,
-    happenings,
-    job_state,
-    mean_stages,
-)
-from distill_workers.reporting.rollout_page import Rollout
+from distill_cli.run_folder import folder_end, folder_snapshot
+from distill_cli.snapshot import Curves, RoleState, Snapshot, extended
+from distill_cli.views.progress import Plain, panel, sparkline
+from distill_cli.views.rollout import colour, rollout_text, select_rollouts
+from distill_workers.reporting.samples_file import Rollout
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 
@@ -116,8 +108,8 @@ def test_the_newest_events_are_kept_in_the_order_of_time() -> None:
         {"metadata": {"creationTimestamp": f"2026-01-0{day}T00:00:00Z"}, "reason": str(day), "message": "a\n b"}
         for day in (5, 1, 4, 2, 3)
     ]
-    found = happenings([{**events[0], "type": "Warning"}, *events[1:]])
-    assert [h.reason for h in found] == ["2", "3", "4", "5"]
+    found = newest_events([{**events[0], "type": "Warning"}, *events[1:]])
+    assert [event.reason for event in found] == ["2", "3", "4", "5"]
     assert (found[-1].warning, found[-1].message) == (True, "a b")
 
 
@@ -163,7 +155,7 @@ def test_watch_asks_the_pod_that_has_rank_0_for_stage_times_and_does_without_whe
 def test_a_state_that_comes_back_is_a_line_again(capsys: pytest.CaptureFixture[str]) -> None:
     plain, progress = Plain(), Progress(step=3, total_steps=9)
     for state, ready in (("Running", 2), ("Running", 2), ("Restarting", 0), ("Running", 2)):
-        plain.show(Moment(state, progress, roles=(RoleState("rollout", ready, 2, "NotReady"),)))
+        plain.show(Snapshot(state, progress, roles=(RoleState("rollout", ready, 2, "NotReady"),)))
     said = capsys.readouterr().out
     assert said.count("Running    step 3/9") == 2 and said.count("Restarting step 3/9") == 1
     assert said.count("rollout 2/2\n") == 2 and said.count("rollout 0/2 NotReady") == 1
@@ -173,7 +165,7 @@ def test_the_advice_is_a_line_again_only_where_it_is_about_another_part(capsys: 
     plain = Plain()
     for step, (part, share) in enumerate((("rollout", 71), ("rollout", 64), ("teacher", 55), ("rollout", 60)), 1):
         progress = Progress(step=step, total_steps=9, bottleneck=part, advice=f"{part}: {share} %")
-        plain.show(Moment("Running", progress))
+        plain.show(Snapshot("Running", progress))
     said = [line.partition("Advice")[2].strip() for line in capsys.readouterr().out.splitlines() if "Advice" in line]
     assert said == ["rollout: 71 %", "teacher: 55 %", "rollout: 60 %"]
 
@@ -183,10 +175,10 @@ def test_the_panel_shows_curves_roles_and_the_slowest_stage() -> None:
         step=3, total_steps=9, reverse_kl="0.1", reward="0.5", bottleneck="teacher", advice="teacher: do it"
     )
     roles = (RoleState("teacher", 1, 1, ""), RoleState("rollout", 0, 2, "Unschedulable"))
-    moment = Moment("Running", progress, Curves((3, 2, 1), (0, 1)), {"weight_sync": 1.25}, roles)
+    snapshot = Snapshot("Running", progress, Curves((3, 2, 1), (0, 1)), {"weight_sync": 1.25}, roles)
     console = Console(width=120)
     with console.capture() as captured:
-        console.print(panel(moment, 61))
+        console.print(panel(snapshot, 61))
     text = captured.get()
     for expected in (
         "reverse KL 0.1 █▅▁",
@@ -222,9 +214,9 @@ def test_watching_a_run_folder_ends_as_the_run_did(
 
 
 def test_a_run_folder_tells_its_curves_and_the_seconds_of_its_last_step(tmp_path: Path) -> None:
-    found = folder_moment(run_folder(tmp_path))
+    found = folder_snapshot(run_folder(tmp_path))
     assert (found.curves, dict(found.stages), found.end) == (Curves((1.0, 0.5)), {"train": 2}, None)
-    assert folder_moment(tmp_path / "none").state == "Starting"
+    assert folder_snapshot(tmp_path / "none").state == "Starting"
 
 
 def test_a_run_that_was_taken_up_again_has_not_ended(tmp_path: Path) -> None:
@@ -242,17 +234,17 @@ def rollout(step: int, source: str = "", **changes: Any) -> Rollout:
 
 def test_samples_are_of_the_newest_step_unless_another_is_asked_for() -> None:
     every = [rollout(1), rollout(1, "b"), rollout(2), rollout(2, "b"), rollout(2, "b")]
-    assert chosen(every, None, None, 9) == every[2:]
-    assert chosen(every, 1, None, 9) == every[:2]
-    assert chosen(every, None, "b", 1) == every[4:]
-    assert chosen(every, 3, None, 9) == []
+    assert select_rollouts(every, None, None, 9) == every[2:]
+    assert select_rollouts(every, 1, None, 9) == every[:2]
+    assert select_rollouts(every, None, "b", 1) == every[4:]
+    assert select_rollouts(every, 3, None, 9) == []
 
 
 def test_tokens_are_red_where_the_teacher_holds_them_less_likely_and_blue_where_more() -> None:
     assert colour(3.0) == colour(30.0) == "white on rgb(220,60,40)"
     assert colour(-3.0) == "white on rgb(40,90,220)" and colour(0.01) == ""
-    assert [colour(kl, few=True) for kl in (1.5, 0.5, -1.5)] == ["white on red", "", "white on blue"]
-    text = shown(rollout(1), coloured=True)
+    assert [colour(kl, sixteen_colours=True) for kl in (1.5, 0.5, -1.5)] == ["white on red", "", "white on blue"]
+    text = rollout_text(rollout(1), coloured=True)
     assert text.plain.endswith("2+2=\nso 4!")
     assert [text.plain[s.start : s.end] for s in text.spans if "rgb" in str(s.style)] == ["so", "!"]
 

@@ -89,6 +89,66 @@ def test_every_file_that_the_documentation_names_exists(page: Path) -> None:
     assert not missing
 
 
+SOURCES = [
+    "crds",
+    "operator/distill_operator",
+    "cli",
+    "workers/distill_workers",
+    "charts",
+    "docs",
+    "dev",
+    "bench",
+    "tests",
+]
+OWN_MODULES = [
+    page
+    for page in (*PAGES, *sorted((ROOT / "dev").glob("*.md")))
+    # These name modules of slime, and of the reader.
+    if page.name not in ("from-slime.md", "rewards.md")
+]
+
+
+def _sources() -> list[str]:
+    """Every file of this repository's own, relative to it."""
+    found = (path for top in SOURCES for path in (ROOT / top).rglob("*") if "__pycache__" not in path.parts)
+    return [str(path.relative_to(ROOT)) for path in found if path.is_file()]
+
+
+def test_every_path_of_where_things_are_exists() -> None:
+    rows = [line for line in (ROOT / "docs" / "where.md").read_text().splitlines() if line.startswith("| ")][1:]
+    files = _sources()
+    for row in rows:
+        paths = [text for text in re.findall(r"`([^`]+)`", row.split(" | ")[1]) if "/" in text]
+        assert paths, f"names no path: {row}"
+        for path in paths:
+            found = path in files or (path.endswith("/") and any(file.startswith(path) for file in files))
+            assert found, f"{path} does not exist"
+
+
+def test_where_things_are_leads_into_every_package() -> None:
+    text = (ROOT / "docs" / "where.md").read_text()
+    package = re.compile(r"((?:operator|workers)/\w+/\w+/)__init__\.py")
+    packages = {found[1] for found in map(package.fullmatch, _sources()) if found}
+    assert packages and not {name for name in packages if name not in text} - {"workers/distill_workers/cpu/"}
+
+
+@pytest.mark.parametrize("page", OWN_MODULES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_every_module_that_the_documentation_names_exists(page: Path) -> None:
+    """By the end of its path, as in `run/loop.py`."""
+    files = [f"/{file}" for file in _sources()]
+    named = set(re.findall(r"(?<![\w./{}-])([\w./-]*\w\.(?:py|sh))\b", page.read_text()))
+    assert not {name for name in named if not any(file.endswith(f"/{name}") for file in files)}
+
+
+def test_every_module_in_the_drawing_of_the_data_flow_exists() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawing = re.findall(r"^```\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)[0]
+    named = set(re.findall(r"\b([a-z_]+/[a-z_]*)", drawing))
+    workers = ROOT / "workers" / "distill_workers"
+    assert "rollout/pipeline" in named
+    assert not {name for name in named if not (workers / f"{name}.py").is_file() and not (workers / name).is_dir()}
+
+
 def test_the_readme_has_what_a_newcomer_looks_for() -> None:
     text = (ROOT / "README.md").read_text()
     pictures = re.findall(r"!\[[^\]]+\]\(([^)]+)\)", text)

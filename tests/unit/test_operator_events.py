@@ -11,20 +11,22 @@ import functools
 import json
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import pytest
 from operator_fakes import FATES, SETTINGS, UID, FakeCluster, Simulation, manifest
 
+import soak
 from distill_api.job import DistillationJob, parse_job
 from distill_operator.distillationjob import controller, plan
-from distill_operator.model.observed import read_child
+from distill_operator.kinds import Kind, kind_of
+from distill_operator.model.reading import read_child
 from distill_operator.resources import rendering
 from distill_operator.resources.drift import has_drifted
-from distill_operator.runtime.kinds import Kind, kind_of
 
-CASES, BLOCKS = 2000, 8
+CASES, BLOCKS = 500, 2
+"""Lives of a job here, and in how many tests; `make soak` lives 2,000 at least."""
 TEMPORARY = (75, '{"reason": "EnginesLost", "message": "no engine answers", "step": 3}')
 DONE = (0, '{"reason": "Completed", "message": "done", "step": 10}')
 WRONG = (78, '{"reason": "PreflightFailed", "message": "other tokenizer", "step": 0}')
@@ -147,7 +149,7 @@ def judge(sim: Simulation) -> str:
     assert all(len(uids) == 1 for uids in sim.trainer_jobs.values()), "one trainer Job per attempt"
     if (Kind.DISTILLATION_JOB, "job") not in objects:
         assert {kind for kind, _ in objects} <= {Kind.CLAIM}, "nothing is left of a job that is gone"
-        assert not sim.cache.store.owners() and not sim.reconciler.jobs.all(), "and nothing remembered"
+        assert not sim.cache.store.owners() and not sim.reconciler.jobs.snapshots(), "and nothing remembered"
         return "gone"
     status, (state, reason, _) = sim.job_status, sim.condition("Succeeded")
     job = parse_job(objects[Kind.DISTILLATION_JOB, "job"])
@@ -195,11 +197,11 @@ async def stays(sim: Simulation) -> None:
     assert sim.cluster.writes == before
 
 
-@pytest.mark.parametrize("block", range(BLOCKS))
-def test_any_life_ends_in_the_right_fixed_point(block: int) -> None:
+def all_end_well(seeds: Iterable[int]) -> Counter[str]:
+    """How the jobs of the lives of the seeds ended. Raises AssertionError with the seed that broke a promise."""
     ends: Counter[str] = Counter()
     told: Counter[str] = Counter()
-    for seed in range(block * CASES // BLOCKS, (block + 1) * CASES // BLOCKS):
+    for seed in seeds:
         try:
             sim = asyncio.run(live(seed))
             ends[judge(sim)] += 1
@@ -208,6 +210,17 @@ def test_any_life_ends_in_the_right_fixed_point(block: int) -> None:
         except Exception as error:
             raise AssertionError(f"case {seed}: {error!r}") from error
         told += sim.told
-    print(dict(ends), dict(told))
+    print(f"{ends.total()} lives: {dict(ends)}, {dict(told)}")
     assert set(ends) >= {"gone", "Completed", "PreflightFailed", "BackoffLimitExceeded", "Suspended", "Running"}
     assert all(told[fate] > 200 for fate in FATES)
+    return ends
+
+
+@pytest.mark.parametrize("block", range(BLOCKS))
+def test_any_life_ends_in_the_right_fixed_point(block: int) -> None:
+    all_end_well(range(block * CASES // BLOCKS, (block + 1) * CASES // BLOCKS))
+
+
+@pytest.mark.soak
+def test_thousands_of_lives_end_in_the_right_fixed_point() -> None:
+    assert all_end_well(soak.seeds(0.25, at_least=2000)).total() >= 2000

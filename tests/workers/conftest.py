@@ -134,18 +134,18 @@ async def engine(
 
 
 def weights_of(model: Path) -> Any:
-    """A Source (distill_workers.weight_sync.buckets) of the weights in a model folder."""
+    """A WeightSource (distill_workers.weight_sync.buckets) of the weights in a model folder."""
     from safetensors.torch import load_file
 
     return source_of(list(load_file(model / "model.safetensors").items()))
 
 
 def source_of(tensors: list[tuple[str, Any]]) -> Any:
-    """A Source of tensors at hand."""
-    from distill_workers.weight_sync.buckets import Pass
+    """A WeightSource of tensors at hand."""
+    from distill_workers.weight_sync.buckets import WeightPass
 
     thread = ThreadPoolExecutor(1)
-    return lambda buffers: Pass(thread, lambda: iter(tensors), buffers)
+    return lambda buffers: WeightPass(thread, lambda: iter(tensors), buffers)
 
 
 def hf_logprobs(model: Path | Any, prompt_ids: list[int], response_ids: list[int]) -> list[float]:

@@ -179,7 +179,7 @@ def make_samples(
         response = [draw.randrange(VOCABULARY) for _ in range(draw.randint(1, longest))]
         sample = Sample(
             prompt_index=i,
-            sibling=0,
+            index_in_group=0,
             prompt_ids=[draw.randrange(VOCABULARY) for _ in range(draw.randint(1, 20))],
             response_ids=response,
             engine_logprobs=[-draw.uniform(5, 7) for _ in response],
@@ -213,7 +213,7 @@ def make_samples(
 def train_step(student: Any, samples: list[Sample], learning_rate: float, coefficients: Any = None) -> dict[str, float]:
     """One optimiser step on the samples, all in one group."""
     student.accumulate(samples, coefficients)
-    found: dict[str, float] = student.apply(learning_rate)
+    found: dict[str, float] = student.update(learning_rate)
     return found
 
 

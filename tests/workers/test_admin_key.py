@@ -15,51 +15,51 @@ import aiohttp
 import pytest
 from conftest import TinyModel, weights_of
 
-from distill_workers.serving.admin_key import KeyGuard, bearer, is_open
+from distill_workers.serving.admin_key import AdminKeyMiddleware, bearer, is_open
 from distill_workers.serving.server import free_port
-from distill_workers.serving.sglang_launch import freeze_gc, other_doors
+from distill_workers.serving.sglang_launch import freeze_gc, unguarded_servers
 from distill_workers.weight_sync.broadcast import DistributedSync
 
 session_loop = pytest.mark.asyncio(loop_scope="session")
 
 
-async def answer(guard: Any, path: str, *headers: tuple[bytes, bytes], kind: str = "http") -> list[Any]:
+async def answer(middleware: Any, path: str, *headers: tuple[bytes, bytes], kind: str = "http") -> list[Any]:
     sent: list[Any] = []
 
     async def send(message: Any) -> None:
         sent.append(message)
 
-    await guard({"type": kind, "path": path, "headers": list(headers)}, None, send)
+    await middleware({"type": kind, "path": path, "headers": list(headers)}, None, send)
     return sent
 
 
-def guarded() -> tuple[KeyGuard, list[str]]:
+def guarded() -> tuple[AdminKeyMiddleware, list[str]]:
     """A guard, and the paths that it has let through."""
     passed: list[str] = []
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         passed.append(scope["path"])
 
-    return KeyGuard(app, "k1"), passed
+    return AdminKeyMiddleware(app, "k1"), passed
 
 
 @pytest.mark.parametrize(
     "header", [None, b"", b"Bearer ", b"Bearer k2", b"Bearer k11", b"k1", b"Basic k1", b"\xff"], ids=repr
 )
 def test_only_the_key_itself_opens_the_administration(header: bytes | None) -> None:
-    guard, passed = guarded()
+    middleware, passed = guarded()
     headers = [] if header is None else [(b"authorization", header)]
-    sent = asyncio.run(answer(guard, "/flush_cache", *headers))
+    sent = asyncio.run(answer(middleware, "/flush_cache", *headers))
     assert (sent[0]["status"], passed) == (401, [])
-    asyncio.run(answer(guard, "/flush_cache", (b"authorization", b"Bearer k1")))
+    asyncio.run(answer(middleware, "/flush_cache", (b"authorization", b"Bearer k1")))
     assert passed == ["/flush_cache"]
 
 
 def test_what_nobody_has_heard_of_is_closed_and_so_are_websockets() -> None:
-    guard, passed = guarded()
+    middleware, passed = guarded()
     for path in ("/a_new_way_to_change_weights", "/server_info", "/generate/../flush_cache", "//generate", ""):
-        assert asyncio.run(answer(guard, path))[0]["status"] == 401
-    assert asyncio.run(answer(guard, "/v1/realtime", kind="websocket"))[0]["type"] == "websocket.close"
+        assert asyncio.run(answer(middleware, path))[0]["status"] == 401
+    assert asyncio.run(answer(middleware, "/v1/realtime", kind="websocket"))[0]["type"] == "websocket.close"
     assert passed == []
 
 
@@ -78,8 +78,8 @@ def test_nothing_that_sglang_itself_calls_administration_is_open() -> None:
 def test_a_way_past_the_guard_is_found_by_its_name(door: str, value: Any) -> None:
     modes = dict.fromkeys(("smg_grpc_mode", "grpc_mode", "encoder_only", "use_ray"), False)
     usual = {**modes, "grpc_port": None, "tokenizer_worker_num": 1}
-    assert other_doors(SimpleNamespace(**usual), rust_server=False) == []
-    [found] = other_doors(SimpleNamespace(**{**usual, door: value}), rust_server=False)
+    assert unguarded_servers(SimpleNamespace(**usual), rust_server=False) == []
+    [found] = unguarded_servers(SimpleNamespace(**{**usual, door: value}), rust_server=False)
     assert found.startswith(f"--{door.replace('_', '-')}")
 
 
@@ -131,7 +131,7 @@ async def test_a_real_server_answers_401_to_who_has_no_key_and_serves_all_the_sa
         async with stranger.get("/server_info", headers=bearer(server.key)) as shown:
             assert shown.status == 200 and server.key not in await shown.text()
     assert await engine.weight_version() == 0
-    [response] = await engine.generate([5, 6, 7], seeds=[1], max_new_tokens=2)
+    [response] = await engine.sample([5, 6, 7], seeds=[1], max_new_tokens=2)
     assert set(response.versions) == {0}
 
 

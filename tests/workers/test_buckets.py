@@ -11,7 +11,7 @@ import pytest
 import torch
 from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks
 
-from distill_workers.weight_sync.buckets import Bucket, Buffers, Pass, pack
+from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightPass, pack
 
 
 def packed(tensors: list[tuple[str, torch.Tensor]], limit_bytes: int) -> list[list[str]]:
@@ -52,7 +52,7 @@ async def test_the_next_bucket_is_filled_while_one_is_in_hand_and_never_more() -
             yield str(i), torch.full((4,), float(i))
 
     with ThreadPoolExecutor(1) as thread:
-        async with aclosing(Pass(thread, tensors, buffers_of(16))) as weights:
+        async with aclosing(WeightPass(thread, tensors, buffers_of(16))) as weights:
             seen = {}
             async for bucket in weights:
                 await asyncio.sleep(0.05)
@@ -73,9 +73,9 @@ async def test_a_pass_that_is_given_up_runs_to_its_end_and_the_next_begins_afres
 
     buffers = buffers_of(16)
     with ThreadPoolExecutor(1) as thread:
-        async with aclosing(Pass(thread, tensors, buffers)) as weights:
+        async with aclosing(WeightPass(thread, tensors, buffers)) as weights:
             assert opened(await anext(weights))["0"].tolist() == [0.0] * 4
-        async with aclosing(Pass(thread, tensors, buffers)) as weights:
+        async with aclosing(WeightPass(thread, tensors, buffers)) as weights:
             names = [bucket.names async for bucket in weights]
     assert names == [[str(i)] for i in range(6)]
     assert taken == [*range(6), *range(6)]
@@ -88,7 +88,7 @@ async def test_what_ends_a_pass_early_reaches_its_consumer() -> None:
         raise RuntimeError("a rank is gone")
 
     with ThreadPoolExecutor(1) as thread:
-        weights = Pass(thread, tensors, buffers_of(16))
+        weights = WeightPass(thread, tensors, buffers_of(16))
         assert (await anext(weights)).names == ["a"]
         with pytest.raises(RuntimeError, match="a rank is gone"):
             await anext(weights)
@@ -96,11 +96,11 @@ async def test_what_ends_a_pass_early_reaches_its_consumer() -> None:
 
 
 def two_ranks(folder: Path) -> dict[str, Any]:
-    """On each rank of a team with tensor parallel 2: a pass given up, log-probs, and a whole pass with its tensors."""
+    """On each rank with tensor parallel 2: a pass given up, log-probs, and a whole pass with its tensors."""
     import torch.distributed as dist
 
     from distill_workers.megatron.student import MegatronStudent
-    from distill_workers.run.team import Team, follow
+    from distill_workers.run.trainer_ranks import TrainerRanks, follow
 
     student = MegatronStudent(make_spec(trainer=make_trainer(tensor=2, ranks=2)), folder)
     if dist.get_rank() != 0:
@@ -108,17 +108,17 @@ def two_ranks(folder: Path) -> dict[str, Any]:
         return {}
 
     async def drive() -> dict[str, Any]:
-        team, buffers = Team(student), buffers_of(20_000)
-        async with aclosing(team.weights(buffers)) as weights:
+        ranks, buffers = TrainerRanks(student), buffers_of(20_000)
+        async with aclosing(ranks.weights(buffers)) as weights:
             await anext(weights)
-        await team.run(team.logprobs, make_samples(2))
+        await ranks.logprobs(make_samples(2))
         found: dict[str, Any] = {}
         buckets = []
-        async with aclosing(team.weights(buffers)) as weights:
+        async with aclosing(ranks.weights(buffers)) as weights:
             async for bucket in weights:
                 found |= {name: tensor.numpy() for name, tensor in opened(bucket).items()}
                 buckets.append(len(bucket.flat))
-        team.dismiss()
+        ranks.dismiss()
         return {"tensors": found, "buckets": buckets}
 
     return asyncio.run(drive())

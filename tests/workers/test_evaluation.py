@@ -92,9 +92,7 @@ class Engines:
         self.tokenizer, self.texts, self.refused, self.newer = tiny_tokenizer(), texts, refused, newer
         self.calls = 0
 
-    async def generate(
-        self, prompt_ids: list[int], *, temperature: float, seeds: list[int], **_: Any
-    ) -> list[Response]:
+    async def sample(self, prompt_ids: list[int], *, temperature: float, seeds: list[int], **_: Any) -> list[Response]:
         self.calls += 1
         if self.calls - 1 in self.refused:
             raise EngineRefused("too long")

@@ -7,12 +7,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from distill_workers.launch import Ranks, rank_environment
+from distill_workers.child_processes import ChildProcesses
+from distill_workers.launch import rank_environment
 
 CHILD = """
 import os, signal, sys, time
@@ -33,11 +35,12 @@ sys.exit(int(what))
 """
 PARENT = """
 import json, os, sys
-import distill_workers.launch as launch
-launch.GRACE_SECONDS = 1.0
+from distill_workers import child_processes, launch
+child_processes.GRACE_SECONDS = 1.0
 how = json.loads(sys.argv[1])
+command = [sys.executable, "-c", os.environ["CHILD"], *how]
 environments = [launch.rank_environment(1, len(how), 0, n) for n in range(len(how))]
-sys.exit(launch.Ranks([sys.executable, "-c", os.environ["CHILD"], *how], environments).run())
+sys.exit(launch.exit_code(child_processes.ChildProcesses([(command, e) for e in environments]).run()))
 """
 
 
@@ -66,11 +69,16 @@ def test_the_first_failure_ends_the_others_and_its_code_is_ours(how: list[str], 
     assert gone(tmp_path)
 
 
+def wait_until(holds: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
 def test_sigterm_reaches_every_rank_and_their_code_is_kept(tmp_path: Path) -> None:
     process = launch(["wait", "wait"], tmp_path)
-    deadline = time.monotonic() + 20
-    while len(list(tmp_path.glob("ready-*"))) < 2 and time.monotonic() < deadline:
-        time.sleep(0.05)
+    wait_until(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
     assert sorted(p.name for p in tmp_path.glob("term-*")) == ["term-0", "term-1"]
@@ -128,10 +136,61 @@ def test_the_real_trainer_is_what_it_starts(tmp_path: Path, ranks: int, monkeypa
     import distill_workers.launch as module
 
     started: list[Any] = []
-    monkeypatch.setattr(os, "execve", lambda *a: started.append(a) or (_ for _ in ()).throw(SystemExit(0)))
-    monkeypatch.setattr(Ranks, "run", lambda self: started.append((None, self._command, self._environments[-1])) or 0)
-    with contextlib.suppress(SystemExit):
-        assert module.main(["--job", str(manifest(tmp_path, gpusPerNode=ranks))]) == 0
-    [(_, command, environment)] = started
-    assert command[1:] == ["-m", "distill_workers.trainer"]
-    assert (environment["RANK"], environment["WORLD_SIZE"]) == (str(ranks - 1), str(ranks))
+    monkeypatch.setattr(ChildProcesses, "run", lambda self: started.extend(self._commands) or 0)
+    monkeypatch.setattr(module, "exit_on_signal", lambda: None)
+    assert module.main(["--job", str(manifest(tmp_path, gpusPerNode=ranks))]) == 0
+    assert [command[1:] for command, _ in started] == [["-m", "distill_workers.trainer"]] * ranks
+    assert [environment["RANK"] for _, environment in started] == [str(rank) for rank in range(ranks)]
+    assert {environment["WORLD_SIZE"] for _, environment in started} == {str(ranks)}
+
+
+def test_no_rank_outlives_a_launcher_that_is_killed(tmp_path: Path) -> None:
+    process = launch(["wait", "deaf"], tmp_path)
+    wait_until(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+    process.kill()
+    process.wait()
+    wait_until(lambda: gone(tmp_path))
+
+
+AS_FIRST_PROCESS = ["unshare", "--pid", "--fork", "--mount-proc", "--kill-child"]
+"""In a PID namespace of its own, where a signal without a handler is ignored, as in a container."""
+SLOW_IMPORT = "import time; open({mark!r}, 'w').close(); time.sleep(60)"
+
+
+@pytest.mark.parametrize(
+    ("module", "slow"),
+    [("distill_workers.launch", "torch"), ("distill_workers.serve", "sglang"), ("distill_workers.launch", "pydantic")],
+)
+def test_sigterm_is_heard_while_trainer_and_teacher_still_import(module: str, slow: str, tmp_path: Path) -> None:
+    """A package that takes a minute to import stands in for a cold disk."""
+    importing = tmp_path / "importing"
+    (tmp_path / slow).mkdir()
+    (tmp_path / slow / "__init__.py").write_text(SLOW_IMPORT.format(mark=str(importing)))
+    report, model = tmp_path / "termination", tmp_path / "model"
+    model.mkdir()
+    (model / "config.json").write_text("{}")
+    job = json.loads(manifest(tmp_path).read_text())
+    job["spec"]["teacher"]["model"] = str(model)
+    job["spec"]["output"] = {"path": str(tmp_path / "output")}
+    (tmp_path / "job.json").write_text(json.dumps(job))
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}",
+        "DISTILL_JOB_FILE": str(tmp_path / "job.json"),
+        "DISTILL_TERMINATION_LOG": str(report),
+    }
+    command = [*AS_FIRST_PROCESS, sys.executable, "-m", module, *(["teacher"] if module.endswith("serve") else [])]
+    process = subprocess.Popen(command, env=environment, start_new_session=True)
+    try:
+        wait_until(importing.exists)
+        [first] = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        begin = time.monotonic()
+        os.kill(int(first), signal.SIGTERM)
+        process.wait(30)
+        assert time.monotonic() - begin < 30  # the import would take a minute
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+    assert not (tmp_path / "output").exists()
+    if slow == "torch":
+        assert json.loads(report.read_text())["reason"] == "Stopped"

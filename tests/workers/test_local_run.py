@@ -19,9 +19,10 @@ from distill_api.job import parse_job
 from distill_api.protocol import ExitCode, Phase, ProgressReport
 from distill_api.spec import Schedule
 from distill_api.status import EvaluationScore, GuardEvent, Progress
-from distill_cli.console import Plain, panel, view
 from distill_cli.main import main
-from distill_cli.snapshot import Curves, Moment, folder_moment, tail_of
+from distill_cli.run_folder import folder_snapshot, tail_of
+from distill_cli.snapshot import Curves, Snapshot
+from distill_cli.views.progress import Plain, panel, view
 from distill_workers.run_folder.run_folder import RunFolder
 
 EXAMPLE = REPO / "examples" / "arithmetic-cpu.yaml"
@@ -220,7 +221,7 @@ REPORT = ProgressReport(
 def test_a_pipe_gets_each_line_once(capsys: pytest.CaptureFixture[str]) -> None:
     plain = Plain()
     for _ in range(2):
-        plain.show(Moment(REPORT.phase, REPORT.progress))
+        plain.show(Snapshot(REPORT.phase, REPORT.progress))
     shown = capsys.readouterr().out
     assert shown.count("step 5/40, reverse KL 0.75000, reward 0.50000, 3725 s to go, rollout is slowest") == 1
     assert shown.count("step 4: heldout, score 0.25000") == 1
@@ -235,8 +236,8 @@ def test_a_terminal_gets_a_panel_with_the_seconds_of_each_stage(tmp_path: Path) 
         console = Console(file=sink, force_terminal=True, width=120, record=True)
         with view(console) as shown:
             for _ in range(2):
-                shown.show(folder_moment(tmp_path, REPORT))
-        console.print(panel(folder_moment(tmp_path, REPORT), 61))
+                shown.show(folder_snapshot(tmp_path, REPORT))
+        console.print(panel(folder_snapshot(tmp_path, REPORT), 61))
         text = console.export_text()
     assert text.count("heldout, score 0.25000") == 1, "what scrolls by is said once"
     for expected in ("step 5/40", "0:01:01", "1:02:05 to go", "reverse KL 0.75000", "rollout 1.2 s", "weight sync 0.5"):

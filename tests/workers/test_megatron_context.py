@@ -31,7 +31,7 @@ def sequences() -> list[torch.Tensor]:
 def attention(folder: Path) -> dict[str, Any]:
     """Of a part of random sequences; scores of a student whose sequences are split in two."""
     from distill_workers.megatron.batch import collate
-    from distill_workers.megatron.context import attend, own_tokens, whole
+    from distill_workers.megatron.context import causal_attention, gather_sequence, own_tokens
     from distill_workers.megatron.student import MegatronStudent
 
     found: dict[str, Any] = {}
@@ -42,8 +42,8 @@ def attention(folder: Path) -> dict[str, Any]:
     ranks = student.ranks
     own = own_positions(16, ranks.context_rank, 2)
     q, k, v, weights = tensors = sequences()
-    keys, values = (whole(x[:, :, own], ranks.context_group) for x in (k, v))
-    out = attend(q[:, :, own], keys, values, ranks.context_group)
+    keys, values = (gather_sequence(x[:, :, own], ranks.context_group) for x in (k, v))
+    out = causal_attention(q[:, :, own], keys, values, ranks.context_group)
     gradients = torch.autograd.grad((out * weights[:, :, own]).sum(), tensors[:3])
     for gradient in gradients:
         dist.all_reduce(gradient)

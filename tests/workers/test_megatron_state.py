@@ -6,17 +6,19 @@ from typing import Any
 
 import pytest
 import torch
+from double_precision import PARITY, ROUNDING, train_in_float64
 from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks, train_step
 
 RATE = 1e-3
 CASES: dict[str, dict[str, Any]] = {
     "float32": {"kind": "qwen2"},
     "bfloat16": {"kind": "qwen3-tied", "precision": "bfloat16"},
+    "float64": {"kind": "qwen2"},
     "experts": {"kind": "qwen3-moe"},
     "adapters": {"kind": "qwen2", "lora": {"rank": 4, "alpha": 8.0}},
 }
-"""What is trained: a model with biases; one whose head is a copy on the last stage; a mixture of experts; adapters
-beside frozen weights."""
+"""What is trained: a model with biases; one whose head is a copy on the last stage; the first once more; a mixture of
+experts; adapters beside frozen weights. From the third on in float64, where every split gives the same numbers."""
 SPLITS: dict[str, dict[str, Any]] = {
     "tensor": {"tensor": 2, "ranks": 2},
     "data": {"distributed": True, "ranks": 2},
@@ -46,6 +48,8 @@ def go_on(folder: Path, source: str | None, target: str) -> dict[str, Any]:
 
     found = {}
     for case, options in CASES.items():
+        if case == "float64":
+            train_in_float64()
         path = folder / f"{case}-{target}"
         student = make_student(folder, **options, **SPLITS[target], **ALSO.get((case, target), {}))
         if source is not None:
@@ -97,22 +101,22 @@ def test_split_otherwise_and_back_every_parameter_and_moment_is_the_same_to_the_
 @pytest.mark.parametrize("case", CASES)
 def test_the_next_step_is_the_same_whatever_ranks_go_on(resharded: dict[str, Any], case: str) -> None:
     assert resharded["again"][case] == resharded["tensor"][case], "the same split: to the last bit"
-    tolerance = 1e-6 if case != "bfloat16" else 2e-2
+    # Rounded, what is averaged over all tokens is the same: in bfloat16, of 2^-8, to a hundredth or two.
+    tolerance = {"float32": ROUNDING, "bfloat16": 2e-2}.get(case, PARITY)
+    rounded = {"loss", "grad_norm", "reverse_kl", "entropy", "tokens", "samples"}
     for split in ("data", "pipeline", "alone"):
         for name, value in resharded["tensor"][case].items():
-            if name != "padding_ratio":
+            if name != "padding_ratio" and (tolerance == PARITY or name in rounded):
                 found = resharded[split][case][name]
                 assert found == pytest.approx(value, rel=tolerance, abs=1e-4 * tolerance), f"{split}: {name}"
 
 
 def beside(folder: Path, checkpoints: Path) -> dict[str, Any]:
-    """What `Work` does while a save is under way."""
+    """What a student does while a save is under way."""
     from distill_workers.failures import Failure
     from distill_workers.megatron.checkpoint import state
-    from distill_workers.run.team import Team
 
     student = make_student(folder, tensor=2, ranks=2)
-    team = Team(student)
     train_step(student, make_samples(8, seed=0), RATE)
     for name in ("asynchronous", "synchronous", "full"):
         (checkpoints / name).mkdir(exist_ok=True)
@@ -126,15 +130,15 @@ def beside(folder: Path, checkpoints: Path) -> dict[str, Any]:
         write(*arguments)
 
     state.write = slow
-    team.save(checkpoints / "asynchronous")
+    student.begin_save(checkpoints / "asynchronous")
     train_step(student, make_samples(8, seed=1), RATE)
-    found["training went on"] = not team._writing.done()
+    found["training went on"] = student.writer.busy
     trained.set()
     try:
-        team.save(checkpoints / "asynchronous")
+        student.begin_save(checkpoints / "asynchronous")
     except RuntimeError as error:
         found["second"] = str(error)
-    team.saved()
+    student.finish_save()
 
     def full(*arguments: Any) -> None:
         if student.ranks.rank == 1:
@@ -142,9 +146,9 @@ def beside(folder: Path, checkpoints: Path) -> dict[str, Any]:
         write(*arguments)
 
     state.write = full
-    team.save(checkpoints / "full")
+    student.begin_save(checkpoints / "full")
     try:
-        team.saved()
+        student.finish_save()
     except Failure as error:
         found["full"] = str(error)
     state.write = write

@@ -24,7 +24,7 @@ async def test_an_engine_serves_a_mixture_of_experts_and_takes_its_weights(tmp_p
         for version, model in enumerate(models):
             if version:
                 await SharedMemorySync(bucket_bytes=100_000).push(weights_of(model), version, {0: engine})
-            [response] = await engine.generate(PROMPT, seeds=[3], max_new_tokens=12)
+            [response] = await engine.sample(PROMPT, seeds=[3], max_new_tokens=12)
             assert set(response.versions) == {version}
             assert response.logprobs == pytest.approx(hf_logprobs(model, PROMPT, response.ids), abs=1e-3)
     finally:

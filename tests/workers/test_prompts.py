@@ -346,9 +346,9 @@ def test_sources_are_mixed_by_their_weights_in_every_stretch_of_the_run() -> Non
 
 def test_a_mixture_is_that_of_its_seed_and_each_source_is_walked_in_epochs() -> None:
     first, again, other = mixed(), mixed(), mixed(seed=2)
-    drawn = indices(first, 60)
-    assert drawn == indices(again, 60) != indices(other, 60)
-    of_b = [i for i in drawn if MIXED[i].source == "b"]
+    sampled = indices(first, 60)
+    assert sampled == indices(again, 60) != indices(other, 60)
+    of_b = [i for i in sampled if MIXED[i].source == "b"]
     assert all(sorted(of_b[n : n + 3]) == [5, 6, 7] for n in range(0, len(of_b) - 2, 3))
 
 
@@ -375,12 +375,12 @@ def test_peeking_sees_every_source() -> None:
 
 @pytest.mark.parametrize("siblings", [1, 4])
 def test_the_data_sets_share_of_the_sequences_is_met_over_the_steps(siblings: int) -> None:
-    from_data = drawn = 0
+    from_data = sampled = 0
     for step in range(300):
         positions = supervised_positions(0.3, 7, step, 16, siblings)
         assert positions <= set(range(16))
-        from_data, drawn = from_data + len(positions), drawn + siblings * (16 - len(positions))
-    assert from_data / (from_data + drawn) == pytest.approx(0.3, abs=0.001)
+        from_data, sampled = from_data + len(positions), sampled + siblings * (16 - len(positions))
+    assert from_data / (from_data + sampled) == pytest.approx(0.3, abs=0.001)
     assert supervised_positions(0.0, 7, 3, 16, siblings) == frozenset()
     assert supervised_positions(1.0, 7, 3, 16, siblings) == frozenset(range(16))
 

@@ -21,7 +21,8 @@ from distill_workers.failures import ConfigurationError
 from distill_workers.local.run import LocalRun, with_volumes
 from distill_workers.megatron.batch import collate
 from distill_workers.metrics import Metrics
-from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.progress import ProgressReporter
+from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.token_kl import teacher_kl
 from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, fingerprint
 from distill_workers.serving.server import free_port
@@ -116,7 +117,7 @@ def test_each_teacher_has_its_address_and_its_key_from_the_environment() -> None
     environment = {"DISTILL_TEACHER_ADDRESS": "math=job-teacher-math:30000", "DISTILL_TEACHER_KEY_CODE": " secret\n"}
     of = spec({"prompts": {"path": "/p.jsonl", "teacherField": "topic"}})
     teachers = Teachers.of_job(of, environment, Metrics())
-    math, code = teachers.of("math")._origin, teachers.of("code")._origin
+    math, code = teachers.of("math")._endpoint, teachers.of("code")._endpoint
     assert (math.names, math.scheme, math.key) == (("job-teacher-math:30000",), "http", "")
     assert (code.names, code.scheme, code.key) == (("vllm.example:443",), "https", "secret")
     assert code.url("10.0.0.1:443", "/v1/completions") == "https://10.0.0.1:443/v1/completions"
@@ -167,7 +168,7 @@ def test_the_coefficient_of_its_teacher_goes_with_each_token_of_a_sample() -> No
 
 
 async def test_a_sample_carries_its_teachers_name_and_coefficient(tmp_path: Path) -> None:
-    from test_rollouts import Engines, Teacher, pipeline
+    from test_rollout_pipeline import Engines, Teacher, pipeline
 
     rollouts = pipeline(tmp_path, Metrics(), Engines(set()), Teacher({}))
     played: Any = {"math": Teacher({}), "code": Teacher({})}
@@ -188,13 +189,14 @@ async def test_a_trainer_publishes_what_it_has_for_each_shared_teacher_to_do_and
     found.of("math").requests, found.of("poet").requests = 5, 41
     manifest = yaml.safe_load((REPO / "tests" / "manifests" / "good" / "minimal.yaml").read_text())
     manifest["spec"]["output"] = {"path": str(tmp_path)}
-    reporter = Reporter(RunFolder(parse_job(manifest)), Metrics(), 10)
-    reporter.teachers = found.shared_requests
+    folder = RunFolder(parse_job(manifest))
+    server = ProgressServer(ProgressReporter(folder, Metrics(), 10), folder)
+    server.teachers = found.shared_requests
     port = free_port()
-    await reporter.serve(port)
+    await server.start(port)
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/progress") as answer:
         report = protocol.ProgressReport.model_validate_json(await answer.text())
-    await reporter.close()
+    await server.close()
     assert [(t.name, t.requests) for t in report.progress.teachers] == [("poet", 41)]
 
 

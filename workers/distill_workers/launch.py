@@ -1,28 +1,24 @@
-"""`python -m distill_workers.launch`: starts the ranks of one trainer pod, and keeps their exit code.
+"""The entry point of trainer pods: `python -m distill_workers.launch` starts the ranks of one pod.
 
-(torchrun turns every exit code into 1, and the code is what the operator decides a retry by.) One rank replaces this
-process; of several, the first that fails ends the others, and its code is ours.
+The pod ends with the exit code of its ranks, by which the operator decides on a retry; torchrun would turn every code
+into 1. This process stays while they run: as the first of its container it receives a signal also while they still
+import (child_processes.py). Whatever is not of the standard library is imported after the signal handler is set.
 """
 
 import argparse
 import os
-import signal
-import subprocess
 import sys
-import time
 from pathlib import Path
-from types import FrameType
 
-from distill_api.job import InvalidManifest, load_job
-from distill_api.protocol import JOB_FILE, MASTER_PORT, ExitCode, ExitReason, ExitReport, Variable
+from distill_workers.child_processes import ChildProcesses, exit_on_signal
 
 TRAINER = ("-m", "distill_workers.trainer")
-GRACE_SECONDS = 20.0
-POLL_SECONDS = 0.2
 
 
 def rank_environment(nodes: int, ranks_per_node: int, node: int, local_rank: int) -> dict[str, str]:
-    """What torch.distributed's env:// rendezvous reads."""
+    """Return the variables of one rank for torch.distributed's env:// rendezvous."""
+    from distill_api.protocol import MASTER_PORT, Variable
+
     return {
         "RANK": str(node * ranks_per_node + local_rank),
         "LOCAL_RANK": str(local_rank),
@@ -34,65 +30,28 @@ def rank_environment(nodes: int, ranks_per_node: int, node: int, local_rank: int
 
 
 def exit_code(returncode: int) -> int:
-    """Of a child's; a death by signal (out of memory, a node that goes) is worth another try."""
+    """Return the exit code that stands for a child's; a death by signal (out of memory, a node that goes) is worth
+    another try."""
+    from distill_api.protocol import ExitCode
+
     return ExitCode.TEMPORARY if returncode < 0 else returncode
 
 
-class Ranks:
-    """The ranks of this pod as child processes."""
+def report(reason: str, message: str) -> None:
+    """Write the exit report of a pod whose trainer wrote none."""
+    from distill_api.protocol import ExitReason, ExitReport, Variable
 
-    def __init__(self, command: list[str], environments: list[dict[str, str]]) -> None:
-        self._command, self._environments = command, environments
-        self._children: list[subprocess.Popen[bytes]] = []
-        self._stopping = False
-
-    def run(self) -> int:
-        signal.signal(signal.SIGTERM, self._forward)
-        signal.signal(signal.SIGINT, self._forward)
-        for environment in self._environments:
-            if not self._stopping:
-                self._children.append(subprocess.Popen(self._command, env={**os.environ, **environment}))
-        while True:
-            codes = [child.poll() for child in self._children]
-            failed = [code for code in codes if code]
-            if failed or None not in codes:
-                break
-            time.sleep(POLL_SECONDS)
-        self._end()
-        if failed:
-            return exit_code(failed[0])
-        return ExitCode.TEMPORARY if self._stopping and len(self._children) < len(self._environments) else ExitCode.DONE
-
-    def _forward(self, number: int, frame: FrameType | None) -> None:
-        self._stopping = True
-        for child in self._children:
-            if child.poll() is None:
-                child.send_signal(signal.SIGTERM)
-
-    def _end(self) -> None:
-        """Ends the children that are left: asked first, then killed."""
-        for child in self._children:
-            if child.poll() is None:
-                child.terminate()
-        deadline = time.monotonic() + GRACE_SECONDS
-        for child in self._children:
-            try:
-                child.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
-                child.kill()
-                child.wait()
-
-
-def refuse(message: str) -> int:
-    """A job that cannot be read has no trainer to say so."""
-    print(message, file=sys.stderr)
-    if path := os.environ.get(Variable.TERMINATION_LOG):
-        report = ExitReport(reason=ExitReason.CONFIGURATION_ERROR, message=message[:3500])
-        Path(path).write_text(report.model_dump_json(by_alias=True), encoding="utf-8")
-    return ExitCode.CONFIGURATION
+    path = Path(os.environ.get(Variable.TERMINATION_LOG, ""))
+    if path.name and not (path.exists() and path.read_text(encoding="utf-8").strip()):
+        said = ExitReport(reason=ExitReason(reason), message=message[:3500])
+        path.write_text(said.model_dump_json(by_alias=True), encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:
+    exit_on_signal()
+    from distill_api.job import InvalidManifest, load_job
+    from distill_api.protocol import JOB_FILE, ExitCode, ExitReason, Variable
+
     parser = argparse.ArgumentParser(prog="distill_workers.launch", description="Start the ranks of one trainer pod.")
     parser.add_argument("--job", type=Path, help=f"the job; by default ${Variable.JOB_FILE.value} or {JOB_FILE}")
     args = parser.parse_args(arguments)
@@ -101,15 +60,19 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         trainer = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE))).spec.trainer
     except InvalidManifest as error:
-        return refuse(str(error))
+        print(error, file=sys.stderr)
+        report(ExitReason.CONFIGURATION_ERROR, str(error))
+        return ExitCode.CONFIGURATION
     node = int(os.environ.get(Variable.NODE_RANK, "0"))
     ranks = trainer.gpus_per_node
-    environments = [rank_environment(trainer.nodes, ranks, node, local) for local in range(ranks)]
     command = [sys.executable, *TRAINER]
-    if ranks == 1:
-        sys.stdout.flush()
-        os.execve(sys.executable, command, {**os.environ, **environments[0]})
-    return Ranks(command, environments).run()
+    children = ChildProcesses(
+        [(command, rank_environment(trainer.nodes, ranks, node, local)) for local in range(ranks)]
+    )
+    code = exit_code(children.run())
+    if children.stopping and code == ExitCode.TEMPORARY:
+        report(ExitReason.STOPPED, "stopped by SIGTERM while it was starting")
+    return code
 
 
 if __name__ == "__main__":

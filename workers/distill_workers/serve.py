@@ -1,7 +1,10 @@
-"""`python -m distill_workers.serve teacher [NAME]`: becomes an SGLang server of the job's teacher, or one of several;
-`... serve shared-teacher`: of a Teacher.
+"""The entry point of teacher pods: an SGLang server of a teacher.
 
-Reads the job, or the Teacher, at DISTILL_JOB_FILE; listens on 0.0.0.0:30000 (--host and --port change that).
+`python -m distill_workers.serve teacher [NAME]` serves the job's teacher, or one of several; `... serve shared-teacher`
+serves an object of kind Teacher. The job, or the Teacher, is read from DISTILL_JOB_FILE; the server listens on
+0.0.0.0:30000 unless --host and --port change that. This process stays while the server runs: as the first of its
+container it receives a signal also while the server still imports (child_processes.py). Whatever is not of the standard
+library is imported after the signal handler is set.
 """
 
 import argparse
@@ -9,53 +12,35 @@ import os
 import sys
 from pathlib import Path
 
-from distill_api.job import InvalidManifest, load_job
-from distill_api.manifest import read_manifest
-from distill_api.names import ONLY_TEACHER
-from distill_api.protocol import JOB_FILE, SGLANG_PORT, ExitCode, Variable
-from distill_api.teacher import parse_teacher
-from distill_workers.failures import ConfigurationError
-from distill_workers.model_folder import model_folder
-from distill_workers.serving.server import sglang_command
-
-Command = tuple[list[str], dict[str, str]]
-
-
-def of_job(file: Path, name: str, host: str, port: int) -> Command:
-    """Raises InvalidManifest, ConfigurationError."""
-    spec = load_job(file).spec
-    teacher = next((t for t in spec.served_teachers if t.name == name), None)
-    if teacher is None or teacher.model is None:
-        served = ", ".join(t.name for t in spec.served_teachers) or "none"
-        raise ConfigurationError(f"the job serves no teacher {name}; it serves {served}")
-    model = model_folder(teacher.model, f"{teacher.path}.model")
-    return sglang_command(str(model), spec, "teacher", host, port, teacher)
-
-
-def of_shared_teacher(file: Path, host: str, port: int) -> Command:
-    """Raises InvalidManifest, ConfigurationError."""
-    spec = parse_teacher(read_manifest(file.read_text(encoding="utf-8"))).spec
-    return sglang_command(str(model_folder(spec.model, "spec.model")), spec, "teacher", host, port)
+from distill_workers.child_processes import ChildProcesses, exit_on_signal
 
 
 def main(arguments: list[str] | None = None) -> int:
+    exit_on_signal()
+    from distill_api.job import InvalidManifest
+    from distill_api.names import ONLY_TEACHER
+    from distill_api.protocol import JOB_FILE, SGLANG_PORT, ExitCode, Variable
+    from distill_workers.failures import ConfigurationError
+    from distill_workers.serving.teacher_command import of_job, of_shared_teacher
+
     parser = argparse.ArgumentParser(prog="distill_workers.serve", description="Serve the teacher of a job.")
     parser.add_argument("role", choices=["teacher", "shared-teacher"])
-    parser.add_argument("name", nargs="?", default=ONLY_TEACHER, help="the one of spec.teachers")
+    parser.add_argument("name", nargs="?", default=ONLY_TEACHER, help="its name in spec.teachers")
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--port", type=int, default=SGLANG_PORT)
     args = parser.parse_args(arguments)
     file = Path(os.environ.get(Variable.JOB_FILE, JOB_FILE))
     try:
         if args.role == "teacher":
-            argv, environment = of_job(file, args.name, args.host, args.port)
+            command = of_job(file, args.name, args.host, args.port)
         else:
-            argv, environment = of_shared_teacher(file, args.host, args.port)
+            command = of_shared_teacher(file, args.host, args.port)
     except (InvalidManifest, ConfigurationError) as error:
         print(error, file=sys.stderr)
         return ExitCode.CONFIGURATION
-    sys.stdout.flush()
-    os.execve(argv[0], argv, {**os.environ, **environment})
+    code = ChildProcesses([command]).run()
+    # As a shell says it: a server that a signal ended.
+    return 128 - code if code < 0 else code
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""The commands of `distill`, a module for each group; what they show is beside them.
+"""The commands of `distill`, a module for each group of them.
 
-May import everything here but main.
+May import everything of the command line but main: what they show is in views, what they observe in diagnosis.
 """

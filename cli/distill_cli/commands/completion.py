@@ -1,16 +1,16 @@
-"""`distill completion`: what makes a shell complete commands, options and the names of jobs."""
+"""`distill completion`: the script that lets a shell complete commands, options and the names of jobs."""
 
 import click
 from click.shell_completion import get_completion_class
 
 VARIABLE = "_DISTILL_COMPLETE"
-"""Environment by which a shell asks for completions instead of a run."""
+"""The environment variable by which a shell asks for completions instead of a run."""
 
 
 @click.command()
 @click.argument("shell", type=click.Choice(["bash", "zsh", "fish"]))
 def completion(shell: str) -> int:
-    """Print what makes SHELL complete commands, options and job names.
+    """Print the script that lets SHELL complete commands, options and job names.
 
     \b
     bash:  echo 'eval "$(distill completion bash)"' >> ~/.bashrc
@@ -20,7 +20,7 @@ def completion(shell: str) -> int:
     kubectl's own completion completes `kubectl distill` too, where kubectl_complete-distill is on the PATH.
     """
     root = click.get_current_context().find_root().command
-    made = get_completion_class(shell)
-    assert made is not None
-    click.echo(made(root, {}, "distill", VARIABLE).source())
+    completer = get_completion_class(shell)
+    assert completer is not None
+    click.echo(completer(root, {}, "distill", VARIABLE).source())
     return 0

@@ -1,4 +1,4 @@
-"""The jobs of a cluster: listed, suspended, resumed."""
+"""`distill list`, `suspend` and `resume`: the jobs of a cluster."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill_cli.options import cluster, job_name, output, write_json
-from distill_cli.snapshot import JobState, job_state, now_utc
+from distill_cli.job_state import JobState, job_state, now_utc
+from distill_cli.options import job_name, output, with_cluster, write_json
 
 if TYPE_CHECKING:
     from distill_cli.cluster import Cluster
 
 
 @click.command("list")
-@click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="Of every namespace.")
+@click.option("-A", "--all-namespaces", "everywhere", is_flag=True, help="Jobs of every namespace.")
 @output("table", "json")
-@cluster
+@with_cluster
 def list_jobs(everywhere: bool, output: str, cluster: Cluster) -> int:
     """List the jobs of a namespace: state, step, KL, reward, age."""
     now = now_utc()
@@ -36,7 +36,7 @@ def list_jobs(everywhere: bool, output: str, cluster: Cluster) -> int:
 
 
 def rows(states: Sequence[JobState], everywhere: bool) -> list[list[str]]:
-    """The table's cells, its head first."""
+    """Return the cells of the table, its head first."""
     head = ["NAME", "STATE", "STEP", "KL", "REWARD", "RESTARTS", "AGE"]
     found = [
         [
@@ -56,7 +56,7 @@ def rows(states: Sequence[JobState], everywhere: bool) -> list[list[str]]:
 
 
 def write_table(cells: list[list[str]]) -> None:
-    """With rich on a terminal, else in columns with spaces between, which cut and awk can read."""
+    """Print a table: by rich on a terminal, else in columns of at least three spaces between, for cut and awk."""
     from rich.console import Console
     from rich.table import Table
 
@@ -73,7 +73,7 @@ def write_table(cells: list[list[str]]) -> None:
 
 
 def age(seconds: float) -> str:
-    """As kubectl writes it: the largest unit, and below ten of it the next."""
+    """Return a duration as kubectl writes it: in the largest unit and, below ten of it, the next smaller one."""
     whole = max(0, int(seconds))
     for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
         if whole >= size:
@@ -83,6 +83,7 @@ def age(seconds: float) -> str:
 
 
 def as_json(state: JobState) -> dict[str, Any]:
+    """Return the state for programs."""
     found = dataclasses.asdict(state)
     found["progress"] = state.progress.model_dump(mode="json", by_alias=True, exclude_none=True)
     return found
@@ -90,15 +91,15 @@ def as_json(state: JobState) -> dict[str, Any]:
 
 @click.command()
 @job_name
-@cluster
+@with_cluster
 def suspend(job: str, cluster: Cluster) -> int:
-    """Stop a job with a checkpoint and give back its pods; `resume` goes on from there."""
+    """Stop a job with a checkpoint and release its pods; `resume` goes on from there."""
     return _set_suspended(cluster, job, True)
 
 
 @click.command()
 @job_name
-@cluster
+@with_cluster
 def resume(job: str, cluster: Cluster) -> int:
     """Go on with a suspended job, from its newest checkpoint."""
     return _set_suspended(cluster, job, False)

@@ -1,4 +1,4 @@
-"""The commands that need no cluster: the workers on this machine, and the run folders that they leave."""
+"""`distill run`, `evaluate`, `report` and `export`: the workers on this machine, and the folders of their runs."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from distill_api.manifest import read_manifest
 from distill_api.protocol import ExitCode
 from distill_cli.failure import INTERRUPTED, CommandFailed
 from distill_cli.options import FOLDER, one_file, output, settings, volumes, write_json
-from distill_cli.snapshot import run_folder
+from distill_cli.run_folder import folder_snapshot, run_folder
 
 Volumes = tuple[tuple[str, str], ...]
 
@@ -17,7 +17,7 @@ Volumes = tuple[tuple[str, str], ...]
 @click.command()
 @one_file
 @settings
-@click.option("--resume", is_flag=True, help="Go on with the run that the folder holds.")
+@click.option("--resume", is_flag=True, help="Go on with the run in the folder, from its newest checkpoint.")
 @volumes
 def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -> int:
     """Run a job on this machine, without a cluster.
@@ -26,9 +26,8 @@ def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -
     """
     from rich.console import Console
 
-    from distill_cli.console import view
     from distill_cli.overrides import with_overrides
-    from distill_cli.snapshot import folder_moment
+    from distill_cli.views.progress import view
     from distill_workers.local.run import LocalRun, with_volumes
     from distill_workers.reporting.report import write_report
 
@@ -40,7 +39,7 @@ def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -
     folder = local.folder.root
     print(f"distill run: {local.job.metadata.name}, results and logs in {folder}", flush=True)
     with view(Console()) as shown:
-        code = local.run(lambda report: shown.show(folder_moment(folder, report)), shown.say)
+        code = local.run(lambda report: shown.show(folder_snapshot(folder, report)), shown.say)
     report = local.exit_report()
     if (folder / "metrics.jsonl").exists():
         write_report(folder, local.job)
@@ -63,13 +62,15 @@ def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -
 @click.command()
 @click.option("--model", required=True, help="Folder of the model, such as a run's model/, or a hub id.")
 @one_file
-@click.option("--evaluation", "names", multiple=True, metavar="NAME", help="Only this one; may be repeated.")
+@click.option(
+    "--evaluation", "names", multiple=True, metavar="NAME", help="Only the evaluation of this name; may be repeated."
+)
 @click.option(
     "--teacher",
     is_flag=False,
     flag_value="here",
     metavar="HOST:PORT",
-    help="Measure the reverse KL too, by a teacher that serves there; without a value it is served on this machine.",
+    help="Measure the reverse KL too, to a teacher that serves there; without a value it is served on this machine.",
 )
 @volumes
 @output("table", "json")
@@ -128,7 +129,7 @@ def export(folder: Path, destination: Path, step: int | None, best: bool, volume
     """Write the model of the run in FOLDER to DESTINATION, as a Hugging Face checkpoint.
 
     By default the model that the run exported at its end or, where it has not come to that, its newest checkpoint,
-    which is converted here, on one processor, with memory for one copy of the model.
+    which is converted here, on one CPU, in memory for one copy of the model.
     """
     from distill_workers.failures import Failure
     from distill_workers.local.export import export

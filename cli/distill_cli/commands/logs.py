@@ -1,4 +1,4 @@
-"""`distill logs`: what the pods of a role say."""
+"""`distill logs`: the output of the pods of a role."""
 
 from __future__ import annotations
 
@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_ROLE, Role
+from distill_api.names import Role
 from distill_cli.failure import CommandFailed
-from distill_cli.options import cluster, job_name
-from distill_cli.snapshot import job_state, now_utc
+from distill_cli.job_state import job_state, now_utc
+from distill_cli.options import job_name, with_cluster
+from distill_cli.pods import main_container, newest_attempt, pods_of_role
 
 if TYPE_CHECKING:
     from distill_cli.cluster import Cluster
@@ -24,17 +25,17 @@ Json = dict[str, Any]
 @click.command()
 @job_name
 @click.argument("role", type=click.Choice([role.value for role in Role]))
-@click.option("-f", "--follow", is_flag=True, help="Go on with what they will say, until Ctrl-C.")
-@click.option("-p", "--previous", is_flag=True, help="Of the containers before their last restart.")
-@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last lines, this many of each pod.")
-@cluster
+@click.option("-f", "--follow", is_flag=True, help="Go on with new lines as they are written, until Ctrl-C.")
+@click.option("-p", "--previous", is_flag=True, help="The logs of the containers before their last restart.")
+@click.option("--tail", type=click.IntRange(min=0), metavar="N", help="Only the last N lines of each pod.")
+@with_cluster
 def logs(job: str, role: str, follow: bool, previous: bool, tail: int | None, cluster: Cluster) -> int:
-    """Show what the pods of a role say: teacher, rollout or trainer.
+    """Show the logs of the pods of a role: teacher, rollout or trainer.
 
-    Of several pods each line begins with the name of its pod. What the trainer's rank 0 said over all attempts is in
-    the run folder as well, logs/rank-0.log, and outlives the pods.
+    Of several pods each line begins with the name of its pod. The log of the trainer's rank 0 over all attempts is
+    in the run folder as well, logs/rank-0.log, and outlives the pods.
     """
-    pods = newest(cluster.core("pods", labelSelector=f"{LABEL_JOB}={job},{LABEL_ROLE}={role}"))
+    pods = newest_attempt(pods_of_role(cluster, job, role))
     if not pods:
         state = job_state(cluster.job(job), now_utc())
         said = f": {state.message}" if state.message else ""
@@ -47,21 +48,11 @@ def logs(job: str, role: str, follow: bool, previous: bool, tail: int | None, cl
         "previous": "true" if previous else "",
         "tailLines": "" if tail is None else str(tail),
     }
-    return shown(cluster, pods, query)
+    return write_logs(cluster, pods, query)
 
 
-def newest(pods: Sequence[Json]) -> list[Json]:
-    """Of the trainer's pods those of the newest attempt; the others have no attempt."""
-
-    def attempt(pod: Json) -> int:
-        return int(pod["metadata"]["labels"].get(LABEL_ATTEMPT, 0))
-
-    last = max((attempt(pod) for pod in pods), default=0)
-    return sorted((pod for pod in pods if attempt(pod) == last), key=lambda pod: str(pod["metadata"]["name"]))
-
-
-def shown(cluster: Cluster, pods: Sequence[Json], query: dict[str, str]) -> int:
-    """Side by side when they are followed. 1 if a pod's log could not be had."""
+def write_logs(cluster: Cluster, pods: Sequence[Json], query: dict[str, str]) -> int:
+    """Print the logs one after the other, or all at once where they are followed. Return 1 if one could not be read."""
     failed: list[str] = []
     lock = threading.Lock()
 
@@ -77,7 +68,7 @@ def shown(cluster: Cluster, pods: Sequence[Json], query: dict[str, str]) -> int:
             failed.append(f"{name}: {error}")
 
     if query["follow"] and len(pods) > 1:
-        _side_by_side([partial(copy, pod) for pod in pods])
+        _in_threads([partial(copy, pod) for pod in pods])
     else:
         for pod in pods:
             copy(pod)
@@ -86,23 +77,18 @@ def shown(cluster: Cluster, pods: Sequence[Json], query: dict[str, str]) -> int:
     return 1 if failed else 0
 
 
-def main_container(pod: Json) -> str:
-    """The role's own is the first; others are the user's."""
-    return str(pod["spec"]["containers"][0]["name"])
-
-
-def _side_by_side(calls: Sequence[Callable[[], None]]) -> None:
-    """Raises what the first of them raises: a pipe whose reader has gone."""
+def _in_threads(calls: Sequence[Callable[[], None]]) -> None:
+    """Run the calls at once, a thread each. Raises the first OSError of one: a pipe whose reader has gone."""
     errors: list[OSError] = []
 
-    def kept(call: Callable[[], None]) -> None:
+    def run(call: Callable[[], None]) -> None:
         try:
             call()
         except OSError as error:
             errors.append(error)
 
     # Daemons, so that Ctrl-C ends the program and not the wait for lines that may never come.
-    threads = [threading.Thread(target=kept, args=[call], daemon=True) for call in calls]
+    threads = [threading.Thread(target=run, args=[call], daemon=True) for call in calls]
     for thread in threads:
         thread.start()
     while any(thread.is_alive() for thread in threads) and not errors:

@@ -1,4 +1,4 @@
-"""Manifests: checked offline, and submitted to a cluster."""
+"""`distill validate` and `distill submit`: manifests, checked offline and submitted to a cluster."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import click
 from distill_api.job import InvalidManifest, load_job, parse_job
 from distill_api.manifest import read_manifest
 from distill_cli.failure import CommandFailed
-from distill_cli.options import one_file, output, reaches, settings, write_json
+from distill_cli.options import one_file, output, settings, with_connect, write_json
 from distill_cli.overrides import with_overrides
 
 if TYPE_CHECKING:
@@ -20,11 +20,17 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.option(
-    "-f", "--file", "files", type=click.Path(path_type=Path), multiple=True, required=True, help="May be repeated."
+    "-f",
+    "--file",
+    "files",
+    type=click.Path(path_type=Path),
+    multiple=True,
+    required=True,
+    help="A manifest, YAML or JSON; may be repeated.",
 )
 @output("lines", "json")
 def validate(files: tuple[Path, ...], output: str) -> int:
-    """Say offline what the API server would say of a manifest."""
+    """Check manifests offline, by the rules of the API server."""
     problems: dict[Path, list[str]] = {}
     for path in files:
         try:
@@ -46,11 +52,11 @@ def validate(files: tuple[Path, ...], output: str) -> int:
 @one_file
 @settings
 @click.option("--watch", "follow", is_flag=True, help="Then watch the job to its end.")
-@reaches
+@with_connect
 def submit(file: Path, settings: tuple[str, ...], follow: bool, connect: Callable[[], Cluster]) -> int:
     """Create a job on a cluster, or change one.
 
-    The manifest is checked here, then by the API server's dry-run; only what both take is written.
+    The manifest is checked here, then by a dry-run of the API server; it is written where both accept it.
     """
     load_job(file)
     manifest = with_overrides(read_manifest(file.read_text(encoding="utf-8")), list(settings))
@@ -58,17 +64,17 @@ def submit(file: Path, settings: tuple[str, ...], follow: bool, connect: Callabl
     cluster = connect()
     cluster.namespace = namespace or cluster.namespace
     manifest["metadata"] = {**manifest["metadata"], "namespace": cluster.namespace}
-    print(submitted(cluster, name, manifest), flush=True)
+    print(apply_job(cluster, name, manifest), flush=True)
     if follow:
-        from distill_cli.commands.watch import show_to_end, states_of_job
+        from distill_cli.commands.watch import show_to_end, snapshots_of_job
 
-        return show_to_end(states_of_job(cluster, name), "lines")
+        return show_to_end(snapshots_of_job(cluster, name), "lines")
     print(f"`distill watch {name} -n {cluster.namespace}` follows it, `distill logs {name} trainer` tells more")
     return 0
 
 
-def submitted(cluster: Cluster, name: str, manifest: dict[str, Any]) -> str:
-    """Applies the manifest; what became of it, as a sentence."""
+def apply_job(cluster: Cluster, name: str, manifest: dict[str, Any]) -> str:
+    """Apply the manifest. Return a sentence that says whether the job was created or changed."""
     from distill_cli.cluster import ApiError
 
     try:
@@ -80,7 +86,7 @@ def submitted(cluster: Cluster, name: str, manifest: dict[str, Any]) -> str:
                 f"job {name} has fields that another program set ({error}): change them there, or leave them out here"
             ) from None
         raise
-    # A dry-run makes up a uid for an object that is new.
+    # A dry-run returns an invented uid for an object that is new.
     if before["metadata"]["uid"] != now["metadata"]["uid"]:
         return f"job {name} created in namespace {cluster.namespace}"
     return f"job {name} in namespace {cluster.namespace}: its spec is of generation {now['metadata']['generation']}"

@@ -1,4 +1,4 @@
-"""`distill watch`: a job of a cluster, or a run folder, to its end."""
+"""`distill watch`: follow a job of a cluster, or a run folder, to its end."""
 
 from __future__ import annotations
 
@@ -12,61 +12,52 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from distill_api.base import KIND
-from distill_api.names import LABEL_JOB, LABEL_ROLE, Role
-from distill_api.protocol import TRAINER_PORT
+from distill_api.names import Role
 from distill_cli.failure import CommandFailed
-from distill_cli.options import job_name, output, reaches
-from distill_cli.snapshot import (
-    Curves,
-    Happening,
-    Moment,
-    extended,
-    folder_moment,
-    happenings,
-    job_state,
-    mean_stages,
-    now_utc,
-    run_folder,
-)
+from distill_cli.job_state import job_state, mean_stages, newest_events, now_utc
+from distill_cli.options import job_name, output, with_connect
+from distill_cli.pods import pods_of_role, running, trainer_path
+from distill_cli.run_folder import folder_snapshot, run_folder
+from distill_cli.snapshot import Curves, JobEvent, Snapshot, extended
 
 if TYPE_CHECKING:
     from distill_cli.cluster import Cluster
 
 POLL_SECONDS = 2.0
 LOST_SECONDS = 60.0
-"""That an API server may be away while a job is watched."""
+"""How long the API server may not answer while a job is watched."""
 
 
 @click.command()
 @job_name
 @output("lines", "json")
-@reaches
+@with_connect
 def watch(job: str, output: str, connect: Callable[[], Cluster]) -> int:
     """Follow JOB, a job's name or a run folder, to its end, whose exit code is that of the command.
 
     On a terminal: progress, the curves of KL and reward, seconds by stage, roles, events. In a pipe: a line for each
-    change; with -o json, an object for each. A folder is meant where JOB has a slash in it.
+    change; with -o json, an object for each. JOB is taken for a folder where it has a slash in it.
     """
     if "/" in job or job == ".":
-        return show_to_end(states_of_folder(run_folder(Path(job))), output)
-    return show_to_end(states_of_job(connect(), job), output)
+        return show_to_end(snapshots_of_folder(run_folder(Path(job))), output)
+    return show_to_end(snapshots_of_job(connect(), job), output)
 
 
-def show_to_end(moments: Iterator[Moment], output: str) -> int:
-    """Shows each as it comes; the exit code of the job."""
+def show_to_end(snapshots: Iterator[Snapshot], output: str) -> int:
+    """Show each snapshot as it comes. Return the exit code of the job."""
     from rich.console import Console
 
-    from distill_cli.console import view
+    from distill_cli.views.progress import view
 
-    last: Moment | None = None
+    last: Snapshot | None = None
     if output == "json":
-        for moment in moments:
-            if last is None or as_json(moment) != as_json(last):
-                print(json.dumps(as_json(moment), ensure_ascii=False), flush=True)
-            last = moment
+        for snapshot in snapshots:
+            if last is None or as_json(snapshot) != as_json(last):
+                print(json.dumps(as_json(snapshot), ensure_ascii=False), flush=True)
+            last = snapshot
     else:
         with view(Console()) as shown:
-            for last in moments:
+            for last in snapshots:
                 shown.show(last)
     assert last is not None and last.end is not None
     if output == "lines":
@@ -74,25 +65,30 @@ def show_to_end(moments: Iterator[Moment], output: str) -> int:
     return last.end.code
 
 
-def as_json(moment: Moment) -> dict[str, Any]:
-    """Without the curves, which are the progress of the objects before."""
-    found = dataclasses.asdict(dataclasses.replace(moment, curves=Curves()))
+def as_json(snapshot: Snapshot) -> dict[str, Any]:
+    """Return a snapshot for programs, without the curves: they are the progress of the objects before it."""
+    found = dataclasses.asdict(dataclasses.replace(snapshot, curves=Curves()))
     del found["curves"]
-    return {**found, "progress": moment.progress.model_dump(mode="json", by_alias=True, exclude_none=True)}
+    found["happenings"] = found.pop("events")  # the key that programs read since the first release
+    return {**found, "progress": snapshot.progress.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 
-def states_of_folder(folder: Path) -> Iterator[Moment]:
-    """Until the run has ended."""
+def snapshots_of_folder(folder: Path) -> Iterator[Snapshot]:
+    """Yield snapshots of a run folder until its run has ended."""
     while True:
-        moment = folder_moment(folder)
-        yield moment
-        if moment.end is not None:
+        snapshot = folder_snapshot(folder)
+        yield snapshot
+        if snapshot.end is not None:
             return
         time.sleep(POLL_SECONDS)
 
 
-def states_of_job(cluster: Cluster, name: str) -> Iterator[Moment]:
-    """Until the job has ended, or is gone. An API server that is away for a while is waited for."""
+def snapshots_of_job(cluster: Cluster, name: str) -> Iterator[Snapshot]:
+    """Yield snapshots of a job until it has ended.
+
+    An API server that does not answer is waited for, LOST_SECONDS at most. Raises CommandFailed where the job is
+    deleted.
+    """
     from distill_cli.cluster import ApiError
 
     curves, before, answered = Curves(), None, None
@@ -112,19 +108,19 @@ def states_of_job(cluster: Cluster, name: str) -> Iterator[Moment]:
         answered = time.monotonic()
         curves, before = extended(curves, before, state.progress), state.progress
         stages = stages_of_job(cluster, name) if state.end is None and state.progress.step else {}
-        events = happenings_of_job(cluster, name)
-        yield Moment(state.state, state.progress, curves, stages, state.roles, events, state.end)
+        events = events_of_job(cluster, name)
+        yield Snapshot(state.state, state.progress, curves, stages, state.roles, events, state.end)
         if state.end is not None:
             return
         time.sleep(POLL_SECONDS)
 
 
-def happenings_of_job(cluster: Cluster, name: str) -> tuple[Happening, ...]:
-    """None where they may not be read: they are not what the job depends on."""
+def events_of_job(cluster: Cluster, name: str) -> tuple[JobEvent, ...]:
+    """Return the newest Events of a job; none where they may not be read, as the job does not depend on them."""
     from distill_cli.cluster import ApiError
 
     try:
-        return happenings(
+        return newest_events(
             cluster.core("events", fieldSelector=f"involvedObject.name={name},involvedObject.kind={KIND}")
         )
     except ApiError:
@@ -132,16 +128,16 @@ def happenings_of_job(cluster: Cluster, name: str) -> tuple[Happening, ...]:
 
 
 def stages_of_job(cluster: Cluster, name: str) -> dict[str, float]:
-    """Mean seconds by stage, from the metrics of the trainer's rank 0 through the API server; none where that may not
-    be asked."""
+    """Return the mean seconds by stage, from the metrics of the trainer's rank 0 through the API server.
+
+    They are empty where the pods, or their proxy, may not be read.
+    """
     from distill_cli.cluster import ApiError
 
     try:
-        pods = cluster.core("pods", labelSelector=f"{LABEL_JOB}={name},{LABEL_ROLE}={Role.TRAINER}")
-        running = [pod["metadata"]["name"] for pod in pods if pod.get("status", {}).get("phase") == "Running"]
-        for pod in sorted(running):
-            path = f"/api/v1/namespaces/{cluster.namespace}/pods/{pod}:{TRAINER_PORT}/proxy/metrics"
-            if found := mean_stages(cluster.text(path)):
+        pods = running(pods_of_role(cluster, name, Role.TRAINER))
+        for pod in sorted(pod["metadata"]["name"] for pod in pods):
+            if found := mean_stages(cluster.text(trainer_path(cluster, pod, "/metrics"))):
                 return found
     except ApiError:
         return {}

@@ -1,4 +1,4 @@
-"""What `distill doctor` looks at and how it judges it: pure checks of findings.
+"""What `distill doctor` observes of a cluster, and how it judges it: one collection, then pure checks, each a finding.
 
-May import nothing else of the command line.
+May import cluster and failure, and nothing else of the command line.
 """

@@ -1,40 +1,41 @@
-"""What `distill doctor` judges a cluster by: pure checks of what was seen, each with what to do about it."""
+"""The checks of `distill doctor`: pure functions of what was observed, each a finding with what to do about it."""
 
 import re
 from collections.abc import Callable, Sequence
 
 from distill_cli.diagnosis.definition import definition
-from distill_cli.diagnosis.findings import INSTALL_CHART, Finding, Json, Level, Seen
+from distill_cli.diagnosis.findings import INSTALL_CHART, Finding, Level
+from distill_cli.diagnosis.observed import Json, Observed
 
-LEAST_KUBERNETES = (1, 29)
-"""Of the chart's kubeVersion: CEL rules of CRDs are stable since."""
-LEAST_KUBERAY = (1, 6)
+MIN_KUBERNETES = (1, 29)
+"""The oldest version that the chart's kubeVersion takes: in it CEL rules of CRDs became stable."""
+MIN_KUBERAY = (1, 6)
 CORE_RESOURCES = ("kubernetes.io/", "hugepages-", "attachable-volumes-")
 MONITORS = ("podmonitors", "servicemonitors", "prometheusrules")
 PSA_LABEL = "pod-security.kubernetes.io/enforce"
 
 
-def kubernetes(seen: Seen) -> Finding:
-    said = seen.version.get("gitVersion", "")
-    if not _at_least(said, LEAST_KUBERNETES):
-        least = ".".join(map(str, LEAST_KUBERNETES))
-        return Finding("api", Level.FAIL, f"{seen.server} is Kubernetes {said}", f"upgrade it to {least} or newer")
-    return Finding("api", Level.OK, f"{seen.server} is Kubernetes {said}")
+def kubernetes(observed: Observed) -> Finding:
+    said = observed.version.get("gitVersion", "")
+    if not _at_least(said, MIN_KUBERNETES):
+        least = ".".join(map(str, MIN_KUBERNETES))
+        return Finding("api", Level.FAIL, f"{observed.server} is Kubernetes {said}", f"upgrade it to {least} or newer")
+    return Finding("api", Level.OK, f"{observed.server} is Kubernetes {said}")
 
 
-def operator(seen: Seen) -> Finding:
-    if seen.operators is None:
+def operator(observed: Observed) -> Finding:
+    if observed.operators is None:
         return Finding(
             "operator",
             Level.WARN,
             "Deployments of all namespaces may not be read by you",
             "ask an administrator whether the operator runs",
         )
-    if not seen.operators:
+    if not observed.operators:
         return Finding("operator", Level.FAIL, "no operator is installed: jobs stay New", INSTALL_CHART)
-    ready = [d for d in seen.operators if d.get("status", {}).get("availableReplicas", 0)]
+    ready = [d for d in observed.operators if d.get("status", {}).get("availableReplicas", 0)]
     if not ready:
-        where = _where(seen.operators[0])
+        where = _full_name(observed.operators[0])
         return Finding(
             "operator",
             Level.FAIL,
@@ -42,26 +43,28 @@ def operator(seen: Seen) -> Finding:
             f"kubectl -n {where.split('/')[0]} describe pods; kubectl logs",
         )
     version = ready[0]["metadata"].get("labels", {}).get("app.kubernetes.io/version")
-    if len(seen.operators) > 1 and not _watch_apart(seen.operators):
-        names = ", ".join(_where(d) for d in seen.operators)
+    if len(observed.operators) > 1 and not _watch_apart(observed.operators):
+        names = ", ".join(_full_name(d) for d in observed.operators)
         return Finding(
             "operator",
             Level.FAIL,
             f"several operators keep the same jobs: {names}",
             "uninstall all but one, or set watchNamespaces of each",
         )
-    if version and seen.own_version and version != seen.own_version:
+    if version and observed.own_version and version != observed.own_version:
         return Finding(
             "operator",
             Level.WARN,
-            f"the operator is of version {version}, this program of {seen.own_version}",
+            f"the operator is of version {version}, this program of {observed.own_version}",
             "upgrade the older of them",
         )
-    return Finding("operator", Level.OK, f"Deployment {_where(ready[0])} {version or ''} is ready".replace("  ", " "))
+    return Finding(
+        "operator", Level.OK, f"Deployment {_full_name(ready[0])} {version or ''} is ready".replace("  ", " ")
+    )
 
 
 def _watch_apart(operators: Sequence[Json]) -> bool:
-    """Whether no namespace is watched by two of them; empty means all."""
+    """Return whether no namespace is watched by two of the operators; an empty list of namespaces means all."""
     watched: list[str] = []
     for deployment in operators:
         environment = deployment["spec"]["template"]["spec"]["containers"][0].get("env", [])
@@ -72,46 +75,46 @@ def _watch_apart(operators: Sequence[Json]) -> bool:
     return len(watched) == len(set(watched))
 
 
-def kuberay(seen: Seen) -> Finding:
-    if "v1" not in seen.groups.get("ray.io", ()):
+def kuberay(observed: Observed) -> Finding:
+    if "v1" not in observed.groups.get("ray.io", ()):
         return Finding(
             "kuberay",
             Level.FAIL,
             "RayCluster ray.io/v1 is not served: jobs wait for their engines",
             "install KubeRay 1.6 or newer by its chart kuberay-operator",
         )
-    if seen.kuberays is None:
+    if observed.kuberays is None:
         return Finding(
             "kuberay",
             Level.WARN,
             "RayCluster is served; its operator may not be looked at by you",
             "ask an administrator for its version",
         )
-    if not seen.kuberays:
+    if not observed.kuberays:
         return Finding(
             "kuberay",
             Level.WARN,
             "RayCluster is served, and no Deployment is labelled app.kubernetes.io/name=kuberay-operator",
             "see that KubeRay's operator runs: without it no engine starts",
         )
-    image = seen.kuberays[0]["spec"]["template"]["spec"]["containers"][0]["image"]
+    image = observed.kuberays[0]["spec"]["template"]["spec"]["containers"][0]["image"]
     version = image.rpartition(":")[2]
-    if not any(d.get("status", {}).get("availableReplicas", 0) for d in seen.kuberays):
+    if not any(d.get("status", {}).get("availableReplicas", 0) for d in observed.kuberays):
         return Finding(
             "kuberay",
             Level.FAIL,
-            f"Deployment {_where(seen.kuberays[0])} has no ready pod",
+            f"Deployment {_full_name(observed.kuberays[0])} has no ready pod",
             "see its pods and their logs",
         )
-    if re.search(r"\d+\.\d+", version) and not _at_least(version, LEAST_KUBERAY):
+    if re.search(r"\d+\.\d+", version) and not _at_least(version, MIN_KUBERAY):
         return Finding(
             "kuberay", Level.WARN, f"KubeRay is {version}; 1.6 is what this project is tested with", "upgrade KubeRay"
         )
     return Finding("kuberay", Level.OK, f"KubeRay {version} is ready")
 
 
-def accelerators(seen: Seen) -> Finding:
-    if seen.nodes is None:
+def accelerators(observed: Observed) -> Finding:
+    if observed.nodes is None:
         return Finding(
             "accelerators",
             Level.WARN,
@@ -120,7 +123,7 @@ def accelerators(seen: Seen) -> Finding:
         )
     total: dict[str, int] = {}
     most: dict[str, int] = {}
-    for node in seen.nodes:
+    for node in observed.nodes:
         if node["spec"].get("unschedulable"):
             continue
         for name, count in node["status"].get("allocatable", {}).items():
@@ -131,22 +134,23 @@ def accelerators(seen: Seen) -> Finding:
         return Finding(
             "accelerators",
             Level.WARN,
-            f"{len(seen.nodes)} nodes, and none has an accelerator to give: only jobs with accelerator: none will run",
+            f"{len(observed.nodes)} nodes, and none has an accelerator to give: "
+            "only jobs with accelerator: none will run",
             "install the device plugin of your accelerators (for NVIDIA: the GPU operator)",
         )
     each = ", ".join(f"{name} {count} (at most {most[name]} on a node)" for name, count in sorted(total.items()))
     return Finding("accelerators", Level.OK, f"allocatable: {each}")
 
 
-def storage(seen: Seen) -> Finding:
-    if seen.storage_classes is None:
+def storage(observed: Observed) -> Finding:
+    if observed.storage_classes is None:
         return Finding(
             "storage",
             Level.WARN,
             "storage classes may not be read by you",
             "make sure that the job's claims exist and are bound",
         )
-    names = [c["metadata"]["name"] for c in seen.storage_classes]
+    names = [c["metadata"]["name"] for c in observed.storage_classes]
     if not names:
         return Finding(
             "storage",
@@ -156,7 +160,9 @@ def storage(seen: Seen) -> Finding:
         )
     key = "storageclass.kubernetes.io/is-default-class"
     default = [
-        c["metadata"]["name"] for c in seen.storage_classes if c["metadata"].get("annotations", {}).get(key) == "true"
+        c["metadata"]["name"]
+        for c in observed.storage_classes
+        if c["metadata"].get("annotations", {}).get(key) == "true"
     ]
     if not default:
         return Finding(
@@ -172,8 +178,8 @@ def storage(seen: Seen) -> Finding:
     )
 
 
-def monitoring(seen: Seen) -> Finding:
-    absent = [name for name in MONITORS if name not in seen.monitors]
+def monitoring(observed: Observed) -> Finding:
+    absent = [name for name in MONITORS if name not in observed.monitors]
     if absent:
         return Finding(
             "monitoring",
@@ -184,14 +190,14 @@ def monitoring(seen: Seen) -> Finding:
     return Finding("monitoring", Level.OK, f"the Prometheus Operator serves {', '.join(MONITORS)}")
 
 
-def permissions(seen: Seen) -> Finding:
-    lacking = [right for right, allowed in seen.rights.items() if not allowed]
-    role = f"ask for the chart's editor role in namespace {seen.namespace_name}"
-    if needed := [right for right in lacking if right.must]:
+def permissions(observed: Observed) -> Finding:
+    lacking = [right for right, allowed in observed.rights.items() if not allowed]
+    role = f"ask for the chart's editor role in namespace {observed.namespace_name}"
+    if needed := [right for right in lacking if right.required]:
         return Finding(
             "permissions",
             Level.FAIL,
-            f"you may not {', '.join(map(str, needed))} in namespace {seen.namespace_name}",
+            f"you may not {', '.join(map(str, needed))} in namespace {observed.namespace_name}",
             role,
         )
     if lacking:
@@ -199,42 +205,44 @@ def permissions(seen: Seen) -> Finding:
         return Finding(
             "permissions",
             Level.WARN,
-            f"you may not {lost} in namespace {seen.namespace_name}",
+            f"you may not {lost} in namespace {observed.namespace_name}",
             "ask for the cluster role view or edit there, and for pods/proxy",
         )
-    return Finding("permissions", Level.OK, f"you may do all that the commands do in namespace {seen.namespace_name}")
+    return Finding(
+        "permissions", Level.OK, f"you may do all that the commands do in namespace {observed.namespace_name}"
+    )
 
 
-def namespace(seen: Seen) -> Finding:
-    if not seen.namespace_exists:
+def namespace(observed: Observed) -> Finding:
+    if not observed.namespace_exists:
         return Finding(
             "namespace",
             Level.FAIL,
-            f"namespace {seen.namespace_name} does not exist",
-            f"kubectl create namespace {seen.namespace_name}",
+            f"namespace {observed.namespace_name} does not exist",
+            f"kubectl create namespace {observed.namespace_name}",
         )
-    if seen.namespace is None:
+    if observed.namespace is None:
         return Finding(
             "namespace",
             Level.WARN,
-            f"namespace {seen.namespace_name} may not be read by you",
+            f"namespace {observed.namespace_name} may not be read by you",
             "ask for the right to get it",
         )
-    level = seen.namespace["metadata"].get("labels", {}).get(PSA_LABEL)
+    level = observed.namespace["metadata"].get("labels", {}).get(PSA_LABEL)
     if level is None:
         return Finding(
             "namespace",
             Level.OK,
-            f"namespace {seen.namespace_name} enforces no Pod Security level; the pods of jobs satisfy restricted",
+            f"namespace {observed.namespace_name} enforces no Pod Security level; the pods of jobs satisfy restricted",
         )
     return Finding(
         "namespace",
         Level.OK,
-        f"namespace {seen.namespace_name} enforces Pod Security level {level}, which the pods of jobs satisfy",
+        f"namespace {observed.namespace_name} enforces Pod Security level {level}, which the pods of jobs satisfy",
     )
 
 
-CHECKS: tuple[Callable[[Seen], Finding], ...] = (
+CHECKS: tuple[Callable[[Observed], Finding], ...] = (
     kubernetes,
     definition,
     operator,
@@ -247,13 +255,13 @@ CHECKS: tuple[Callable[[Seen], Finding], ...] = (
 )
 
 
-def findings(seen: Seen) -> list[Finding]:
-    """Of every check, in their order."""
-    return [check(seen) for check in CHECKS]
+def findings(observed: Observed) -> list[Finding]:
+    """Return the finding of every check, in their order."""
+    return [check(observed) for check in CHECKS]
 
 
-def _where(thing: Json) -> str:
-    return f"{thing['metadata']['namespace']}/{thing['metadata']['name']}"
+def _full_name(deployment: Json) -> str:
+    return f"{deployment['metadata']['namespace']}/{deployment['metadata']['name']}"
 
 
 def _at_least(version: str, least: tuple[int, int]) -> bool:

@@ -1,21 +1,22 @@
-"""The CRD that a cluster serves, beside the one of this program: a check of `distill doctor`."""
+"""The check of `distill doctor` that compares the CRD of a cluster with the one of this program."""
 
 from typing import Any
 
 from distill_api.base import GROUP, VERSION
 from distill_api.crd import crd
-from distill_cli.diagnosis.findings import CRD_NAME, INSTALL_CHART, Finding, Level, Seen
+from distill_cli.diagnosis.findings import INSTALL_CHART, Finding, Level
+from distill_cli.diagnosis.observed import CRD_NAME, Observed
 
 
-def definition(seen: Seen) -> Finding:
-    if not seen.crd_readable:
-        served = VERSION in seen.groups.get(GROUP, ())
+def definition(observed: Observed) -> Finding:
+    if not observed.crd_readable:
+        served = VERSION in observed.groups.get(GROUP, ())
         if served:
             return Finding("crd", Level.OK, f"{CRD_NAME} is served; its schema may not be read by you")
         return Finding("crd", Level.FAIL, f"{CRD_NAME} is not served", INSTALL_CHART)
-    if seen.crd is None:
+    if observed.crd is None:
         return Finding("crd", Level.FAIL, f"{CRD_NAME} is not installed", INSTALL_CHART)
-    versions = {version["name"]: version for version in seen.crd["spec"]["versions"]}
+    versions = {version["name"]: version for version in observed.crd["spec"]["versions"]}
     if VERSION not in versions:
         there = ", ".join(versions)
         return Finding(
@@ -38,7 +39,7 @@ def definition(seen: Seen) -> Finding:
 
 
 def differences(wanted: Any, there: Any, path: str = "") -> list[str]:
-    """Paths of the fields in which two schemas differ."""
+    """Return the paths of the fields in which two schemas differ; descriptions are not compared."""
     if isinstance(wanted, dict) and isinstance(there, dict):
         found: list[str] = []
         for key in {**wanted, **there}:

@@ -35,7 +35,7 @@ AS_IN_TRAINING = Sampling(temperature=1.0, top_p=1.0)
 class Generator(Protocol):
     """Fleet, or one engine."""
 
-    async def generate(
+    async def sample(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
     ) -> list[Response]: ...
 
@@ -131,7 +131,7 @@ class Evaluator:
 
         async def one(prompt: Prompt) -> list[Response]:
             try:
-                responses = await engines.generate(
+                responses = await engines.sample(
                     prompt.ids,
                     max_new_tokens=self._max_tokens,
                     temperature=sampling.temperature,

@@ -4,7 +4,6 @@ import json
 import os
 import secrets
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -15,12 +14,14 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from distill_api import accelerator_environment
 from distill_api.job import DistillationJob
 from distill_api.protocol import ExitCode, ExitReport, ProgressReport, Variable
 from distill_api.spec import Output
 from distill_workers.launch import exit_code
 from distill_workers.model_folder import model_folder
 from distill_workers.run_folder.run_folder import RunFolder
+from distill_workers.serving.server import free_port
 
 TRAINER = (sys.executable, "-m", "distill_workers.launch")
 POLL_SECONDS = 1.0
@@ -56,12 +57,6 @@ def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str,
     # Every rank runs here, so the nodes become processes of one.
     trainer["gpusPerNode"] = trainer.pop("nodes", 1) * trainer.get("gpusPerNode", 1)
     return {**manifest, "spec": {**spec, "trainer": trainer}}
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class LocalRun:
@@ -146,6 +141,7 @@ class LocalRun:
 
     def _environment(self, manifest: Path, teachers: str) -> dict[str, str]:
         return {
+            **accelerator_environment.of_every_role(self.job.spec, (os.environ,)),
             **os.environ,
             Variable.JOB_FILE: str(manifest),
             Variable.KEY: self._key,

@@ -19,7 +19,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from distill_api.spec import Recompute
 from distill_workers.megatron import pipeline
 from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel
-from distill_workers.megatron.context import attend, whole
+from distill_workers.megatron.context import causal_attention, gather_sequence
 from distill_workers.megatron.parallel import Ranks
 
 
@@ -55,10 +55,10 @@ class CausalAttention(torch.nn.Module):
         q, k, v = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         over_ranks = self.context_group.size() > 1
         if over_ranks:
-            k, v = (whole(x, self.context_group) for x in (k, v))
+            k, v = (gather_sequence(x, self.context_group) for x in (k, v))
         k, v = (x.repeat_interleave(self.queries_per_group, dim=1) for x in (k, v))
         if over_ranks:
-            out = attend(q, k, v, self.context_group)
+            out = causal_attention(q, k, v, self.context_group)
         else:
             out = F.scaled_dot_product_attention(q, k, v, is_causal=True)
         return out.permute(2, 0, 1, 3).reshape(query.shape[0], query.shape[1], -1)
@@ -73,6 +73,16 @@ class Norm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
 
 
+def check_experts(shape: Shape, *, on_gpu: bool, with_engine: bool) -> None:
+    """Raise UnsupportedModel for experts on a GPU without Transformer Engine's grouped layers: one after the other, as
+    Megatron's SequentialMLP has them, 128 experts of each layer are thousands of tiny kernels."""
+    if on_gpu and shape.experts is not None and not with_engine:
+        raise UnsupportedModel(
+            f"a mixture of {shape.experts.count} experts cannot be trained on GPUs here: Transformer Engine is not "
+            "installed (or trainer.lora is set, which does without); train a dense student, or use an image that has it"
+        )
+
+
 def build_model(
     shape: Shape,
     ranks: Ranks,
@@ -83,7 +93,8 @@ def build_model(
     recompute: Recompute = Recompute.AUTO,
     sequence_parallel: bool = False,
 ) -> HiddenStateModel:
-    """This stage on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
+    """This stage on this rank's device, weights not yet set (see checkpoint/hugging_face.py). Raises UnsupportedModel
+    on a bad split.
 
     fused: with Transformer Engine's layers, where it is installed. A mixture of experts is always sequence parallel:
     Megatron trains none without, and then each token is routed once, on one tensor parallel rank.
@@ -100,6 +111,7 @@ def build_model(
         raise UnsupportedModel(f"{shape.vocab_size} tokens are too few for parallelism.tensor {ranks.tensor_size}")
     on_gpu = ranks.device.type == "cuda"
     with_engine = fused and on_gpu and importlib.util.find_spec("transformer_engine") is not None
+    check_experts(shape, on_gpu=on_gpu, with_engine=with_engine)
     if on_gpu:
         model_parallel_cuda_manual_seed(seed)
     else:
@@ -133,7 +145,7 @@ def build_model(
         vocab_size=shape.padded_vocab_size(ranks.tensor_size),
         max_sequence_length=shape.max_positions,
         pre_process=ranks.pipeline_rank == 0,
-        post_process=ranks.is_last_stage,
+        post_process=ranks.is_last_pipeline_stage,
         share_embeddings_and_output_weights=shape.tied_embeddings,
         position_embedding_type="rope",
         rotary_base=shape.rope_theta,
@@ -216,9 +228,9 @@ def _transformer_config(
         pipeline_dtype=dtype,
         # Micro-batches differ in length: a stage tells the next one the shape before the tensor.
         variable_seq_lengths=ranks.pipeline_size > 1,
-        # Asked for by the former, also of a model without experts.
+        # variable_seq_lengths requires it, also of a model without experts.
         moe_token_dispatcher_type="alltoall",
-        # What a stage has sent is not kept: backward needs its graph alone.
+        # A stage does not keep what it has sent: backward needs the graph alone.
         deallocate_pipeline_outputs=True,
         bf16=dtype == torch.bfloat16,
         # The gradient is a sum over tokens until finalize_model_grads divides it by their number in the global batch.
@@ -242,7 +254,7 @@ def _transformer_config(
 def _mark_shards(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> None:
     """Tell Megatron which parameters are shards: its initialisation would have, and the gradient norm depends on it."""
     parameters = dict(model.named_parameters())
-    for mapping in pipeline.held(shape, ranks):
+    for mapping in pipeline.local_parameters(shape, ranks):
         parameter = next(parameters[name] for name in mapping.megatron if name in parameters)
         if mapping.layout is not Layout.REPLICATED:
             parameter.tensor_model_parallel = True

@@ -1,4 +1,4 @@
-"""Where each parameter is, what it is called there, and one pass through all pipeline stages.
+"""Pipeline stages: where each parameter is, what it is called there, and one pass through all stages.
 
 Stage s of n holds layers [s * layers / n, (s + 1) * layers / n); the first has the embedding too, the last the final
 norm and the output head. A tied head is a copy of the embedding on the last stage, whose gradient Megatron adds to
@@ -28,26 +28,27 @@ _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"(?<=\.local_experts\.)\d+|(?<=\.experts\.linear_fc[12]\.weight)\d+")
 
 Outputs = Callable[[MicroBatch, torch.Tensor], torch.Tensor]
-"""Of a micro-batch and the last stage's hidden states [sequence, samples, hidden]."""
+"""A function of a micro-batch and the last stage's hidden states [sequence, samples, hidden]."""
 
 
 @dataclass(frozen=True)
-class Home:
-    """The ranks that hold a parameter: of one stage and, if it is an expert's, of one part of the experts."""
+class OwningRanks:
+    """The ranks that hold a parameter: those of one pipeline stage and, for an expert's, of one part of the experts."""
 
-    stage: int
+    pipeline_stage: int
     part: int | None
 
     def is_here(self, ranks: Ranks) -> bool:
-        return self.stage == ranks.pipeline_rank and self.part in (None, ranks.expert_rank)
+        """Return whether this process is one of them."""
+        return self.pipeline_stage == ranks.pipeline_rank and self.part in (None, ranks.expert_rank)
 
     def is_first_here(self, ranks: Ranks) -> bool:
-        """In the first of the replicas that hold it."""
+        """Return whether this process is one of them in the first replica that holds the parameter."""
         return self.is_here(ranks) and ranks.is_first(with_experts=self.part is not None)
 
     def first_rank(self, ranks: Ranks) -> int:
-        """The first of all that hold it."""
-        return (self.stage * ranks.replicas + (self.part or 0)) * ranks.tensor_size
+        """Return the global rank of the first of them."""
+        return (self.pipeline_stage * ranks.replicas + (self.part or 0)) * ranks.tensor_size
 
 
 def check(shape: Shape, ranks: Ranks) -> None:
@@ -66,36 +67,36 @@ def check(shape: Shape, ranks: Ranks) -> None:
         )
 
 
-def owned(shape: Shape, ranks: Ranks) -> Iterator[tuple[Home, Mapping]]:
-    """Every parameter of the model once, in the order of the layers: where it is, and its names there."""
+def all_parameters(shape: Shape, ranks: Ranks) -> Iterator[tuple[OwningRanks, Mapping]]:
+    """Yield every parameter of the model once, in the order of the layers: its ranks, and its names there."""
     for mapping in mappings(shape):
         names, part = mapping.megatron, None
         layer = _LAYER.match(names[0])
         if layer is None:
-            stage = 0 if names[0] == EMBEDDING else ranks.pipeline_size - 1
+            pipeline_stage = 0 if names[0] == EMBEDDING else ranks.pipeline_size - 1
         else:
-            stage, number = divmod(int(layer[1]), shape.layers // ranks.pipeline_size)
+            pipeline_stage, number = divmod(int(layer[1]), shape.layers // ranks.pipeline_size)
             names = tuple(_LAYER.sub(f"decoder.layers.{number}.", name) for name in names)
         if mapping.expert is not None and shape.experts is not None:
             part, number = divmod(mapping.expert, shape.experts.count // ranks.expert_size)
             names = tuple(_EXPERT.sub(str(number), name) for name in names)
-        yield Home(stage, part), replace(mapping, megatron=names)
+        yield OwningRanks(pipeline_stage, part), replace(mapping, megatron=names)
 
 
-def held(shape: Shape, ranks: Ranks) -> Iterator[Mapping]:
-    """The parameters of this rank; of a tied head the last stage's copy too."""
-    for home, mapping in owned(shape, ranks):
-        if home.is_here(ranks):
+def local_parameters(shape: Shape, ranks: Ranks) -> Iterator[Mapping]:
+    """Yield the parameters of this rank, on the last stage also its copy of a tied head."""
+    for owners, mapping in all_parameters(shape, ranks):
+        if owners.is_here(ranks):
             yield mapping
-        elif shape.tied_embeddings and mapping.megatron[0] == EMBEDDING and ranks.is_last_stage:
+        elif shape.tied_embeddings and mapping.megatron[0] == EMBEDDING and ranks.is_last_pipeline_stage:
             yield replace(mapping, megatron=(HEAD,))
 
 
 def to_rank_0(
-    tensors: list[torch.Tensor] | None, home: Home, count: int, dtype: torch.dtype, ranks: Ranks
+    tensors: list[torch.Tensor] | None, owners: OwningRanks, count: int, dtype: torch.dtype, ranks: Ranks
 ) -> list[torch.Tensor] | None:
-    """`count` vectors or matrices that the first rank of their home has, on rank 0; None on all others."""
-    source = home.first_rank(ranks)
+    """Return on rank 0 `count` vectors or matrices of the first rank that owns them; None on all others."""
+    source = owners.first_rank(ranks)
     if source == 0:
         return tensors if ranks.rank == 0 else None
     if ranks.rank == source:
@@ -115,9 +116,10 @@ def to_rank_0(
 
 
 def run(model: Any, batches: Sequence[MicroBatch], outputs: Outputs, *, backward: bool) -> list[torch.Tensor]:
-    """Micro-batches through the stages, in the 1F1B order (arXiv 2104.04473, section 2.2.1) where there are several.
+    """Run micro-batches through the stages, in the 1F1B order (arXiv 2104.04473, section 2.2.1) where there are
+    several.
 
-    Each stage is given the same micro-batches. `outputs` is asked on the last stage alone: for a scalar, a sum over
+    Each stage is given the same micro-batches. `outputs` is called on the last stage alone: for a scalar, a sum over
     tokens, whose gradient is added to those of earlier calls; or with backward=False for any tensor. Returns what it
     gave, without gradient, in the order of the micro-batches; elsewhere nothing.
     """
@@ -137,9 +139,9 @@ def run(model: Any, batches: Sequence[MicroBatch], outputs: Outputs, *, backward
         # Three values mean to Megatron: a sum over tokens, not to be divided by the number of micro-batches.
         return output if non_loss_data else (output, torch.zeros((), dtype=torch.int), output.detach())
 
-    def forward(waiting: Iterator[MicroBatch], stage: Any) -> tuple[torch.Tensor, Any]:
+    def forward(waiting: Iterator[MicroBatch], pipeline_stage: Any) -> tuple[torch.Tensor, Any]:
         batch = next(waiting)
-        return _hidden(stage, batch), partial(collect, batch)
+        return _hidden(pipeline_stage, batch), partial(collect, batch)
 
     collected: list[torch.Tensor] = get_forward_backward_func()(
         forward_step_func=forward,

@@ -1,6 +1,6 @@
-"""Off-policy corrections: what the policy gradient of a token weighs when the engine drew it with other probabilities.
+"""Off-policy corrections: the weight of a token's policy gradient when the engine sampled it with other probabilities.
 
-ratio_t = pi_old(y_t) / mu(y_t): the trainer's probability before the step over the engine's own when it drew y_t.
+ratio_t = pi_old(y_t) / mu(y_t): the trainer's probability before the step over the engine's own when it sampled y_t.
 """
 
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from distill_workers.objective.responses import response_mean
 
 
 @dataclass(frozen=True)
-class Weights:
-    """Of each token [tokens], detached."""
+class TokenWeights:
+    """The correction of each token; all tensors are [tokens], detached."""
 
     values: torch.Tensor
-    """What its policy gradient is multiplied with, >= 0."""
+    """Factor of the token's policy gradient, >= 0."""
     capped: torch.Tensor
     """bool: the ratio was bounded."""
     gated: torch.Tensor
@@ -25,8 +25,8 @@ class Weights:
     """bool: the token has no weight, because of the ratios of its response."""
 
 
-def correct(correction: Correction, old: torch.Tensor, engine: torch.Tensor, lengths: torch.Tensor) -> Weights:
-    """The weights of tokens with log-probs old and engine, [tokens], of responses of the given lengths [responses].
+def correct(correction: Correction, old: torch.Tensor, engine: torch.Tensor, lengths: torch.Tensor) -> TokenWeights:
+    """Return the weights of tokens with log-probs old and engine [tokens], of responses with lengths [responses].
 
     truncated: min(max(ratio, low), high) (TIS, "Your efficient RL framework secretly brings you off-policy RL
     training", Yao et al. 2025); gated: ratio where low <= ratio <= high, else 0 (IcePop, arXiv 2510.18855).
@@ -48,4 +48,4 @@ def correct(correction: Correction, old: torch.Tensor, engine: torch.Tensor, len
     masked = mean_ratio < correction.sequence_low
     if correction.sequence_high is not None:
         masked = masked | (mean_ratio > correction.sequence_high)
-    return Weights(torch.where(masked, 0.0, values), capped, gated, masked)
+    return TokenWeights(torch.where(masked, 0.0, values), capped, gated, masked)

@@ -3,14 +3,14 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from distill_api.metrics import Stage
+from distill_api.metrics import StepStage
 from distill_api.spec import Recompute, Spec, WeightSync
 
 PARTS = {
-    Stage.ROLLOUT: "rollout",
-    Stage.TEACHER_SCORE: "teacher",
-    Stage.TRAIN: "trainer",
-    Stage.WEIGHT_SYNC: "sync",
+    StepStage.ROLLOUT: "rollout",
+    StepStage.TEACHER_SCORE: "teacher",
+    StepStage.TRAIN: "trainer",
+    StepStage.WEIGHT_SYNC: "sync",
 }
 """The part of the system that a stage waits for. A checkpoint or an evaluation is wanted, and holds nothing up."""
 

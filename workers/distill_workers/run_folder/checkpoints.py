@@ -9,7 +9,7 @@ killed, the previous checkpoint or the new one can be found.
 import json
 import logging
 import shutil
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,11 +62,17 @@ class Checkpoints:
         aside.mkdir(parents=True)
         return aside
 
-    def publish(self, aside: Path, state: dict[str, Any], schedule: Schedule) -> Path:
-        """Makes what the ranks have written, all of them, the newest checkpoint; then removes those not to be kept."""
+    def publish(
+        self, aside: Path, state: dict[str, Any], schedule: Schedule, check: Callable[[], None] = lambda: None
+    ) -> Path:
+        """Make what the ranks have written, all of them, the newest checkpoint; then remove those not to be kept.
+
+        `check` raises once the folder is somebody else's: it is called before each step that others would see.
+        """
         sizes = {path.name: path.stat().st_size for path in sorted(aside.iterdir())}
         write_whole(aside / FILES, json.dumps(sizes))
         write_whole(aside / STATE, json.dumps(state))
+        check()
         final = aside.with_suffix("")
         replaced = aside.with_suffix(REPLACED)
         if final.exists():
@@ -74,7 +80,9 @@ class Checkpoints:
             final.rename(replaced)
         aside.rename(final)
         sync_folder(self._root)
+        check()
         write_whole(self._root / LATEST, final.name)
+        check()
         self._remove_superfluous(_step(final), best_step(state), schedule)
         return final
 

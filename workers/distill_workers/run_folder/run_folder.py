@@ -2,14 +2,17 @@
 
 import hashlib
 import json
+import os
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from distill_api.job import DistillationJob, InvalidManifest, parse_job
+from distill_api.protocol import Variable
 from distill_api.spec import Schedule
 from distill_workers.run_folder.atomic_file import write_whole
 from distill_workers.run_folder.checkpoints import Checkpoints
+from distill_workers.run_folder.ownership import Owner, Ownership
 
 __all__ = ["ForeignRun", "RunFolder", "fingerprint", "write_whole"]
 
@@ -93,9 +96,14 @@ class RunFolder:
         self.model = self.root / "model"
         self.sync = self.root / "sync"
         self._job = job
+        self._ownership: Ownership | None = None
+        """The claim of a trainer; None for who only reads."""
 
     def claim(self) -> None:
-        """Makes the folder, or takes up the run in it. Raises ForeignRun, and OSError if it cannot be written."""
+        """Make the folder, or take up the run in it, as its newest trainer.
+
+        Raises ForeignRun, Superseded where a newer trainer has it, and OSError if it cannot be written.
+        """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         mark = self.root / "run.json"
         mine = fingerprint(self._job)
@@ -104,13 +112,26 @@ class RunFolder:
                 f"{self.root} holds another run (its spec has fingerprint {theirs}, this one {mine}): "
                 "choose another spec.output.path or metadata.name, or remove the folder"
             )
+        attempt = int(os.environ.get(Variable.ATTEMPT, "0"))
+        self._ownership = Ownership(self.root, Owner.of_this_process(self._job, attempt))
         manifest = self._job.model_dump(mode="json", by_alias=True, exclude_none=True)
         what = {"fingerprint": mine, "versions": versions(), "job": manifest}
         write_whole(mark, json.dumps(what, indent=1))
 
+    def check_ownership(self) -> None:
+        """Raise Superseded if this folder was claimed, and is a newer trainer's by now. Before each publication."""
+        if self._ownership is not None:
+            self._ownership.check()
+
+    def replace(self, name: str, text: str) -> None:
+        """Replace a file in the folder whole."""
+        self.check_ownership()
+        write_whole(self.root / name, text)
+
     def append(self, name: str, line: dict[str, Any], limit_bytes: int | None = None) -> None:
         """One more line of a .jsonl file. One that has grown to `limit_bytes` is kept as NAME.1.jsonl, and a new one
         is begun: the two never hold much more than twice as much."""
+        self.check_ownership()
         path = self.root / name
         if limit_bytes is not None and path.exists() and path.stat().st_size >= limit_bytes:
             path.replace(path.with_suffix(f".1{path.suffix}"))
@@ -120,6 +141,7 @@ class RunFolder:
     def trim(self, step: int, keep_as: str | None = None) -> None:
         """Forgets the lines of metrics.jsonl and samples.jsonl after `step`, as a resumed run writes them again;
         or moves them to the end of another file."""
+        self.check_ownership()
         for path in (self.root / "metrics.jsonl", self.root / "samples.jsonl"):
             if not path.exists():
                 continue
@@ -138,16 +160,19 @@ class RunFolder:
     def roll_back(self, folder: Path, state: dict[str, Any]) -> None:
         """Makes an earlier checkpoint the newest, with another state: what came after it is no part of the run.
         Lines of later steps go to rolled-back.jsonl, later checkpoints go altogether."""
+        self.check_ownership()
         Checkpoints(self.checkpoints).roll_back(folder, state)
         self.trim(state["step"], keep_as="rolled-back.jsonl")
 
     def checkpoint_aside(self, step: int) -> Path:
         """An empty folder for the ranks to write into. One at a time."""
+        self.check_ownership()
         return Checkpoints(self.checkpoints).aside(step)
 
     def publish_checkpoint(self, aside: Path, state: dict[str, Any], schedule: Schedule) -> Path:
         """Makes a checkpoint that every rank has written the newest; then removes those that `schedule` keeps not."""
-        return Checkpoints(self.checkpoints).publish(aside, state, schedule)
+        self.check_ownership()
+        return Checkpoints(self.checkpoints).publish(aside, state, schedule, self.check_ownership)
 
     def latest_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest complete checkpoint and its state. Raises DamagedCheckpoints."""

@@ -20,7 +20,7 @@ from distill_workers.megatron.checkpoint import tensor_file
 from distill_workers.megatron.checkpoint.tensor_file import BadTensorFile, Block, TensorFile
 from distill_workers.megatron.model import HiddenStateModel
 from distill_workers.megatron.parallel import Ranks
-from distill_workers.megatron.pipeline import held, owned, to_rank_0
+from distill_workers.megatron.pipeline import all_parameters, local_parameters, to_rank_0
 from distill_workers.megatron.shards import join, pieces, whole_shapes
 from distill_workers.run_folder.atomic_file import sync_folder
 
@@ -31,7 +31,7 @@ COPIED = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "*.model", "LICENSE*", "*.py",
 )  # fmt: skip
-"""What an exported model takes over unchanged from the model it started as, when it is there."""
+"""Files that an exported model takes over unchanged from the model it started as."""
 
 
 def load(model: torch.nn.Module, shape: Shape, ranks: Ranks, model_path: Path) -> None:
@@ -45,7 +45,7 @@ def load(model: torch.nn.Module, shape: Shape, ranks: Ranks, model_path: Path) -
             files = [stack.enter_context(TensorFile(path)) for path in sorted(set(_weight_files(model_path)))]
             where = {name: file for file in files for name in file.entries}
             wanted: dict[TensorFile, list[Block]] = {file: [] for file in files}
-            for mapping in held(shape, ranks):
+            for mapping in local_parameters(shape, ranks):
                 parameter = unset.pop(_name_in(unset, mapping))
                 for block in _blocks(parameter.data, mapping, shape, ranks, where, model_path):
                     wanted[where[block.name]].append(block)
@@ -72,7 +72,7 @@ def _blocks(
     where: dict[str, TensorFile],
     model_path: Path,
 ) -> Iterator[Block]:
-    """What one parameter is made of; what nothing fills is set to zero."""
+    """Yield the blocks that one parameter is read from; rows that no block fills are set to zero."""
     wholes = whole_shapes(mapping.layout, shape, parameter.shape, size=ranks.tensor_size)
     for name, expected in zip(mapping.hf, wholes, strict=True):
         if name not in where:
@@ -89,7 +89,7 @@ def _blocks(
 
 
 def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """(name, tensor) of every Hugging Face tensor: whole on rank 0, None on the others that have a part in it.
+    """Yield (name, tensor) of every Hugging Face tensor: whole on rank 0, None on the others that have a part in it.
 
     Collective over the first replica or, with expert parallelism, the first that hold all experts together, one
     Megatron tensor at a time: each of those ranks must run the iterator to the end. The other replicas get nothing, and
@@ -98,14 +98,14 @@ def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tup
     if not ranks.is_first(with_experts=True):
         return
     parameters = dict(model.named_parameters())
-    for home, mapping in owned(shape, ranks):
+    for owners, mapping in all_parameters(shape, ranks):
         whole: list[torch.Tensor] | None = None
-        if home.is_first_here(ranks):
+        if owners.is_first_here(ranks):
             name = _name_in(parameters, mapping)
             shard = lora.merged(model, name, parameters[name].detach()).contiguous()
             shards = parallel.gather_shards(shard, ranks)
             whole = None if shards is None else join(shards, mapping.layout, shape)
-        whole = to_rank_0(whole, home, len(mapping.hf), model.config.params_dtype, ranks)
+        whole = to_rank_0(whole, owners, len(mapping.hf), model.config.params_dtype, ranks)
         if whole is None:
             yield from ((name, None) for name in mapping.hf)
         else:

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from distill_workers.megatron import lora
+from distill_workers.megatron import lora, memory
 from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.checkpoint import tensor_file
 from distill_workers.megatron.checkpoint.reader import (
@@ -25,20 +25,20 @@ from distill_workers.megatron.checkpoint.reader import (
     MAIN,
     PARAMETER,
     RANDOM,
+    CheckpointReader,
     IncompatibleCheckpoint,
-    Saved,
     name_of,
 )
 from distill_workers.megatron.checkpoint.tensor_file import BadTensorFile
 from distill_workers.megatron.parallel import Ranks
-from distill_workers.megatron.pipeline import held
+from distill_workers.megatron.pipeline import local_parameters
 
 log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank has to keep, in host memory."""
+    """The state of one rank, in host memory."""
 
     rank: int
     tensors: dict[str, torch.Tensor]
@@ -46,21 +46,24 @@ class Snapshot:
 
 
 @dataclass(frozen=True)
-class Optimised:
-    """What the optimiser works on for one parameter: itself, its fp32 main parameter, or a range of either."""
+class OptimizedParameter:
+    """The tensor that the optimiser updates for one parameter: itself, its fp32 main parameter, or a range of
+    either."""
 
     main: torch.Tensor
     inner: torch.optim.Optimizer
     start: int | None
-    """Of the range in the flattened parameter; None for the whole."""
+    """Start of the range in the flattened parameter; None for the whole."""
 
 
 def rank_file(folder: Path, rank: int) -> Path:
+    """Return the file of a rank in a checkpoint."""
     return folder / f"rank-{rank:05d}.safetensors"
 
 
 def snapshot(ranks: Ranks, shape: Shape, model: torch.nn.Module, optimizer: Any, *, copied: bool) -> Snapshot:
-    """This rank's state. Of tensors in host memory, `copied` or as they are: then no step may come before `write`."""
+    """Return this rank's state. Tensors in host memory are copied if `copied`; if not, no step may come before
+    `write`."""
     tensors: dict[str, torch.Tensor] = {f"{RANDOM}/{name}": value for name, value in _random_state().items()}
     steps: dict[str, float] = {}
     starts: dict[str, int] = {}
@@ -103,7 +106,7 @@ def load(folder: Path, ranks: Ranks, shape: Shape, model: torch.nn.Module, optim
     """Restore what was written, by however many ranks and in whatever split. Raises IncompatibleCheckpoint."""
     with ExitStack() as stack:
         try:
-            saved = Saved(folder, ranks.pipeline_rank, stack)
+            saved = CheckpointReader(folder, ranks.pipeline_rank, stack)
             old, new = (saved.world_size, saved.tensor_size), (ranks.world_size, ranks.tensor_size)
             if old != new:
                 log.info("%s is of %d ranks with parallelism.tensor %d: split anew for %d with %d", folder, *old, *new)
@@ -124,7 +127,7 @@ def load_parameters(folder: Path, ranks: Ranks, shape: Shape, model: torch.nn.Mo
     """The trained weights alone, for a model that is not to be trained. Raises IncompatibleCheckpoint."""
     with ExitStack() as stack:
         try:
-            saved = Saved(folder, ranks.pipeline_rank, stack)
+            saved = CheckpointReader(folder, ranks.pipeline_rank, stack)
             for mapping, parameter in _parameters(model, shape, ranks):
                 saved.read(PARAMETER, mapping, parameter.data, None, parameter.shape, shape, ranks)
         except BadTensorFile as error:
@@ -132,7 +135,12 @@ def load_parameters(folder: Path, ranks: Ranks, shape: Shape, model: torch.nn.Mo
 
 
 def _restore(
-    saved: Saved, mapping: Mapping, parameter: torch.Tensor, optimised: Optimised, shape: Shape, ranks: Ranks
+    saved: CheckpointReader,
+    mapping: Mapping,
+    parameter: torch.Tensor,
+    optimised: OptimizedParameter,
+    shape: Shape,
+    ranks: Ranks,
 ) -> None:
     """The optimiser's state of one parameter; none, if the checkpoint was written before the first step."""
     main, start = optimised.main, optimised.start
@@ -143,16 +151,16 @@ def _restore(
         state[kind] = torch.empty_like(main, dtype=saved.dtype(kind, mapping), requires_grad=False)
         saved.read(kind, mapping, state[kind], start, parameter.shape, shape, ranks)
     if mapping.hf[0] in saved.steps:
-        state["step"] = torch.tensor(saved.steps[mapping.hf[0]])
+        state["step"] = memory.step_count(saved.steps[mapping.hf[0]], main)
     optimised.inner.state.pop(main, None)
     if state:
         optimised.inner.state[main] = state
 
 
 def _parameters(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[Mapping, torch.nn.Parameter]]:
-    """What is trained on this rank, in the order of the layers. Frozen weights are those of the model it began as."""
+    """Yield what is trained on this rank, in the order of the layers. Frozen weights are read from the model."""
     parameters = dict(model.named_parameters())
-    for mapping in held(shape, ranks):
+    for mapping in local_parameters(shape, ranks):
         name = next(name for name in mapping.megatron if name in parameters)
         if parameters[name].requires_grad:
             yield mapping, parameters[name]
@@ -166,18 +174,20 @@ def _parameters(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[
                 yield Mapping((of_weight,), (name_in_file,), layout, mapping.expert), parameters[of_weight]
 
 
-def _optimised(parameter: torch.nn.Parameter, optimizer: Any) -> Optimised | None:
-    """None where another data parallel rank works on all of the parameter."""
+def _optimised(parameter: torch.nn.Parameter, optimizer: Any) -> OptimizedParameter | None:
+    """Return what the optimiser updates; None where another data parallel rank updates all of the parameter."""
     for part in optimizer.chained_optimizers:
         if hasattr(part, "model_param_group_index_map"):  # Megatron's DistributedOptimizer
             if parameter in part.model_param_group_index_map:
                 group, order = part.model_param_group_index_map[parameter]
                 main = part.optimizer.param_groups[group]["params"][order]
-                return Optimised(main, part.optimizer, part._get_model_param_range_map(parameter)["param"].start)
+                return OptimizedParameter(
+                    main, part.optimizer, part._get_model_param_range_map(parameter)["param"].start
+                )
             continue
         main = getattr(parameter, "main_param", parameter)
         if any(p is main for group in part.optimizer.param_groups for p in group["params"]):
-            return Optimised(main, part.optimizer, None)
+            return OptimizedParameter(main, part.optimizer, None)
     return None
 
 

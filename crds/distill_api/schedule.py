@@ -1,0 +1,40 @@
+"""The schedule of a run: its length, and the periods of checkpoints and evaluations."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.base import Model
+from distill_api.rules import Rule
+
+
+class Schedule(Model):
+    """The length of the run, and the periods of checkpoints and evaluations, in optimiser steps."""
+
+    rules = (
+        Rule(
+            "keepEvery must be a multiple of checkpointEverySteps: there is no checkpoint between them",
+            "!has(self.keepEvery) || self.keepEvery % self.checkpointEverySteps == 0",
+            lambda s: s.keep_every is None or s.keep_every % s.checkpoint_every_steps == 0,
+        ),
+    )
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(description="Number of optimiser steps of the run.")
+    checkpoint_every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        20, description="Period of checkpoints in optimiser steps."
+    )
+    keep_last: Annotated[int, Field(ge=1, le=1000)] = Field(
+        2, description="Number of newest checkpoints that are kept; older ones are deleted."
+    )
+    keep_best: bool = Field(
+        True,
+        description="Checkpoint at once at a new best step by the first evaluation, and keep that checkpoint until a "
+        "better one.",
+    )
+    keep_every: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None,
+        description="Period, in optimiser steps, of checkpoints that are never deleted: a multiple of "
+        "checkpointEverySteps. Absent keeps none.",
+    )
+    evaluate_every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
+        20, description="Period of evaluations in optimiser steps; step 0 and the last step are always evaluated."
+    )

@@ -1,0 +1,70 @@
+"""Two processes run the tests of a layer together: each test once, whatever fails fails the layer."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MODULE = """
+import os, pathlib, pytest
+@pytest.fixture(scope="module", autouse=True)
+def made():
+    yield
+    pathlib.Path(os.environ["REPORT"], f"torn-{{__name__}}").touch(exist_ok=False)
+@pytest.mark.parametrize("i", range(3))
+def test_it(i, made):
+    pathlib.Path(os.environ["REPORT"], f"{{__name__}}-{{i}}").touch(exist_ok=False)
+    assert {right}
+"""
+
+
+@pytest.fixture
+def layer(tmp_path: Path) -> Path:
+    for name in ("claims", "report", "tests"):
+        (tmp_path / name).mkdir()
+    for number in range(6):
+        (tmp_path / "tests" / f"test_{number}.py").write_text(MODULE.format(right=True))
+    return tmp_path
+
+
+def both(layer: Path) -> list[tuple[int, str]]:
+    """Exit code and output of each of the two processes."""
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-m", "pytest", "-q", "-p", "in_parallel", "--rootdir", layer, layer / "tests"],
+            env=os.environ
+            | {
+                "PYTHONPATH": str(ROOT / "tests"),
+                "DISTILL_TEST_PARALLEL": f"{number}:{layer / 'claims'}",
+                "REPORT": str(layer / "report"),
+            },
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for number in range(2)
+    ]
+    told = [process.communicate()[0] for process in processes]
+    return [(process.returncode, text) for process, text in zip(processes, told, strict=True)]
+
+
+def test_each_test_runs_once_and_what_a_module_made_is_torn_down(layer: Path) -> None:
+    found = both(layer)
+
+    assert [code for code, _ in found] == [0, 0], found
+    assert sum(int(n) for _, text in found for n in re.findall(r"(\d+) passed", text)) == 18
+    expected = {f"test_{m}-{i}" for m in range(6) for i in range(3)} | {f"torn-test_{m}" for m in range(6)}
+    assert {path.name for path in (layer / "report").iterdir()} == expected
+
+
+def test_a_failure_is_told_by_the_process_that_found_it(layer: Path) -> None:
+    (layer / "tests" / "test_3.py").write_text(MODULE.format(right="i != 1"))
+
+    found = both(layer)
+
+    assert sorted(code for code, _ in found) == [0, 1]
+    assert any("FAILED" in text and "test_3.py::test_it[1]" in text for _, text in found)
+    assert len(list((layer / "report").glob("test_*"))) == 18, "the others run all the same"

@@ -1,0 +1,141 @@
+"""Student and teacher that end, or begin, their turns differently are told apart by their files."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from distill_api.spec import Spec
+from distill_workers.engine.request import Request
+from distill_workers.failures import ConfigurationError
+from distill_workers.run.preflight.model_agreement import (
+    Ends,
+    ModelsDisagree,
+    check_models,
+    ends,
+    load_tokenizer,
+    same_template,
+    stop_ids,
+)
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+SPECIAL = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+
+
+def tokenizer(template: str | None = CHATML, eos: str = "<|endoftext|>") -> Any:
+    words = {word: i for i, word in enumerate([*SPECIAL, "[UNK]"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    made = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token=eos, additional_special_tokens=SPECIAL[1:])
+    made.chat_template = template
+    return made
+
+
+def model(folder: Path, generation: Any, config: Any = None) -> Path:
+    folder.mkdir()
+    (folder / "config.json").write_text(json.dumps({"eos_token_id": config}))
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    return folder
+
+
+def test_a_base_model_learns_to_end_its_turn_as_its_teacher_does(tmp_path: Path) -> None:
+    """Qwen's base models name <|endoftext|> alone, their template and their teachers end a turn by <|im_end|>."""
+    student = ends(model(tmp_path / "base", 0, 0), tokenizer())
+    teacher = ends(model(tmp_path / "instruct", [2, 0], 2), tokenizer(eos="<|im_end|>"))
+    assert student == Ends(frozenset({0}), 2)
+    assert stop_ids(student, teacher) == [0, 2]
+
+
+def test_two_models_with_no_end_in_common_are_refused_with_both(tmp_path: Path) -> None:
+    student = ends(model(tmp_path / "a", 0), tokenizer(None))
+    teacher = ends(model(tmp_path / "b", [1]), tokenizer(None, "<|im_start|>"))
+    with pytest.raises(ModelsDisagree, match=r"student's responses end by the ids \[0\] and the teacher's by \[1\]"):
+        stop_ids(student, teacher)
+
+
+def test_an_end_of_turn_that_no_model_stops_at_is_no_end(tmp_path: Path) -> None:
+    found = ends(model(tmp_path / "a", 0), tokenizer())
+    assert stop_ids(found, found) == [0]
+
+
+def test_a_model_without_generation_config_ends_by_its_tokenizer(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text("{}")
+    assert ends(tmp_path, tokenizer(None, "<|im_end|>")) == Ends(frozenset({2}), None)
+
+
+def test_equal_templates_agree_and_their_text_need_not_be_equal() -> None:
+    same_template(tokenizer(), tokenizer(CHATML.replace("{% endfor %}", "{# a comment #}{% endfor %}")))
+    same_template(tokenizer(None), tokenizer(None))
+    same_template(tokenizer(None), tokenizer())  # prompts of a student without one are plain texts
+
+
+@pytest.mark.parametrize(
+    ("theirs", "message"),
+    [
+        (CHATML.replace(" | trim", ""), "  What is 2"),
+        (CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"), "<think>"),
+        ("{{ 'Be kind.' }}" + CHATML, "Be kind"),
+        (None, "the student has a chat template and the teacher has none"),
+    ],
+    ids=["white space", "thinking", "a system prompt of its own", "none"],
+)
+def test_templates_that_differ_are_refused_with_the_place(theirs: str | None, message: str) -> None:
+    with pytest.raises(ModelsDisagree, match=message):
+        same_template(tokenizer(), tokenizer(theirs))
+
+
+def test_a_template_that_refuses_a_system_message_is_compared_without() -> None:
+    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+    same_template(tokenizer(refuses), tokenizer(refuses))
+    with pytest.raises(ModelsDisagree):
+        same_template(tokenizer(refuses), tokenizer(refuses.replace(" | trim", "")))
+
+
+def spec(teacher: Path, **rollout: Any) -> Spec:
+    return Spec.model_validate(
+        {
+            "student": {"model": "/models/student"},
+            "teacher": {"model": str(teacher)},
+            "data": {"prompts": {"path": "/data"}},
+            "schedule": {"steps": 1},
+            "rollout": rollout,
+        }
+    )
+
+
+def saved(folder: Path, of: Any, generation: Any) -> Path:
+    of.save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    return folder
+
+
+def test_the_engines_are_told_the_ends_that_the_student_lacks(tmp_path: Path) -> None:
+    student = saved(tmp_path / "base", tokenizer(), 0)
+    teacher = saved(tmp_path / "instruct", tokenizer(eos="<|im_end|>"), [2, 0])
+    mine = load_tokenizer(student, "spec.student.model", trust_remote_code=False)
+    assert check_models(spec(teacher), student, mine) == (2,)
+    assert check_models(spec(teacher, stopTokenIds=[3]), student, mine) == (3,)
+    assert Request([1], 0, 8, stop_token_ids=(2,)).sampling()["stop_token_ids"] == [2]
+    assert "stop_token_ids" not in Request([1], 0, 8).sampling()
+
+
+def test_a_teacher_whose_files_are_elsewhere_is_said_not_to_be_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = saved(tmp_path / "base", tokenizer(), 0)
+    with caplog.at_level("INFO"):
+        assert check_models(spec(Path("/models/elsewhere")), student, tokenizer()) == ()
+    assert "not compared: its files are not here" in caplog.text
+
+
+def test_a_student_without_tokenizer_files_is_a_configuration_error_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(ConfigurationError, match=f"spec.student.model: {tmp_path} has no tokenizer"):
+        load_tokenizer(tmp_path, "spec.student.model", trust_remote_code=False)

@@ -1,0 +1,178 @@
+"""The pipeline's own decisions, with played engines and teacher: what is made again, left out, counted."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from runs import arithmetic
+
+from distill_api.job import parse_job
+from distill_workers.data.prompts import Cursor
+from distill_workers.data.sample import Prompt, Sample
+from distill_workers.engine.engine import EngineRefused, Response
+from distill_workers.metrics import Metrics
+from distill_workers.rewards.base import RewardError
+from distill_workers.rollout.pipeline import TRIES, Batch, RolloutPipeline, sample_seed
+from distill_workers.teacher.protocol import BadScore, Scores
+from distill_workers.teacher.teachers import Teachers
+
+
+class Engines:
+    """Answers two tokens a seed; the prompts in `refused` are refused."""
+
+    def __init__(self, refused: set[int]) -> None:
+        self.refused, self.seeds = refused, list[int]()
+
+    async def generate(self, prompt_ids: list[int], *, seed: int, **_: Any) -> Response:
+        self.seeds.append(seed)
+        if prompt_ids[0] in self.refused:
+            raise EngineRefused("too long")
+        return Response([1, 2], [-0.5, -0.5], [0, 0], False)
+
+
+class Teacher:
+    """Fails the first scores of a prompt as often as `failures` says."""
+
+    def __init__(self, failures: dict[int, int]) -> None:
+        self.failures, self.prefetched = failures, list[list[int]]()
+
+    async def prefetch(self, prompt_ids: list[int]) -> None:
+        self.prefetched.append(prompt_ids)
+
+    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        if self.failures.get(prompt_ids[0], 0) > 0:
+            self.failures[prompt_ids[0]] -= 1
+            raise BadScore("ids", "other ids came back")
+        return Scores([-1.0, -1.0], None, None)
+
+
+class Tokenizer:
+    """A token for each letter."""
+
+    eos_token_id = 0
+
+    def __call__(self, text: str, add_special_tokens: bool) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) for c in text]}
+
+    def decode(self, ids: list[int], skip_special_tokens: bool) -> str:
+        return "".join(map(chr, ids))
+
+
+@pytest.fixture
+def metrics() -> Iterator[Metrics]:
+    yield Metrics()
+
+
+def pipeline(
+    tmp_path: Path,
+    metrics: Metrics,
+    engines: Engines,
+    teacher: Teacher,
+    rewards: Any = None,
+    objective: Any = None,
+    data: Any = None,
+    **rollout: Any,
+) -> RolloutPipeline:
+    changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
+    spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {}, data=data or {})).spec
+    prompts = [Prompt(i, [i], str(i), source="sums", response=f"={i}") for i in range(8)]
+    cursor = Cursor(prompts, seed=0, shuffle=False)
+    played: Any = teacher
+    parts: Any = (engines, Teachers({"": played}))
+    return RolloutPipeline(spec, cursor, *parts, rewards or {}, Tokenizer(), metrics)
+
+
+def failed(metrics: Metrics) -> dict[str, float]:
+    lines = [x for x in metrics.text().decode().splitlines() if x.startswith("distill_samples_failed_total{")]
+    return {line.split('"')[1]: float(line.split()[-1]) for line in lines}
+
+
+async def samples_of(batch: Batch) -> list[Sample]:
+    return [sample async for part in batch.arrivals(in_order=True) for sample in part]
+
+
+async def test_a_bad_score_draws_that_response_again_with_another_seed(tmp_path: Path, metrics: Metrics) -> None:
+    engines = Engines(set())
+    rollouts = pipeline(tmp_path, metrics, engines, Teacher({2: 1}))
+    samples = await samples_of(rollouts.take(0, 1))
+    assert [s.prompt_index for s in samples] == [0, 0, 1, 1, 2, 2, 3, 3]
+    assert len(engines.seeds) == len(set(engines.seeds)) == 9
+    assert failed(metrics) == {"ids": 1.0}
+
+
+async def test_what_an_engine_refuses_is_left_out_and_the_step_goes_on(tmp_path: Path, metrics: Metrics) -> None:
+    rollouts = pipeline(tmp_path, metrics, Engines({1}), Teacher({}))
+    samples = await samples_of(rollouts.take(0, 1))
+    assert [s.prompt_index for s in samples] == [0, 0, 2, 2, 3, 3]
+    assert failed(metrics) == {"engine": 2.0 * TRIES}
+
+
+class Counting:
+    """The first reward is 1, the next 2, and so on; number `fails` fails."""
+
+    def __init__(self, fails: int = 0) -> None:
+        self.fails, self.calls = fails, 0
+
+    async def score(self, prompt: Prompt, response: str) -> float:
+        self.calls += 1
+        if self.calls == self.fails:
+            raise RewardError("division by zero")
+        return float(self.calls)
+
+
+async def test_a_sample_has_its_advantage_without_a_coefficient(tmp_path: Path, metrics: Metrics) -> None:
+    objective = {"reward": {"source": "exact-match"}, "rewardCoefficient": 5, "advantage": "leave-one-out"}
+    rewards = {"sums": Counting()}
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), rewards, objective, promptsPerStep=1)
+    samples = await samples_of(rollouts.take(0, 1))
+    assert [(s.reward, s.advantage) for s in samples] == [(1.0, -1.0), (2.0, 1.0)]
+
+
+async def test_a_reward_that_raises_fails_its_own_sample_alone(tmp_path: Path, metrics: Metrics) -> None:
+    rewards, engines = {"sums": Counting(fails=2)}, Engines(set())
+    rollouts = pipeline(tmp_path, metrics, engines, Teacher({}), rewards, promptsPerStep=1, samplesPerPrompt=3)
+    samples = await samples_of(rollouts.take(0, 1))
+    assert [s.reward for s in samples] == [1.0, 3.0]
+    assert sum(s.advantage for s in samples) == pytest.approx(0) and samples[1].advantage > 0.5
+    assert failed(metrics) == {"reward": 1.0}
+
+
+@pytest.mark.parametrize(("source", "rewards"), [("sums", [1.0, 2.0]), ("another", [None, None])])
+async def test_the_reward_of_a_prompt_is_that_of_its_source(
+    tmp_path: Path, metrics: Metrics, source: str, rewards: list[float | None]
+) -> None:
+    made = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), {source: Counting()}, promptsPerStep=1)
+    samples = await samples_of(made.take(0, 1))
+    assert [s.reward for s in samples] == rewards and {s.source for s in samples} == {"sums"}
+    assert all(bool(s.advantage) == (s.reward is not None) for s in samples)
+
+
+async def test_a_share_of_the_sequences_is_the_data_sets_own(tmp_path: Path, metrics: Metrics) -> None:
+    """With two responses to a prompt, a third of the sequences is half of the prompts."""
+    engines, teacher = Engines(set()), Teacher({})
+    prompts = {"path": "/prompts.jsonl", "responseField": "response"}
+    objective = {"support": "top-k", "datasetShare": 1 / 3}
+    rollouts = pipeline(tmp_path, metrics, engines, teacher, objective=objective, data={"prompts": prompts})
+    samples = await samples_of(rollouts.take(0, 1))
+    supervised = [s for s in samples if s.supervised]
+    assert len(supervised) == 2 and len(samples) == 6 and len(engines.seeds) == 4
+    for sample in supervised:
+        assert sample.response_ids == [ord("="), ord(str(sample.prompt_index)), 0]
+        assert sample.engine_logprobs == [0.0] * 3 and len(sample.teacher_logprobs) == 2
+    assert len(teacher.prefetched) == 2, "only prompts with siblings are worth it"
+
+
+async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Path, metrics: Metrics) -> None:
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), maxPolicyLag=1)
+    first, second = rollouts.take(0, 3), rollouts.take(1, 3)
+    assert first.cursor_after["position"] == 4, "the next batch is under way, and its prompts are drawn again on resume"
+    assert second.cursor_after["position"] == 8
+    rollouts.cancel()
+
+
+def test_a_seed_depends_on_nothing_but_its_own_place() -> None:
+    places = [(step, prompt, index_in_group) for step in range(3) for prompt in range(3) for index_in_group in range(3)]
+    seeds = [sample_seed(7, *place) for place in places]
+    assert seeds == [sample_seed(7, *place) for place in places]
+    assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**31 for s in seeds)

@@ -1,0 +1,89 @@
+"""Child processes of an entry point, which passes signals on and keeps their exit code.
+
+The first process of a container is deaf to a signal that it has no handler for, and a trainer or a server imports for
+many seconds before it can have one. So an entry point stays as a small parent: its handler is there before anything
+else is imported, and a child that has no handler yet is ended by the signal itself. Only the standard library is
+imported here.
+"""
+
+import ctypes
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType
+
+GRACE_SECONDS = 20.0
+"""Time that the other children have to end once one has failed."""
+POLL_SECONDS = 0.2
+STOPPED = 75
+"""Exit code of a process that was asked to stop before it had begun: distill_api's ExitCode.TEMPORARY."""
+
+_LIBC = ctypes.CDLL(None)
+_PR_SET_PDEATHSIG = 1
+
+
+def exit_on_signal() -> None:
+    """Make SIGTERM and SIGINT end this process at once. For the first line of an entry point, before its imports."""
+    signal.signal(signal.SIGTERM, _exit_now)
+    signal.signal(signal.SIGINT, _exit_now)
+
+
+def end_with_parent() -> None:
+    """Have the kernel kill this process when its parent ends, however that ends. Runs between fork and exec."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _exit_now(number: int, frame: FrameType | None) -> None:
+    os._exit(STOPPED)
+
+
+class ChildProcesses:
+    """Processes that begin together and end together: the first that fails ends the others, and its code is theirs."""
+
+    def __init__(self, commands: Sequence[tuple[Sequence[str], Mapping[str, str]]]) -> None:
+        self._commands = commands
+        """For each child its command line, and what its environment has beside ours."""
+        self._children: list[subprocess.Popen[bytes]] = []
+        self.stopping = False
+        """Whether a signal has asked us to stop."""
+
+    def run(self) -> int:
+        """Return the exit code of the first child that failed, negative for a death by signal; 0 if none did."""
+        signal.signal(signal.SIGTERM, self._forward)
+        signal.signal(signal.SIGINT, self._forward)
+        for command, environment in self._commands:
+            if not self.stopping:
+                self._children.append(
+                    subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=end_with_parent)
+                )
+        while True:
+            codes = [child.poll() for child in self._children]
+            failed = [code for code in codes if code]
+            if failed or None not in codes:
+                break
+            time.sleep(POLL_SECONDS)
+        self._end()
+        if failed:
+            return failed[0]
+        return STOPPED if self.stopping and len(self._children) < len(self._commands) else 0
+
+    def _forward(self, number: int, frame: FrameType | None) -> None:
+        self.stopping = True
+        for child in self._children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGTERM)
+
+    def _end(self) -> None:
+        """End the children that are left: asked first, then killed."""
+        for child in self._children:
+            if child.poll() is None:
+                child.terminate()
+        deadline = time.monotonic() + GRACE_SECONDS
+        for child in self._children:
+            try:
+                child.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                child.kill()
+                child.wait()
