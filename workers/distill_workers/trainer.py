@@ -50,7 +50,6 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         server = ProgressServer(reporter, folder)
         await server.start(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
         tokenizer = load_tokenizer(model, "spec.student.model", trust_remote_code=spec.trust_remote_code)
-        more_stop_ids = check_models(spec, model, tokenizer)
         prompts = load_data(spec, tokenizer, metrics)
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
@@ -58,7 +57,8 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         server.teachers = teachers.shared_requests
-        engines = EnginePool(job, folder, metrics, more_stop_ids)
+        engines = EnginePool(job, folder, metrics)
+        engines.stop_token_ids = check_models(spec, model, tokenizer)
         try:
             await asyncio.gather(teachers.start(), engines.start(str(model)))
             rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)

@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
+from pydantic import ValidationError
 
 from distill_api.job import load_job
 from distill_api.protocol import ExitCode
-from distill_api.spec import Extract, Reward, RewardSource
+from distill_api.spec.job_spec import Extract, Reward, RewardSource
+from distill_api.validation import sentences
 from distill_cli.failure import FAILED, CommandFailed
 from distill_cli.options import output, write_json
 
@@ -64,6 +66,8 @@ def grade(
         if chosen.source is RewardSource.NONE:
             raise CommandFailed(f"{file} has no objective.reward; name one with --reward")
         graded = asyncio.run(_grade(chosen, list(_read(rows))))
+    except ValidationError as error:
+        raise CommandFailed("; ".join(sentences(error, Reward)), ExitCode.CONFIGURATION) from None
     except Failure as error:
         raise CommandFailed(str(error), error.code) from error
     if output == "json":

@@ -48,11 +48,9 @@ CLOSE_SECONDS = 20.0
 class EnginePool:
     """A pool of all engines of a job, which are known by their numbers."""
 
-    def __init__(
-        self, job: DistillationJob, folder: RunFolder, metrics: Metrics, stop_token_ids: tuple[int, ...] = ()
-    ) -> None:
-        """`stop_token_ids` end a response, besides those of the student's own files."""
-        self._stop_token_ids = stop_token_ids
+    def __init__(self, job: DistillationJob, folder: RunFolder, metrics: Metrics) -> None:
+        self.stop_token_ids: tuple[int, ...] = ()
+        """Ids that end a response, besides those of the student's own files."""
         self._job, self._folder, self._metrics = job, folder, metrics
         self._ray = RayConnection(os.environ.get(Variable.RAY))
         self._wanted = job.spec.rollout.replicas
@@ -157,7 +155,7 @@ class EnginePool:
 
         Raises EngineRefused for a request that a running engine will not answer: no other would.
         """
-        request = Request(prompt_ids, seed, max_new_tokens, temperature, top_p, self._stop_token_ids)
+        request = Request(prompt_ids, seed, max_new_tokens, temperature, top_p, self.stop_token_ids)
         while True:
             number = await self._scheduler.acquire(urgent=urgent)
             engine = self._engines[number]
