@@ -84,9 +84,9 @@ class Settings:
             workers_image_pull_policy=_one_of(
                 environment, "DISTILL_WORKERS_IMAGE_PULL_POLICY", ("IfNotPresent", "Always", "Never")
             ),
-            workers_image_pull_secrets=_words(environment, "DISTILL_WORKERS_IMAGE_PULL_SECRETS"),
-            watch_namespaces=_words(environment, "DISTILL_WATCH_NAMESPACES"),
-            scrape_namespaces=_words(environment, "DISTILL_SCRAPE_NAMESPACES"),
+            workers_image_pull_secrets=_comma_separated(environment, "DISTILL_WORKERS_IMAGE_PULL_SECRETS"),
+            watch_namespaces=_comma_separated(environment, "DISTILL_WATCH_NAMESPACES"),
+            scrape_namespaces=_comma_separated(environment, "DISTILL_SCRAPE_NAMESPACES"),
             job_egress=Egress(_one_of(environment, "DISTILL_JOB_EGRESS", tuple(Egress))),
             namespace=environment.get("DISTILL_NAMESPACE", "").strip(),
             allow_trust_remote_code=_flag(environment, "DISTILL_ALLOW_TRUST_REMOTE_CODE"),
@@ -103,7 +103,7 @@ class Settings:
         )
 
 
-def _words(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+def _comma_separated(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
     return tuple(word.strip() for word in environment.get(name, "").split(",") if word.strip())
 
 

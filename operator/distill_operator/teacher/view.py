@@ -9,7 +9,7 @@ from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Disruption, Observed, ObservedTeacher, newest_disruption
 
 NEVER_SERVES = frozenset({Reason.TEACHER_NOT_FOUND, Reason.INVALID_SPEC, Reason.NAME_TAKEN})
-"""Reasons that last until a person acts: a job's pods would hold accelerators in vain meanwhile."""
+"""Reasons that last until a person acts: a job's pods would hold accelerators for nothing meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def views(job: DistillationJob, observed: Observed) -> list[View]:
 
 
 def _verdict(servers: ObservedTeacher) -> ConditionValue:
-    new = ConditionValue(FALSE, Reason.NOT_READY, "no look was taken at it yet")
+    new = ConditionValue(FALSE, Reason.NOT_READY, "it was not reconciled yet")
     found = conditions.value_of(servers.status, ConditionType.READY, new)
     if found.status is TRUE:
         # Without the number of servers: each job would be written to whenever one comes or goes.
