@@ -34,13 +34,14 @@ models: setup ## The small models and data of the examples, cached
 	@$(WORKERS_PYTHON) dev/models/smollm2.py
 
 .PHONY: crds
-crds: setup ## Generate the CRDs, their copies in the chart and the API reference from the models
-	@$(OPERATOR_PYTHON) -m distill_api.crd crds
+crds: setup ## Generate the CRDs, their copies in the chart, the references and the chart's rules
+	@$(OPERATOR_PYTHON) -m distill_api.generate.crd crds
 	@mkdir -p charts/distillation-operator/files/crds && cp crds/*.yaml charts/distillation-operator/files/crds/
-	@$(OPERATOR_PYTHON) -m distill_api.docs docs/api.md
+	@$(OPERATOR_PYTHON) -m distill_api.generate.docs docs/api.md
 	@$(OPERATOR_PYTHON) dev/chart_readme.py > charts/distillation-operator/README.md
-	@$(OPERATOR_PYTHON) -m distill_api.metrics_docs docs/metrics.md
+	@$(OPERATOR_PYTHON) -m distill_api.generate.metrics_docs docs/metrics.md
 	@$(OPERATOR_PYTHON) -m distill_cli.reference docs/cli.md
+	@$(OPERATOR_PYTHON) -m distill_operator.chart_rules > charts/distillation-operator/templates/_rules.tpl
 
 .PHONY: dashboards
 dashboards: setup ## Generate the Grafana dashboards from dev/dashboards

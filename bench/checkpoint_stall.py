@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from hf_load import make_model, spread
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.cpu import megatron_shim
 from distill_workers.data.sample import Sample
 from distill_workers.run_folder.checkpoints import Checkpoints
@@ -53,7 +53,7 @@ def make_samples() -> list[Sample]:
 
 def train(student: "MegatronStudent", samples: list[Sample]) -> None:
     student.accumulate(samples)
-    student.apply(RATE)
+    student.update(RATE)
 
 
 def main() -> None:
@@ -67,7 +67,6 @@ def main() -> None:
     torch.set_num_threads(1)
     megatron_shim.install()
     from distill_workers.megatron.student import MegatronStudent
-    from distill_workers.run.team import Team
 
     with tempfile.TemporaryDirectory(dir=Path.home()) as temporary:  # /tmp may be memory
         folder = Path(temporary)
@@ -77,7 +76,7 @@ def main() -> None:
             "data": {"prompts": {"path": "/none"}}, "schedule": {"steps": 1, "keepLast": 1},
         })  # fmt: skip
         student = MegatronStudent(spec, folder)
-        team, samples, seconds = Team(student), make_samples(), defaultdict[str, list[float]](list)
+        samples, seconds = make_samples(), defaultdict[str, list[float]](list)
         checkpoints = Checkpoints(folder / "checkpoints")
         train(student, samples)
 
@@ -88,14 +87,14 @@ def main() -> None:
             aside = checkpoints.aside(step)
             begin = time.monotonic()
             if step % 2:
-                team.save(aside)
+                student.begin_save(aside)
                 timed("copied: waiting", begin)
                 training = time.monotonic()
                 train(student, samples)
                 timed("copied: step beside the writing", training)
-                asyncio.run(team.written())
+                asyncio.run(student.writer.written())
                 training = time.monotonic()
-                team.saved()
+                student.finish_save()
                 checkpoints.publish(aside, {"step": step}, spec.schedule)
                 timed("copied: waiting to publish", training)
                 timed("copied: written", begin)

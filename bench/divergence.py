@@ -60,7 +60,7 @@ def chunked(beta: float) -> Loss:
 def own(name: str, chunk: int) -> Loss:
     from vocabulary_divergence import vocabulary_divergence
 
-    from distill_api.spec import Divergence
+    from distill_api.spec.job_spec import Divergence
 
     def loss(hidden: torch.Tensor, head: torch.Tensor, t_hidden: torch.Tensor, t_head: torch.Tensor) -> torch.Tensor:
         weights = torch.full((len(hidden),), 1 / len(hidden))
@@ -71,7 +71,7 @@ def own(name: str, chunk: int) -> Loss:
 
 def own_top() -> Loss:
     """What training does with support top-k: the teacher's top-k are there, as numbers."""
-    from distill_api.spec import Divergence
+    from distill_api.spec.job_spec import Divergence
     from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
     from distill_workers.objective.divergences import support_divergence
 

@@ -1,8 +1,7 @@
 """What the operator costs at many jobs, beside KubeRay's own controller on the same API server.
 
 operator/.venv/bin/python bench/operator_scale.py [JOBS]. Real: etcd, kube-apiserver, scheduler, the controllers of
-Deployments and Jobs, KubeRay, the operator, each a process of its own. Played: the nodes and pods (KWOK, kwok.yaml;
-`dev/tools.sh kwok` builds it), and what the trainers answer (played_trainer.py).
+Deployments and Jobs, KubeRay, the operator, each a process of its own. Played: the nodes (fake_nodes.py).
 
 1. As many RayClusters as jobs, of the shape that a job has, with KubeRay alone: from the first POST to all ready.
 2. The Deployment, RayCluster and Job of as many jobs, posted at once by a script, without the operator: until all pods
@@ -37,7 +36,7 @@ sys.path[:0] = [str(ROOT / "tests/api"), str(ROOT / "bench"), str(ROOT / "crds")
 
 import aiohttp  # noqa: E402
 import conftest as servers  # noqa: E402
-from kube_api import MERGE, Api, Json, connect  # noqa: E402
+from fake_nodes import MERGE, Api, Json, connect  # noqa: E402
 from operator_world import JOBS, free_port, manifest  # noqa: E402
 
 from distill_api.job import parse_job  # noqa: E402
@@ -46,8 +45,6 @@ from distill_operator.settings import Settings  # noqa: E402
 
 NAMESPACE = "scale"
 ADDRESS = "127.77.0.1"
-"""Of every pod, as kwok.yaml says."""
-NODES = 10
 AT_ONCE = 20
 IDLE_SECONDS = 60
 CHANGES_PER_SECOND = 10
@@ -172,12 +169,8 @@ def cluster(folder: Path) -> Iterator[tuple[Path, dict[str, Process]]]:
         manager = [binary("kube-controller-manager"), *fast, f"--controllers={CONTROLLERS}"]
         found["kube-controller-manager"] = start(manager)
         found["kube-scheduler"] = start([binary("kube-scheduler"), *fast])
-        names = [f"node-{index}" for index in range(NODES)]
-        nodes = [{"metadata": {"name": name, "labels": {"kubernetes.io/hostname": name}}} for name in names]
-        listed = {"apiVersion": "v1", "kind": "NodeList", "items": nodes}
-        server.kubectl("create", "-f", "-", stdin=json.dumps(listed))
-        found["kwok"] = start([binary("kwok"), f"--kubeconfig={kubeconfig}", f"--config={ROOT}/bench/kwok.yaml"])
-        found["trainers"] = start(["env", sys.executable, str(ROOT / "bench/played_trainer.py"), ADDRESS])
+        nodes = [sys.executable, str(ROOT / "bench/fake_nodes.py"), str(kubeconfig), ADDRESS]
+        found["nodes"] = start(["env", *nodes])
         free = [f"--metrics-addr=127.0.0.1:{free_port()}", f"--health-probe-bind-address=127.0.0.1:{free_port()}"]
         ray_operator = [binary("kuberay-operator"), "--enable-leader-election=false", f"--kubeconfig={kubeconfig}"]
         found["kuberay"] = start([*ray_operator, *free])

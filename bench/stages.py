@@ -8,12 +8,13 @@ Run in virtual time (`virtual`), a step costs milliseconds and the result is exa
 """
 
 import asyncio
+import contextlib
 import itertools
 import math
 import random
 import selectors
 import tempfile
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,11 +27,12 @@ from distill_workers.engine.request import Request, Response
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.metrics import Metrics
 from distill_workers.objective.coefficients import StepCoefficients
-from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.rollout.request_batching import RequestBatcher
 from distill_workers.rollout.scheduler import SlotScheduler
+from distill_workers.run.callbacks.base import TrainStep
 from distill_workers.run.loop import Loop
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.teacher.protocol import Scores
@@ -81,7 +83,7 @@ class Engine:
 
 
 class StubEnginePool(EnginePool):
-    """The fleet's own hand-out and settling, over one engine."""
+    """An engine pool's own scheduling and draining, over one engine."""
 
     def __init__(self, job: Any, stages: Stages) -> None:
         self._job, self._stages = job, stages
@@ -110,7 +112,7 @@ class Teacher:
         return Scores([-1.0] * len(response_ids), None, None)
 
 
-class Team:
+class Trainer:
     """Every rank of the trainer as one that sleeps."""
 
     replicas = 1
@@ -119,22 +121,19 @@ class Team:
         self._optimiser_seconds = OPTIMISER * stages.longest
         self._token_seconds = (stages.train - self._optimiser_seconds) / (PROMPTS * SIBLINGS * MEAN_CUT)
 
-    async def run(self, method: Callable[..., Awaitable[Any]], *args: Any) -> Any:
-        return await method(*args)
-
     async def accumulate(self, samples: list[Sample], _: StepCoefficients) -> None:
         await asyncio.sleep(sum(len(s.response_ids) for s in samples) * self._token_seconds)
 
-    async def apply(self, learning_rate: float) -> dict[str, float]:
+    async def update(self, learning_rate: float) -> dict[str, float]:
         await asyncio.sleep(self._optimiser_seconds)
         keys = ("reverse_kl", "loss", "grad_norm", "entropy", "trainer_engine_gap", "importance_capped_ratio")
         return {**dict.fromkeys(keys, 0.0), "learning_rate": learning_rate, "skipped": 0.0}
 
     async def discard(self) -> None: ...
 
-    async def save(self, folder: Path) -> None: ...
+    async def begin_save(self, folder: Path) -> None: ...
 
-    async def saved(self) -> None: ...
+    async def finish_save(self) -> None: ...
 
     async def written(self) -> None: ...
 
@@ -157,7 +156,7 @@ class Tokenizer:
 
 
 def staged(
-    stages: Stages, folder: Path, *, team: Any = None, evaluators: list[Any] | None = None, **changes: Any
+    stages: Stages, folder: Path, *, trainer: Any = None, evaluators: list[Any] | None = None, **changes: Any
 ) -> tuple[Loop, RolloutPipeline]:
     """The loop over these stages; `changes` are camelCase fields of the spec, merged one level deep."""
     (folder / "heldout.jsonl").write_text('{"prompt": "a"}\n' * PROMPTS)
@@ -189,8 +188,8 @@ def staged(
     rollouts = RolloutPipeline(job.spec, *pipeline)
     if evaluators is None:
         evaluators = [Evaluator(job.spec, each, tokenizer, metrics) for each in job.spec.evaluation]
-    reporter = Reporter(run_folder, metrics, job.spec.schedule.steps)
-    parts: Any = (team or Team(stages), engines, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
+    reporter = ProgressReporter(run_folder, metrics, job.spec.schedule.steps)
+    parts: Any = (trainer or Trainer(stages), engines, teacher, cursor, rollouts, evaluators, reporter, tokenizer)
     return Loop(job, run_folder, *parts), rollouts
 
 
@@ -206,19 +205,30 @@ async def step_seconds(
     evaluation."""
     rollout = {"maxPolicyLag": max_policy_lag, "partial": partial}
     loop, rollouts = staged(stages, folder, rollout=rollout, evaluation=heldout(folder) if evaluate else [])
-    clock = asyncio.get_running_loop()
     warm_up = max_policy_lag + 1
-    begin = 0.0
-    for step in range(warm_up + steps):
-        if step == warm_up:
-            begin = clock.time()
-        await loop._train_step()
-        loop._evaluate_if_due()
-        rollouts.start_ahead(loop._at.step, 1000)
-    seconds = (clock.time() - begin) / steps
-    await loop._hear(None)
+    stopwatch = Stopwatch(warm_up + steps)
+    loop.callbacks.after.append(stopwatch)
+    with contextlib.suppress(Enough):
+        await loop._steps()
+    await loop.evaluation.await_evaluation()
     rollouts.cancel()
-    return seconds
+    return (stopwatch.ended[-1] - stopwatch.ended[warm_up - 1]) / steps
+
+
+class Enough(Exception):
+    """Raised when as many steps are done as are measured."""
+
+
+class Stopwatch:
+    """A callback that notes when each step ended, and ends the loop after `steps` of them."""
+
+    def __init__(self, steps: int) -> None:
+        self._steps, self.ended = steps, list[float]()
+
+    async def after_step(self, step: TrainStep) -> None:
+        self.ended.append(asyncio.get_running_loop().time())
+        if len(self.ended) == self._steps:
+            raise Enough
 
 
 class _VirtualSelector(selectors.SelectSelector):

@@ -32,7 +32,7 @@ import torch
 from tokenizers import Tokenizer, models
 from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.metrics import Metrics
 from distill_workers.serving.server import SGLangServer, free_port
 from distill_workers.teacher.pool import TeacherPool

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from distill_api.spec import Divergence
+from distill_api.spec.job_spec import Divergence
 from distill_workers.megatron.logits import add_outer, block_rows, logits, slices
 
 CHUNK_TOKENS = 256

@@ -31,9 +31,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import torch
 import torch.distributed as dist
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.engine.engine import Engine
-from distill_workers.run.team import Team
+from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.serving.server import free_port
 from distill_workers.weight_sync.broadcast import DistributedSync
 from distill_workers.weight_sync.buckets import WeightSource
@@ -149,7 +149,7 @@ async def run(rounds: int, buckets: list[int], folder: Path) -> dict[str, Any]:
     )
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
     os.environ["MASTER_PORT"] = str(free_port())
-    team = Team(MegatronStudent(spec, folder / "model"))
+    ranks = TrainerRanks(MegatronStudent(spec, folder / "model"))
     ways: dict[str, Any] = {
         f"distributed, {mb}-MB buckets": DistributedSync(spec, "127.0.0.1", bucket_bytes=mb * MB) for mb in buckets
     }
@@ -176,7 +176,7 @@ async def run(rounds: int, buckets: list[int], folder: Path) -> dict[str, Any]:
                 bare_cpu_seconds = bare.cpu_seconds() - bare_before
                 version += 1
                 before, cpu_before = resident()["VmRSS"], own_cpu_seconds()
-                seconds, peak = await measured(sync, team.weights, version, engine)
+                seconds, peak = await measured(sync, ranks.weights, version, engine)
                 if number:  # the first round touches everybody's memory for the first time
                     peer["seconds"].append(seconds_bare)
                     peer["cpu_seconds"].append(bare_cpu_seconds)
@@ -190,7 +190,7 @@ async def run(rounds: int, buckets: list[int], folder: Path) -> dict[str, Any]:
         for sync in ways.values():
             await sync.close()
         await engine.stop()
-        team.dismiss()
+        ranks.dismiss()
     return {"mb": size / MB, "bare": peer, "ways": found}
 
 

@@ -1,4 +1,4 @@
-"""Says how far the program of workers/requirements-gpu.lock comes on a machine without a GPU, and where each part stops.
+"""Says how far the program of workers/requirements-gpu.lock comes without a GPU, and where each part stops.
 
     python3.11 -m uv venv --python python3.11 /tmp/gpu && python3.11 -m uv pip sync --require-hashes \
         --python /tmp/gpu/bin/python workers/requirements-gpu.lock
@@ -9,9 +9,11 @@ nothing may stop.
 """
 
 import importlib
+import os
 import pkgutil
 import subprocess
 import sys
+import sysconfig
 import traceback
 from importlib.metadata import version
 from pathlib import Path
@@ -28,7 +30,16 @@ SGLANG = (
     "sglang.srt.models.qwen3",
     "sglang.srt.models.qwen3_moe",
 )
-ABSENT_DRIVER = ("libcuda.so", "libnvidia-ml.so", "NVIDIA driver", "No CUDA", "no CUDA", "CUDA device", "NVML", "No GPU")
+ABSENT_DRIVER = (
+    "libcuda.so",
+    "libnvidia-ml.so",
+    "NVIDIA driver",
+    "No CUDA",
+    "no CUDA",
+    "CUDA device",
+    "NVML",
+    "No GPU",
+)
 """What says that there is no driver or no device, in the words of those that need one."""
 
 
@@ -38,7 +49,8 @@ def stops(module: str) -> str | None:
         importlib.import_module(module)
     except BaseException as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        why = " ".join(str(error).split())[:300]
+        why = " ".join(str(error).split())
+        why = why if len(why) <= 300 else f"… {why[-300:]}"
         return f"{type(error).__name__}: {why} ({Path(place.filename).name}:{place.lineno})"
     return None
 
@@ -53,11 +65,11 @@ def own_modules() -> list[str]:
 
 def server_arguments(role: str) -> str:
     """What SGLang makes of the flagship example's command line, for CUDA."""
-    from distill_api.job import load_job
-    from distill_workers.serving.server import sglang_command
-
     import torch
     from sglang.srt.server_args import ServerArgs
+
+    from distill_api.job import load_job
+    from distill_workers.serving.server import sglang_command
 
     spec = load_job(EXAMPLE).spec
     command, _ = sglang_command("Qwen/Qwen3-8B", spec, "teacher" if role == "teacher" else "engine", "0.0.0.0", 30000)
@@ -73,7 +85,9 @@ def server_arguments(role: str) -> str:
 
 def in_own_process(call: str) -> tuple[bool, str]:
     """Whether one call of this file's functions went well, and its value or the end of what it wrote."""
-    code = f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import gpu_lock_check as c; print(c.{call})"
+    code = (
+        f"import sys; sys.path.insert(0, {str(Path(__file__).parent)!r}); import gpu_lock_check as c; print(c.{call})"
+    )
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True, timeout=600)
     text = done.stdout if done.returncode == 0 else done.stderr
     return done.returncode == 0, (text.strip().splitlines() or [""])[-1]
@@ -82,6 +96,8 @@ def in_own_process(call: str) -> tuple[bool, str]:
 def main() -> int:
     import torch
 
+    # DeepGEMM and FlashInfer look for nvcc there, as the image says.
+    os.environ.setdefault("CUDA_HOME", f"{sysconfig.get_path('purelib')}/nvidia/cu13")
     driver = torch.cuda.is_available()
     print("versions:", ", ".join(f"{name} {version(name)}" for name in PACKAGES))
     print("driver and device:", "yes" if driver else "none")

@@ -1,9 +1,8 @@
 #!/bin/bash
-# tools.sh [kwok] - builds the Go programs of the embedded cluster from the modules pinned under dev/tools/ into the cache:
+# tools.sh - builds the Go programs of the embedded cluster from the modules pinned under dev/tools/ into the cache:
 # Kubernetes' six and Helm and CoreDNS (one module, so that they share most of the compiling), KubeRay (its own: it needs
 # older Kubernetes libraries), and kube-score, which reads the chart for the tests (its own, for a minute). From an empty
-# cache that is about 13 minutes of two cores; with an unchanged go.mod nothing. `tools.sh kwok` builds KWOK alone, which
-# plays the nodes of bench/operator_scale.py and is needed by nothing else.
+# cache that is about 13 minutes of two cores; with an unchanged go.mod nothing.
 . "$(dirname "$0")/lib.sh"
 
 export CGO_ENABLED=0
@@ -26,8 +25,6 @@ build_kubernetes() {
 }
 
 build_lint() { go_build lint "$STRIP" "$NEW/" tool; }
-
-build_kwok() { go_build kwok "$STRIP" "$NEW/" tool; }
 
 build_kuberay() { go_build kuberay "$STRIP" "$NEW/kuberay-operator" github.com/ray-project/kuberay/ray-operator; }
 
@@ -54,12 +51,6 @@ group() { # GROUP USUAL BINARY... : builds the group aside, then moves the binar
 mkdir -p "$BIN"
 exec 8>"$BIN/.lock"
 flock -n 8 || { echo "waiting for another build of the tools"; flock 8; }
-case ${1:-} in
-  "")
-    group kubernetes "about 7 minutes" kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl helm coredns
-    group kuberay "about 2 minutes" kuberay-operator
-    group lint "about a minute" kube-score
-    ;;
-  kwok) group kwok "about 2 minutes" kwok ;;
-  *) die "there is nothing called $1 to build: tools.sh, or tools.sh kwok." ;;
-esac
+group kubernetes "about 7 minutes" kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl helm coredns
+group kuberay "about 2 minutes" kuberay-operator
+group lint "about a minute" kube-score

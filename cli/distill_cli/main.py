@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from distill_api.job import InvalidManifest
-from distill_cli.commands import completion, doctor, jobs, local, logs, manifests, samples, watch
+from distill_cli.commands import completion, doctor, grade, jobs, local, logs, manifests, samples, watch
 from distill_cli.failure import EXIT_CODES, FAILED, INTERRUPTED, USAGE, CommandFailed, missing
 
 COMMANDS = (
@@ -19,6 +19,7 @@ COMMANDS = (
     samples.samples,
     local.report,
     local.evaluate,
+    grade.grade,
     local.export,
     jobs.suspend,
     jobs.resume,

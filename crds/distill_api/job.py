@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from distill_api.manifest import read_manifest
 from distill_api.names import MAX_JOB_NAME
 from distill_api.rules import Rule
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_api.validation import sentences
 
 

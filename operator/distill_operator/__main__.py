@@ -16,48 +16,51 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 
 from distill_api.status import Status
-from distill_operator.distillationjob.controller import OURS, Reconciler, managed_by
+from distill_operator.distillationjob.controller import OURS, JobController, managed_by
+from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
-from distill_operator.distillationjob.registry import Jobs
+from distill_operator.kinds import Kind
 from distill_operator.metrics import OperatorMetrics
+from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.model.status import read_status
 from distill_operator.runtime import health_server, logs
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.client import KubernetesCluster, connect
 from distill_operator.runtime.errors import ApiError
 from distill_operator.runtime.events import EventRecorder, now_utc
-from distill_operator.runtime.health_server import Heart
+from distill_operator.runtime.health_server import Heartbeat
 from distill_operator.runtime.leader_election import Election
+from distill_operator.runtime.ownership import Key
 from distill_operator.runtime.watcher import Watches
-from distill_operator.runtime.work_queue import Key, Retry, WorkQueue
+from distill_operator.runtime.work_queue import Retry, WorkQueue
 from distill_operator.settings import InvalidSettings, Settings
 from distill_operator.teacher.controller import TeacherController
-from distill_operator.teacher.registry import Teachers
+from distill_operator.teacher.teacher_registry import TeacherRegistry
 
 logger = logging.getLogger("distill_operator")
 
 STOP_SECONDS = 3.0
-"""For reconciles that are under way, and then for the watches."""
+"""How long the end waits for reconciles that are under way, and for the watches."""
 TEACHER_SECONDS = 2.0
-"""After a look at a job, until one at its Teachers."""
+"""After a job was reconciled, until its Teachers are."""
 AGAIN_SECONDS = 5.0
-"""After a resync that failed."""
+"""Between a resync that failed and the next."""
 
 
 async def operate(settings: Settings) -> None:
-    """Until SIGTERM or SIGINT. Raises what ended it otherwise."""
+    """Run the operator until SIGTERM or SIGINT. Raises what ended it otherwise."""
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    cluster = await connect()
-    cache, listed = Cache(cluster, settings.watch_namespaces), asyncio.Event()
-    jobs, shared, heart = Jobs(), Teachers(), Heart()
+    cluster = await connect(OWNERSHIP.field_manager)
+    cache, listed = Cache(cluster, OWNERSHIP, settings.watch_namespaces), asyncio.Event()
+    jobs, teachers, heartbeat = JobRegistry(), TeacherRegistry(), Heartbeat()
 
     async def handle(key: Key) -> float | None:
         began = time.perf_counter()
         try:
-            again = await (reconciler if key.teacher is None else teachers).reconcile(key)
+            again = await controllers[key.kind].reconcile(key)
         except Retry:
             raise
         except Exception:
@@ -66,20 +69,23 @@ async def operate(settings: Settings) -> None:
         finally:
             metrics.durations.observe(time.perf_counter() - began)
         for teacher in jobs.teachers_of(key):
-            # What its jobs have for it to do may have changed.
+            # How many requests its jobs have for it may have changed.
             queue.add_after(teacher, TEACHER_SECONDS)
         metrics.reconciles["ok"] += 1
-        heart.beat()
+        heartbeat.beat()
         return again
 
     queue = WorkQueue(handle, concurrency=settings.concurrency)
     progress = ProgressPoller(settings.progress_seconds, queue.add)
-    events = EventRecorder(cluster, os.environ.get("HOSTNAME", "distillation-operator"))
-    reconciler = Reconciler(cache, settings, events, progress, jobs, now_utc)
-    teachers = TeacherController(cache, settings, events, jobs, shared, queue.add, now_utc)
+    reporter = f"{OWNERSHIP.group}/operator"
+    events = EventRecorder(cluster, reporter, os.environ.get("HOSTNAME", "distillation-operator"))
+    controllers: dict[Kind, JobController | TeacherController] = {
+        Kind.DISTILLATION_JOB: JobController(cache, settings, events, progress, jobs, now_utc),
+        Kind.TEACHER: TeacherController(cache, settings, events, jobs, teachers, queue.add, now_utc),
+    }
     metrics = OperatorMetrics(
         jobs,
-        shared,
+        teachers,
         queue_depth=lambda: queue.depth,
         queue_retries=lambda: queue.retries,
         api_requests=cluster.requests,
@@ -87,24 +93,24 @@ async def operate(settings: Settings) -> None:
     watches = Watches(settings, cache, queue.add)
 
     async def reconciling() -> None:
-        # Not before everything was seen once: what is not known yet would look like what is gone.
+        # Not before everything was listed once: what is not known yet would be taken for gone.
         await listed.wait()
         await queue.run()
 
     election = _election(settings, cluster)
     work: dict[str, Callable[[], Awaitable[None]]] = {
         "queue": reconciling,
-        "resync": lambda: resync(cache, listed, settings, queue, jobs, heart),
+        "resync": lambda: resync(cache, listed, settings, queue, jobs, heartbeat),
         "progress": progress.run,
         "watches": watches.run,
     }
     tasks: dict[str, asyncio.Future[Any]] = {
-        "health": asyncio.ensure_future(health_server.serve(settings, heart, metrics.registry()))
+        "health": asyncio.ensure_future(health_server.serve(settings, heartbeat, metrics.registry()))
     }
     stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     try:
         if election is not None:
-            tasks["lease"] = asyncio.ensure_future(election.acquire(heart.beat))
+            tasks["lease"] = asyncio.ensure_future(election.acquire(heartbeat.beat))
             await asyncio.wait([*tasks.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
             if tasks["lease"].done() and tasks["lease"].exception() is None:
                 tasks["lease"] = asyncio.ensure_future(election.hold())
@@ -122,7 +128,7 @@ async def operate(settings: Settings) -> None:
             task.cancel()
         await asyncio.gather(*tasks.values(), return_exceptions=True)
         if election is not None:
-            # Nothing of ours works any more.
+            # No part of ours works any more.
             await election.release()
         await cluster.close()
     for name in died:
@@ -143,29 +149,29 @@ def _election(settings: Settings, cluster: KubernetesCluster) -> Election | None
     return Election(cluster, settings.lease_namespace, settings.lease_name, identity)
 
 
-def recall(cache: Cache, jobs: Jobs) -> None:
-    """What the statuses of all jobs say, before the first look at any: half of them would make a Teacher look idle."""
+def fill_registry(cache: Cache, jobs: JobRegistry) -> None:
+    """Record the statuses of all jobs before the first is reconciled: with half of them a Teacher would seem idle."""
     for key in cache.store.owners():
-        raw = cache.job(key) if key.teacher is None else None
+        raw = cache.owner(key) if key.kind is Kind.DISTILLATION_JOB else None
         if raw is not None and managed_by(raw) == OURS:
             jobs.put(key, raw, read_status(raw, Status), now_utc())
 
 
 async def resync(
-    cache: Cache, listed: asyncio.Event, settings: Settings, queue: WorkQueue, jobs: Jobs, heart: Heart
+    cache: Cache, listed: asyncio.Event, settings: Settings, queue: WorkQueue, jobs: JobRegistry, heartbeat: Heartbeat
 ) -> None:
-    """Lists everything again and again, looks at once at what that tells, and at all the rest before the next time."""
+    """List everything again and again; reconcile what changed at once, and all the rest before the next list."""
     while True:
         seconds = settings.resync_seconds
         try:
-            news = await cache.sync()
+            changed = await cache.sync()
             if not listed.is_set():
-                recall(cache, jobs)
+                fill_registry(cache, jobs)
             listed.set()
-            for key in cache.store.owners() | set(jobs.all()) | news:
-                # Spread, or a thousand jobs would be looked at while one waits that has changed.
-                queue.add_after(key, 0.0 if key in news else random.random() * seconds)
-            heart.beat()
+            for key in cache.store.owners() | set(jobs.snapshots()) | changed:
+                # Spread, or a thousand jobs would be reconciled while one waits that has changed.
+                queue.add_after(key, 0.0 if key in changed else random.random() * seconds)
+            heartbeat.beat()
         except ApiError as error:
             logger.warning("resync failed: %s", error)
             seconds = min(seconds, AGAIN_SECONDS)

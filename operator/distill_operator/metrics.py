@@ -1,4 +1,4 @@
-"""The operator's own metrics: names and help come from distill_api.metrics, values from what is there at the scrape.
+"""The operator's own metrics: names and help come from distill_api.metrics, values are read at the scrape.
 
 Series of jobs are made anew from the current jobs each time, so a job that is gone leaves none behind.
 """
@@ -15,21 +15,21 @@ from prometheus_client.registry import Collector
 
 from distill_api.metrics import OPERATOR_METRICS, REQUEST_BUCKETS, Kind, Metric
 from distill_api.status import ConditionStatus
-from distill_operator.distillationjob.registry import Jobs
+from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.runtime.histogram import Histogram
-from distill_operator.teacher.registry import Teachers
+from distill_operator.teacher.teacher_registry import TeacherRegistry
 
 Samples = list[tuple[tuple[str, ...], float]]
-"""Label values and value."""
+"""Label values and value of each series."""
 
 
 class OperatorMetrics(Collector):
-    """One family for each metric of the registry."""
+    """Collects one family for each metric of the registry."""
 
     def __init__(
         self,
-        jobs: Jobs,
-        teachers: Teachers,
+        jobs: JobRegistry,
+        teachers: TeacherRegistry,
         *,
         queue_depth: Callable[[], int],
         queue_retries: Callable[[], int],
@@ -84,36 +84,38 @@ class OperatorMetrics(Collector):
         return family
 
     def _info(self) -> Samples:
-        return [((key.namespace, key.name, job.student, job.teacher), 1.0) for key, job in self._jobs.all().items()]
+        return [
+            ((key.namespace, key.name, job.student, job.teacher), 1.0) for key, job in self._jobs.snapshots().items()
+        ]
 
     def _conditions(self) -> Samples:
         return [
             ((key.namespace, key.name, condition.type), float(condition.status is ConditionStatus.TRUE))
-            for key, job in self._jobs.all().items()
+            for key, job in self._jobs.snapshots().items()
             for condition in job.status.conditions
         ]
 
     def _phases(self) -> Samples:
-        return [((key.namespace, key.name, job.phase), 1.0) for key, job in self._jobs.all().items()]
+        return [((key.namespace, key.name, job.phase), 1.0) for key, job in self._jobs.snapshots().items()]
 
     def _restarts(self) -> Samples:
-        return [((key.namespace, key.name), float(job.status.restarts)) for key, job in self._jobs.all().items()]
+        return [((key.namespace, key.name), float(job.status.restarts)) for key, job in self._jobs.snapshots().items()]
 
     def _states(self) -> Samples:
-        found = Counter(job.phase for job in self._jobs.all().values())
+        found = Counter(job.phase for job in self._jobs.snapshots().values())
         return [((state,), float(n)) for state, n in found.items()]
 
     def _teacher_conditions(self) -> Samples:
         return [
-            ((key.namespace, key.teacher or "", condition.type), float(condition.status is ConditionStatus.TRUE))
-            for key, teacher in self._teachers.all().items()
+            ((key.namespace, key.name, condition.type), float(condition.status is ConditionStatus.TRUE))
+            for key, teacher in self._teachers.snapshots().items()
             for condition in teacher.status.conditions
         ]
 
     def _teacher_servers(self) -> Samples:
         return [
-            ((key.namespace, key.teacher or "", state), float(number))
-            for key, teacher in self._teachers.all().items()
+            ((key.namespace, key.name, state), float(number))
+            for key, teacher in self._teachers.snapshots().items()
             for state, number in (
                 ("wanted", teacher.status.desired_replicas),
                 ("ready", teacher.status.ready_replicas),
@@ -122,14 +124,14 @@ class OperatorMetrics(Collector):
 
     def _teacher_numbers(self, field: Literal["jobs", "requests"]) -> Samples:
         return [
-            ((key.namespace, key.teacher or ""), float(getattr(teacher.status, field)))
-            for key, teacher in self._teachers.all().items()
+            ((key.namespace, key.name), float(getattr(teacher.status, field)))
+            for key, teacher in self._teachers.snapshots().items()
         ]
 
     def _teacher_scalings(self) -> Samples:
         return [
-            ((key.namespace, key.teacher or "", direction), float(number))
-            for key in self._teachers.all()
+            ((key.namespace, key.name, direction), float(number))
+            for key in self._teachers.snapshots()
             for direction, number in self._teachers.scalings(key).items()
         ]
 

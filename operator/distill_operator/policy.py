@@ -1,7 +1,7 @@
-"""What an installation does not allow, whatever a job says. Pure."""
+"""The installation's policy: what it does not allow, whatever a job says. Pure."""
 
-from distill_api.spec import Spec
-from distill_api.teacher import TeacherSpec
+from distill_api.spec.job_spec import Spec
+from distill_api.teacher.kind import TeacherSpec
 from distill_operator.settings import Egress, Settings
 
 TRUST_FLAG = "--trust-remote-code"
@@ -9,7 +9,7 @@ ADVICE = "this installation does not allow code that a model brings (allowTrustR
 
 
 def problems(spec: Spec | TeacherSpec, settings: Settings) -> list[str]:
-    """Sentences; none where the job is allowed."""
+    """Return what the policy forbids of a spec, one sentence each; none where all is allowed."""
     found = [] if settings.allow_trust_remote_code else _trusting(spec)
     if settings.job_egress is Egress.CLOSED and spec.needs_hub:
         found.append(

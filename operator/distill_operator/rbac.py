@@ -1,4 +1,4 @@
-"""Exactly the API rights that the operator uses, as data: the chart's roles are tested against this list.
+"""Exactly the API rights that the operator uses, as data, from which the chart's rules are generated.
 
 Server-side apply of an object that may not exist yet needs create and patch. No Secret is read, and there is no exec.
 """

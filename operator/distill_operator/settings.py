@@ -18,7 +18,7 @@ class Egress(StrEnum):
 
 
 class InvalidSettings(ValueError):
-    """The environment does not make a valid configuration; the message says which variable and why."""
+    """Raised when the environment is no valid configuration; the message says which variable and why."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +42,9 @@ class Settings:
     allow_trust_remote_code: bool = False
     """DISTILL_ALLOW_TRUST_REMOTE_CODE: whether a job may set trustRemoteCode."""
     resync_seconds: float = 60.0
-    """DISTILL_RESYNC_SECONDS: every job is looked at again at least this often, whatever the watches say."""
+    """DISTILL_RESYNC_SECONDS: every job is reconciled again at least this often, whatever the watches say."""
     progress_seconds: float = 2.0
-    """DISTILL_PROGRESS_SECONDS: how often the trainer of a running job is asked for its progress."""
+    """DISTILL_PROGRESS_SECONDS: how often the trainer of a running job is polled."""
     concurrency: int = 8
     """DISTILL_CONCURRENCY: jobs reconciled at the same time."""
     leader_election: bool = False
@@ -64,11 +64,12 @@ class Settings:
 
     @property
     def unhealthy_after_seconds(self) -> float:
-        """How old the last success may be before /healthz fails: three missed resyncs, and never a hair trigger."""
+        """How old the last success may be before /healthz fails: three missed resyncs, at least three minutes."""
         return max(180.0, 3 * self.resync_seconds)
 
     @classmethod
     def from_environment(cls, environment: Mapping[str, str]) -> Self:
+        """Return the settings of an environment. Raises InvalidSettings."""
         image = environment.get("DISTILL_WORKERS_IMAGE", "").strip()
         if not image:
             raise InvalidSettings("DISTILL_WORKERS_IMAGE is not set; name the workers' image (chart: workersImage)")

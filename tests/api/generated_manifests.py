@@ -11,7 +11,7 @@ from typing import Any
 
 from hypothesis import strategies as st
 
-from distill_api.crd import crd
+from distill_api.generate.crd import crd
 from distill_api.manifest import read_manifest
 
 MANIFESTS = Path(__file__).resolve().parents[1] / "manifests" / "good"

@@ -16,7 +16,7 @@ import pytest
 from conftest import TOKEN, ApiServer
 
 from distill_api.base import GROUP, PLURAL, VERSION
-from distill_api.crd import crd
+from distill_api.generate.crd import crd
 from distill_api.job import InvalidManifest, load_job, parse_job
 from distill_api.manifest import read_manifest
 

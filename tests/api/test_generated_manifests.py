@@ -22,17 +22,19 @@ from distill_api.job import InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator.distillationjob import plan as planning
-from distill_operator.distillationjob.controller import OURS, Reconciler, managed_by
+from distill_operator.distillationjob.controller import OURS, JobController, managed_by
+from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
-from distill_operator.distillationjob.registry import Jobs
 from distill_operator.model import conditions
 from distill_operator.model.observed import Claim, Observed, Pod
+from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.model.status import read_status
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.client import KubernetesCluster
 from distill_operator.runtime.effects import Apply, Check
 from distill_operator.runtime.events import EventRecorder, now_utc
-from distill_operator.runtime.work_queue import Key, WorkQueue
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import WorkQueue
 from distill_operator.settings import Settings
 
 pytest_plugins = ["operator_fixtures"]
@@ -173,10 +175,10 @@ async def reconciled(kubeconfig: Path, namespace: str, jobs: int) -> tuple[dict[
     """The statuses once every job was looked at and nothing is due at once, and how often a look failed."""
     configuration = client.Configuration()
     await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
-    cluster = KubernetesCluster(client.ApiClient(configuration))
-    cache = Cache(cluster, [namespace])
-    events = EventRecorder(cluster, "test", now_utc)
-    reconciler = Reconciler(cache, SETTINGS, events, ProgressPoller(1.0, lambda _: None), Jobs(), now_utc)
+    cluster = KubernetesCluster(client.ApiClient(configuration), OWNERSHIP.field_manager)
+    cache = Cache(cluster, OWNERSHIP, [namespace])
+    events = EventRecorder(cluster, "test/operator", "test", now_utc)
+    reconciler = JobController(cache, SETTINGS, events, ProgressPoller(1.0, lambda _: None), JobRegistry(), now_utc)
     queue = WorkQueue(reconciler.reconcile, concurrency=8)
     await cache.sync()
     keys: set[Key] = cache.store.owners()
@@ -186,7 +188,7 @@ async def reconciled(kubeconfig: Path, namespace: str, jobs: int) -> tuple[dict[
         queue.add(key)
 
     def status(key: Key) -> Status:
-        return read_status(cache.job(key) or {"metadata": {}}, Status)
+        return read_status(cache.owner(key) or {"metadata": {}}, Status)
 
     async with asyncio.timeout(120):
         quiet = 0

@@ -19,13 +19,16 @@ import pytest
 from kubernetes.aio import client, config
 from operator_world import JOBS, Json, Kubelet, Trainer, World
 
-from distill_operator.distillationjob.controller import Reconciler
+from distill_operator.distillationjob.controller import JobController
+from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
-from distill_operator.distillationjob.registry import Jobs
+from distill_operator.kinds import Kind
+from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.client import KubernetesCluster
 from distill_operator.runtime.events import EventRecorder
-from distill_operator.runtime.work_queue import Key, Retry
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import Retry
 from distill_operator.settings import Settings
 
 pytest_plugins = ["operator_fixtures"]
@@ -197,11 +200,11 @@ class Life:
         self.begin()
 
     def begin(self) -> None:
-        self.cache = Cache(self.cluster, [self.world.namespace])  # type: ignore[arg-type]
-        events = EventRecorder(self.cluster, "test", lambda: self.now)  # type: ignore[arg-type]
+        self.cache = Cache(self.cluster, OWNERSHIP, [self.world.namespace])  # type: ignore[arg-type]
+        events = EventRecorder(self.cluster, "test/operator", "test", lambda: self.now)  # type: ignore[arg-type]
         poller = ProgressPoller(1.0, lambda _: None)
         settings = Settings(workers_image="registry.test/workers:1")
-        self.reconciler = Reconciler(self.cache, settings, events, poller, Jobs(), lambda: self.now)
+        self.reconciler = JobController(self.cache, settings, events, poller, JobRegistry(), lambda: self.now)
 
     async def turn(self) -> None:
         """One look of the operator, one of everybody else; time passes when neither did anything."""
@@ -209,7 +212,7 @@ class Life:
         again: float | None = 0.0
         try:
             await self.cache.sync()
-            again = await self.reconciler.reconcile(Key(self.world.namespace, "job"))
+            again = await self.reconciler.reconcile(Key(Kind.DISTILLATION_JOB, self.world.namespace, "job"))
         except Killed:
             self.kills += 1
             self.begin()
@@ -224,7 +227,7 @@ async def tell(world: World, kubeconfig: Path, story: str, *, deadly: bool) -> t
     """What is left in the end, every write on the way, and how often the operator died."""
     configuration = client.Configuration()
     await config.load_kube_config(config_file=str(kubeconfig), client_configuration=configuration)
-    cluster = KubernetesCluster(client.ApiClient(configuration))
+    cluster = KubernetesCluster(client.ApiClient(configuration), OWNERSHIP.field_manager)
     kubelet = Kubelet(world, run=False)
     wanted, steps = STORIES[story]
     world.claim()

@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 from kubernetes.aio import client, config
 
+from distill_operator.kinds import Kind
+from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.runtime.client import KubernetesCluster
 from distill_operator.runtime.errors import Conflict
-from distill_operator.runtime.kinds import Kind
 
 pytest_plugins = ["operator_fixtures"]
 KINDS = {
@@ -34,7 +35,7 @@ def test_an_apply_makes_only_what_is_not_there_and_changes_only_what_was_meant(
     async def run() -> None:
         configuration = client.Configuration()
         await config.load_kube_config(config_file=str(operator_kubeconfig), client_configuration=configuration)
-        cluster = KubernetesCluster(client.ApiClient(configuration))
+        cluster = KubernetesCluster(client.ApiClient(configuration), OWNERSHIP.field_manager)
         other = "5f0c0a54-0000-4000-8000-000000000001"
         with pytest.raises(Conflict):
             await cluster.apply(body, uid=other)

@@ -74,17 +74,20 @@ def whole_life(world: World, kubelet: Kubelet) -> None:
 SAME_EVENT_AFTER_AN_HOUR = """
 import asyncio, sys
 from datetime import UTC, datetime, timedelta
+from distill_operator.kinds import Kind
 from distill_operator.runtime import client
 from distill_operator.runtime.effects import Event
 from distill_operator.runtime.events import EventRecorder
+from distill_operator.runtime.ownership import Key
 
 async def record():
-    api = await client.connect()
+    api = await client.connect("test")
     now = datetime.now(UTC)
     times = iter([now, now + timedelta(hours=1)])
-    recorder = EventRecorder(api, "test", lambda: next(times))
+    recorder = EventRecorder(api, "test/operator", "test", lambda: next(times))
+    job = Key(Kind.DISTILLATION_JOB, sys.argv[1], "job")
     for _ in range(2):
-        await recorder.record(sys.argv[1], "job", "uid", Event("key", "Running", "again", warning=False))
+        await recorder.record(job, "uid", Event("key", "Running", "again", warning=False))
     await api.close()
 
 asyncio.run(record())

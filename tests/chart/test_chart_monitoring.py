@@ -9,8 +9,8 @@ import pytest
 import yaml
 from conftest import ALL_ON, CHART, ROOT, Render, Tool, one
 
+from distill_api.generate.metrics_docs import text
 from distill_api.metrics import OPERATOR_METRICS, WORKER_METRICS, Kind, Metric, scraped_name
-from distill_api.metrics_docs import text
 
 RULES = CHART / "files" / "rules" / "distillation.yaml"
 DASHBOARDS = sorted((CHART / "files" / "dashboards").glob("*.json"))

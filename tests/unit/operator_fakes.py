@@ -11,21 +11,22 @@ from typing import Any
 
 from distill_api.job import DistillationJob, parse_job
 from distill_api.names import FIELD_MANAGER
-from distill_operator.distillationjob.controller import Reconciler
+from distill_operator.distillationjob.controller import JobController
+from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
-from distill_operator.distillationjob.registry import Jobs
-from distill_operator.runtime.cache import MANAGED, WATCHED, Cache
+from distill_operator.kinds import Kind, kind_of
+from distill_operator.model.ownership import OWNERSHIP
+from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.errors import AlreadyExists, ApiError, Conflict, NotServed, Refused
 from distill_operator.runtime.events import EventRecorder
-from distill_operator.runtime.kinds import Kind, kind_of
-from distill_operator.runtime.store import OWNERS
-from distill_operator.runtime.work_queue import Key, Retry
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import Retry
 from distill_operator.settings import Settings
 
 Json = dict[str, Any]
 EPOCH = datetime(2026, 1, 1, tzinfo=UTC)
 SETTINGS = Settings(workers_image="registry.test/workers:1")
-KEY = Key("default", "job")
+KEY = Key(Kind.DISTILLATION_JOB, "default", "job")
 FAR = datetime.max.replace(tzinfo=UTC)
 RESYNC = timedelta(seconds=60)
 FATES = ("once", "twice", "late", "never")
@@ -205,9 +206,9 @@ class FakeCluster:
         return body
 
     def _tell(self, kind: Kind, body: Json, *, gone: bool) -> None:
-        label, value = MANAGED.split("=")
-        watched = kind in OWNERS or body["metadata"].get("labels", {}).get(label) == value
-        if kind in WATCHED and watched:
+        label = body["metadata"].get("labels", {}).get(OWNERSHIP.managed_label)
+        child = kind in OWNERSHIP.watched and label == OWNERSHIP.field_manager
+        if OWNERSHIP.is_owner(kind) or child:
             self.stream.append((kind, body, gone))
 
     def _wrote(self, what: str) -> None:
@@ -267,9 +268,9 @@ class Simulation:
     def start(self) -> None:
         """A new process, which remembers nothing."""
         poller = ProgressPoller(1.0, lambda _: None)
-        recorder = EventRecorder(self.cluster, "test", lambda: self.now)
-        self.cache = Cache(self.cluster, clock=lambda: self.now.timestamp())
-        self.reconciler = Reconciler(self.cache, self.settings, recorder, poller, Jobs(), lambda: self.now)
+        recorder = EventRecorder(self.cluster, "test/operator", "test", lambda: self.now)
+        self.cache = Cache(self.cluster, OWNERSHIP, clock=lambda: self.now.timestamp())
+        self.reconciler = JobController(self.cache, self.settings, recorder, poller, JobRegistry(), lambda: self.now)
         self.next_resync = self.due = self.now
         self.listed = False
 
@@ -290,7 +291,7 @@ class Simulation:
                 self.cluster.stream.append(event)
             if fate in ("once", "twice"):
                 kind, raw, gone = event
-                if self.cache.saw(kind, raw, gone=gone):
+                if self.cache.observe(kind, raw, gone=gone):
                     self.due = self.now
 
     async def reconcile(self) -> float | None:

@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 import yaml
 
-from distill_api.crd import JOB, TEACHER, Definition, crd, to_yaml, write_atomically
-from distill_api.docs import reference
-from distill_api.spec import Rollout, Spec
+from distill_api.generate.crd import JOB, TEACHER, Definition, crd, to_yaml, write_atomically
+from distill_api.generate.docs import reference
+from distill_api.spec.job_spec import Rollout, Spec
 
 ROOT = Path(__file__).resolve().parents[2]
 BOTH = pytest.mark.parametrize("of", [JOB, TEACHER], ids=lambda of: of.kind)

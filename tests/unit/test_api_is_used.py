@@ -9,9 +9,9 @@ from pydantic import BaseModel
 
 from distill_api import metrics
 from distill_api.protocol import ExitReason, ProgressReport, Variable
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_api.status import ConditionType, Reason, Status
-from distill_api.teacher import TeacherSpec, TeacherStatus
+from distill_api.teacher.kind import TeacherSpec, TeacherStatus
 
 REPO = Path(__file__).resolve().parents[2]
 SOURCES = [

@@ -8,11 +8,11 @@ import pytest
 import yaml
 from pydantic import ValidationError
 
-from distill_api.crd import crd
+from distill_api.generate.crd import crd
 from distill_api.job import InvalidManifest, load_job, parse_job
 from distill_api.manifest import read_manifest
-from distill_api.spec import Prompts, Protocol
-from distill_api.teacher import parse_teacher
+from distill_api.spec.job_spec import Prompts, Protocol
+from distill_api.teacher.kind import parse_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "tests" / "manifests"

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from distill_api.crd import crd
+from distill_api.generate.crd import crd
 from distill_cli.diagnosis import checks
 from distill_cli.diagnosis.checks import findings
 from distill_cli.diagnosis.findings import Finding, Level

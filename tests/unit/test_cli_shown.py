@@ -19,7 +19,7 @@ from distill_cli.run_folder import folder_end, folder_snapshot
 from distill_cli.snapshot import Curves, RoleState, Snapshot, extended
 from distill_cli.views.progress import Plain, panel, sparkline
 from distill_cli.views.rollout import colour, rollout_text, select_rollouts
-from distill_workers.reporting.rollout_page import Rollout
+from distill_workers.reporting.samples_file import Rollout
 
 NOW = datetime(2026, 1, 2, tzinfo=UTC)
 

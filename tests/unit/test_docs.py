@@ -14,8 +14,8 @@ import yaml
 
 from browser import opened
 from distill_api.job import parse_job
-from distill_api.spec import Spec
-from distill_api.teacher import parse_teacher
+from distill_api.spec.job_spec import Spec
+from distill_api.teacher.kind import parse_teacher
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]

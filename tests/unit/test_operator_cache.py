@@ -8,10 +8,11 @@ import pytest
 from operator_fakes import KEY, SETTINGS, FakeCluster, Simulation, job
 
 from distill_api.names import FIELD_MANAGER, LABEL_JOB, LABEL_MANAGED_BY
+from distill_operator.kinds import Kind
+from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.resources import rendering
-from distill_operator.runtime.cache import BOUND_CLAIM_SECONDS, JUDGED_SECONDS, Cache
+from distill_operator.runtime.cache import BOUND_CLAIM_SECONDS, DRY_RUN_SECONDS, Cache
 from distill_operator.runtime.errors import Conflict
-from distill_operator.runtime.kinds import Kind
 from distill_operator.runtime.store import Store
 
 LABELS = {LABEL_MANAGED_BY: FIELD_MANAGER, LABEL_JOB: "job"}
@@ -23,11 +24,11 @@ def raw(version: int, uid: str = "a", name: str = "x", **more: Any) -> dict[str,
 
 
 def names(store: Store) -> list[str]:
-    return [found["metadata"]["name"] for _, found in store.of_job(KEY, Kind)]
+    return [found["metadata"]["name"] for _, found in store.made_for(KEY, Kind)]
 
 
 def test_the_newest_version_stays_whatever_comes_after() -> None:
-    store = Store()
+    store = Store(OWNERSHIP)
     assert store.put(Kind.JOB, raw(5, status={"ready": 1}))
     assert not store.put(Kind.JOB, raw(4, status={"ready": 0}))
     assert not store.put(Kind.JOB, raw(5))
@@ -37,7 +38,7 @@ def test_the_newest_version_stays_whatever_comes_after() -> None:
 
 
 def test_what_is_gone_does_not_come_back_by_a_late_event() -> None:
-    store = Store()
+    store = Store(OWNERSHIP)
     store.put(Kind.JOB, raw(5))
     assert store.remove(Kind.JOB, "default", "x", "a")
     assert not store.put(Kind.JOB, raw(7))
@@ -47,7 +48,7 @@ def test_what_is_gone_does_not_come_back_by_a_late_event() -> None:
 
 
 def test_what_a_list_lacks_is_gone_unless_it_is_newer() -> None:
-    store = Store()
+    store = Store(OWNERSHIP)
     store.put(Kind.JOB, raw(5, "a", "old"))
     store.put(Kind.JOB, raw(9, "b", "new"))
     assert store.keep_only(Kind.JOB, "", set(), 7) == {KEY}
@@ -55,7 +56,7 @@ def test_what_a_list_lacks_is_gone_unless_it_is_newer() -> None:
 
 
 def test_of_a_pod_only_what_is_read_is_kept() -> None:
-    store = Store()
+    store = Store(OWNERSHIP)
     store.put(Kind.POD, raw(1, spec={"nodeName": "n", "containers": [{"name": "x" * 10_000}]}, status={"podIP": "i"}))
     found = store.get(Kind.POD, "default", "x")
     assert found is not None and (found["spec"], found["status"]) == ({"nodeName": "n"}, {"podIP": "i"})
@@ -63,7 +64,7 @@ def test_of_a_pod_only_what_is_read_is_kept() -> None:
 
 def test_the_api_server_judges_the_same_object_of_two_jobs_once() -> None:
     cluster, now = FakeCluster(), [0.0]
-    cache, asked = Cache(cluster, clock=lambda: now[0]), []
+    cache, asked = Cache(cluster, OWNERSHIP, clock=lambda: now[0]), []
     apply = cluster.apply
 
     async def counting(body: Any, **more: Any) -> Any:
@@ -81,7 +82,7 @@ def test_the_api_server_judges_the_same_object_of_two_jobs_once() -> None:
         for one in (first, other, first, different):
             await cache.check(rendering.serving(one, SETTINGS)[0])
             await cache.check(rendering.lasting(one, SETTINGS)[0])
-        now[0] += JUDGED_SECONDS + 1
+        now[0] += DRY_RUN_SECONDS + 1
         await cache.check(rendering.serving(first, SETTINGS)[0])
 
     asyncio.run(run())
@@ -91,7 +92,7 @@ def test_the_api_server_judges_the_same_object_of_two_jobs_once() -> None:
 def test_an_object_that_memory_lacks_is_not_taken_over_but_looked_at() -> None:
     cluster = FakeCluster()
     cluster.put(Kind.CONFIG_MAP, "job-job", {"data": {"mine": "yes"}})
-    cache = Cache(cluster)
+    cache = Cache(cluster, OWNERSHIP)
 
     async def run() -> list[Any]:
         with pytest.raises(Conflict):
@@ -113,7 +114,7 @@ def test_a_bound_claim_is_asked_for_now_and_then() -> None:
         return await get(*where)
 
     cluster.get = counting  # type: ignore[method-assign]
-    cache = Cache(cluster, clock=lambda: now[0])
+    cache = Cache(cluster, OWNERSHIP, clock=lambda: now[0])
 
     async def run() -> None:
         for _ in range(3):
@@ -127,7 +128,7 @@ def test_a_bound_claim_is_asked_for_now_and_then() -> None:
 
 def test_kuberay_that_comes_later_is_looked_at_itself_until_its_watch_tells() -> None:
     cluster, now = FakeCluster(kuberay=False), [0.0]
-    cache = Cache(cluster, clock=lambda: now[0])
+    cache = Cache(cluster, OWNERSHIP, clock=lambda: now[0])
 
     async def run() -> None:
         await cache.sync()

@@ -113,7 +113,7 @@ def test_a_template_overrides_what_it_names_and_nothing_twice() -> None:
         "imagePullPolicy": "Always",
         "env": [{"name": "HOME", "value": "/home"}, {"name": "MORE", "value": "1"}],
         "volumes": [{"name": "tmp", "emptyDir": {"sizeLimit": "9Gi"}}],
-        "labels": {"team": "a", "distillation-operator.io/job": "stolen"},
+        "labels": {"team": "a"},
         "nodeSelector": {"pool": "gpu"},
     }
     made = pod_templates(job(trainer={"template": template}))["trainer"]
@@ -254,3 +254,53 @@ def test_the_trainer_is_told_where_each_teacher_serves() -> None:
 
 def test_the_longest_names_of_job_and_teacher_make_a_name_that_a_service_may_have() -> None:
     assert len(names.teacher("j" * names.MAX_JOB_NAME, "t" * names.MAX_TEACHER_NAME)) == 63
+
+
+AGREED = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0", "NCCL_CUMEM_HOST_ENABLE": "0"}
+
+
+def agreed(of: DistillationJob) -> dict[str, Json]:
+    """What each role's environment says of NCCL's memory."""
+    environments = {role: container(template)["env"] for role, template in pod_templates(of).items()}
+    return {role: {e["name"]: e["value"] for e in env if e["name"] in AGREED} for role, env in environments.items()}
+
+
+def test_both_ends_of_a_nccl_group_agree_about_its_memory() -> None:
+    assert set(map(str, agreed(job(accelerator="nvidia.com/gpu", teacher={"model": "m"})).values())) == {str(AGREED)}
+
+
+@pytest.mark.parametrize("role", ["trainer", "rollout"])
+def test_a_variable_of_nccl_that_the_user_sets_for_one_end_is_set_for_the_other(role: str) -> None:
+    template = {"env": [{"name": "NCCL_CUMEM_ENABLE", "value": "1"}]}
+    found = agreed(job(accelerator="nvidia.com/gpu", teacher={"model": "m"}, **{role: {"template": template}}))
+    assert set(map(str, found.values())) == {str({**AGREED, "NCCL_CUMEM_ENABLE": "1"})}
+
+
+def test_a_flag_by_which_sglang_overrides_its_environment_counts_for_the_trainer_too() -> None:
+    found = agreed(
+        job(accelerator="nvidia.com/gpu", teacher={"model": "m"}, rollout={"engineArgs": ["--enable-nccl-nvls"]})
+    )
+    assert found["trainer"] == {**AGREED, "NCCL_NVLS_ENABLE": "1"}
+
+
+def test_without_an_accelerator_no_variable_of_one_is_set() -> None:
+    for template in pod_templates(job(accelerator="none", teacher={"model": "m"})).values():
+        assert not [e for e in container(template)["env"] if e["name"].startswith(("NCCL_", "CUDA_", "PYTORCH_"))]
+
+
+@pytest.mark.parametrize(("tensor", "connections"), [(1, None), (2, "1")])
+def test_a_trainer_on_gpus_has_growing_segments_and_with_tensor_parallelism_one_connection(
+    tensor: int, connections: str | None
+) -> None:
+    made = pod_templates(
+        job(
+            accelerator="nvidia.com/gpu",
+            teacher={"model": "m"},
+            trainer={"gpusPerNode": 2, "parallelism": {"tensor": tensor}},
+        )
+    )
+    found = {e["name"]: e.get("value") for e in container(made["trainer"])["env"]}
+    assert found["PYTORCH_ALLOC_CONF"] == "expandable_segments:True" and found["NCCL_DEBUG"] == "WARN"
+    assert found.get("CUDA_DEVICE_MAX_CONNECTIONS") == connections
+    engine = {e["name"] for e in container(made["engine"])["env"]}
+    assert not engine & {"PYTORCH_ALLOC_CONF", "CUDA_DEVICE_MAX_CONNECTIONS"}

@@ -14,8 +14,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_fakes import FakeCluster, Simulation
 
-from distill_operator.runtime.kinds import Kind
-from distill_operator.runtime.work_queue import Key
+from distill_operator.kinds import Kind
+from distill_operator.runtime.ownership import Key
 
 TEMPORARY = (75, '{"reason": "EnginesLost", "message": "no engine answers", "step": 3}')
 DONE = (0, '{"reason": "Completed", "message": "done", "step": 10}')
@@ -258,7 +258,7 @@ def test_a_running_job_survives_a_spec_that_no_longer_parses() -> None:
 def test_a_name_too_long_is_reported_and_starts_nothing() -> None:
     sim = Simulation()
     found = sim.cluster.objects.pop((Kind.DISTILLATION_JOB, "job"))
-    sim.key = Key("default", "x" * 41)
+    sim.key = Key(Kind.DISTILLATION_JOB, "default", "x" * 41)
     sim.cluster.put(Kind.DISTILLATION_JOB, sim.key.name, {**found, "metadata": {**found["metadata"], "name": "x" * 41}})
     asyncio.run(sim.settle(seconds=30))
     assert sim.condition("SpecValid")[:2] == ("False", "InvalidSpec")
@@ -299,7 +299,7 @@ def test_a_job_that_its_ttl_removes_is_forgotten_at_once() -> None:
             sim.pass_time(1)
 
     asyncio.run(run())
-    assert not sim.reconciler.jobs.all(), "or its series would stay until the next resync"
+    assert not sim.reconciler.jobs.snapshots(), "or its series would stay until the next resync"
 
 
 def test_a_deleted_job_is_left_to_the_garbage_collector() -> None:
@@ -313,4 +313,4 @@ def test_a_deleted_job_is_left_to_the_garbage_collector() -> None:
         return before
 
     assert asyncio.run(run()) == len(sim.cluster.writes)
-    assert not sim.reconciler.jobs.all()
+    assert not sim.reconciler.jobs.snapshots()

@@ -13,39 +13,40 @@ from prometheus_client.exposition import generate_latest
 
 from distill_api.metrics import OPERATOR_METRICS, scraped_name
 from distill_api.status import Status
-from distill_api.teacher import TeacherStatus
+from distill_api.teacher.kind import TeacherStatus
 from distill_operator.distillationjob import progress_poller as progress_module
+from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
-from distill_operator.distillationjob.registry import Jobs
+from distill_operator.kinds import Kind
 from distill_operator.metrics import OperatorMetrics
-from distill_operator.model.observed import Claim, read_child, read_claim, read_pod
+from distill_operator.model.observed import Claim
+from distill_operator.model.ownership import OWNERSHIP
+from distill_operator.model.reading import read_child, read_claim, read_pod
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.resources import rendering
 from distill_operator.resources.drift import contains, has_drifted
 from distill_operator.runtime.effects import Event
 from distill_operator.runtime.events import PER_HOUR, EventRecorder
-from distill_operator.runtime.health_server import Heart
-from distill_operator.runtime.kinds import Kind
-from distill_operator.runtime.store import job_of
-from distill_operator.runtime.watcher import CHILDREN, kopf_settings
-from distill_operator.runtime.work_queue import Key
+from distill_operator.runtime.health_server import Heartbeat
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.watcher import kopf_settings
 from distill_operator.settings import InvalidSettings, Settings
-from distill_operator.teacher.registry import Shown, Teachers
+from distill_operator.teacher.teacher_registry import TeacherRegistry, TeacherSnapshot
 from distill_operator.teacher.view import view
 
 # Metrics and health
 
-POET = Key.of_teacher("lab", "poet")
+POET = Key(Kind.TEACHER, "lab", "poet")
 
 
-def metrics_of(jobs: Jobs, teachers: Teachers | None = None) -> OperatorMetrics:
+def metrics_of(jobs: JobRegistry, teachers: TeacherRegistry | None = None) -> OperatorMetrics:
     api = {("list", "200"): 5}
     return OperatorMetrics(
-        jobs, teachers or Teachers(), queue_depth=lambda: 3, queue_retries=lambda: 2, api_requests=api
+        jobs, teachers or TeacherRegistry(), queue_depth=lambda: 3, queue_retries=lambda: 2, api_requests=api
     )
 
 
-def served() -> Shown:
+def served() -> TeacherSnapshot:
     condition = {
         "type": "Ready",
         "status": "True",
@@ -53,7 +54,7 @@ def served() -> Shown:
         "lastTransitionTime": "2026-01-01T00:00:00Z",
     }
     fields = {"conditions": [condition], "desiredReplicas": 3, "readyReplicas": 2, "jobs": 4, "requests": 70}
-    return Shown("u", TeacherStatus.model_validate(fields), view("poet", None))
+    return TeacherSnapshot("u", TeacherStatus.model_validate(fields), view("poet", None))
 
 
 def status(reason: str = "Running", restarts: int = 0) -> Status:
@@ -67,9 +68,9 @@ def status(reason: str = "Running", restarts: int = 0) -> Status:
 
 
 def test_the_operator_exports_exactly_the_metrics_of_the_registry() -> None:
-    jobs = Jobs()
+    jobs = JobRegistry()
     jobs.put(KEY, manifest(), status(), EPOCH)
-    teachers = Teachers()
+    teachers = TeacherRegistry()
     teachers.put(POET, served())
     exported = metrics_of(jobs, teachers)
     families = {f.name: {k for s in f.samples for k in s.labels if k != "le"} for f in exported.collect()}
@@ -80,7 +81,7 @@ def test_the_operator_exports_exactly_the_metrics_of_the_registry() -> None:
 
 
 def test_a_deleted_job_leaves_no_series() -> None:
-    jobs = Jobs()
+    jobs = JobRegistry()
     found = metrics_of(jobs)
     jobs.put(KEY, manifest(), status(restarts=2), EPOCH)
     text = generate_latest(found.registry()).decode()
@@ -92,10 +93,10 @@ def test_a_deleted_job_leaves_no_series() -> None:
 
 
 def test_a_teacher_is_seen_with_its_servers_jobs_and_scalings_and_a_deleted_one_leaves_no_series() -> None:
-    teachers = Teachers()
+    teachers = TeacherRegistry()
     for scaled in (0, 2, -1, 1):
         teachers.put(POET, served(), scaled)
-    found = metrics_of(Jobs(), teachers)
+    found = metrics_of(JobRegistry(), teachers)
     text = generate_latest(found.registry()).decode()
     for series, value in {
         'condition{name="poet",namespace="lab",type="Ready"}': 1,
@@ -112,7 +113,7 @@ def test_a_teacher_is_seen_with_its_servers_jobs_and_scalings_and_a_deleted_one_
 
 
 def test_durations_are_cumulative() -> None:
-    found = metrics_of(Jobs())
+    found = metrics_of(JobRegistry())
     for seconds in (0.005, 0.3, 500.0):
         found.durations.observe(seconds)
     text = generate_latest(found.registry()).decode()
@@ -122,7 +123,7 @@ def test_durations_are_cumulative() -> None:
 
 
 def test_the_seconds_of_a_phase_are_known_once_it_is_over() -> None:
-    jobs = Jobs()
+    jobs = JobRegistry()
     found = metrics_of(jobs)
     raw = manifest()
     raw["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
@@ -136,7 +137,7 @@ def test_the_seconds_of_a_phase_are_known_once_it_is_over() -> None:
 
 
 def test_an_operator_that_finds_a_running_job_does_not_guess_since_when_it_runs() -> None:
-    jobs = Jobs()
+    jobs = JobRegistry()
     found = metrics_of(jobs)
     for seconds, reason in ((10, "Running"), (20, "Suspended"), (50, "Running")):
         jobs.put(KEY, manifest(), status(reason), EPOCH + timedelta(seconds=seconds))
@@ -147,7 +148,7 @@ def test_an_operator_that_finds_a_running_job_does_not_guess_since_when_it_runs(
 
 def test_health_is_the_time_since_the_last_success() -> None:
     now = [0.0]
-    heart = Heart(lambda: now[0])
+    heart = Heartbeat(lambda: now[0])
     now[0] = 200.0
     assert heart.age_seconds() > SETTINGS.unhealthy_after_seconds
     heart.beat()
@@ -160,27 +161,27 @@ def test_health_is_the_time_since_the_last_success() -> None:
 async def test_an_event_that_was_posted_before_a_restart_is_not_posted_again() -> None:
     cluster = FakeCluster()
     for _ in range(3):
-        recorder = EventRecorder(cluster, "pod", lambda: EPOCH)
+        recorder = EventRecorder(cluster, "test/operator", "pod", lambda: EPOCH)
         for _ in range(3):
-            await recorder.record("default", "job", UID, Event("key", "Running", "it runs", False))
+            await recorder.record(KEY, UID, Event("key", "Running", "it runs", False))
     assert [(e["reason"], e["type"]) for e in cluster.events.values()] == [("Running", "Normal")]
 
 
 async def test_an_event_that_happens_again_is_counted_once_a_minute_at_most() -> None:
     cluster, now = FakeCluster(), EPOCH
-    recorder = EventRecorder(cluster, "pod", lambda: now)
+    recorder = EventRecorder(cluster, "test/operator", "pod", lambda: now)
     for seconds in (0, 1, 2, 61, 62, 130):
         now = EPOCH + timedelta(seconds=seconds)
-        await recorder.record("default", "job", UID, Event("key", "Unschedulable", "no node", True))
+        await recorder.record(KEY, UID, Event("key", "Unschedulable", "no node", True))
     (found,) = cluster.events.values()
     assert found["series"]["count"] == 3
 
 
 async def test_a_job_that_flaps_cannot_flood_the_namespace() -> None:
     cluster = FakeCluster()
-    recorder = EventRecorder(cluster, "pod", lambda: EPOCH)
+    recorder = EventRecorder(cluster, "test/operator", "pod", lambda: EPOCH)
     for n in range(1000):
-        await recorder.record("default", "job", UID, Event(f"key {n}", "CrashLooping", "x" * 5000, True))
+        await recorder.record(KEY, UID, Event(f"key {n}", "CrashLooping", "x" * 5000, True))
     assert len(cluster.events) == PER_HOUR
     assert all(len(e["note"]) <= 1024 for e in cluster.events.values())
 
@@ -301,8 +302,8 @@ def test_a_wrong_setting_is_named_with_its_value(name: str, value: str) -> None:
 
 
 def test_only_labelled_children_are_watched() -> None:
-    selectors = kopf_settings(SETTINGS).watching.label_selectors
-    assert len(selectors) == len(CHILDREN)
+    selectors = kopf_settings(SETTINGS, OWNERSHIP).watching.label_selectors
+    assert len(selectors) == len(OWNERSHIP.watched)
     assert set(selectors.values()) == {"app.kubernetes.io/managed-by=distillation-operator"}
 
 
@@ -310,14 +311,18 @@ def test_only_labelled_children_are_watched() -> None:
     ("kind", "labels", "key"),
     [
         (Kind.POD, {"distillation-operator.io/job": "job"}, KEY),
-        (Kind.POD, {"distillation-operator.io/shared-teacher": "job"}, Key.of_teacher("default", "job")),
-        (Kind.DISTILLATION_JOB, {"distillation-operator.io/job": "other"}, Key("default", "thing")),
-        (Kind.TEACHER, {}, Key.of_teacher("default", "thing")),
-        (Kind.POD, {}, Key("default", "")),
+        (Kind.POD, {"distillation-operator.io/shared-teacher": "job"}, Key(Kind.TEACHER, "default", "job")),
+        (
+            Kind.DISTILLATION_JOB,
+            {"distillation-operator.io/job": "other"},
+            KEY._replace(name="thing"),
+        ),
+        (Kind.TEACHER, {}, Key(Kind.TEACHER, "default", "thing")),
+        (Kind.POD, {}, None),
     ],
 )
 def test_an_object_wakes_what_it_was_made_for_by_label(kind: Kind, labels: dict[str, str], key: Key) -> None:
-    assert job_of(kind, {"namespace": "default", "name": "thing", "labels": labels}) == key
+    assert OWNERSHIP.owner_of(kind, {"namespace": "default", "name": "thing", "labels": labels}) == key
 
 
 # The status on the wire

@@ -20,10 +20,10 @@ from operator_fakes import FATES, SETTINGS, UID, FakeCluster, Simulation, manife
 import soak
 from distill_api.job import DistillationJob, parse_job
 from distill_operator.distillationjob import controller, plan
-from distill_operator.model.observed import read_child
+from distill_operator.kinds import Kind, kind_of
+from distill_operator.model.reading import read_child
 from distill_operator.resources import rendering
 from distill_operator.resources.drift import has_drifted
-from distill_operator.runtime.kinds import Kind, kind_of
 
 CASES, BLOCKS = 500, 2
 """Lives of a job here, and in how many tests; `make soak` lives 2,000 at least."""
@@ -149,7 +149,7 @@ def judge(sim: Simulation) -> str:
     assert all(len(uids) == 1 for uids in sim.trainer_jobs.values()), "one trainer Job per attempt"
     if (Kind.DISTILLATION_JOB, "job") not in objects:
         assert {kind for kind, _ in objects} <= {Kind.CLAIM}, "nothing is left of a job that is gone"
-        assert not sim.cache.store.owners() and not sim.reconciler.jobs.all(), "and nothing remembered"
+        assert not sim.cache.store.owners() and not sim.reconciler.jobs.snapshots(), "and nothing remembered"
         return "gone"
     status, (state, reason, _) = sim.job_status, sim.condition("Succeeded")
     job = parse_job(objects[Kind.DISTILLATION_JOB, "job"])

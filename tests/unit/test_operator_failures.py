@@ -14,11 +14,12 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.protocol import ProgressReport
 from distill_api.status import ConditionType
-from distill_operator.model.observed import Claim, Observed, Outcome, Pod, read_child, read_pod
+from distill_operator.kinds import Kind
+from distill_operator.model.observed import Claim, Observed, Outcome, Pod
+from distill_operator.model.reading import read_child, read_pod
 from distill_operator.resources import rendering
 from distill_operator.runtime.effects import Event
 from distill_operator.runtime.errors import NamespaceEnding, QuotaExceeded
-from distill_operator.runtime.kinds import Kind
 
 LATER = EPOCH + timedelta(seconds=5)
 
@@ -245,7 +246,7 @@ async def test_a_job_of_another_controller_is_left_alone_valid_or_not(spec: Any)
     sim = Simulation(spec={"managedBy": "kueue.x-k8s.io/multikueue", **spec})
     assert await sim.reconcile() is None
     assert sim.cluster.writes == []
-    assert sim.reconciler.jobs.all() == {}
+    assert sim.reconciler.jobs.snapshots() == {}
 
 
 # Replicas

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from distill_operator.kinds import Kind
 from distill_operator.runtime.errors import AlreadyExists, ApiError, Conflict
-from distill_operator.runtime.kinds import Kind
 from distill_operator.runtime.leader_election import Election, LeaseLost, Terms
 from distill_operator.settings import InvalidSettings, Settings
 

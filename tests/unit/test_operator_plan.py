@@ -13,11 +13,11 @@ from distill_api.protocol import Phase, ProgressReport
 from distill_api.status import ConditionType, Progress, Reason, Result, Status
 from distill_operator.distillationjob.lifecycle import delay_seconds
 from distill_operator.distillationjob.plan import Plan, plan
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.model import conditions
 from distill_operator.model.observed import Child, Claim, Observed, Outcome, Pod
 from distill_operator.resources import rendering
 from distill_operator.runtime.effects import Apply, Check, Delete, Event
-from distill_operator.runtime.kinds import Kind, kind_of
 
 NOTHING = Observed(claim=Claim.BOUND)
 

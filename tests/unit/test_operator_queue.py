@@ -3,9 +3,11 @@
 import asyncio
 from collections.abc import Awaitable, Callable
 
-from distill_operator.runtime.work_queue import Key, Retry, WorkQueue
+from distill_operator.kinds import Kind
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import Retry, WorkQueue
 
-A, B = Key("ns", "a"), Key("ns", "b")
+A, B = Key(Kind.DISTILLATION_JOB, "ns", "a"), Key(Kind.DISTILLATION_JOB, "ns", "b")
 
 
 async def run(

@@ -15,11 +15,12 @@ from distill_operator.distillationjob import plan
 from distill_operator.distillationjob import progress_poller as progress_module
 from distill_operator.distillationjob.controller import HELD_PER_SECOND, HOLD, HOLD_STARTING
 from distill_operator.distillationjob.progress_poller import ProgressPoller
+from distill_operator.kinds import Kind
+from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.resources import rendering
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.errors import Refused
-from distill_operator.runtime.kinds import Kind
-from distill_operator.runtime.work_queue import Key
+from distill_operator.runtime.ownership import Key
 
 
 def test_a_job_takes_eleven_writes_until_it_runs() -> None:
@@ -72,7 +73,7 @@ def test_a_starting_jobs_counts_wait_longer_the_more_jobs_start(jobs: int) -> No
         while sim.condition("Succeeded")[1] != "Starting":
             await sim.reconcile()
         await sim.reconcile()
-        sim.reconciler._held |= {Key("default", f"job-{n}"): sim.now for n in range(jobs - 1)}
+        sim.reconciler._held |= {Key(Kind.DISTILLATION_JOB, "default", f"job-{n}"): sim.now for n in range(jobs - 1)}
         for name in ("job-teacher", "job-rollout"):
             sim.cluster.put(Kind.POD, f"{name}-0", _pod("teacher"))
         sim.cluster.status(Kind.DEPLOYMENT, "job-teacher", {"readyReplicas": 1})
@@ -91,7 +92,7 @@ def test_what_is_wrong_with_a_starting_job_does_not_wait_for_others() -> None:
         while sim.condition("Succeeded")[1] != "Starting":
             await sim.reconcile()
         await sim.reconcile()
-        sim.reconciler._held |= {Key("default", f"job-{n}"): sim.now for n in range(200)}
+        sim.reconciler._held |= {Key(Kind.DISTILLATION_JOB, "default", f"job-{n}"): sim.now for n in range(200)}
         waiting = {"name": "teacher", "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}}
         sim.cluster.put(Kind.POD, "job-teacher-0", {**_pod("teacher"), "status": {"containerStatuses": [waiting]}})
         return await sim.reconcile()
@@ -117,7 +118,7 @@ async def test_the_same_dry_run_is_not_asked_for_twice_at_once(refuse: str) -> N
         return dict(body)
 
     cluster.apply = slow  # type: ignore[method-assign]
-    cache = Cache(cluster)
+    cache = Cache(cluster, OWNERSHIP)
     jobs = [
         of.model_copy(update={"metadata": of.metadata.model_copy(update={"name": name, "uid": f"uid of {name}"})})
         for of, name in ((job(), "mine"), (job(), "another"), (job(), "third"))
@@ -156,7 +157,7 @@ async def test_a_trainer_is_asked_at_once_and_many_are_asked_one_after_the_other
 
     poller = ProgressPoller(0.4, woken.append)
     for n in range(8):
-        poller.follow(Key("default", f"job-{n}"), "pod", "127.0.0.1")
+        poller.follow(Key(Kind.DISTILLATION_JOB, "default", f"job-{n}"), "pod", "127.0.0.1")
     task = asyncio.create_task(poller.run())
     asked.clear()
     while len(asked) < 16:

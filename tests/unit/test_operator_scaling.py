@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 
-from distill_api.teacher import Autoscaling
+from distill_api.teacher.kind import Autoscaling
 from distill_operator.teacher.autoscaler import Scale, rescaled, seconds_to_scale_down
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

@@ -11,11 +11,11 @@ from distill_api.names import OPERATOR_LABELS, key_secret
 from distill_api.protocol import Variable
 from distill_api.status import ConditionType, Status
 from distill_operator.distillationjob.plan import plan
+from distill_operator.kinds import Kind
 from distill_operator.model import conditions
 from distill_operator.model.observed import Claim, Observed
 from distill_operator.resources import rendering
 from distill_operator.resources.network_policy import network_policy
-from distill_operator.runtime.kinds import Kind
 from distill_operator.settings import Egress, InvalidSettings, Settings
 
 OWN = {"podSelector": {"matchLabels": {"distillation-operator.io/job": "job"}}}
@@ -146,7 +146,7 @@ def test_the_key_of_an_earlier_job_of_this_name_is_another_object() -> None:
 # What an installation does not allow
 
 
-def verdict(settings: Settings, **spec: Any) -> tuple[str, str]:
+def condition(settings: Settings, **spec: Any) -> tuple[str, str]:
     """Of SpecValid after the first look: status, message."""
     found = plan(job(**spec), Status(), Observed(claim=Claim.BOUND), settings, EPOCH)
     condition = conditions.find(found.status, ConditionType.SPEC_VALID)
@@ -164,22 +164,22 @@ def verdict(settings: Settings, **spec: Any) -> tuple[str, str]:
     ],
 )
 def test_code_of_a_model_runs_only_where_the_installation_allows_it(spec: Json, where: str) -> None:
-    status, message = verdict(SETTINGS, **spec)
+    status, message = condition(SETTINGS, **spec)
     assert status == "False"
     assert message.startswith(where) and "allowTrustRemoteCode of the chart" in message
-    assert verdict(replace(SETTINGS, allow_trust_remote_code=True), **spec)[0] == "True"
+    assert condition(replace(SETTINGS, allow_trust_remote_code=True), **spec)[0] == "True"
 
 
 def test_other_arguments_of_the_engines_are_allowed() -> None:
     arguments = ["--tp-size", "2", "--trust-request-chat-template", "--page-size=16", "/a/path"]
-    assert verdict(SETTINGS, rollout={"engineArgs": arguments})[0] == "True"
+    assert condition(SETTINGS, rollout={"engineArgs": arguments})[0] == "True"
 
 
 def test_a_job_that_needs_the_hub_is_refused_where_nothing_may_be_reached() -> None:
     closed = replace(SETTINGS, job_egress=Egress.CLOSED)
-    status, message = verdict(closed, student={"model": "Qwen/Qwen3-8B"})
+    status, message = condition(closed, student={"model": "Qwen/Qwen3-8B"})
     assert status == "False" and "paths on a mounted volume" in message
-    assert verdict(closed)[0] == "True"
+    assert condition(closed)[0] == "True"
 
 
 def test_nothing_is_started_of_a_job_that_is_not_allowed() -> None:

@@ -11,11 +11,11 @@ from distill_api import names
 from distill_api.job import InvalidManifest
 from distill_api.names import Role
 from distill_api.status import ConditionType
-from distill_api.teacher import Teacher, TeacherStatus, parse_teacher
+from distill_api.teacher.kind import Teacher, TeacherStatus, parse_teacher
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.model.observed import Child, Observed, Pod
 from distill_operator.resources import teacher_servers
 from distill_operator.runtime.effects import Apply, CreateSecret, Event
-from distill_operator.runtime.kinds import Kind, kind_of
 from distill_operator.teacher.plan import TeacherPlan, plan_teacher
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)

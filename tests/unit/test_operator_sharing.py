@@ -7,20 +7,21 @@ import pytest
 from operator_fakes import EPOCH, KEY, RESYNC, SETTINGS, Crash, FakeCluster, Json, Simulation, manifest
 
 from distill_api.status import Status
-from distill_api.teacher import Autoscaling
-from distill_operator.__main__ import recall
-from distill_operator.distillationjob.registry import Jobs
+from distill_api.teacher.kind import Autoscaling
+from distill_operator.__main__ import fill_registry
+from distill_operator.distillationjob.job_registry import JobRegistry
+from distill_operator.kinds import Kind
+from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.errors import ApiError, QuotaExceeded
 from distill_operator.runtime.events import EventRecorder
-from distill_operator.runtime.kinds import Kind
-from distill_operator.runtime.store import job_of
-from distill_operator.runtime.work_queue import Key, Retry
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import Retry
 from distill_operator.teacher.autoscaler import Scale, rescaled
 from distill_operator.teacher.controller import TeacherController
-from distill_operator.teacher.registry import Teachers
+from distill_operator.teacher.teacher_registry import TeacherRegistry
 
-POET = Key.of_teacher("default", "poet")
+POET = Key(Kind.TEACHER, "default", "poet")
 LEARNER = {"teacher": {"ref": {"name": "poet"}}}
 MINUTE = 60.0
 
@@ -30,8 +31,8 @@ class Lab(Simulation):
 
     def start(self) -> None:
         super().start()
-        self.teachers = Teachers()
-        events = EventRecorder(self.cluster, "test", lambda: self.now)
+        self.teachers = TeacherRegistry()
+        events = EventRecorder(self.cluster, "test/operator", "test", lambda: self.now)
         jobs = self.reconciler.jobs
         self.shared = TeacherController(self.cache, SETTINGS, events, jobs, self.teachers, self.wake, lambda: self.now)
         self.due_at: dict[Key, datetime] = {}
@@ -51,8 +52,8 @@ class Lab(Simulation):
         end = self.now + timedelta(seconds=seconds)
         for _ in range(400):
             for kind, raw, gone in self._heard():
-                if self.cache.saw(kind, raw, gone=gone):
-                    self.wake(job_of(kind, raw["metadata"]))
+                if self.cache.observe(kind, raw, gone=gone):
+                    self.wake(OWNERSHIP.owner_of(kind, raw["metadata"]))
             if now := [key for key, at in self.due_at.items() if at <= self.now]:
                 for key in now:
                     del self.due_at[key]
@@ -77,7 +78,7 @@ class Lab(Simulation):
     async def _look(self, key: Key) -> None:
         self.looks += 1
         try:
-            again = await (self.reconciler if key.teacher is None else self.shared).reconcile(key)
+            again = await (self.reconciler if key.kind is Kind.DISTILLATION_JOB else self.shared).reconcile(key)
         except (Retry, ApiError):
             again = 0.0
         except Crash:
@@ -149,7 +150,7 @@ async def test_a_teacher_that_is_deleted_under_its_jobs_is_told_on_each_of_them_
     assert here.condition("TeacherReady") == ("False", "TeacherNotFound", told)
     assert ("TeacherNotFound", told) in here.said("DistillationJob")
     assert here.condition("Succeeded")[1] == "Running", "the trainer waits as it does for a teacher of its own"
-    assert here.teachers.all() == {} and here.teachers.scalings(POET) == {}
+    assert here.teachers.snapshots() == {} and here.teachers.scalings(POET) == {}
     assert not [name for name in here.cluster.of(Kind.DEPLOYMENT) if "scoring" in name]
     here.teacher()
     await here.calm(5)
@@ -264,18 +265,18 @@ def told(requests: int, *, phase: str = "Running", trainer: str = "True") -> Sta
     )
 
 
-def learners(*statuses: Status) -> Jobs:
-    jobs = Jobs()
+def learners(*statuses: Status) -> JobRegistry:
+    jobs = JobRegistry()
     for number, status in enumerate(statuses):
         raw = {**manifest(**LEARNER), "metadata": {"uid": f"u{number}"}}
-        jobs.put(Key("default", f"job-{number}"), raw, status, EPOCH)
+        jobs.put(Key(Kind.DISTILLATION_JOB, "default", f"job-{number}"), raw, status, EPOCH)
     return jobs
 
 
 def test_requests_count_of_each_job_of_the_teacher_whose_trainer_is_there() -> None:
     assert learners(told(25), told(3)).requests_of(POET) == [25, 3]
-    assert learners(told(25)).requests_of(Key.of_teacher("other", "poet")) == []
-    assert Jobs().requests_of(POET) == []
+    assert learners(told(25)).requests_of(Key(Kind.TEACHER, "other", "poet")) == []
+    assert JobRegistry().requests_of(POET) == []
 
 
 @pytest.mark.parametrize(
@@ -304,14 +305,14 @@ async def test_a_new_operator_knows_what_all_jobs_ask_for_before_it_looks_at_a_t
     for name, spec in {"mine": LEARNER, "theirs": {**LEARNER, "managedBy": "kueue.x-k8s.io/multikueue"}}.items():
         status = told(25).model_dump(mode="json", by_alias=True, exclude_none=True)
         cluster.put(Kind.DISTILLATION_JOB, name, {"spec": manifest(**spec)["spec"], "status": status})
-    cache, jobs = Cache(cluster), Jobs()
+    cache, jobs = Cache(cluster, OWNERSHIP), JobRegistry()
     await cache.sync()
-    recall(cache, jobs)
-    assert (jobs.requests_of(POET), jobs.of_teacher(POET)) == ([25], [Key("default", "mine")])
+    fill_registry(cache, jobs)
+    assert (jobs.requests_of(POET), jobs.of_teacher(POET)) == ([25], [Key(Kind.DISTILLATION_JOB, "default", "mine")])
 
 
 def test_a_job_that_is_gone_takes_its_requests_along() -> None:
     jobs = learners(told(25), told(3))
-    jobs.remove(Key("default", "job-0"))
-    assert (jobs.requests_of(POET), jobs.of_teacher(POET)) == ([3], [Key("default", "job-1")])
+    jobs.remove(Key(Kind.DISTILLATION_JOB, "default", "job-0"))
+    assert (jobs.requests_of(POET), jobs.of_teacher(POET)) == ([3], [Key(Kind.DISTILLATION_JOB, "default", "job-1")])
     assert KEY not in jobs.of_teacher(POET)

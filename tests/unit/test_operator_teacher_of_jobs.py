@@ -13,7 +13,7 @@ from test_operator_teachers import ROUTED, up
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Progress, Status
-from distill_api.teacher import TeacherStatus
+from distill_api.teacher.kind import TeacherStatus
 from distill_operator.model.observed import Observed, ObservedTeacher, Outcome, Pod
 from distill_operator.runtime.effects import Check, Event
 
@@ -44,11 +44,11 @@ def teacher(
 def begun(of: DistillationJob) -> Status:
     """An attempt began at EPOCH, as every Teacher was there."""
     shared = tuple(teacher(name) for name in of.spec.shared_teachers)
-    return look(of, Status(), replace(NOTHING, shared=shared)).status
+    return look(of, Status(), replace(NOTHING, teachers=shared)).status
 
 
 def seen(of: DistillationJob, *shared: ObservedTeacher, **ready: int) -> Observed:
-    return replace(up(of, **ready), shared=shared)
+    return replace(up(of, **ready), teachers=shared)
 
 
 def warnings(found: Any) -> list[tuple[str, str]]:
@@ -67,7 +67,7 @@ def test_a_job_whose_teacher_does_not_exist_starts_nothing_and_says_which_to_cre
 
 
 def test_a_teacher_that_is_being_deleted_is_as_good_as_none() -> None:
-    found = look(learner(), Status(), replace(NOTHING, shared=(replace(teacher(), deleting=True),)))
+    found = look(learner(), Status(), replace(NOTHING, teachers=(replace(teacher(), deleting=True),)))
     assert found.status.attempts == 0
     assert says(found.status, READY)[1:] == (
         "TeacherNotFound",
@@ -77,14 +77,14 @@ def test_a_teacher_that_is_being_deleted_is_as_good_as_none() -> None:
 
 @pytest.mark.parametrize("reason", ["InvalidSpec", "NameTaken"])
 def test_a_teacher_that_a_person_has_to_mend_is_waited_for_with_nothing_held(reason: str) -> None:
-    found = look(learner(), Status(), replace(NOTHING, shared=(teacher("poet", reason, "it is wrong"),)))
+    found = look(learner(), Status(), replace(NOTHING, teachers=(teacher("poet", reason, "it is wrong"),)))
     assert found.status.attempts == 0
     assert says(found.status, READY)[1:] == (reason, "Teacher poet: it is wrong")
 
 
 def test_the_job_begins_when_its_teacher_is_there() -> None:
     waiting = look(learner(), Status(), NOTHING).status
-    assert look(learner(), waiting, replace(NOTHING, shared=(teacher(),))).status.attempts == 1
+    assert look(learner(), waiting, replace(NOTHING, teachers=(teacher(),))).status.attempts == 1
 
 
 # While it gets ready
@@ -101,7 +101,7 @@ def test_what_a_teacher_lacks_is_passed_on_in_its_own_words_and_warned_of(reason
 
 def test_the_engines_come_up_beside_it_and_the_trainer_waits_until_it_has_a_node() -> None:
     of = learner()
-    waits = look(of, begun(of), Observed(shared=(teacher("poet", "Unschedulable", FULL, placed=False),)))
+    waits = look(of, begun(of), Observed(teachers=(teacher("poet", "Unschedulable", FULL, placed=False),)))
     assert "RayCluster/job-rollout" in applied(waits)
     full = seen(of, teacher("poet", "Unschedulable", FULL, placed=False))
     assert not applied(look(of, begun(of), full))
@@ -116,7 +116,7 @@ def test_no_member_of_a_gang_gets_a_node_before_its_teacher_has_one() -> None:
     assert of.spec.scheduling.all_at_once
     full = replace(seen(of, teacher("poet", "Unschedulable", FULL, placed=False)), pods=())
     assert "Job/job-trainer-1" not in applied(look(of, begun(of), full))
-    assert "Job/job-trainer-1" in applied(look(of, begun(of), replace(full, shared=(teacher(),))))
+    assert "Job/job-trainer-1" in applied(look(of, begun(of), replace(full, teachers=(teacher(),))))
 
 
 def test_one_that_answers_is_ready_and_its_servers_that_come_and_go_change_nothing_of_the_job() -> None:
@@ -191,7 +191,7 @@ def test_an_outage_beyond_the_trainers_limit_ends_the_attempt_and_the_next_begin
         "no attempt is spent on a Teacher that is not there"
     )
     assert says(waits.status, READY)[1] == "TeacherNotFound"
-    assert look(of, waits.status, replace(NOTHING, shared=(teacher(),)), seconds=700).status.attempts == 2
+    assert look(of, waits.status, replace(NOTHING, teachers=(teacher(),)), seconds=700).status.attempts == 2
 
 
 def test_what_the_last_trainer_had_for_a_teacher_to_do_is_forgotten_when_the_next_attempt_begins() -> None:
@@ -199,7 +199,7 @@ def test_what_the_last_trainer_had_for_a_teacher_to_do_is_forgotten_when_the_nex
     said = Progress.model_validate({"step": 4, "teachers": [{"name": "teacher", "requests": 900}]})
     over = with_trainer(of, seen(of, teacher()), ended("TeacherUnreachable"), outcome=Outcome.FAILED)
     after = look(of, run(of).model_copy(update={"progress": said}), over).status
-    again = look(of, after, replace(NOTHING, shared=(teacher(),)), seconds=600).status
+    again = look(of, after, replace(NOTHING, teachers=(teacher(),)), seconds=600).status
     assert again.attempts == 2 and again.progress
     assert (again.progress.step, again.progress.teachers) == (4, [])
 

@@ -11,11 +11,11 @@ from test_operator_plan import applied, begun, child, deleted, look, pods, runni
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Status
-from distill_operator.distillationjob.registry import Jobs
+from distill_operator.distillationjob.job_registry import JobRegistry
+from distill_operator.kinds import Kind
 from distill_operator.model.observed import Claim, Observed, Pod
 from distill_operator.resources import rendering
 from distill_operator.runtime.effects import Apply
-from distill_operator.runtime.kinds import Kind
 
 ROUTED = {"prompts": {"path": "/data/train.jsonl", "teacherField": "topic"}}
 
@@ -108,6 +108,6 @@ def _teachers(of: DistillationJob) -> list[dict[str, Any]]:
 def test_the_metrics_name_the_teacher_whatever_kind_it_is_and_whether_or_not_the_spec_is_valid(
     spec: Any, shown: str
 ) -> None:
-    jobs = Jobs()
+    jobs = JobRegistry()
     jobs.put(KEY, {"metadata": {"uid": "u"}, "spec": spec}, Status(), datetime.now(UTC))
-    assert jobs.all()[KEY].teacher == shown
+    assert jobs.snapshots()[KEY].teacher == shown

@@ -24,12 +24,13 @@ from operator_fakes import SETTINGS, UID, Json, Simulation, job, manifest
 from test_operator_plan import NOTHING, applied, begun, deleted, look, pods, says
 
 from distill_api.job import DistillationJob, load_job, parse_job
-from distill_api.spec import Rollout, Spec, TeacherSource
+from distill_api.spec.job_spec import Rollout, Spec, TeacherSource
 from distill_api.status import ConditionType
-from distill_operator.model.observed import Child, Claim, Observed, Outcome, exit_report, read_child
+from distill_operator.kinds import Kind
+from distill_operator.model.observed import Child, Claim, Observed, Outcome
+from distill_operator.model.reading import exit_report, read_child
 from distill_operator.resources import pinning, ray_cluster, rendering, scalable_fields, trainer_job
 from distill_operator.runtime.effects import Apply
-from distill_operator.runtime.kinds import Kind
 from distill_operator.settings import Egress, Settings
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -233,7 +234,7 @@ def test_an_image_that_the_user_chose_is_not_taken_for_the_operators() -> None:
     }
     of = job(**spec)
     observed = running(present(of, replace(SETTINGS, **OTHER_SETTINGS)))
-    assert pinning.settings_of(of, observed, 1, SETTINGS) == SETTINGS
+    assert pinning.pinned_settings(of, observed, 1, SETTINGS) == SETTINGS
 
 
 def test_drift_made_by_hand_is_put_right_after_another_image_was_configured() -> None:

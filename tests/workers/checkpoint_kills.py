@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from distill_api.spec import Schedule
+from distill_api.spec.job_spec import Schedule
 from distill_workers.megatron.checkpoint import tensor_file
 from distill_workers.run_folder.checkpoints import Checkpoints
 

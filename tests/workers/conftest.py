@@ -14,7 +14,7 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import pytest_asyncio
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 
 TinyModel = Callable[..., Path]
 CHAT_TEMPLATE = (

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 
 _engine: Any = torch.autograd.Variable._execution_engine
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
 
 ROOT = Path(__file__).parents[2]
@@ -213,7 +213,7 @@ def make_samples(
 def train_step(student: Any, samples: list[Sample], learning_rate: float, coefficients: Any = None) -> dict[str, float]:
     """One optimiser step on the samples, all in one group."""
     student.accumulate(samples, coefficients)
-    found: dict[str, float] = student.apply(learning_rate)
+    found: dict[str, float] = student.update(learning_rate)
     return found
 
 

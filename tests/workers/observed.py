@@ -32,11 +32,12 @@ from distill_workers.serving.server import SGLangServer, free_port
 sys.path.append(str(REPO / "operator"))
 
 from distill_api.status import Status
-from distill_api.teacher import TeacherStatus
-from distill_operator.distillationjob.registry import Jobs
+from distill_api.teacher.kind import TeacherStatus
+from distill_operator.distillationjob.job_registry import JobRegistry
+from distill_operator.kinds import Kind
 from distill_operator.metrics import OperatorMetrics
-from distill_operator.runtime.work_queue import Key
-from distill_operator.teacher.registry import Shown, Teachers
+from distill_operator.runtime.ownership import Key
+from distill_operator.teacher.teacher_registry import TeacherRegistry, TeacherSnapshot
 from distill_operator.teacher.view import view
 
 NAMESPACE, JOB, WAITING_JOB, SHORT_JOB = "team", "watched", "queued", "short"
@@ -91,9 +92,9 @@ class Operator:
     """Its collector, as a reconciler would tell it: a job that runs, one that waits, and one that is soon over."""
 
     def __init__(self) -> None:
-        self._jobs, self._turn = Jobs(), 0
+        self._jobs, self._turn = JobRegistry(), 0
         api = {("list", "200"): 10, ("patch", "200"): 3}
-        self._teachers = Teachers()
+        self._teachers = TeacherRegistry()
         self.metrics = OperatorMetrics(
             self._jobs, self._teachers, queue_depth=lambda: 0, queue_retries=lambda: 1, api_requests=api
         )
@@ -116,14 +117,14 @@ class Operator:
         }
         raw = {"metadata": {"uid": name, "creationTimestamp": at}, "spec": {}}
         now = self._made + timedelta(seconds=10 * self._turn)
-        self._jobs.put(Key(NAMESPACE, name), raw, Status.model_validate(status), now)
+        self._jobs.put(Key(Kind.DISTILLATION_JOB, NAMESPACE, name), raw, Status.model_validate(status), now)
 
     def _teach(self) -> None:
         """A Teacher that is scaled up at each turn."""
         ready = {"type": "Ready", "status": "True", "reason": "Ready", "lastTransitionTime": "2026-01-01T00:00:00Z"}
         fields = {"conditions": [ready], "desiredReplicas": self._turn, "readyReplicas": 1, "jobs": 1, "requests": 40}
-        shown = Shown("u", TeacherStatus.model_validate(fields), view("poet", None))
-        self._teachers.put(Key.of_teacher(NAMESPACE, "poet"), shown, scaled=1)
+        shown = TeacherSnapshot("u", TeacherStatus.model_validate(fields), view("poet", None))
+        self._teachers.put(Key(Kind.TEACHER, NAMESPACE, "poet"), shown, scaled=1)
 
     def work(self) -> None:
         self.metrics.reconciles["ok"] += 1

@@ -96,11 +96,11 @@ async def test_what_ends_a_pass_early_reaches_its_consumer() -> None:
 
 
 def two_ranks(folder: Path) -> dict[str, Any]:
-    """On each rank of a team with tensor parallel 2: a pass given up, log-probs, and a whole pass with its tensors."""
+    """On each rank with tensor parallel 2: a pass given up, log-probs, and a whole pass with its tensors."""
     import torch.distributed as dist
 
     from distill_workers.megatron.student import MegatronStudent
-    from distill_workers.run.team import Team, follow
+    from distill_workers.run.trainer_ranks import TrainerRanks, follow
 
     student = MegatronStudent(make_spec(trainer=make_trainer(tensor=2, ranks=2)), folder)
     if dist.get_rank() != 0:
@@ -108,17 +108,17 @@ def two_ranks(folder: Path) -> dict[str, Any]:
         return {}
 
     async def drive() -> dict[str, Any]:
-        team, buffers = Team(student), buffers_of(20_000)
-        async with aclosing(team.weights(buffers)) as weights:
+        ranks, buffers = TrainerRanks(student), buffers_of(20_000)
+        async with aclosing(ranks.weights(buffers)) as weights:
             await anext(weights)
-        await team.run(team.logprobs, make_samples(2))
+        await ranks.logprobs(make_samples(2))
         found: dict[str, Any] = {}
         buckets = []
-        async with aclosing(team.weights(buffers)) as weights:
+        async with aclosing(ranks.weights(buffers)) as weights:
             async for bucket in weights:
                 found |= {name: tensor.numpy() for name, tensor in opened(bucket).items()}
                 buckets.append(len(bucket.flat))
-        team.dismiss()
+        ranks.dismiss()
         return {"tensors": found, "buckets": buckets}
 
     return asyncio.run(drive())

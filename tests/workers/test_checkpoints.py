@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from distill_api.spec import Schedule
+from distill_api.spec.job_spec import Schedule
 from distill_workers.run_folder.checkpoints import Checkpoints, DamagedCheckpoints, superfluous
 
 

@@ -9,7 +9,7 @@ import pytest
 from conftest import TinyModel, hf_logprobs, spec_of
 
 from distill_workers.engine.engine import Engine, EngineRefused, EngineUnavailable, read_response
-from distill_workers.serving.server import shared_by
+from distill_workers.serving.server import shared_memory_files
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 PROMPT = list(range(40, 60))
@@ -74,7 +74,7 @@ async def test_the_same_seeds_draw_the_same_tokens_after_a_restart(tiny_model: T
         assert [first[1], first[0]] == swapped
         assert first[0].ids != first[1].ids
         assert engine._server is not None and engine._server.pid is not None
-        left = shared_by(engine._server.pid)
+        left = shared_memory_files(engine._server.pid)
         assert left, "SGLang's scheduler publishes its load there"
         await engine.start(str(tiny_model(0)))
         assert not any(os.path.exists(path) for path in left), "a killed server leaves nothing in shared memory"

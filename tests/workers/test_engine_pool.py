@@ -46,7 +46,7 @@ class Gone:
     """An engine whose RayCluster is deleted."""
 
     async def start(self, model: str) -> float:
-        raise EngineUnavailable("no actor can be made")
+        raise EngineUnavailable("no actor can be created")
 
 
 def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
@@ -61,7 +61,7 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
         pool = EnginePool(job, RunFolder(job), Metrics())
         pool._engines = {0: Gone()}  # type: ignore[dict-item]  # all that is asked of it
         pool._scheduler.add(0)
-        pool._lost(0, "the pod is gone")
+        pool._mark_lost(0, "the pod is gone")
         while pool._ray._thread is None:
             await asyncio.sleep(0.05)
         await pool.close()
@@ -168,21 +168,21 @@ def test_engines_join_a_running_job_and_those_that_are_too_many_do_not_come_back
             pool._scheduler.add(number)
         assert pool.count_placed() == 2
         ask(4)
-        watch = asyncio.create_task(pool._watch())
+        watch = asyncio.create_task(pool._check_health())
         await until({0, 1, 2, 3})
         assert pool.count_placed() == 4, "what is paid for"
         ask(3)
         async with asyncio.timeout(60):
             while pool._wanted != 3:
                 await asyncio.sleep(0.01)
-        pool._lost(1, "its pod was taken away")
+        pool._mark_lost(1, "its pod was taken away")
         async with asyncio.timeout(60):
             while 1 in pool._engines:
                 await asyncio.sleep(0.01)
         await until({0, 2, 3})
         assert pool.count_placed() == 3
         # One that is lost by another cause is wanted still.
-        pool._lost(2, "it crashed")
+        pool._mark_lost(2, "it crashed")
         await until({0, 2, 3})
         file.write_text("nonsense")
         await asyncio.sleep(0.1)

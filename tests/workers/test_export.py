@@ -9,7 +9,7 @@ from megatron_ranks import make_checkpoint, make_samples, make_spec, make_traine
 from safetensors.torch import load_file
 
 from distill_api.job import DistillationJob, parse_job
-from distill_api.spec import Schedule
+from distill_api.spec.job_spec import Schedule
 from distill_cli.main import main
 from distill_workers.run_folder.run_folder import RunFolder
 

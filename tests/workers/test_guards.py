@@ -8,7 +8,7 @@ from conftest import spec_of
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_api.guards import GuardAction
+from distill_api.spec.guards import GuardAction
 from distill_api.status import EvaluationScore
 from distill_workers.evaluation.guards import Decision, Guards
 

@@ -14,10 +14,10 @@ import pytest
 from rich.console import Console
 from runs import MODELS, REPO, arithmetic
 
-from distill_api.guards import GuardAction
 from distill_api.job import parse_job
 from distill_api.protocol import ExitCode, Phase, ProgressReport
-from distill_api.spec import Schedule
+from distill_api.spec.guards import GuardAction
+from distill_api.spec.job_spec import Schedule
 from distill_api.status import EvaluationScore, GuardEvent, Progress
 from distill_cli.main import main
 from distill_cli.run_folder import folder_snapshot, tail_of

@@ -14,10 +14,11 @@ import pytest
 from runs import REPO
 
 sys.path.insert(0, str(REPO / "bench"))
-from stages import SHAPES, Stages, Team, VirtualLoop, heldout, staged
+from stages import SHAPES, Stages, Trainer, VirtualLoop, heldout, staged
 
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Measurement
+from distill_workers.evaluation.guards import Decision
 from distill_workers.failures import Stopped
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.run.loop import Loop
@@ -26,7 +27,7 @@ STAGES = Stages(1, 0.25, 0.5)
 SMALL = {"promptsPerStep": 4, "samplesPerPrompt": 2}
 
 
-class Weights(Team):
+class Weights(Trainer):
     """Remembers what was done, by the steps that the weights had then."""
 
     def __init__(self) -> None:
@@ -44,15 +45,15 @@ class Weights(Team):
         self.coefficient = coefficients.divergence
         await super().accumulate(samples, coefficients)
 
-    async def apply(self, learning_rate: float) -> dict[str, float]:
-        self.note("apply", self.coefficient)
+    async def update(self, learning_rate: float) -> dict[str, float]:
+        self.note("update", self.coefficient)
         self.steps += 1
-        return await super().apply(learning_rate)
+        return await super().update(learning_rate)
 
     async def discard(self) -> None:
         self.note("discard", self.steps)
 
-    async def save(self, folder: Path) -> None:
+    async def begin_save(self, folder: Path) -> None:
         self.note("save", self.steps)
         (folder / "rank").write_text(str(self.steps))
 
@@ -87,15 +88,16 @@ def lines(folder: Path, kind: str) -> list[dict[str, Any]]:
     return [line for line in map(json.loads, text) if line["kind"] == kind]
 
 
-def loop_of(folder: Path, team: Weights, told: Told, schedule: dict[str, Any], *guards: dict[str, Any]) -> Loop:
+def loop_of(folder: Path, trainer: Weights, told: Told, schedule: dict[str, Any], *guards: dict[str, Any]) -> Loop:
     fields = {"rollout": SMALL, "schedule": schedule, "evaluation": heldout(folder), "guards": list(guards)}
-    return staged(STAGES, folder, team=team, evaluators=[told], **fields)[0]
+    return staged(STAGES, folder, trainer=trainer, evaluators=[told], **fields)[0]
 
 
-async def train(loop: Loop) -> None:
-    await loop._keeper.resume()
-    await loop._train()
-    await loop._keeper.saved()
+async def train(loop: Loop) -> Decision | None:
+    await loop.checkpoints.resume()
+    stopped_by = await loop._train()
+    await loop.checkpoints.finish()
+    return stopped_by
 
 
 FELL = {"name": "fell", "watch": "evaluation", "evaluation": "heldout", "drop": 0.5, "patience": 1}
@@ -105,18 +107,18 @@ FELL = {"name": "fell", "watch": "evaluation", "evaluation": "heldout", "drop": 
 def test_every_evaluation_is_recorded_before_the_next_step_and_best_weights_are_saved_as_they_were(
     seconds: float, tmp_path: Path
 ) -> None:
-    team, told = Weights(), Told({0: 3.0, 2: 1.0, 4: 2.0, 5: 0.5}, seconds)
+    trainer, told = Weights(), Told({0: 3.0, 2: 1.0, 4: 2.0, 5: 0.5}, seconds)
 
     async def work() -> None:
-        await train(loop_of(tmp_path, team, told, {"steps": 5, "evaluateEverySteps": 2, "keepBest": True}))
+        await train(loop_of(tmp_path, trainer, told, {"steps": 5, "evaluateEverySteps": 2, "keepBest": True}))
 
     virtually(work)
     text = (tmp_path / "stages" / "metrics.jsonl").read_text().splitlines()
     order = [(line["kind"], line["step"]) for line in map(json.loads, text)]
     steps, evaluations = [("step", n) for n in range(1, 6)], [("evaluation", n) for n in (0, 2, 4, 5)]
     assert order == sorted(steps + evaluations, key=lambda entry: (entry[1], entry[0] == "evaluation"))
-    assert team.of("save") == [0, 2, 5], "the weights that were measured, where they were the best"
-    assert team.of("discard") == []
+    assert trainer.of("save") == [0, 2, 5], "the weights that were measured, where they were the best"
+    assert trainer.of("discard") == []
     kept = json.loads((tmp_path / "stages" / "checkpoints" / "step-000005" / "state.json").read_text())
     assert kept["progress"]["evaluations"][0]["bestStep"] == 5
 
@@ -147,9 +149,9 @@ def test_an_evaluation_never_sees_newer_weights_than_its_step(lag: int, tmp_path
         loop, _ = staged(
             SHAPES["all equal"], tmp_path, rollout=rollout, schedule={"steps": 3}, evaluation=heldout(tmp_path)
         )
-        await loop._keeper.resume()
+        await loop.checkpoints.resume()
         async with loop._engines.updating_weights():
-            await loop._push()
+            await loop._load_engines()
         await loop._train()
 
     virtually(work)
@@ -159,62 +161,61 @@ def test_an_evaluation_never_sees_newer_weights_than_its_step(lag: int, tmp_path
 
 
 def test_a_coefficient_that_an_evaluation_lowers_is_lower_from_its_step_on(tmp_path: Path) -> None:
-    team, told = Weights(), Told({0: 1.0, 2: 2.0})
+    trainer, told = Weights(), Told({0: 1.0, 2: 2.0})
     lower = {**FELL, "action": "lower-coefficient", "factor": 0.5}
 
     async def work() -> None:
-        await train(loop_of(tmp_path, team, told, {"steps": 4, "evaluateEverySteps": 2}, lower))
+        await train(loop_of(tmp_path, trainer, told, {"steps": 4, "evaluateEverySteps": 2}, lower))
 
     virtually(work)
-    assert team.of("apply") == [1.0, 1.0, 0.5, 0.5]
-    assert team.of("discard") == [2], "the gradient that knew nothing of it is computed again"
+    assert trainer.of("update") == [1.0, 1.0, 0.5, 0.5]
+    assert trainer.of("discard") == [2], "the gradient that knew nothing of it is computed again"
     assert told.begun == [0, 2, 4]
     assert [line["step"] for line in lines(tmp_path, "step")] == [1, 2, 3, 4]
 
 
 def test_a_roll_back_leaves_the_step_that_was_begun_meanwhile(tmp_path: Path) -> None:
-    team, told = Weights(), Told({0: 1.0, 1: 0.9, 2: 3.0})
+    trainer, told = Weights(), Told({0: 1.0, 1: 0.9, 2: 3.0})
     back = {**FELL, "action": "roll-back"}
 
     async def work() -> None:
-        loop = loop_of(tmp_path, team, told, {"steps": 3, "evaluateEverySteps": 1, "keepBest": True}, back)
+        loop = loop_of(tmp_path, trainer, told, {"steps": 3, "evaluateEverySteps": 1, "keepBest": True}, back)
         told.found[2] = 3.0
-        await loop._keeper.resume()
+        await loop.checkpoints.resume()
         training = asyncio.create_task(loop._train())
-        while not team.of("load"):
+        while not trainer.of("load"):
             await asyncio.sleep(0.1)
         told.found[2] = 1.0
         await training
-        await loop._keeper.saved()
+        await loop.checkpoints.finish()
 
     virtually(work)
-    assert team.of("load") == [1] and team.of("discard") == [2]
-    assert len(team.of("apply")) == 4 and told.begun == [0, 1, 2, 2, 3]
+    assert trainer.of("load") == [1] and trainer.of("discard") == [2]
+    assert len(trainer.of("update")) == 4 and told.begun == [0, 1, 2, 2, 3]
     assert [line["step"] for line in lines(tmp_path, "step")] == [1, 2, 3]
     [event] = lines(tmp_path, "guard")
     assert (event["at_step"], event["step"]) == (2, 1)
 
 
 def test_a_guard_may_stop_the_run_by_the_evaluation_of_its_last_step(tmp_path: Path) -> None:
-    team, told = Weights(), Told({0: 1.0, 1: 0.9, 2: 3.0})
+    trainer, told = Weights(), Told({0: 1.0, 1: 0.9, 2: 3.0})
 
     async def work() -> None:
         schedule = {"steps": 2, "evaluateEverySteps": 1, "keepBest": True}
-        loop = loop_of(tmp_path, team, told, schedule, {**FELL, "action": "stop"})
-        await train(loop)
-        assert loop._intervention.stopped_by is not None and loop._at.step == 1
+        loop = loop_of(tmp_path, trainer, told, schedule, {**FELL, "action": "stop"})
+        assert await train(loop) is not None and loop._state.step == 1
 
     virtually(work)
-    assert team.of("load") == [1] and len(team.of("apply")) == 2
+    assert trainer.of("load") == [1] and len(trainer.of("update")) == 2
 
 
 def test_an_evaluation_that_a_stop_cuts_short_is_made_by_the_next_attempt(tmp_path: Path) -> None:
     schedule = {"steps": 4, "evaluateEverySteps": 2, "checkpointEverySteps": 2}
 
     async def stopped() -> None:
-        team, told = Weights(), Told({}, 50.0)
-        loop = loop_of(tmp_path, team, told, schedule)
-        loop._at.step = team.steps = 1  # the evaluation of step 0 is not the matter
+        trainer, told = Weights(), Told({}, 50.0)
+        loop = loop_of(tmp_path, trainer, told, schedule)
+        loop._state.step = trainer.steps = 1  # the evaluation of step 0 is not the matter
         training = asyncio.create_task(loop._train())
         while told.begun != [2]:
             await asyncio.sleep(0.1)
@@ -224,13 +225,11 @@ def test_an_evaluation_that_a_stop_cuts_short_is_made_by_the_next_attempt(tmp_pa
             await training
         await loop.checkpoint()
         assert lines(tmp_path, "evaluation") == []
-        if loop._measuring is not None:
-            loop._measuring.cancel()
 
     async def resumed() -> None:
-        team, told = Weights(), Told({})
-        await train(loop_of(tmp_path, team, told, schedule))
-        assert told.begun == [2, 4] and team.of("save") == [2, 4]
+        trainer, told = Weights(), Told({})
+        await train(loop_of(tmp_path, trainer, told, schedule))
+        assert told.begun == [2, 4] and trainer.of("save") == [2, 4]
 
     virtually(stopped)
     virtually(resumed)

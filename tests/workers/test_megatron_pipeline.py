@@ -95,7 +95,7 @@ def interrupted(folder: Path, checkpoint: Path, phase: str) -> list[Any]:
     student.accumulate(samples[::2])
     student.accumulate(samples[1::2])
     tensors = {name: p.detach().numpy() for name, p in student._model.named_parameters()}
-    return [student.apply(1e-3), tensors]
+    return [student.update(1e-3), tensors]
 
 
 def test_restarted_stages_continue_bit_by_bit_and_keep_a_tied_head_equal(folder: Path, tmp_path: Path) -> None:

@@ -112,13 +112,11 @@ def test_the_next_step_is_the_same_whatever_ranks_go_on(resharded: dict[str, Any
 
 
 def beside(folder: Path, checkpoints: Path) -> dict[str, Any]:
-    """What `Work` does while a save is under way."""
+    """What a student does while a save is under way."""
     from distill_workers.failures import Failure
     from distill_workers.megatron.checkpoint import state
-    from distill_workers.run.team import Team
 
     student = make_student(folder, tensor=2, ranks=2)
-    team = Team(student)
     train_step(student, make_samples(8, seed=0), RATE)
     for name in ("asynchronous", "synchronous", "full"):
         (checkpoints / name).mkdir(exist_ok=True)
@@ -132,15 +130,15 @@ def beside(folder: Path, checkpoints: Path) -> dict[str, Any]:
         write(*arguments)
 
     state.write = slow
-    team.save(checkpoints / "asynchronous")
+    student.begin_save(checkpoints / "asynchronous")
     train_step(student, make_samples(8, seed=1), RATE)
-    found["training went on"] = not team._writing.done()
+    found["training went on"] = student.writer.busy
     trained.set()
     try:
-        team.save(checkpoints / "asynchronous")
+        student.begin_save(checkpoints / "asynchronous")
     except RuntimeError as error:
         found["second"] = str(error)
-    team.saved()
+    student.finish_save()
 
     def full(*arguments: Any) -> None:
         if student.ranks.rank == 1:
@@ -148,9 +146,9 @@ def beside(folder: Path, checkpoints: Path) -> dict[str, Any]:
         write(*arguments)
 
     state.write = full
-    team.save(checkpoints / "full")
+    student.begin_save(checkpoints / "full")
     try:
-        team.saved()
+        student.finish_save()
     except Failure as error:
         found["full"] = str(error)
     state.write = write

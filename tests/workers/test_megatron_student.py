@@ -77,7 +77,7 @@ def train(
             continue
         for i in range(groups):
             student.accumulate(samples[i::groups], coefficients)
-        stats.append(student.apply(LEARNING_RATE))
+        stats.append(student.update(LEARNING_RATE))
     return {"stats": stats, "tensors": dict(student.hf_tensors())}
 
 
@@ -410,7 +410,7 @@ def edges(folder: Path, checkpoint: Path) -> dict[str, Any]:
     student.save(checkpoint)
     found["mid-step"] = file.read_bytes() == saved
     student.discard()
-    found["discarded"] = student.apply(1e-3), unchanged()
+    found["discarded"] = student.update(1e-3), unchanged()
 
     # No gradient: the decay alone acts, and on matrices alone.
     neutral = make_samples(2)

@@ -8,7 +8,18 @@ import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from distill_workers.run.model_agreement import Ends, ModelsDisagree, ends, same_template, stop_ids
+from distill_api.spec.job_spec import Spec
+from distill_workers.engine.request import Request
+from distill_workers.failures import ConfigurationError
+from distill_workers.run.preflight.model_agreement import (
+    Ends,
+    ModelsDisagree,
+    check_models,
+    ends,
+    load_tokenizer,
+    same_template,
+    stop_ids,
+)
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -61,6 +72,7 @@ def test_a_model_without_generation_config_ends_by_its_tokenizer(tmp_path: Path)
 def test_equal_templates_agree_and_their_text_need_not_be_equal() -> None:
     same_template(tokenizer(), tokenizer(CHATML.replace("{% endfor %}", "{# a comment #}{% endfor %}")))
     same_template(tokenizer(None), tokenizer(None))
+    same_template(tokenizer(None), tokenizer())  # prompts of a student without one are plain texts
 
 
 @pytest.mark.parametrize(
@@ -69,7 +81,7 @@ def test_equal_templates_agree_and_their_text_need_not_be_equal() -> None:
         (CHATML.replace(" | trim", ""), "  What is 2"),
         (CHATML.replace("assistant\n{% endif", "assistant\n<think>\n{% endif"), "<think>"),
         ("{{ 'Be kind.' }}" + CHATML, "Be kind"),
-        (None, "the teacher has no chat template and the student has one"),
+        (None, "the student has a chat template and the teacher has none"),
     ],
     ids=["white space", "thinking", "a system prompt of its own", "none"],
 )
@@ -83,3 +95,47 @@ def test_a_template_that_refuses_a_system_message_is_compared_without() -> None:
     same_template(tokenizer(refuses), tokenizer(refuses))
     with pytest.raises(ModelsDisagree):
         same_template(tokenizer(refuses), tokenizer(refuses.replace(" | trim", "")))
+
+
+def spec(teacher: Path, **rollout: Any) -> Spec:
+    return Spec.model_validate(
+        {
+            "student": {"model": "/models/student"},
+            "teacher": {"model": str(teacher)},
+            "data": {"prompts": {"path": "/data"}},
+            "schedule": {"steps": 1},
+            "rollout": rollout,
+        }
+    )
+
+
+def saved(folder: Path, of: Any, generation: Any) -> Path:
+    of.save_pretrained(folder)
+    (folder / "config.json").write_text("{}")
+    (folder / "generation_config.json").write_text(json.dumps({"eos_token_id": generation}))
+    return folder
+
+
+def test_the_engines_are_told_the_ends_that_the_student_lacks(tmp_path: Path) -> None:
+    student = saved(tmp_path / "base", tokenizer(), 0)
+    teacher = saved(tmp_path / "instruct", tokenizer(eos="<|im_end|>"), [2, 0])
+    mine = load_tokenizer(student, "spec.student.model", trust_remote_code=False)
+    assert check_models(spec(teacher), student, mine) == (2,)
+    assert check_models(spec(teacher, stopTokenIds=[3]), student, mine) == (3,)
+    assert Request([1], 0, 8, stop_token_ids=(2,)).sampling()["stop_token_ids"] == [2]
+    assert "stop_token_ids" not in Request([1], 0, 8).sampling()
+
+
+def test_a_teacher_whose_files_are_elsewhere_is_said_not_to_be_compared(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    student = saved(tmp_path / "base", tokenizer(), 0)
+    with caplog.at_level("INFO"):
+        assert check_models(spec(Path("/models/elsewhere")), student, tokenizer()) == ()
+    assert "not compared: its files are not here" in caplog.text
+
+
+def test_a_student_without_tokenizer_files_is_a_configuration_error_with_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
+    with pytest.raises(ConfigurationError, match=f"spec.student.model: {tmp_path} has no tokenizer"):
+        load_tokenizer(tmp_path, "spec.student.model", trust_remote_code=False)

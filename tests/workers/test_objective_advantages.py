@@ -5,7 +5,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from distill_api.spec import Advantage
+from distill_api.spec.job_spec import Advantage
 from distill_workers.objective.advantages import group_advantages, leave_one_out_advantages, reward_advantages
 
 

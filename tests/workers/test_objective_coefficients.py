@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from distill_api.spec import CoefficientSchedule, Decay, Objective
+from distill_api.spec.job_spec import CoefficientSchedule, Decay, Objective
 from distill_workers.objective.coefficients import StepCoefficients, scheduled, step_coefficients
 
 DECAYS = st.sampled_from([Decay.LINEAR, Decay.COSINE])

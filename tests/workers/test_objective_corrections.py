@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_api.spec import Correction, ImportanceWeight
+from distill_api.spec.job_spec import Correction, ImportanceWeight
 from distill_workers.objective.corrections import correct
 
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=5)

@@ -8,7 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_api.spec import Divergence
+from distill_api.spec.job_spec import Divergence
 from distill_workers.objective.divergences import coarsen, higher_estimates, sampled_reverse_kl, support_divergence
 
 ALL = list(Divergence)

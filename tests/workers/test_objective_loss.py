@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from distill_api.spec import Divergence, Objective
+from distill_api.spec.job_spec import Divergence, Objective
 from distill_workers.objective.coefficients import StepCoefficients, step_coefficients
 from distill_workers.objective.divergences import support_divergence
 from distill_workers.objective.loss import policy_gradient, token_losses

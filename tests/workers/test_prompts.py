@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from conftest import spec_of, tiny_tokenizer
 
-from distill_api.spec import Prompts, Spec
+from distill_api.spec.job_spec import Prompts, Spec
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
 from distill_workers.data.prompts import Cursor, PromptError, load_data, load_prompts
 from distill_workers.data.sample import Prompt

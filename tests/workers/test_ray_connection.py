@@ -62,7 +62,7 @@ async def test_a_lost_connection_is_not_mended_by_a_ray_of_the_trainers_own(
     job = parse_job({**manifest, "spec": spec.model_dump(mode="json", by_alias=True)})
     engine = RayEngine(0, job, local=False, log_folder=str(tmp_path))
     try:
-        with pytest.raises(EngineUnavailable, match="no actor can be made"):
+        with pytest.raises(EngineUnavailable, match="no actor can be created"):
             await asyncio.wait_for(engine.start(str(tiny_model(0))), 60)
         assert not ray.is_initialized()
     finally:

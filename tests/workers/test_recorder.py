@@ -9,19 +9,21 @@ import pytest
 from conftest import tiny_tokenizer
 from runs import arithmetic
 
-from distill_api.guards import GuardAction
 from distill_api.job import parse_job
 from distill_api.metrics import StepStage
-from distill_api.spec import Schedule
+from distill_api.spec.guards import GuardAction
+from distill_api.spec.job_spec import Schedule
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.evaluation.guards import Decision
 from distill_workers.metrics import Metrics
-from distill_workers.reporting.progress import Reporter
-from distill_workers.reporting.recorder import GUARD_EVENTS, Recorder, Step
-from distill_workers.reporting.rollout_page import Rollout, newest_lines, rollouts_in
+from distill_workers.reporting.progress import ProgressReporter
+from distill_workers.reporting.progress_server import ProgressServer
+from distill_workers.reporting.recorder import GUARD_EVENTS, Recorder
+from distill_workers.reporting.sample_lines import TOKENS, picked_samples, sample_line, token_texts
+from distill_workers.reporting.samples_file import Rollout, newest_lines, rollouts_in
+from distill_workers.reporting.step_line import Step
 from distill_workers.reporting.token_kl import source_kl, summary
-from distill_workers.reporting.transcript import TOKENS, picked, token_texts, transcript
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.serving.server import free_port
 
@@ -56,8 +58,8 @@ def folder(tmp_path: Path) -> RunFolder:
     return folder
 
 
-def recorder(folder: RunFolder) -> tuple[Recorder, Reporter]:
-    reporter = Reporter(folder, Metrics(), 40)
+def recorder(folder: RunFolder) -> tuple[Recorder, ProgressReporter]:
+    reporter = ProgressReporter(folder, Metrics(), 40)
     record = Recorder(folder, reporter, parse_job(arithmetic(folder.root, "recorder")).spec, decode)
     record.spent(StepStage.TRAIN, 1.0)
     return record, reporter
@@ -145,7 +147,8 @@ def test_engines_that_join_a_running_job_are_paid_for_from_then_on(
 async def test_the_trainer_serves_its_newest_rollouts(folder: RunFolder) -> None:
     record, reporter = recorder(folder)
     port = free_port()
-    await reporter.serve(port)
+    server = ProgressServer(reporter, folder)
+    await server.start(port)
     try:
         async with aiohttp.ClientSession() as session:
 
@@ -160,7 +163,7 @@ async def test_the_trainer_serves_its_newest_rollouts(folder: RunFolder) -> None
             record.step(step(2, sample([0.25])))
             assert [(r.step, r.kl) for r in await served()] == [(1, [0.5, 2.0]), (2, [0.25])]
     finally:
-        await reporter.close()
+        await server.close()
 
 
 def test_of_a_long_file_the_last_whole_lines_are_served(tmp_path: Path) -> None:
@@ -184,7 +187,7 @@ def test_a_guard_that_has_not_acted_counts_from_0(tmp_path: Path) -> None:
     guard = {"name": "diverges", "watch": "reverse-kl", "above": 5, "action": "lower-coefficient"}
     guarded = parse_job(arithmetic(tmp_path, "guarded", guards=[guard]))
     folder, metrics = RunFolder(guarded), Metrics()
-    Recorder(folder, Reporter(folder, metrics, 40), guarded.spec, decode)
+    Recorder(folder, ProgressReporter(folder, metrics, 40), guarded.spec, decode)
     text = metrics.text().decode()
     for action in ("lower-coefficient", "stop"):
         assert f'distill_guard_decisions_total{{action="{action}",guard="diverges"}} 0.0' in text
@@ -199,12 +202,12 @@ def test_the_first_rollout_and_the_one_furthest_from_the_teacher_are_kept(folder
     assert (first["picked"], first["kl"], first["tokens"]) == ("first", [0.1, 0.2], ["C", "D"])
     assert (furthest["picked"], furthest["kl"], furthest["reward"]) == ("furthest", [2.0, 1.0, 0.0], 1.0)
     assert first["step"] == 7 and first["prompt"] == "AB" and first["kind"] == "rollout"
-    assert [why for why, _ in picked([sample([1.0])])] == ["first"]
-    assert picked([sample([9.0], supervised=True)]) == []
+    assert [why for why, _ in picked_samples([sample([1.0])])] == ["first"]
+    assert picked_samples([sample([9.0], supervised=True)]) == []
 
 
 def test_a_long_rollout_is_cut_off_and_says_how_long_it_was() -> None:
-    line = transcript(1, "first", sample([0.5] * (TOKENS + 100)), decode)
+    line = sample_line(1, "first", sample([0.5] * (TOKENS + 100)), decode)
     assert len(line["tokens"]) == len(line["kl"]) == TOKENS  # type: ignore[arg-type]
     assert line["response_tokens"] == TOKENS + 100
 

@@ -14,11 +14,13 @@ from distill_api.status import EvaluationScore, Progress
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.evaluation.evaluator import Measurement
+from distill_workers.evaluation.status_entry import updated_entry
 from distill_workers.metrics import Metrics
-from distill_workers.reporting.progress import Reporter
-from distill_workers.reporting.recorder import TRAINED, Recorder, Step, after
+from distill_workers.reporting.progress import ProgressReporter
+from distill_workers.reporting.recorder import Recorder
+from distill_workers.reporting.step_line import TRAINED, Step
+from distill_workers.run.exit_report import MESSAGE_BYTES, exit_report
 from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, fingerprint
-from distill_workers.trainer import MESSAGE_BYTES, exit_text
 
 
 def job(output: Path, **changes: Any) -> DistillationJob:
@@ -68,7 +70,7 @@ def test_a_folder_is_taken_up_by_the_same_curve_alone(tmp_path: Path) -> None:
 def test_a_step_says_nothing_of_what_had_no_token_to_be_measured_at(tmp_path: Path) -> None:
     folder, metrics = RunFolder(job(tmp_path)), Metrics()
     folder.claim()
-    recorder = Recorder(folder, Reporter(folder, metrics, 5), job(tmp_path).spec, str)
+    recorder = Recorder(folder, ProgressReporter(folder, metrics, 5), job(tmp_path).spec, str)
     sample = Sample(0, 0, [1], [2, 3], [0.0, 0.0], [0, 0], False, [-1.0, -1.0], supervised=True)
     trained = {name: 0.5 for name in TRAINED if name != "reverse_kl"}
 
@@ -97,7 +99,7 @@ def measured(step: int, score: float | None, kl: float | None) -> Measurement:
 def test_the_best_step_is_the_best_of_all(series: list[tuple[float | None, float]], best: int) -> None:
     entry: EvaluationScore | None = None
     for step, (score, kl) in enumerate(series):
-        entry = after(entry, measured(step, score, kl))
+        entry = updated_entry(entry, measured(step, score, kl))
     assert entry is not None and entry.best_step == best
     assert entry.best_reverse_kl == f"{series[best][1]:.5f}"
     assert entry.first_reverse_kl == "2.00000" and entry.step == len(series) - 1
@@ -105,12 +107,12 @@ def test_the_best_step_is_the_best_of_all(series: list[tuple[float | None, float
 
 def test_the_newest_entry_has_the_interval_and_pass_at_the_largest_k() -> None:
     passes = {1: Estimate(0.5, 0.4, 0.6), 4: Estimate(0.75, 0.6, 0.9)}
-    entry = after(None, Measurement("heldout", 0, score=0.5, score_low=0.4, score_high=0.6, pass_at=passes))
+    entry = updated_entry(None, Measurement("heldout", 0, score=0.5, score_low=0.4, score_high=0.6, pass_at=passes))
     assert (entry.score_low, entry.score_high, entry.pass_at_k) == ("0.40000", "0.60000", "0.75000")
 
 
 def test_an_evaluation_whose_rewards_all_failed_is_not_the_best() -> None:
-    entry = after(after(None, measured(0, 0.5, 2.0)), measured(1, None, 0.1))
+    entry = updated_entry(updated_entry(None, measured(0, 0.5, 2.0)), measured(1, None, 0.1))
     assert (entry.best_step, entry.best_score, entry.best_reverse_kl) == (0, "0.50000", "2.00000")
     assert entry.score is None and entry.step == 1
 
@@ -126,7 +128,7 @@ def test_the_exit_report_fits_a_termination_message_whatever_was_measured(tmp_pa
     wide = [s.model_copy(update={"best_score": "0.5", "first_score": "0.1", "teacher_score": "0.9"}) for s in scores]
     report = ProgressReport(phase=Phase.DONE, progress=Progress(step=40, total_steps=40, evaluations=wide))
     (folder.root / "state.json").write_text(report.model_dump_json(by_alias=True))
-    text = exit_text(this, ExitReason.COMPLETED, "m" * 5000)
+    text = exit_report(this, ExitReason.COMPLETED, "m" * 5000)
     assert len(text.encode()) <= MESSAGE_BYTES
     found = ExitReport.model_validate_json(text)
     assert found.final is not None and found.final.progress.step == 40 and found.step == 40

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 
 from distill_api.job import DistillationJob, parse_job
-from distill_workers.reporting.report import read_run, write_report
-from distill_workers.reporting.rollout_page import read_rollouts
+from distill_workers.reporting.metrics_file import read_run
+from distill_workers.reporting.report import write_report
+from distill_workers.reporting.samples_file import read_rollouts
 
 
 @pytest.fixture

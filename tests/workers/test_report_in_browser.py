@@ -11,7 +11,8 @@ from test_report import evaluation_line, job, rollout, step_line, write_metrics,
 
 from browser import opened
 from distill_api.job import DistillationJob
-from distill_workers.reporting.report import COLOURS, write_report
+from distill_workers.reporting.curves import COLOURS
+from distill_workers.reporting.report import write_report
 
 __all__ = ["job"]
 

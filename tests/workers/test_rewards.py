@@ -2,22 +2,21 @@
 
 import asyncio
 import os
-import sys
 import time
-import types
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pytest
 from aiohttp import web
 
-from distill_api.spec import Prompts, Reward, RewardSource, Spec
+from distill_api.spec.job_spec import Prompts, Reward, RewardSource, Spec
 from distill_workers.data.prompts import load_prompts
 from distill_workers.data.sample import Prompt
-from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
-from distill_workers.rewards import rewards
-from distill_workers.rewards.rewards import Called, RewardError, build_reward, build_rewards
+from distill_workers.rewards import http
+from distill_workers.rewards.base import Grade, RewardError
+from distill_workers.rewards.build import build_reward, build_rewards
+from distill_workers.rewards.function import FunctionReward
 from distill_workers.serving.server import free_port
 
 
@@ -27,13 +26,6 @@ def reward_of(**fields: Any) -> Any:
 
 def prompt(answer: str | None, **metadata: Any) -> Prompt:
     return Prompt(index=3, ids=[1], text="?", answer=answer, metadata=metadata)
-
-
-@pytest.fixture
-def module(monkeypatch: pytest.MonkeyPatch) -> Iterator[types.ModuleType]:
-    made = types.ModuleType("my_rewards")
-    monkeypatch.setitem(sys.modules, "my_rewards", made)
-    yield made
 
 
 async def test_exact_match_ignores_space_around() -> None:
@@ -72,37 +64,15 @@ async def test_reasoning_gym_scores_with_the_task_itself() -> None:
         await reward.score(prompt("1"), "1")
 
 
-async def test_a_function_of_the_user_gets_response_answer_and_metadata(module: Any) -> None:
-    module.grade = lambda response, answer, metadata: len(response) + len(answer) + metadata["x"]
-    reward = reward_of(source="python", function="my_rewards:grade")
-    assert await reward.score(prompt("ab", x=10), "abc") == 15.0
-
-
-@pytest.mark.parametrize("value", [float("nan"), float("inf"), "many", None])
-async def test_a_reward_that_is_no_number_fails_the_sample(module: Any, value: Any) -> None:
-    module.grade = lambda response, answer, metadata: value
-    with pytest.raises(RewardError):
-        await reward_of(source="python", function="my_rewards:grade").score(prompt("a"), "b")
-
-
-async def test_a_reward_that_raises_fails_the_sample(module: Any) -> None:
-    def grade(response: str, answer: str, metadata: Any) -> float:
-        raise KeyError("where")
-
-    module.grade = grade
-    with pytest.raises(RewardError, match="KeyError"):
-        await reward_of(source="python", function="my_rewards:grade").score(prompt("a"), "b")
-
-
-def sleepy(prompt: Prompt, response: str) -> float:
+def sleepy(prompt: Prompt, response: str) -> Grade:
     time.sleep(3 if response == "hang" else 0)
-    return 1.0
+    return Grade(1.0, response, "whole response")
 
 
 @pytest.mark.parametrize("processes", [False, True])
 async def test_a_reward_that_hangs_is_ended_and_takes_no_other_with_it(processes: bool) -> None:
     """A process takes longer to start than the reward may: that is not held against it."""
-    reward = Called(sleepy, processes, timeout_seconds=0.5)
+    reward = FunctionReward(sleepy, processes, timeout_seconds=0.5)
     texts = ["a", "hang", "b", "c", "d", "e"]
     found = await asyncio.gather(*(reward.score(prompt("a"), t) for t in texts), return_exceptions=True)
     assert [str(f) for f in found] == ["1.0", "the reward took longer than 0.5 s", *["1.0"] * 4]
@@ -110,21 +80,15 @@ async def test_a_reward_that_hangs_is_ended_and_takes_no_other_with_it(processes
     await reward.close()
 
 
-def deadly(prompt: Prompt, response: str) -> float:
+def deadly(prompt: Prompt, response: str) -> Grade:
     os._exit(1)
 
 
 async def test_a_reward_whose_process_dies_fails_its_sample() -> None:
-    reward = Called(deadly, True, timeout_seconds=20)
+    reward = FunctionReward(deadly, True, timeout_seconds=20)
     with pytest.raises(RewardError, match="process died"):
         await reward.score(prompt("a"), "b")
     await reward.close()
-
-
-@pytest.mark.parametrize("function", ["no_such_module:f", "math:no_such", "math:pi"])
-def test_a_function_that_is_none_is_a_fault_of_the_job(function: str) -> None:
-    with pytest.raises(ConfigurationError, match=function):
-        reward_of(source="python", function=function)
 
 
 class Service:
@@ -145,7 +109,7 @@ class Service:
 
 @pytest.fixture
 async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
-    monkeypatch.setattr(rewards, "BACKOFF_SECONDS", (0.01, 0.02))
+    monkeypatch.setattr(http, "BACKOFF_SECONDS", (0.01, 0.02))
     made, app, port = Service(), web.Application(), free_port()
     app.router.add_post("/score", made.answer)
     runner = web.AppRunner(app)

@@ -12,7 +12,7 @@ from distill_workers.data.prompts import Cursor
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.metrics import Metrics
-from distill_workers.rewards.rewards import RewardError
+from distill_workers.rewards.base import RewardError
 from distill_workers.rollout.pipeline import TRIES, Batch, RolloutPipeline, sample_seed
 from distill_workers.teacher.protocol import BadScore, Scores
 from distill_workers.teacher.teachers import Teachers

@@ -12,11 +12,13 @@ from aiohttp import web
 from conftest import TinyModel, hf_logprobs, spec_of
 from transformers import AutoTokenizer
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
 from distill_workers.failures import PreflightFailed
 from distill_workers.metrics import Metrics
-from distill_workers.run.preflight import replicas_agree, same_vocabulary, teacher_answers, teacher_is_sane
+from distill_workers.run.preflight.replicas import replicas_agree
+from distill_workers.run.preflight.teacher import teacher_answers, teacher_is_sane
+from distill_workers.run.preflight.vocabulary import same_vocabulary
 from distill_workers.serving.server import SGLangServer, free_port
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import BadScore

@@ -13,7 +13,7 @@ from runs import MODELS, REPO
 
 from distill_api import protocol
 from distill_api.job import parse_job
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.prompts import PromptError, load_data
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.evaluation.evaluator import Evaluator
@@ -21,7 +21,8 @@ from distill_workers.failures import ConfigurationError
 from distill_workers.local.run import LocalRun, with_volumes
 from distill_workers.megatron.batch import collate
 from distill_workers.metrics import Metrics
-from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.progress import ProgressReporter
+from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.token_kl import teacher_kl
 from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, fingerprint
 from distill_workers.serving.server import free_port
@@ -188,13 +189,14 @@ async def test_a_trainer_publishes_what_it_has_for_each_shared_teacher_to_do_and
     found.of("math").requests, found.of("poet").requests = 5, 41
     manifest = yaml.safe_load((REPO / "tests" / "manifests" / "good" / "minimal.yaml").read_text())
     manifest["spec"]["output"] = {"path": str(tmp_path)}
-    reporter = Reporter(RunFolder(parse_job(manifest)), Metrics(), 10)
-    reporter.teachers = found.shared_requests
+    folder = RunFolder(parse_job(manifest))
+    server = ProgressServer(ProgressReporter(folder, Metrics(), 10), folder)
+    server.teachers = found.shared_requests
     port = free_port()
-    await reporter.serve(port)
+    await server.start(port)
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/progress") as answer:
         report = protocol.ProgressReport.model_validate_json(await answer.text())
-    await reporter.close()
+    await server.close()
     assert [(t.name, t.requests) for t in report.progress.teachers] == [("poet", 41)]
 
 

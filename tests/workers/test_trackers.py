@@ -12,7 +12,7 @@ from runs import arithmetic
 from distill_api.job import DistillationJob, parse_job
 from distill_workers.metrics import Metrics
 from distill_workers.reporting import trackers
-from distill_workers.reporting.progress import Reporter
+from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.trackers import Trackers, scalars
 from distill_workers.run_folder.run_folder import RunFolder
 
@@ -88,7 +88,7 @@ async def test_what_the_reporter_is_told_is_written_by_the_time_it_is_closed(tmp
     of = job(tmp_path, tensorboard=True)
     folder, metrics = RunFolder(of), Metrics()
     folder.claim()
-    reporter = Reporter(folder, metrics, 40, Trackers(of, folder.root, metrics))
+    reporter = ProgressReporter(folder, metrics, 40, Trackers(of, folder.root, metrics))
     for line in (step(1), {"kind": "guard", "step": 1, "time": 0.0}, evaluation(1, 0.5)):
         reporter.line(line)
     await reporter.close()

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from distill_api.spec import Divergence
+from distill_api.spec.job_spec import Divergence
 from distill_workers.megatron import logits as module
 from distill_workers.objective.divergences import jensen_shannon, kl
 

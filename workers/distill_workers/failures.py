@@ -1,4 +1,4 @@
-"""How a trainer ends before its time: an exit code that the operator acts on, and a sentence for people."""
+"""The errors that end a trainer: each has an exit code and a reason for the operator, and a message for people."""
 
 import errno
 
@@ -6,50 +6,50 @@ from distill_api.protocol import ExitCode, ExitReason
 
 
 class Failure(Exception):
-    """Ends the trainer. The message says what was wrong, where, what is allowed and what to do."""
+    """Raised to end the trainer. The message says what was wrong, where, what is allowed and what to do."""
 
     code = ExitCode.TEMPORARY
     reason = ExitReason.INTERNAL_ERROR
 
 
 class ConfigurationError(Failure):
-    """The job as written cannot run; trying again does not help."""
+    """Raised when the job as written cannot run, so that another attempt would not help."""
 
     code = ExitCode.CONFIGURATION
     reason = ExitReason.CONFIGURATION_ERROR
 
 
 class PreflightFailed(ConfigurationError):
-    """A check before the first step found teacher, student and engines not to fit together."""
+    """Raised when a check before the first step finds that teacher, student and engines do not fit together."""
 
     reason = ExitReason.PREFLIGHT_FAILED
 
 
 class TeacherLost(Failure):
-    """No teacher answered for longer than is waited."""
+    """Raised when no teacher has answered for longer than the trainer waits."""
 
     reason = ExitReason.TEACHER_UNREACHABLE
 
 
 class EnginesLost(Failure):
-    """No engine came back for longer than is waited."""
+    """Raised when no engine has served for longer than the trainer waits."""
 
     reason = ExitReason.ENGINES_LOST
 
 
 class VolumeFull(Failure):
-    """The output volume has no room for what must be kept: somebody makes some, and the next attempt goes on."""
+    """Raised when the output volume is full: somebody makes room, and the next attempt goes on."""
 
     reason = ExitReason.VOLUME_FULL
 
 
 def is_full(error: BaseException) -> bool:
-    """Whether a write failed because the volume, or what a quota allows on it, is used up."""
+    """Return whether a write failed because the volume, or a quota on it, is used up."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 class Stopped(Failure):
-    """SIGTERM: the pod is wanted elsewhere."""
+    """Raised after SIGTERM: the pod must end."""
 
     reason = ExitReason.STOPPED
 

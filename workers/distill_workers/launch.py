@@ -1,8 +1,8 @@
-"""`python -m distill_workers.launch`: starts the ranks of one trainer pod, and keeps their exit code.
+"""The entry point of trainer pods: `python -m distill_workers.launch` starts the ranks of one pod.
 
-(torchrun turns every exit code into 1, and the code is what the operator decides a retry by.) This process stays while
-they run: as the first of its container it hears a signal also while they still import (child_processes.py). What it
-needs beyond the standard library is imported once its own handler is there.
+The pod ends with the exit code of its ranks, by which the operator decides on a retry; torchrun would turn every code
+into 1. This process stays while they run: as the first of its container it receives a signal also while they still
+import (child_processes.py). Whatever is not of the standard library is imported after the signal handler is set.
 """
 
 import argparse
@@ -16,7 +16,7 @@ TRAINER = ("-m", "distill_workers.trainer")
 
 
 def rank_environment(nodes: int, ranks_per_node: int, node: int, local_rank: int) -> dict[str, str]:
-    """Return what torch.distributed's env:// rendezvous reads."""
+    """Return the variables of one rank for torch.distributed's env:// rendezvous."""
     from distill_api.protocol import MASTER_PORT, Variable
 
     return {

@@ -1,4 +1,4 @@
-"""The metrics of trainer rank 0: set by name from the one registry, scraped at /metrics."""
+"""The Prometheus metrics of trainer rank 0, set by name and scraped at /metrics."""
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -6,7 +6,7 @@ from distill_api.metrics import WORKER_METRICS, Kind
 
 
 class Metrics:
-    """A registry of its own with every worker metric; a name that the registry lacks is a KeyError.
+    """A registry with every worker metric of distill_api.metrics; any other name is a KeyError.
 
     A gauge is exported from its first value on: a reverse KL of 0 before the first step would be the best of all.
     """
@@ -36,7 +36,7 @@ class Metrics:
         (counter.labels(**labels) if labels else counter).inc(amount)
 
     def change(self, name: str, amount: float) -> None:
-        """Of a gauge without labels."""
+        """Add to a gauge without labels."""
         self._gauge(name).inc(amount)
 
     def observe(self, name: str, value: float, **labels: str) -> None:

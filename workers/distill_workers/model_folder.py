@@ -1,4 +1,4 @@
-"""Where a model's files are: a folder on a mounted volume, or the Hugging Face hub."""
+"""The folder of a model's files: on a mounted volume, or downloaded from the Hugging Face hub."""
 
 from pathlib import Path
 
@@ -6,7 +6,7 @@ from distill_workers.failures import ConfigurationError
 
 
 def model_folder(model: str, field: str) -> Path:
-    """The local folder of a model; a hub id is downloaded. Raises ConfigurationError naming `field`."""
+    """Return the local folder of a model; a hub id is downloaded. Raises ConfigurationError, which names `field`."""
     if model.startswith(("/", "./", "../", "~")):
         folder = Path(model).expanduser()
         if not (folder / "config.json").is_file():

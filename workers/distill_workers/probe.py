@@ -1,7 +1,7 @@
-"""Whether an SGLang server scores: `python -m distill_workers.probe score HOST:PORT` exits 0 or 1.
+"""The readiness probe of an SGLang server: `python -m distill_workers.probe score HOST:PORT` exits 0 if it scores.
 
-One real scoring request, since SGLang's own /health sleeps for a second and fails while generation is paused. Only
-the standard library, so that a kubelet may run it every few seconds.
+It sends one real scoring request, since SGLang's own /health sleeps for a second and fails while generation is paused.
+It imports the standard library alone, so that the kubelet may run it every few seconds.
 """
 
 import http.client
@@ -13,11 +13,11 @@ PROBE_IDS = (1, 2, 3, 4)
 
 
 class NotReady(Exception):
-    """The server does not answer, or answers with something that is no score."""
+    """Raised when the server does not answer, or answers without scores."""
 
 
 def score(host: str, port: int, timeout_seconds: float = 8.0) -> None:
-    """Raises NotReady unless the server gives a finite log-probability to each probed token but the first."""
+    """Raise NotReady unless the server returns a finite log-prob for each probed token but the first."""
     body = json.dumps(
         {
             "input_ids": PROBE_IDS,
@@ -45,7 +45,7 @@ def score(host: str, port: int, timeout_seconds: float = 8.0) -> None:
     if ids != list(PROBE_IDS):
         raise NotReady(f"{host}:{port} scored the tokens {ids}, not {list(PROBE_IDS)}")
     if not all(isinstance(x, float | int) and math.isfinite(x) and x <= 0 for x in logprobs[1:]):
-        raise NotReady(f"{host}:{port} gave log-probabilities that are none: {logprobs}")
+        raise NotReady(f"{host}:{port} gave invalid log-probabilities: {logprobs}")
 
 
 def main(arguments: list[str]) -> int:

@@ -1,9 +1,10 @@
-"""`python -m distill_workers.serve teacher [NAME]`: the SGLang server of the job's teacher, or of one of several;
-`... serve shared-teacher`: of a Teacher.
+"""The entry point of teacher pods: an SGLang server of a teacher.
 
-Reads the job, or the Teacher, at DISTILL_JOB_FILE; listens on 0.0.0.0:30000 (--host and --port change that). This
-process stays while the server runs: as the first of its container it hears a signal also while the server still imports
-(child_processes.py). What it needs beyond the standard library is imported once its own handler is there.
+`python -m distill_workers.serve teacher [NAME]` serves the job's teacher, or one of several; `... serve shared-teacher`
+serves an object of kind Teacher. The job, or the Teacher, is read from DISTILL_JOB_FILE; the server listens on
+0.0.0.0:30000 unless --host and --port change that. This process stays while the server runs: as the first of its
+container it receives a signal also while the server still imports (child_processes.py). Whatever is not of the standard
+library is imported after the signal handler is set.
 """
 
 import argparse
@@ -24,7 +25,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     parser = argparse.ArgumentParser(prog="distill_workers.serve", description="Serve the teacher of a job.")
     parser.add_argument("role", choices=["teacher", "shared-teacher"])
-    parser.add_argument("name", nargs="?", default=ONLY_TEACHER, help="the one of spec.teachers")
+    parser.add_argument("name", nargs="?", default=ONLY_TEACHER, help="its name in spec.teachers")
     parser.add_argument("--host", default="0.0.0.0")
     parser.add_argument("--port", type=int, default=SGLANG_PORT)
     args = parser.parse_args(arguments)

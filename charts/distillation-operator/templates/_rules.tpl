@@ -1,4 +1,4 @@
-{{/* Equal to operator/distill_operator/rbac.py, which says what each right is for; tests/chart compares them. */}}
+{{/* Made from operator/distill_operator/rbac.py, which says what each right is for, by `make crds`. */}}
 {{- define "distillation-operator.namespacedRules" -}}
 - apiGroups: [distillation-operator.io]
   resources: [distillationjobs]

@@ -18,7 +18,7 @@ from distill_cli.run_folder import run_folder
 
 if TYPE_CHECKING:
     from distill_cli.cluster import Cluster
-    from distill_workers.reporting.rollout_page import Rollout
+    from distill_workers.reporting.samples_file import Rollout
 
 Json = dict[str, Any]
 
@@ -51,7 +51,7 @@ def samples(
     from rich.console import Console
 
     from distill_cli.views.rollout import rollout_text, select_rollouts
-    from distill_workers.reporting.rollout_page import every_rollout
+    from distill_workers.reporting.samples_file import every_rollout
 
     rollouts: Iterable[Rollout]
     if "/" in job or job == ".":
@@ -80,7 +80,7 @@ def rollouts_of_job(cluster: Cluster, name: str) -> list[Rollout]:
     Raises CommandFailed, with where the run folder is, where the trainer cannot be reached.
     """
     from distill_cli.cluster import ApiError
-    from distill_workers.reporting.rollout_page import rollouts_in
+    from distill_workers.reporting.samples_file import rollouts_in
 
     job = cluster.job(name)
     first = rank_0(running(newest_attempt(pods_of_role(cluster, name, Role.TRAINER))))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from distill_api.base import GROUP, VERSION
-from distill_api.crd import crd
+from distill_api.generate.crd import crd
 from distill_cli.diagnosis.findings import INSTALL_CHART, Finding, Level
 from distill_cli.diagnosis.observed import CRD_NAME, Observed
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from rich.text import Text
 
 if TYPE_CHECKING:
-    from distill_workers.reporting.rollout_page import Rollout
+    from distill_workers.reporting.samples_file import Rollout
 
 FULL_COLOUR_NATS = 3.0
 """The reverse KL of a token at which its colour is strongest; the same as on the page of the report."""

@@ -1,7 +1,7 @@
-"""One look at one job: see it and what belongs to it, plan, do the effects in order, write the status once.
+"""The controller of DistillationJobs: it observes a job, plans, does the effects in order, and writes the status once.
 
-What is seen is what the watches and our own writes have shown (cache.py). It may be old: a missed or late event costs
-time and nothing else.
+What it observes is what the watches and its own writes have shown (cache.py). It may be old: a missed or late event
+costs time and nothing else.
 """
 
 import logging
@@ -14,13 +14,13 @@ from distill_api import names
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.names import Role
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_api.status import ConditionType, Reason, Status
+from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.plan import Plan, invalid, over_quota, plan, refused
 from distill_operator.distillationjob.progress_poller import ProgressPoller
-from distill_operator.distillationjob.registry import Jobs
-from distill_operator.model import conditions
-from distill_operator.model import observed as reading
+from distill_operator.kinds import Kind
+from distill_operator.model import conditions, reading
 from distill_operator.model.observed import Claim, Observed, ObservedTeacher, Outcome, Pod
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.resources import pod_group
@@ -28,8 +28,8 @@ from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.effects import Apply, Check, CreateSecret, Delete, Effect, Event
 from distill_operator.runtime.errors import ApiError, Conflict, NamespaceEnding, NotServed, QuotaExceeded, Refused
 from distill_operator.runtime.events import EventRecorder
-from distill_operator.runtime.kinds import Kind
-from distill_operator.runtime.work_queue import Key, Retry
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import Retry
 from distill_operator.settings import Settings
 from distill_operator.teacher.controller import observed_teacher
 
@@ -37,18 +37,17 @@ logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 HOLD = timedelta(seconds=2)
-"""A change of status that is no turn of the job's life is written when it is this old: most are followed by another."""
+"""A change of status that is no transition is written when it is this old: most are followed by another."""
 HOLD_STARTING = timedelta(seconds=5)
-"""While one pod after the other gets ready, and nothing is wrong that a person should hear of."""
+"""The same while one pod after the other gets ready, and nothing is wrong that an Event announces."""
 HELD_PER_SECOND = 10
 """When more jobs than that many a second have such a change to be written, each waits longer."""
-
-
 OURS = Spec.model_fields["managed_by"].default
+"""spec.managedBy of the jobs that this operator reconciles."""
 
 
 def managed_by(raw: Mapping[str, Any]) -> str:
-    """Read before anything is judged: also an invalid job of another controller is none of our business."""
+    """Return which controller reconciles a job. Read from the raw object, as an invalid job may be another's too."""
     return str(raw.get("spec", {}).get("managedBy", OURS))
 
 
@@ -57,29 +56,29 @@ def _parse(raw: Json) -> DistillationJob:
 
 
 @dataclass
-class Reconciler:
+class JobController:
     """Brings one job after another to where its spec wants it."""
 
     cache: Cache
     settings: Settings
     events: EventRecorder
     progress: ProgressPoller
-    jobs: Jobs
+    jobs: JobRegistry
     clock: Callable[[], datetime]
     _held: dict[Key, datetime] = field(default_factory=dict)
-    """Since when a job's status differs from what is written."""
+    """Jobs whose status differs from what is written, and since when."""
     _settled: dict[Key, int] = field(default_factory=dict)
-    """Hash of what a plan found to be as it should be, until it finds otherwise."""
+    """Fingerprint of the children that a plan found as they should be, until it finds otherwise."""
 
     async def reconcile(self, key: Key) -> float | None:
-        """In how many seconds to look again, if time alone will change something. Raises Retry after a conflict."""
-        raw = self.cache.job(key)
+        """Reconcile one job. Return the seconds until time alone changes something. Raises Retry at a conflict."""
+        raw = self.cache.owner(key)
         if raw is None or "deletionTimestamp" in raw["metadata"]:
             # The garbage collector takes the children, by their owner references.
             self._forget(key)
             return None
         if managed_by(raw) != OURS:
-            # Not even an Event, or a series: another controller tells of it.
+            # Not even an Event, or a metric: another controller reports on it.
             self._forget(key)
             return None
         status = read_status(raw, Status)
@@ -97,12 +96,12 @@ class Reconciler:
                 for event in decided.effects:
                     await self._do(key, raw, event)
                 break
-        if self.cache.job(key) is None:
-            # By our own hand (ttlSecondsAfterFinished), of which no watch brings news.
+        if self.cache.owner(key) is None:
+            # Deleted by ourselves (ttlSecondsAfterFinished), of which no watch tells anything new.
             self._forget(key)
             return None
-        told = any(isinstance(effect, Event) for effect in decided.effects)
-        held = await self._write(key, raw, status, decided.status, told=told)
+        announced = any(isinstance(effect, Event) for effect in decided.effects)
+        held = await self._write(key, raw, status, decided.status, announced=announced)
         self.jobs.put(key, raw, decided.status, self.clock())
         return min((s for s in (held, decided.requeue_after) if s is not None), default=None)
 
@@ -132,7 +131,7 @@ class Reconciler:
         effect: Effect,
         error: Refused | QuotaExceeded,
     ) -> Plan:
-        """What is to be said instead of what was decided, as the API server forbids a part of that."""
+        """Return the plan instead of the one that was decided, as the API server forbids a part of that."""
         job = _parse(raw)
         if isinstance(error, QuotaExceeded) and not isinstance(effect, Delete | Event):
             # With a check that failed, no attempt has begun.
@@ -145,8 +144,8 @@ class Reconciler:
         groups, gang_problem = await self._pod_groups(key.namespace, job)
         raws = [*groups, *await self.cache.children(key, uid)]
         children = tuple(reading.read_child(raw, uid) for raw in raws)
-        # Where a turn depends on them, the pods themselves are asked for: one that has ended tells why its Job has,
-        # and one that still runs must have ended before the next attempt begins.
+        # Where a transition depends on them, the pods are read from the API server: one that has ended tells why its
+        # Job has, and one that still runs must have ended before the next attempt begins.
         ended = any(c.kind is Kind.JOB and c.ours and c.outcome is not Outcome.ACTIVE for c in children)
         between = status.next_attempt_time is not None
         live = not conditions.is_finished(status) and (ended or between)
@@ -158,20 +157,20 @@ class Reconciler:
             kuberay_installed=await self.cache.serves(Kind.RAY_CLUSTER),
             gang_problem=gang_problem,
             report=self._report(key, pods),
-            shared=await self._shared(key.namespace, job),
+            teachers=await self._teachers(key.namespace, job),
             unwatched=self.cache.unwatched or pod_group.dialect(job) is not None,
         )
 
-    async def _shared(self, namespace: str, job: DistillationJob) -> tuple[ObservedTeacher, ...]:
-        """The Teachers that it names, as their own statuses have them."""
+    async def _teachers(self, namespace: str, job: DistillationJob) -> tuple[ObservedTeacher, ...]:
+        """Return the Teachers that the job names, as their own statuses have them."""
         found = []
         for name in job.spec.shared_teachers:
-            if servers := await observed_teacher(self.cache, Key.of_teacher(namespace, name)):
-                found.append(servers)
+            if teacher := await observed_teacher(self.cache, Key(Kind.TEACHER, namespace, name)):
+                found.append(teacher)
         return tuple(found)
 
     async def _pod_groups(self, namespace: str, job: DistillationJob) -> tuple[list[Json], str]:
-        """The job's group, or why there can be none. Nothing is asked for a job without a gang."""
+        """Return the job's group of pods, and why there can be none. Nothing is requested for a job without a gang."""
         dialect = pod_group.dialect(job)
         if dialect is None:
             return [], ""
@@ -187,7 +186,7 @@ class Reconciler:
             return [], f"the operator may not use the groups of {name}; its Role lacks them: {error.message}"
 
     async def _claim(self, namespace: str, job: DistillationJob, status: Status) -> Claim:
-        """Asked for where an attempt may begin."""
+        """Return the state of the output volume's claim, which is read only where an attempt may begin."""
         begins = not status.attempts or status.next_attempt_time is not None
         if job.spec.output.volume is None or not begins:
             return Claim.ABSENT
@@ -200,17 +199,17 @@ class Reconciler:
         return reading.read_claim(claim, storage_class)
 
     def _report(self, key: Key, pods: tuple[Pod, ...]) -> Any:
-        """What rank 0 of the newest attempt said last."""
+        """Return what rank 0 of the newest attempt reported last."""
         ranks = [p for p in pods if p.role is Role.TRAINER and p.index == 0]
         if not ranks:
-            self.progress.rest(key)
+            self.progress.pause(key)
             return None
         newest = max(ranks, key=lambda p: (p.attempt, not p.deleting, p.running))
         if newest.running and newest.ip:
             self.progress.follow(key, newest.uid, newest.ip)
         else:
-            self.progress.rest(key)
-        # A trainer that ends says its last numbers in its termination message: no poll has to be in time for them.
+            self.progress.pause(key)
+        # The termination message of a trainer holds its last numbers: no poll has to be in time for them.
         ended = reading.exit_report(newest.exit_message) if newest.exit_message else None
         return ended.final if ended and ended.final else self.progress.latest(key, newest.uid)
 
@@ -228,19 +227,19 @@ class Reconciler:
                 logger.info("%s: delete %s %s", key, kind.value.kind, name)
                 await self.cache.delete(kind, key.namespace, name, child_uid)
             case Event():
-                await self.events.record(key.namespace, key.name, uid, effect)
+                await self.events.record(key, uid, effect)
 
-    async def _write(self, key: Key, raw: Json, before: Status, after: Status, *, told: bool) -> float | None:
-        """In how many seconds to write, if not now. `told`: an Event says something of it."""
+    async def _write(self, key: Key, raw: Json, before: Status, after: Status, *, announced: bool) -> float | None:
+        """Write the status, or return in how many seconds to. `announced` says that an Event tells of the change."""
         patch = status_patch(raw, after)
         if patch is None:
             self._held.pop(key, None)
             return None
         since, hold = self._held.setdefault(key, self.clock()), HOLD
-        if not told and conditions.reason_of(after, ConditionType.SUCCEEDED) == Reason.STARTING:
+        if not announced and conditions.reason_of(after, ConditionType.SUCCEEDED) == Reason.STARTING:
             hold = max(HOLD_STARTING, timedelta(seconds=len(self._held) / HELD_PER_SECOND))
         left = since + hold - self.clock()
-        if not conditions.is_turn(before, after) and left > timedelta():
+        if not conditions.is_transition(before, after) and left > timedelta():
             return left.total_seconds()
         try:
             await self.cache.patch_status(key, patch)
@@ -260,7 +259,7 @@ class Reconciler:
 
 
 def _fingerprint(job: DistillationJob, status: Status, observed: Observed) -> int:
-    """The same while everything is that Plan.settled rests on: the spec, the attempt, and the children's content."""
+    """Return what stays the same while what Plan.settled rests on does: spec, attempt, and the children's content."""
     children = [
         (c.kind, c.name, c.uid, c.version, c.spec_hash, c.fixed_hash, c.ours, c.deleting) for c in observed.children
     ]

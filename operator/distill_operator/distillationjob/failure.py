@@ -1,5 +1,6 @@
-"""Why an attempt ended without success: one reason and one message, from the pods, else from the Job's own words."""
+"""Why an attempt ended without success: one reason and one message, from its pods, else from the Job. Pure."""
 
+import re
 from dataclasses import dataclass
 
 from distill_api.job import DistillationJob
@@ -7,22 +8,23 @@ from distill_api.names import Role
 from distill_api.protocol import ExitCode, ExitReason
 from distill_api.status import Reason, Status
 from distill_operator.distillationjob.readiness import disruption
-from distill_operator.model.observed import Child, Observed, Pod, exit_code_of, exit_report
+from distill_operator.model.observed import Child, Observed, Pod
+from distill_operator.model.reading import exit_report
 from distill_operator.settings import Settings
 
 
 @dataclass(frozen=True)
 class Failure:
-    """An attempt's end."""
+    """The end of an attempt."""
 
     summary: Reason
-    """Of the job, if it is not tried again."""
+    """Reason of the job's condition Succeeded, if it is not tried again."""
     trainer: Reason
-    """Of the role."""
+    """Reason of the condition TrainerReady."""
     message: str
     retry: bool = True
     counts: bool = True
-    """Against backoffLimit."""
+    """Whether it counts against backoffLimit."""
     uncounted: str = "the cluster took a pod away"
     """Why it does not count, where it does not."""
 
@@ -32,12 +34,14 @@ OUTAGES = {
     ExitReason.ENGINES_LOST: (Role.ROLLOUT, Reason.ENGINES_LOST),
     ExitReason.VOLUME_FULL: (Role.TRAINER, Reason.VOLUME_FULL),
 }
-"""What the trainer gave up for: whose outage it was, and what it is called."""
+"""Reasons for which a trainer gives up: whose outage each is, and what it is called."""
+_EXIT_CODE_IN_JOB_MESSAGE = re.compile(r"failed with exit code (\d+)")
 
 
 def trainer_failure(job: DistillationJob, status: Status, observed: Observed, trainer_job: Child) -> Failure:
+    """Return why a trainer Job failed."""
     pod = _culprit(observed, trainer_job.attempt)
-    code = pod.exit_code if pod and pod.exit_code is not None else exit_code_of(trainer_job)
+    code = pod.exit_code if pod and pod.exit_code is not None else _exit_code_of(trainer_job)
     report = exit_report(pod.exit_message) if pod else None
     message = _message(trainer_job, pod, code, report.message if report else "")
     if code == ExitCode.CONFIGURATION:
@@ -57,20 +61,24 @@ def trainer_failure(job: DistillationJob, status: Status, observed: Observed, tr
 
 
 def _disruption(status: Status, observed: Observed, role: Role, attempt: int) -> str:
-    """The eviction that explains why the role was away, now or as it was recorded: its pod may be gone by now."""
+    """Return the eviction that explains why the role was away, observed or recorded: its pod may be gone by now."""
     if now := disruption(observed, role, attempt):
         return now.message
     return next((r.disruption for r in status.roles if r.name == role.value and r.disruption), "")
 
 
 def not_ready_in_time(job: DistillationJob, waiting_for: str) -> Failure:
+    """Return the failure of an attempt whose preRunningDeadlineSeconds have passed."""
     seconds = job.spec.pre_running_deadline_seconds
     message = f"not every role was ready {seconds} s after the attempt began (preRunningDeadlineSeconds): {waiting_for}"
     return Failure(Reason.PRE_RUNNING_DEADLINE_EXCEEDED, Reason.NOT_READY, message)
 
 
 def image_replaced(before: Settings, after: Settings, waiting_for: str) -> Failure:
-    """Nothing of the attempt is lost, and with the image of today it may start."""
+    """Return the failure of an attempt whose workers image cannot be pulled, and was replaced since it began.
+
+    Nothing of the attempt is lost, and with the image of today it may start.
+    """
     why = f"the operator's workers image was {before.workers_image} and is {after.workers_image}"
     message = f"the image of the attempt cannot be pulled ({waiting_for}), and {why}"
     return Failure(
@@ -79,7 +87,7 @@ def image_replaced(before: Settings, after: Settings, waiting_for: str) -> Failu
 
 
 def _culprit(observed: Observed, attempt: int) -> Pod | None:
-    """The pod that explains most: a configuration error over all, else the first that ended by itself.
+    """Return the pod that explains most: a configuration error over all, else the first that ended by itself.
 
     The other ranks end right after it, by SIGTERM or by a broken collective.
     """
@@ -92,6 +100,12 @@ def _culprit(observed: Observed, attempt: int) -> Pod | None:
         return pod.exit_code != ExitCode.CONFIGURATION, pod.deleting, time, pod.index
 
     return min(ended, key=explains)
+
+
+def _exit_code_of(job: Child) -> int | None:
+    """Return the exit code in a Job's condition, for when its pods are gone."""
+    match = _EXIT_CODE_IN_JOB_MESSAGE.search(job.message)
+    return int(match.group(1)) if match else None
 
 
 def _role_reason(pod: Pod | None) -> Reason:

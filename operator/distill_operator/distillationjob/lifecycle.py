@@ -1,8 +1,9 @@
-"""The turns of a job's life, as changes of its status.
+"""The transitions of a job, as changes of its status.
 
-Each turn is written to the status before anything is done about it, so a crash in between loses nothing: whoever
-looks next finds the turn recorded, and does what belongs to it. A turn that was decided on an old status is refused
-by its resourceVersion. That is why a failed attempt is counted once, and an attempt's number is never used again.
+Each transition is written to the status before anything is done about it, so a crash in between loses nothing: the
+next reconcile finds it recorded, and does what belongs to it. A transition that was decided on an old status is
+refused by its resourceVersion. That is why a failed attempt is counted once, and an attempt's number is never used
+again.
 """
 
 import hashlib
@@ -13,14 +14,14 @@ from typing import Any
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.protocol import ProgressReport
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_api.status import Condition, ConditionType, Progress, Reason, Result, RoleStatus, Status
 from distill_operator.distillationjob.failure import Failure
 from distill_operator.distillationjob.readiness import RoleState
 from distill_operator.model import conditions
-from distill_operator.model.conditions import FALSE, TRUE, UNKNOWN, Verdict
+from distill_operator.model.conditions import FALSE, TRUE, UNKNOWN, ConditionValue
 from distill_operator.model.observed import Disruption, Observed
-from distill_operator.runtime.times import format_time, parse_time, seconds_since
+from distill_operator.model.times import format_time, parse_time, seconds_since
 
 FIRST_DELAY_SECONDS = 10.0
 LONGEST_DELAY_SECONDS = 300.0
@@ -31,28 +32,31 @@ ROLE_CONDITIONS: Mapping[Role, ConditionType] = {
     Role.ROLLOUT: ConditionType.ROLLOUT_READY,
     Role.TRAINER: ConditionType.TRAINER_READY,
 }
-NOT_STALLED = Verdict(FALSE, Reason.PROGRESSING)
-NOT_SUSPENDED = Verdict(FALSE, Reason.PROGRESSING, "spec.suspend is false")
-PREFLIGHT_AHEAD = Verdict(UNKNOWN, Reason.PENDING, "the trainer checks before its first step")
-VALID = Verdict(TRUE, Reason.VALID)
+NOT_STALLED = ConditionValue(FALSE, Reason.PROGRESSING)
+NOT_SUSPENDED = ConditionValue(FALSE, Reason.PROGRESSING, "spec.suspend is false")
+PREFLIGHT_AHEAD = ConditionValue(UNKNOWN, Reason.PENDING, "the trainer checks before its first step")
+VALID = ConditionValue(TRUE, Reason.VALID)
 
 
 def revised(
-    job: DistillationJob, status: Status, now: datetime, verdicts: Mapping[ConditionType, Verdict], **changes: Any
+    job: DistillationJob, status: Status, now: datetime, values: Mapping[ConditionType, ConditionValue], **changes: Any
 ) -> Status:
-    """The status with these conditions and fields instead of its own."""
+    """Return the status with these conditions and fields instead of its own."""
     generation = job.metadata.generation
-    found = conditions.merged(status.conditions, {ConditionType.SPEC_VALID: VALID, **verdicts}, generation, now)
+    found = conditions.merged(status.conditions, {ConditionType.SPEC_VALID: VALID, **values}, generation, now)
     return status.model_copy(update={"observed_generation": generation, "conditions": found, **changes})
 
 
 def current_attempt(status: Status, observed: Observed) -> int:
-    """0 before the first. The children know as well, should a status be lost."""
+    """Return the number of the current attempt; 0 before the first.
+
+    The trainer Jobs tell it as well, should a status be lost.
+    """
     return max([status.attempts, *(c.attempt for c in observed.trainer_jobs())])
 
 
 def delay_seconds(uid: str, attempt: int, restarts: int) -> float:
-    """After the attempt, which was the restarts-th to fail: doubled each time, and spread by the job's uid.
+    """Return the delay after an attempt that failed as the restarts-th: doubled each time, and spread by the job's uid.
 
     The spread is the same whoever computes it, and differs between jobs that failed together, and between attempts.
     """
@@ -62,30 +66,30 @@ def delay_seconds(uid: str, attempt: int, restarts: int) -> float:
 
 
 def with_roles(job: DistillationJob, status: Status, states: list[RoleState], now: datetime) -> Status:
-    """The conditions and counts of the roles."""
-    verdicts = {ROLE_CONDITIONS[s.role]: s.verdict for s in states}
-    not_ready = next((s for s in states if s.verdict.status is not TRUE), None)
-    verdicts[ConditionType.READY] = (
-        Verdict(FALSE, not_ready.verdict.reason, f"{not_ready.role.value}: {not_ready.verdict.message}")
+    """Return the status with the conditions and counts of the roles."""
+    values = {ROLE_CONDITIONS[s.role]: s.condition for s in states}
+    not_ready = next((s for s in states if s.condition.status is not TRUE), None)
+    values[ConditionType.READY] = (
+        ConditionValue(FALSE, not_ready.condition.reason, f"{not_ready.role.value}: {not_ready.condition.message}")
         if not_ready
-        else Verdict(TRUE, Reason.READY, "all roles are ready")
+        else ConditionValue(TRUE, Reason.READY, "all roles are ready")
     )
     counts = [
         RoleStatus(
             name=s.role.value,
             desired=s.desired,
             ready=s.ready,
-            reason="" if s.verdict.status is TRUE else s.verdict.reason.value,
-            disruption=lasting.message[:512] if (lasting := _not_got_over(s, status)) else None,
+            reason="" if s.condition.status is TRUE else s.condition.reason.value,
+            disruption=lasting.message[:512] if (lasting := _lasting_disruption(s, status)) else None,
             disruption_time=format_time(lasting.time) if lasting else None,
         )
         for s in states
     ]
-    return revised(job, status, now, verdicts, roles=counts)
+    return revised(job, status, now, values, roles=counts)
 
 
-def _not_got_over(state: RoleState, status: Status) -> Disruption | None:
-    """The newest disruption of the attempt's pods, until the role is whole and a step has ended after it."""
+def _lasting_disruption(state: RoleState, status: Status) -> Disruption | None:
+    """Return the newest disruption of the attempt's pods, until the role is whole and a step has ended after it."""
     found = state.disruption
     before = next((r for r in status.roles if r.name == state.role.value), None)
     if before and before.disruption and (time := parse_time(before.disruption_time)):
@@ -95,11 +99,12 @@ def _not_got_over(state: RoleState, status: Status) -> Disruption | None:
     if found is None or began is None or found.time < began:
         return None
     last_step = parse_time(status.progress.last_step_time) if status.progress else None
-    over = state.verdict.status is TRUE and last_step is not None and last_step > found.time
+    over = state.condition.status is TRUE and last_step is not None and last_step > found.time
     return None if over else found
 
 
 def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> Status:
+    """Return the status of a job whose attempt begins."""
     # What the last attempt's trainer had for its teachers to do is done by nobody now.
     progress = status.progress and status.progress.model_copy(update={"teachers": []})
     return revised(
@@ -107,7 +112,7 @@ def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> 
         status,
         now,
         {
-            ConditionType.SUCCEEDED: Verdict(UNKNOWN, Reason.STARTING, f"attempt {attempt} has begun"),
+            ConditionType.SUCCEEDED: ConditionValue(UNKNOWN, Reason.STARTING, f"attempt {attempt} has begun"),
             ConditionType.SUSPENDED: NOT_SUSPENDED,
             ConditionType.PREFLIGHT: PREFLIGHT_AHEAD,
             ConditionType.STALLED: NOT_STALLED,
@@ -121,7 +126,7 @@ def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> 
 
 
 def failed(job: DistillationJob, status: Status, attempt: int, failure: Failure, now: datetime) -> Status:
-    """After an attempt that failed: the next one after a delay, or the end."""
+    """Return the status after an attempt that failed: the next one after a delay, or the end."""
     if not failure.retry:
         return _ended_by(job, status, failure, failure.message, status.restarts, now)
     restarts = status.restarts + failure.counts
@@ -132,17 +137,17 @@ def failed(job: DistillationJob, status: Status, attempt: int, failure: Failure,
     delay = timedelta(seconds=delay_seconds(job.metadata.uid, attempt, restarts))
     counted = f"{restarts} of {limit} allowed" if failure.counts else f"not counted, as {failure.uncounted}"
     text = f"attempt {attempt} failed ({counted}): {failure.message}"
-    down = Verdict(FALSE, Reason.NOT_READY, "stopped until the next attempt")
+    down = ConditionValue(FALSE, Reason.NOT_READY, "stopped until the next attempt")
     return revised(
         job,
         status,
         now,
         {
-            ConditionType.SUCCEEDED: Verdict(UNKNOWN, Reason.RESTARTING, text),
+            ConditionType.SUCCEEDED: ConditionValue(UNKNOWN, Reason.RESTARTING, text),
             ConditionType.READY: down,
             ConditionType.TEACHER_READY: down,
             ConditionType.ROLLOUT_READY: down,
-            ConditionType.TRAINER_READY: Verdict(FALSE, failure.trainer, failure.message),
+            ConditionType.TRAINER_READY: ConditionValue(FALSE, failure.trainer, failure.message),
             ConditionType.STALLED: NOT_STALLED,
         },
         attempts=attempt,
@@ -153,6 +158,7 @@ def failed(job: DistillationJob, status: Status, attempt: int, failure: Failure,
 
 
 def succeeded(job: DistillationJob, status: Status, report: ProgressReport | None, now: datetime) -> Status:
+    """Return the status of a job whose trainer has completed; `report` is its last, if any was received."""
     progress = report.progress if report else status.progress
     steps = job.spec.schedule.steps
     result = report.result if report and report.result else None
@@ -162,7 +168,7 @@ def succeeded(job: DistillationJob, status: Status, report: ProgressReport | Non
     return _finished(
         job,
         status,
-        Verdict(TRUE, Reason.COMPLETED, text),
+        ConditionValue(TRUE, Reason.COMPLETED, text),
         now,
         progress=progress or status.progress or Progress(step=steps, total_steps=steps, percent=100),
         result=result or Result(model_path=model_path(job), step=steps),
@@ -170,22 +176,24 @@ def succeeded(job: DistillationJob, status: Status, report: ProgressReport | Non
 
 
 def past_deadline(job: DistillationJob, status: Status, now: datetime) -> Status:
+    """Return the status of a job that ends because activeDeadlineSeconds have passed."""
     text = f"the job was active for more than {job.spec.active_deadline_seconds} s (activeDeadlineSeconds)"
-    return _finished(job, status, Verdict(FALSE, Reason.DEADLINE_EXCEEDED, text), now)
+    return _finished(job, status, ConditionValue(FALSE, Reason.DEADLINE_EXCEEDED, text), now)
 
 
 def suspended(job: DistillationJob, status: Status, now: datetime) -> Status:
+    """Return the status of a job that is suspended."""
     text = "spec.suspend is true: every pod is released, checkpoints stay"
-    verdict = Verdict(FALSE, Reason.SUSPENDED, text)
+    condition = ConditionValue(FALSE, Reason.SUSPENDED, text)
     return revised(
         job,
         status,
         now,
         {
-            ConditionType.SUCCEEDED: Verdict(UNKNOWN, Reason.SUSPENDED, text),
-            ConditionType.SUSPENDED: Verdict(TRUE, Reason.SUSPENDED, text),
-            ConditionType.READY: verdict,
-            **{c: verdict for c in ROLE_CONDITIONS.values()},
+            ConditionType.SUCCEEDED: ConditionValue(UNKNOWN, Reason.SUSPENDED, text),
+            ConditionType.SUSPENDED: ConditionValue(TRUE, Reason.SUSPENDED, text),
+            ConditionType.READY: condition,
+            **{c: condition for c in ROLE_CONDITIONS.values()},
             ConditionType.STALLED: NOT_STALLED,
             **_preflight_unless_known(status),
         },
@@ -195,7 +203,7 @@ def suspended(job: DistillationJob, status: Status, now: datetime) -> Status:
 
 
 def resumed(job: DistillationJob, status: Status, now: datetime) -> Status:
-    """The next attempt is due at once; it waits for what the last one left to be gone."""
+    """Return the status of a job that is resumed: the next attempt is due once what the last one left is gone."""
     since = conditions.find(status, ConditionType.SUSPENDED)
     away = int(seconds_since(since.last_transition_time, now)) if since and status.start_time else 0
     return revised(
@@ -203,7 +211,7 @@ def resumed(job: DistillationJob, status: Status, now: datetime) -> Status:
         status,
         now,
         {
-            ConditionType.SUCCEEDED: Verdict(UNKNOWN, Reason.PENDING, "resumed"),
+            ConditionType.SUCCEEDED: ConditionValue(UNKNOWN, Reason.PENDING, "resumed"),
             ConditionType.SUSPENDED: NOT_SUSPENDED,
         },
         suspended_seconds=status.suspended_seconds + max(0, away),
@@ -212,14 +220,14 @@ def resumed(job: DistillationJob, status: Status, now: datetime) -> Status:
 
 
 def active_seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
-    """None without a deadline, or before the first attempt."""
+    """Return the seconds until activeDeadlineSeconds; None without the deadline, or before the first attempt."""
     if spec.active_deadline_seconds is None or parse_time(status.start_time) is None:
         return None
     return spec.active_deadline_seconds - (seconds_since(status.start_time, now) - status.suspended_seconds)
 
 
 def pre_running_seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
-    """None without a deadline, and once every role of the attempt has been ready."""
+    """Return the seconds until preRunningDeadlineSeconds; None without it, and once every role has been ready."""
     running = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.RUNNING
     if spec.pre_running_deadline_seconds is None or running or parse_time(status.attempt_start_time) is None:
         return None
@@ -227,27 +235,29 @@ def pre_running_seconds_left(spec: Spec, status: Status, now: datetime) -> float
 
 
 def ttl_seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
+    """Return the seconds until ttlSecondsAfterFinished; None without it, and before the job has finished."""
     if spec.ttl_seconds_after_finished is None or parse_time(status.completion_time) is None:
         return None
     return spec.ttl_seconds_after_finished - seconds_since(status.completion_time, now)
 
 
 def model_path(job: DistillationJob) -> str:
+    """Return where on the output volume the exported model is."""
     return f"{job.spec.output.path.rstrip('/')}/{job.metadata.name}/model"
 
 
 def _ended_by(
     job: DistillationJob, status: Status, failure: Failure, message: str, restarts: int, now: datetime
 ) -> Status:
-    found = _finished(job, status, Verdict(FALSE, failure.summary, message), now, restarts=restarts)
-    verdicts = {ConditionType.TRAINER_READY: Verdict(FALSE, failure.trainer, failure.message)}
+    found = _finished(job, status, ConditionValue(FALSE, failure.summary, message), now, restarts=restarts)
+    values = {ConditionType.TRAINER_READY: ConditionValue(FALSE, failure.trainer, failure.message)}
     if failure.summary is Reason.PREFLIGHT_FAILED:
-        verdicts[ConditionType.PREFLIGHT] = Verdict(FALSE, Reason.PREFLIGHT_FAILED, failure.message)
-    return revised(job, found, now, verdicts)
+        values[ConditionType.PREFLIGHT] = ConditionValue(FALSE, Reason.PREFLIGHT_FAILED, failure.message)
+    return revised(job, found, now, values)
 
 
-def _finished(job: DistillationJob, status: Status, summary: Verdict, now: datetime, **changes: Any) -> Status:
-    released = Verdict(FALSE, Reason.RELEASED_AFTER_FINISH, "the job has finished")
+def _finished(job: DistillationJob, status: Status, summary: ConditionValue, now: datetime, **changes: Any) -> Status:
+    released = ConditionValue(FALSE, Reason.RELEASED_AFTER_FINISH, "the job has finished")
     return revised(
         job,
         status,
@@ -271,6 +281,6 @@ def _released(reason: Reason) -> list[RoleStatus]:
     return [RoleStatus(name=role.value, desired=0, ready=0, reason=reason.value) for role in Role]
 
 
-def _preflight_unless_known(status: Status) -> dict[ConditionType, Verdict]:
+def _preflight_unless_known(status: Status) -> dict[ConditionType, ConditionValue]:
     known: Condition | None = conditions.find(status, ConditionType.PREFLIGHT)
     return {} if known else {ConditionType.PREFLIGHT: PREFLIGHT_AHEAD}

@@ -1,4 +1,4 @@
-"""Asks the trainers of running jobs how far they are, on a timer of its own, and wakes a job whose answer changed.
+"""Polls GET /progress of the trainers of running jobs on a timer of its own, and wakes a job whose answer changed.
 
 So a reconcile never waits for a pod, and a job's status changes at most once per interval.
 """
@@ -13,33 +13,34 @@ import aiohttp
 from pydantic import ValidationError
 
 from distill_api.protocol import TRAINER_PORT, ProgressReport
-from distill_operator.runtime.work_queue import Key
+from distill_operator.runtime.ownership import Key
 
 logger = logging.getLogger(__name__)
 
 TIMEOUT_SECONDS = 2.0
 MAX_ANSWER_BYTES = 256 * 1024
 AT_ONCE = 32
-BELIEVED_SECONDS = 60.0
-"""For so long a trainer that does not answer is taken to have as much for its teachers to do as it said last."""
+"""Polls that are under way at one time."""
+SILENCE_SECONDS = 60.0
+"""For so long a trainer that does not answer is taken to have as many requests to its teachers as it reported last."""
 PER_SECOND = 100
-"""With more trainers than that many a second, each is asked less often."""
+"""Polls a second; with more trainers than that, each is polled less often."""
 
 
 @dataclass
 class _Watched:
     pod: str
-    """uid: another pod at the same address is another trainer."""
+    """uid of the pod: another pod at the same address is another trainer."""
     url: str
     asking: bool = False
     body: bytes = b""
-    """Of the last answer, which often comes again."""
+    """Body of the last answer, which often comes again."""
     report: ProgressReport | None = None
     silent_since: float | None = None
 
 
 class ProgressPoller:
-    """One report per job, of the pod that was named last."""
+    """Polls one pod of each job: the one that was named last."""
 
     def __init__(
         self, interval_seconds: float, wake: Callable[[Key], None], clock: Callable[[], float] = time.monotonic
@@ -52,7 +53,7 @@ class ProgressPoller:
         self._slots = asyncio.Semaphore(AT_ONCE)
 
     def follow(self, key: Key, pod_uid: str, ip: str) -> None:
-        """From now on, ask this pod; at once for the first time, as what it says may be written with what woke us."""
+        """Poll this pod from now on; at once the first time, so that its answer is written with what woke the job."""
         known = self._watched.get(key)
         host = f"[{ip}]" if ":" in ip else ip
         url = f"http://{host}:{TRAINER_PORT}/progress"
@@ -60,20 +61,22 @@ class ProgressPoller:
             self._watched[key] = _Watched(pod_uid, url)
             self._fresh.put_nowait(key)
 
-    def rest(self, key: Key) -> None:
-        """Ask no more, but keep the last answer: the pod has ended, and its job may be read a little later."""
+    def pause(self, key: Key) -> None:
+        """Stop to poll, but keep the last answer: the pod has ended, and its job may be read a little later."""
         if known := self._watched.get(key):
             known.url = ""
 
     def forget(self, key: Key) -> None:
+        """Stop to poll a job that is gone."""
         self._watched.pop(key, None)
 
     def latest(self, key: Key, pod_uid: str) -> ProgressReport | None:
+        """Return the last answer of a pod; None where it has not answered, or is another by now."""
         known = self._watched.get(key)
         return known.report if known and known.pod == pod_uid else None
 
     async def run(self) -> None:
-        """Until cancelled."""
+        """Poll until cancelled."""
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
         async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._ask_new(session, tasks))
@@ -107,7 +110,7 @@ class ProgressPoller:
             if watched.silent_since is None:
                 logger.info("trainer of %s does not answer at %s", key, url)
                 watched.silent_since = self._clock()
-            if self._clock() - watched.silent_since < BELIEVED_SECONDS or watched.report is None:
+            if self._clock() - watched.silent_since < SILENCE_SECONDS or watched.report is None:
                 return
             report, body = _idle(watched.report), None
         else:
@@ -119,7 +122,7 @@ class ProgressPoller:
 
 
 def _idle(report: ProgressReport) -> ProgressReport:
-    """With nothing for a teacher to do: a Teacher must not keep servers for a trainer that hangs."""
+    """Return the report without requests to teachers: a Teacher must not keep servers for a trainer that hangs."""
     progress = report.progress.model_copy(update={"teachers": []})
     return report.model_copy(update={"progress": progress})
 

@@ -1,4 +1,4 @@
-"""Whether each role is up, and if not, why: small checks in order of how much their answer explains."""
+"""Readiness of the roles, and why one is not ready: small checks in order of how much their answer explains. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -7,64 +7,64 @@ from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import Reason
-from distill_operator.model.conditions import FALSE, TRUE, Verdict
+from distill_operator.kinds import Kind
+from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Child, Claim, Disruption, Observed, Pod, newest_disruption
 from distill_operator.model.pod_problems import no_pods, pods_problem
-from distill_operator.runtime.kinds import Kind
-from distill_operator.teacher import view as shared_view
-
-QUOTA = "exceeded quota"
-"""As the API server's quota admission says it."""
+from distill_operator.teacher import view as teacher_view
 
 
 @dataclass(frozen=True)
 class RoleState:
-    """One role at one moment."""
+    """Snapshot of one role: how many of its pods are desired and ready, and its condition."""
 
     role: Role
     desired: int
     ready: int
-    verdict: Verdict
+    condition: ConditionValue
     disruption: Disruption | None = None
-    """The newest that is still to be seen."""
+    """The newest disruption that the role's pods tell of."""
 
 
 def roles(job: DistillationJob, observed: Observed, attempt: int) -> list[RoleState]:
-    """Teacher, rollout, trainer."""
+    """Return the states of teacher, rollout and trainer."""
     found = [_teacher(job, observed), _rollout(job, observed), _trainer(job, observed, attempt)]
-    shared = [view.disruption for view in shared_view.views(job, observed) if view.disruption]
+    of_teachers = [view.disruption for view in teacher_view.views(job, observed) if view.disruption]
 
     def newest(role: Role) -> Disruption | None:
         own = disruption(observed, role, attempt)
-        seen = [*([own] if own else []), *(shared if role is Role.TEACHER else [])]
-        return max(seen, key=lambda d: d.time, default=None)
+        all_found = [*([own] if own else []), *(of_teachers if role is Role.TEACHER else [])]
+        return max(all_found, key=lambda d: d.time, default=None)
 
     return [replace(state, disruption=newest(state.role)) for state in found]
 
 
 def disruption(observed: Observed, role: Role, attempt: int) -> Disruption | None:
-    """Of the job's own pods of a role."""
+    """Return the newest disruption of the job's own pods of a role."""
     return newest_disruption(
         p for p in observed.pods if p.role is role and (role is not Role.TRAINER or p.attempt == attempt)
     )
 
 
-def obstacle(job: DistillationJob, observed: Observed) -> tuple[Role, Verdict] | None:
-    """What forbids to start anything: known before the first pod, so none is left waiting with an accelerator."""
+def obstacle(job: DistillationJob, observed: Observed) -> tuple[Role, ConditionValue] | None:
+    """Return the role and condition of what forbids to start anything; None where nothing does.
+
+    It is known before the first pod, so none is left waiting with an accelerator.
+    """
     if not observed.kuberay_installed:
         return Role.ROLLOUT, KUBERAY_MISSING
     if observed.gang_problem:
-        return Role.TRAINER, Verdict(FALSE, Reason.GANG_NOT_INSTALLED, observed.gang_problem)
-    for view in shared_view.views(job, observed):
-        if view.verdict.reason in shared_view.NEVER_SERVES:
-            return Role.TEACHER, view.verdict
+        return Role.TRAINER, ConditionValue(FALSE, Reason.GANG_NOT_INSTALLED, observed.gang_problem)
+    for view in teacher_view.views(job, observed):
+        if view.condition.reason in teacher_view.NEVER_SERVES:
+            return Role.TEACHER, view.condition
     volume = job.spec.output.volume
     if volume is not None and (message := _claim_problem(volume.claim_name, observed.claim)):
-        return Role.TRAINER, Verdict(FALSE, Reason.VOLUME_NOT_BOUND, message)
+        return Role.TRAINER, ConditionValue(FALSE, Reason.VOLUME_NOT_BOUND, message)
     return None
 
 
-KUBERAY_MISSING = Verdict(
+KUBERAY_MISSING = ConditionValue(
     FALSE,
     Reason.KUBERAY_NOT_INSTALLED,
     "the API server knows no RayCluster (ray.io/v1); install the KubeRay operator, and the job starts by itself",
@@ -72,14 +72,17 @@ KUBERAY_MISSING = Verdict(
 
 
 def trainer_may_start(job: DistillationJob, observed: Observed) -> bool:
-    """At once as a member of one group with the others, none of which gets a node without it: but a Teacher is in no
-    group of a job's."""
-    placed = all(view.placed for view in shared_view.views(job, observed))
+    """Return whether the trainer may be made: once all others have nodes.
+
+    At once where it is in one group with them, none of which gets a node without it; but a Teacher is in no group of a
+    job's.
+    """
+    placed = all(view.placed for view in teacher_view.views(job, observed))
     return placed and (job.spec.scheduling.all_at_once or all_scheduled(job, observed))
 
 
 def all_scheduled(job: DistillationJob, observed: Observed) -> bool:
-    """Every pod of own teachers and rollout has its node, so a trainer would not hold accelerators in vain."""
+    """Return whether each pod of own teachers and rollout has a node, so that a trainer would not wait for it."""
     teachers = [p for p in observed.pods_of(Role.TEACHER) if p.scheduled]
     rollout = [p for p in observed.pods_of(Role.ROLLOUT) if p.scheduled]
     heads = [p for p in rollout if p.head]
@@ -91,25 +94,25 @@ def all_scheduled(job: DistillationJob, observed: Observed) -> bool:
 
 
 def _teacher(job: DistillationJob, observed: Observed) -> RoleState:
-    """The job's own, those that it shares, and those of which it knows no more than the address."""
+    """Return the state of the job's own teachers, the Teachers that it names, and external endpoints together."""
     own = _own_teachers(job, observed)
-    shared = [view.verdict for view in shared_view.views(job, observed)]
-    desired = own.desired + len(shared)
-    ready = own.ready + sum(verdict.status is TRUE for verdict in shared)
-    verdicts = [*([own.verdict] if own.desired else []), *shared]
-    if lacking := next((verdict for verdict in verdicts if verdict.status is not TRUE), None):
+    named = [view.condition for view in teacher_view.views(job, observed)]
+    desired = own.desired + len(named)
+    ready = own.ready + sum(condition.status is TRUE for condition in named)
+    values = [*([own.condition] if own.desired else []), *named]
+    if lacking := next((condition for condition in values if condition.status is not TRUE), None):
         return RoleState(Role.TEACHER, desired, ready, lacking)
-    said = [verdict.message for verdict in verdicts]
-    if far := [t.title for t in job.spec.all_teachers if t.endpoint is not None]:
-        said.append(f"{', '.join(far)}: not the job's own, so the trainer's preflight judges")
-    reason = Reason.READY if verdicts else Reason.EXTERNAL
-    return RoleState(Role.TEACHER, desired, ready, Verdict(TRUE, reason, "; ".join(said)))
+    messages = [condition.message for condition in values]
+    if external := [t.title for t in job.spec.all_teachers if t.endpoint is not None]:
+        messages.append(f"{', '.join(external)}: not the job's own, so the trainer's preflight judges")
+    reason = Reason.READY if values else Reason.EXTERNAL
+    return RoleState(Role.TEACHER, desired, ready, ConditionValue(TRUE, reason, "; ".join(messages)))
 
 
 def _own_teachers(job: DistillationJob, observed: Observed) -> RoleState:
     served = job.spec.served_teachers
     found = {t.name: observed.child(Kind.DEPLOYMENT, names.teacher(job.metadata.name, t.name)) for t in served}
-    # One that has more than it needs is no help to another.
+    # A teacher that has more servers than it needs is no help to another.
     ready = sum(min(child.ready, t.replicas) for t in served if (child := found[t.name]) is not None)
     children = [child for child in found.values() if child is not None]
     desired = sum(t.replicas for t in served)
@@ -127,8 +130,8 @@ def _rollout(job: DistillationJob, observed: Observed) -> RoleState:
 
 def _serving_role(role: Role, desired: int, ready: int, pods: Sequence[Pod], children: Sequence[Child]) -> RoleState:
     if ready >= desired:
-        return RoleState(role, desired, ready, Verdict(TRUE, Reason.READY, f"{ready} of {desired} are ready"))
-    waiting = Verdict(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
+        return RoleState(role, desired, ready, ConditionValue(TRUE, Reason.READY, f"{ready} of {desired} are ready"))
+    waiting = ConditionValue(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
     return RoleState(role, desired, ready, pods_problem(pods) or no_pods(children) or waiting)
 
 
@@ -137,11 +140,13 @@ def _trainer(job: DistillationJob, observed: Observed, attempt: int) -> RoleStat
     child = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt))
     if child is None or not child.ours:
         text = "the trainer starts when every pod of the teacher and of the rollout engines has a node"
-        return RoleState(Role.TRAINER, desired, 0, Verdict(FALSE, Reason.WAITING_FOR_ROLES, text))
+        return RoleState(Role.TRAINER, desired, 0, ConditionValue(FALSE, Reason.WAITING_FOR_ROLES, text))
     ready = min(child.ready, desired)
     if ready >= desired:
-        return RoleState(Role.TRAINER, desired, ready, Verdict(TRUE, Reason.READY, f"{ready} of {desired} are ready"))
-    waiting = Verdict(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
+        return RoleState(
+            Role.TRAINER, desired, ready, ConditionValue(TRUE, Reason.READY, f"{ready} of {desired} are ready")
+        )
+    waiting = ConditionValue(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
     problem = pods_problem(observed.pods_of(Role.TRAINER, attempt))
     return RoleState(Role.TRAINER, desired, ready, problem or waiting)
 

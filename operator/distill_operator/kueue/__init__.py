@@ -1,4 +1,4 @@
-"""What a job takes, in the words of Kueue.
+"""What a job takes, as Kueue counts it: a Workload for a controller that is not part of this operator yet.
 
 May import resources.
 """

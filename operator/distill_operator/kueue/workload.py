@@ -1,9 +1,9 @@
-"""What a job takes, as Kueue counts it: one pod set for each kind of pod, and the Workload that asks for them.
+"""The Workload of a job, as Kueue counts quota: one pod set for each kind of pod. A command line tool (docs/kueue.md).
 
-The operator itself keeps only Kueue's other half, spec.suspend. A controller for the external framework
+The operator does not call it, and keeps only Kueue's other half, spec.suspend. A controller for the external framework
 `DistillationJob.v1alpha1.distillation-operator.io` owns the Workload: it makes the one of `workload()` for a suspended
 job with a queue, unsuspends the job once that is admitted, suspends it when it is evicted, and writes Finished by the
-job's condition Succeeded. `python -m distill_operator.kueue.workload JOB.yaml` prints the Workload; see docs/kueue.md.
+job's condition Succeeded. `python -m distill_operator.kueue.workload JOB.yaml` prints the Workload.
 """
 
 import os
@@ -13,9 +13,9 @@ from pathlib import Path
 import yaml
 
 from distill_api.job import DistillationJob, InvalidManifest, load_job
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.resources import rendering
 from distill_operator.resources.pod_template import Json
-from distill_operator.runtime.kinds import Kind, kind_of
 from distill_operator.settings import InvalidSettings, Settings
 
 PLACEMENT = (
@@ -26,8 +26,10 @@ QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
 def pod_sets(job: DistillationJob, settings: Settings) -> list[Json]:
-    """Name, count and template of each kind of pod, as they will be made: of the teacher, the Ray head, the engines
-    and the trainer. They are admitted together or not at all, as a job with some of them does nothing."""
+    """Return name, count and template of each kind of pod: the teachers', the Ray head's, the engines', the trainer's.
+
+    They are admitted together or not at all, as a job with some of them does nothing.
+    """
     return [
         pod_set
         for child in (*rendering.serving(job, settings), rendering.training(job, settings, 1))
@@ -36,7 +38,7 @@ def pod_sets(job: DistillationJob, settings: Settings) -> list[Json]:
 
 
 def workload(job: DistillationJob, settings: Settings) -> Json:
-    """kueue.x-k8s.io/v1beta2, of a job that names its queue."""
+    """Return the Workload (kueue.x-k8s.io/v1beta2) of a job that names its queue."""
     meta = job.metadata
     owner = {"apiVersion": job.api_version, "kind": job.kind, "name": meta.name, "uid": meta.uid, "controller": True}
     return {
@@ -55,7 +57,7 @@ def workload(job: DistillationJob, settings: Settings) -> Json:
 
 
 def _as_counted(template: Json) -> Json:
-    """Without what says nothing of place and amount: a Workload is kept for as long as its job."""
+    """Return a template with what tells of place and amount alone: a Workload is kept for as long as its job."""
     spec = template["spec"]
     containers = [{key: c[key] for key in ("name", "image", "resources") if key in c} for c in spec["containers"]]
     return {"spec": {"containers": containers, **{key: spec[key] for key in PLACEMENT if key in spec}}}

@@ -1,4 +1,4 @@
-"""Values that both controllers decide on: what was observed, conditions, status, and effects that may be asked for.
+"""Values that both controllers decide on: observations, conditions, statuses, and what belongs to an owner.
 
-May import runtime's kinds and times; no input, no output.
+May import runtime's effects, errors and ownership; no input, no output.
 """

@@ -1,45 +1,48 @@
-"""What is wrong with pods of a role, or with the controller that should make them: what a person may have to mend."""
+"""Problems of the pods of a role, or of the controller that should make them, that a person may have to mend."""
 
 from collections.abc import Sequence
 
 from distill_api.status import Reason
-from distill_operator.model.conditions import FALSE, Verdict
-from distill_operator.model.observed import CRASH_LOOP, Child, Pod
+from distill_operator.model.conditions import FALSE, ConditionValue
+from distill_operator.model.observed import Child, Pod
+from distill_operator.model.reading import CRASH_LOOP
 from distill_operator.runtime.errors import QUOTA
 
 IMAGE_REASONS = frozenset({"ErrImagePull", "ImagePullBackOff", "InvalidImageName", "ErrImageNeverPull"})
 CONFIG_REASONS = frozenset({"CreateContainerConfigError", "CreateContainerError", "RunContainerError"})
 
 
-def pods_problem(pods: Sequence[Pod]) -> Verdict | None:
-    """The first thing that is wrong with a pod of a role and that a person may have to mend."""
+def pods_problem(pods: Sequence[Pod]) -> ConditionValue | None:
+    """Return the problem that explains most, as the condition of the role; None where the pods have none."""
     for pod in pods:
         if pod.unschedulable:
-            return Verdict(FALSE, Reason.UNSCHEDULABLE, f"{pod.name}: {pod.unschedulable}")
+            return ConditionValue(FALSE, Reason.UNSCHEDULABLE, f"{pod.name}: {pod.unschedulable}")
     for pod in pods:
         if pod.waiting_reason in IMAGE_REASONS:
-            return Verdict(
+            return ConditionValue(
                 FALSE, Reason.IMAGE_PULL_FAILED, f"{pod.name}: {pod.waiting_reason}: {pod.waiting_message}".rstrip(": ")
             )
     for pod in pods:
         if pod.waiting_reason in CONFIG_REASONS:
             text = f"{pod.name}: {pod.waiting_reason}: {pod.waiting_message}"
-            return Verdict(FALSE, Reason.NOT_READY, text.rstrip(": "))
+            return ConditionValue(FALSE, Reason.NOT_READY, text.rstrip(": "))
     for pod in pods:
         if pod.exit_reason == "OOMKilled" and not pod.ready:
-            return Verdict(FALSE, Reason.OUT_OF_MEMORY, f"{pod.name} ran out of memory; raise template.resources")
+            return ConditionValue(
+                FALSE, Reason.OUT_OF_MEMORY, f"{pod.name} ran out of memory; raise template.resources"
+            )
         if pod.waiting_reason == CRASH_LOOP:
-            return Verdict(FALSE, Reason.CRASH_LOOPING, _crash_message(pod))
+            return ConditionValue(FALSE, Reason.CRASH_LOOPING, _crash_message(pod))
     return None
 
 
-def no_pods(children: Sequence[Child]) -> Verdict | None:
-    """When the API server refuses the pods that a controller asks for."""
+def no_pods(children: Sequence[Child]) -> ConditionValue | None:
+    """Return why the API server refuses the pods that a controller asks for; None where it does not."""
     child = next((c for c in children if c.message), None)
     if child is None:
         return None
     reason = Reason.QUOTA_EXCEEDED if QUOTA in child.message else Reason.NOT_READY
-    return Verdict(FALSE, reason, f"{child.kind.value.kind} {child.name}: {child.message}")
+    return ConditionValue(FALSE, reason, f"{child.kind.value.kind} {child.name}: {child.message}")
 
 
 def _crash_message(pod: Pod) -> str:

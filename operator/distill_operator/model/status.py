@@ -1,4 +1,4 @@
-"""The status on the wire: read leniently, written as the smallest merge patch."""
+"""A status on the wire: read leniently, written as the smallest merge patch."""
 
 import logging
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ StatusT = TypeVar("StatusT", bound=Model)
 
 
 def read_status(raw: Mapping[str, Any], model: type[StatusT]) -> StatusT:
-    """A field that we cannot read is dropped: another version wrote it, and ours must not stop at that."""
+    """Return the status of an object. A field that cannot be read is dropped: another version may have written it."""
     fields = dict(raw.get("status") or {})
     while True:
         try:
@@ -27,7 +27,10 @@ def read_status(raw: Mapping[str, Any], model: type[StatusT]) -> StatusT:
 
 
 def status_patch(raw: Mapping[str, Any], status: Model) -> dict[str, Any] | None:
-    """None when nothing changed. Carries the resourceVersion, so that it holds for what was read alone."""
+    """Return the patch that makes an object's status this one; None when nothing changed.
+
+    It carries the resourceVersion, so that it is refused when the object was written since it was read.
+    """
     before = raw.get("status") or {}
     after = status.model_dump(mode="json", by_alias=True, exclude_none=True)
     change = _difference(before, after)
@@ -38,7 +41,7 @@ def status_patch(raw: Mapping[str, Any], status: Model) -> dict[str, Any] | None
 
 
 def _difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
-    """RFC 7386: null removes a field; lists are replaced whole."""
+    """Return a merge patch by RFC 7386: null removes a field; lists are replaced whole."""
     change: dict[str, Any] = {key: None for key in before if key not in after}
     for key, value in after.items():
         old = before.get(key)

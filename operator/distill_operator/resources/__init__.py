@@ -1,4 +1,5 @@
-"""Builders of the child objects: pure functions from the model to one plain dict each, with a golden file.
+"""Builders of the child objects: pure functions from the API's models to one plain dict each, with a golden file.
 
-May import model and settings; no input, no output.
+rendering.py calls them for a job, teacher_servers.py for a Teacher; pinning.py says what of it an attempt keeps. May
+import model and settings; no input, no output.
 """

@@ -9,6 +9,7 @@ FILE = protocol.JOB_FILE.rpartition("/")[2]
 
 
 def config_map(job: Owner) -> Json:
+    """Return the ConfigMap of a job or a Teacher."""
     return {
         "apiVersion": "v1",
         "kind": "ConfigMap",
@@ -31,12 +32,13 @@ def config_map(job: Owner) -> Json:
 
 
 def data(manifest: Json) -> dict[str, str]:
+    """Return the data of a ConfigMap that holds a manifest."""
     # JSON is YAML, and no reader takes 1e-6 for a string.
     return {FILE: json.dumps(manifest, indent=2, sort_keys=True)}
 
 
 def manifest(config_map: Json) -> Json | None:
-    """What data() wrote; None where somebody made something else of it."""
+    """Return the manifest that data() wrote; None where somebody made something else of it."""
     try:
         found: Json = json.loads(config_map["data"][FILE])
         return found if isinstance(found["spec"], dict) else None

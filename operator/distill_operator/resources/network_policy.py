@@ -15,10 +15,11 @@ from distill_operator.settings import Egress, Settings
 METRICS_PORTS = sorted({wire.TRAINER_PORT, wire.RAY_METRICS_PORT, wire.SGLANG_PORT})
 DNS_PORT = 53
 ANYWHERE = (("0.0.0.0/0", "169.254.169.254/32"), ("::/0", "fd00:ec2::254/128"))
-"""All addresses, and of them the one at which clouds give a node's credentials to whoever asks."""
+"""All addresses, and among them the one at which clouds give a node's credentials to whoever asks."""
 
 
 def network_policy(job: DistillationJob, settings: Settings) -> Json:
+    """Return the NetworkPolicy of a job."""
     own = {"podSelector": {"matchLabels": {names.LABEL_JOB: job.metadata.name}}}
     ingress: list[Json] = [{"from": [own]}, {**_operator(settings), "ports": ports_of("TCP", wire.TRAINER_PORT)}]
     ingress += scraped(settings, *METRICS_PORTS)
@@ -34,7 +35,7 @@ def network_policy(job: DistillationJob, settings: Settings) -> Json:
 
 
 def scraped(settings: Settings, *metrics_ports: int) -> list[Json]:
-    """The rule that lets Prometheus in, if any does."""
+    """Return the rule that lets Prometheus read metrics on these ports; none where no namespace is scraped."""
     if not settings.scrape_namespaces:
         return []
     scrapers = {"namespaceSelector": _in_namespaces(*settings.scrape_namespaces)}
@@ -42,7 +43,7 @@ def scraped(settings: Settings, *metrics_ports: int) -> list[Json]:
 
 
 def _operator(settings: Settings) -> Json:
-    """Its pods; everybody where it does not know its namespace, as when it runs outside the cluster."""
+    """Return the operator's pods as peers; everybody where it does not know its namespace, as outside a cluster."""
     if not settings.namespace:
         return {}
     pods = {"matchLabels": names.OPERATOR_LABELS}
@@ -65,4 +66,5 @@ def _in_namespaces(*namespaces: str) -> Json:
 
 
 def ports_of(protocol: str, *ports: int) -> list[Json]:
+    """Return the ports of a rule."""
     return [{"protocol": protocol, "port": port} for port in ports]

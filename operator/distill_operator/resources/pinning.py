@@ -1,8 +1,8 @@
-"""What an attempt under way is held to: it keeps what it began with. Pure.
+"""Pinning: an attempt under way keeps the rendered children that it began with. Pure.
 
-An operator of another version, or with other settings, would write the children of a job differently. It leaves those
-that it finds as they are, but for the numbers that the user asks for: pods that run are not restarted by an upgrade.
-Its own words come with the next attempt, or where a child has to be made because it is gone.
+An operator of another version, or with other settings, would render the children of a job differently. It leaves those
+that it finds as they are, but for their scalable fields (scalable_fields.py): pods that run are not restarted by an
+upgrade. Its own rendering comes with the next attempt, or where a child has to be made because it is gone.
 """
 
 from dataclasses import replace
@@ -10,18 +10,18 @@ from dataclasses import replace
 from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import ANNOTATION_FIXED_HASH, ANNOTATION_SPEC_HASH
+from distill_operator.kinds import Kind
 from distill_operator.model.observed import Child, Observed
 from distill_operator.resources import pod_group, scalable_fields
-from distill_operator.resources.drift import COMPARED, is_of
+from distill_operator.resources.drift import COMPARED, same_but_for_scalable_fields
 from distill_operator.resources.pod_template import Json
-from distill_operator.runtime.kinds import Kind
 from distill_operator.settings import Settings
 
 WITH_PODS = frozenset({Kind.DEPLOYMENT, Kind.RAY_CLUSTER, Kind.JOB})
 
 
-def children(job: DistillationJob, observed: Observed) -> list[Child]:
-    """What goes with an attempt: ours, with pods; those on their way out too."""
+def attempt_children(job: DistillationJob, observed: Observed) -> list[Child]:
+    """Return the children that go with an attempt: those with pods, and their group; those being deleted too."""
     teachers = {names.teacher(job.metadata.name, t.name) for t in job.spec.served_teachers}
     serving = teachers | {names.ray_cluster(job.metadata.name)}
     kinds = (Kind.DEPLOYMENT, Kind.RAY_CLUSTER)
@@ -32,13 +32,15 @@ def children(job: DistillationJob, observed: Observed) -> list[Child]:
 
 
 def is_under_way(job: DistillationJob, observed: Observed, attempt: int) -> bool:
-    """Whether anything is there that runs, or is to run, its pods."""
+    """Return whether a child exists that has pods of the attempt, or is to have them."""
     return bool(_with_pods(job, observed, attempt))
 
 
-def settings_of(job: DistillationJob, observed: Observed, attempt: int, settings: Settings) -> Settings:
-    """The operator's, with the workers' image that the attempt began with: what is made in the middle of it must
-    understand the others, and Ray lets no client of another version in."""
+def pinned_settings(job: DistillationJob, observed: Observed, attempt: int, settings: Settings) -> Settings:
+    """Return the operator's settings with the workers' image that the attempt began with.
+
+    What is made in the middle of it must understand the others, and Ray lets no client of another version in.
+    """
     templates = {
         names.trainer_job(job.metadata.name, attempt): job.spec.trainer.template,
         names.ray_cluster(job.metadata.name): job.spec.rollout.head_template,
@@ -51,12 +53,14 @@ def settings_of(job: DistillationJob, observed: Observed, attempt: int, settings
     return settings
 
 
-def held_to(desired: Json, child: Child) -> Json:
-    """What the child should say while the attempt is under way: this operator's words where they were its own, else
-    those that it has, with the numbers that the user asks for."""
-    if is_of(desired, child):
+def pinned(desired: Json, child: Child) -> Json:
+    """Return what a child should be while the attempt is under way.
+
+    That is `desired` where this operator rendered the child, else the live child with the scalable fields of `desired`.
+    """
+    if same_but_for_scalable_fields(desired, child):
         return desired
-    kept = scalable_fields.with_numbers(dict(child.content), desired)
+    kept = scalable_fields.with_scalable_fields_of(dict(child.content), desired)
     hashes = {ANNOTATION_SPEC_HASH: child.spec_hash, ANNOTATION_FIXED_HASH: child.fixed_hash}
     annotations = {key: value for key, value in hashes.items() if value}
     return {
@@ -68,5 +72,7 @@ def held_to(desired: Json, child: Child) -> Json:
 
 def _with_pods(job: DistillationJob, observed: Observed, attempt: int) -> list[Child]:
     return [
-        c for c in children(job, observed) if c.kind in WITH_PODS and (c.kind is not Kind.JOB or c.attempt == attempt)
+        c
+        for c in attempt_children(job, observed)
+        if c.kind in WITH_PODS and (c.kind is not Kind.JOB or c.attempt == attempt)
     ]

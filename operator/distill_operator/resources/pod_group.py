@@ -12,21 +12,21 @@ from dataclasses import dataclass, field
 from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.scheduling import Gang, GangScope
+from distill_api.spec.scheduling import Gang, GangScope
+from distill_operator.kinds import Kind
 from distill_operator.resources.pod_template import Json, metadata, selector
-from distill_operator.runtime.kinds import Kind
 
 AFFINITY_WEIGHT = 100
-"""The most there is: nothing else of ours competes with it."""
+"""Weight of the affinity: the greatest that there is, as nothing else of ours competes with it."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """How one scheduler is spoken to. GROUP and QUEUE stand for the names."""
+    """What one gang scheduler wants of its groups and pods. GROUP and QUEUE stand for the names."""
 
     kind: Kind
     scheduler: str
-    """Name under which its own chart installs it."""
+    """Scheduler name under which its own chart installs it."""
     labels: dict[str, str] = field(default_factory=dict)
     annotations: dict[str, str] = field(default_factory=dict)
 
@@ -48,12 +48,12 @@ KINDS = frozenset(dialect.kind for dialect in DIALECTS.values())
 
 
 def dialect(job: DistillationJob) -> Dialect | None:
-    """None where pods are placed one by one."""
+    """Return the dialect of the job's gang scheduler; None where pods are placed one by one."""
     return DIALECTS.get(job.spec.scheduling.gang)
 
 
 def pod_group(job: DistillationJob, children: Iterable[Json]) -> Json | None:
-    """Of those among the children whose pods belong to it; None without a gang."""
+    """Return the group of those children whose pods belong to it; None without a gang."""
     found = dialect(job)
     if found is None:
         return None
@@ -72,11 +72,11 @@ def pod_group(job: DistillationJob, children: Iterable[Json]) -> Json | None:
 
 
 def placed(job: DistillationJob, child: Json) -> Json:
-    """The child, with its pods as spec.scheduling wants them placed. What a role's template says goes before."""
+    """Return the child with its pods as spec.scheduling wants them placed. What a role's template says goes before."""
     scheduling, found = job.spec.scheduling, dialect(job)
     if found is None and scheduling.priority_class_name is None and scheduling.topology_key is None:
         return child
-    # Its pieces may be the job's own.
+    # Parts of it may be the job's own.
     child = copy.deepcopy(child)
     for template in _templates(child):
         spec = template["spec"]
@@ -124,7 +124,7 @@ def _templates(child: Json) -> list[Json]:
 
 
 def _pods(child: Json) -> int:
-    """How many pods the child asks for."""
+    """Return how many pods the child asks for."""
     spec = child["spec"]
     if child["kind"] == Kind.RAY_CLUSTER.value.kind:
         return 1 + sum(int(group["replicas"]) for group in spec["workerGroupSpecs"])

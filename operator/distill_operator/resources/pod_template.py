@@ -1,4 +1,4 @@
-"""What every pod has in common: the restricted security context, the mounts of the contract, the user's overrides.
+"""The pod template that all roles have in common: security context, mounts of the contract, the user's overrides.
 
 The root file system is read-only; /tmp, with HOME in it, is all that SGLang, Ray and Megatron need to write to.
 """
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill_api import names, protocol
+from distill_api import accelerator_environment, names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.spec import WeightSync
-from distill_api.teacher import Teacher
-from distill_api.template import PodTemplate
+from distill_api.spec.job_spec import WeightSync
+from distill_api.spec.template import PodTemplate
+from distill_api.teacher.kind import Teacher
 from distill_operator.settings import Settings
 
 Json = dict[str, Any]
 Owner = DistillationJob | Teacher
-"""What pods are made for."""
+"""The object that children are made for."""
 
 USER = 1000
 """uid, gid and fsGroup of every pod."""
 KEY_ENTRY = "key"
-"""Of the job's Secret (secret.py)."""
+"""Entry of the Secret that holds the key (secret.py)."""
 CPU_REQUESTS = {"cpu": "100m", "memory": "1Gi"}
-"""Without accelerators: what a small model on a small machine takes; a template sizes anything larger."""
+"""Requests of a pod without accelerators: for a small model on a small machine; a template sizes anything larger."""
 ACCELERATOR_CPU = 2
 ACCELERATOR_MEMORY_GIB = 16
 """Requests per accelerator. There are no limits by default: an estimate must not end a pod that the node could hold."""
@@ -32,23 +32,26 @@ ACCELERATOR_MEMORY_GIB = 16
 
 @dataclass(frozen=True)
 class Container:
-    """What differs between the main containers of the roles."""
+    """The main container of a role: what differs from the others'."""
 
     name: str
     command: Sequence[str] = ()
     ports: Sequence[tuple[str, int]] = ()
     environment: Sequence[Json] = ()
     accelerators: int = 0
-    """Of one pod; ignored in the CPU mode."""
+    """Accelerators of one pod; ignored in the CPU mode."""
     probes: Json = field(default_factory=dict)
     needs_output: bool = False
     needs_shared_memory: bool = False
-    """A /dev/shm larger than the runtime's 64 MB, for NCCL. KubeRay gives one to its pods by itself."""
+    """Whether NCCL needs a /dev/shm above the runtime's 64 MB. KubeRay gives one to its pods by itself."""
     grace_seconds: int = 30
 
 
 def metadata(owner: Owner, name: str, role: Role | None = None, attempt: int | None = None) -> Json:
-    """Of a child. Labels of the job are never copied: Kueue would take the child for a job of its own."""
+    """Return the metadata of a child.
+
+    Labels of the owner are never copied: Kueue would take the child for a job of its own.
+    """
     return {
         "name": name,
         "namespace": owner.metadata.namespace,
@@ -67,10 +70,11 @@ def metadata(owner: Owner, name: str, role: Role | None = None, attempt: int | N
 
 
 def labels(owner: Owner, role: Role | None = None, attempt: int | None = None) -> dict[str, str]:
+    """Return the labels of a child, or of a pod."""
     found = {
         names.LABEL_PART_OF: names.PART_OF,
         names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
-        _label(owner): owner.metadata.name,
+        _owner_label(owner): owner.metadata.name,
     }
     if role is not None:
         found[names.LABEL_ROLE] = role.value
@@ -80,11 +84,11 @@ def labels(owner: Owner, role: Role | None = None, attempt: int | None = None) -
 
 
 def selector(owner: Owner, role: Role) -> dict[str, str]:
-    """Labels that pick the pods of one role of one owner."""
-    return {_label(owner): owner.metadata.name, names.LABEL_ROLE: role.value}
+    """Return the labels that select the pods of one role of one owner."""
+    return {_owner_label(owner): owner.metadata.name, names.LABEL_ROLE: role.value}
 
 
-def _label(owner: Owner) -> str:
+def _owner_label(owner: Owner) -> str:
     return names.LABEL_JOB if isinstance(owner, DistillationJob) else names.LABEL_SHARED_TEACHER
 
 
@@ -98,7 +102,7 @@ def pod_template(
     metrics_port: int,
     **pod_fields: Any,
 ) -> Json:
-    """A PodTemplateSpec that Pod Security `restricted` admits; the user's template has the last word where it may."""
+    """Return a PodTemplateSpec that Pod Security `restricted` admits; the user's template goes before where it may."""
     volumes, mounts = _volumes(job, container)
     secrets = template.image_pull_secrets or settings.workers_image_pull_secrets
     spec: Json = {
@@ -128,7 +132,7 @@ def pod_template(
     }
     scrape = {"prometheus.io/scrape": "true", "prometheus.io/port": str(metrics_port), "prometheus.io/path": "/metrics"}
     return {
-        # Ours win: a changed label would hide the pod from its Service and from the operator.
+        # Our labels go before: a changed one would hide the pod from its Service and from the operator.
         "metadata": {"labels": {**template.labels, **pod_labels}, "annotations": {**scrape, **template.annotations}},
         "spec": {key: value for key, value in spec.items() if value not in (None, [], {})},
     }
@@ -159,7 +163,7 @@ def _main_container(
 
 
 def _pull_policy(settings: Settings, template: PodTemplate) -> str:
-    """The installation's for the installation's image, unless the user asks for another than the API's default."""
+    """Return the installation's policy for its own image, unless the user asks for another than the API's default."""
     default = PodTemplate.model_fields["image_pull_policy"].default
     if template.image is None and template.image_pull_policy == default:
         return settings.workers_image_pull_policy
@@ -182,7 +186,17 @@ def _environment(job: Owner) -> list[Json]:
     ]
     if not spec.needs_hub:
         found.append({"name": "HF_HUB_OFFLINE", "value": "1"})
-    return found
+    return [*found, *_accelerators(job)]
+
+
+def _accelerators(job: Owner) -> list[Json]:
+    """What the roles of a job agree about, whichever of them the user has set it for. A Teacher is in no group."""
+    if not isinstance(job, DistillationJob):
+        return []
+    templates = (job.spec.trainer.template, job.spec.rollout.template)
+    of_user = [{e["name"]: e["value"] for e in t.env if "name" in e and "value" in e} for t in templates]
+    shared = accelerator_environment.of_every_role(job.spec, of_user)
+    return [{"name": name, "value": value} for name, value in shared.items()]
 
 
 def _resources(job: Owner, template: PodTemplate, container: Container) -> Json:
@@ -220,17 +234,18 @@ def _volumes(job: Owner, container: Container) -> tuple[list[Json], list[Json]]:
 
 
 def config_map_name(owner: Owner) -> str:
-    """Of the ConfigMap that shows the owner's manifest to its pods."""
+    """Return the name of the ConfigMap that shows the owner's manifest to its pods."""
     name = owner.metadata.name
     return names.config_map(name) if isinstance(owner, DistillationJob) else names.shared_teacher(name)
 
 
 def shares_weights_by_disk(job: DistillationJob) -> bool:
+    """Return whether engines read the weights from the output volume."""
     return job.spec.trainer.weight_sync is WeightSync.DISK
 
 
 def _merged(ours: list[Json], theirs: Sequence[Json], key: str) -> list[Json]:
-    """Both, each `key` once, the user's instead of ours: the API server refuses a key that comes twice."""
+    """Return both lists with each `key` once, the user's instead of ours: the API server refuses one that is twice."""
     found = {entry[key]: entry for entry in ours}
     found.update({entry[key]: entry for entry in theirs if key in entry})
     return list(found.values())

@@ -1,4 +1,4 @@
-"""The rollout engines: a RayCluster whose head holds no work and each of whose workers holds one engine actor.
+"""The rollout engines: a RayCluster whose head does no work and each of whose workers holds one engine actor.
 
 The actors are made by the trainer; KubeRay only keeps the pods.
 """
@@ -19,7 +19,7 @@ from distill_operator.resources.pod_template import (
 from distill_operator.settings import Settings
 
 RAY_VERSION = "2.60.0"
-"""Of the workers' image. KubeRay chooses flags and probes by it."""
+"""Ray's version in the workers' image, by which KubeRay chooses flags and probes."""
 OBJECT_STORE_BYTES = "100000000"
 """Samples are lists of a few kilobytes; Ray would otherwise take 30 % of the pod's memory."""
 HEAD_PORTS = (
@@ -31,6 +31,7 @@ HEAD_PORTS = (
 
 
 def ray_cluster(job: DistillationJob, settings: Settings) -> Json:
+    """Return the RayCluster of a job."""
     rollout = job.spec.rollout
     pod_labels = labels(job, Role.ROLLOUT)
     head = Container(name="ray-head", ports=HEAD_PORTS)

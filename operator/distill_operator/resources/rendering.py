@@ -1,4 +1,4 @@
-"""All children of a job, each with the hash of its own content, and of what of it stays for an attempt."""
+"""Rendering of a job's children, each with two hashes: of its content, and of what of it an attempt keeps. Pure."""
 
 import hashlib
 import json
@@ -20,7 +20,7 @@ from distill_operator.settings import Settings
 
 
 def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
-    """Children without pods: made at the start, kept until the job itself is deleted."""
+    """Return the children without pods: made at the start, kept until the job itself is deleted."""
     return [
         _marked(child)
         for child in (
@@ -33,17 +33,18 @@ def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
 
 
 def serving(job: DistillationJob, settings: Settings) -> list[Json]:
-    """What must be up before the trainer: the job's own teachers and the engines."""
+    """Return the children that must be up before the trainer: the job's own teachers and the engines."""
     teachers = [teacher_deployment.deployment(job, settings, each) for each in job.spec.served_teachers]
     return [_marked(pod_group.placed(job, child)) for child in (*teachers, ray_cluster.ray_cluster(job, settings))]
 
 
 def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:
+    """Return the trainer Job of an attempt."""
     return _marked(pod_group.placed(job, trainer_job.trainer_job(job, settings, attempt)))
 
 
 def group(job: DistillationJob, settings: Settings) -> list[Json]:
-    """The group of pods that a gang scheduler places together, if any: before them, deleted with the attempt."""
+    """Return the group of pods that a gang scheduler places together, if any: made before them, deleted with them."""
     if pod_group.dialect(job) is None:
         return []
     made = pod_group.pod_group(job, [*serving(job, settings), training(job, settings, 1)])
@@ -51,17 +52,22 @@ def group(job: DistillationJob, settings: Settings) -> list[Json]:
 
 
 def key(job: DistillationJob) -> Json:
-    """Made once, before the first pod that reads it; not among `lasting`, which are compared with what is there."""
+    """Return the Secret, which is created once, before the first pod that reads it.
+
+    It is not among `lasting`, which are compared with what is there.
+    """
     return hashed(secret.key_secret(job))
 
 
 def hashed(child: Json) -> Json:
+    """Return the child with the hash of its content."""
     return {**child, "metadata": {**child["metadata"], "annotations": {ANNOTATION_SPEC_HASH: _digest(child)}}}
 
 
 def _marked(child: Json) -> Json:
+    """Return the child with both hashes."""
     found = hashed(child)
-    annotations, fixed = found["metadata"]["annotations"], scalable_fields.fixed(child)
+    annotations, fixed = found["metadata"]["annotations"], scalable_fields.without_scalable_fields(child)
     annotations[ANNOTATION_FIXED_HASH] = annotations[ANNOTATION_SPEC_HASH] if fixed is child else _digest(fixed)
     return found
 

@@ -1,28 +1,28 @@
-"""The numbers in a child that its user may change while an attempt is under way: how many pods there are to be.
+"""Scalable fields: the counts in a child that its user may change while an attempt is under way. Pure.
 
-The rest of a child is what the attempt began with. Its hash tells, whatever the numbers are, whether the operator that
-wrote the child would write it the same way today.
+The rest of a child is fixed for the attempt. Its hash tells, whatever the counts are, whether the operator that wrote
+the child would render it the same way today.
 """
 
 import copy
 from typing import Any
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.resources import configmap, pod_group
 from distill_operator.resources.pod_template import Json
-from distill_operator.runtime.kinds import Kind, kind_of
 
 COUNTS = frozenset({"replicas", "minReplicas", "maxReplicas", "minMember"})
-"""Of a Deployment, of a RayCluster's groups, of a group of pods, and of each part of a job that has pods."""
+"""The scalable fields of a Deployment, a RayCluster's groups, a group of pods, and each part of a job that has pods."""
 COUNTED = frozenset({Kind.DEPLOYMENT, *pod_group.KINDS})
-"""Kinds whose spec itself says how many."""
+"""Kinds whose spec itself holds scalable fields."""
 MUTABLE = frozenset(Spec.model_fields[name].alias or name for name in Spec.mutable or ())
 PARTS = ("rollout", "teacher")
-"""Of a job's spec, which say for themselves how many pods they want; so does each entry of teachers."""
+"""Parts of a job's spec that hold scalable fields; so does each entry of teachers."""
 
 
-def fixed(child: Json) -> Json:
-    """The child without what its user may change; the child itself where that is nothing."""
+def without_scalable_fields(child: Json) -> Json:
+    """Return the child without what its user may change; the child itself where that is nothing."""
     if kind_of(child) is Kind.CONFIG_MAP:
         manifest = configmap.manifest(child)
         return child if manifest is None else {**child, "data": {**manifest, "spec": _fixed_spec(manifest["spec"])}}
@@ -32,35 +32,35 @@ def fixed(child: Json) -> Json:
     return {**child, "spec": _fixed(spec)} if kind_of(child) in COUNTED else child
 
 
-def with_numbers(child: Json, asked: Json) -> Json:
-    """`child`, word for word, with the numbers of `asked`, the same child as another operator writes it.
+def with_scalable_fields_of(child: Json, source: Json) -> Json:
+    """Return `child` with the scalable fields of `source`, which is the same child as another operator renders it.
 
-    `asked` itself where nothing can be made of the child, as somebody spoiled it.
+    Return `source` itself where the child cannot be read, as somebody spoiled it.
     """
     try:
-        return _with_numbers(child, asked)
+        return _with_scalable_fields_of(child, source)
     except (KeyError, TypeError, AttributeError):
-        return asked
+        return source
 
 
-def _with_numbers(child: Json, asked: Json) -> Json:
+def _with_scalable_fields_of(child: Json, source: Json) -> Json:
     if kind_of(child) is Kind.CONFIG_MAP:
-        mine, theirs = configmap.manifest(child), configmap.manifest(asked)
+        mine, theirs = configmap.manifest(child), configmap.manifest(source)
         if mine is None or theirs is None:
-            return asked
-        spec = _numbered_spec(mine["spec"], theirs["spec"])
+            return source
+        spec = _counted_spec(mine["spec"], theirs["spec"])
         return child if spec == mine["spec"] else {**child, "data": configmap.data({**mine, "spec": spec})}
     found = copy.deepcopy(child)
     if kind_of(child) is Kind.RAY_CLUSTER:
-        wanted = {group["groupName"]: group for group in asked["spec"]["workerGroupSpecs"]}
+        wanted = {group["groupName"]: group for group in source["spec"]["workerGroupSpecs"]}
         for group in found["spec"].get("workerGroupSpecs", []):
-            group |= _numbers(wanted.get(group["groupName"], {}))
+            group |= _counts(wanted.get(group["groupName"], {}))
     elif kind_of(child) in COUNTED:
-        found["spec"] |= _numbers(asked["spec"])
+        found["spec"] |= _counts(source["spec"])
     return found
 
 
-def _numbers(part: Json) -> Json:
+def _counts(part: Json) -> Json:
     return {key: value for key, value in part.items() if key in COUNTS}
 
 
@@ -74,12 +74,12 @@ def _fixed_spec(spec: Json) -> Json:
     return {**found, "teachers": [_fixed(each) for each in spec.get("teachers", [])]}
 
 
-def _numbered_spec(spec: Json, asked: Json) -> Json:
+def _counted_spec(spec: Json, source: Json) -> Json:
     found = copy.deepcopy(spec)
     for key in PARTS:
-        if numbers := _numbers(asked.get(key) or {}):
-            found[key] = {**(found.get(key) or {}), **numbers}
-    wanted: dict[Any, Json] = {each["name"]: each for each in asked.get("teachers", [])}
+        if counts := _counts(source.get(key) or {}):
+            found[key] = {**(found.get(key) or {}), **counts}
+    wanted: dict[Any, Json] = {each["name"]: each for each in source.get("teachers", [])}
     for each in found.get("teachers", []):
-        each |= _numbers(wanted.get(each["name"], {}))
+        each |= _counts(wanted.get(each["name"], {}))
     return found

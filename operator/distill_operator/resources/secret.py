@@ -1,6 +1,6 @@
-"""The Secret that holds the key of a job: SGLang's administration and Ray ask for it.
+"""The Secret with the key of a job or a Teacher, without which SGLang's administration and Ray let nobody in.
 
-It is made once and never read: the operator holds no right to read Secrets, so nothing here is compared or put right.
+It is created once and never read: the operator has no right to read Secrets, so nothing here is compared or repaired.
 """
 
 from distill_api import names
@@ -8,7 +8,7 @@ from distill_operator.resources.pod_template import Json, Owner, metadata
 
 
 def key_secret(job: Owner) -> Json:
-    """Without the key itself, which is drawn when the Secret is made."""
+    """Return the Secret without the key itself, which is drawn when the Secret is created."""
     return {
         "apiVersion": "v1",
         "kind": "Secret",

@@ -1,15 +1,18 @@
-"""A teacher that the job serves: unmodified SGLang servers in a Deployment; a headless Service, as the client balances
-by itself. A Teacher of the namespace, or an endpoint, is somebody else's: nothing is made for it."""
+"""A teacher that the job serves: unmodified SGLang servers in a Deployment, and a headless Service.
+
+The Service is headless as the client balances by itself. For a Teacher of the namespace, or an endpoint, nothing is
+made here.
+"""
 
 from distill_api import names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.teacher_source import NamedTeacherSource
+from distill_api.teacher.source import NamedTeacherSource
 from distill_operator.resources.pod_template import Container, Json, labels, metadata, pod_template, selector
 from distill_operator.settings import Settings
 
 MODEL_INFO = {"path": "/model_info", "port": protocol.SGLANG_PORT}
-"""Cheap, and answered while generation is paused; /health generates a token and takes a second."""
+"""A request that is cheap, and answered while generation is paused; /health generates a token and takes a second."""
 
 PROBES: Json = {
     # An hour: hundreds of gigabytes over a network file system.
@@ -25,9 +28,10 @@ PROBES: Json = {
 
 
 def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacherSource) -> Json:
+    """Return the Deployment of one of a job's own teachers."""
     container = Container(
         name="teacher",
-        command=["python3", "-m", "distill_workers.serve", "teacher", *([] if _alone(teacher) else [teacher.name])],
+        command=["python3", "-m", "distill_workers.serve", "teacher", *([] if _is_only(teacher) else [teacher.name])],
         ports=[(protocol.METRICS_PORT_NAME, protocol.SGLANG_PORT)],
         accelerators=teacher.tensor_parallel_size,
         probes=PROBES,
@@ -44,13 +48,13 @@ def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacherSo
             # The job's own deadlines decide; a large model may load for longer than the default ten minutes.
             "progressDeadlineSeconds": 7200,
             "revisionHistoryLimit": 0,
-            "selector": {"matchLabels": {**selector(job, Role.TEACHER), **_which(teacher)}},
+            "selector": {"matchLabels": {**selector(job, Role.TEACHER), **_name_label(teacher)}},
             "template": pod_template(
                 job,
                 settings,
                 teacher.template,
                 container,
-                {**labels(job, Role.TEACHER), **_which(teacher)},
+                {**labels(job, Role.TEACHER), **_name_label(teacher)},
                 metrics_port=protocol.SGLANG_PORT,
             ),
         },
@@ -58,27 +62,28 @@ def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacherSo
 
 
 def service(job: DistillationJob, teacher: NamedTeacherSource) -> Json:
+    """Return the headless Service of one of a job's own teachers."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
         "metadata": metadata(job, names.teacher(job.metadata.name, teacher.name), Role.TEACHER),
         "spec": {
             "clusterIP": "None",
-            "selector": {**selector(job, Role.TEACHER), **_which(teacher)},
+            "selector": {**selector(job, Role.TEACHER), **_name_label(teacher)},
             "ports": [{"name": "http", "port": protocol.SGLANG_PORT, "targetPort": protocol.SGLANG_PORT}],
         },
     }
 
 
 def addresses(job: DistillationJob) -> dict[str, str]:
-    """HOST:PORT of the headless Service of each teacher, by its name; an endpoint's the workers read in the job."""
+    """Return HOST:PORT of the headless Service of each teacher, by its name; endpoints are read in the job itself."""
     own = {t.name: names.teacher(job.metadata.name, t.name) for t in job.spec.served_teachers}
-    shared = {t.name: names.shared_teacher(t.ref.name) for t in job.spec.all_teachers if t.ref is not None}
-    return {name: f"{service}:{protocol.SGLANG_PORT}" for name, service in (own | shared).items()}
+    named = {t.name: names.shared_teacher(t.ref.name) for t in job.spec.all_teachers if t.ref is not None}
+    return {name: f"{service}:{protocol.SGLANG_PORT}" for name, service in (own | named).items()}
 
 
 def keys(job: DistillationJob) -> list[Json]:
-    """Environment: the key of each endpoint, from its Secret by the kubelet. The operator reads no Secret."""
+    """Return the environment with the key of each endpoint, which the kubelet takes from its Secret."""
     return [
         {
             "name": protocol.teacher_key(t.name),
@@ -89,9 +94,9 @@ def keys(job: DistillationJob) -> list[Json]:
     ]
 
 
-def _alone(teacher: NamedTeacherSource) -> bool:
+def _is_only(teacher: NamedTeacherSource) -> bool:
     return teacher.name == names.ONLY_TEACHER
 
 
-def _which(teacher: NamedTeacherSource) -> dict[str, str]:
-    return {} if _alone(teacher) else {names.LABEL_TEACHER: teacher.name}
+def _name_label(teacher: NamedTeacherSource) -> dict[str, str]:
+    return {} if _is_only(teacher) else {names.LABEL_TEACHER: teacher.name}

@@ -1,11 +1,11 @@
-"""What is made for a Teacher: the same servers and the same headless Service as of a job's own teacher.
+"""The children of a Teacher: the same servers and the same headless Service as a job's own teacher has.
 
 Trainers of its namespace reach its scoring; the rest of the port is SGLang's administration, which nobody may use.
 """
 
 from distill_api import names, protocol
 from distill_api.names import Role
-from distill_api.teacher import Teacher
+from distill_api.teacher.kind import Teacher
 from distill_operator.resources import configmap, secret
 from distill_operator.resources.network_policy import ports_of, scraped
 from distill_operator.resources.pod_template import Container, Json, labels, metadata, pod_template, selector
@@ -15,17 +15,18 @@ from distill_operator.settings import Settings
 
 
 def children(teacher: Teacher, settings: Settings, replicas: int) -> list[Json]:
-    """All of them, each with the hash of its own content."""
+    """Return all children but the Secret, each with the hash of its content."""
     found = [configmap.config_map(teacher), network_policy(teacher, settings), service(teacher)]
     return [hashed(child) for child in (*found, deployment(teacher, settings, replicas))]
 
 
 def key(teacher: Teacher) -> Json:
-    """Made once, before the first pod that reads it."""
+    """Return the Secret, which is created once, before the first pod that reads it."""
     return hashed(secret.key_secret(teacher))
 
 
 def deployment(teacher: Teacher, settings: Settings, replicas: int) -> Json:
+    """Return the Deployment of a Teacher's servers."""
     spec = teacher.spec
     container = Container(
         name="teacher",
@@ -56,6 +57,7 @@ def deployment(teacher: Teacher, settings: Settings, replicas: int) -> Json:
 
 
 def service(teacher: Teacher) -> Json:
+    """Return the headless Service of a Teacher's servers."""
     return {
         "apiVersion": "v1",
         "kind": "Service",
@@ -69,6 +71,7 @@ def service(teacher: Teacher) -> Json:
 
 
 def network_policy(teacher: Teacher, settings: Settings) -> Json:
+    """Return the NetworkPolicy that lets trainers and Prometheus reach a Teacher's servers."""
     port = ports_of("TCP", protocol.SGLANG_PORT)
     trainers = {"matchLabels": {names.LABEL_MANAGED_BY: names.FIELD_MANAGER, names.LABEL_ROLE: Role.TRAINER.value}}
     return {

@@ -1,19 +1,20 @@
 """The trainer: one indexed Job per attempt, so that an attempt is one unit and its name says which one it is."""
 
-from distill_api import names, protocol
+from distill_api import accelerator_environment, names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_operator.model.observed import TRAINER_CONTAINER
+from distill_operator.model.reading import TRAINER_CONTAINER
 from distill_operator.resources import teacher_deployment
 from distill_operator.resources.pod_template import Container, Json, labels, metadata, pod_template, selector
 from distill_operator.settings import Settings
 
 TERMINATION_LOG = "/dev/termination-log"
 GRACE_SECONDS = 120
-"""For the checkpoint that every rank writes on SIGTERM."""
+"""Grace period of a trainer pod, for the checkpoint that every rank writes on SIGTERM."""
 
 
 def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
+    """Return the Job of an attempt."""
     name = job.metadata.name
     trainer = job.spec.trainer
     container = Container(
@@ -30,6 +31,10 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
                     (protocol.Variable.MASTER_ADDR, f"{names.trainer_job(name, attempt)}-0.{names.trainer(name)}"),
                     (protocol.Variable.TERMINATION_LOG, TERMINATION_LOG),
                 )
+            ),
+            *(
+                {"name": name, "value": value}
+                for name, value in accelerator_environment.of_the_trainer(job.spec).items()
             ),
             *teacher_deployment.keys(job),
             *_tracking_key(job),
@@ -80,7 +85,10 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
 
 
 def _tracking_key(job: DistillationJob) -> list[Json]:
-    """Optional, as a run without its key is kept offline: a missing Secret must not keep the trainer from starting."""
+    """Return the environment with the tracker's key.
+
+    It is optional, as a run without it is kept offline: a missing Secret must not keep the trainer from starting.
+    """
     wandb = job.spec.tracking.wandb
     if wandb is None or wandb.key_secret is None:
         return []
@@ -89,7 +97,7 @@ def _tracking_key(job: DistillationJob) -> list[Json]:
 
 
 def service(job: DistillationJob) -> Json:
-    """Gives every rank a name before any is ready: they wait for each other to become so."""
+    """Return the headless Service that gives every rank a name before any is ready, as they wait for each other."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

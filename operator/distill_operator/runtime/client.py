@@ -1,4 +1,4 @@
-"""The API server, as far as the operator needs it: raw dicts in and out, paths built by hand.
+"""The API server, as far as an operator needs it: raw dicts in and out, paths built by hand.
 
 Typed lists of the client are slow and drop fields they do not know; its discovery wants a cache on disk. Neither is
 needed for ten kinds whose paths never change.
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 import aiohttp
 from kubernetes.aio import client, config
 
-from distill_api.names import FIELD_MANAGER
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.runtime.errors import (
     QUOTA,
     AlreadyExists,
@@ -23,58 +23,61 @@ from distill_operator.runtime.errors import (
     QuotaExceeded,
     Refused,
 )
-from distill_operator.runtime.kinds import Kind, kind_of
 
 Json = dict[str, Any]
 REQUEST_TIMEOUT = aiohttp.ClientTimeout(total=30)
 PAGE = 200
-"""Objects of one answer to a list of everything."""
+"""Objects in one page of a list of everything."""
 NEVER = "1"
 """A resourceVersion that no object has: an apply that carries it creates, and refuses what exists (tests/api)."""
 
 
 class Cluster(Protocol):
-    """What the operator asks of the API server."""
+    """What an operator asks of the API server."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
-        """None when it does not exist, or, for a cluster-wide kind, may not be read."""
+        """Return an object; None when it does not exist or, of a cluster-wide kind, may not be read."""
 
     def pages(self, kind: Kind, namespace: str, *, labels: str = "") -> AsyncIterator[tuple[list[Json], int]]:
-        """All of a kind at one moment, whose resourceVersion comes with each page. Raises NotServed."""
+        """Yield all objects of a kind, in pages of one snapshot whose resourceVersion comes with each.
+
+        Raises NotServed.
+        """
 
     async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
-        """With kind and apiVersion in each. Raises NotServed."""
+        """Return objects, with kind and apiVersion in each. Raises NotServed."""
 
     async def apply(self, body: Mapping[str, Any], *, uid: str = "", dry_run: bool = False) -> Json:
-        """Server-side apply with our one field manager to the object of this uid, or to none: what is stored then.
+        """Apply by server-side apply to the object of this uid, or create it without one. Return what is stored then.
 
         Raises Conflict when another object of this name exists, or this one no longer; Refused, QuotaExceeded,
         NamespaceEnding.
         """
 
     async def create(self, body: Mapping[str, Any]) -> None:
-        """Raises AlreadyExists, Refused."""
+        """Create an object. Raises AlreadyExists, Refused, QuotaExceeded, NamespaceEnding."""
 
     async def delete(self, kind: Kind, namespace: str, name: str, uid: str) -> Json | None:
-        """What is left, when something has to be done first. One that is another by now is as good as deleted."""
+        """Delete the object of this uid. Return it while finalizers keep it, and None when it is gone or another."""
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
-        """Merge patch with the resourceVersion that it rests on: what is stored then. Raises Conflict."""
+        """Write a status by merge patch with the resourceVersion in it. Return what is stored then. Raises Conflict."""
 
     async def create_event(self, body: Mapping[str, Any]) -> None:
-        """Raises AlreadyExists."""
+        """Create an Event. Raises AlreadyExists."""
 
     async def patch_event(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
-        """Merge patch."""
+        """Change an Event by merge patch."""
 
 
 class KubernetesCluster:
-    """The real one."""
+    """The API server of a real cluster."""
 
-    def __init__(self, api: client.ApiClient) -> None:
+    def __init__(self, api: client.ApiClient, field_manager: str) -> None:
         self._api = api
+        self._field_manager = field_manager
         self.requests: Counter[tuple[str, str]] = Counter()
-        """By verb and HTTP code, for the metrics."""
+        """Requests by verb and HTTP code, for the metrics."""
 
     async def close(self) -> None:
         await self._api.close()
@@ -102,7 +105,7 @@ class KubernetesCluster:
 
     async def apply(self, body: Mapping[str, Any], *, uid: str = "", dry_run: bool = False) -> Json:
         meta = {**body["metadata"], **({"uid": uid} if uid else {"resourceVersion": NEVER})}
-        query = {"fieldManager": FIELD_MANAGER, "force": "true", "dryRun": "All" if dry_run else ""}
+        query = {"fieldManager": self._field_manager, "force": "true", "dryRun": "All" if dry_run else ""}
         path = _path(kind_of(body), meta["namespace"], meta["name"])
         return await self._request(
             "apply", "PATCH", path, query, {**body, "metadata": meta}, "application/apply-patch+yaml"
@@ -111,7 +114,7 @@ class KubernetesCluster:
     async def create(self, body: Mapping[str, Any]) -> None:
         path = _path(kind_of(body), body["metadata"]["namespace"])
         try:
-            await self._request("create", "POST", path, {"fieldManager": FIELD_MANAGER}, body)
+            await self._request("create", "POST", path, {"fieldManager": self._field_manager}, body)
         except Conflict as error:
             raise AlreadyExists(error.status, error.message) from None
         except (NamespaceEnding, QuotaExceeded):
@@ -143,15 +146,15 @@ class KubernetesCluster:
         return await self._merge(path, patch)
 
     async def replace(self, body: Mapping[str, Any]) -> None:
-        """The whole object, of the resourceVersion in it. Raises Conflict."""
+        """Write a whole object with the resourceVersion in it. Raises Conflict."""
         path = _path(kind_of(body), body["metadata"]["namespace"], body["metadata"]["name"])
-        await self._request("update", "PUT", path, {"fieldManager": FIELD_MANAGER}, body)
+        await self._request("update", "PUT", path, {"fieldManager": self._field_manager}, body)
 
     async def create_event(self, body: Mapping[str, Any]) -> None:
         namespace = body["metadata"]["namespace"]
         path = f"/apis/events.k8s.io/v1/namespaces/{namespace}/events"
         try:
-            await self._request("create", "POST", path, {"fieldManager": FIELD_MANAGER}, body)
+            await self._request("create", "POST", path, {"fieldManager": self._field_manager}, body)
         except Conflict as error:
             raise AlreadyExists(error.status, error.message) from None
 
@@ -167,7 +170,7 @@ class KubernetesCluster:
             raise
 
     async def _merge(self, path: str, patch: Mapping[str, Any]) -> Json:
-        query = {"fieldManager": FIELD_MANAGER}
+        query = {"fieldManager": self._field_manager}
         return await self._request("patch", "PATCH", path, query, patch, "application/merge-patch+json")
 
     async def _request(
@@ -180,7 +183,7 @@ class KubernetesCluster:
         content_type: str = "application/json",
     ) -> Json:
         parameters = [(key, value) for key, value in (query or {}).items() if value]
-        # Without the body, every value of which the client would look at: it is plain JSON already.
+        # Without the body, every value of which the client would inspect: it is plain JSON already.
         arguments = await self._api.param_serialize(
             method,
             path,
@@ -201,8 +204,8 @@ class KubernetesCluster:
         raise _error(verb, response.status, text)
 
 
-async def connect() -> KubernetesCluster:
-    """By the pod's service account, whose token the client reads again as it ages; else by KUBECONFIG."""
+async def connect(field_manager: str) -> KubernetesCluster:
+    """Return a connection by the pod's service account, whose token the client renews; else by KUBECONFIG."""
     configuration = client.Configuration()
     try:
         config.load_incluster_config(client_configuration=configuration)
@@ -210,11 +213,11 @@ async def connect() -> KubernetesCluster:
         await config.load_kube_config(client_configuration=configuration)
     # Proxies and passwords of the environment would be looked for in files at each request; kopf does not either.
     configuration.client_session_kwargs = {"trust_env": False}
-    return KubernetesCluster(client.ApiClient(configuration))
+    return KubernetesCluster(client.ApiClient(configuration), field_manager)
 
 
 def _path(kind: Kind, namespace: str, name: str = "") -> str:
-    """Without a namespace: all of them, or a cluster-wide kind."""
+    """Return the path of an object or of a list; without a namespace, of all namespaces or a cluster-wide kind."""
     resource = kind.value
     scope = f"/namespaces/{namespace}" if namespace else ""
     return f"{resource.path}{scope}/{resource.plural}" + (f"/{name}" if name else "")
@@ -237,7 +240,7 @@ def _error(verb: str, status: int, text: str) -> ApiError:
         return NamespaceEnding(status, message)
     if verb in ("apply", "create") and status == 403 and QUOTA in message:
         return QuotaExceeded(status, message)
-    # Another 403 of an apply: an admission policy, which the author of the job has to hear of. 500: a field that the
+    # Another 403 of an apply: an admission policy, which the owner's author has to be told of. 500: a field that the
     # kind does not have, as a template may name one; the API server blames itself for it.
     unknown_field = status == 500 and "failed to create typed patch object" in message
     if verb == "apply" and (status in (400, 403, 422) or unknown_field):

@@ -1,11 +1,11 @@
-"""What the API server refuses with, one class for each kind of answer that a caller acts on."""
+"""Errors of the API server: one class for each kind of answer that a caller acts on."""
 
 QUOTA = "exceeded quota"
-"""As the API server's quota admission says it."""
+"""Part of the message with which the API server's quota admission refuses."""
 
 
 class ApiError(Exception):
-    """The API server, or the way to it, failed."""
+    """Raised when the API server, or the connection to it, failed. Status 0: there was no answer."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(f"{status}: {message}")
@@ -14,24 +14,24 @@ class ApiError(Exception):
 
 
 class NotServed(ApiError):
-    """The API server does not know the kind."""
+    """Raised when the API server does not know the kind."""
 
 
 class Refused(ApiError):
-    """The object as we sent it is not acceptable; sending it again is of no use."""
+    """Raised when the object as it was sent is not acceptable; sending it again is of no use."""
 
 
 class QuotaExceeded(ApiError):
-    """The namespace may not hold the object now; later it may."""
+    """Raised when a quota forbids the object now; later it may not."""
 
 
 class NamespaceEnding(ApiError):
-    """Nothing can be made in a namespace that is being deleted."""
+    """Raised when the namespace is being deleted, so that nothing can be created in it."""
 
 
 class Conflict(ApiError):
-    """What we decided rests on an old version; look again."""
+    """Raised when a decision rests on an old version of an object; reconcile again."""
 
 
 class AlreadyExists(ApiError):
-    """An object of this name was made before."""
+    """Raised when an object of this name exists."""

@@ -1,7 +1,7 @@
-"""Posts Events (events.k8s.io/v1) on jobs and Teachers: one object per thing, counted when it happens again.
+"""Posts Events (events.k8s.io/v1) on the owners: one object for each occurrence, counted when it is repeated.
 
-The name follows from the key, so a restarted operator does not post twice. A job that flaps cannot flood the
-namespace: each Event is counted again once a minute at most, and each posts so many an hour.
+The name follows from the Event's key, so a restarted operator does not post twice. An owner that flaps cannot flood
+the namespace: each Event is counted again once a minute at most, and each owner posts PER_HOUR an hour.
 """
 
 import contextlib
@@ -13,16 +13,15 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from distill_api.base import API_VERSION, KIND
 from distill_operator.runtime.client import Cluster
 from distill_operator.runtime.effects import Event
 from distill_operator.runtime.errors import AlreadyExists, ApiError
+from distill_operator.runtime.ownership import Key
 
 logger = logging.getLogger(__name__)
 
-REPORTER = "distillation-operator.io/operator"
 MAX_NOTE = 1024
-"""Of the API."""
+"""Longest note of an Event that the API takes, in characters."""
 COUNT_AGAIN_AFTER = timedelta(minutes=1)
 PER_HOUR = 60
 
@@ -32,39 +31,51 @@ def now_utc() -> datetime:
 
 
 @dataclass
-class _Seen:
+class _Series:
     count: int
     last: datetime
 
 
 @dataclass
 class EventRecorder:
-    """Remembers what it posted, by uid."""
+    """Posts Events, and remembers by the owner's uid what it posted."""
 
     cluster: Cluster
+    reporter: str
+    """The controller that reports, such as example.com/operator."""
     instance: str
+    """The process that reports."""
     clock: Callable[[], datetime] = now_utc
-    _seen: dict[str, dict[str, _Seen]] = field(default_factory=dict)
+    _series: dict[str, dict[str, _Series]] = field(default_factory=dict)
+    """Events of an owner, by name."""
     _posted: dict[str, deque[datetime]] = field(default_factory=dict)
+    """When an owner's Events were posted within the last hour."""
 
-    async def record(self, namespace: str, about: str, uid: str, event: Event, kind: str = KIND) -> None:
-        """`about` is the name of the job, or of an object of another `kind`. Never raises for the API server's sake: an
-        Event is a courtesy."""
-        name = f"{about}.{hashlib.sha256(event.key.encode()).hexdigest()[:16]}"
-        regarding = {"apiVersion": API_VERSION, "kind": kind, "name": about, "namespace": namespace, "uid": uid}
+    async def record(self, owner: Key, uid: str, event: Event) -> None:
+        """Post an Event on the owner of this uid. An Event is a courtesy: failures of the API server are logged."""
+        name = f"{owner.name}.{hashlib.sha256(event.key.encode()).hexdigest()[:16]}"
+        kind = owner.kind.value
+        regarding = {
+            "apiVersion": kind.api_version,
+            "kind": kind.kind,
+            "name": owner.name,
+            "namespace": owner.namespace,
+            "uid": uid,
+        }
         try:
             await self._record(name, regarding, event)
         except ApiError as error:
-            logger.warning("event %s of %s/%s was not posted: %s", event.reason, namespace, about, error)
+            logger.warning("event %s of %s was not posted: %s", event.reason, owner, error)
 
     def forget(self, uid: str) -> None:
-        self._seen.pop(uid, None)
+        """Forget the Events of an owner that is gone."""
+        self._series.pop(uid, None)
         self._posted.pop(uid, None)
 
     async def _record(self, name: str, regarding: dict[str, str], event: Event) -> None:
         now, uid, namespace = self.clock(), regarding["uid"], regarding["namespace"]
-        seen = self._seen.setdefault(uid, {})
-        known = seen.get(name)
+        posted = self._series.setdefault(uid, {})
+        known = posted.get(name)
         if known is not None:
             if now - known.last >= COUNT_AGAIN_AFTER and self._may_post(uid, now):
                 known.count, known.last = known.count + 1, now
@@ -74,8 +85,8 @@ class EventRecorder:
         if not self._may_post(uid, now):
             return
         with contextlib.suppress(AlreadyExists):
-            await self.cluster.create_event(_body(name, regarding, event, self.instance, now))
-        seen[name] = _Seen(1, now)
+            await self.cluster.create_event(self._body(name, regarding, event, now))
+        posted[name] = _Series(1, now)
 
     def _may_post(self, uid: str, now: datetime) -> bool:
         posted = self._posted.setdefault(uid, deque())
@@ -86,21 +97,20 @@ class EventRecorder:
         posted.append(now)
         return True
 
-
-def _body(name: str, regarding: dict[str, str], event: Event, instance: str, now: datetime) -> dict[str, Any]:
-    return {
-        "apiVersion": "events.k8s.io/v1",
-        "kind": "Event",
-        "metadata": {"name": name, "namespace": regarding["namespace"]},
-        "eventTime": _micro(now),
-        "reportingController": REPORTER,
-        "reportingInstance": instance[:128],
-        "action": "Reconcile",
-        "reason": event.reason,
-        "note": event.message[:MAX_NOTE],
-        "type": "Warning" if event.warning else "Normal",
-        "regarding": regarding,
-    }
+    def _body(self, name: str, regarding: dict[str, str], event: Event, now: datetime) -> dict[str, Any]:
+        return {
+            "apiVersion": "events.k8s.io/v1",
+            "kind": "Event",
+            "metadata": {"name": name, "namespace": regarding["namespace"]},
+            "eventTime": _micro(now),
+            "reportingController": self.reporter,
+            "reportingInstance": self.instance[:128],
+            "action": "Reconcile",
+            "reason": event.reason,
+            "note": event.message[:MAX_NOTE],
+            "type": "Warning" if event.warning else "Normal",
+            "regarding": regarding,
+        }
 
 
 def _micro(time: datetime) -> str:

@@ -1,4 +1,4 @@
-"""/healthz and /metrics. Healthy means that work gets done: a process whose watches are silent is not."""
+"""The HTTP server of /healthz and /metrics. The process is healthy if a reconcile or a resync succeeded lately."""
 
 import asyncio
 import time
@@ -12,25 +12,27 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 from distill_operator.settings import Settings
 
 
-class Heart:
-    """Beats with every reconcile and every resync that succeeds."""
+class Heartbeat:
+    """The time of the last reconcile or resync that succeeded."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._last = clock()
 
     def beat(self) -> None:
+        """Record a success."""
         self._last = self._clock()
 
     def age_seconds(self) -> float:
+        """Return the seconds since the last success."""
         return self._clock() - self._last
 
 
-async def serve(settings: Settings, heart: Heart, registry: CollectorRegistry) -> None:
-    """Until cancelled."""
+async def serve(settings: Settings, heartbeat: Heartbeat, registry: CollectorRegistry) -> None:
+    """Serve until cancelled."""
 
     async def healthz(_: web.Request) -> web.Response:
-        age = heart.age_seconds()
+        age = heartbeat.age_seconds()
         healthy = age < settings.unhealthy_after_seconds
         return web.Response(text=f"last success {age:.0f} s ago\n", status=200 if healthy else 503)
 

@@ -2,8 +2,8 @@
 
 The rules are those of client-go's leaderelection, so `kubectl get lease` reads as for any other controller. Clocks of
 two machines are never compared: a lease has run out when it was seen unchanged for its duration on our own clock.
-What the holder writes meanwhile does not rest on the lease alone: every turn of a job is refused by its
-resourceVersion if somebody else took one.
+What the holder writes meanwhile does not rest on the lease alone: every transition of an owner is refused by its
+resourceVersion if another process wrote one.
 """
 
 import asyncio
@@ -14,45 +14,45 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Protocol
 
+from distill_operator.kinds import Kind
 from distill_operator.runtime.errors import AlreadyExists, ApiError, Conflict
-from distill_operator.runtime.kinds import Kind
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
 
 
 class LeaseLost(Exception):
-    """Somebody else may lead by now: the process must end, and with an error."""
+    """Raised when another process may lead by now: this one must end, and with an error."""
 
 
 class LeaseStore(Protocol):
     """What the election asks of the API server."""
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
-        """None when it does not exist."""
+        """Return an object; None when it does not exist."""
 
     async def create(self, body: Mapping[str, Any]) -> None:
-        """Raises AlreadyExists."""
+        """Create an object. Raises AlreadyExists."""
 
     async def replace(self, body: Mapping[str, Any]) -> None:
-        """Of the resourceVersion in it. Raises Conflict."""
+        """Write a whole object with the resourceVersion in it. Raises Conflict."""
 
 
 @dataclass(frozen=True)
 class Terms:
-    """client-go's defaults."""
+    """The times of an election; the defaults are client-go's."""
 
     duration_seconds: int = 15
-    """Unrenewed for so long, the lease is free."""
+    """A lease that is not renewed for so long is free."""
     renew_deadline_seconds: float = 10.0
     """A holder that could not renew for so long gives up: well before another may take over."""
     retry_seconds: float = 2.0
-    """Between two renewals, and between two looks of those who wait."""
+    """Between two renewals, and between two reads of a candidate that waits."""
 
 
 @dataclass
 class Election:
-    """One candidate."""
+    """One candidate for the lease."""
 
     store: LeaseStore
     namespace: str
@@ -60,19 +60,19 @@ class Election:
     identity: str
     terms: Terms = field(default_factory=Terms)
     clock: Callable[[], float] = time.monotonic
-    _seen: Json | None = None
-    """The lease's spec at the last look."""
-    _seen_at: float = 0.0
-    """On our clock, when it was first seen like that."""
+    _last_read: Json | None = None
+    """The lease's spec as it was read last."""
+    _read_at: float = 0.0
+    """On our own clock, when it was first read like that."""
 
     @property
     def holder(self) -> str:
-        """At the last look; empty when nobody holds it."""
-        return str((self._seen or {}).get("holderIdentity") or "")
+        """Identity of the holder as it was read last; empty when nobody holds the lease."""
+        return str((self._last_read or {}).get("holderIdentity") or "")
 
     async def acquire(self, contact: Callable[[], None]) -> None:
-        """Waits until the lease is ours. `contact` is told of every answer of the API server."""
-        told = None
+        """Wait until the lease is ours. `contact` is called after every answer of the API server."""
+        reported = None
         while True:
             try:
                 if await self.attempt():
@@ -81,13 +81,13 @@ class Election:
                 contact()
             except ApiError as error:
                 logger.warning("the lease %s/%s cannot be had: %s", self.namespace, self.name, error)
-            if told != self.holder:
-                told = self.holder
+            if reported != self.holder:
+                reported = self.holder
                 logger.info("standing by: %s leads", self.holder or "nobody")
             await asyncio.sleep(min(self.terms.retry_seconds, max(self._left(), 0.1)))
 
     async def hold(self) -> None:
-        """Renews until it cannot. Raises LeaseLost."""
+        """Renew the lease until that fails. Raises LeaseLost."""
         renewed = self.clock()
         while True:
             await asyncio.sleep(self.terms.retry_seconds)
@@ -107,19 +107,19 @@ class Election:
                 raise LeaseLost(f"the lease {self.namespace}/{self.name} was not renewed for {seconds:.0f} s")
 
     async def attempt(self) -> bool:
-        """Takes the lease if it is free, or renews it if it is ours. Raises ApiError."""
+        """Take the lease if it is free, or renew it if it is ours. Return whether it is ours. Raises ApiError."""
         found = await self.store.get(Kind.LEASE, self.namespace, self.name)
         if found is None:
             return await self._create()
         spec = found.get("spec") or {}
-        if spec != self._seen:
-            self._seen, self._seen_at = spec, self.clock()
+        if spec != self._last_read:
+            self._last_read, self._read_at = spec, self.clock()
         if self.holder not in ("", self.identity) and self._left() > 0:
             return False
         return await self._replace(found, self._claim(spec))
 
     async def release(self) -> None:
-        """Lets another lead at once. Without effect where the lease is not ours."""
+        """Give the lease up, so that another leads at once. Without effect where it is not ours."""
         try:
             found = await self.store.get(Kind.LEASE, self.namespace, self.name)
             if found is None or found["spec"].get("holderIdentity") != self.identity:
@@ -131,9 +131,9 @@ class Election:
             logger.warning("the lease %s/%s was not released: %s", self.namespace, self.name, error)
 
     def _left(self) -> float:
-        """Seconds for which what was seen last holds."""
-        seconds = (self._seen or {}).get("leaseDurationSeconds") or self.terms.duration_seconds
-        return self._seen_at + float(seconds) - self.clock() if self._seen else 0.0
+        """Return the seconds for which the lease as read last holds."""
+        seconds = (self._last_read or {}).get("leaseDurationSeconds") or self.terms.duration_seconds
+        return self._read_at + float(seconds) - self.clock() if self._last_read else 0.0
 
     def _claim(self, before: Mapping[str, Any]) -> Json:
         now = _now()
@@ -153,17 +153,17 @@ class Election:
             await self.store.create({**TYPES, "metadata": meta, "spec": spec})
         except AlreadyExists:
             return False
-        self._seen, self._seen_at = spec, self.clock()
+        self._last_read, self._read_at = spec, self.clock()
         return True
 
     async def _replace(self, found: Json, spec: Json) -> bool:
-        """False when somebody was faster."""
+        """Write the lease; return False when another process was faster."""
         began = self.clock()
         try:
             await self.store.replace({**TYPES, "metadata": found["metadata"], "spec": spec})
         except Conflict:
             return False
-        self._seen, self._seen_at = spec, began
+        self._last_read, self._read_at = spec, began
         return True
 
 
@@ -171,5 +171,5 @@ TYPES = {"apiVersion": Kind.LEASE.value.api_version, "kind": Kind.LEASE.value.ki
 
 
 def _now() -> str:
-    """For people: no decision rests on it."""
+    """Return the time for people; no decision rests on it."""
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

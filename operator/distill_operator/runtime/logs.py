@@ -9,7 +9,7 @@ from distill_operator.settings import Settings
 
 
 class JsonFormatter(logging.Formatter):
-    """One object a line."""
+    """Formats a record as one JSON object on one line."""
 
     def format(self, record: logging.LogRecord) -> str:
         line = {
@@ -24,11 +24,12 @@ class JsonFormatter(logging.Formatter):
 
 
 def configure(settings: Settings) -> None:
+    """Send all log lines to the standard error in the format of the settings."""
     handler = logging.StreamHandler(sys.stderr)
     if settings.log_format == "json":
         handler.setFormatter(JsonFormatter())
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
-    # kopf tells every event it passes on.
+    # kopf logs every event that it passes on.
     logging.getLogger("kopf").setLevel(logging.WARNING)

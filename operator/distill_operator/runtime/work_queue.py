@@ -9,43 +9,20 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import NamedTuple, Self
+
+from distill_operator.runtime.ownership import Key
 
 logger = logging.getLogger(__name__)
 
 FIRST_RETRY_SECONDS = 0.5
 LONGEST_RETRY_SECONDS = 60.0
 
-
-TEACHER_PREFIX = "teacher/"
-"""No job has a slash in its name."""
-
-
-class Key(NamedTuple):
-    """One job, or one Teacher: its name then begins with TEACHER_PREFIX."""
-
-    namespace: str
-    name: str
-
-    @property
-    def teacher(self) -> str | None:
-        """Name of the Teacher, if it is one."""
-        return self.name.removeprefix(TEACHER_PREFIX) if self.name.startswith(TEACHER_PREFIX) else None
-
-    @classmethod
-    def of_teacher(cls, namespace: str, name: str) -> Self:
-        return cls(namespace, TEACHER_PREFIX + name)
-
-    def __str__(self) -> str:
-        return f"{self.namespace}/{self.name}"
-
-
 Handler = Callable[[Key], Awaitable[float | None]]
-"""Returns in how many seconds the key is to be handled again, if at all."""
+"""Reconciles a key, and returns in how many seconds it is to be reconciled again, if at all."""
 
 
 class Retry(Exception):
-    """Nothing is wrong: the key must be handled again, from a fresh look."""
+    """Raised when nothing is wrong, but the key must be reconciled again from fresh observations."""
 
 
 @dataclass
@@ -58,7 +35,7 @@ class _Entry:
 
 
 class WorkQueue:
-    """Handles keys until it is stopped."""
+    """Hands keys to the handler until it is stopped."""
 
     def __init__(
         self,
@@ -71,22 +48,25 @@ class WorkQueue:
         self._handler = handler
         self._concurrency = concurrency
         self._spacing = spacing_seconds
-        """Between two handlings of one key: a burst of events, as of a thousand pods starting, is one look."""
+        """Least time between two reconciles of a key that is added while it is being reconciled."""
         self._jitter = jitter
         self._entries: dict[Key, _Entry] = {}
-        self._ready: asyncio.Queue[Key] = asyncio.Queue()
+        self._ready: asyncio.Queue[Key | None] = asyncio.Queue()
+        """Keys for the next free worker; None ends one."""
         self.retries = 0
         self.stopped = False
 
     @property
     def depth(self) -> int:
+        """Number of keys that wait for a worker."""
         return sum(entry.waiting for entry in self._entries.values())
 
     def keys(self) -> set[Key]:
+        """Return the keys that wait, are being reconciled, or are due later."""
         return set(self._entries)
 
     def add(self, key: Key) -> None:
-        """To be handled as soon as a worker is free; once more, if it is being handled now."""
+        """Have a key reconciled as soon as a worker is free; once more, if it is being reconciled now."""
         if self.stopped:
             return
         entry = self._entries.setdefault(key, _Entry())
@@ -97,7 +77,7 @@ class WorkQueue:
                 self._ready.put_nowait(key)
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """The earlier of two times counts."""
+        """Have a key reconciled later. The earlier of two times counts."""
         if self.stopped:
             return
         entry = self._entries.setdefault(key, _Entry())
@@ -109,23 +89,23 @@ class WorkQueue:
         entry.timer = asyncio.get_running_loop().call_later(seconds, self.add, key)
 
     async def run(self) -> None:
-        """Until stop()."""
+        """Work until stop()."""
         async with asyncio.TaskGroup() as workers:
             for _ in range(self._concurrency):
                 workers.create_task(self._work())
 
     def stop(self) -> None:
-        """Workers end after what they are doing."""
+        """Let workers end after what they are doing."""
         self.stopped = True
         for entry in self._entries.values():
             self._cancel_timer(entry)
         for _ in range(self._concurrency):
-            self._ready.put_nowait(STOP)
+            self._ready.put_nowait(None)
 
     async def _work(self) -> None:
         while not self.stopped:
             key = await self._ready.get()
-            if self.stopped or key is STOP:
+            if self.stopped or key is None:
                 return
             await self._handle(key)
 
@@ -146,7 +126,7 @@ class WorkQueue:
         finally:
             entry.running = False
         if entry.waiting:
-            # Added meanwhile: after the spacing, as one.
+            # Events that came meanwhile are one reconcile, after the spacing.
             entry.waiting = False
             again = self._spacing if again is None else min(again, self._spacing)
         if again is not None:
@@ -155,6 +135,7 @@ class WorkQueue:
             del self._entries[key]
 
     def retry_seconds(self, failures: int) -> float:
+        """Return how long a key waits after so many failures in a row."""
         longest = min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 20), LONGEST_RETRY_SECONDS)
         return longest * (0.5 + 0.5 * self._jitter())
 
@@ -163,7 +144,3 @@ class WorkQueue:
         if entry.timer is not None:
             entry.timer.cancel()
         entry.timer, entry.due = None, float("inf")
-
-
-STOP = Key("", "")
-"""Wakes a worker that has to end."""

@@ -1,4 +1,4 @@
-"""The controller of Teachers, and what jobs are told of the Teachers that they name.
+"""The controller of Teachers, and what a job sees of the Teachers that it names.
 
 May import resources, model and runtime.
 """

@@ -1,4 +1,4 @@
-"""How many servers a shared teacher needs: up at once, down slowly. Pure.
+"""The autoscaler: how many servers a Teacher needs, up at once, down slowly. Pure.
 
 A server that comes costs minutes of loading, and one that goes takes its prefix cache along, so servers go only when
 fewer would have been enough for a whole while: the rule of Kubernetes' HorizontalPodAutoscaler (stabilisation of
@@ -8,22 +8,22 @@ scale-down by the highest recommendation of the window), on requests instead of 
 from dataclasses import dataclass
 from datetime import datetime
 
-from distill_api.teacher import Autoscaling
+from distill_api.teacher.kind import Autoscaling
 
 
 @dataclass(frozen=True)
 class Scale:
-    """What was decided, and what has to be remembered for the next time."""
+    """A decision, and what has to be remembered for the next one."""
 
     replicas: int
     low_since: datetime | None = None
-    """Since when fewer would have been enough."""
+    """Since when fewer servers would have been enough."""
     low_peak: int = 0
-    """Most that were needed since then."""
+    """The most servers that were needed since then."""
 
 
 def rescaled(rule: Autoscaling, before: Scale, requests: int, now: datetime) -> Scale:
-    """`requests` wait or are under way at all trainers."""
+    """Return the next decision; `requests` wait or are under way at all trainers."""
     needed = min(max(-(-requests // rule.target_requests), rule.min_replicas), rule.max_replicas)
     replicas = min(max(before.replicas, rule.min_replicas), rule.max_replicas)
     if needed >= replicas:
@@ -37,7 +37,7 @@ def rescaled(rule: Autoscaling, before: Scale, requests: int, now: datetime) -> 
 
 
 def seconds_to_scale_down(rule: Autoscaling, scale: Scale, now: datetime) -> float | None:
-    """None where nothing waits for time to pass."""
+    """Return the seconds until servers may go; None where none is to go."""
     if scale.low_since is None:
         return None
     return max(0.0, rule.scale_down_seconds - (now - scale.low_since).total_seconds())

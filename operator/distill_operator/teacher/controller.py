@@ -1,4 +1,4 @@
-"""One look at one Teacher, as reconcile.py does it for jobs; and what jobs are told of it."""
+"""The controller of Teachers: it observes a Teacher, plans, does the effects, writes the status, and wakes its jobs."""
 
 import logging
 from collections.abc import Callable, Mapping
@@ -9,24 +9,25 @@ from typing import Any, Protocol
 from distill_api.base import API_VERSION
 from distill_api.job import InvalidManifest, Metadata
 from distill_api.status import Reason
-from distill_api.teacher import KIND, TeacherStatus, parse_teacher
-from distill_operator.model import observed as reading
-from distill_operator.model.conditions import FALSE, Verdict
+from distill_api.teacher.kind import KIND, TeacherStatus, parse_teacher
+from distill_operator.model import reading
+from distill_operator.model.conditions import FALSE, ConditionValue
 from distill_operator.model.observed import Observed, ObservedTeacher
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.effects import Apply, CreateSecret, Effect, Event
 from distill_operator.runtime.errors import Conflict, NamespaceEnding, QuotaExceeded, Refused
 from distill_operator.runtime.events import EventRecorder
-from distill_operator.runtime.work_queue import Key, Retry
+from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import Retry
 from distill_operator.settings import Settings
 from distill_operator.teacher.plan import TeacherPlan, plan_teacher, refused
-from distill_operator.teacher.registry import Shown, Teachers
+from distill_operator.teacher.teacher_registry import TeacherRegistry, TeacherSnapshot
 from distill_operator.teacher.view import view
 
 logger = logging.getLogger(__name__)
-LOOK_SECONDS = 10.0
-"""At one that jobs learn from: what they have for it to do is known from their progress."""
+REQUESTS_SECONDS = 10.0
+"""Between two reconciles of a Teacher that jobs learn from: their progress tells how many requests they have for it."""
 
 
 class Learners(Protocol):
@@ -36,12 +37,12 @@ class Learners(Protocol):
         """Return the jobs that name a Teacher, running or not."""
 
     def requests_of(self, teacher: Key) -> list[int]:
-        """Return what each running job has for a Teacher to do: requests that wait or are under way."""
+        """Return for each running job how many requests to a Teacher wait or are under way."""
 
 
 async def observed_teacher(cache: Cache, key: Key) -> ObservedTeacher | None:
-    """A Teacher as it stands; None if it does not exist."""
-    raw = cache.job(key)
+    """Return a Teacher with its pods; None if it does not exist."""
+    raw = cache.owner(key)
     if raw is None:
         return None
     pods = reading.read_pods(await cache.pods(key, live=False))
@@ -57,14 +58,14 @@ class TeacherController:
     settings: Settings
     events: EventRecorder
     jobs: Learners
-    teachers: Teachers
+    teachers: TeacherRegistry
     wake: Callable[[Key], None]
-    """Has a job looked at."""
+    """Has a job reconciled."""
     clock: Callable[[], datetime]
 
     async def reconcile(self, key: Key) -> float | None:
-        """In how many seconds to look again, if time alone will change something. Raises Retry after a conflict."""
-        raw = self.cache.job(key)
+        """Reconcile one Teacher. Return the seconds until time alone changes something. Raises Retry at a conflict."""
+        raw = self.cache.owner(key)
         if raw is None or "deletionTimestamp" in raw["metadata"]:
             # The garbage collector takes the children, by their owner references.
             self._forget(key)
@@ -81,13 +82,13 @@ class TeacherController:
             over = isinstance(error, QuotaExceeded)
             reason = Reason.QUOTA_EXCEEDED if over else Reason.INVALID_SPEC
             text = error.message if over else f"the API server refused it: {error.message}"
-            decided = refused(meta, status, observed, Verdict(FALSE, reason, text), self.clock())
+            decided = refused(meta, status, observed, ConditionValue(FALSE, reason, text), self.clock())
             for effect in decided.effects:
                 await self._do(key, meta, effect)
         if (patch := status_patch(raw, decided.status)) is not None:
             await self._checked(self.cache.patch_status(key, patch))
-        shown = view(meta.name, ObservedTeacher(meta.name, status=decided.status, pods=observed.pods))
-        if self.teachers.put(key, Shown(meta.uid, decided.status, shown), decided.scaled):
+        seen_by_jobs = view(meta.name, ObservedTeacher(meta.name, status=decided.status, pods=observed.pods))
+        if self.teachers.put(key, TeacherSnapshot(meta.uid, decided.status, seen_by_jobs), decided.scaled):
             self._wake_jobs(key)
         return decided.requeue_after
 
@@ -95,13 +96,13 @@ class TeacherController:
         try:
             teacher = parse_teacher({"apiVersion": API_VERSION, "kind": KIND, **raw})
         except InvalidManifest as error:
-            verdict = Verdict(FALSE, Reason.INVALID_SPEC, "; ".join(error.problems))
-            return refused(_metadata(raw), status, observed, verdict, self.clock())
+            condition = ConditionValue(FALSE, Reason.INVALID_SPEC, "; ".join(error.problems))
+            return refused(_metadata(raw), status, observed, condition, self.clock())
         requests = self.jobs.requests_of(key)
         decided = plan_teacher(teacher, status, observed, requests, self.settings, self.clock())
         if not requests:
             return decided
-        return replace(decided, requeue_after=min(LOOK_SECONDS, decided.requeue_after or LOOK_SECONDS))
+        return replace(decided, requeue_after=min(REQUESTS_SECONDS, decided.requeue_after or REQUESTS_SECONDS))
 
     async def _observe(self, key: Key, uid: str) -> Observed:
         children = tuple(reading.read_child(raw, uid) for raw in await self.cache.children(key, uid))
@@ -115,7 +116,7 @@ class TeacherController:
             case CreateSecret(body, entry):
                 await self.cache.create_secret(body, entry)
             case Event():
-                await self.events.record(key.namespace, meta.name, meta.uid, effect, KIND)
+                await self.events.record(key, meta.uid, effect)
 
     def _forget(self, key: Key) -> None:
         self.cache.forget(key)
@@ -136,7 +137,7 @@ class TeacherController:
 
 
 def _metadata(raw: Mapping[str, Any]) -> Metadata:
-    """Of the API server's own making, whatever the rest is like."""
+    """Return the metadata, which the API server itself writes, whatever the rest is like."""
     meta = raw["metadata"]
     return Metadata.model_construct(
         name=meta["name"], namespace=meta["namespace"], uid=meta["uid"], generation=meta.get("generation", 0)

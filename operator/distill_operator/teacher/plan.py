@@ -1,4 +1,4 @@
-"""What to do about a Teacher: hold its children as they should be, as many servers as its jobs keep busy. Pure."""
+"""plan_teacher(): keep a Teacher's children as they should be, with as many servers as its jobs keep busy. Pure."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,36 +8,36 @@ from distill_api import names, protocol
 from distill_api.job import Metadata
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason
-from distill_api.teacher import KIND, Teacher, TeacherStatus
+from distill_api.teacher.kind import KIND, Teacher, TeacherStatus
 from distill_operator import policy
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.model import conditions
-from distill_operator.model.announcements import scaling, teacher_announcements
-from distill_operator.model.conditions import FALSE, TRUE, Verdict
+from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Child, Observed
 from distill_operator.model.pod_problems import no_pods, pods_problem
+from distill_operator.model.times import format_time, parse_time
 from distill_operator.resources import teacher_servers
 from distill_operator.resources.drift import has_drifted
 from distill_operator.resources.pod_template import KEY_ENTRY
 from distill_operator.runtime.effects import Apply, CreateSecret, Effect
-from distill_operator.runtime.kinds import Kind, kind_of
-from distill_operator.runtime.times import format_time, parse_time
 from distill_operator.settings import Settings
+from distill_operator.teacher.announcements import announcements, scaling
 from distill_operator.teacher.autoscaler import Scale, rescaled, seconds_to_scale_down
 
 RETRY_SECONDS = 60.0
-"""After a spec that is wrong, a name that is taken, or a quota: all are for a person to mend."""
-VALID = Verdict(TRUE, Reason.VALID)
+"""Until the next reconcile after a wrong spec, a taken name, or a quota: all are for a person to mend."""
+VALID = ConditionValue(TRUE, Reason.VALID)
 
 
 @dataclass(frozen=True)
 class TeacherPlan:
-    """Effects in order, then the status."""
+    """The effects, to be done in order, and the status that is written after them."""
 
     effects: tuple[Effect, ...]
     status: TeacherStatus
     requeue_after: float | None = None
     scaled: int = 0
-    """Servers more, or fewer, than were decided before."""
+    """How many servers more, or fewer, than were decided before."""
 
 
 def plan_teacher(
@@ -48,21 +48,21 @@ def plan_teacher(
     settings: Settings,
     now: datetime,
 ) -> TeacherPlan:
-    """The next thing to do. `requests` wait or are under way at each running job that learns from it."""
+    """Return what to do next about a Teacher. `requests` wait or are under way at each running job that names it."""
     meta = teacher.metadata
     if problems := policy.problems(teacher.spec, settings):
-        return refused(meta, status, observed, Verdict(FALSE, Reason.INVALID_SPEC, "; ".join(problems)), now)
+        return refused(meta, status, observed, ConditionValue(FALSE, Reason.INVALID_SPEC, "; ".join(problems)), now)
     scale = _scale(teacher, status, sum(requests), now)
     effects: list[Effect] = []
     for body in teacher_servers.children(teacher, settings, scale.replicas):
         child = observed.child(kind_of(body), body["metadata"]["name"])
         if child is not None and not child.ours and _of_an_earlier_one(meta, child):
             text = f"the {body['kind']} {body['metadata']['name']} of an earlier Teacher of this name is being removed"
-            return refused(meta, status, observed, Verdict(FALSE, Reason.NOT_READY, text), now)
+            return refused(meta, status, observed, ConditionValue(FALSE, Reason.NOT_READY, text), now)
         if child is not None and not child.ours:
             what = f"the {body['kind']} {body['metadata']['name']} exists and belongs to something else"
             text = f"{what}; delete it, or name this Teacher differently"
-            return refused(meta, status, observed, Verdict(FALSE, Reason.NAME_TAKEN, text), now)
+            return refused(meta, status, observed, ConditionValue(FALSE, Reason.NAME_TAKEN, text), now)
         if child is None or (not child.deleting and has_drifted(body, child)):
             effects.append(Apply(body))
     if any(isinstance(e, Apply) and e.body["kind"] == "Deployment" for e in effects):
@@ -85,34 +85,36 @@ def plan_teacher(
         {ConditionType.READY: _readiness(meta, observed, scale.replicas), ConditionType.SPEC_VALID: VALID},
         now,
     )
-    said = teacher_announcements(meta.uid, status, after)
+    events = announcements(meta.uid, status, after)
     if rule and scaled:
-        said = (*said, scaling(meta.uid, rule, status.desired_replicas, after))
+        events = (*events, scaling(meta.uid, rule, status.desired_replicas, after))
     again = seconds_to_scale_down(rule, scale, now) if rule else None
-    return TeacherPlan((*effects, *said), after, again, scaled)
+    return TeacherPlan((*effects, *events), after, again, scaled)
 
 
-def refused(meta: Metadata, status: TeacherStatus, observed: Observed, verdict: Verdict, now: datetime) -> TeacherPlan:
-    """Nothing is made of it now, for the reason that the verdict gives. What already serves is left alone."""
+def refused(
+    meta: Metadata, status: TeacherStatus, observed: Observed, condition: ConditionValue, now: datetime
+) -> TeacherPlan:
+    """Return the plan of a Teacher for which nothing can be made, as `condition` says. What serves is left alone."""
     ready = _ready(meta, observed)
-    serves = Verdict(TRUE, Reason.READY, f"{ready} servers answer; {verdict.message}")
+    serves = ConditionValue(TRUE, Reason.READY, f"{ready} servers answer; {condition.message}")
     # A quota, or a garbage collector that has not come yet: the spec is not at fault.
-    valid = verdict if verdict.reason in (Reason.INVALID_SPEC, Reason.NAME_TAKEN) else VALID
-    found = {ConditionType.SPEC_VALID: valid, ConditionType.READY: serves if ready else verdict}
+    valid = condition if condition.reason in (Reason.INVALID_SPEC, Reason.NAME_TAKEN) else VALID
+    found = {ConditionType.SPEC_VALID: valid, ConditionType.READY: serves if ready else condition}
     after = _revised(meta, status.model_copy(update={"ready_replicas": ready}), found, now)
-    return TeacherPlan(teacher_announcements(meta.uid, status, after), after, RETRY_SECONDS)
+    return TeacherPlan(announcements(meta.uid, status, after), after, RETRY_SECONDS)
 
 
 def _of_an_earlier_one(meta: Metadata, child: Child) -> bool:
-    """The garbage collector takes it, and no stranger is to be warned of."""
+    """Return whether a child was made for an earlier Teacher of this name: the garbage collector takes it."""
     owners = child.content.get("metadata", {}).get("ownerReferences", [])
     return any(owner.get("controller") and (owner["kind"], owner["name"]) == (KIND, meta.name) for owner in owners)
 
 
 def _revised(
-    meta: Metadata, status: TeacherStatus, verdicts: dict[ConditionType, Verdict], now: datetime
+    meta: Metadata, status: TeacherStatus, values: dict[ConditionType, ConditionValue], now: datetime
 ) -> TeacherStatus:
-    found = conditions.merged(status.conditions, verdicts, meta.generation, now)
+    found = conditions.merged(status.conditions, values, meta.generation, now)
     return status.model_copy(update={"observed_generation": meta.generation, "conditions": found})
 
 
@@ -125,17 +127,17 @@ def _scale(teacher: Teacher, status: TeacherStatus, requests: int, now: datetime
 
 
 def _ready(meta: Metadata, observed: Observed) -> int:
-    """Servers that answer."""
+    """Return how many servers answer."""
     deployment = observed.child(Kind.DEPLOYMENT, names.shared_teacher(meta.name))
     return deployment.ready if deployment and deployment.ours else 0
 
 
-def _readiness(meta: Metadata, observed: Observed, wanted: int) -> Verdict:
-    """One server that answers is enough to score; why there are not more is said all the same."""
+def _readiness(meta: Metadata, observed: Observed, wanted: int) -> ConditionValue:
+    """Return the condition Ready: one server that answers is enough; the message says what keeps the others."""
     ready = min(_ready(meta, observed), wanted)
     text = f"{ready} of {wanted} servers answer"
     deployment = observed.child(Kind.DEPLOYMENT, names.shared_teacher(meta.name))
     problem = pods_problem(observed.pods_of(Role.TEACHER)) or no_pods([deployment] if deployment else [])
     if ready:
-        return Verdict(TRUE, Reason.READY, f"{text}; {problem.message}" if problem else text)
-    return problem or Verdict(FALSE, Reason.NOT_READY, text)
+        return ConditionValue(TRUE, Reason.READY, f"{text}; {problem.message}" if problem else text)
+    return problem or ConditionValue(FALSE, Reason.NOT_READY, text)

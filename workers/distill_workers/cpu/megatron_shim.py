@@ -1,7 +1,7 @@
-"""Lets megatron-core run on a machine without CUDA, over gloo.
+"""A shim with which megatron-core runs on a machine without CUDA, over gloo.
 
-megatron-core supports CPU tensors almost everywhere and names "cuda" in a few places as a matter of course. `install`
-redirects those, and only those. Called by entry points (and tests) before a model is built, never on a GPU machine.
+megatron-core supports CPU tensors almost everywhere, and hard-codes "cuda" in a few places. `install` redirects those,
+and only those. Entry points (and tests) call it before a model is built, never on a GPU machine.
 """
 
 import contextlib
@@ -18,7 +18,7 @@ _FACTORIES = ("zeros", "tensor")
 
 
 def install() -> None:
-    """Redirect megatron-core's uses of CUDA to the CPU, for this process. Doing it twice is the same as once."""
+    """Redirect megatron-core's uses of CUDA to the CPU, for this process; a second call does nothing."""
     if torch.cuda.is_available():
         raise RuntimeError("the CPU mode was asked for on a machine with CUDA: set spec.accelerator, not none")
     if getattr(torch.cuda.current_device, "distill_shim", False):
@@ -42,20 +42,20 @@ def install() -> None:
     optimizer.clip_grad_by_total_norm_fp32 = _pretending(optimizer.clip_grad_by_total_norm_fp32)
     for kind in (optimizer.FP32Optimizer, optimizer.Float16OptimizerWithFloat16Params, DistributedOptimizer):
         kind.__init__ = _pretending(kind.__init__)
-    # Recomputed layers restore the state of CUDA's generator, and there is none.
+    # Recomputed layers restore the state of CUDA's random generator, which does not exist here.
     random._get_cuda_rng_state = lambda *args, **kwargs: None
     random._set_cuda_rng_state = lambda *args, **kwargs: None
-    # Mixtures of experts copy the numbers of their tokens to the host on a stream of its own; here they are there.
+    # Mixtures of experts copy token counts to the host on a CUDA stream; here they are on the host already.
     from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher
 
     MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = "none"
     MoEAlltoAllTokenDispatcher._maybe_dtoh_and_synchronize = _counts_at_hand
-    # With tensor parallelism as well, their tokens are gathered in numbers that differ from rank to rank.
+    # With tensor parallelism they gather token counts that differ between ranks.
     from megatron.core.tensor_parallel import mappings
 
     mappings._gather_along_first_dim = _gathering(mappings._gather_along_first_dim)
     mappings._reduce_scatter_along_first_dim = _scattering(mappings._reduce_scatter_along_first_dim)
-    # The part of the rotary embedding of a context parallel rank is picked by numbers in pinned memory.
+    # A context parallel rank picks its part of the rotary embedding by indices in pinned memory.
     from megatron.core.models.common.embeddings import rotary_pos_embedding as rotary
 
     rotary.get_pos_emb_on_this_cp_rank = _pretending(rotary.get_pos_emb_on_this_cp_rank)
@@ -70,7 +70,7 @@ def install() -> None:
 
 
 def _counts_at_hand(dispatcher: Any, point: str, counts: torch.Tensor | None = None) -> torch.Tensor | None:
-    """The numbers of tokens to and from each rank as torch.distributed takes them."""
+    """Turn the token counts to and from each rank into lists, as torch.distributed takes them."""
     if point == "before_ep_alltoall" and dispatcher.input_splits is not None:
         dispatcher.input_splits, dispatcher.output_splits = (
             splits.tolist() for splits in (dispatcher.input_splits, dispatcher.output_splits)
@@ -79,7 +79,7 @@ def _counts_at_hand(dispatcher: Any, point: str, counts: torch.Tensor | None = N
 
 
 def _gathering(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """All-gather of parts of different lengths, which gloo has not: as long as the longest, and cut."""
+    """Return an all-gather of parts of different lengths, which gloo lacks: padded to the longest, and cut."""
 
     @functools.wraps(function)
     def gathered(own: torch.Tensor, group: Any, lengths: list[int] | None = None, *others: Any) -> torch.Tensor:
@@ -95,7 +95,7 @@ def _gathering(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Ten
 
 
 def _scattering(function: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
-    """Its counterpart: the sum of all, and of that the own part."""
+    """Return the reduce-scatter to parts of different lengths: an all-reduce, of which each rank keeps its part."""
 
     @functools.wraps(function)
     def scattered(whole: torch.Tensor, group: Any, lengths: list[int] | None = None, *others: Any) -> torch.Tensor:

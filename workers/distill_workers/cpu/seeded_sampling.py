@@ -1,9 +1,9 @@
 """Sampling by seed in a CPU SGLang server: a token depends on its request's seed, its position and its logits only.
 
 SGLang has that under --enable-deterministic-inference, which needs CUDA attention kernels and a hash kernel that has
-no CPU build. So its two ends are replaced here: every batch carries the seeds of its requests, and the draw is a
+no CPU build. So its two ends are replaced here: every batch carries the seeds of its requests, and a token is a
 Gumbel-max (argmax of log p - log E, E exponential) with a torch generator per row, seeded by (seed, position).
-What a server has drawn before plays no part: a resumed run draws the same tokens. Together with one request
+What a server has sampled before plays no part: a resumed run samples the same tokens. Together with one request
 at a time and no prefix cache (distill_workers.serving.server) the logits repeat to the last bit as well.
 """
 
@@ -16,7 +16,7 @@ UNSEEDED = 42
 
 
 def mix(seed: int, position: int) -> int:
-    """splitmix64 of both: neighbouring seeds and positions must not give related generators."""
+    """Return splitmix64 of both, so that neighbouring seeds and positions have unrelated generators."""
     mask = (1 << 64) - 1
     z = (seed * 0x9E3779B97F4A7C15 + (position + 1) * 0xBF58476D1CE4E5B9) & mask
     z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & mask
@@ -25,7 +25,7 @@ def mix(seed: int, position: int) -> int:
 
 
 def sample(logprobs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """One index a row, [rows, 1], by `seeds` [rows] and `positions` [rows]; `logprobs` is [rows, vocabulary]."""
+    """Sample one index for each row: [rows, 1]. seeds and positions are [rows], logprobs is [rows, vocabulary]."""
     noise = torch.empty_like(logprobs, dtype=torch.float64)
     for row, (seed, position) in enumerate(zip(seeds.tolist(), positions.tolist(), strict=True)):
         noise[row].exponential_(generator=torch.Generator().manual_seed(mix(seed, position)))
@@ -33,6 +33,7 @@ def sample(logprobs: torch.Tensor, seeds: torch.Tensor, positions: torch.Tensor)
 
 
 def install() -> None:
+    """Replace SGLang's sampler by `sample`, for this process."""
     from sglang.srt.layers import sampler
     from sglang.srt.sampling.sampling_batch_info import SamplingBatchInfo
 

@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 SEEDED = "DISTILL_SEEDED_SAMPLING"
-"""Environment: 1 draws each token by its request's seed and its position alone."""
+"""Environment variable: with 1 each token is sampled by its request's seed and its position alone."""
 
 
 def fork_instead_of_spawn() -> None:
+    """Make SGLang fork its processes where it would spawn them."""
     import torch.multiprocessing
 
     original: Any = multiprocessing.set_start_method
@@ -28,7 +29,7 @@ def fork_instead_of_spawn() -> None:
 
 
 def keep_receive_buffer() -> None:
-    """A bucket of weights is received into the memory of the one before it.
+    """Make SGLang receive each bucket of weights into the memory of the one before it.
 
     The kernel zeroes fresh memory page by page, which takes longer than the broadcast itself, and glibc gives blocks
     of this size back at once. SGLang has copied the weights into the model when the next bucket comes.

@@ -1,4 +1,4 @@
-"""The data set's own responses, learned from beside the student's (GKD, arXiv 2306.13649, algorithm 1)."""
+"""Responses of the data set, which a share of the samples is made of (GKD, arXiv 2306.13649, algorithm 1)."""
 
 import math
 import random
@@ -10,11 +10,12 @@ from distill_workers.data.sample import Prompt, Sample
 def supervised_positions(
     dataset_share: float, seed: int, step: int, prompts: int, samples_per_prompt: int
 ) -> frozenset[int]:
-    """Which of the `prompts` of step `step` (from 0) are answered by the data set, once each, and not by the student.
+    """Return which of the `prompts` of step `step` (from 0) are answered by the data set, once each, not by the
+    student.
 
     The student answers each of the others `samples_per_prompt` times, so m of them are as many as make the data set's
     share of the sequences m / (m + samples_per_prompt (prompts - m)) = `dataset_share`: over any number of steps, to
-    less than one prompt. Chosen by seed and step alone, so that a resumed run chooses the same.
+    less than one prompt. The choice depends on seed and step alone, so that a resumed run makes the same.
     """
     k = samples_per_prompt
     wanted = prompts * k * dataset_share / (1 - dataset_share + k * dataset_share)
@@ -24,9 +25,9 @@ def supervised_positions(
 
 
 def supervised_sample(prompt: Prompt, tokenizer: Any, max_response_tokens: int, weight_version: int) -> Sample:
-    """The prompt with the data set's response and the end token, cut off at `max_response_tokens`.
+    """Return the sample of the data set's response and the end token, cut off at `max_response_tokens`.
 
-    `weight_version` is that of the step it is for: nothing about it is stale. Raises ValueError without a response.
+    `weight_version` is that of the sample's step: it is never stale. Raises ValueError without a response.
     """
     if prompt.response is None:
         raise ValueError(f"prompt {prompt.index} has no response of its own; set prompts.responseField")

@@ -1,4 +1,4 @@
-"""Prompts: read once from their sources, tokenised, and handed out epoch by epoch, mixed by weight."""
+"""Prompts: read once from their sources, tokenised, and iterated epoch by epoch, mixed by the sources' weights."""
 
 import bisect
 import dataclasses
@@ -9,7 +9,7 @@ import random
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from distill_api.spec import Prompts, ReasoningGym, Spec
+from distill_api.spec.job_spec import Prompts, ReasoningGym, Spec
 from distill_workers.data.routing import Route
 from distill_workers.data.rows import PromptError, Row, hub_rows, kind, path_rows
 from distill_workers.data.sample import Prompt
@@ -19,16 +19,14 @@ __all__ = ["Cursor", "PromptError", "load_data", "load_prompts"]
 
 log = logging.getLogger(__name__)
 
-GOLDEN = (math.sqrt(5) - 1) / 2
-"""Multiples of it, modulo 1, fill the unit interval as evenly as any sequence does."""
-
-
-ALONE = Route()
-"""A job with one teacher."""
+GOLDEN_RATIO = (math.sqrt(5) - 1) / 2
+"""Its multiples, modulo 1, fill the unit interval as evenly as any sequence does."""
+SINGLE_TEACHER = Route()
+"""The route of a job with one teacher."""
 
 
 def load_data(spec: Spec, tokenizer: Any, metrics: Metrics) -> list[Prompt]:
-    """The training prompts of all sources; `index` counts through them. Raises PromptError."""
+    """Return the training prompts of all sources, with `index` counted through all of them. Raises PromptError."""
     result: list[Prompt] = []
     for source in spec.data.all_sources:
         route = Route.of(spec, source)
@@ -40,9 +38,9 @@ def load_data(spec: Spec, tokenizer: Any, metrics: Metrics) -> list[Prompt]:
 
 
 def load_prompts(
-    prompts: Prompts, tokenizer: Any, max_prompt_tokens: int, limit: int | None, route: Route = ALONE
+    prompts: Prompts, tokenizer: Any, max_prompt_tokens: int, limit: int | None, route: Route = SINGLE_TEACHER
 ) -> tuple[list[Prompt], int]:
-    """The first `limit` prompts that are not over-long, and how many were. Raises PromptError."""
+    """Return the first `limit` prompts that are not too long, and how many were too long. Raises PromptError."""
     name = name_of(prompts)
     result: list[Prompt] = []
     seen = long = 0
@@ -71,7 +69,7 @@ def load_prompts(
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Entry:
-    """One row, understood."""
+    """One row of a source, parsed and checked."""
 
     where: str
     question: str | list[dict[str, Any]]
@@ -84,12 +82,14 @@ class Entry:
 
 
 def name_of(prompts: Prompts) -> str:
+    """Return the name of a source for a message."""
     if prompts.reasoning_gym is not None:
         return f"reasoning-gym {prompts.reasoning_gym.task}"
     return f"data set {prompts.dataset.name}" if prompts.dataset is not None else str(prompts.path)
 
 
 def entries_of(prompts: Prompts, route: Route) -> Iterator[Entry]:
+    """Yield the entries of a source, of whichever kind it is. Raises PromptError."""
     if prompts.reasoning_gym is not None:
         return reasoning_gym_entries(prompts.reasoning_gym, route)
     if prompts.dataset is not None:
@@ -99,8 +99,9 @@ def entries_of(prompts: Prompts, route: Route) -> Iterator[Entry]:
 
 
 def read_row(row: Row, prompts: Prompts, route: Route) -> Entry:
+    """Return the entry in a row of a file or a data set. Raises PromptError."""
     where, record = row
-    question = take(record, prompts.prompt_field, where, "promptField")
+    question = required_field(record, prompts.prompt_field, where, "promptField")
     if not isinstance(question, str) and not is_chat(question):
         raise PromptError(
             f"{where}: field {prompts.prompt_field} is {kind(question)}; "
@@ -110,7 +111,7 @@ def read_row(row: Row, prompts: Prompts, route: Route) -> Entry:
         raise PromptError(f"{where}: field {prompts.prompt_field} is empty")
     answer: Any = None
     if prompts.answer_field is not None:
-        answer = take(record, prompts.answer_field, where, "answerField")
+        answer = required_field(record, prompts.answer_field, where, "answerField")
         if isinstance(answer, bool) or not isinstance(answer, str | int | float):
             raise PromptError(
                 f"{where}: field {prompts.answer_field} is {kind(answer)}; allowed are a string and a number"
@@ -118,7 +119,7 @@ def read_row(row: Row, prompts: Prompts, route: Route) -> Entry:
         answer = str(answer)
     response: Any = None
     if prompts.response_field is not None:
-        response = take(record, prompts.response_field, where, "responseField")
+        response = required_field(record, prompts.response_field, where, "responseField")
         if not isinstance(response, str) or not response.strip():
             what = "empty" if isinstance(response, str) else kind(response)
             raise PromptError(f"{where}: field {prompts.response_field} is {what}; it must be a text to learn from")
@@ -127,7 +128,8 @@ def read_row(row: Row, prompts: Prompts, route: Route) -> Entry:
     return Entry(where, question, answer, metadata, response, route.teacher(prompts.teacher_field, record, where))
 
 
-def take(record: dict[str, Any], field: str, where: str, setting: str) -> Any:
+def required_field(record: dict[str, Any], field: str, where: str, setting: str) -> Any:
+    """Return a field of a row. Raises PromptError, which names the `setting` of prompts, if the row lacks it."""
     if field not in record:
         raise PromptError(
             f"{where}: has no field {field} (prompts.{setting}); it has {', '.join(sorted(record)) or 'none'}"
@@ -136,12 +138,14 @@ def take(record: dict[str, Any], field: str, where: str, setting: str) -> Any:
 
 
 def is_chat(value: Any) -> bool:
+    """Return whether a value is a list of chat messages."""
     return isinstance(value, list) and all(
         isinstance(m, dict) and isinstance(m.get("role"), str) and isinstance(m.get("content"), str) for m in value
     )
 
 
 def reasoning_gym_entries(task: ReasoningGym, route: Route) -> Iterator[Entry]:
+    """Yield the entries that a generator of reasoning-gym makes. Raises PromptError."""
     import reasoning_gym
 
     try:
@@ -158,7 +162,7 @@ def reasoning_gym_entries(task: ReasoningGym, route: Route) -> Iterator[Entry]:
 
 
 def encode(prompts: Prompts, tokenizer: Any, question: str | list[dict[str, Any]], where: str) -> tuple[str, list[int]]:
-    """The text that the student continues, and its ids."""
+    """Return the text that the student continues, and its token ids. Raises PromptError."""
     from jinja2 import TemplateError
 
     if isinstance(question, str) and not prompts.apply_chat_template:
@@ -179,9 +183,10 @@ def encode(prompts: Prompts, tokenizer: Any, question: str | list[dict[str, Any]
 
 
 class SourceIterator:
-    """An endless walk over the prompts of one source, shuffled anew in each epoch by a key."""
+    """An endless iterator over the prompts of one source, shuffled anew in each epoch."""
 
     def __init__(self, prompts: list[Prompt], key: str, shuffle: bool) -> None:
+        """`key` seeds the order of each epoch."""
         self.prompts, self._key, self._shuffle = prompts, key, shuffle
         self._epoch = self._position = 0
         self._order = self._order_of(0)
@@ -213,16 +218,17 @@ class SourceIterator:
 
 
 class Cursor:
-    """Hands out prompts without end: one walk for each of their sources, mixed by weight.
+    """An endless stream of prompts: one iterator for each source, mixed by the sources' weights.
 
-    Draw n is of the source in whose part of the unit interval, as long as its share of the weights, (start + n·GOLDEN)
-    mod 1 falls: so any run of draws holds the sources by their weights, to a prompt or two, in no fixed pattern.
+    Each source has a part of the unit interval, as long as its share of the weights. Prompt n is of the source in whose
+    part (start + n·GOLDEN_RATIO) mod 1 falls. So any run of prompts holds the sources by their weights, give or take
+    two prompts, in no fixed pattern.
     """
 
     def __init__(
         self, prompts: list[Prompt], *, seed: int, shuffle: bool, weights: Mapping[str, float] | None = None
     ) -> None:
-        """`weights` by the name of a source; 1 where it is not among them."""
+        """`weights` are by the names of sources; a source that is left out has the weight 1."""
         by_source: dict[str, list[Prompt]] = {}
         for prompt in prompts:
             by_source.setdefault(prompt.source, []).append(prompt)
@@ -234,35 +240,36 @@ class Cursor:
         self._names = list(self._iterators)
         self._ends = list(itertools.accumulate((weights or {}).get(name, 1.0) for name in self._names))
         self._start = random.Random(f"{seed}/sources").random()
-        self._drawn = 0
+        self._taken = 0
 
     def next(self, count: int) -> list[Prompt]:
+        """Return the next prompts and move the cursor behind them."""
         return [self._iterators[self._choose()].next() for _ in range(count)]
 
     def peek(self, count: int) -> list[Prompt]:
-        """The first prompts of each source in turn, whatever the cursor has handed out."""
-        rows = itertools.zip_longest(*(walk.prompts[:count] for walk in self._iterators.values()))
+        """Return the first prompts of each source in turn, wherever the cursor stands."""
+        rows = itertools.zip_longest(*(iterator.prompts[:count] for iterator in self._iterators.values()))
         return [prompt for row in rows for prompt in row if prompt is not None][:count]
 
     def state(self) -> dict[str, Any]:
-        states = {name: walk.state() for name, walk in self._iterators.items()}
-        return states[self._names[0]] if len(states) == 1 else {"drawn": self._drawn, "sources": states}
+        states = {name: iterator.state() for name, iterator in self._iterators.items()}
+        return states[self._names[0]] if len(states) == 1 else {"drawn": self._taken, "sources": states}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises PromptError if the state is of other prompts."""
+        """Move the cursor to a `state`. Raises PromptError if the state is of other prompts."""
         states = state["sources"] if "sources" in state else {self._names[0]: state}
         if states.keys() != self._iterators.keys():
             raise PromptError(
                 f"the checkpoint was made with the sources {', '.join(states)} and there are "
                 f"{', '.join(self._names)} now; restore data.sources, or start in a new output folder"
             )
-        for name, walk in self._iterators.items():
-            walk.restore(states[name])
-        self._drawn = state.get("drawn", 0)
+        for name, iterator in self._iterators.items():
+            iterator.restore(states[name])
+        self._taken = state.get("drawn", 0)
 
     def _choose(self) -> str:
         if len(self._names) == 1:
             return self._names[0]
-        point = (self._start + self._drawn * GOLDEN) % 1.0 * self._ends[-1]
-        self._drawn += 1
+        point = (self._start + self._taken * GOLDEN_RATIO) % 1.0 * self._ends[-1]
+        self._taken += 1
         return self._names[min(bisect.bisect_right(self._ends, point), len(self._names) - 1)]

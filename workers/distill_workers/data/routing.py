@@ -1,38 +1,39 @@
-"""Which of a job's teachers scores the responses to a prompt."""
+"""Routing: which of a job's teachers scores the responses to a prompt."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from distill_api.names import ONLY_TEACHER
-from distill_api.spec import Evaluation, Source, Spec
+from distill_api.spec.job_spec import Evaluation, Source, Spec
 from distill_workers.data.rows import PromptError
 
 
 @dataclass(frozen=True)
 class Route:
-    """Of the prompts of one source. Strict: without a default, each prompt must name a teacher."""
+    """The route of the prompts of one source. Without a default, each prompt must name a teacher."""
 
     known: tuple[str, ...] = (ONLY_TEACHER,)
     fixed: str | None = None
-    """All prompts of the source."""
+    """The teacher of all prompts of the source."""
     default: str | None = ONLY_TEACHER
 
     @classmethod
     def of(cls, spec: Spec, part: Source | Evaluation) -> "Route":
+        """Return the route of a data source or an evaluation."""
         known = tuple(t.name for t in spec.all_teachers)
         return cls(known, part.teacher, spec.data.default_teacher if spec.teachers else ONLY_TEACHER)
 
     def teacher(self, field: str | None, row: Mapping[str, Any], where: str) -> str:
-        """Of a row whose `field` names it, if there is such a field. Raises PromptError."""
+        """Return the teacher that a row names in `field`, or the default. Raises PromptError."""
         if self.fixed is not None:
             return self.fixed
-        said = None if field is None else row.get(field)
-        if isinstance(said, str) and said in self.known:
-            return said
+        named = None if field is None else row.get(field)
+        if isinstance(named, str) and named in self.known:
+            return named
         if self.default is not None:
             return self.default
-        what = f"is {said!r}" if field in row else "is missing"
+        what = f"is {named!r}" if field in row else "is missing"
         raise PromptError(
             f"{where}: field {field} (prompts.teacherField) {what}; it must name one of spec.teachers "
             f"({', '.join(self.known)}), or data.defaultTeacher says who scores such a prompt"

@@ -1,26 +1,29 @@
-"""Rows of JSONL and Parquet files, of data sets on disk and on the Hugging Face hub, each with its place."""
+"""Rows of JSONL and Parquet files, of data sets on disk and on the Hugging Face hub, each with its location."""
 
 import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill_api.spec import Dataset
+from distill_api.spec.job_spec import Dataset
 
 Row = tuple[str, dict[str, Any]]
-"""Where it stands, for a sentence about it (FILE:LINE, or FILE row NUMBER, from 1), and its fields."""
+"""The location for a message (FILE:LINE, or FILE row NUMBER, from 1), and the fields."""
 SUFFIXES = (".jsonl", ".parquet")
 PARQUET_MAGIC = b"PAR1"
 PARQUET_BATCH = 1024
-"""Rows that are turned into Python objects at once."""
+"""Rows that are converted to Python objects at once."""
 
 
 class PromptError(ValueError):
-    """Prompts that cannot be read: file, line, field, what is there and what is allowed."""
+    """Raised for prompts that cannot be read; names file, line, field, the value and what is allowed."""
 
 
 def path_rows(path: str) -> Iterator[Row]:
-    """Rows of a file, of all files of a folder, or of those that a * in the last part names. Raises PromptError."""
+    """Yield the rows of a file, of all files of a folder, or of files that match a * in the last part.
+
+    Raises PromptError.
+    """
     folder = Path(path)
     if (folder / "dataset_dict.json").is_file():
         splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
@@ -33,6 +36,7 @@ def path_rows(path: str) -> Iterator[Row]:
 
 
 def files_of(path: Path) -> list[Path]:
+    """Return the data files that a path names. Raises PromptError where there are none."""
     if "*" in path.name:
         found = sorted(p for p in path.parent.glob(path.name) if p.is_file())
         if not found:
@@ -51,6 +55,7 @@ def files_of(path: Path) -> list[Path]:
 
 
 def is_parquet(file: Path) -> bool:
+    """Return whether a file is Parquet: by its suffix or, with an unknown suffix, by its first bytes."""
     if file.suffix in SUFFIXES:
         return file.suffix == ".parquet"
     try:
@@ -61,6 +66,7 @@ def is_parquet(file: Path) -> bool:
 
 
 def jsonl_rows(file: Path) -> Iterator[Row]:
+    """Yield the rows of a JSONL file. Raises PromptError."""
     try:
         with file.open("rb") as lines:
             for number, line in enumerate(lines, start=1):
@@ -71,6 +77,7 @@ def jsonl_rows(file: Path) -> Iterator[Row]:
 
 
 def parse_line(line: bytes, where: str) -> Row:
+    """Return the row in a line of JSONL. Raises PromptError."""
     try:
         record = json.loads(line.decode("utf-8"))
     except UnicodeDecodeError as error:
@@ -83,6 +90,7 @@ def parse_line(line: bytes, where: str) -> Row:
 
 
 def parquet_rows(file: Path) -> Iterator[Row]:
+    """Yield the rows of a Parquet file. Raises PromptError."""
     import pyarrow.lib
     import pyarrow.parquet
 
@@ -98,7 +106,7 @@ def parquet_rows(file: Path) -> Iterator[Row]:
 
 
 def saved_rows(folder: Path) -> Iterator[Row]:
-    """Of a folder that Dataset.save_to_disk wrote."""
+    """Yield the rows of a folder that Dataset.save_to_disk wrote. Raises PromptError."""
     import datasets
 
     try:
@@ -109,7 +117,10 @@ def saved_rows(folder: Path) -> Iterator[Row]:
 
 
 def hub_rows(dataset: Dataset) -> Iterator[Row]:
-    """Of the hub, or of its cache on this machine where HF_HUB_OFFLINE is set. Code in its repository never runs."""
+    """Yield the rows of a data set on the hub, or in the hub's cache on this machine where HF_HUB_OFFLINE is set.
+
+    Code in its repository never runs. Raises PromptError.
+    """
     import datasets
 
     where = f"data set {dataset.name}"
@@ -126,7 +137,7 @@ def hub_rows(dataset: Dataset) -> Iterator[Row]:
 
 
 def table_rows(table: Any, name: str) -> Iterator[Row]:
-    """Of a datasets.Dataset."""
+    """Yield the rows of a datasets.Dataset. Raises PromptError."""
     number = 0
     try:
         for record in table:
@@ -137,6 +148,7 @@ def table_rows(table: Any, name: str) -> Iterator[Row]:
 
 
 def kind(value: Any) -> str:
+    """Return what JSON calls the type of a value, for a message."""
     names = {
         dict: "an object",
         list: "a list",
@@ -151,4 +163,5 @@ def kind(value: Any) -> str:
 
 
 def one_line(error: BaseException) -> str:
+    """Return the message of an error as one line of at most 500 characters."""
     return " ".join(str(error).split())[:500]

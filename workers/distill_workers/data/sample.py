@@ -1,4 +1,4 @@
-"""The one type of ragged data: a prompt, and a response of the student with everything known about its tokens."""
+"""Prompt and Sample, the one type of ragged data: a response of the student with all that is known of its tokens."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ import numpy.typing as npt
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
-    """One prompt; `index` is its own among the prompts of a run, in the order of the data."""
+    """One prompt; `index` is its number among the prompts of a run, in the order of the data."""
 
     index: int
     ids: list[int]
@@ -30,13 +30,13 @@ class Sample:
 
     prompt_index: int
     index_in_group: int
-    """Number of the response among those to the same prompt."""
+    """Number of the sample within the group, that is, among the samples of the same prompt."""
     prompt_ids: list[int]
     response_ids: list[int]
     engine_logprobs: list[float]
-    """log p of each response token, as the engine drew it, nats."""
+    """Log-prob of each response token by the engine that sampled it, nats."""
     token_versions: list[int]
-    """Version of the weights that each token was drawn with; they differ only with rollout.partial."""
+    """Version of the weights that each token was sampled with; they differ only with rollout.partial."""
     truncated: bool
     """Cut off at maxResponseTokens."""
     teacher_logprobs: list[float] = field(default_factory=list)
@@ -47,20 +47,21 @@ class Sample:
     teacher: str = ""
     """Name of the teacher that scored it."""
     coefficient: float = 1.0
-    """That teacher's: multiplies the divergence of the sample."""
+    """The coefficient of that teacher: a factor of the sample's divergence."""
     source: str = ""
     """Name of the data source of the prompt."""
     supervised: bool = False
-    """The response is the data set's, not the student's: no engine drew it, and engine_logprobs are 0."""
+    """The response is the data set's, not the student's: no engine sampled it, and engine_logprobs are 0."""
     reward: float | None = None
     advantage: float = 0.0
-    """Of the reward (objective.advantage), without its coefficient: the same for every token."""
+    """Advantage of the reward (objective.advantage), without its coefficient; the same for every token."""
 
     @property
     def weight_version(self) -> int:
-        """Of the oldest token, and so of the whole response."""
+        """Version of the weights of the first token, the oldest of the response."""
         return self.token_versions[0]
 
     @property
     def tokens(self) -> int:
+        """Tokens of prompt and response together."""
         return len(self.prompt_ids) + len(self.response_ids)

@@ -1,8 +1,8 @@
-"""A rollout engine: one SGLang server of the student, supervised, spoken to over loopback.
+"""A rollout engine: one supervised SGLang server of the student, called over loopback.
 
 `Engine` runs as a Ray actor on a rollout worker, or in-process. All its methods are coroutines, so that one actor takes
-many calls at once. A server that is gone or silent is an EngineUnavailable; `start` ends the whole process group of the
-old server and starts a new one, which has the weights of its model folder until the trainer pushes its own.
+many calls at once. A server that has ended or does not answer is an EngineUnavailable; `start` ends the whole process
+group of the old server and starts a new one, which has the weights of its model folder until the first push.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from typing import Any, Protocol
 
 import aiohttp
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.engine.request import (
     EngineRefused,
     EngineUnavailable,
@@ -34,23 +34,25 @@ START_TIMEOUT_SECONDS = 1800.0
 
 
 class EngineHandle(ResponseGenerator, Protocol):
-    """What the trainer does with an engine, wherever that runs. Any call may raise EngineUnavailable."""
+    """The interface of an engine, wherever it runs. Any call may raise EngineUnavailable or EngineRefused."""
 
     incarnation: int
-    """Counts starts: a restarted engine is in no weight group."""
+    """Number of starts: a restarted engine is in no weight group."""
 
     async def start(self, model: str) -> float:
-        """(Re)starts the server on a model folder; seconds until it served."""
+        """(Re)start the server on a model folder, and return the seconds until it served."""
 
-    async def stop(self) -> None: ...
+    async def stop(self) -> None:
+        """End the server and all its processes."""
 
     async def health(self, timeout_seconds: float = 10.0) -> None:
-        """Returns if the scheduler answers, also while generation is paused or busy."""
+        """Return if SGLang's scheduler answers, also while generation is paused or busy."""
 
     async def pause(self) -> None:
-        """Stops generation; running requests wait, and go on with whatever weights are there then."""
+        """Pause generation: running requests wait, and go on with the weights that the engine has then."""
 
-    async def resume(self) -> None: ...
+    async def resume(self) -> None:
+        """Go on generating after `pause`."""
 
     async def join_group(
         self,
@@ -61,11 +63,14 @@ class EngineHandle(ResponseGenerator, Protocol):
         world_size: int,
         backend: str,
         timeout_seconds: float,
-    ) -> None: ...
+    ) -> None:
+        """Join a process group for weights; `rank` is that of the engine's first tensor parallel rank."""
 
-    async def leave_group(self, name: str) -> None: ...
+    async def leave_group(self, name: str) -> None:
+        """Leave a process group for weights."""
 
-    async def begin_update(self) -> None: ...
+    async def begin_update(self) -> None:
+        """Begin a session of weight updates, which `end_update` ends."""
 
     async def receive(
         self,
@@ -76,21 +81,23 @@ class EngineHandle(ResponseGenerator, Protocol):
         version: int | None,
         timeout_seconds: float,
     ) -> None:
-        """Takes part in the broadcast of one flattened bucket; the last one has a version."""
+        """Receive one flattened bucket by broadcast; the last bucket of a push carries the version of the weights."""
 
-    async def end_update(self) -> None: ...
+    async def end_update(self) -> None:
+        """End a session of weight updates."""
 
     async def load_folder(self, folder: str, version: int, timeout_seconds: float) -> None:
-        """Reads the weights of a Hugging Face folder."""
+        """Load the weights of a Hugging Face folder."""
 
     async def load_shared(self, message: str, version: int | None, timeout_seconds: float) -> None:
-        """Loads a bucket from memory that is shared on this machine (shared_memory.py); the last one has a version."""
+        """Load one bucket from shared memory (weight_sync/shared_memory.py); the last one carries the version."""
 
-    async def weight_version(self) -> int: ...
+    async def weight_version(self) -> int:
+        """Return the version of the weights that the engine has."""
 
 
 class Engine:
-    """See EngineHandle."""
+    """An EngineHandle of a server on this machine."""
 
     def __init__(self, spec: Spec, number: int, *, host: str, port: int | None, log_folder: str) -> None:
         self._spec, self._host, self._port = spec, host, port
@@ -98,17 +105,19 @@ class Engine:
         self._server: SGLangServer | None = None
         self._session: aiohttp.ClientSession | None = None
         self.incarnation = 0
+        self.stop_token_ids: tuple[int, ...] = ()
+        """Ids that end a response of `sample`, besides those of the model's own files."""
 
     async def start(self, model: str) -> float:
         await self.stop()
-        # A fixed port may still be in the kernel's hands for a moment; SGLang reuses addresses.
+        # The kernel may keep a fixed port for a moment after the old server; SGLang reuses addresses.
         port = self._port or free_port()
         self._server = SGLangServer(model, self._spec, "engine", host=self._host, port=port, log=self._log)
         self._server.start()
         self._session = aiohttp.ClientSession(
             f"http://127.0.0.1:{port}",
-            # A connection kept while the trainer trains is one that the server closes after 5 s, just as it is used
-            # again: that reset looks like a dead engine. A new one over loopback costs next to nothing.
+            # The server closes a connection that is idle for 5 s, perhaps just as it is used again: that reset looks
+            # like a dead engine. A new connection over loopback costs next to nothing.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),
             timeout=aiohttp.ClientTimeout(total=None),
             headers=bearer(self._server.key),
@@ -125,7 +134,7 @@ class Engine:
             self._server = None
 
     async def info(self) -> dict[str, Any]:
-        """For logs and tests."""
+        """Return host, process ids and port, for logs and tests."""
         server = self._server
         return {
             "host": socket.gethostname(),
@@ -156,12 +165,13 @@ class Engine:
         top_p: float = 1.0,
         timeout_seconds: float = RESPONSE_TIMEOUT_SECONDS,
     ) -> list[Response]:
-        """One response for each seed."""
-        requests = [Request(prompt_ids, seed, max_new_tokens, temperature, top_p) for seed in seeds]
+        """Return one response to the prompt for each seed."""
+        stop = self.stop_token_ids
+        requests = [Request(prompt_ids, seed, max_new_tokens, temperature, top_p, stop) for seed in seeds]
         return await self.generate(requests, timeout_seconds)
 
     async def pause(self) -> None:
-        # retract: what is running goes back to the queue without its key-value cache, which old weights made.
+        # retract: running requests go back to the queue without their key-value cache, which is of the old weights.
         await self._post("/pause_generation", {"mode": "retract"})
 
     async def resume(self) -> None:
@@ -241,7 +251,7 @@ class Engine:
     async def _request(self, method: str, path: str, body: Any, timeout_seconds: float) -> Any:
         server, session = self._server, self._session
         if server is None or session is None:
-            raise EngineUnavailable("the engine was not started")
+            raise EngineUnavailable("the engine has not been started")
         if not server.alive():
             raise EngineUnavailable(f"the SGLang server has ended; {server.tail()}")
         try:

@@ -1,7 +1,7 @@
-"""The one way to Ray: attach, detach, attach again.
+"""The connection to Ray: connect, disconnect, reconnect.
 
 On a cluster the trainer is a Ray Client of the RayCluster's head: half the memory of a joined node, one port, Python
-exceptions instead of aborts, and seconds to attach again; only small lists pass through it. On one machine it starts a
+exceptions instead of aborts, and seconds to reconnect; only small lists pass through it. On one machine it starts a
 private Ray of its own.
 """
 
@@ -20,8 +20,8 @@ from ray.exceptions import RayError
 
 log = logging.getLogger(__name__)
 
-# RAY_ENABLE_AUTO_CONNECT=0, whoever has imported Ray before. Else the first call after a lost head starts a Ray in the
-# trainer's own pod, where the engines' new actors wait for a place that never comes.
+# RAY_ENABLE_AUTO_CONNECT=0, even where Ray was imported before. Otherwise the first call after a lost head starts a Ray
+# in the trainer's own pod, where the engines' new actors wait for ever to be placed.
 auto_init_hook.enable_auto_connect = False
 
 CONNECT_SECONDS = 300.0
@@ -31,19 +31,21 @@ _private_folders: list[str] = []
 
 
 class RayUnreachable(Exception):
-    """No Ray to attach to within the time allowed."""
+    """Raised when no Ray can be connected to within the time allowed."""
 
 
 def connect(address: str | None, timeout_seconds: float = CONNECT_SECONDS) -> None:
-    """Connects to `ray://HOST:PORT`, trying again until the time is over; None starts a private Ray on this machine.
-    Does nothing where that is done. Raises RayUnreachable."""
+    """Connect to `ray://HOST:PORT`, with retries until the timeout; None starts a private Ray on this machine.
+
+    Does nothing where Ray is connected already. Raises RayUnreachable.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # An engine takes the accelerators of its pod, whatever Ray has counted.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
-        # Unix sockets have short names, so the folder must too.
+        # The paths of Unix sockets have a small limit, so the folder has a short one.
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         _private_folders.append(folder)
         ray.init(
@@ -60,7 +62,7 @@ def connect(address: str | None, timeout_seconds: float = CONNECT_SECONDS) -> No
     while True:
         tries += 1
         try:
-            # One of two first connects fails under load: the proxy in the head gives its server 30 s to start.
+            # Half of the first connects fail under load: the proxy in the head gives its server 30 s to start.
             ray.init(address=address, log_to_driver=False, logging_level=logging.WARNING)
             return
         except (RayError, ConnectionError, OSError, RuntimeError, ValueError) as error:
@@ -70,14 +72,14 @@ def connect(address: str | None, timeout_seconds: float = CONNECT_SECONDS) -> No
             if time.monotonic() > deadline:
                 raise RayUnreachable(
                     f"no Ray at {address} within {timeout_seconds:.0f} s and {tries} tries (last: {why}); "
-                    "look at the RayCluster's head pod"
+                    "see the log of the RayCluster's head pod"
                 ) from None
             log.warning("Ray at %s, try %d: %s", address, tries, why)
             time.sleep(RETRY_SECONDS)
 
 
 def disconnect() -> None:
-    """Ends the connection; actors that this process made end with it, and so does a private Ray with its files."""
+    """Disconnect: the actors of this process end, and so does a private Ray, whose files are removed."""
     with contextlib.suppress(Exception):
         ray.shutdown()
     while _private_folders:
@@ -85,7 +87,7 @@ def disconnect() -> None:
 
 
 class RayConnection:
-    """Of this process, to the Ray at `ray://HOST:PORT`, or to a private one."""
+    """The connection of this process to the Ray at `ray://HOST:PORT`, or to a private one."""
 
     def __init__(self, address: str | None) -> None:
         self._address = address
@@ -96,21 +98,24 @@ class RayConnection:
         return self._address is None
 
     async def open(self) -> None:
-        """Raises RayUnreachable."""
+        """Connect. Raises RayUnreachable."""
         await asyncio.to_thread(connect, self._address)
 
     async def reconnect(self) -> None:
-        """Where the head may be gone, and every actor with it: each RayEngine is then to be started again. Returns also
-        where that failed, which is logged."""
+        """Connect anew, since the head may be lost, and every actor with it: each RayEngine must then be started again.
+
+        A failure is logged and not raised.
+        """
         if self._address is None or self._is_trying():
             return
-        # A thread of its own that nobody joins: it may try for minutes, and the trainer may have to end meanwhile.
+        # A daemon thread: it may try for minutes, and the trainer may have to end meanwhile.
         self._thread = threading.Thread(target=self._reconnect, daemon=True)
         self._thread.start()
         while self._is_trying():
             await asyncio.sleep(0.2)
 
     async def close(self) -> None:
+        """Disconnect, unless a reconnection is under way."""
         if not self._is_trying():
             await asyncio.to_thread(disconnect)
 

@@ -1,7 +1,7 @@
 """A rollout engine as an actor of Ray.
 
-Nothing here calls Ray's state API: after a head restart `ray.nodes()` ends the process from C++. A lost head shows only
-in calls that fail or hang, so every call has a timeout.
+Nothing here calls Ray's state API: after a restart of the head `ray.nodes()` aborts the process from C++. A lost head
+shows only in calls that fail or hang, so every call has a timeout.
 """
 
 import asyncio
@@ -27,22 +27,24 @@ from distill_workers.serving.server import ServerFailed
 log = logging.getLogger(__name__)
 
 PLACE_SECONDS = 600.0
-"""Until an actor must have a worker: a lost worker pod is made again meanwhile."""
+"""An actor must be placed on a worker within so long: a lost worker pod is made again meanwhile."""
 PING_SECONDS = 20.0
 CALL_SLACK_SECONDS = 15.0
-"""That Ray may add to the engine's own timeout."""
+"""Ray may add so much to the engine's own timeout."""
 
 _CALLS = ThreadPoolExecutor(16, thread_name_prefix="ray-calls")
 
 
 class RayEngine:
-    """EngineHandle of an actor. `start` makes the actor too, again where the old one is gone. Local engines share this
-    machine and need no resource."""
+    """The EngineHandle of an actor. `start` creates the actor too, and creates it anew where the old one is lost.
+
+    Local engines share this machine and need no resource of Ray.
+    """
 
     def __init__(self, number: int, job: DistillationJob, *, local: bool, log_folder: str) -> None:
         self.number, self.incarnation = number, 0
         self.placed = False
-        """Ray has had a worker for it. A pod that is lost is made again at once, so this stays."""
+        """Whether Ray has placed it on a worker. This stays true: a lost worker pod is made again at once."""
         self._job, self._local, self._log_folder = job, local, log_folder
         self._actor: Any = None
 
@@ -52,13 +54,13 @@ class RayEngine:
             try:
                 await self._call("info", timeout_seconds=PING_SECONDS)
             except EngineUnavailable as error:
-                log.warning("engine %d: its actor is gone, a new one is made: %s", self.number, error)
+                log.warning("engine %d: its actor is lost, a new one is created: %s", self.number, error)
                 await self._kill()
         if self._actor is None:
             try:
-                self._actor = await asyncio.get_running_loop().run_in_executor(_CALLS, self._make)
+                self._actor = await asyncio.get_running_loop().run_in_executor(_CALLS, self._create_actor)
             except Exception as error:
-                raise EngineUnavailable(f"no actor can be made: {type(error).__name__}: {error}") from None
+                raise EngineUnavailable(f"no actor can be created: {type(error).__name__}: {error}") from None
             await self._call("info", timeout_seconds=PLACE_SECONDS)
         self.placed = True
         return float(await self._call("start", model, timeout_seconds=START_TIMEOUT_SECONDS))
@@ -133,9 +135,9 @@ class RayEngine:
         with contextlib.suppress(Exception):
             await asyncio.get_running_loop().run_in_executor(_CALLS, ray.kill, actor)
 
-    def _make(self) -> Any:
+    def _create_actor(self) -> Any:
         spec = self._job.spec
-        # On a cluster the pod is the engine's own: the fixed port is where Prometheus looks.
+        # On a cluster the engine has a pod of its own, whose fixed port Prometheus scrapes.
         where = {"host": "127.0.0.1", "port": None} if self._local else {"host": "0.0.0.0", "port": SGLANG_PORT}
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
         if not self._local:
@@ -145,12 +147,12 @@ class RayEngine:
 
     async def _call(self, method: str, *arguments: Any, timeout_seconds: float = CONTROL_TIMEOUT_SECONDS) -> Any:
         if self._actor is None:
-            raise EngineUnavailable("the engine was not started")
+            raise EngineUnavailable("the engine has not been started")
         try:
             limit = timeout_seconds + CALL_SLACK_SECONDS
             return await asyncio.wait_for(self._awaited(method, arguments), limit)
         except RayTaskError as error:
-            # What the engine raised, without the wrapper that Ray puts around it.
+            # Unwrapped: Ray puts an error of its own around what the engine raised.
             if isinstance(error.cause, EngineUnavailable | EngineRefused | ServerFailed):
                 raise error.cause from None
             raise EngineUnavailable(f"{method}: {error}") from None

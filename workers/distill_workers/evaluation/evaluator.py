@@ -11,14 +11,15 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from distill_api.spec import Evaluation, RewardSource, Sampling, Spec
+from distill_api.spec.job_spec import Evaluation, RewardSource, Sampling, Spec
 from distill_workers.data.prompts import load_prompts
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.evaluation.estimates import Estimate, mean_score, pass_at_k
 from distill_workers.metrics import Metrics
-from distill_workers.rewards.rewards import RewardError, build_reward
+from distill_workers.rewards.base import RewardError
+from distill_workers.rewards.build import build_reward
 from distill_workers.rollout.pipeline import sample_seed
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers

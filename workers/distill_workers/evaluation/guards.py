@@ -10,8 +10,8 @@ import statistics
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from distill_api.guards import Guard, GuardAction, Watch
-from distill_api.spec import Spec
+from distill_api.spec.guards import Guard, GuardAction, Watch
+from distill_api.spec.job_spec import Spec
 from distill_api.status import EvaluationScore
 
 SMALLEST = {Watch.REVERSE_KL: 0.01, Watch.ENTROPY: 0.01, Watch.RESPONSE_LENGTH: 1.0}

@@ -10,12 +10,13 @@ from pathlib import Path
 from rich.table import Table
 
 from distill_api.protocol import Variable
-from distill_api.spec import Evaluation, RewardSource, Spec
+from distill_api.spec.job_spec import Evaluation, RewardSource, Spec
 from distill_workers.engine.engine import Engine, Response
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.evaluation.evaluator import Evaluator, Measurement
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
+from distill_workers.run.preflight.model_agreement import check_models, load_tokenizer
 from distill_workers.teacher.local_servers import TeacherServers
 from distill_workers.teacher.teachers import Teachers
 
@@ -57,15 +58,14 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
 
     Raises ValueError, Failure, and what a server that does not start or answer raises.
     """
-    from transformers import AutoTokenizer
-
     evaluations = chosen(spec, names, teacher is not None)
     folder = model_folder(model, "--model")
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=spec.trust_remote_code)
+    tokenizer = load_tokenizer(folder, "--model", trust_remote_code=spec.trust_remote_code)
     metrics = Metrics()
     evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in evaluations]
     with tempfile.TemporaryDirectory(prefix="distill-evaluate-") as logs:
         engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs)
+        engine.stop_token_ids = check_models(spec, folder, tokenizer)
         async with teachers_of(spec, teacher, Path(logs), metrics) as teachers:
             try:
                 await asyncio.gather(engine.start(str(folder)), *([teachers.start()] if teachers else []))

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill_api.job import DistillationJob, parse_job
-from distill_api.spec import Parallelism
+from distill_api.spec.job_spec import Parallelism
 from distill_workers.failures import ConfigurationError
 from distill_workers.local.run import with_volumes
 from distill_workers.model_folder import model_folder

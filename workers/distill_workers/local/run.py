@@ -14,9 +14,10 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
+from distill_api import accelerator_environment
 from distill_api.job import DistillationJob
 from distill_api.protocol import ExitCode, ExitReport, ProgressReport, Variable
-from distill_api.spec import Output
+from distill_api.spec.job_spec import Output
 from distill_workers.launch import exit_code
 from distill_workers.model_folder import model_folder
 from distill_workers.run_folder.run_folder import RunFolder
@@ -140,6 +141,7 @@ class LocalRun:
 
     def _environment(self, manifest: Path, teachers: str) -> dict[str, str]:
         return {
+            **accelerator_environment.of_every_role(self.job.spec, (os.environ,)),
             **os.environ,
             Variable.JOB_FILE: str(manifest),
             Variable.KEY: self._key,

@@ -1,9 +1,11 @@
 """The student in Megatron: built from, and written back as, a Hugging Face checkpoint.
 
-parallel       ranks and their groups            architecture   what each supported model_type looks like
-model          the GPTModel                      hf             reading and writing Hugging Face checkpoints
-batch          samples to micro-batches          logprobs       log-probs without [tokens, vocabulary] in memory
-context        sequences split over ranks        logits         blocks of logits, and the gradient of their head
-state          exact checkpoints                 tensor_file    safetensors files, read in place
-stages         where parameters are, stages      student        the trainer's only door to all of it
+student        the interface of the trainer      parallel          ranks and their groups
+model          the GPTModel                      architecture      the table of supported model types
+batch          samples to micro-batches          micro_batch_loss  the loss of a micro-batch
+logprobs       log-probs in chunks               logits            blocks of logits, and the gradient of their head
+context        context parallelism               pipeline          pipeline stages, and where each parameter is
+shards         tensor parallel layouts           lora              low-rank adapters
+support_overlap  the student's top-k among the teacher's
+checkpoint/    Hugging Face checkpoints, and exact state of every rank
 """

@@ -1,6 +1,6 @@
-"""The supported architectures, as data: what a Hugging Face config means, and which tensors make which of Megatron's.
+"""The supported architectures as a table: what a Hugging Face config means, and how its tensors map to Megatron's.
 
-A new decoder of the same family is a new row of ARCHITECTURES; nothing else asks for the model_type.
+A new decoder of the same family is a new row of ARCHITECTURES; nothing else reads the model_type.
 """
 
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from transformers import AutoConfig
 
 
 class UnsupportedModel(ValueError):
-    """The checkpoint is of a kind that the trainer cannot train."""
+    """Raised for a model, or a split of it over ranks, that cannot be trained."""
 
 
 class Layout(Enum):
@@ -34,14 +34,14 @@ class Layout(Enum):
 
 @dataclass(frozen=True)
 class Architecture:
-    """A row of the table."""
+    """One row of the table: the traits of an architecture."""
 
     qkv_bias: bool = False
     qk_norm: bool = False
     mixture: bool = False
     """Each layer has experts and a router in place of one MLP."""
     required: dict[str, tuple[Any, ...]] = field(default_factory=dict)
-    """Attribute of the config and the values under which the layers built here are right; an absent one is fine."""
+    """By attribute of the config, the values for which the layers built here are right; it may be absent."""
 
 
 _COMMON: dict[str, tuple[Any, ...]] = {
@@ -74,8 +74,8 @@ class Llama3Rope:
 
 @dataclass(frozen=True)
 class Experts:
-    """Of each layer: the router's softmax is over all experts, a token goes to the likeliest ones (no token is dropped)
-    and gets their outputs weighted by it."""
+    """The experts of each layer. The router's softmax is over all experts; a token goes to the likeliest ones, none is
+    dropped, and their outputs are weighted by the softmax."""
 
     count: int
     chosen: int
@@ -91,7 +91,7 @@ class Shape:
     layers: int
     hidden_size: int
     ffn_hidden_size: int
-    """Of the MLP, or of each expert."""
+    """Width of the MLP, or of each expert."""
     experts: Experts | None
     attention_heads: int
     query_groups: int
@@ -104,12 +104,12 @@ class Shape:
     tied_embeddings: bool
 
     def padded_vocab_size(self, tensor_parallel_size: int) -> int:
-        """The vocabulary with rows added so that every rank has as many. The padding never takes part in a softmax."""
+        """Return the vocabulary size, padded so that it divides evenly over ranks. Padding is in no softmax."""
         return -(-self.vocab_size // tensor_parallel_size) * tensor_parallel_size
 
 
 def read_shape(model_path: Path, *, trust_remote_code: bool = False) -> Shape:
-    """Parse config.json. Raises UnsupportedModel with what is allowed."""
+    """Return the shape in config.json. Raises UnsupportedModel, which names what is allowed."""
     try:
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, StrictDataclassError) as error:
@@ -163,15 +163,15 @@ class Mapping:
     """One Megatron parameter and the Hugging Face tensors it is made of."""
 
     megatron: tuple[str, ...]
-    """Its names: in the local layers, and in Transformer Engine's where a norm is part of the linear layer after it."""
+    """Its names: in local layers, and in Transformer Engine's, where a norm is part of the linear layer after it."""
     hf: tuple[str, ...]
     layout: Layout
     expert: int | None = None
-    """Whose it is, of the layer's experts; None where it is no expert's."""
+    """Index of the layer's expert that it belongs to; None if to none."""
 
 
 def mappings(shape: Shape) -> Iterator[Mapping]:
-    """Every parameter of the model, in the order of the layers."""
+    """Yield every parameter of the model, in the order of the layers."""
     yield Mapping(("embedding.word_embeddings.weight",), ("model.embed_tokens.weight",), Layout.ROWS)
     for layer in range(shape.layers):
         hf, megatron = f"model.layers.{layer}", f"decoder.layers.{layer}"
@@ -217,7 +217,7 @@ def mappings(shape: Shape) -> Iterator[Mapping]:
 
 
 def _mlp(megatron: tuple[str, ...], hf: str, expert: int | None = None) -> Iterator[Mapping]:
-    """Of a gated MLP; `megatron` has a place for the number of its two layers."""
+    """Yield the parameters of a gated MLP; `megatron` has a {} for the number of each of its two layers."""
     first, second = (tuple(name.format(number) for name in megatron) for number in (1, 2))
     yield Mapping(first, (f"{hf}.gate_proj.weight", f"{hf}.up_proj.weight"), Layout.GATE_UP, expert)
     yield Mapping(second, (f"{hf}.down_proj.weight",), Layout.COLUMNS, expert)

@@ -1,7 +1,7 @@
-"""Samples to micro-batches: who computes which sample, and the tensors of it.
+"""Samples to micro-batches: which rank computes which sample, and the tensors of each micro-batch.
 
-Deterministic: every rank is given the same samples and finds the same split. Sequences are padded on the right to the
-longest of their micro-batch, which holds samples of like length.
+Everything is deterministic: every rank is given the same samples and finds the same split. Sequences are padded on the
+right to the longest of their micro-batch, which holds samples of like length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -13,7 +13,7 @@ import torch
 from distill_workers.data.sample import Sample
 
 MICRO_BATCH_TOKENS = 512
-"""What a micro-batch costs beside its positions, in positions: launches, and kernels too small to fill a device."""
+"""Fixed cost of a micro-batch, in positions: launches, and kernels too small to fill a device."""
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class MicroBatch:
     teacher_support_logprobs: torch.Tensor
     """[tokens, k]"""
     teacher_coefficients: torch.Tensor
-    """[tokens]: what the divergence of each is multiplied with."""
+    """[tokens]: factor of the divergence of each."""
 
     @property
     def positions(self) -> torch.Tensor:
@@ -52,21 +52,21 @@ class MicroBatch:
 
     @property
     def sampled_in_support(self) -> torch.Tensor:
-        """[tokens], bool: the drawn token is one of the top-k."""
+        """[tokens], bool: the sampled token is one of the top-k."""
         return (self.support_ids == self.targets[:, None]).any(-1)
 
 
 def share(samples: Sequence[Sample], loads: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of the samples of each data parallel rank. Samples without a response are left out.
+    """Return the indices of the samples of each data parallel rank. Samples without a response are left out.
 
     Each rank gets neighbours in the order of lengths, since a micro-batch is padded to its longest sample; the least
     loaded rank the longest. The cuts are where the rank with the most to do has the least, to one in a hundred.
-    loads [ranks]: what each has been given in this step already, as `cost` has it.
+    loads [ranks]: the `cost` of what each has been given in this step already.
     """
     order = _longest_first(samples, [i for i, s in enumerate(samples) if s.response_ids])
     lengths = [samples[i].tokens for i in order]
     ranks = sorted(range(len(loads)), key=lambda rank: (loads[rank], rank))
-    # The one rank could do everything.
+    # The upper bound holds even if one rank computes everything.
     low, high = 0, max(loads) + sum(lengths) + MICRO_BATCH_TOKENS * len(lengths)
     ends = _ends(lengths, [loads[rank] for rank in ranks], high, max_tokens)
     while high - low > 1 + high // 100:
@@ -84,13 +84,14 @@ def share(samples: Sequence[Sample], loads: Sequence[int], max_tokens: int) -> l
 
 
 def cost(samples: Sequence[Sample], indices: Sequence[int], max_tokens: int) -> int:
-    """What a rank has to compute for the samples, in positions: padded ones, and MICRO_BATCH_TOKENS for each batch."""
+    """Return the cost of the samples in positions: padded ones, and MICRO_BATCH_TOKENS for each micro-batch."""
     lengths = [samples[i].tokens for i in _longest_first(samples, indices)]
     return max((total for total, _ in _cheapest_cuts(lengths, max_tokens)), default=0)
 
 
 def split(samples: Sequence[Sample], indices: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Indices of each micro-batch: samples x longest stays within max_tokens, except that one sample always may.
+    """Return the indices of each micro-batch: samples x longest stays within max_tokens, except that one sample always
+    may.
 
     Of all cuts of the samples in the order of their lengths, the one that computes the least: see `cost`.
     """
@@ -114,9 +115,9 @@ def micro_batches(
     scored: bool = True,
     at_least: int = 0,
 ) -> Iterator[MicroBatch]:
-    """The tensors of each micro-batch of the samples at `indices`. `scored`: they carry the teacher's log-probs.
+    """Yield the micro-batches of the samples at `indices`. `scored`: the samples have the teacher's log-probs.
 
-    at_least: so many, those after the last with samples of one position each and no response token.
+    At least `at_least` micro-batches: those that are missing have one position and no response token.
     """
     orders = split(samples, indices, max_tokens)
     for order in orders:
@@ -126,7 +127,7 @@ def micro_batches(
 
 
 def filler(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
-    """A micro-batch of one position and no response token, which adds nothing to a step of the samples."""
+    """Return a micro-batch of one position and no response token, which adds nothing to a step of the samples."""
     ids, values = torch.zeros(0, dtype=torch.long, device=device), torch.zeros(0, device=device)
     k = next((s.teacher_top_ids.shape[1] for s in samples if s.teacher_top_ids is not None), 0)
     return MicroBatch(
@@ -146,7 +147,7 @@ def filler(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
 
 
 def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *, scored: bool) -> MicroBatch:
-    """One micro-batch, on the device. Raises ValueError when a sample's per-token lists disagree in length."""
+    """Return one micro-batch on the device. Raises ValueError when a sample's per-token lists disagree in length."""
     length = max(s.tokens for s in samples) - 1
     input_ids = torch.zeros(len(samples), length, dtype=torch.long)
     rows: list[torch.Tensor] = []
@@ -188,7 +189,7 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
 
 
 def _ends(lengths: Sequence[int], loads: Sequence[int], limit: int, max_tokens: int) -> list[int] | None:
-    """Where each rank's run of the lengths ends when each takes what keeps it within the limit; None if some are left.
+    """Return where each rank's run of the lengths ends if none may exceed the limit; None if some are left over.
 
     lengths descending; loads [ranks].
     """
@@ -204,8 +205,7 @@ def _ends(lengths: Sequence[int], loads: Sequence[int], limit: int, max_tokens: 
 
 
 def _cheapest_cuts(lengths: Sequence[int], max_tokens: int) -> Iterator[tuple[int, int]]:
-    """For each of the lengths, descending: the least that it and all before it cost, and where its micro-batch begins
-    then."""
+    """Yield for each of the descending lengths the least cost up to it, and where its micro-batch begins then."""
     least = [0]
     for end in range(1, len(lengths) + 1):
         found: list[tuple[int, int]] = []

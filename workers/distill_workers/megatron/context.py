@@ -20,8 +20,8 @@ from distill_workers.megatron.parallel import Ranks
 
 
 def own_positions(length: int, rank: int, size: int) -> torch.Tensor:
-    """[length / size]: those of a sequence of `length`, a multiple of 2 * size, that a rank has, in its order; of
-    any length the only rank has all."""
+    """Return the positions of a sequence that a rank has, in its order: [length / size]. `length` must be a multiple
+    of 2 * size; a single rank has all positions of any length."""
     if size == 1:
         return torch.arange(length)
     chunks = torch.arange(length).view(2 * size, -1)
@@ -39,18 +39,18 @@ class OwnTokens:
     group: dist.ProcessGroup
 
     def pick(self, values: torch.Tensor) -> torch.Tensor:
-        """The own ones of [tokens, …]."""
+        """Return those of [tokens, …] that this rank predicts: [own, …]."""
         return values if self.among is None else values[self.among]
 
     def join(self, values: torch.Tensor) -> torch.Tensor:
-        """[tokens, …] on every rank of the group, from [own, …] on each. What is made of it may be made on every rank:
-        the gradient of the own ones is that of one of them."""
+        """Return [tokens, …] on every rank of the group, from [own, …] on each. Every rank may compute the same loss
+        from it: the gradient of the own values counts once."""
         joined: torch.Tensor = values if self.among is None else _Join.apply(values, self.among, self.group)
         return joined
 
 
 def own_tokens(batch: MicroBatch, length: int, ranks: Ranks) -> OwnTokens:
-    """Of a micro-batch whose sequences have so many positions on this rank."""
+    """Return this rank's tokens of a micro-batch whose sequences have `length` positions on it."""
     if ranks.context_size == 1:
         return OwnTokens(batch.rows, None, ranks.context_group)
     samples = len(batch.input_ids)
@@ -78,8 +78,8 @@ class _Join(torch.autograd.Function):
 
 
 def gather_sequence(own: torch.Tensor, group: dist.ProcessGroup) -> torch.Tensor:
-    """Keys or values of whole sequences [batch, groups, sequence, head], from the part of each rank."""
-    # Backward adds up what the queries of all ranks ask of this rank's part.
+    """Return keys or values of whole sequences [batch, groups, sequence, head], gathered from all ranks."""
+    # Backward sums the gradients that the queries of all ranks give this rank's part.
     gathered: torch.Tensor = gather_from_sequence_parallel_region(own.permute(2, 0, 1, 3), group=group)
     size = group.size()
     order = torch.cat([own_positions(len(gathered), rank, size) for rank in range(size)]).argsort()

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from distill_workers.megatron.logits import add_outer, block_rows, logits, slices
 
 CHUNK_BYTES = 96 * 1024**2
-"""Logits of one chunk, in fp32, in memory once; in a narrower type of the model that once more."""
+"""Size of one chunk's logits in fp32, once in memory, and once more in a narrower dtype of the model."""
 
 
 @dataclass(frozen=True)
@@ -30,11 +30,12 @@ class Vocabulary:
     """The ranks with the other parts; None if there are none."""
 
     def local(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        """Row of each id on this rank, 0 where it is elsewhere, and whether it is here."""
+        """Return the row of each id on this rank, 0 where it is elsewhere, and whether it is here."""
         here = (ids >= self.start) & (ids < self.start + self.rows)
         return torch.where(here, ids - self.start, 0), here
 
     def reduce(self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
+        """Reduce a tensor in place over the ranks of the vocabulary."""
         if self.group is not None:
             dist.all_reduce(tensor, op=op, group=self.group)
         return tensor
@@ -48,7 +49,8 @@ def token_logprobs(
     *,
     chunk_tokens: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Log-probs of m ids at each token [tokens, m], nats, with gradient, and the entropy [tokens], nats, without.
+    """Return log-probs of m ids at each token [tokens, m], nats, with gradient, and the entropy [tokens], nats,
+    without.
 
     hidden [tokens, hidden], the same on every rank of the group; head [rows + padding, hidden], this rank's part;
     ids [tokens, m], whole-vocabulary ids. Sums are in fp32, or in the inputs' type if that is wider. The gradient of

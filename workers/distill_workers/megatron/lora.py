@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from safetensors.torch import save_file
 
-from distill_api.spec import LoRA
+from distill_api.spec.job_spec import LoRA
 from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.parallel import Ranks, gather_shards
 from distill_workers.megatron.pipeline import OwningRanks, all_parameters, to_rank_0
@@ -50,7 +50,7 @@ def attach(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, seed:
         weight = module.weight
         columns = mapping.layout is Layout.COLUMNS
         width = weight.shape[1] * (ranks.tensor_size if columns else 1)
-        # Drawn whole on every rank, by name: the same whatever the layout.
+        # Initialised whole on every rank, seeded by name: the same for every layout.
         name = int.from_bytes(hashlib.sha256(f"{seed}/{mapping.hf[0]}".encode()).digest()[:7], "big")
         bound = 1 / math.sqrt(width)
         down = torch.empty(lora.rank, width).uniform_(-bound, bound, generator=torch.Generator().manual_seed(name))
@@ -72,8 +72,8 @@ def attach(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, seed:
 
 
 def _passed_on(columns: bool, in_sequence: bool, *, is_expert: bool) -> Passed:
-    """What happens to A's output on the way to B, where ranks share a layer; the same as to the layer's own input
-    (its rows are split) or output (its columns are)."""
+    """Return what happens to A's output on the way to B, where ranks share a layer; the same as to the layer's own
+    input (its rows are split) or output (its columns are)."""
     if is_expert:
         # The token dispatcher has brought all tokens, and adds up the outputs of all ranks.
         return _itself
@@ -89,7 +89,7 @@ def _passed_on(columns: bool, in_sequence: bool, *, is_expert: bool) -> Passed:
 
 
 def merged(model: torch.nn.Module, name: str, weight: torch.Tensor) -> torch.Tensor:
-    """This rank's part of the weight called `name`, with its adapter added in; of any other parameter, itself."""
+    """Return this rank's part of the weight called `name` with its adapter added; any other parameter as it is."""
     path, _, kind = name.rpartition(".")
     module: Any = model.get_submodule(path)
     if kind != "weight" or not hasattr(module, A):
@@ -100,7 +100,7 @@ def merged(model: torch.nn.Module, name: str, weight: torch.Tensor) -> torch.Ten
 def export(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, source: Path, folder: Path) -> None:
     """Write the adapter alone, as PEFT reads it, into a new folder beside the exported model.
 
-    Collective as hf.iterate; rank 0 writes.
+    Collective as hugging_face.iterate; rank 0 writes.
     """
     if not ranks.is_first(with_experts=True):
         return
@@ -127,7 +127,7 @@ def export(model: torch.nn.Module, shape: Shape, ranks: Ranks, lora: LoRA, sourc
 
 
 def _adapted(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[OwningRanks, Mapping, Any]]:
-    """Of each weight of the whole model that gets an adapter: where it is, and its module where that is this rank's."""
+    """Yield each weight of the whole model that gets an adapter: its ranks, and its module if this rank has it."""
     for owners, mapping in all_parameters(shape, ranks):
         path, _, kind = mapping.megatron[0].rpartition(".")
         if kind == "weight" and mapping.layout in (Layout.GROUPED_QKV, Layout.GATE_UP, Layout.COLUMNS):
@@ -149,7 +149,7 @@ def _itself(inner: torch.Tensor) -> torch.Tensor:
 
 
 def _peft(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """(PEFT's name, tensor) of every adapter: whole on rank 0, None on the others that have a part in it."""
+    """Yield (PEFT's name, tensor) of every adapter: whole on rank 0, None on the others that have a part in it."""
     for owners, mapping, module in _adapted(model, shape, ranks):
         names = [
             f"base_model.model.{name.removesuffix('.weight')}.lora_{kind}.weight"
@@ -166,7 +166,7 @@ def _peft(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[
 
 
 def _whole(mapping: Mapping, module: Any, shape: Shape, ranks: Ranks) -> list[torch.Tensor] | None:
-    """A and B of each Hugging Face tensor, on the first tensor parallel rank of the module's home."""
+    """Return A and B of each Hugging Face tensor on the module's first tensor parallel rank; None on others."""
     downs, ups = (gather_shards(getattr(module, kind).detach().contiguous(), ranks) for kind in (A, B))
     if downs is None or ups is None:
         return None

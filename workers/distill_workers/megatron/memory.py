@@ -24,8 +24,8 @@ def fuse(optimizer: Any, device: torch.device) -> None:
     """Make torch's AdamW of Megatron's `optimizer` one kernel on a GPU.
 
     Without Apex and Transformer Engine Megatron takes torch.optim.AdamW (core/optimizer/__init__.py,
-    USING_PYTORCH_OPTIMIZER) and hands no choice of kernel on. On CUDA torch then takes the foreach kernels, whose square
-    roots of all second moments at once are four more bytes for each parameter. Other optimisers are left as they are.
+    USING_PYTORCH_OPTIMIZER) and hands no choice of kernel on. On CUDA torch then takes the foreach kernels, whose
+    square roots of all second moments at once are four more bytes for each parameter. Other optimisers stay as is.
     """
     if device.type != "cuda":
         return

@@ -2,7 +2,7 @@
 
 import torch
 
-from distill_api.spec import Objective, Support
+from distill_api.spec.job_spec import Objective, Support
 from distill_workers.megatron.batch import MicroBatch
 from distill_workers.megatron.context import OwnTokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
@@ -12,7 +12,7 @@ from distill_workers.objective.loss import token_losses
 from distill_workers.objective.statistics import Scope, sums
 
 MEASURE_EVERY = 8
-"""The student's own top-k is looked up at every so many positions of a sequence: the logits are made once more there,
+"""The overlap with the student's own top-k is measured at every so many positions: it computes the logits once more,
 for a number that is only reported."""
 
 
@@ -25,12 +25,12 @@ def micro_batch_loss(
     head: torch.Tensor,
     vocabulary: Vocabulary,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """The sum of the tokens' losses, nats, with gradient, and the sums of what is reported, [statistics, 2].
+    """Return the sum of the tokens' losses, nats, with gradient, and the sums of the statistics, [statistics, 2].
 
     hidden [own, hidden], with gradient, the same on every rank of the vocabulary's group; head [rows + padding,
     hidden], this rank's part. Collective over that group and the one of `own`, each rank of which finds the same loss.
     """
-    # Column 0 is the drawn token; with support top-k the others are the teacher's.
+    # Column 0 is the sampled token; with support top-k the others are the teacher's.
     top_k = objective.support is Support.TOP_K
     ids = torch.cat([batch.targets[:, None], batch.support_ids], -1) if top_k else batch.targets[:, None]
     values, entropy = (own.join(x) for x in token_logprobs(hidden, head, own.pick(ids), vocabulary))

@@ -16,7 +16,7 @@ from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe import moe_utils
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
-from distill_api.spec import Recompute
+from distill_api.spec.job_spec import Recompute
 from distill_workers.megatron import pipeline
 from distill_workers.megatron.architecture import Layout, Shape, UnsupportedModel
 from distill_workers.megatron.context import causal_attention, gather_sequence
@@ -73,6 +73,16 @@ class Norm(torch.nn.RMSNorm):
         self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]  # Megatron's mark
 
 
+def check_experts(shape: Shape, *, on_gpu: bool, with_engine: bool) -> None:
+    """Raise UnsupportedModel for experts on a GPU without Transformer Engine's grouped layers: one after the other, as
+    Megatron's SequentialMLP has them, 128 experts of each layer are thousands of tiny kernels."""
+    if on_gpu and shape.experts is not None and not with_engine:
+        raise UnsupportedModel(
+            f"a mixture of {shape.experts.count} experts cannot be trained on GPUs here: Transformer Engine is not "
+            "installed (or trainer.lora is set, which does without); train a dense student, or use an image that has it"
+        )
+
+
 def build_model(
     shape: Shape,
     ranks: Ranks,
@@ -83,7 +93,8 @@ def build_model(
     recompute: Recompute = Recompute.AUTO,
     sequence_parallel: bool = False,
 ) -> HiddenStateModel:
-    """This stage on this rank's device, weights not yet set (see hf.load). Raises UnsupportedModel on a bad split.
+    """This stage on this rank's device, weights not yet set (see checkpoint/hugging_face.py). Raises UnsupportedModel
+    on a bad split.
 
     fused: with Transformer Engine's layers, where it is installed. A mixture of experts is always sequence parallel:
     Megatron trains none without, and then each token is routed once, on one tensor parallel rank.
@@ -100,6 +111,7 @@ def build_model(
         raise UnsupportedModel(f"{shape.vocab_size} tokens are too few for parallelism.tensor {ranks.tensor_size}")
     on_gpu = ranks.device.type == "cuda"
     with_engine = fused and on_gpu and importlib.util.find_spec("transformer_engine") is not None
+    check_experts(shape, on_gpu=on_gpu, with_engine=with_engine)
     if on_gpu:
         model_parallel_cuda_manual_seed(seed)
     else:
@@ -216,9 +228,9 @@ def _transformer_config(
         pipeline_dtype=dtype,
         # Micro-batches differ in length: a stage tells the next one the shape before the tensor.
         variable_seq_lengths=ranks.pipeline_size > 1,
-        # Asked for by the former, also of a model without experts.
+        # variable_seq_lengths requires it, also of a model without experts.
         moe_token_dispatcher_type="alltoall",
-        # What a stage has sent is not kept: backward needs its graph alone.
+        # A stage does not keep what it has sent: backward needs the graph alone.
         deallocate_pipeline_outputs=True,
         bf16=dtype == torch.bfloat16,
         # The gradient is a sum over tokens until finalize_model_grads divides it by their number in the global batch.

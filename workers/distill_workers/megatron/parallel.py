@@ -12,14 +12,14 @@ from typing import TypeVar
 import torch
 import torch.distributed as dist
 
-from distill_api.spec import Parallelism
+from distill_api.spec.job_spec import Parallelism
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """Where this process stands: rank = (pipeline_rank x replicas + replica) x tensor_size + tensor_rank."""
+    """The ranks of this process: rank = (pipeline_rank x replicas + replica) x tensor_size + tensor_rank."""
 
     rank: int
     world_size: int
@@ -33,7 +33,7 @@ class Ranks:
     data_size: int
     expert_size: int
     pipeline_rank: int
-    """The stage: 0 has the embedding, the last has the output head."""
+    """The pipeline stage: 0 has the embedding, the last has the output head."""
     pipeline_size: int
     device: torch.device
     tensor_group: dist.ProcessGroup
@@ -61,7 +61,7 @@ class Ranks:
         return self.replica % self.expert_size
 
     def is_first(self, *, with_experts: bool = False) -> bool:
-        """Of the ranks that hold the same parameters, or the same experts."""
+        """Return whether this is the first replica that holds its parameters, or its experts."""
         return self.replica < (self.expert_size if with_experts else 1)
 
 
@@ -119,7 +119,7 @@ def initialise(split: Parallelism, *, on_cpu: bool, timeout_seconds: int) -> Ran
 
 
 def gather_shards(shard: torch.Tensor, ranks: Ranks) -> list[torch.Tensor] | None:
-    """The tensor parallel ranks' parts, on the first of them; None on the others."""
+    """Return the parts of all tensor parallel ranks on the first of them; None on the others."""
     if ranks.tensor_size == 1:
         return [shard]
     shards = [torch.empty_like(shard) for _ in range(ranks.tensor_size)] if ranks.tensor_rank == 0 else None
@@ -128,7 +128,7 @@ def gather_shards(shard: torch.Tensor, ranks: Ranks) -> list[torch.Tensor] | Non
 
 
 def gather_objects(own: T, group: dist.ProcessGroup) -> list[T]:
-    """What each rank of the group gives, in their order, on each of them."""
+    """Return the objects of all ranks of the group, in their order, on each of them."""
     if group.size() == 1:
         return [own]
     parts: list[T] = [own] * group.size()

@@ -1,4 +1,4 @@
-"""Where each parameter is, what it is called there, and one pass through all pipeline stages.
+"""Pipeline stages: where each parameter is, what it is called there, and one pass through all stages.
 
 Stage s of n holds layers [s * layers / n, (s + 1) * layers / n); the first has the embedding too, the last the final
 norm and the output head. A tied head is a copy of the embedding on the last stage, whose gradient Megatron adds to
@@ -28,25 +28,26 @@ _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"(?<=\.local_experts\.)\d+|(?<=\.experts\.linear_fc[12]\.weight)\d+")
 
 Outputs = Callable[[MicroBatch, torch.Tensor], torch.Tensor]
-"""Of a micro-batch and the last stage's hidden states [sequence, samples, hidden]."""
+"""A function of a micro-batch and the last stage's hidden states [sequence, samples, hidden]."""
 
 
 @dataclass(frozen=True)
 class OwningRanks:
-    """The ranks that hold a parameter: of one stage and, if it is an expert's, of one part of the experts."""
+    """The ranks that hold a parameter: those of one pipeline stage and, for an expert's, of one part of the experts."""
 
     pipeline_stage: int
     part: int | None
 
     def is_here(self, ranks: Ranks) -> bool:
+        """Return whether this process is one of them."""
         return self.pipeline_stage == ranks.pipeline_rank and self.part in (None, ranks.expert_rank)
 
     def is_first_here(self, ranks: Ranks) -> bool:
-        """In the first of the replicas that hold it."""
+        """Return whether this process is one of them in the first replica that holds the parameter."""
         return self.is_here(ranks) and ranks.is_first(with_experts=self.part is not None)
 
     def first_rank(self, ranks: Ranks) -> int:
-        """The first of all that hold it."""
+        """Return the global rank of the first of them."""
         return (self.pipeline_stage * ranks.replicas + (self.part or 0)) * ranks.tensor_size
 
 
@@ -67,7 +68,7 @@ def check(shape: Shape, ranks: Ranks) -> None:
 
 
 def all_parameters(shape: Shape, ranks: Ranks) -> Iterator[tuple[OwningRanks, Mapping]]:
-    """Every parameter of the model once, in the order of the layers: where it is, and its names there."""
+    """Yield every parameter of the model once, in the order of the layers: its ranks, and its names there."""
     for mapping in mappings(shape):
         names, part = mapping.megatron, None
         layer = _LAYER.match(names[0])
@@ -83,7 +84,7 @@ def all_parameters(shape: Shape, ranks: Ranks) -> Iterator[tuple[OwningRanks, Ma
 
 
 def local_parameters(shape: Shape, ranks: Ranks) -> Iterator[Mapping]:
-    """The parameters of this rank; of a tied head the last stage's copy too."""
+    """Yield the parameters of this rank, on the last stage also its copy of a tied head."""
     for owners, mapping in all_parameters(shape, ranks):
         if owners.is_here(ranks):
             yield mapping
@@ -94,7 +95,7 @@ def local_parameters(shape: Shape, ranks: Ranks) -> Iterator[Mapping]:
 def to_rank_0(
     tensors: list[torch.Tensor] | None, owners: OwningRanks, count: int, dtype: torch.dtype, ranks: Ranks
 ) -> list[torch.Tensor] | None:
-    """`count` vectors or matrices that the first rank of their home has, on rank 0; None on all others."""
+    """Return on rank 0 `count` vectors or matrices of the first rank that owns them; None on all others."""
     source = owners.first_rank(ranks)
     if source == 0:
         return tensors if ranks.rank == 0 else None
@@ -115,9 +116,10 @@ def to_rank_0(
 
 
 def run(model: Any, batches: Sequence[MicroBatch], outputs: Outputs, *, backward: bool) -> list[torch.Tensor]:
-    """Micro-batches through the stages, in the 1F1B order (arXiv 2104.04473, section 2.2.1) where there are several.
+    """Run micro-batches through the stages, in the 1F1B order (arXiv 2104.04473, section 2.2.1) where there are
+    several.
 
-    Each stage is given the same micro-batches. `outputs` is asked on the last stage alone: for a scalar, a sum over
+    Each stage is given the same micro-batches. `outputs` is called on the last stage alone: for a scalar, a sum over
     tokens, whose gradient is added to those of earlier calls; or with backward=False for any tensor. Returns what it
     gave, without gradient, in the order of the micro-batches; elsewhere nothing.
     """

@@ -1,4 +1,4 @@
-"""Which block of a Hugging Face tensor lies where in one rank's Megatron tensor: the layout table. No input or output.
+"""The layout table: which block of a Hugging Face tensor lies where in one rank's Megatron tensor. No input or output.
 
 Reading a file, cutting a tensor in memory and joining the ranks' parts are three uses of one list, `pieces`; weights
 and the optimiser's moments are cut alike.
@@ -28,7 +28,7 @@ EVERY = slice(None)
 
 
 def pieces(layout: Layout, shape: Shape, local: Sequence[int], *, rank: int, size: int) -> Iterator[Piece]:
-    """What the Megatron tensor of shape `local` on tensor parallel rank `rank` of `size` consists of.
+    """Yield the pieces of which the Megatron tensor of shape `local` on tensor parallel rank `rank` of `size` consists.
 
     Rows that no piece fills (the padding of a vocabulary, at the end) are zero. The others are filled in their order.
     """
@@ -58,7 +58,8 @@ def pieces(layout: Layout, shape: Shape, local: Sequence[int], *, rank: int, siz
 
 
 def whole_shapes(layout: Layout, shape: Shape, local: Sequence[int], *, size: int) -> list[tuple[int, ...]]:
-    """The shapes of the Hugging Face tensors of which each of `size` ranks has a Megatron tensor of shape `local`."""
+    """Return the shapes of the Hugging Face tensors of which each of `size` ranks has a Megatron tensor of shape
+    `local`."""
     rows, rest = local[0], tuple(local[1:])
     match layout:
         case Layout.REPLICATED:
@@ -86,7 +87,8 @@ def cut(
 
 
 def join(shards: Sequence[torch.Tensor], layout: Layout, shape: Shape) -> list[torch.Tensor]:
-    """The Hugging Face tensors, whole, from the Megatron tensors of all tensor parallel ranks: the inverse of `cut`.
+    """Return the whole Hugging Face tensors from the Megatron tensors of all tensor parallel ranks: the inverse of
+    `cut`.
 
     A tensor that lies in one piece is a view of it, not a copy: with one rank that is nearly the whole model.
     """
@@ -110,5 +112,5 @@ def _assembled(parts: list[tuple[Piece, torch.Tensor]], whole: tuple[int, ...]) 
 
 
 def _heads_per_group(shape: Shape) -> tuple[int, int, int]:
-    """Heads of q, k and v in one query group."""
+    """Return the heads of q, k and v in one query group."""
     return shape.attention_heads // shape.query_groups, 1, 1

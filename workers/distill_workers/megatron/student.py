@@ -1,7 +1,9 @@
-"""The trainer's door to Megatron: one optimiser step on samples, log-probs, weights out, exact checkpoints.
+"""The student, the trainer's interface to Megatron: one optimiser step on samples, log-probs, weights out, exact
+checkpoints.
 
 Every method but the constructor's reading of files is collective: all ranks call it, in the same order, with the same
-arguments. A step is `accumulate` for each group of samples as it arrives, then `apply`.
+arguments. A step is `accumulate` for each group of samples as it arrives, then `update`. The loss of a micro-batch is
+that of micro_batch_loss.py.
 """
 
 from collections.abc import Iterator, Sequence
@@ -16,12 +18,13 @@ from megatron.core.distributed import (
 )
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
 from distill_workers.megatron import lora, memory, parallel, pipeline
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share, split
 from distill_workers.megatron.checkpoint import hugging_face, state
+from distill_workers.megatron.checkpoint.writer import CheckpointWriter
 from distill_workers.megatron.context import own_tokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
 from distill_workers.megatron.micro_batch_loss import micro_batch_loss
@@ -35,9 +38,20 @@ class MegatronStudent:
 
     Megatron's DistributedDataParallel accumulates gradients in fp32; its AdamW works on fp32 main parameters when the
     model is in bf16: all of them on each data parallel rank or, with optimizer.distributed, a part. The gradient is
-    the sum over tokens, divided in `apply` by the response tokens of the global batch: it does not depend on the split
+    the sum over tokens, divided in `update` by the response tokens of the global batch: it does not depend on the split
     into micro-batches, groups or ranks.
     """
+
+    _sums: torch.Tensor
+    """[statistics, 2] of what `update` reports, over this rank's tokens of the step."""
+    _positions: torch.Tensor
+    """The positions that this rank has computed in the step, padding included."""
+    _loads: list[int]
+    """The cost of what each replica was given in the step."""
+    _samples: int
+    _tokens: int
+    _local_tokens: int
+    _used: int
 
     def __init__(self, spec: Spec, model_path: Path) -> None:
         """Join the other ranks and read the checkpoint in the folder. On a CPU, cpu.megatron_shim comes first.
@@ -92,12 +106,13 @@ class MegatronStudent:
             rows=min(rows, self.shape.vocab_size - start),
             group=self.ranks.tensor_group if self.ranks.tensor_size > 1 else None,
         )
+        self.writer = CheckpointWriter()
         self._first_coefficients: StepCoefficients = step_coefficients(spec.objective, 0)
         self._coefficients = self._first_coefficients
         self._begin_step()
 
     def discard(self) -> None:
-        """Forget what was accumulated since the last `apply`."""
+        """Forget what was accumulated since the last `update`."""
         self._begin_step()
 
     def accumulate(self, samples: Sequence[Sample], coefficients: StepCoefficients | None = None) -> None:
@@ -116,9 +131,21 @@ class MegatronStudent:
             self._used += sum(samples[i].tokens for i in indices)
         self._samples += len(samples)
         self._tokens += sum(len(s.response_ids) for s in samples)
-        pipeline.run(self._parallel_model, self._batches(samples, shares), self._loss, backward=True)
 
-    def apply(self, learning_rate: float) -> dict[str, float]:
+        def loss(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
+            own = own_tokens(batch, len(hidden), self.ranks)
+            at_responses, head = hidden.flatten(0, 1)[own.rows], self._model.head_weight()
+            summed, sums = micro_batch_loss(
+                self.spec.objective, coefficients, batch, own, at_responses, head, self._vocabulary
+            )
+            self._sums = self._sums + sums
+            self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
+            self._local_tokens += len(own.rows)
+            return summed
+
+        pipeline.run(self._parallel_model, self._batches(samples, shares), loss, backward=True)
+
+    def update(self, learning_rate: float) -> dict[str, float]:
         """One optimiser step with the gradients of every `accumulate` since the last. The same result on every rank.
 
         Means over the tokens of the global batch that each is of, left out without any: statistics.SCOPES. And:
@@ -155,7 +182,7 @@ class MegatronStudent:
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """The trainer's log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
+        """Return the log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
         own: dict[int, list[float]] = {}
         shares = share(samples, [0] * self.ranks.data_size, self._limit)
         batches = self._batches(samples, shares, scored=False)
@@ -177,11 +204,18 @@ class MegatronStudent:
         return [of_sample.get(i, []) for i in range(len(samples))]
 
     def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        """(name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on its peers (hf.iterate)."""
+        """Yield (name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on others
+        (hugging_face.iterate)."""
         return hugging_face.iterate(self._model, self.shape, self.ranks)
 
+    def export_shard(self) -> None:
+        """Take part in a pass over `hf_tensors` that another rank makes: each tensor is gathered there."""
+        for _ in self.hf_tensors():
+            pass
+
     def export(self, folder: Path) -> None:
-        """Write the Hugging Face checkpoint, whole or not at all (hf.export); adapters also alone, beside it."""
+        """Write the Hugging Face checkpoint, whole or not at all (hugging_face.export); adapters also alone, beside
+        it."""
         if self._lora is not None:
             adapter = folder.with_name("adapter")
             lora.export(self._model, self.shape, self.ranks, self._lora, self.model_path, adapter)
@@ -190,6 +224,14 @@ class MegatronStudent:
     def save(self, folder: Path) -> None:
         """Write this rank's exact state into an existing folder (state.write), as `snapshot` has it."""
         state.write(folder, self.snapshot(copied=False))
+
+    def begin_save(self, folder: Path) -> None:
+        """Copy this rank's exact state to host memory, and begin to write it (CheckpointWriter.begin)."""
+        self.writer.begin(folder, self.snapshot(copied=True))
+
+    def finish_save(self) -> None:
+        """Wait until every rank has written what `begin_save` began (CheckpointWriter.finish)."""
+        self.writer.finish()
 
     def snapshot(self, *, copied: bool) -> state.Snapshot:
         """This rank's exact state (state.snapshot) after the last step; gradients of the next are no part of it."""
@@ -209,29 +251,18 @@ class MegatronStudent:
         self._samples = self._tokens = self._local_tokens = self._used = 0
         self._coefficients = self._first_coefficients
 
-    def _loss(self, batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
-        """The sum over the micro-batch's tokens, from the last stage's hidden states; counts what `apply` reports."""
-        own = own_tokens(batch, len(hidden), self.ranks)
-        at_responses, head = hidden.flatten(0, 1)[own.rows], self._model.head_weight()
-        objective, coefficients = self.spec.objective, self._coefficients
-        loss, sums = micro_batch_loss(objective, coefficients, batch, own, at_responses, head, self._vocabulary)
-        self._sums = self._sums + sums
-        self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
-        self._local_tokens += len(own.rows)
-        return loss
-
     def _batches(
         self, samples: Sequence[Sample], shares: Sequence[Sequence[int]], *, scored: bool = True
     ) -> list[MicroBatch]:
-        """This rank's. With expert parallelism as many as every rank has: in each layer of each of them their tokens
-        meet."""
+        """Return this rank's micro-batches. With expert parallelism as many as every rank has: in each layer of each of
+        them their tokens meet."""
         meet = self.ranks.expert_size > 1
         most = max(len(split(samples, indices, self._limit)) for indices in shares) if meet else 0
         own, device = shares[self.ranks.data_rank], self.ranks.device
         return list(micro_batches(samples, own, self._limit, device, scored=scored, at_least=most))
 
     def _gradient_is_finite(self) -> bool:
-        """On every rank the same answer."""
+        """Return, on every rank alike, whether the gradient is finite."""
         buffers = [*self._parallel_model.buffers, *self._parallel_model.expert_parallel_buffers]
         finite = memory.all_finite([buffer.grad_data for buffer in buffers], self.ranks.device).to(torch.int)
         dist.all_reduce(finite, op=dist.ReduceOp.MIN)

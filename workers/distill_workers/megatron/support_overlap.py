@@ -1,4 +1,4 @@
-"""How many of the student's own likeliest tokens are among the teacher's, by looking at the whole vocabulary."""
+"""Overlap of the supports: the share of the student's own top-k tokens that are among the teacher's."""
 
 import torch
 import torch.distributed as dist
@@ -10,7 +10,7 @@ from distill_workers.megatron.logprobs import CHUNK_BYTES, Vocabulary
 def support_overlap(
     hidden: torch.Tensor, head: torch.Tensor, ids: torch.Tensor, vocabulary: Vocabulary
 ) -> torch.Tensor:
-    """Share of the student's top-k tokens that are among the k `ids`, at each token: [tokens].
+    """Return the share of the student's top-k tokens that are among the k `ids`, at each token: [tokens].
 
     hidden [tokens, hidden], the same on every rank of the vocabulary's group; head [rows + padding, hidden], this
     rank's part; ids [tokens, k], the teacher's top-k. Collective over the group. Logits of CHUNK_BYTES exist at once.

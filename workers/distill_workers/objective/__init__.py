@@ -1,1 +1,4 @@
-"""What is minimised: advantages, divergences, the loss of a token, the learning rate. Pure torch."""
+"""The objective: advantages, divergences, off-policy corrections, the loss of a token, and schedules.
+
+Pure torch; may import distill_api alone, and no engine (import-linter).
+"""

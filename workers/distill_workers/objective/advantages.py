@@ -1,12 +1,12 @@
-"""Advantages of task rewards: a response's reward against those to the same prompt."""
+"""Advantages of task rewards: the reward of a response relative to those of its group, the samples of its prompt."""
 
 import torch
 
-from distill_api.spec import Advantage
+from distill_api.spec.job_spec import Advantage
 
 
 def reward_advantages(advantage: Advantage, rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """By the spec's choice. rewards [samples]; groups [samples], an integer for each prompt. Returns [samples]."""
+    """Return the advantages [samples] that the spec chooses. rewards, groups [samples]; a group is an integer."""
     match advantage:
         case Advantage.GROUP:
             return group_advantages(rewards, groups)
@@ -17,7 +17,7 @@ def reward_advantages(advantage: Advantage, rewards: torch.Tensor, groups: torch
 
 
 def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, epsilon: float = 1e-6) -> torch.Tensor:
-    """(r - mean of its group) / (standard deviation of its group + epsilon) (GRPO, arXiv 2402.03300, eq. 3).
+    """Return (r - mean of its group) / (standard deviation of its group + epsilon) (GRPO, arXiv 2402.03300, eq. 3).
 
     A group whose rewards are all equal, a group of one included, carries no signal and gets exactly 0.
     """
@@ -28,7 +28,7 @@ def group_advantages(rewards: torch.Tensor, groups: torch.Tensor, *, epsilon: fl
 
 
 def leave_one_out_advantages(rewards: torch.Tensor, groups: torch.Tensor) -> torch.Tensor:
-    """r - mean of the others of its group = n / (n - 1) (r - mean of the group) (RLOO, arXiv 2402.14740).
+    """Return r - mean of the others of its group = n / (n - 1) (r - mean of the group) (RLOO, arXiv 2402.14740).
 
     A group of one has no baseline, and gets exactly 0.
     """
@@ -37,7 +37,7 @@ def leave_one_out_advantages(rewards: torch.Tensor, groups: torch.Tensor) -> tor
 
 
 def _centred(rewards: torch.Tensor, groups: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """r - mean of its group [samples], the place of its group [samples], and the size of each group [groups]."""
+    """Return r - mean of its group [samples], the index of its group [samples], and the size of each group [groups]."""
     if rewards.shape != groups.shape or rewards.ndim != 1:
         raise ValueError(f"rewards {list(rewards.shape)} and groups {list(groups.shape)} must both be [samples]")
     _, index, count = torch.unique(groups, return_inverse=True, return_counts=True)

@@ -1,25 +1,26 @@
-"""The weights of divergence and reward in the loss of a step."""
+"""The coefficients of divergence and reward in the loss of a step, by their schedules."""
 
 import math
 from dataclasses import dataclass
 
-from distill_api.spec import CoefficientSchedule, Decay, Objective
+from distill_api.spec.job_spec import CoefficientSchedule, Decay, Objective
 
 
 @dataclass(frozen=True)
 class StepCoefficients:
-    """What one optimiser step multiplies its two terms with."""
+    """The factors of the two terms of the loss in one optimiser step."""
 
     divergence: float
     reward: float
 
     def lowered(self, factor: float) -> "StepCoefficients":
-        """The divergence's multiplied, as a guard wants it."""
+        """Return the coefficients with the divergence's multiplied by `factor`, which guards set."""
         return StepCoefficients(self.divergence * factor, self.reward)
 
 
 def step_coefficients(objective: Objective, step: int) -> StepCoefficients:
-    """Of the step after `step` optimiser steps. A pure function of it: a resumed run goes on as it would have."""
+    """Return the coefficients of the step after `step` optimiser steps; they depend on it alone, so a run resumes
+    exactly."""
     return StepCoefficients(
         divergence=scheduled(objective.coefficient, objective.coefficient_schedule, step),
         reward=scheduled(objective.reward_coefficient, objective.reward_coefficient_schedule, step),
@@ -27,7 +28,7 @@ def step_coefficients(objective: Objective, step: int) -> StepCoefficients:
 
 
 def scheduled(start: float, schedule: CoefficientSchedule, step: int) -> float:
-    """From `start` at step 0 to the end value at step `schedule.steps`, where it stays."""
+    """Return the value at a step, from `start` at step 0 to the end value at step `schedule.steps`, where it stays."""
     if step < 0:
         raise ValueError(f"step must not be negative, got {step}")
     if schedule.steps is None:

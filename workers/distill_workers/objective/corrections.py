@@ -1,22 +1,22 @@
-"""Off-policy corrections: what the policy gradient of a token weighs when the engine drew it with other probabilities.
+"""Off-policy corrections: the weight of a token's policy gradient when the engine sampled it with other probabilities.
 
-ratio_t = pi_old(y_t) / mu(y_t): the trainer's probability before the step over the engine's own when it drew y_t.
+ratio_t = pi_old(y_t) / mu(y_t): the trainer's probability before the step over the engine's own when it sampled y_t.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from distill_api.spec import Correction, ImportanceWeight
+from distill_api.spec.job_spec import Correction, ImportanceWeight
 from distill_workers.objective.responses import response_mean
 
 
 @dataclass(frozen=True)
 class TokenWeights:
-    """Of each token [tokens], detached."""
+    """The correction of each token; all tensors are [tokens], detached."""
 
     values: torch.Tensor
-    """What its policy gradient is multiplied with, >= 0."""
+    """Factor of the token's policy gradient, >= 0."""
     capped: torch.Tensor
     """bool: the ratio was bounded."""
     gated: torch.Tensor
@@ -26,7 +26,7 @@ class TokenWeights:
 
 
 def correct(correction: Correction, old: torch.Tensor, engine: torch.Tensor, lengths: torch.Tensor) -> TokenWeights:
-    """The weights of tokens with log-probs old and engine, [tokens], of responses of the given lengths [responses].
+    """Return the weights of tokens with log-probs old and engine [tokens], of responses with lengths [responses].
 
     truncated: min(max(ratio, low), high) (TIS, "Your efficient RL framework secretly brings you off-policy RL
     training", Yao et al. 2025); gated: ratio where low <= ratio <= high, else 0 (IcePop, arXiv 2510.18855).

@@ -11,7 +11,7 @@ import math
 
 import torch
 
-from distill_api.spec import Divergence
+from distill_api.spec.job_spec import Divergence
 
 TAIL_FLOOR = 1e-6
 """Smallest mass of the tail. Log-probs in fp32 leave 1e-7 of rounding in 1 - sum p: below that the tail is noise.
@@ -25,7 +25,8 @@ ABSENT_NATS = -1e4
 
 
 def coarsen(logprobs: torch.Tensor, present: torch.Tensor | None = None) -> torch.Tensor:
-    """Log-probs of the k tokens and of the tail bucket: [tokens, k] -> [tokens, k + 1], float64, each row sums to 1.
+    """Return log-probs of the k tokens and of the tail bucket: [tokens, k] -> [tokens, k + 1], float64, each row sums
+    to 1.
 
     present [tokens, k], bool: columns that belong to the support; absent ones get no mass. Float64, because the terms
     of a divergence cancel; the tensors are k wide, not a vocabulary wide.
@@ -45,12 +46,13 @@ def coarsen(logprobs: torch.Tensor, present: torch.Tensor | None = None) -> torc
 
 
 def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """KL(p || q) of log-probs [..., outcomes], nats: [...]."""
+    """Return KL(p || q) of log-probs [..., outcomes], nats: [...]."""
     return (p.exp() * (p - q)).sum(-1)
 
 
 def jensen_shannon(teacher: torch.Tensor, student: torch.Tensor, beta: float) -> torch.Tensor:
-    """beta KL(T || M) + (1 - beta) KL(S || M), M = beta T + (1 - beta) S, of log-probs [..., outcomes], nats: [...].
+    """Return beta KL(T || M) + (1 - beta) KL(S || M), M = beta T + (1 - beta) S, nats: [...]. Log-probs are
+    [..., outcomes].
 
     Generalised JSD of GKD (arXiv 2306.13649, eq. 1): beta -> 0 has the gradient of forward KL, beta -> 1 of reverse KL.
     """
@@ -66,7 +68,7 @@ def support_divergence(
     present: torch.Tensor | None = None,
     jsd_beta: float = 0.5,
 ) -> torch.Tensor:
-    """The divergence over support and tail, nats: [tokens], differentiable in `student`, in its dtype.
+    """Return the divergence over support and tail, nats: [tokens], differentiable in `student`, in its dtype.
 
     student, teacher [tokens, k]: log-probs of the same ids, normalised over the whole vocabulary. Reverse KL is
     KL(student || teacher), forward KL is KL(teacher || student). The tail bucket makes this the coarsened form of
@@ -84,16 +86,16 @@ def support_divergence(
 
 
 def sampled_reverse_kl(student_logprobs: torch.Tensor, teacher_logprobs: torch.Tensor) -> torch.Tensor:
-    """The k1 estimate log pi_theta(y) - log pi_T(y) of the reverse KL at drawn tokens, nats: [tokens].
+    """Return the k1 estimate log pi_theta(y) - log pi_T(y) of the reverse KL at sampled tokens, nats: [tokens].
 
-    Its mean over tokens drawn from the student is KL(student || teacher). It may be negative at one token. Used as a
+    Its mean over tokens sampled from the student is KL(student || teacher). It may be negative at one token. Used as a
     reward only: differentiated directly, its expected gradient is 0 (Schulman, "Approximating KL divergence", k1).
     """
     return student_logprobs - teacher_logprobs
 
 
 def higher_estimates(k1: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """k2 = k1^2 / 2 and k3 = exp(-k1) - 1 + k1 of the reverse KL, from its k1 estimate [tokens], nats: both [tokens].
+    """Return k2 = k1^2 / 2 and k3 = exp(-k1) - 1 + k1 of the reverse KL, from k1 [tokens], nats: both [tokens].
 
     For reports alone (Schulman, "Approximating KL divergence"): neither is negative at any token; k3 is unbiased like
     k1, with less variance where the two models are close. k1 is taken as at least -20 nats in k3, as verl does: the

@@ -4,12 +4,12 @@ sampled-token (on-policy distillation as in the Qwen3 report, Thinking Machines 
     d_t  = clip(log pi_old(y_t) - log pi_T(y_t), +-advantage_clip)                                detached
     A'_t = c_reward A_t - c_divergence c_teacher (d_t + discount mean_discount(d_s: s > t))                 detached
     L_t  = -w_t min(rho_t A'_t, clip(rho_t, 1 - ratio_clip, 1 + ratio_clip) A'_t),  rho_t = pi_theta(y_t) / pi_old(y_t)
-w_t is made of pi_old(y_t) / mu(y_t) (corrections.py), mu being the engine's own probability when it drew y_t: it
-corrects both for its other arithmetic and for its older weights. With w_t that ratio itself and discount 0 the gradient
-at rho = 1 is, in expectation and with no reward, that of the reverse KL.
+w_t is made of pi_old(y_t) / mu(y_t) (corrections.py), mu being the engine's own probability when it sampled y_t: it
+corrects the train-rollout mismatch, which other arithmetic and older weights cause. With w_t that ratio itself and
+discount 0 the gradient at rho = 1 is, in expectation and with no reward, that of the reverse KL.
 
 top-k:
-    L_t = c_divergence c_teacher D(student, teacher; top-k and the drawn token, tail)
+    L_t = c_divergence c_teacher D(student, teacher; top-k and the sampled token, tail)
           + L_t of sampled-token with A'_t = c_reward A_t
 The divergence is taken on any sequence, the data set's included (GKD, arXiv 2306.13649); the policy gradient on the
 student's own alone.
@@ -17,7 +17,7 @@ student's own alone.
 
 import torch
 
-from distill_api.spec import Divergence, Objective, RewardSource, Support
+from distill_api.spec.job_spec import Divergence, Objective, RewardSource, Support
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.objective.corrections import correct
 from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl, support_divergence
@@ -27,7 +27,8 @@ from distill_workers.objective.responses import future_mean
 def policy_gradient(
     logprobs: torch.Tensor, old: torch.Tensor, advantages: torch.Tensor, ratio_clip: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """PPO's clipped surrogate (arXiv 1707.06347, eq. 7), negated, and where the clip stops the gradient: [tokens]."""
+    """Return PPO's clipped surrogate (arXiv 1707.06347, eq. 7), negated, and where the clip stops the gradient: both
+    [tokens]."""
     ratio = (logprobs - old.detach()).exp()
     plain = ratio * advantages
     clipped = ratio.clamp(1 - ratio_clip, 1 + ratio_clip) * advantages
@@ -50,21 +51,22 @@ def token_losses(
     sampled_in_support: torch.Tensor | None = None,
     teacher_coefficients: torch.Tensor | float = 1.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """Loss of each token [tokens], nats, and statistics by name (of statistics.SCOPES), each [tokens] and detached.
+    """Return the loss of each token [tokens], nats, and statistics by name (of statistics.SCOPES), each [tokens] and
+    detached.
 
     The tokens are whole responses one after the other; lengths [responses] says how long each is. All log-probs are of
     response tokens at temperature 1, natural, [tokens]: `logprobs` the trainer's, with gradient; `old_logprobs` the
     trainer's before the step (`logprobs.detach()` when a batch is one update); `engine_logprobs` those the token was
-    drawn with. advantages [tokens]: of the task reward, 0 without one. supervised [tokens], bool: of the data set.
+    sampled with. advantages [tokens]: of the task reward, 0 without one. supervised [tokens], bool: of the data set.
 
     teacher_coefficients [tokens]: of the teacher that scored each, c_teacher above, where a job has several.
 
     Support top-k needs the student's log-probs [tokens, k], with gradient, at the teacher's top-k ids, the teacher's
-    own [tokens, k], and `sampled_in_support` [tokens], bool: the drawn token is one of the k, and not counted again.
+    own [tokens, k], and `sampled_in_support` [tokens], bool: the sampled token is one of the k, and not counted again.
     """
     old, current = old_logprobs.detach(), logprobs.detach()
     weights = correct(objective.correction, old, engine_logprobs, lengths)
-    # What the student did not draw has no policy gradient.
+    # Tokens that the student did not sample have no policy gradient.
     importance = torch.where(supervised, 0.0, weights.values)
     reverse_kl = sampled_reverse_kl(current, teacher_logprobs)
     total_advantages = coefficients.reward * advantages

@@ -1,4 +1,4 @@
-"""Sums over the responses that a row of tokens is made of. Ragged, without padding and without a loop over tokens.
+"""Means over responses that stand one after the other in a row of tokens, without padding or a loop over tokens.
 
 `lengths` [responses]: tokens of each response; `values` [tokens]: the responses one after the other.
 """
@@ -7,15 +7,15 @@ import torch
 
 
 def response_mean(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """The mean of its response, at each token: [tokens], float64."""
-    response = torch.repeat_interleave(lengths)  # its number, at each token
+    """Return at each token the mean over its response: [tokens], float64."""
+    response = torch.repeat_interleave(lengths)  # index of the response, at each token
     sums = torch.zeros(len(lengths), dtype=torch.float64, device=values.device)
     means = sums.index_add(0, response, values.double()) / lengths.clamp(min=1)
     return means.index_select(0, response)
 
 
 def future_mean(values: torch.Tensor, lengths: torch.Tensor, discount: float) -> torch.Tensor:
-    """The discounted mean of the later values of the same response, at each token: [tokens], in the dtype of values.
+    """Return at each token the discounted mean of the later values of its response: [tokens], in the dtype of values.
 
     sum_{s>t} discount^(s-t-1) v_s / sum_{s>t} discount^(s-t-1), and 0 at the last token. With discount 1 it is
     R^Norm_{t+1} of MiniLLM (arXiv 2306.08543, section 2.2, length normalisation).
@@ -28,7 +28,7 @@ def future_mean(values: torch.Tensor, lengths: torch.Tensor, discount: float) ->
     later = torch.repeat_interleave(lengths.cumsum(0), lengths) - 1 - places  # tokens after this one in its response
 
     def ahead(of: torch.Tensor, tokens: int) -> torch.Tensor:
-        """What stands so many tokens later in the same response, or 0: [2, tokens]."""
+        """Return the values so many tokens later in the same response, or 0: [2, tokens]."""
         found = of[:, (places + tokens).clamp(max=len(values) - 1)]
         return torch.where(later >= tokens, found, 0.0)
 

@@ -1,15 +1,15 @@
-"""The learning rate of a step. No torch."""
+"""The schedule of the learning rate."""
 
 import math
 
-from distill_api.spec import Optimizer, RateSchedule
+from distill_api.spec.job_spec import Optimizer, RateSchedule
 
 
 def learning_rate(optimizer: Optimizer, step: int, total_steps: int) -> float:
-    """Linear warm-up to the full rate, then constant or down to the least rate.
+    """Return the learning rate of a step: linear warm-up to the full rate, then constant or down to the lowest rate.
 
-    `step` counts from 0. No step has the rate 0: the first has one share of the warm-up, and the least rate is what
-    would follow the last step. A run that goes on with more steps goes on at the rate that the larger number implies.
+    `step` counts from 0. No step has the rate 0: the first has one share of the warm-up, and the lowest rate would
+    follow the last step. A run that goes on with more steps goes on at the rate that the larger number implies.
 
     cosine: SGDR without restarts (arXiv 1608.03983, eq. 5). wsd: warm-up, stable, decay (MiniCPM, arXiv 2404.06395),
     decaying as 1 - sqrt of the progress, the best of the forms measured in arXiv 2405.18392, section 4.
@@ -33,5 +33,5 @@ def learning_rate(optimizer: Optimizer, step: int, total_steps: int) -> float:
 
 
 def _progress(step: int, begin: int, end: int) -> float:
-    """0 until `begin`, then evenly up to 1 at `end`."""
+    """Return the progress of a step: 0 until `begin`, then linearly up to 1 at `end`."""
     return max(0, step - begin) / (end - begin)

@@ -1,7 +1,8 @@
-"""Sums of what is reported of a step, and the means that they make.
+"""Statistics of a step: sums over tokens, and the means that are reported.
 
-Each statistic is the mean over the tokens that it says something about: the reverse KL, for one, over those that the
-student drew itself. Sums and counts of any split of a step into micro-batches, groups and ranks add up to the same.
+Each statistic is a mean over the tokens that it concerns: the reverse KL, for one, over those that the student sampled
+itself. trainer_engine_gap is the train-rollout mismatch, mean |log pi_trainer - log pi_engine|. Sums and counts of any
+split of a step into micro-batches, groups and ranks add up to the same.
 """
 
 from collections.abc import Mapping
@@ -15,9 +16,9 @@ class Scope(Enum):
 
     ALL = "all"
     OWN = "own"
-    """Those that the student drew: not the data set's."""
+    """Those that the student sampled: not the data set's."""
     MEASURED = "measured"
-    """Those of its own at which the student's top-k was looked up (megatron/overlap.py)."""
+    """Those of its own at which the student's top-k was looked up (megatron/support_overlap.py)."""
 
 
 SCOPES = {
@@ -40,18 +41,18 @@ SCOPES = {
     "overlap_ratio": Scope.MEASURED,
 }
 """Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate.
-importance_weight: what the policy gradient of a token weighs. Of support top-k alone are forward_kl: that of teacher to
-student over the teacher's top-k and the tail; student_mass and teacher_mass: what each gives to that top-k; and
-overlap_ratio: share of the student's own top-k among those (as verl reports them)."""
+importance_weight is the factor of a token's policy gradient. Only support top-k has forward_kl, that of teacher to
+student over the teacher's top-k and the tail; student_mass and teacher_mass, the mass that each gives to that top-k;
+and overlap_ratio, the share of the student's own top-k among it (as verl reports them)."""
 
 
 def no_sums(device: torch.device) -> torch.Tensor:
-    """[statistics, 2]: sum and count of each, float64."""
+    """Return the sums of no tokens: [statistics, 2], sum and count of each, float64."""
     return torch.zeros(len(SCOPES), 2, dtype=torch.float64, device=device)
 
 
 def sums(stats: Mapping[str, torch.Tensor], scopes: Mapping[Scope, torch.Tensor]) -> torch.Tensor:
-    """Sum and count of each statistic over the tokens of its scope: [statistics, 2], float64.
+    """Return sum and count of each statistic over the tokens of its scope: [statistics, 2], float64.
 
     stats: values [tokens] by name; one that is left out is not counted. scopes: the tokens of each, [tokens], bool.
     """
@@ -64,6 +65,6 @@ def sums(stats: Mapping[str, torch.Tensor], scopes: Mapping[Scope, torch.Tensor]
 
 
 def means(totals: torch.Tensor) -> dict[str, float]:
-    """The mean of each statistic, from sums and counts [statistics, 2], without those of no token."""
+    """Return the mean of each statistic from sums and counts [statistics, 2]; statistics of no token are left out."""
     rows = zip(SCOPES, totals.tolist(), strict=True)
     return {name: total / count for name, (total, count) in rows if count}

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from distill_api.metrics import StepStage
-from distill_api.spec import Recompute, Spec, WeightSync
+from distill_api.spec.job_spec import Recompute, Spec, WeightSync
 
 PARTS = {
     StepStage.ROLLOUT: "rollout",

@@ -1,7 +1,7 @@
 """What a run holds while it goes on: the price of what it learns."""
 
 from distill_api.names import Role
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 
 
 def accelerators(spec: Spec, engines: int) -> dict[str, int]:

@@ -7,28 +7,24 @@ import statistics
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
-from distill_api.guards import GuardAction
 from distill_api.metrics import StepStage
-from distill_api.spec import Spec
+from distill_api.spec.guards import GuardAction
+from distill_api.spec.job_spec import Spec
 from distill_api.status import EvaluationScore, GuardEvent, Progress
-from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.evaluation.guards import Decision
-from distill_workers.objective.statistics import SCOPES
+from distill_workers.evaluation.status_entry import decimal, updated_entry
 from distill_workers.reporting.bottleneck import bottleneck
 from distill_workers.reporting.cost import accelerators
-from distill_workers.reporting.progress import Reporter, utc
-from distill_workers.reporting.token_kl import source_kl, summary, teacher_kl
-from distill_workers.reporting.transcript import LIMIT_BYTES, picked, transcript
+from distill_workers.reporting.progress import ProgressReporter, utc
+from distill_workers.reporting.sample_lines import LIMIT_BYTES, picked_samples, sample_line
+from distill_workers.reporting.step_line import Step, step_line
 from distill_workers.run_folder.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
-TRAINED = (*SCOPES, "grad_norm", "learning_rate", "coefficient", "reward_coefficient")
-"""What MegatronStudent.apply returns and a step's line shows."""
 RECENT_STEPS = 10
 """Steps by whose durations the remaining time is estimated, and what holds them up."""
 GUARD_EVENTS = 4
@@ -64,22 +60,12 @@ GAUGES = {
 """Gauges by the field of a step's line that they show."""
 
 
-@dataclass(frozen=True)
-class Step:
-    """One optimiser step that is done."""
-
-    number: int
-    samples: list[Sample]
-    trained: dict[str, float]
-    """Of MegatronStudent.apply."""
-    policy_lag: float
-    seconds: float
-
-
 class Recorder:
     """Holds what later lines depend on: the stages of the step under way, and the evaluations so far."""
 
-    def __init__(self, folder: RunFolder, reporter: Reporter, spec: Spec, decode: Callable[[list[int]], str]) -> None:
+    def __init__(
+        self, folder: RunFolder, reporter: ProgressReporter, spec: Spec, decode: Callable[[list[int]], str]
+    ) -> None:
         self._folder, self._reporter, self._metrics, self._spec = folder, reporter, reporter.metrics, spec
         self._total, self._decode = spec.schedule.steps, decode
         self._stages: dict[str, float] = {}
@@ -114,8 +100,8 @@ class Recorder:
         line = step_line(step, self._stages)
         self._reporter.line(line)
         self._pay()
-        for why, sample in picked(step.samples):
-            self._folder.append("samples.jsonl", transcript(step.number, why, sample, self._decode), LIMIT_BYTES)
+        for why, sample in picked_samples(step.samples):
+            self._folder.append("samples.jsonl", sample_line(step.number, why, sample, self._decode), LIMIT_BYTES)
         for gauge, key in GAUGES.items():
             self._metrics.set(gauge, math.nan if line[key] is None else line[key])
         self._metrics.set("distill_response_tokens_mean", line["response_tokens"] / line["samples"])
@@ -156,7 +142,7 @@ class Recorder:
     def evaluation(self, measured: Measurement) -> EvaluationScore:
         """Returns the evaluation's entry in status."""
         name = measured.name
-        self._evaluations[name] = after(self._evaluations.get(name), measured)
+        self._evaluations[name] = updated_entry(self._evaluations.get(name), measured)
         if measured.score is not None:
             self._metrics.set("distill_evaluation_score", measured.score, evaluation=name)
         for k, estimate in measured.pass_at.items():
@@ -242,57 +228,3 @@ class Recorder:
 def total(steps: list[dict[str, float]]) -> dict[str, float]:
     """Seconds of several steps by stage."""
     return {stage: sum(one.get(stage, 0.0) for one in steps) for stage in {stage for one in steps for stage in one}}
-
-
-def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
-    """The step's line of metrics.jsonl. Nats, seconds, tokens."""
-    samples, trained = step.samples, step.trained
-    rewards = [s.reward for s in samples if s.reward is not None]
-    return {
-        "kind": "step",
-        "step": step.number,
-        "time": time.time(),
-        "seconds": step.seconds,
-        "samples": len(samples),
-        "response_tokens": sum(len(s.response_ids) for s in samples),
-        # What had no token to be measured at is not there.
-        **{key: trained.get(key) for key in TRAINED},
-        "policy_lag": step.policy_lag,
-        "truncated_ratio": statistics.fmean(s.truncated for s in samples),
-        "reward": statistics.fmean(rewards) if rewards else None,
-        "reward_stddev": statistics.pstdev(rewards) if rewards else None,
-        "token_kl": summary(samples),
-        "reverse_kl_by_source": source_kl(samples),
-        "reverse_kl_by_teacher": teacher_kl(samples),
-        "reward_by_source": {
-            source: statistics.fmean(s.reward for s in samples if s.reward is not None and s.source == source)
-            for source in sorted({s.source for s in samples if s.reward is not None})
-        },
-        "stages": stages,
-    }
-
-
-def after(old: EvaluationScore | None, new: Measurement) -> EvaluationScore:
-    """The evaluation's entry in status once `new` is known. Better is a higher score, or a lower KL without one."""
-    score, kl = decimal(new.score), decimal(new.reverse_kl)
-    entry = old or EvaluationScore(
-        name=new.name, first_score=score, first_reverse_kl=kl, teacher_score=decimal(new.teacher_score)
-    )
-    changes: dict[str, Any] = {"step": new.step, "score": score, "reverse_kl": kl}
-    changes |= {"score_low": decimal(new.score_low), "score_high": decimal(new.score_high)}
-    changes["pass_at_k"] = decimal(new.pass_at[max(new.pass_at)].value) if new.pass_at else None
-    if new.score is not None:
-        better = entry.best_score is None or new.score > float(entry.best_score)
-    elif entry.best_score is not None:
-        better = False  # all of its responses failed, which says nothing about the student
-    else:
-        lowest = entry.best_reverse_kl
-        better = new.reverse_kl is not None and (lowest is None or new.reverse_kl < float(lowest))
-    if better:
-        changes |= {"best_step": new.step, "best_score": score, "best_reverse_kl": kl}
-    return entry.model_copy(update=changes)
-
-
-def decimal(value: float | None) -> str | None:
-    """As status holds it."""
-    return None if value is None else f"{value:.5f}"

@@ -1,8 +1,7 @@
-"""The fleet of rollout engines: hands out work, pushes weights, brings back what died.
+"""The pool of rollout engines: it schedules requests, pushes weights, and restarts engines that fail.
 
-An engine that fails is fenced off at once: what it was drawing is drawn again elsewhere, a restart runs in the
-background, and it serves again only after a full push of the current weights. The job goes on with the others
-meanwhile.
+An engine that fails is fenced off at once: its requests are sent to others, a restart runs in the background, and it
+serves again only after a full push of the current weights. The job goes on with the others meanwhile.
 """
 
 import asyncio
@@ -18,7 +17,6 @@ from pathlib import Path
 
 from distill_api.job import DistillationJob
 from distill_api.protocol import Variable
-from distill_api.spec import WeightSync
 from distill_workers.engine.ray_connection import RayConnection, RayUnreachable
 from distill_workers.engine.ray_engine import RayEngine
 from distill_workers.engine.request import EngineRefused, EngineUnavailable, Request, Response
@@ -30,52 +28,54 @@ from distill_workers.rollout.scheduler import SlotScheduler
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.serving.server import ServerFailed, concurrency
 from distill_workers.weight_sync.base import EngineLost, PushIncomplete, Sync
-from distill_workers.weight_sync.broadcast import DistributedSync
 from distill_workers.weight_sync.buckets import WeightSource
-from distill_workers.weight_sync.disk import DiskSync
-from distill_workers.weight_sync.shared_memory import SharedMemorySync, bucket_bytes
+from distill_workers.weight_sync.transport import choose_transport
 
 log = logging.getLogger(__name__)
 
 HEALTH_SECONDS = 15.0
 HEALTH_TIMEOUT_SECONDS = 20.0
 LOST_SECONDS = 1800.0
-"""Without any engine for so long, the attempt is given up."""
+"""The attempt is given up after so long without any engine."""
 RETRY_SECONDS, MOST_RETRY_SECONDS = 5.0, 600.0
 CATCH_UP_SECONDS, CATCH_UP_RATIO = 20.0, 3.0
-"""Training waits while an engine that came back gets the weights: for so long, or so many times as long as the last
-push to all took, if that is more."""
+"""Training waits while a restarted engine gets the weights: at most for the seconds, or for the ratio times what the
+last push to all engines took, if that is more."""
 CLOSE_SECONDS = 20.0
-"""For engines to end in; a pod that is asked to go has not for ever."""
+"""Engines have so long to stop: Kubernetes kills a pod that takes longer than its grace period."""
 
 
 class EnginePool:
-    """All engines of a job, by number."""
+    """A pool of all engines of a job, which are known by their numbers."""
 
-    def __init__(self, job: DistillationJob, folder: RunFolder, metrics: Metrics) -> None:
+    def __init__(
+        self, job: DistillationJob, folder: RunFolder, metrics: Metrics, stop_token_ids: tuple[int, ...] = ()
+    ) -> None:
+        """`stop_token_ids` end a response, besides those of the student's own files."""
+        self._stop_token_ids = stop_token_ids
         self._job, self._folder, self._metrics = job, folder, metrics
         self._ray = RayConnection(os.environ.get(Variable.RAY))
         self._wanted = job.spec.rollout.replicas
-        """Engines that the job asks for by now."""
+        """Number of engines that the job asks for now (live_spec.py)."""
         self._numbers = itertools.count()
         self._engines: dict[int, RayEngine] = {}
         self._batchers: dict[int, RequestBatcher] = {}
         for _ in range(self._wanted):
-            self._make()
+            self._create_engine()
         self._scheduler = SlotScheduler(concurrency(job.spec, job.spec.rollout.max_concurrent_requests))
-        self._deserted_since: float | None = None
-        """time.monotonic since which no engine serves."""
+        self._no_engine_since: float | None = None
+        """time.monotonic since when no engine serves; None while one does."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._source: WeightSource | None = None
         self._version = 0
         self._push_seconds = 0.0
-        """That the last push to all engines took."""
-        # Held while weights change or are pushed: a restarted engine must not be given half a step.
+        """Seconds that the last push to all engines took."""
+        # Held while weights change or are pushed: a restarted engine must not get the weights of half a step.
         self._weights_lock = asyncio.Lock()
         self._model = ""
 
-    def _make(self) -> int:
-        """One engine more, not started. A number is never used again."""
+    def _create_engine(self) -> int:
+        """Add an engine that is not started, and return its number, which is never used again."""
         number = next(self._numbers)
         logs = str(self._folder.root / "logs") if self._ray.private else "/tmp"
         self._engines[number] = RayEngine(number, self._job, local=self._ray.private, log_folder=logs)
@@ -83,46 +83,44 @@ class EnginePool:
         return number
 
     async def start(self, model: str) -> None:
-        """Attaches to Ray and starts every engine. They serve after the first `push`."""
+        """Connect to Ray and start every engine; they serve after the first `push`. Raises EnginesLost."""
         self._model = model
         spec = self._job.spec
         try:
             await self._ray.open()
         except RayUnreachable as error:
             raise EnginesLost(str(error)) from None
-        self._sync: Sync
-        if spec.trainer.weight_sync is WeightSync.DISTRIBUTED:
-            self._sync = DistributedSync(spec, os.environ.get(Variable.POD_IP, "127.0.0.1"))
-        elif self._ray.private and (size := bucket_bytes(Path(model))):
-            self._sync = SharedMemorySync(bucket_bytes=size)
-        else:
-            self._sync = DiskSync(self._folder.sync, Path(model))
+        address = os.environ.get(Variable.POD_IP, "127.0.0.1")
+        self._sync: Sync = choose_transport(
+            spec, Path(model), self._folder.sync, address=address, one_machine=self._ray.private
+        )
         begin = time.monotonic()
         results = await asyncio.gather(*(e.start(model) for e in self._engines.values()), return_exceptions=True)
         for number, result in zip(self._engines, results, strict=True):
             if isinstance(result, BaseException):
                 log.warning("engine %d did not start: %s", number, result)
         if all(isinstance(r, BaseException) for r in results):
-            raise EnginesLost(f"no engine started; the first said: {results[0]}")
+            raise EnginesLost(f"no engine started; the error of the first: {results[0]}")
         for number, result in zip(self._engines, results, strict=True):
             if isinstance(result, BaseException):
                 self._spawn(self._recover(number))
             else:
                 self._scheduler.add(number)
         log.info("%d of %d engines up after %.1f s", len(self._scheduler.open), len(results), time.monotonic() - begin)
-        self._spawn(self._watch())
+        self._spawn(self._check_health())
 
     def count_placed(self) -> int:
-        """Engines that hold accelerators: all but those that Ray has had no place for yet."""
+        """Return the number of engines that hold accelerators: all that Ray has placed on a worker."""
         return sum(engine.placed for engine in self._engines.values())
 
     async def close(self) -> None:
+        """Stop all engines and disconnect from Ray."""
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_sync"):
             await self._sync.close()
-        # Those that are lost end with the connection, at the latest.
+        # Engines that are lost end with the connection, at the latest.
         stopping = asyncio.gather(*(self._engines[n].stop() for n in self._scheduler.open), return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping, CLOSE_SECONDS)
@@ -131,7 +129,7 @@ class EnginePool:
     async def sample(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
     ) -> list[Response]:
-        """One response for each seed, before those of `draw`: for what everything else waits for."""
+        """Return one response for each seed. The requests are urgent: they go before those of training."""
 
         def one(seed: int) -> Awaitable[Response]:
             return self.generate(
@@ -155,11 +153,11 @@ class EnginePool:
         seed: int,
         urgent: bool = False,
     ) -> Response:
-        """One response, by the engine with least to do; by another if that one fails.
+        """Return one response of the least busy engine, or of another if that one fails.
 
-        Raises EngineRefused for a request that a living engine will not answer: another would not either.
+        Raises EngineRefused for a request that a running engine will not answer: no other would.
         """
-        request = Request(prompt_ids, seed, max_new_tokens, temperature, top_p)
+        request = Request(prompt_ids, seed, max_new_tokens, temperature, top_p, self._stop_token_ids)
         while True:
             number = await self._scheduler.acquire(urgent=urgent)
             engine = self._engines[number]
@@ -167,15 +165,15 @@ class EnginePool:
             try:
                 return await self._batchers[number].generate(request)
             except EngineUnavailable as error:
-                # A call that outlived a restart says nothing about the server that is there now.
+                # A call that was made before a restart says nothing about the server that runs now.
                 if engine.incarnation == incarnation:
-                    self._lost(number, str(error))
+                    self._mark_lost(number, str(error))
             finally:
                 self._scheduler.release(number)
 
     @asynccontextmanager
     async def updating_weights(self) -> AsyncIterator[None]:
-        """Around an optimiser step and its push."""
+        """Hold back restarted engines during an optimiser step and its push."""
         async with self._weights_lock:
             try:
                 yield
@@ -183,24 +181,29 @@ class EnginePool:
                 self._scheduler.resume()
 
     async def drain(self) -> None:
-        """Before a push: responses under way end under the weights they began with, unless they may be partial.
-        No other begins until `weights_change` is left."""
+        """Wait, before a push, until responses in flight have ended under the weights that they began with.
+
+        No other response begins until `updating_weights` is left. Does nothing with rollout.partial.
+        """
         if not self._job.spec.rollout.partial:
             await self._scheduler.drain()
 
     async def push(self, source: WeightSource, version: int) -> None:
-        """Gives all engines the weights `version`; inside `weights_change`. Those that come back later get them by
-        another pass of `source`, which gives this version until the next `weights_change`."""
+        """Push the weights `version` to all engines; called inside `updating_weights`.
+
+        An engine that restarts later gets them by another pass of `source`, which yields this version until the next
+        `updating_weights`.
+        """
         self._source, self._version = source, version
         begin = time.monotonic()
         try:
             await self._sync.push(source, version, {n: self._engines[n] for n in self._scheduler.open})
         except EngineLost as error:
             for number, why in error.reasons.items():
-                self._lost(number, why)
+                self._mark_lost(number, why)
         self._push_seconds = time.monotonic() - begin
 
-    def _lost(self, number: int, why: str) -> None:
+    def _mark_lost(self, number: int, why: str) -> None:
         if number not in self._scheduler.open:
             return
         log.warning("engine %d is lost: %s", number, why)
@@ -209,7 +212,7 @@ class EnginePool:
         self._spawn(self._recover(number))
 
     async def _recover(self, number: int) -> None:
-        """Starts an engine until it is up and has the current weights, or until it is one more than the job wants."""
+        """Restart an engine until it runs and has the current weights, or remove it if the job wants fewer engines."""
         engine = self._engines[number]
         retry_seconds = RETRY_SECONDS
         while True:
@@ -232,28 +235,33 @@ class EnginePool:
                 return
             except (EngineLost, PushIncomplete, TimeoutError) as error:
                 log.warning("engine %d did not get the weights: %s", number, error or "it hangs")
-                # Each try may hold up training.
+                # Training may wait for each try.
                 await asyncio.sleep(retry_seconds)
                 retry_seconds = min(2 * retry_seconds, MOST_RETRY_SECONDS)
 
     async def _catch_up(self, number: int) -> None:
-        """Gives an engine that has started the current weights, and then requests. Raises EngineLost, Incomplete, and
-        TimeoutError: the trainer, which can do nothing else meanwhile, is held up for a bounded time."""
+        """Push the current weights to an engine that has started, and open it for requests.
+
+        Raises EngineLost, PushIncomplete, and TimeoutError: training waits meanwhile, so the time is bounded.
+        """
         engines = {number: self._engines[number]}
         if self._source is None:
-            self._scheduler.add(number)  # it takes part in the first push
+            self._scheduler.add(number)  # the first push is yet to come, and includes it
             return
         async with self._sync.catch_up_channel(engines) as sync, self._weights_lock:
             async with asyncio.timeout(max(CATCH_UP_SECONDS, CATCH_UP_RATIO * self._push_seconds)):
                 await sync.push(self._source, self._version, engines)
             self._scheduler.add(number)
 
-    async def _watch(self) -> None:
-        """A hung engine, or a lost head, shows in nothing else for a long time. One missed check may be mere load."""
+    async def _check_health(self) -> None:
+        """Check every engine for ever: a hung engine, or a lost Ray head, may show in nothing else for a long time.
+
+        One missed check may be due to load; the second in a row makes the engine lost.
+        """
         missed: Counter[int] = Counter()
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
-            self._count_deserted()
+            self._fail_without_engines()
             if not self._ray.private:
                 self._resize(await asyncio.to_thread(rollout_replicas, self._wanted))
             for number in self._scheduler.open.copy():
@@ -265,23 +273,27 @@ class EnginePool:
                     log.warning("engine %d, health check: %s", number, error)
                     if missed[number] == 2:
                         missed[number] = 0
-                        self._lost(number, f"health check: {error}")
+                        self._mark_lost(number, f"health check: {error}")
 
     def _resize(self, wanted: int) -> None:
-        """New engines join once Ray has a place for them. Which of too many goes is KubeRay's choice: the one whose pod
-        it takes is not started again."""
+        """Set the number of engines that the job wants.
+
+        New engines join once Ray has a worker for them. KubeRay chooses which of too many goes: the engine whose pod it
+        takes is not restarted.
+        """
         self._wanted = wanted
         while len(self._engines) < wanted:
-            number = self._make()
+            number = self._create_engine()
             log.info("engine %d joins: the job wants %d", number, wanted)
             self._spawn(self._recover(number))
 
-    def _count_deserted(self) -> None:
+    def _fail_without_engines(self) -> None:
+        """Fail all waiting requests once no engine has served for LOST_SECONDS."""
         if self._scheduler.open:
-            self._deserted_since = None
+            self._no_engine_since = None
             return
-        self._deserted_since = self._deserted_since or time.monotonic()
-        if time.monotonic() - self._deserted_since > LOST_SECONDS:
+        self._no_engine_since = self._no_engine_since or time.monotonic()
+        if time.monotonic() - self._no_engine_since > LOST_SECONDS:
             self._scheduler.fail(EnginesLost(f"no engine came back within {LOST_SECONDS:.0f} s"))
 
     def _spawn(self, work: object) -> None:

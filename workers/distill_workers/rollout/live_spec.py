@@ -1,4 +1,4 @@
-"""What the job asks for by now, of the little that may change while it runs.
+"""The live spec: the few fields of the job that may change while it runs, as they stand now.
 
 The job's file is a ConfigMap mounted as a folder: the kubelet brings it up to date within a minute or so of a change.
 """
@@ -13,10 +13,10 @@ from distill_api.protocol import JOB_FILE, Variable
 log = logging.getLogger(__name__)
 
 
-def rollout_replicas(otherwise: int) -> int:
-    """spec.rollout.replicas as it stands in the file; `otherwise` where that cannot be read."""
+def rollout_replicas(default: int) -> int:
+    """Return spec.rollout.replicas of the job's file, or `default` where the file cannot be read."""
     try:
         return load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE))).spec.rollout.replicas
     except InvalidManifest as error:
-        log.warning("the number of engines stays %d: %s", otherwise, error)
-        return otherwise
+        log.warning("the number of engines stays %d: %s", default, error)
+        return default

@@ -1,11 +1,11 @@
 """The rollout pipeline: prompts in, scored samples out.
 
-Each response is one task: an engine draws it, and the moment it is there the teacher scores it, the reward grades it
-and the trainer may have it, while others are still being generated; where rewards are compared within the group of a
-prompt's responses, the group comes as one. A batch is the prompts that one optimiser step was given, whole: they are
-never swapped for ones that happen to finish earlier, since that would prefer short responses. With maxPolicyLag n, the
-tasks of the next n batches are already under way; a task starts with whatever weights the engines have then, so pacing
-alone keeps every sample within n steps.
+Each response is one task: an engine generates it, and at once the teacher scores it, the reward grades it and the
+trainer may take it, while others are still being generated. Where rewards are compared within the group of a prompt's
+samples, the group arrives as a whole. A batch is all prompts of one optimiser step: none is swapped for one that
+happens to finish earlier, since that would prefer short responses. With maxPolicyLag n, the tasks of the next n batches
+are already running; a task starts with whatever weights the engines have then, so pacing alone keeps every sample
+within n steps.
 """
 
 import asyncio
@@ -18,42 +18,43 @@ from typing import Any
 
 import torch
 
-from distill_api.spec import Spec, Support
+from distill_api.spec.job_spec import Spec, Support
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
 from distill_workers.data.prompts import Cursor
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused
 from distill_workers.metrics import Metrics
 from distill_workers.objective.advantages import reward_advantages
-from distill_workers.rewards.rewards import Reward, RewardError
+from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers
 
 log = logging.getLogger(__name__)
 TRIES = 3
-"""Times that a response is drawn before the step goes on without it."""
+"""Times that a response is generated before the step goes on without it."""
 
 
 def sample_seed(seed: int, step: int, prompt: int, index_in_group: int) -> int:
-    """A seed of one response: independent of order, so that a resumed run draws the same tokens."""
+    """Return the seed of one response. It does not depend on order, so that a resumed run samples the same tokens."""
     text = f"{seed}/{step}/{prompt}/{index_in_group}".encode()
     return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
 
 
 @dataclass
 class Batch:
-    """The samples of one optimiser step, and when the last was generated (time.monotonic seconds)."""
+    """The samples of one optimiser step, as tasks."""
 
     step: int
     cursor_after: dict[str, Any]
-    """Where the prompt cursor stood once the prompts of this batch were drawn."""
+    """State of the prompt cursor after the prompts of this batch were taken from it."""
     parts: list[asyncio.Task[list[Sample]]] = field(default_factory=list)
-    """A response each, or the group of a prompt."""
+    """Each is one response, or the group of a prompt."""
     generated_at: float = 0.0
+    """time.monotonic of the last response that was generated."""
 
     async def arrivals(self, *, in_order: bool) -> AsyncIterator[list[Sample]]:
-        """Its samples as they come in; in the order of the prompts where sums must not depend on time."""
+        """Yield the samples of each part as it is done, or `in_order` of the prompts, so that sums repeat exactly."""
         for part in self.parts if in_order else asyncio.as_completed(self.parts):
             yield await part
 
@@ -63,7 +64,7 @@ class Batch:
 
 
 class RolloutPipeline:
-    """Turns prompts into scored samples, batch by batch."""
+    """A pipeline from prompts to scored samples, batch by batch."""
 
     def __init__(
         self,
@@ -76,28 +77,29 @@ class RolloutPipeline:
         metrics: Metrics,
     ) -> None:
         self._spec, self._cursor, self._engines, self._teachers = spec, cursor, engines, teachers
-        # By source of the prompt; those of a source that is not among them have none.
+        # By the name of a prompt's source; prompts of other sources have no reward.
         self._rewards, self._tokenizer, self._metrics = rewards, tokenizer, metrics
         self._batches: dict[int, Batch] = {}
         self._prefetches: set[asyncio.Task[None]] = set()
         self._top_k = spec.objective.top_k if spec.objective.support is Support.TOP_K else None
 
     def start_ahead(self, step: int, last_step: int) -> None:
-        """Sets the batches of `step` and of the next maxPolicyLag steps going."""
+        """Start the tasks of the batches of `step` and of the next maxPolicyLag steps."""
         for ahead in range(step, min(step + self._spec.rollout.max_policy_lag, last_step - 1) + 1):
             if ahead not in self._batches:
                 self._batches[ahead] = self._launch(ahead)
 
     def take(self, step: int, last_step: int) -> Batch:
-        """The batch of `step`, under way; those of the next maxPolicyLag steps are under way too."""
+        """Return the batch of `step`, whose tasks run, as do those of the next maxPolicyLag steps."""
         self.start_ahead(step, last_step)
         return self._batches.pop(step)
 
     def put_back(self, batch: Batch) -> None:
-        """What `take` gave, to be taken again with whatever has come in."""
+        """Put back a batch that `take` returned, for the next `take` of its step."""
         self._batches[batch.step] = batch
 
     def cancel(self) -> None:
+        """Cancel all tasks."""
         for batch in self._batches.values():
             batch.cancel()
         self._batches.clear()
@@ -108,7 +110,6 @@ class RolloutPipeline:
         spec = self._spec
         prompts = self._cursor.next(spec.rollout.prompts_per_step)
         batch = Batch(step, self._cursor.state())
-        siblings = range(spec.rollout.samples_per_prompt)
         supervised = supervised_positions(
             spec.objective.dataset_share, spec.seed, step, len(prompts), spec.rollout.samples_per_prompt
         )
@@ -121,19 +122,22 @@ class RolloutPipeline:
             if prompt.source in self._rewards:
                 parts.append(self._group(batch, prompt))
             else:
-                parts += [self._sample(batch, prompt, index_in_group) for index_in_group in siblings]
+                parts += [
+                    self._sample(batch, prompt, index_in_group)
+                    for index_in_group in range(spec.rollout.samples_per_prompt)
+                ]
         batch.parts = [asyncio.create_task(part) for part in parts]
         return batch
 
     def _prefetch(self, prompt: Prompt) -> None:
-        """The teacher reads the prompt while the student answers it."""
+        """Have the teacher cache the prompt while the student answers it."""
         if self._spec.rollout.samples_per_prompt > 1:
             task = asyncio.create_task(self._teachers.of(prompt.teacher).prefetch(prompt.ids))
             self._prefetches.add(task)
             task.add_done_callback(self._prefetches.discard)
 
     async def _supervised(self, batch: Batch, prompt: Prompt) -> list[Sample]:
-        """The data set's own response, scored."""
+        """Return the data set's own response, scored by the teacher."""
         limit = self._spec.rollout.max_response_tokens
         sample = supervised_sample(prompt, self._tokenizer, limit, batch.step)
         try:
@@ -144,8 +148,9 @@ class RolloutPipeline:
         return [sample]
 
     async def _group(self, batch: Batch, prompt: Prompt) -> list[Sample]:
-        siblings = range(self._spec.rollout.samples_per_prompt)
-        sampled = await asyncio.gather(*(self._sample(batch, prompt, index_in_group) for index_in_group in siblings))
+        """Return the samples of a prompt, with the advantages of their rewards within the group."""
+        indices = range(self._spec.rollout.samples_per_prompt)
+        sampled = await asyncio.gather(*(self._sample(batch, prompt, index) for index in indices))
         samples = [sample for part in sampled for sample in part]
         rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
         groups = torch.zeros(len(samples), dtype=torch.long)
@@ -155,22 +160,22 @@ class RolloutPipeline:
         return samples
 
     async def _sample(self, batch: Batch, prompt: Prompt, index_in_group: int) -> list[Sample]:
-        """One response, scored and graded; drawn anew where its score was unusable. Empty if there is none to have."""
+        """Return one sample, scored and graded, or none. A response whose score is unusable is generated anew."""
         for attempt in range(TRIES):
             try:
                 sample = await self._generate(batch, prompt, index_in_group, attempt)
                 batch.generated_at = max(batch.generated_at, time.monotonic())
                 if not sample.response_ids:
-                    return []  # there is no token to learn from, and it must not reach the teacher
+                    return []  # there is no token to learn from, and no teacher can score it
                 await asyncio.gather(self._score(prompt, sample), self._grade(prompt, sample))
                 return [sample]
             except RewardError as error:
                 self._failed(batch, prompt, "reward", error)
-                return []  # the same response would fail again, and another would not be the one that was drawn
+                return []  # the same response would fail again, and choosing another would bias the sampling
             except BadScore as error:
                 self._failed(batch, prompt, error.reason, error)
             except EngineRefused as error:
-                # Not by its type's name: Ray hands on subclasses of what an actor raised.
+                # Ray raises subclasses of what an actor raised, so the reason is not the type's name.
                 self._failed(batch, prompt, "engine", error)
         return []
 

@@ -1,10 +1,11 @@
-"""Short responses are asked for together, in one call of an engine.
+"""Requests for short responses are sent to an engine in batches, one call for each batch.
 
 A call of an engine's actor and an HTTP request to its server cost more CPU than a response of a few tokens does: 7.5 ms
-a response, and 3.3 together (bench/handover.py). So all requests for short responses that are given slots of an engine
-at one moment, such as those for the siblings of a prompt, go over as one. The longest of them has soon ended. A longer
-one would hold the slots of the others, and its request is nothing beside it, so it goes alone. (Requests that go over
-together and are answered one by one cost as much as alone: that was measured too.)
+a response, and 3.3 ms in a batch (bench/handover.py). So all requests for short responses that get slots of an engine
+in one iteration of the event loop, such as those for the samples of a group, are sent as one batch, whose longest
+response soon ends. A longer response would hold the slots of the others, and the cost of its request is negligible, so
+it is sent alone. Sending a batch and answering its requests one by one was measured too: it costs as much as sending
+each request alone.
 """
 
 import asyncio
@@ -12,60 +13,60 @@ import asyncio
 from distill_workers.engine.request import EngineRefused, Request, Response, ResponseGenerator
 
 SHORT_TOKENS = 32
-"""Most tokens of a short response: tenths of a second."""
+"""A response of at most so many tokens is short: it takes tenths of a second."""
 
-Asked = tuple[Request, asyncio.Future[Response]]
+PendingRequest = tuple[Request, asyncio.Future[Response]]
 
 
 class RequestBatcher:
-    """Requests on their way to one engine."""
+    """A batcher of the requests to one engine."""
 
     def __init__(self, engine: ResponseGenerator) -> None:
         self._engine = engine
-        self._short: list[Asked] = []
-        """Those that go over next."""
+        self._next_batch: list[PendingRequest] = []
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def generate(self, request: Request) -> Response:
-        """Raises EngineRefused, EngineUnavailable."""
+        """Return the engine's response to `request`. Raises EngineRefused, EngineUnavailable."""
         if request.max_new_tokens > SHORT_TOKENS:
             [response] = await self._engine.generate([request])
             return response
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Response] = loop.create_future()
-        if not self._short:
-            loop.call_soon(self._send)  # after all that are given a slot in this turn of the loop
-        self._short.append((request, answer))
-        return await answer
+        response_future: asyncio.Future[Response] = loop.create_future()
+        if not self._next_batch:
+            # Called after every task that gets a slot in this iteration of the loop has added its request.
+            loop.call_soon(self._send_batch)
+        self._next_batch.append((request, response_future))
+        return await response_future
 
-    def _send(self) -> None:
-        asked, self._short = self._short, []
-        task = asyncio.create_task(self._hand_over(asked))
+    def _send_batch(self) -> None:
+        batch, self._next_batch = self._next_batch, []
+        task = asyncio.create_task(self._send(batch))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _hand_over(self, asked: list[Asked]) -> None:
+    async def _send(self, batch: list[PendingRequest]) -> None:
         try:
-            responses = await self._engine.generate([request for request, _ in asked])
+            responses = await self._engine.generate([request for request, _ in batch])
         except EngineRefused as error:
-            if len(asked) > 1:
-                # Which of them it was is not said.
-                await asyncio.gather(*(self._hand_over([one]) for one in asked))
+            if len(batch) > 1:
+                # The engine does not say which request it refused, so each is sent alone.
+                await asyncio.gather(*(self._send([pending]) for pending in batch))
             else:
-                settle(asked[0][1], error)
+                resolve(batch[0][1], error)
         except Exception as error:
-            for _, answer in asked:
-                settle(answer, error)
+            for _, response_future in batch:
+                resolve(response_future, error)
         else:
-            for (_, answer), response in zip(asked, responses, strict=True):
-                settle(answer, response)
+            for (_, response_future), response in zip(batch, responses, strict=True):
+                resolve(response_future, response)
 
 
-def settle(answer: asyncio.Future[Response], value: Response | Exception) -> None:
-    """Unless whoever waited for it has been cancelled."""
-    if answer.done():
+def resolve(response_future: asyncio.Future[Response], result: Response | Exception) -> None:
+    """Set the result or the exception of a future, unless its awaiter has been cancelled."""
+    if response_future.done():
         return
-    if isinstance(value, Exception):
-        answer.set_exception(value)
+    if isinstance(result, Exception):
+        response_future.set_exception(result)
     else:
-        answer.set_result(value)
+        response_future.set_result(result)

@@ -1,102 +1,112 @@
-"""Where a run stands, and what is kept of that so that another attempt goes on from there."""
+"""Checkpoints of a run: what is in them, when they are made, and how a run goes on from one."""
 
 import asyncio
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from distill_api.metrics import StepStage
-from distill_api.spec import Schedule
+from distill_api.spec.job_spec import Schedule
 from distill_workers.data.prompts import Cursor
 from distill_workers.evaluation.guards import Guards
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.run.team import Team
+from distill_workers.run.run_state import RunState
+from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.run_folder.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
 
-@dataclass
-class Standing:
-    """What a run has done so far."""
-
-    cursor: dict[str, Any]
-    """Of the prompts, after those of `step` steps; the cursor itself may be ahead."""
-    step: int = 0
-    """Optimiser steps done, and so the version of the weights."""
-
-
-class Keeper:
-    """Makes and restores the checkpoints of a run."""
+class CheckpointManager:
+    """Makes and restores the checkpoints of a run, one at a time; they are written while training goes on."""
 
     def __init__(
         self,
         schedule: Schedule,
         folder: RunFolder,
-        team: Team,
+        trainer: TrainerRanks,
         cursor: Cursor,
-        record: Recorder,
+        recorder: Recorder,
         guards: Guards,
-        standing: Standing,
+        state: RunState,
     ) -> None:
-        self._schedule, self._folder, self._team, self._cursor = schedule, folder, team, cursor
-        self._record, self._guards, self._at = record, guards, standing
-        self.step = -1
-        """Of the newest checkpoint, made or being made; -1 if there is none, or it must be made again."""
+        self._schedule, self._folder, self._trainer, self._cursor = schedule, folder, trainer, cursor
+        self._recorder, self._guards, self._state = recorder, guards, state
+        self._newest: int | None = None
+        """Step of the newest checkpoint, made or being made; None if there is none, or it must be made again."""
         self._saving: asyncio.Future[None] | None = None
 
     async def resume(self) -> None:
-        """From the newest checkpoint, if there is one."""
+        """Restore the newest checkpoint, if there is one. Raises DamagedCheckpoints."""
         newest = self._folder.latest_checkpoint()
         if newest is None:
             self._folder.trim(-1)
             return
-        path, state = newest
-        await self._team.run(self._team.load, path)
-        self._at.step = self.step = state["step"]
-        self._at.cursor = state["cursor"]
-        self._cursor.restore(state["cursor"])
-        self._record.restore(state, self._at.step)
-        self._guards.restore(state["guards"])
+        path, saved = newest
+        await self._trainer.load(path)
+        self._state.step, self._state.cursor = saved["step"], saved["cursor"]
+        self._cursor.restore(saved["cursor"])
+        self._recorder.restore(saved, self._state.step)
+        self._guards.restore(saved["guards"])
+        self._newest = self._state.step
         log.info("resumed from %s", path)
 
-    async def checkpoint(self) -> None:
-        """Copies the run's state after `step` steps, unless that is done; it is written while training goes on.
+    async def roll_back(self, path: Path, saved: dict[str, Any]) -> None:
+        """Restore an earlier checkpoint, with the prompts that come next: with those that led away from there, in the
+        same order, the run would be led away again (PaLM, arXiv 2204.02311, section 5.1)."""
+        await self._trainer.load(path)
+        self._state.step = saved["step"]
+        self._cursor.restore(self._state.cursor)
+        self._guards.rolled_back(saved["guards"])
+        self._recorder.rolled_back(saved, self._state.step)
+        self._newest = self._state.step
+
+    async def save(self) -> None:
+        """Copy the run's state after `step` steps and begin to write it, unless that is done.
 
         The last good state is on disk at every moment: written aside, renamed, `latest` moved last.
         """
-        if self.step == self._at.step:
+        if self._newest == self._state.step:
             return
-        await self.saved()
-        with self._record.timed(StepStage.CHECKPOINT):
-            aside = self._folder.checkpoint_aside(self._at.step)
-            await self._team.run(self._team.save, aside)
-        self._saving = asyncio.ensure_future(self._publish(aside, self.state()))
-        self.step = self._at.step
+        await self.finish()
+        with self._recorder.timed(StepStage.CHECKPOINT):
+            aside = self._folder.checkpoint_aside(self._state.step)
+            await self._trainer.begin_save(aside)
+        self._saving = asyncio.ensure_future(self._publish(aside, self.content()))
+        self._newest = self._state.step
 
-    async def checkpoint_if_due(self) -> None:
-        """By the schedule; else ends the one before, if that can be done at once."""
-        step, schedule = self._at.step, self._schedule
+    def outdate(self) -> None:
+        """Let the next save of this step make it again: what is saved of it lacks something that is known by now."""
+        self._newest = None
+
+    async def save_if_due(self) -> None:
+        """Save by the schedule; else publish the checkpoint before, if that can be done at once."""
+        step, schedule = self._state.step, self._schedule
         if step and (step % schedule.checkpoint_every_steps == 0 or step == schedule.steps):
-            await self.checkpoint()
+            await self.save()
         elif self._saving is not None and self._saving.done():
-            await self.saved()
+            await self.finish()
 
-    async def saved(self) -> None:
-        """Waits until the checkpoint that is being written, if one is, is the newest. Raises what went wrong."""
+    async def save_if_best(self) -> None:
+        """Save a best step that schedule.keepBest wants kept: it could not be gone back to otherwise."""
+        if self._schedule.keep_best and self._recorder.best_step() == self._state.step:
+            await self.save()
+
+    async def finish(self) -> None:
+        """Wait until the checkpoint that is being written, if one is, is the newest. Raises what went wrong."""
         if self._saving is not None:
             saving, self._saving = self._saving, None
-            with self._record.timed(StepStage.CHECKPOINT):
+            with self._recorder.timed(StepStage.CHECKPOINT):
                 await saving
 
-    def state(self) -> dict[str, Any]:
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint's state.json holds: step, cursor, guards and progress."""
         guards = {"guards": self._guards.state()}
-        return {"step": self._at.step, "cursor": self._at.cursor, **guards, **self._record.state()}
+        return {"step": self._state.step, "cursor": self._state.cursor, **guards, **self._recorder.state()}
 
-    async def _publish(self, aside: Path, state: dict[str, Any]) -> None:
-        """Makes a checkpoint the newest, once every rank has written it."""
-        await self._team.written()
-        await self._team.run(self._team.saved)
-        await asyncio.to_thread(self._folder.publish_checkpoint, aside, state, self._schedule)
-        self._record.checkpoint(state["step"])
+    async def _publish(self, aside: Path, content: dict[str, Any]) -> None:
+        """Make a checkpoint the newest, once every rank has written it."""
+        await self._trainer.written()
+        await self._trainer.finish_save()
+        await asyncio.to_thread(self._folder.publish_checkpoint, aside, content, self._schedule)
+        self._recorder.checkpoint(content["step"])

@@ -1,29 +1,27 @@
-"""On-policy distillation, as the algorithm reads (GKD, arXiv 2306.13649).
+"""On-policy distillation, as the algorithm reads (GKD, arXiv 2306.13649, algorithm 1).
 
     repeat:
-        the student writes responses to a batch of prompts       rollouts.py   (engines, weight version v)
-        the teacher scores every token of them                   teacher.py
-        the student takes one step down the divergence           megatron/     (loss: objective/)
-        the engines get the new weights                          fleet.py      (weight version v + 1)
+        the student writes responses to a batch of prompts       rollout/      (engines, weight version v)
+        the teacher scores every token of them                   teacher/
+        the student takes one step down the divergence           megatron/     (loss: objective/loss.py)
+        the engines get the new weights                          weight_sync/  (weight version v + 1)
 
-The first three run side by side, also on-policy: the gradient of the responses that are there is computed while others
-are still being written, and the step is taken once all are in (periodic asynchrony, arXiv 2511.18871).
+That is `Loop._steps`. The first three run side by side, also on-policy: the gradient of the responses that are there is
+computed while others are still being written, and the step is taken once all are in (periodic asynchrony, arXiv
+2511.18871).
 
-An evaluation of step v runs beside the rollouts and the gradient of step v + 1, and ends before that is applied. Until
-then engines and trainer hold exactly the weights that are measured: nothing has to be copied for a best checkpoint that
-may not come, and what a guard decides takes effect from step v. Training waits for no more of it than outlasts the next
-batch.
+Everything else that happens around an update is a callback (callbacks/, in the order of `Loop.__init__`). An evaluation
+of step v runs beside the rollouts and the gradient of step v + 1, and ends before that is applied. Until then engines
+and trainer hold exactly the weights that are measured: nothing has to be copied for a best checkpoint that may not
+come, and what a guard decides takes effect from step v. Training waits for no more of it than outlasts the next batch.
+A guard that sends the run back, or ends it, raises RollBack or StopRun; `Loop._train` does what they say.
 
-Rank 0 of the trainer runs this; the other ranks only take part in what `Team` announces. Weight version n means: the
-weights after n optimiser steps.
+Rank 0 of the trainer runs this; the other ranks only take part in what `TrainerRanks` calls. Weight version n means:
+the weights after n optimiser steps.
 """
 
-import asyncio
-import statistics
-import time
-from collections.abc import Awaitable
-from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Iterator
+from typing import Any
 
 from distill_api.job import DistillationJob
 from distill_api.metrics import StepStage
@@ -31,35 +29,29 @@ from distill_api.protocol import Phase
 from distill_api.status import Result
 from distill_workers.data.prompts import Cursor
 from distill_workers.data.sample import Sample
-from distill_workers.evaluation.evaluator import Evaluator, Measurement
-from distill_workers.evaluation.guards import Guards
+from distill_workers.evaluation.evaluator import Evaluator
+from distill_workers.evaluation.guards import Decision, Guards
 from distill_workers.failures import Failure, Stopped
 from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.objective.schedule import learning_rate
-from distill_workers.reporting.progress import Reporter
-from distill_workers.reporting.recorder import Recorder, Step
+from distill_workers.reporting.progress import ProgressReporter
+from distill_workers.reporting.recorder import Recorder
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import Batch, RolloutPipeline
-from distill_workers.run.checkpoint_manager import Keeper, Standing
-from distill_workers.run.guard_actions import Intervention
-from distill_workers.run.preflight import preflight
-from distill_workers.run.team import Team
+from distill_workers.run.callbacks.base import Callbacks, RepeatStep, RollBack, StopRun, TrainStep
+from distill_workers.run.callbacks.checkpointing import CheckpointCallback
+from distill_workers.run.callbacks.evaluation import EvaluationCallback
+from distill_workers.run.callbacks.guards import GuardCallback
+from distill_workers.run.callbacks.metrics import MetricsCallback
+from distill_workers.run.callbacks.next_batches import NextBatchesCallback
+from distill_workers.run.checkpoint_manager import CheckpointManager
+from distill_workers.run.guard_actions import GuardActions
+from distill_workers.run.preflight.preflight import preflight
+from distill_workers.run.run_state import RunState
+from distill_workers.run.stop_signal import StopSignal
+from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.teacher.teachers import Teachers
-
-T = TypeVar("T")
-
-
-@dataclass
-class Accumulated:
-    """A batch whose gradient is there, and where the time went."""
-
-    samples: list[Sample] = field(default_factory=list)
-    training_seconds: float = 0.0
-    rollout_seconds: float = 0.0
-    """Waiting for responses."""
-    scoring_seconds: float = 0.0
-    """Waiting for scores."""
 
 
 class Loop:
@@ -69,54 +61,59 @@ class Loop:
         self,
         job: DistillationJob,
         folder: RunFolder,
-        team: Team,
+        trainer: TrainerRanks,
         engines: EnginePool,
         teachers: Teachers,
         cursor: Cursor,
         rollouts: RolloutPipeline,
         evaluators: list[Evaluator],
-        reporter: Reporter,
+        reporter: ProgressReporter,
         tokenizer: Any,
     ) -> None:
-        self._spec, self._folder, self._team, self._engines = job.spec, folder, team, engines
-        self._teachers, self._cursor, self._rollouts, self._evaluators = teachers, cursor, rollouts, evaluators
-        self._reporter, self._tokenizer = reporter, tokenizer
-        self._at = Standing(cursor.state())
-        self._record = Recorder(folder, reporter, job.spec, tokenizer.decode)
-        self._record.engines = engines.count_placed
-        self._guards = Guards(job.spec)
-        self._keeper = Keeper(job.spec.schedule, folder, team, cursor, self._record, self._guards, self._at)
-        self._intervention = Intervention(
-            self._guards, self._keeper, self._at, folder, team, engines, rollouts, cursor, self._record
+        spec = job.spec
+        self._spec, self._folder, self._trainer, self._engines = spec, folder, trainer, engines
+        self._teachers, self._cursor, self._rollouts = teachers, cursor, rollouts
+        self._reporter, self._tokenizer, self._last_step = reporter, tokenizer, spec.schedule.steps
+        self._state = state = RunState(cursor.state())
+        self._stop_signal = StopSignal(state)
+        self._guards = guards = Guards(spec)
+        self._recorder = recorder = Recorder(folder, reporter, spec, tokenizer.decode)
+        recorder.engines = engines.count_placed
+        self.checkpoints = CheckpointManager(spec.schedule, folder, trainer, cursor, recorder, guards, state)
+        self._guard_actions = GuardActions(
+            guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state
         )
-        self._measuring: asyncio.Task[list[Measurement]] | None = None
-        """The evaluation of the weights as they are, until it is heard."""
-        self._stopping = asyncio.Event()
+        self.evaluation = EvaluationCallback(
+            spec.schedule, evaluators, engines, teachers, recorder, self.checkpoints, state, self._stop_signal
+        )
+        guard = GuardCallback(guards, folder, trainer, rollouts, recorder, self.checkpoints, state)
+        checkpoint = CheckpointCallback(self.checkpoints, self.evaluation)
+        next_batches = NextBatchesCallback(rollouts, self._last_step)
+        self.callbacks = Callbacks(
+            before=[self.evaluation, guard, checkpoint],
+            after=[MetricsCallback(recorder), guard, self.evaluation, next_batches, checkpoint],
+        )
 
     async def run(self) -> str:
-        """Returns how it ended, as a sentence. Raises Failure; Stopped after `stop`."""
-        await self._keeper.resume()
+        """Do the whole run, and export its model. Returns how it ended, as a sentence. Raises Failure; Stopped after
+        `stop`."""
+        await self.checkpoints.resume()
         async with self._engines.updating_weights():
-            await self._push()
-        if self._at.step == 0:
+            await self._load_engines()
+        if self._state.step == 0:
             self._reporter.update(phase=Phase.PREFLIGHT)
-            checks = preflight(self._spec, self._tokenizer, self._team, self._engines, self._teachers, self._cursor)
-            await self._unless_stopped(checks)
+            parts = (self._trainer, self._engines, self._teachers, self._cursor)
+            await self._stop_signal.interrupting(preflight(self._spec, self._tokenizer, *parts))
         self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
-        try:
-            await self._train()
-        finally:
-            if self._measuring is not None:
-                self._measuring.cancel()
-        await self._keeper.saved()
+        guard = await self._train()
+        await self.checkpoints.finish()
         self._reporter.update(phase=Phase.EXPORTING)
         self._folder.check_ownership()
-        await self._team.run(self._team.export, self._folder.model)
-        guard = self._intervention.stopped_by
+        await self._trainer.export(self._folder.model)
         result = Result(
             model_path=str(self._folder.model),
-            step=self._at.step,
-            best_step=self._record.best_step(),
+            step=self._state.step,
+            best_step=self._recorder.best_step(),
             stopped_by=guard and guard.guard,
         )
         self._reporter.update(phase=Phase.DONE, result=result)
@@ -124,145 +121,93 @@ class Loop:
             return "all steps are done and the model is exported"
         return f"guard {guard.guard} stopped the run after step {guard.step}: {guard.message}"
 
-    async def _train(self) -> None:
-        at, steps = self._at, self._spec.schedule.steps
-        # An attempt that was stopped in the middle of an evaluation leaves it to the next.
-        if at.step == 0 or not self._record.evaluated(at.step):
-            self._evaluate_if_due()
-        while self._intervention.stopped_by is None and (at.step < steps or self._measuring is not None):
-            if at.step == steps:
-                await self._hear(None)
-                continue
-            line = await self._train_step()
-            if line is None or not await self._intervention.heed(self._guards.after_step(line)):
-                continue
-            self._evaluate_if_due()
-            # The engines need not wait for the checkpoint to be copied.
-            self._rollouts.start_ahead(at.step, steps)
-            if self._measuring is None:
-                await self._keeper.checkpoint_if_due()
-
     def stop(self) -> None:
-        """Ends the run at the next moment at which the state is whole; `run` then raises Stopped."""
-        self._stopping.set()
+        """End the run as soon as its state is whole; `run` then raises Stopped."""
+        self._stop_signal.set()
 
     async def checkpoint(self) -> None:
-        """Saves the run as it stands, and waits until that is on disk."""
-        await self._keeper.checkpoint()
-        await self._keeper.saved()
+        """Save the run as it stands, and wait until that is on disk."""
+        await self.checkpoints.save()
+        await self.checkpoints.finish()
 
-    async def _train_step(self) -> dict[str, Any] | None:
-        """Returns the step's line of metrics.jsonl; None if a guard has decided upon the weights it began with."""
-        begin = time.monotonic()
-        self._record.begin_step()
-        batch = self._rollouts.take(self._at.step, self._spec.schedule.steps)
-        done = await self._accumulate(batch)
-        if not done.samples:
-            raise Failure(f"no sample of step {self._at.step + 1} could be scored; the log names the reasons")
-        if not await self._hear(batch):
-            return None
-        lag = statistics.fmean(self._at.step - s.weight_version for s in done.samples)
-        rate = learning_rate(self._spec.trainer.optimizer, self._at.step, self._spec.schedule.steps)
-        async with self._engines.updating_weights():
-            applying = time.monotonic()
-            trained = await self._team.run(self._team.apply, rate)
-            if trained["skipped"]:
-                raise Failure(
-                    f"the gradient of step {self._at.step + 1} was not finite, so nothing was updated; if the next "
-                    "attempt ends here too, lower trainer.optimizer.learningRate or objective.coefficient"
-                )
-            self._at.step, self._at.cursor = self._at.step + 1, batch.cursor_after
-            settling = time.monotonic()
-            await self._engines.drain()
-            settled = time.monotonic()
-            with self._record.timed(StepStage.WEIGHT_SYNC):
-                await self._push()
-        self._record.spent(StepStage.TRAIN, done.training_seconds + settling - applying)
-        self._record.spent(StepStage.ROLLOUT, done.rollout_seconds + settled - settling)
-        self._record.spent(StepStage.TEACHER_SCORE, done.scoring_seconds)
-        return self._record.step(Step(self._at.step, done.samples, trained, lag, time.monotonic() - begin))
-
-    async def _accumulate(self, batch: Batch) -> Accumulated:
-        """Forward and backward of the samples as they come in, in portions that fill a micro-batch of every replica.
-
-        The weights do not change before `apply`, so the gradient is that of the whole batch at once.
-        """
-        done, portion = Accumulated(), list[Sample]()
-        planned = step_coefficients(self._spec.objective, self._at.step)
-        coefficients = planned.lowered(self._guards.coefficient_factor)
-        waits: list[tuple[float, float]] = []
-        enough = self._spec.trainer.max_tokens_per_micro_batch * self._team.replicas
-        arrivals = batch.arrivals(in_order=self._spec.deterministic)
+    async def _train(self) -> Decision | None:
+        """Train to the last step, or until a guard stops the run. Returns that guard's decision; None without one."""
+        self.evaluation.begin()
         try:
-            arrived: list[Sample] | None = []
-            while arrived is not None:
-                begin = time.monotonic()
-                arrived = await self._unless_stopped(anext(arrivals, None))
-                waits.append((begin, time.monotonic()))
-                portion += arrived or []
-                if portion and (arrived is None or sum(s.tokens for s in portion) >= enough):
-                    begin = time.monotonic()
-                    await self._team.run(self._team.accumulate, portion, coefficients)
-                    done.training_seconds += time.monotonic() - begin
-                    done.samples += portion
-                    portion = []
-        except Stopped:
-            await self._team.run(self._team.discard)
-            raise
-        for begin, end in waits:
-            # What training waited for: until the last response was there that is the engines, then the teacher.
-            generated = min(max(batch.generated_at, begin), end)
-            done.rollout_seconds += generated - begin
-            done.scoring_seconds += end - generated
-        return done
-
-    async def _push(self) -> None:
-        """The engines get the weights after `step` steps."""
-        await self._engines.push(self._team.weights, self._at.step)
-        self._record.weights(self._at.step)
-
-    def _evaluate_if_due(self) -> None:
-        """Begins to measure the weights as they are."""
-        step, schedule = self._at.step, self._spec.schedule
-        if self._evaluators and (step % schedule.evaluate_every_steps == 0 or step == schedule.steps):
-            self._measuring = asyncio.create_task(self._measure(step))
-
-    async def _measure(self, step: int) -> list[Measurement]:
-        work = (evaluator.measure(step, self._engines, self._teachers) for evaluator in self._evaluators)
-        return await asyncio.gather(*work)
-
-    async def _hear(self, begun: Batch | None) -> bool:
-        """Waits for the evaluation that is under way, if one is, and does what follows from it. Whether the gradient of
-        the batch that was begun meanwhile may be applied: not after a decision, which it knew nothing of."""
-        if self._measuring is None:
-            return True
-        measuring, self._measuring = self._measuring, None
-        with self._record.timed(StepStage.EVALUATE):
-            measured = await self._unless_stopped(measuring)
-        # A checkpoint of this step that was made without its evaluation, by an attempt that was stopped, is made anew.
-        self._keeper.step = -1
-        entries = [self._record.evaluation(m) for m in measured]
-        decisions = [decision for e in entries if (decision := self._guards.after_evaluation(e)) is not None]
-        if decisions and begun is not None:
-            await self._team.run(self._team.discard)
-            self._rollouts.put_back(begun)
-        if self._spec.schedule.keep_best and self._record.best_step() == self._at.step:
-            # A best step that was not saved could not be gone back to.
-            await self._keeper.checkpoint()
-        for decision in decisions:
-            if not await self._intervention.heed(decision):
-                return False
-        await self._keeper.checkpoint_if_due()
-        return not decisions
-
-    async def _unless_stopped(self, work: Awaitable[T]) -> T:
-        """The result of work that changes no state, or Stopped as soon as `stop` is called."""
-        task, stop = asyncio.ensure_future(work), asyncio.ensure_future(self._stopping.wait())
-        try:
-            await asyncio.wait({task, stop}, return_when=asyncio.FIRST_COMPLETED)
-            if self._stopping.is_set():
-                raise Stopped(f"stopped by SIGTERM after step {self._at.step}; the next attempt goes on from there")
-            return task.result()
+            while True:
+                try:
+                    await self._steps()
+                    return None
+                except RepeatStep:
+                    continue
+                except RollBack as wanted:
+                    await self._guard_actions.roll_back(wanted)
+                except StopRun as wanted:
+                    return await self._guard_actions.stop(wanted)
         finally:
-            stop.cancel()
-            task.cancel()
+            self.evaluation.cancel()
+
+    async def _steps(self) -> None:
+        """Algorithm 1 of GKD, from the step that the run has reached to the last."""
+        for step in self._remaining_steps():
+            step.batch = self._rollouts.take(step.index, self._last_step)
+            async for samples in self._portions(step, step.batch):
+                await step.clock.timed(StepStage.TRAIN, self._trainer.accumulate(samples, step.coefficients))
+            await self.callbacks.before_update(step)
+            async with self._engines.updating_weights():
+                step.stats = await step.clock.timed(StepStage.TRAIN, self._update(step.batch))
+                await step.clock.timed(StepStage.ROLLOUT, self._engines.drain())
+                await step.clock.timed(StepStage.WEIGHT_SYNC, self._load_engines())
+            await self.callbacks.after_step(step)
+        await self.callbacks.before_update(self._step())
+
+    def _remaining_steps(self) -> Iterator[TrainStep]:
+        while self._state.step < self._last_step:
+            self._recorder.begin_step()
+            yield self._step()
+
+    def _step(self) -> TrainStep:
+        """The step that the run has reached, with the coefficients of the objective as guards have lowered them."""
+        planned = step_coefficients(self._spec.objective, self._state.step)
+        return TrainStep(self._state.step, planned.lowered(self._guards.coefficient_factor))
+
+    async def _portions(self, step: TrainStep, batch: Batch) -> AsyncIterator[list[Sample]]:
+        """The samples of the batch as they come in, in portions that fill a micro-batch of every replica.
+
+        The weights do not change before the update, so the gradient is that of the whole batch at once. Raises Stopped,
+        and Failure if there is no sample at all.
+        """
+        arrivals = batch.arrivals(in_order=self._spec.deterministic)
+        enough = self._spec.trainer.max_tokens_per_micro_batch * self._trainer.replicas
+        portion: list[Sample] = []
+        arrived: list[Sample] | None = []
+        while arrived is not None:
+            try:
+                arrived = await step.clock.waited(self._stop_signal.interrupting(anext(arrivals, None)))
+            except Stopped:
+                await self._trainer.discard()
+                raise
+            portion += arrived or []
+            if portion and (arrived is None or sum(s.tokens for s in portion) >= enough):
+                yield portion
+                step.samples += portion
+                portion = []
+        if not step.samples:
+            raise Failure(f"no sample of step {step.index + 1} could be scored; the log names the reasons")
+
+    async def _update(self, batch: Batch) -> dict[str, float]:
+        """The optimiser step. Raises Failure, with nothing updated, for a gradient that is not finite."""
+        step = self._state.step
+        stats = await self._trainer.update(learning_rate(self._spec.trainer.optimizer, step, self._last_step))
+        if stats["skipped"]:
+            raise Failure(
+                f"the gradient of step {step + 1} was not finite, so nothing was updated; if the next "
+                "attempt ends here too, lower trainer.optimizer.learningRate or objective.coefficient"
+            )
+        self._state.step, self._state.cursor = step + 1, batch.cursor_after
+        return stats
+
+    async def _load_engines(self) -> None:
+        """Give the engines the weights after `step` steps."""
+        await self._engines.push(self._trainer.weights, self._state.step)
+        self._recorder.weights(self._state.step)

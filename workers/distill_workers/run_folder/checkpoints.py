@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-from distill_api.spec import Schedule
+from distill_api.spec.job_spec import Schedule
 from distill_workers.run_folder.atomic_file import sync_folder, write_whole
 
 STEP_FORMAT = "step-{:06d}"

@@ -9,7 +9,7 @@ from typing import Any
 
 from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.protocol import Variable
-from distill_api.spec import Schedule
+from distill_api.spec.job_spec import Schedule
 from distill_workers.run_folder.atomic_file import write_whole
 from distill_workers.run_folder.checkpoints import Checkpoints
 from distill_workers.run_folder.ownership import Owner, Ownership

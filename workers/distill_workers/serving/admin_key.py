@@ -1,8 +1,8 @@
-"""The key that SGLang's administration asks for: weights, pause, flush, profiles, and whatever its next version adds.
+"""The key that SGLang's administration requires: for weights, pause, flush, profiles, and what later versions add.
 
-SGLang has an --admin-api-key of its own, but it writes it into its log and shows it to anybody who asks for
-/server_info (0.5.23). So the key stays out of its arguments: a layer around its application refuses every path that is
-not plainly inference or reading. The key comes by the environment; where none is, a server makes one that nobody knows.
+SGLang has an --admin-api-key of its own, but writes it into its log and shows it in /server_info to anybody (0.5.23).
+So the key stays out of its arguments: a middleware around its application refuses every path that is not plainly
+inference or reading. The key is in the environment; where it is not, a server makes one that nobody knows.
 """
 
 import hmac
@@ -15,24 +15,24 @@ from distill_api.protocol import Variable
 
 OPEN_PATHS = ("/generate", "/model_info", "/ping", "/ready")
 OPEN_PREFIXES = ("/v1/", "/health", "/metrics")
-"""What kubelet, Prometheus and clients of the model ask. /server_info is not among them: it shows the arguments."""
+"""Paths for the kubelet, Prometheus and clients of the model. /server_info is not open: it shows the arguments."""
 
 Message = MutableMapping[str, Any]
 App = Callable[[Message, Callable[[], Awaitable[Message]], Callable[[Message], Awaitable[None]]], Awaitable[None]]
 
 
 def admin_key() -> str:
-    """The job's key, or a new one where the environment has none: a server is never open."""
+    """Return the key in this process's environment, or a new one where there is none: a server is never open."""
     return os.environ.get(Variable.KEY) or secrets.token_urlsafe(32)
 
 
 def bearer(key: str) -> dict[str, str]:
-    """The header that administration asks for."""
+    """Return the header that carries the key."""
     return {"Authorization": f"Bearer {key}"}
 
 
 class AdminKeyMiddleware:
-    """ASGI: lets through what is open to all, and the rest only with the key. Everybody else gets a 401."""
+    """An ASGI middleware that lets open paths through, and all others only with the key; without it they get a 401."""
 
     def __init__(self, app: App, key: str) -> None:
         self._app, self._expected = app, bearer(key)["Authorization"].encode()
@@ -54,4 +54,5 @@ class AdminKeyMiddleware:
 
 
 def is_open(path: str) -> bool:
+    """Return whether a path needs no key."""
     return path in OPEN_PATHS or path.startswith(OPEN_PREFIXES)

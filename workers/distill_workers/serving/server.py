@@ -1,7 +1,7 @@
 """One SGLang server: its command line from the job, and its life as a child process.
 
 With spec.deterministic a server works on one request at a time and caches no prefix, so that its numbers depend on the
-request alone; engines also draw tokens by each request's seed. With accelerators that is SGLang's deterministic
+request alone; engines also sample tokens by each request's seed. With accelerators that is SGLang's deterministic
 inference; without, distill_workers.cpu.seeded_sampling.
 """
 
@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Literal
 
 from distill_api.protocol import Variable
-from distill_api.spec import Rollout, Serving, Spec
-from distill_api.teacher import TeacherSpec
+from distill_api.spec.job_spec import Rollout, Serving, Spec
+from distill_api.teacher.kind import TeacherSpec
 from distill_workers import probe
 from distill_workers.child_processes import end_with_parent
 from distill_workers.serving.admin_key import admin_key
@@ -27,11 +27,11 @@ Role = Literal["teacher", "engine"]
 Served = Spec | TeacherSpec
 
 CPU_CONCURRENCY = 16
-"""Requests that a CPU server works on at once; more only lengthens each."""
+"""Requests that a CPU server works on at once; more would only slow each down."""
 CPU_POOL_TOKENS = 65_536
-"""Most tokens in the key-value cache of a CPU server, unless one sequence needs more."""
+"""Upper bound of the key-value cache of a CPU server, unless one sequence needs more."""
 SCORING_CHUNK_TOKENS = 4096
-"""Of a teacher's prefill: the fp32 logits of one chunk are [chunk, vocabulary] (sglang#2607)."""
+"""Chunk of a teacher's prefill: its fp32 logits are [chunk, vocabulary] (sglang#2607)."""
 SHARED_MEMORY_LOADER = "distill_workers.weight_sync.shared_memory.load"
 TAIL_CHARACTERS = 2000
 SHARED_MEMORY = "/dev/shm/"
@@ -40,11 +40,11 @@ STALE_FILE_PREFIXES = ("sglang_loads_", "sgl_shm_", "multi_tokenizer_args_")
 
 
 class ServerFailed(RuntimeError):
-    """A server that ended, or was not ready in time; with the end of its log."""
+    """Raised when a server has ended, or was not ready in time; the message has the end of its log."""
 
 
 def sequence_tokens(spec: Served) -> int:
-    """Tokens of the longest sequence."""
+    """Return the tokens of the longest sequence that the server may be given."""
     if isinstance(spec, TeacherSpec):
         return spec.max_sequence_tokens
     responses = [e.max_response_tokens or 0 for e in spec.evaluation]
@@ -52,13 +52,13 @@ def sequence_tokens(spec: Served) -> int:
 
 
 def cpu_pool_tokens(spec: Served, concurrency: int) -> int:
-    """Room for all requests at once up to a bound, and always for one whole sequence."""
+    """Return the size of a CPU server's key-value cache: room for all requests up to a bound, and for one sequence."""
     one = sequence_tokens(spec) + 64
     return max(one, min(concurrency * one, CPU_POOL_TOKENS))
 
 
 def concurrency(spec: Served, wanted: int) -> int:
-    """Requests that a server works on at once."""
+    """Return the number of requests that a server works on at once, of those that the job wants."""
     if spec.deterministic:
         return 1
     return min(wanted, CPU_CONCURRENCY) if spec.on_cpu else wanted
@@ -67,8 +67,10 @@ def concurrency(spec: Served, wanted: int) -> int:
 def sglang_command(
     model: str, spec: Served, role: Role, host: str, port: int, serving: Serving | None = None
 ) -> tuple[list[str], dict[str, str]]:
-    """The arguments of a server, and what it needs in its environment. Pure. `serving`: of a teacher, the job's first
-    if it is left out."""
+    """Return the command line of a server, and what it needs in its environment.
+
+    `serving` is the part of the spec of the teacher that is served; the job's first teacher if it is left out.
+    """
     part: Serving | Rollout
     if isinstance(spec, TeacherSpec):
         part = spec
@@ -76,7 +78,7 @@ def sglang_command(
         part = (serving or spec.all_teachers[0]) if role == "teacher" else spec.rollout
     flags: list[str] = ["--model-path", model, "--host", host, "--port", str(port), "--dtype", spec.dtype]
     flags += ["--tp-size", str(part.tensor_parallel_size), "--random-seed", str(spec.seed)]
-    # Without it an idle scheduler spins on 80 % of a core.
+    # Without sleep-on-idle an idle scheduler spins on 80 % of a core.
     flags += ["--sleep-on-idle", "--enable-metrics", "--grammar-backend", "none"]
     environment = {"TOKENIZERS_PARALLELISM": "false"}
     if Path(model).is_absolute():
@@ -91,7 +93,7 @@ def sglang_command(
     if spec.on_cpu:
         module = "distill_workers.cpu.sglang_launch"
         flags += ["--device", "cpu", "--max-total-tokens", str(cpu_pool_tokens(spec, running))]
-        # Readiness is a real scoring request here, which warms up as much as SGLang's own request would.
+        # The readiness probe is a real scoring request, which warms up as much as SGLang's own request would.
         flags += ["--skip-server-warmup"]
         environment |= {
             "SGLANG_USE_CPU_ENGINE": "1",
@@ -111,6 +113,7 @@ def sglang_command(
 
 
 def free_port() -> int:
+    """Return a TCP port of this machine that is free now."""
     with socket.socket() as s:
         s.bind(("127.0.0.1", 0))
         return int(s.getsockname()[1])
@@ -119,7 +122,7 @@ def free_port() -> int:
 class SGLangServer:
     """A server as a child process in a session of its own, so that all its processes can be ended together.
 
-    Start it from a thread that lives as long as it is wanted: it ends with that thread (PR_SET_PDEATHSIG).
+    The server ends with the thread that starts it (PR_SET_PDEATHSIG), which must live as long.
     """
 
     def __init__(
@@ -140,20 +143,21 @@ class SGLangServer:
         )
         self._role, self._command = role, sglang_command(model, spec, role, host, port, serving)
         self.key = admin_key()
-        """What its administration asks for."""
+        """The key of its administration."""
         self._process: subprocess.Popen[bytes] | None = None
         self._shared: set[str] = set()
-        """Files in shared memory of a server that has served."""
+        """Files in shared memory that the server has mapped, to be removed after it."""
 
     @property
     def pid(self) -> int | None:
+        """Process id, and session, of the server; None while it does not run."""
         return self._process.pid if self._process else None
 
     def start(self) -> None:
-        """Ends what is left of an earlier start, and starts anew; `wait_ready` says when it serves."""
+        """End what is left of an earlier start, and start the server; `wait_ready` waits until it serves."""
         self.stop()
         argv, environment = self._command
-        # What Ray tells its workers would make SGLang's processes look like part of Ray.
+        # With the variables of a Ray worker, SGLang's processes would behave as part of Ray.
         inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
@@ -168,12 +172,13 @@ class SGLangServer:
             )
 
     def alive(self) -> bool:
+        """Return whether the server's first process runs."""
         return self._process is not None and self._process.poll() is None
 
     def wait_ready(self, timeout_seconds: float = 600) -> float:
-        """Seconds until it scored. Raises ServerFailed if it ends, or is not ready in time."""
+        """Wait until the server scores, and return the seconds. Raises ServerFailed."""
         begin = time.monotonic()
-        why = "not asked yet"
+        why = "not probed yet"
         while time.monotonic() - begin < timeout_seconds:
             if not self.alive():
                 code = self._process.returncode if self._process else None
@@ -191,8 +196,10 @@ class SGLangServer:
         )
 
     def stop(self) -> None:
-        """Ends the whole process group, and removes what it leaves in shared memory. Also after the first process has
-        died: its children may be alive."""
+        """End the whole process group, and remove what it leaves in shared memory.
+
+        Also after the first process has ended, since its children may be alive.
+        """
         if self._process is None:
             return
         self._shared |= shared_memory_files(self._process.pid)
@@ -205,7 +212,7 @@ class SGLangServer:
         self._shared.clear()
 
     def tail(self) -> str:
-        """The end of its log, as a part of a sentence."""
+        """Return the end of its log, as a part of a message."""
         try:
             text = self.log.read_text(encoding="utf-8", errors="replace")[-TAIL_CHARACTERS:]
         except OSError:
@@ -214,10 +221,10 @@ class SGLangServer:
 
 
 def shared_memory_files(session: int) -> set[str]:
-    """Files in shared memory that the processes of a session have mapped, and that are SGLang's own."""
+    """Return SGLang's own files in shared memory that the processes of a session have mapped."""
     found: set[str] = set()
     for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):  # gone meanwhile
+        with contextlib.suppress(OSError):  # the process has ended meanwhile
             if os.getsid(int(maps.parts[2])) == session:
                 mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines()}
                 found |= {

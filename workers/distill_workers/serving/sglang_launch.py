@@ -12,12 +12,12 @@ from distill_workers.serving.admin_key import AdminKeyMiddleware, admin_key, bea
 log = logging.getLogger(__name__)
 
 FREEZE_SECONDS = 60.0
-"""The scheduler answers between two batches, and the first may be a long one."""
+"""Timeout of freeze_gc: the scheduler answers between two batches, and the first may be long."""
 
 
 def unguarded_servers(args: Any, *, rust_server: bool) -> list[str]:
-    """Ways to serve that pass the guarded application by, of those that SGLang's resolved arguments ask for."""
-    doors = {
+    """Return the options, of SGLang's resolved arguments, that start a server around which there is no middleware."""
+    options = {
         "--tokenizer-worker-num above 1": args.tokenizer_worker_num > 1,
         "--grpc-port": args.grpc_port is not None,
         "--smg-grpc-mode": args.smg_grpc_mode or args.grpc_mode,
@@ -25,12 +25,14 @@ def unguarded_servers(args: Any, *, rust_server: bool) -> list[str]:
         "--use-ray": args.use_ray,
         "SGLANG_RUST_SERVER": rust_server,
     }
-    return [name for name, used in doors.items() if used]
+    return [name for name, used in options.items() if used]
 
 
 def freeze_gc(url: str, key: str, verify: bool | str) -> None:
-    """The request that SGLang sends to itself once it is warm, with the key. Without a warm-up it is sent before the
-    server listens, so it is repeated."""
+    """Send the request that SGLang sends to itself after its warm-up, with the key.
+
+    Without a warm-up it is sent before the server listens, so it is retried.
+    """
     import requests
     from requests.adapters import HTTPAdapter
     from urllib3.util import Retry
@@ -42,12 +44,12 @@ def freeze_gc(url: str, key: str, verify: bool | str) -> None:
             answer = session.post(f"{url}/freeze_gc", headers=bearer(key), timeout=FREEZE_SECONDS, verify=verify)
             answer.raise_for_status()
     except requests.exceptions.RequestException as error:
-        # As SGLang does: the server is only a little slower without.
+        # Logged and not raised, as SGLang does: the server is only a little slower.
         log.warning("freeze_gc failed: %s", error)
 
 
 def install_key_guard(key: str) -> None:
-    """Puts the guard around SGLang's application, and the key into the one request that it sends to itself."""
+    """Add the middleware to SGLang's application, and the key to the one request that SGLang sends to itself."""
     from sglang.srt.arg_groups.serving_hook import ssl_verify_of
     from sglang.srt.entrypoints import http_server
 
@@ -66,8 +68,8 @@ def main() -> None:
     load_plugins()
     server_args = prepare_server_args(sys.argv[1:])
     server_args.resolve_once()
-    if doors := unguarded_servers(resolving_view(server_args), rust_server=envs.SGLANG_RUST_SERVER.get()):
-        sys.exit(f"engineArgs: {', '.join(doors)}: served past the key that administration needs; leave it out")
+    if options := unguarded_servers(resolving_view(server_args), rust_server=envs.SGLANG_RUST_SERVER.get()):
+        sys.exit(f"engineArgs: {', '.join(options)}: serves without the key that administration requires; leave it out")
     install_key_guard(admin_key())
     try:
         run_server(server_args)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from distill_api.job import load_job
 from distill_api.manifest import read_manifest
-from distill_api.teacher import parse_teacher
+from distill_api.teacher.kind import parse_teacher
 from distill_workers.failures import ConfigurationError
 from distill_workers.model_folder import model_folder
 from distill_workers.serving.server import sglang_command

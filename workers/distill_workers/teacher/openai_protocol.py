@@ -1,11 +1,11 @@
-"""OpenAI's completions protocol, /v1/completions, of servers that give log-probabilities of the prompt. Pure.
+"""OpenAI's completions protocol, /v1/completions, of servers that return log-probs of the prompt.
 
-Two forms of answer are understood; which one the server gives is found out once.
+Two forms of answer are read; which of them the server gives is detected once.
 - prompt_logprobs, as vLLM's: a list over all P + R tokens, null first, then {id: {logprob, rank, decoded_token}} with
   the n likeliest tokens and always the token itself. Looked up by id: a missing one is an error, never probability 1.
 - echo with logprobs, as OpenAI had it and SGLang still has: token_logprobs over all tokens, null first. Its likeliest
-  tokens go by their texts, which do not say which ids they are, so objective.support top-k cannot use them.
-Both compute the whole prompt anew for each response: a cached prefix has no log-probabilities.
+  tokens are named by their texts, from which their ids do not follow, so objective.support top-k cannot use them.
+Both compute the whole prompt anew for each response: a cached prefix has no log-probs.
 """
 
 import math
@@ -18,26 +18,27 @@ from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, c
 
 PATH = "/v1/completions"
 VLLM_MINUS_INFINITY = -9999.0
-"""vLLM writes it for a log-probability of minus infinity, which JSON lacks (clamp_prompt_logprobs)."""
+"""vLLM writes this for a log-prob of minus infinity, which JSON lacks (clamp_prompt_logprobs)."""
 
 
 class OpenAIProtocol:
-    """See scores.Wire. `model` is the name that the server serves it by."""
+    """The ScoringProtocol of /v1/completions."""
 
     shares_prefixes = False
     vocabulary: int | None = None
 
     def __init__(self, model: str) -> None:
+        """`model` is the name under which the server serves the model."""
         self._model = model
         self._echo = False
 
     async def detect(self, send: Callable[[TeacherRequest], Awaitable[Any]]) -> None:
-        """Which of the two forms it answers in; a server that refuses is left to the preflight."""
+        """Detect the form of the server's answers; what a server refuses altogether is reported by the preflight."""
         try:
             answer = await send(self._by_prompt_logprobs([1, 1], 0))
             self._echo = not _choice(answer).get("prompt_logprobs")
         except BadScore:
-            # A server that takes no prompt_logprobs at all may know echo.
+            # A server that refuses prompt_logprobs may support echo.
             self._echo = True
 
     def score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest:
@@ -61,7 +62,7 @@ class OpenAIProtocol:
         return math.inf
 
     def generation_request(self, prompt_ids: list[int], max_new_tokens: int) -> TeacherRequest:
-        return self._ask(prompt_ids, max_tokens=max_new_tokens, return_token_ids=True)
+        return self._completion_request(prompt_ids, max_tokens=max_new_tokens, return_token_ids=True)
 
     def read_generation(self, answer: Any) -> list[int]:
         try:
@@ -70,7 +71,7 @@ class OpenAIProtocol:
             raise BadScore("malformed", f"no token_ids in {str(answer)[:200]}") from None
 
     def token_texts_request(self, ids: list[int]) -> TeacherRequest:
-        # What comes first has no log-probability, and in one form no text.
+        # The first token has no log-prob, and in one form no text, so it is sent twice.
         again = [ids[0], *ids]
         return self._by_echo(again) if self._echo else self._by_prompt_logprobs(again, 0)
 
@@ -79,7 +80,7 @@ class OpenAIProtocol:
         try:
             if self._echo:
                 texts = choice["logprobs"]["tokens"][1 : len(ids) + 1]
-                # SGLang names the last id of the vocabulary 0, and the size of the vocabulary is not known here.
+                # SGLang gives the last id of the vocabulary as 0, and the size of the vocabulary is not known here.
                 return [None if i == max(ids) else str(text) for i, text in zip(ids, texts, strict=True)]
             entries = choice["prompt_logprobs"][1:]
             return [entry[str(i)]["decoded_token"] for i, entry in zip(ids, entries, strict=True)]
@@ -88,13 +89,13 @@ class OpenAIProtocol:
 
     def _by_prompt_logprobs(self, ids: list[int], likeliest: int) -> TeacherRequest:
         # vLLM generates at least one token.
-        return self._ask(ids, max_tokens=1, prompt_logprobs=likeliest)
+        return self._completion_request(ids, max_tokens=1, prompt_logprobs=likeliest)
 
     def _by_echo(self, ids: list[int]) -> TeacherRequest:
-        # SGLang takes no 0; what is generated comes after all that is read.
-        return self._ask(ids, max_tokens=1, echo=True, logprobs=1, return_token_ids=True)
+        # SGLang refuses 0; the generated token comes after all that is read.
+        return self._completion_request(ids, max_tokens=1, echo=True, logprobs=1, return_token_ids=True)
 
-    def _ask(self, ids: list[int], **fields: Any) -> TeacherRequest:
+    def _completion_request(self, ids: list[int], **fields: Any) -> TeacherRequest:
         return TeacherRequest(PATH, {"model": self._model, "prompt": ids, "temperature": 0, **fields})
 
 
@@ -118,14 +119,14 @@ def _read_prompt_logprobs(answer: Any, prompt_tokens: int, response_ids: list[in
             "wrong_count", f"{len(entries)} scores came for {len(response_ids)} tokens after {prompt_tokens}"
         )
     tables = [_table(entry, answer) for entry in entries]
-    for place, (token, table) in enumerate(zip(response_ids, tables, strict=True)):
+    for position, (token, table) in enumerate(zip(response_ids, tables, strict=True)):
         if token not in table:
             seen = sorted(table)[:3]
-            raise BadScore("wrong_tokens", f"token {place} of the response was sent as {token} and scored as {seen}")
+            raise BadScore("wrong_tokens", f"token {position} of the response was sent as {token} and scored as {seen}")
     logprobs = np.array([table[i][0] for i, table in zip(response_ids, tables, strict=True)], dtype=np.float64)
     top_ids, top_logprobs = None, None
     if top_k is not None:
-        # The token itself is there too; where it is none of the k likeliest, its rank says so.
+        # The table has the token itself too; its rank tells whether it is one of the k likeliest.
         best = [sorted((rank, i, value) for i, (value, rank) in table.items() if rank <= top_k) for table in tables]
         if any([rank for rank, _, _ in row] != list(range(1, top_k + 1)) for row in best):
             raise BadScore("wrong_count", f"not {top_k} likeliest tokens for each, ranked from 1 to {top_k}")
@@ -135,7 +136,7 @@ def _read_prompt_logprobs(answer: Any, prompt_tokens: int, response_ids: list[in
 
 
 def _table(entry: Any, answer: Any) -> dict[int, tuple[float, int]]:
-    """Log-prob and rank of each token that one position tells of, by its id."""
+    """Return log-prob and rank of each token in the entry of one position, by id."""
     try:
         found = {int(i): (float(told["logprob"]), int(told["rank"])) for i, told in entry.items()}
     except (AttributeError, LookupError, TypeError, ValueError):
@@ -153,5 +154,5 @@ def _read_echo(answer: Any, ids: list[int], response_tokens: int) -> Scores:
     if logprobs.shape != (response_tokens,):
         raise BadScore("wrong_count", f"{len(values)} scores came for {len(ids)} tokens")
     if (seen := choice.get("prompt_token_ids")) is not None and seen != ids:
-        raise BadScore("wrong_tokens", f"{len(ids)} tokens were sent, and others scored")
+        raise BadScore("wrong_tokens", f"{len(ids)} tokens were sent, and other tokens were scored")
     return Scores(checked(logprobs).tolist(), None, None)

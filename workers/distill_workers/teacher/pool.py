@@ -1,9 +1,10 @@
 """A teacher's pool: the client side of one or more servers that score the student's tokens.
 
-Balances over all addresses behind a name (a headless Service) by outstanding tokens, but keeps the siblings of one
-prompt where its prefix is cached (prefixes.py). Requests that fail are sent again with back-off, to another replica if
-there is one; a replica that keeps failing is left alone for a while. An answer that cannot be right is a BadScore: it
-fails its sample, never the job. What is asked and answered is the matter of a protocol: sglang_wire.py, openai_wire.py.
+Requests are balanced over all addresses behind a name (a headless Service) by outstanding tokens, but the samples of a
+group are scored where their prompt is cached (prefix_affinity.py). A request that fails is sent again with back-off, to
+another replica if there is one; a replica that keeps failing is skipped for a while. An answer that cannot be right is
+a BadScore: it fails its sample, never the job. Protocols build the requests and read the answers: sglang_protocol.py,
+openai_protocol.py.
 """
 
 import asyncio
@@ -17,8 +18,8 @@ from typing import Any
 import aiohttp
 import orjson
 
-from distill_api import spec as api
-from distill_api.spec import NamedTeacherSource, Spec
+from distill_api.spec import job_spec as api
+from distill_api.spec.job_spec import NamedTeacherSource, Spec
 from distill_workers.teacher.endpoint import TeacherEndpoint
 from distill_workers.teacher.openai_protocol import OpenAIProtocol
 from distill_workers.teacher.prefix_affinity import NO_PREFERENCE, Placement, PrefixAffinity
@@ -33,17 +34,17 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.2, 10.0)
 TRIES = 6
-"""Of one request, while others succeed."""
+"""A request that has failed so often, while others succeed, fails its sample."""
 PREFETCHES = 8
-"""Prompts that are sent ahead at once: the others wait, so that scoring always finds free slots."""
+"""Prompts that are prefetched at once: the others wait, so that scoring always finds free slots."""
 
 
 class TeacherUnreachable(Exception):
-    """No replica has answered for longer than is waited."""
+    """Raised when no replica has answered for longer than the pool waits."""
 
 
 class TeacherPool:
-    """Of one teacher. Each address that a host of its origin resolves to is a replica."""
+    """The pool of one teacher. Each address that a host of its endpoint resolves to is a replica."""
 
     def __init__(
         self,
@@ -55,51 +56,54 @@ class TeacherPool:
         key: str = "",
         unreachable_seconds: float = 300.0,
     ) -> None:
-        """`address` is HOST:PORT, or several with commas; an endpoint has one of its own, and perhaps a key.
-        `teacher`: the job's first if it is left out."""
+        """`address` is HOST:PORT, or several with commas; a teacher with an endpoint needs none, and may need a key.
+
+        `teacher` is the job's first if it is left out.
+        """
         self.teacher = teacher or spec.all_teachers[0]
         endpoint = self.teacher.endpoint
         self._endpoint = (
             TeacherEndpoint.of_endpoint(endpoint, key) if endpoint is not None else TeacherEndpoint.of_address(address)
         )
-        self._protocol: ScoringProtocol = SGLangProtocol()
+        self._protocol: ScoringProtocol = SGLangProtocol(ours=endpoint is None)
         if endpoint is not None and endpoint.protocol is api.Protocol.OPENAI:
-            assert endpoint.model is not None, "a rule of Endpoint"
+            assert endpoint.model is not None, "Endpoint requires a model for this protocol"
             self._protocol = OpenAIProtocol(endpoint.model)
         self._observer, self._limit = observer, unreachable_seconds
         self._timeout_seconds = float(self.teacher.request_timeout_seconds)
         self._start_seconds = float(spec.pre_running_deadline_seconds or 1800)
         self._replicas = Replicas(list(self._endpoint.names), self.teacher.max_concurrent_requests)
-        # A deterministic server caches no prefix and takes one request at a time: nothing to wait for.
+        # A deterministic server caches no prefix and takes one request at a time, so there is nothing to wait for.
         self._affinity = PrefixAffinity(self._replicas, share=self._protocol.shares_prefixes and not spec.deterministic)
         self._prefetching = asyncio.Semaphore(PREFETCHES)
-        self._admission = ReplicaAdmission(self._replicas, self.teacher, self._score_on, observer)
+        self._admission = ReplicaAdmission(self._replicas, self.teacher, self._score_by, observer)
         self._session: aiohttp.ClientSession | None = None
         self._last_success = time.monotonic()
         self.requests = 0
-        """Waiting and under way."""
+        """Requests that wait or are in flight."""
 
     async def start(self, timeout_seconds: float | None = None) -> None:
-        """Waits until a replica scores: a large teacher takes long to load. Raises TeacherUnreachable."""
+        """Wait until a replica scores: a large teacher takes long to load. Raises TeacherUnreachable."""
         # Shorter than the 5 s after which the server closes an idle connection: a reset would count as a failure.
         connector = aiohttp.TCPConnector(limit=0, keepalive_timeout=2)
         self._session = aiohttp.ClientSession(connector=connector)
         usual, self._limit, self._last_success = self._limit, timeout_seconds or self._start_seconds, time.monotonic()
-        await self._protocol.detect(lambda ask: self._request(ask, 2))
+        await self._protocol.detect(lambda request: self._request(request, 2))
         self._limit = usual
 
     async def close(self) -> None:
+        """Close all connections."""
         self._admission.close()
         if self._session is not None:
             await self._session.close()
 
     async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
-        """log p of each response token given what is before it, nats; with `top_k`, the k likeliest at each position.
-        Raises BadScore, TeacherUnreachable."""
-        ask = self._scoring(prompt_ids, response_ids, top_k)
-        async with self._affinity.placement(prompt_ids) as place:
-            answer = await self._request(ask, len(prompt_ids) + len(response_ids), place)
-        self._affinity.observe(place, self._protocol.cached_tokens(answer))
+        """Return the log-prob of each response token given all tokens before it, nats; with `top_k`, also the k
+        likeliest tokens at each position. Raises BadScore, TeacherUnreachable."""
+        request = self._score_request(prompt_ids, response_ids, top_k)
+        async with self._affinity.placement(prompt_ids) as placement:
+            answer = await self._request(request, len(prompt_ids) + len(response_ids), placement)
+        self._affinity.observe(placement, self._protocol.cached_tokens(answer))
         scores = self._protocol.read_scores(answer, prompt_ids, response_ids, top_k)
         self._admission.observe(prompt_ids, response_ids, scores)
         return scores
@@ -107,82 +111,87 @@ class TeacherPool:
     async def score_everywhere(
         self, prompt_ids: list[int], response_ids: list[int], top_k: int | None
     ) -> list[tuple[str, Scores]]:
-        """The scores of each replica that is there now, with its address. Raises BadScore, TeacherUnreachable."""
-        ask = self._scoring(prompt_ids, response_ids, top_k)
+        """Return the scores of each replica that answers, with its address. Raises BadScore, TeacherUnreachable."""
+        request = self._score_request(prompt_ids, response_ids, top_k)
         await self._replicas.resolve(again=True)
         found: list[tuple[str, Scores]] = []
         for replica in self._replicas.all():
             try:
-                answer = await self._send(replica, ask, 1, self._timeout_seconds, alone=True)
+                answer = await self._send(replica, request, 1, self._timeout_seconds, own_connection=True)
             except NotAnswered as error:
                 log.warning("teacher %s: replica %s is not compared: %s", self.teacher.name, replica.address, error)
                 continue
             found.append((replica.address, self._protocol.read_scores(answer, prompt_ids, response_ids, top_k)))
         if not found:
-            # One try each is not much: this one is sent again, and says what is wrong where nobody answers.
+            # Each replica had one try; `score` retries, and its error says what is wrong if none answers.
             found.append((self._endpoint.title, await self.score(prompt_ids, response_ids, top_k)))
         return found
 
     async def prefetch(self, prompt_ids: list[int]) -> None:
-        """Has the prompt cached where its siblings will be scored, while they are still being drawn: then none of them
-        need go alone. One try, of which no failure is raised: without it the first sibling does the same work."""
-        if not self._affinity.worth_sharing(prompt_ids):
+        """Have a replica cache the prompt while the samples of its group are still being generated.
+
+        Then no sample has to be scored ahead of the others. There is one try, and a failure is logged and not raised:
+        the first sample of the group then does the same work.
+        """
+        if not self._affinity.is_shared(prompt_ids):
             return
         async with self._prefetching:
             try:
                 self._check_ids(prompt_ids)
                 async with self._affinity.prefetching(prompt_ids) as replica:
                     if replica is not None:
-                        ask = self._protocol.score_request(prompt_ids, [], None)
-                        await self._send(replica, ask, len(prompt_ids), self._timeout_seconds)
+                        request = self._protocol.score_request(prompt_ids, [], None)
+                        await self._send(replica, request, len(prompt_ids), self._timeout_seconds)
             except Exception as error:
                 log.warning("a prompt of %d tokens was not prefetched: %s", len(prompt_ids), error)
 
     async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
-        """The teacher's own greedy response."""
+        """Return the teacher's own greedy response."""
         self._check_ids(prompt_ids)
-        ask = self._protocol.generation_request(prompt_ids, max_new_tokens)
-        # Generation has no bound of its own in the job; it takes as long as it takes, within reason.
-        answer = await self._request(ask, len(prompt_ids) + max_new_tokens, timeout_seconds=3600)
+        request = self._protocol.generation_request(prompt_ids, max_new_tokens)
+        # The job sets no limit for generation, which may take long.
+        answer = await self._request(request, len(prompt_ids) + max_new_tokens, timeout_seconds=3600)
         return self._protocol.read_generation(answer)
 
     async def token_texts(self, ids: list[int]) -> list[str | None]:
-        """What the teacher's own tokenizer makes of each id, None where it does not tell. Raises BadScore for an id
-        that it does not have."""
+        """Return what the teacher's own tokenizer makes of each id, None where it does not tell.
+
+        Raises BadScore for an id that the teacher lacks.
+        """
         self._check_ids(ids)
         return self._protocol.read_token_texts(
             await self._request(self._protocol.token_texts_request(ids), len(ids)), ids
         )
 
-    def _scoring(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest:
+    def _score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest:
         if not response_ids:
             raise BadScore("empty", "an empty response has no token to score")
         self._check_ids([*prompt_ids, *response_ids])
         return self._protocol.score_request(prompt_ids, response_ids, top_k)
 
     def _check_ids(self, ids: list[int]) -> None:
-        """An id outside the embedding ends the whole SGLang server, so it must never be sent."""
+        """Raise BadScore for an id outside the embedding: it would end the whole SGLang server, so it is never sent."""
         size = self._protocol.vocabulary
         if size is not None and not all(0 <= i < size for i in ids):
             wrong = next(i for i in ids if not 0 <= i < size)
             raise BadScore("outside_vocabulary", f"token {wrong} is outside the teacher's vocabulary of {size}")
 
-    async def _score_on(self, replica: Replica, prompt_ids: list[int], response_ids: list[int]) -> Scores:
-        """By this replica, in one try. Raises BadScore, NotAnswered."""
-        ask = self._protocol.score_request(prompt_ids, response_ids, None)
-        answer = await self._send(replica, ask, len(prompt_ids) + len(response_ids), self._timeout_seconds)
+    async def _score_by(self, replica: Replica, prompt_ids: list[int], response_ids: list[int]) -> Scores:
+        """Return the scores of this replica, which has one try. Raises BadScore, NotAnswered."""
+        request = self._protocol.score_request(prompt_ids, response_ids, None)
+        answer = await self._send(replica, request, len(prompt_ids) + len(response_ids), self._timeout_seconds)
         return self._protocol.read_scores(answer, prompt_ids, response_ids, None)
 
     async def _request(
         self,
-        ask: TeacherRequest,
+        request: TeacherRequest,
         tokens: int,
-        place: Placement = NO_PREFERENCE,
+        placement: Placement = NO_PREFERENCE,
         timeout_seconds: float | None = None,
     ) -> Any:
-        """The JSON of an answer 200. Raises BadScore for a refusal, TeacherUnreachable."""
+        """Return the JSON of an answer with status 200. Raises BadScore for a refusal, TeacherUnreachable."""
         timeout = timeout_seconds or self._timeout_seconds
-        preferred = place.replica
+        preferred = placement.replica
         begin, tries, failed_on, why = time.monotonic(), 0, None, "its name has no address"
         while True:
             await self._replicas.resolve(again=failed_on is not None)
@@ -194,18 +203,18 @@ class TeacherPool:
                 replica = self._replicas.least_loaded(but=failed_on)
             if replica is not None:
                 try:
-                    work = tokens - place.cached_tokens if replica is preferred else tokens
-                    return await self._send(replica, ask, work, timeout)
+                    work = tokens - placement.cached_tokens if replica is preferred else tokens
+                    return await self._send(replica, request, work, timeout)
                 except NotAnswered as error:
                     self._observer.add("distill_teacher_retries")
                     failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
-            elif refused := [r.address for r in self._replicas.all() if r.rejected]:
-                why = f"{', '.join(refused)}: joined later, and scores otherwise than those before (maxDisagreement)"
+            elif rejected := [r.address for r in self._replicas.all() if r.rejected]:
+                why = f"{', '.join(rejected)}: joined later, and scores otherwise than those before (maxDisagreement)"
             now = time.monotonic()
             if now - max(self._last_success, begin) > self._limit:
                 raise TeacherUnreachable(
                     f"no teacher at {self._endpoint.title} has answered for {self._limit:.0f} s (last: {why}); "
-                    "look at the logs of the teacher's pods"
+                    "see the logs of the teacher's pods"
                 )
             if tries >= TRIES and self._last_success > begin:
                 raise BadScore("failed", f"{tries} tries failed while other requests succeeded (last: {why})")
@@ -214,7 +223,7 @@ class TeacherPool:
 
     @asynccontextmanager
     async def _slot(self, replica: Replica) -> AsyncIterator[None]:
-        """One of the requests that the replica may have in flight, once one is free."""
+        """Hold one of the replica's request slots, once one is free."""
         self.requests += 1
         try:
             self._observer.change("distill_teacher_queue_depth", 1)
@@ -230,9 +239,12 @@ class TeacherPool:
             self.requests -= 1
 
     async def _send(
-        self, replica: Replica, ask: TeacherRequest, tokens: int, timeout: float, alone: bool = False
+        self, replica: Replica, request: TeacherRequest, tokens: int, timeout: float, own_connection: bool = False
     ) -> Any:
-        """`alone`: over a connection of its own, behind which a load balancer may have another server."""
+        """Send a request once, and return the JSON of the answer. Raises NotAnswered, BadScore.
+
+        `own_connection` is for a load balancer, behind which each connection may reach another server.
+        """
         assert self._session is not None, "start() comes first"
         replica.outstanding_tokens += tokens
         try:
@@ -240,9 +252,9 @@ class TeacherPool:
                 begin, code = time.monotonic(), "error"
                 try:
                     async with self._session.post(
-                        self._endpoint.url(replica.address, ask.path),
-                        data=orjson.dumps(ask.body),
-                        headers=self._endpoint.headers | ({"Connection": "close"} if alone else {}),
+                        self._endpoint.url(replica.address, request.path),
+                        data=orjson.dumps(request.body),
+                        headers=self._endpoint.headers | ({"Connection": "close"} if own_connection else {}),
                         timeout=aiohttp.ClientTimeout(total=timeout),
                         server_hostname=self._endpoint.certificate_name,
                         allow_redirects=False,

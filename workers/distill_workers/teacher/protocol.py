@@ -1,4 +1,7 @@
-"""What a teacher says of one response, and the checks that hold for every protocol. Pure."""
+"""Scoring protocols: how a teacher is asked for log-probs, and the checks of its answers that hold for every protocol.
+
+Nothing here does input or output: a protocol builds requests and reads answers, and pool.py sends them.
+"""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -8,11 +11,11 @@ import numpy as np
 import numpy.typing as npt
 
 ROUNDING_NATS = 1e-4
-"""A log-probability may be this much above 0 by rounding."""
+"""A log-prob may exceed 0 by this much, by rounding."""
 
 
 class BadScore(Exception):
-    """An answer that cannot be used; `reason` is a word for metrics."""
+    """Raised for an answer that cannot be used; `reason` is a label of metrics."""
 
     def __init__(self, reason: str, message: str) -> None:
         super().__init__(reason, message)
@@ -24,7 +27,7 @@ class BadScore(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Scores:
-    """The teacher's view of one response, nats."""
+    """The teacher's log-probs of one response, nats."""
 
     logprobs: list[float]
     """[response]"""
@@ -36,42 +39,47 @@ class Scores:
 
 @dataclass(frozen=True)
 class TeacherRequest:
-    """One request: where on the server, and the JSON that goes there."""
+    """A request: its path on the server, and its JSON body."""
 
     path: str
     body: dict[str, Any]
 
 
 class ScoringProtocol(Protocol):
-    """How servers of one kind are asked, and what their answers mean. Readers raise BadScore."""
+    """The requests that servers of one kind take, and how their answers are read. Readers raise BadScore."""
 
     vocabulary: int | None
-    """Size of the teacher's embedding, where the protocol tells it."""
+    """Rows of the teacher's embedding; None where the protocol does not tell."""
     shares_prefixes: bool
-    """A prompt that the server has seen makes the scoring of its responses cheaper."""
+    """Whether a prompt that the server has cached makes the scoring of its responses cheaper."""
 
     async def detect(self, send: Callable[[TeacherRequest], Awaitable[Any]]) -> None:
-        """Finds out what must be known of the server, once it answers."""
+        """Detect, once the server answers, which of the protocol's variants it has."""
 
-    def score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest: ...
+    def score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest:
+        """Return the request for the scores of a response, with the top-k tokens of each position if asked for."""
 
-    def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores: ...
+    def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        """Return the scores in the answer to a `score_request`."""
 
     def cached_tokens(self, answer: Any) -> float:
-        """Tokens of the request that the server had in its cache; infinite if it does not say."""
+        """Return how many tokens of the request the server had in its cache; infinity if it does not tell."""
 
-    def generation_request(self, prompt_ids: list[int], max_new_tokens: int) -> TeacherRequest: ...
+    def generation_request(self, prompt_ids: list[int], max_new_tokens: int) -> TeacherRequest:
+        """Return the request for a greedy response."""
 
-    def read_generation(self, answer: Any) -> list[int]: ...
+    def read_generation(self, answer: Any) -> list[int]:
+        """Return the ids in the answer to a `generation_request`."""
 
-    def token_texts_request(self, ids: list[int]) -> TeacherRequest: ...
+    def token_texts_request(self, ids: list[int]) -> TeacherRequest:
+        """Return the request for the texts of token ids."""
 
     def read_token_texts(self, answer: Any, ids: list[int]) -> list[str | None]:
-        """What the server's own tokenizer makes of each id; None where it does not tell."""
+        """Return what the server's own tokenizer makes of each id; None where it does not tell."""
 
 
 class Observer(Protocol):
-    """What is told about each request; distill_workers.metrics.Metrics is one."""
+    """The receiver of metrics about each request; distill_workers.metrics.Metrics is one."""
 
     def add(self, name: str, amount: float = 1, **labels: str) -> None: ...
 
@@ -81,7 +89,7 @@ class Observer(Protocol):
 
 
 def checked(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Log-probs, of which none may be above 0 by more than rounding; the result is at most 0. Raises BadScore."""
+    """Return log-probs, at most 0. Raises BadScore if one is not finite, or exceeds 0 by more than rounding."""
     if not np.isfinite(values).all():
         raise BadScore("not_finite", f"a log-probability is {values[~np.isfinite(values)][0]}")
     if values.max(initial=0.0) > ROUNDING_NATS:
@@ -91,4 +99,5 @@ def checked(values: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def malformed(answer: Any) -> BadScore:
+    """Return the error of an answer that lacks what the protocol promises."""
     return BadScore("malformed", f"the answer is not of the expected form: {str(answer)[:200]}")

@@ -1,4 +1,8 @@
-"""Replicas of a teacher that join later: each is used once it has scored a response as those before it did."""
+"""Admission of replicas: one that joins later is used once it has scored a response as the others did.
+
+A replica with other weights than the rest would change the objective without a trace. The first replicas are compared
+with each other by the preflight.
+"""
 
 import asyncio
 import logging
@@ -7,21 +11,21 @@ import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from distill_api.spec import NamedTeacherSource
+from distill_api.spec.job_spec import NamedTeacherSource
 from distill_workers.teacher.protocol import BadScore, Observer, Scores
 from distill_workers.teacher.replicas import NotAnswered, Replica, Replicas
 
 log = logging.getLogger(__name__)
 
 ENOUGH_TOKENS = 16
-"""Of a response: a longer one says no more about a replica's weights."""
+"""A response of so many tokens is enough: a longer one tells no more about a replica's weights."""
 DISAGREES = "disagrees"
-"""Instead of a code, of a replica that joined later and was refused."""
+"""Label `code` of distill_teacher_requests for a replica that is rejected."""
 
 
 @dataclass(frozen=True)
 class Reference:
-    """What the replicas have said of one response."""
+    """A response and the log-probs that admitted replicas gave it."""
 
     prompt_ids: list[int]
     response_ids: list[int]
@@ -29,15 +33,16 @@ class Reference:
     """[response], nats"""
 
     def worse_than(self, response_ids: list[int]) -> bool:
+        """Return whether another response is a better reference, by its length."""
         return len(self.response_ids) < min(len(response_ids), ENOUGH_TOKENS)
 
     def gap_nats(self, scores: Scores) -> float:
-        """Mean over the tokens."""
+        """Return the mean absolute difference of the log-probs, per token."""
         return statistics.fmean(abs(a - b) for a, b in zip(self.logprobs, scores.logprobs, strict=True))
 
 
 class ReplicaAdmission:
-    """Of one teacher's replicas."""
+    """The admission of one teacher's replicas."""
 
     def __init__(
         self,
@@ -46,25 +51,26 @@ class ReplicaAdmission:
         score: Callable[[Replica, list[int], list[int]], Awaitable[Scores]],
         observer: Observer,
     ) -> None:
-        """`score`: a prompt and a response by one replica; raises BadScore, NotAnswered."""
+        """`score` has one replica score a response to a prompt; it raises BadScore, NotAnswered."""
         self._replicas, self._teacher, self._score, self._observer = replicas, teacher, score, observer
         self._reference: Reference | None = None
         self._comparisons: dict[Replica, asyncio.Task[None]] = {}
 
     def observe(self, prompt_ids: list[int], response_ids: list[int], scores: Scores) -> None:
-        """Keeps what was scored, if a newcomer can be compared better by it."""
+        """Take a scored response as the reference, if it is a better one than the present."""
         if self._reference is None or self._reference.worse_than(response_ids):
             self._reference = Reference(prompt_ids, response_ids, scores.logprobs)
 
     def admit_pending(self) -> None:
-        """Begins to compare those that have just joined, beside what is under way."""
-        for replica in self._replicas.pending():
+        """Start the comparison of each replica that has joined, in the background."""
+        for replica in self._replicas.pending_admission():
             if self._reference is None:
-                replica.admitted = True  # nothing was scored yet, so it is as good as the first
+                replica.admitted = True  # nothing has been scored yet: there is no other replica to differ from
             elif replica not in self._comparisons:
                 self._comparisons[replica] = asyncio.create_task(self._compare(replica, self._reference))
 
     def close(self) -> None:
+        """Cancel the comparisons under way."""
         for proof in self._comparisons.values():
             proof.cancel()
 

@@ -1,4 +1,4 @@
-"""The teacher's replicas: every address behind its name, how much each has to do, and which to leave alone."""
+"""The replicas of a teacher: every address behind its name, the load of each, and which of them to skip for now."""
 
 import asyncio
 import logging
@@ -8,76 +8,79 @@ from dataclasses import dataclass
 log = logging.getLogger(__name__)
 
 RESOLVE_SECONDS = 30.0
-"""Age at which the addresses are looked up again; at once after a failed connection."""
+"""Age at which the addresses are looked up again; after a failed connection they are looked up at once."""
 BREAK_AFTER = 3
-"""Failures in a row after which a replica is left alone."""
+"""Failures in a row after which a replica is skipped."""
 BREAK_SECONDS = (1.0, 30.0)
-"""For how long: doubled each time, from and to."""
+"""A replica is skipped for so long at first, twice as long after each further failure, and at most for so long."""
 
 
 class NotAnswered(Exception):
-    """A failure of transport or server, which another try may not have."""
+    """Raised for a failure of transport or server: another try may succeed."""
 
 
 @dataclass(eq=False)
 class Replica:
-    """One address, and what is known of it."""
+    """One address of a teacher, its load and its state."""
 
     address: str
     slots: asyncio.Semaphore
+    """Requests that it may still be sent at once."""
     outstanding_tokens: int = 0
     answered_tokens: int = 0
-    """Of all requests so far: what has gone through its cache."""
+    """Tokens of all requests so far: what has passed through its cache."""
     failures: int = 0
     open_until: float = 0.0
-    """time.monotonic until which it is left alone."""
+    """time.monotonic until which it is skipped."""
     admitted: bool = True
-    """It scores as the others do. One that joins later is left alone until it is."""
+    """Whether it scores as the others do; one that joins later gets no requests before (replica_admission.py)."""
     rejected: bool = False
-    """It does not."""
+    """Whether it was found to score otherwise than the others."""
 
     def failed(self, now: float) -> None:
+        """Count a failure, and skip the replica after several in a row."""
         self.failures += 1
         if self.failures >= BREAK_AFTER:
             pause = min(BREAK_SECONDS[1], BREAK_SECONDS[0] * 2 ** (self.failures - BREAK_AFTER))
             self.open_until = now + pause
 
     def succeeded(self) -> None:
+        """Forget earlier failures."""
         self.failures, self.open_until = 0, 0.0
 
 
 class Replicas:
-    """Those of `names`, each HOST:PORT; an address joins when HOST resolves to it, and goes when it no longer does."""
+    """The replicas behind `names`, each HOST:PORT: every address that a HOST resolves to, as long as it does."""
 
     def __init__(self, names: list[str], slots: int) -> None:
-        """`slots`: requests in flight of one replica."""
+        """`slots` is the number of requests that one replica is sent at once."""
         self._names, self._slots = names, slots
         self._known: dict[str, Replica] = {}
         self._resolved_at = -RESOLVE_SECONDS
         self._resolving = asyncio.Lock()
 
     def usable(self, replica: Replica) -> bool:
-        """It is still there, and not left alone."""
+        """Return whether a replica is still known, admitted and not skipped."""
         known = self._known.get(replica.address) is replica
         return known and replica.admitted and replica.open_until <= time.monotonic()
 
-    def pending(self) -> list[Replica]:
-        """Those that have yet to prove themselves."""
+    def pending_admission(self) -> list[Replica]:
+        """Return the replicas that are yet to be compared with the others."""
         now = time.monotonic()
         return [r for r in self._known.values() if not r.admitted and not r.rejected and r.open_until <= now]
 
     def all(self) -> list[Replica]:
-        """Also those that are left alone for now."""
+        """Return all replicas, also those that are skipped for now."""
         return list(self._known.values())
 
     def least_loaded(self, but: Replica | None = None) -> Replica | None:
-        """By outstanding tokens; `but` only if there is no other."""
+        """Return the usable replica with the fewest outstanding tokens; `but` only if there is no other."""
         usable = [r for r in self._known.values() if self.usable(r)]
         others = [r for r in usable if r is not but]
         return min(others or usable, key=lambda r: r.outstanding_tokens, default=None)
 
     async def resolve(self, again: bool = False) -> None:
-        """Looks the addresses up: new ones join, vanished ones get no more requests."""
+        """Look the addresses up, if that was long ago or `again`: new ones join, vanished ones leave."""
         age = RESOLVE_SECONDS if self._known and not again else 1.0
         if time.monotonic() - self._resolved_at < age:
             return
@@ -90,13 +93,13 @@ class Replicas:
                 try:
                     infos = await asyncio.get_running_loop().getaddrinfo(host.strip("[]"), int(port), type=1)
                 except OSError:
-                    # Nothing is known: what was known stays.
+                    # A failed look-up says nothing: the known addresses stay.
                     infos = []
                     found.update(self._known)
                 for _, _, _, _, where in infos:
                     ip, to = str(where[0]), int(where[1])
                     address = f"[{ip}]:{to}" if ":" in ip else f"{ip}:{to}"
-                    # The first are compared by the preflight.
+                    # The preflight compares the first replicas with each other.
                     new = Replica(address, asyncio.Semaphore(self._slots), admitted=not self._known)
                     found[address] = self._known.get(address) or new
             if found.keys() != self._known.keys():

@@ -1,9 +1,9 @@
-"""SGLang's own protocol: /generate with max_new_tokens 0. Pure.
+"""SGLang's own protocol: /generate with max_new_tokens 0.
 
-With prompt length P and response length R the answer covers positions P-1 ... P+R-1: R+1 entries [log p, id, text], the
-first without a log p. Starting at P-1 keeps the prompt's cached prefix usable and the answer short. The k likeliest
-tokens come as two binary arrays (SGLang's return_flat_raw_top_logprobs_b64): a third of the bytes of nested lists, and
-no Python object for each of R x k pairs on either side.
+With prompt length P and response length R the answer covers positions P-1 ... P+R-1: R+1 entries [log-prob, id, text],
+the first without a log-prob. Starting at P-1 keeps the prompt's cached prefix usable and the answer short. The k
+likeliest tokens come as two binary arrays (SGLang's return_flat_raw_top_logprobs_b64): a third of the bytes of nested
+lists, and no Python object for each of R x k pairs on either side.
 """
 
 import binascii
@@ -23,16 +23,20 @@ PATH = "/generate"
 
 
 class SGLangProtocol:
-    """See scores.Wire."""
+    """The ScoringProtocol of SGLang's /generate."""
 
     shares_prefixes = True
 
-    def __init__(self) -> None:
+    def __init__(self, *, ours: bool = True) -> None:
+        """ours: served by this project's image, whose SGLang refuses an impossible token id. Older ones end by it."""
         self.vocabulary: int | None = None
+        self._ours = ours
 
     async def detect(self, send: Callable[[TeacherRequest], Awaitable[Any]]) -> None:
-        """SGLang tells the size of its embedding in no answer but in the refusal of an impossible id."""
-        body = {**scoring_request([1], [1], None), "token_ids_logprob": [2**31 - 1]}
+        """Detect the size of the embedding, which SGLang tells only when it refuses an impossible id."""
+        body = scoring_request([1], [1], None)
+        if self._ours:
+            body["token_ids_logprob"] = [2**31 - 1]
         try:
             await send(TeacherRequest(PATH, body))
         except BadScore as refused:
@@ -70,13 +74,14 @@ class SGLangProtocol:
     def read_token_texts(self, answer: Any, ids: list[int]) -> list[str | None]:
         try:
             entries = answer["meta_info"]["input_token_logprobs"]
-            # SGLang names the last id of the vocabulary 0; its text would be that of token 0.
+            # SGLang gives the last id of the vocabulary as 0; the text would be that of token 0.
             return [text if seen == sent else None for sent, (_, seen, text) in zip(ids, entries, strict=True)]
         except (LookupError, TypeError, ValueError):
             raise malformed(answer) from None
 
 
 def scoring_request(prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> dict[str, Any]:
+    """Return the body of /generate for the log-probs of a response."""
     body: dict[str, Any] = {
         "input_ids": prompt_ids + response_ids,
         "sampling_params": {"max_new_tokens": 0, "temperature": 0},
@@ -95,7 +100,7 @@ def scoring_request(prompt_ids: list[int], response_ids: list[int], top_k: int |
 def read_scores(
     answer: Any, prompt_tokens: int, response_ids: list[int], top_k: int | None, vocabulary: int | None = None
 ) -> Scores:
-    """The response's part of an answer. Raises BadScore."""
+    """Return the scores of the response in an answer of /generate. Raises BadScore."""
     try:
         entries = answer["meta_info"]["input_token_logprobs"][1:]
         # NaN and infinities come as null, which becomes NaN here.
@@ -106,11 +111,13 @@ def read_scores(
     if len(ids) != len(response_ids):
         raise BadScore("wrong_count", f"{len(ids)} scores came for {len(response_ids)} tokens after {prompt_tokens}")
     if ids != response_ids:
-        # SGLang 0.5.23 echoes the last id of the vocabulary as 0; its log p is right.
+        # SGLang 0.5.23 gives the last id of the vocabulary as 0; its log-prob is right.
         quirk = None if vocabulary is None else vocabulary - 1
-        for place, (sent, seen) in enumerate(zip(response_ids, ids, strict=True)):
+        for position, (sent, seen) in enumerate(zip(response_ids, ids, strict=True)):
             if sent != seen and not (sent == quirk and seen == 0):
-                raise BadScore("wrong_tokens", f"token {place} of the response was sent as {sent} and scored as {seen}")
+                raise BadScore(
+                    "wrong_tokens", f"token {position} of the response was sent as {sent} and scored as {seen}"
+                )
     top_ids, top_logprobs = None, None
     if top_k is not None:
         top_ids, top_logprobs = _read_top(answer["meta_info"], len(response_ids), top_k, vocabulary)
@@ -120,7 +127,7 @@ def read_scores(
 def _read_top(
     info: dict[str, Any], tokens: int, top_k: int, vocabulary: int | None
 ) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.float32]]:
-    """The ids and log-probs [tokens, k] of the likeliest tokens. Raises BadScore."""
+    """Return ids and log-probs [tokens, k] of the likeliest tokens. Raises BadScore."""
     try:
         shape = [info["input_top_logprobs_null_prefix"], *info["input_top_logprobs_shape"]]
         if shape != [1, tokens, top_k]:

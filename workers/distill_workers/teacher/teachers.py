@@ -1,10 +1,10 @@
-"""The teachers of a job by their names."""
+"""The teachers of a job, each with its pool of replicas, by name."""
 
 import asyncio
 from collections.abc import Mapping
 
 from distill_api.protocol import Variable, read_teacher_addresses, teacher_key
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_api.status import TeacherRequests
 from distill_workers.failures import ConfigurationError
 from distill_workers.teacher.pool import TeacherPool
@@ -12,16 +12,18 @@ from distill_workers.teacher.protocol import Observer
 
 
 class Teachers:
-    """The pools of all teachers."""
+    """The pools and coefficients of all teachers of a job."""
 
     def __init__(self, pools: Mapping[str, TeacherPool], coefficients: Mapping[str, float] | None = None) -> None:
-        """By the teachers' names; a coefficient that is left out is 1."""
+        """Both mappings are by the teachers' names; a coefficient that is left out is 1."""
         self.pools, self._coefficients = dict(pools), dict(coefficients or {})
 
     @classmethod
     def of_job(cls, spec: Spec, environment: Mapping[str, str], observer: Observer) -> "Teachers":
-        """Addresses and keys are in the environment (distill_api.protocol). Raises ConfigurationError where one is
-        missing."""
+        """Return the teachers of a job, whose addresses and keys are in the environment (distill_api.protocol).
+
+        Raises ConfigurationError where one is missing.
+        """
         addresses = read_teacher_addresses(environment.get(Variable.TEACHER, ""))
         pools: dict[str, TeacherPool] = {}
         for teacher in spec.all_teachers:
@@ -43,20 +45,22 @@ class Teachers:
         return cls(pools, {t.name: t.coefficient for t in spec.all_teachers})
 
     def of(self, name: str) -> TeacherPool:
+        """Return the pool of a teacher."""
         return self.pools[name]
 
     def coefficient(self, name: str) -> float:
-        """What the divergence of a sample that it scores is multiplied with, besides objective.coefficient."""
+        """Return the factor of the divergence of samples that the teacher scores, besides objective.coefficient."""
         return self._coefficients.get(name, 1.0)
 
     def shared_requests(self) -> list[TeacherRequests]:
-        """What those have to do that other jobs may share: their number of servers follows from it."""
+        """Return the open requests of each teacher that other jobs may share: its autoscaler adds them up."""
         shared = {name: pool for name, pool in self.pools.items() if pool.teacher.ref is not None}
         return [TeacherRequests(name=name, requests=pool.requests) for name, pool in shared.items()]
 
     async def start(self) -> None:
-        """Waits until each of them scores. Raises TeacherUnreachable."""
+        """Wait until each teacher scores. Raises TeacherUnreachable."""
         await asyncio.gather(*(pool.start() for pool in self.pools.values()))
 
     async def close(self) -> None:
+        """Close the connections of all pools."""
         await asyncio.gather(*(pool.close() for pool in self.pools.values()))

@@ -1,10 +1,9 @@
 """The trainer's side of a weight push: new weights into every engine, and proof that they arrived.
 
-`Sync` is what every way has in common: generation pauses, the weights are transferred, the version is read back, and
+`Sync` is common to every transport: generation pauses, the weights are transferred, the version is read back, and
 generation goes on. An engine that fails is left out and named in EngineLost; all others then have the new weights. A
-restarted engine gets them by a push to it alone. No way holds more than two buckets of the weights (buckets.py): each
-attempt is a fresh pass over the trainer's parameters. The ways have modules of their own: broadcast.py,
-weight_files.py, shared_memory.py.
+restarted engine gets them by a push to it alone. No transport holds more than two buckets of the weights (buckets.py):
+each attempt is a new pass over the trainer's parameters. The transports are broadcast.py, disk.py and shared_memory.py.
 """
 
 import asyncio
@@ -20,13 +19,13 @@ log = logging.getLogger(__name__)
 
 Engines = Mapping[int, EngineHandle]
 BUCKET_BYTES = 256 * 1024**2
-"""Measured (bench/weight_sync.py): each bucket costs some milliseconds beside its bytes, and memory twice."""
+"""Measured (bench/weight_sync.py): each bucket costs some milliseconds besides its bytes, and its memory twice."""
 ATTEMPTS = 2
-"""Of one push to engines that all seem healthy."""
+"""A push to engines that all seem healthy is tried so often."""
 
 
 class EngineLost(Exception):
-    """Engines that could not be given the weights, by number, with the reason. All others have them."""
+    """Raised when a push failed for the engines in `reasons`, by their numbers. All others have the weights."""
 
     def __init__(self, reasons: Mapping[int, str]) -> None:
         super().__init__("; ".join(f"engine {n}: {why}" for n, why in reasons.items()))
@@ -34,7 +33,7 @@ class EngineLost(Exception):
 
 
 class PushIncomplete(Exception):
-    """A push that failed half-way: the engines in `reasons` are lost, the others may try again."""
+    """Raised when one attempt of a push failed: the engines in `reasons` are lost, the others may try again."""
 
     def __init__(self, reasons: Mapping[int, str], why: str = "") -> None:
         super().__init__(why or "; ".join(reasons.values()))
@@ -42,7 +41,10 @@ class PushIncomplete(Exception):
 
 
 async def on_each(engines: Engines, call: Callable[[EngineHandle], Awaitable[Any]]) -> None:
-    """Awaits `call` on all engines at once. Raises Incomplete once all have answered, naming the unavailable."""
+    """Await `call` on all engines at once.
+
+    Raises PushIncomplete, once all have answered, with the engines that are unavailable.
+    """
     results = await asyncio.gather(*(call(e) for e in engines.values()), return_exceptions=True)
     lost: dict[int, str] = {}
     refused: list[str] = []
@@ -58,10 +60,10 @@ async def on_each(engines: Engines, call: Callable[[EngineHandle], Awaitable[Any
 
 
 class Sync:
-    """Pause, transfer, proof, resume; and going on without the engines that fail. A way adds the transfer."""
+    """A push of weights: pause, transfer, proof, resume, without the engines that fail. Transports subclass it."""
 
     async def push(self, source: WeightSource, version: int, engines: Engines) -> None:
-        """Gives `engines` the weights `version`. Raises EngineLost after all others have them."""
+        """Push the weights `version` to `engines`. Raises EngineLost after all others have them."""
         left, lost, attempt = dict(engines), dict[int, str](), 1
         while left:
             try:
@@ -72,7 +74,7 @@ class Sync:
                 if not reasons:
                     reasons = await self._unhealthy(left)
                 if not reasons and attempt == ATTEMPTS:
-                    # Everyone answers, and it still does not work: a fresh server is what is left to try.
+                    # All answer, and it still fails: what is left to try is to restart the servers.
                     reasons = dict.fromkeys(left, str(failed))
                 log.warning("push of weights %d, attempt %d: %s", version, attempt, failed)
                 attempt += 1
@@ -84,17 +86,19 @@ class Sync:
 
     @contextlib.asynccontextmanager
     async def catch_up_channel(self, engines: Engines) -> AsyncIterator["Sync"]:
-        """A sync for engines that come back: whatever becomes of a push to them, the next one to others is not held up.
-        Raises Incomplete."""
+        """Yield a Sync for restarted engines. If it fails or hangs, the next push to the others is not delayed.
+
+        Raises PushIncomplete.
+        """
         yield self
 
     async def _once(self, source: WeightSource, version: int, engines: Engines) -> None:
-        """One attempt: the transfer, inside `_paused`. Raises Incomplete."""
+        """Make one attempt: the transfer, inside `_paused`. Raises PushIncomplete."""
         raise NotImplementedError
 
     @contextlib.asynccontextmanager
     async def _paused(self, version: int, engines: Engines) -> AsyncIterator[None]:
-        """Around a transfer; what fails in it leaves the engines paused, for the next attempt."""
+        """Pause the engines; after the transfer, prove the version and resume. After an error they stay paused."""
         await on_each(engines, lambda e: e.pause())
         yield
         for number, engine in engines.items():
@@ -114,6 +118,7 @@ class Sync:
         return {}
 
     async def _clean_up(self, engines: Engines) -> None:
-        """Brings engines out of a push that failed half-way; they stay paused until the next one."""
+        """Bring engines out of a failed attempt; they stay paused until the next one."""
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Free what the transport holds."""

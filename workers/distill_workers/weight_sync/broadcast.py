@@ -1,6 +1,7 @@
 """A push of weights by broadcast: one process group of the trainer's rank 0 and all ranks of the engines.
 
-NCCL, or gloo without accelerators. The trainer alone sees the answers of all: it ends a group in which one fails.
+The backend is NCCL, or gloo without accelerators. The trainer alone sees the answers of all engines, so it aborts a
+group in which one fails.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from torch.distributed.distributed_c10d import (
     _world,
 )
 
-from distill_api.spec import Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.engine.engine import EngineHandle, EngineRefused, EngineUnavailable
 from distill_workers.weight_sync.base import BUCKET_BYTES, Engines, PushIncomplete, Sync, on_each
 from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource
@@ -33,13 +34,13 @@ from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource
 log = logging.getLogger(__name__)
 
 PATIENCE_SECONDS, PATIENCE_RATIO = 30.0, 10.0
-"""With an engine that takes no part in a broadcast: at least so many seconds, or so many times the longest before."""
+"""An engine may take so many seconds for its part in a broadcast, or so many times the longest before, if more."""
 RELEASE_SECONDS = 10.0
-"""For an engine to notice that its group has ended."""
+"""An engine notices within so long that its group was aborted."""
 
 
 class DistributedSync(Sync):
-    """One group for as long as its members live; another member, or a failure, makes a new one under a new name."""
+    """A push by broadcast. The group lasts while its members do; a new member or a failure makes a new group."""
 
     def __init__(
         self, spec: Spec, address: str, *, timeout_seconds: float = 300.0, bucket_bytes: int = BUCKET_BYTES
@@ -55,7 +56,7 @@ class DistributedSync(Sync):
         self._group: Any = None
         self._name = ""
         self._longest = 0.0
-        """Seconds that a bucket took in this group."""
+        """Seconds of the slowest bucket in this group."""
         self._members: dict[int, tuple[EngineHandle, int]] = {}
 
     async def close(self) -> None:
@@ -76,13 +77,13 @@ class DistributedSync(Sync):
         await sync.close()
 
     def _abandon(self) -> None:
-        """Its thread may be in a broadcast that nobody receives: it ends with the group, or by its own timeout."""
+        """Abort the group, and with it a broadcast that nobody receives; do not wait for its thread."""
         if self._group is not None:
             self._abort()
         self._thread.shutdown(wait=False)
 
     async def _once(self, source: WeightSource, version: int, engines: Engines) -> None:
-        # Asked for first: the first buckets are filled while the engines pause, and in no turn but the next.
+        # The pass is begun first: its first buckets are filled while the engines pause.
         async with contextlib.aclosing(source(self._buffers)) as buckets, self._paused(version, engines):
             if self._members != {n: (e, e.incarnation) for n, e in engines.items()}:
                 await self._form(engines)
@@ -95,7 +96,7 @@ class DistributedSync(Sync):
         names, shapes = bucket.names, bucket.shapes
         dtypes = [str(dtype).removeprefix("torch.") for dtype in bucket.dtypes]
         begin, patience = time.monotonic(), self._patience()
-        # The slack lets those that are released below say so.
+        # The slack lets engines whose group is aborted below answer before their timeout.
         limit = patience + RELEASE_SECONDS
         receiving = {
             id(engine): asyncio.ensure_future(engine.receive(self._name, names, dtypes, shapes, version, limit))
@@ -108,7 +109,7 @@ class DistributedSync(Sync):
             if waiting:
                 self._abort()
             await on_each(engines, lambda engine: receiving[id(engine)])
-            # A broadcast that does not even end with its group is left behind.
+            # A broadcast that does not end even when its group is aborted is abandoned.
             if error := sending.exception() if sending.done() else TimeoutError(f"not done after {patience:.0f} s"):
                 raise PushIncomplete({}, f"the broadcast failed: {error}")
         finally:
@@ -117,26 +118,26 @@ class DistributedSync(Sync):
         self._longest = max(self._longest, time.monotonic() - begin)
 
     def _patience(self) -> float:
-        """Seconds for one bucket: all of the timeout for the first of a group, which makes the connections."""
+        """Return the seconds that one bucket may take: the whole timeout for the first, which connects the group."""
         known = max(PATIENCE_SECONDS, PATIENCE_RATIO * self._longest)
         return min(known, self._timeout) if self._longest else self._timeout
 
     def _abort(self) -> None:
-        """Ends the group at once. Without that, one engine that dies or hangs in a broadcast leaves the others, and
-        this host, waiting for their bytes until the group's timeout."""
+        """Abort the group at once. Otherwise one engine that dies or hangs in a broadcast makes the others, and this
+        host, wait for their bytes until the group's timeout."""
         threading.Thread(target=self._group.abort, daemon=True).start()
         self._group = None
         self._thread.shutdown(wait=False)
         self._thread = self._new_thread()
 
     def _new_thread(self) -> ThreadPoolExecutor:
-        """One, so that the broadcasts are entered in order; the event loop goes on meanwhile."""
+        """Return an executor of one thread: broadcasts run in order, beside the event loop."""
         return ThreadPoolExecutor(1, thread_name_prefix="weights", initializer=self._enter_thread)
 
     def _enter_thread(self) -> None:
         if self._device.type == "cuda":
             torch.cuda.set_device(self._device)
-            # Beside the stream on which the next bucket is filled meanwhile.
+            # Another stream than that on which the next bucket is filled meanwhile.
             self._stream = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
             torch.cuda.set_stream(self._stream)
 
@@ -149,7 +150,7 @@ class DistributedSync(Sync):
         await self._disband({n: e for n, (e, i) in self._members.items() if n in engines and e.incarnation == i})
         world = 1 + self._engine_ranks * len(engines)
         name = f"weights-{uuid.uuid4().hex[:12]}"
-        # Port 0: the kernel picks one that is free. The store does not wait; the group's own start does.
+        # Port 0: the kernel picks a free one. The store does not wait for the engines; the new group does.
         limit = datetime.timedelta(seconds=self._timeout)
         store = TCPStore(self._address, 0, world, is_master=True, timeout=limit, wait_for_workers=False)
         ranks = {number: 1 + place * self._engine_ranks for place, number in enumerate(engines)}
@@ -176,12 +177,12 @@ class DistributedSync(Sync):
         if isinstance(outcome[1], BaseException):
             raise outcome[1]
         if isinstance(outcome[0], BaseException):
-            raise PushIncomplete({}, f"the weight group could not be made: {outcome[0]}")
+            raise PushIncomplete({}, f"the weight group could not be created: {outcome[0]}")
         self._members = {n: (e, e.incarnation) for n, e in engines.items()}
         log.info("weight group %s of %d ranks", name, world)
 
     def _new_group(self, name: str, store: TCPStore, world: int, limit: datetime.timedelta) -> Any:
-        # A group beside the trainer's own, with ranks in other process trees: torch has no public way to make one.
+        # torch has no public function for a second group with ranks outside the trainer's own.
         group, _ = _new_process_group_helper(
             world,
             0,

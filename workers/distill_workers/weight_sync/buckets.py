@@ -1,8 +1,8 @@
 """The student's weights as a stream of buckets, in bounded memory.
 
-A bucket is many tensors in one flat buffer, which is what engines and files take best. There are two buffers, used over
-and over: while one bucket is being sent, the next is filled from the trainer's parameters. Nothing keeps a copy of the
-model; whoever wants the weights again asks for another pass over the parameters.
+A bucket is many tensors in one flat buffer, the form in which they are sent and written fastest. Two buffers are
+reused: while one bucket is being sent, the next is filled from the trainer's parameters. Nothing keeps a copy of the
+model; each further push is another pass over the parameters.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ from queue import SimpleQueue
 import torch
 
 Acquire = Callable[[int], tuple[int, torch.Tensor]]
-"""The number of a free buffer of at least so many bytes, and the buffer."""
+"""A function that waits for a free buffer of at least so many bytes, and returns its number and the buffer."""
 NamedTensor = tuple[str, torch.Tensor | None]
-"""A Hugging Face name, and the whole tensor on rank 0."""
+"""A Hugging Face name, and the whole tensor on rank 0, None on other ranks."""
 FIRST_PART = 4
-"""Measured (bench/weight_sync.py), against what a bucket more costs: the first is this part of the others."""
+"""The first bucket is smaller by this factor; measured (bench/weight_sync.py) against the cost of one more bucket."""
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """Tensors one after another in a flat buffer, in their own precision. Valid until the next bucket is asked for."""
+    """Tensors one after another in a flat buffer, each in its own dtype. Valid until the next bucket is requested."""
 
     names: list[str]
     dtypes: list[torch.dtype]
@@ -31,12 +31,16 @@ class Bucket:
     flat: torch.Tensor
     """uint8 [bytes]"""
     buffer: int
+    """Number of the buffer."""
     last: bool
+    """Whether it is the last bucket of the pass."""
 
 
 def pack(tensors: Iterable[NamedTensor], limit_bytes: int, acquire: Acquire) -> Iterator[Bucket]:
-    """Runs of tensors up to a size; a larger tensor has a bucket of its own. The first is small: nothing is sent while
-    it is filled."""
+    """Yield buckets of up to `limit_bytes`; a larger tensor has a bucket of its own.
+
+    The first bucket is small, since nothing is sent while it is filled.
+    """
     names: list[str] = []
     dtypes: list[torch.dtype] = []
     shapes: list[list[int]] = []
@@ -60,8 +64,10 @@ def pack(tensors: Iterable[NamedTensor], limit_bytes: int, acquire: Acquire) -> 
 
 
 class Buffers:
-    """Two flat buffers on a device, for buckets of at most limit_bytes: made when first wanted, and kept from push to
-    push, as fresh memory costs more than a copy."""
+    """Two flat buffers on a device for buckets of `limit_bytes`.
+
+    They are allocated at the first use and kept from push to push, since fresh memory costs more than a copy.
+    """
 
     COUNT = 2
 
@@ -70,10 +76,10 @@ class Buffers:
         self._flat: list[torch.Tensor | None] = [None] * self.COUNT
 
     def get(self, number: int, size_bytes: int) -> torch.Tensor:
-        """uint8, at least size_bytes: a single tensor may be larger than the limit."""
+        """Return a buffer, uint8, of at least `size_bytes`: a single tensor may be larger than the limit."""
         flat = self._flat[number]
         if flat is None or len(flat) < size_bytes:
-            flat = self._flat[number] = None  # the old one goes first
+            flat = self._flat[number] = None  # the old one is freed first
             flat = self._flat[number] = self._make(number, size_bytes)
         return flat
 
@@ -81,20 +87,20 @@ class Buffers:
         return torch.empty(size_bytes, dtype=torch.uint8, device=self._device)
 
 
-class Abandoned(Exception):
-    """Nobody wants the rest of the pass."""
+class PassAbandoned(Exception):
+    """Raised inside a pass whose consumer has closed it."""
 
 
 class WeightPass:
     """One pass over the weights: an async iterator of buckets, to be closed (contextlib.aclosing).
 
-    It begins at once, in the thread, with the first two buckets; each further one is filled when the consumer asks for
-    its next. `tensors` runs to its end there, whatever becomes of the pass: it is a collective of the trainer's ranks,
-    and a push that fails half-way must not leave the others waiting.
+    The thread fills the first two buckets at once, and each further one when the consumer requests its next. The thread
+    runs `tensors` to its end even if the pass is closed early: it is a collective of the trainer's ranks, and a push
+    that fails must not leave the other ranks waiting.
     """
 
     def __init__(self, thread: Executor, tensors: Callable[[], Iterator[NamedTensor]], buffers: Buffers) -> None:
-        """`thread` has one worker: a pass is over before the next may use the buffers."""
+        """`thread` has one worker, so that a pass has ended before the next uses the buffers."""
         self._loop = asyncio.get_running_loop()
         self._buffers = buffers
         self._free: SimpleQueue[int | None] = SimpleQueue()
@@ -114,14 +120,15 @@ class WeightPass:
             self._free.put(self._at.buffer)
         self._at = await self._filled.get()
         if self._at is None:
-            await self._filling  # raises what ended it early
+            await self._filling  # raises the error that ended the pass early
             raise StopAsyncIteration
         return self._at
 
     async def aclose(self) -> None:
+        """Fill no more buckets."""
         self._closed = True
         self._free.put(None)
-        # Whatever still goes wrong on the way to its end concerns the next call of the team, which meets it too.
+        # A later error of the collective is raised by the team's next call too, so it is not raised here.
         self._filling.add_done_callback(lambda filling: filling.cancelled() or filling.exception())
 
     def _fill(self, tensors: Callable[[], Iterator[NamedTensor]]) -> None:
@@ -129,10 +136,10 @@ class WeightPass:
         try:
             for bucket in pack(stream, self._buffers.limit_bytes, self._acquire):
                 if bucket.flat.is_cuda:
-                    # Its consumer works on another stream.
+                    # The consumer uses another stream.
                     torch.cuda.current_stream(bucket.flat.device).synchronize()
                 self._loop.call_soon_threadsafe(self._filled.put_nowait, bucket)
-        except Abandoned:
+        except PassAbandoned:
             pass
         finally:
             for _ in stream:
@@ -141,9 +148,9 @@ class WeightPass:
     def _acquire(self, size_bytes: int) -> tuple[int, torch.Tensor]:
         number = self._free.get()
         if number is None or self._closed:
-            raise Abandoned
+            raise PassAbandoned
         return number, self._buffers.get(number, size_bytes)
 
 
 WeightSource = Callable[[Buffers], WeightPass]
-"""Where the current weights are to be had, as often as they are wanted: each call is a pass of its own."""
+"""A source of the current weights: each call begins a new pass over them."""

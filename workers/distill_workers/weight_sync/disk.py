@@ -1,4 +1,4 @@
-"""Weights through a folder that trainer and engines both see."""
+"""A push of weights through a folder that trainer and engines share."""
 
 import asyncio
 import contextlib
@@ -15,13 +15,15 @@ from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource
 
 
 class DiskSync(Sync):
-    """Through a folder that trainer and engines both see: slower, and survives anything. Engines go on generating while
-    it is written."""
+    """A push through a shared folder: slower than the others, and independent of any network of ranks.
+
+    Engines go on generating while the folder is written.
+    """
 
     def __init__(
         self, folder: Path, model: Path, *, timeout_seconds: float = 1800.0, bucket_bytes: int = BUCKET_BYTES
     ) -> None:
-        """`folder` is for the weights in transit; configuration and tokenizer are copied from `model`."""
+        """`folder` holds the weights in transit; configuration and tokenizer are copied from `model`."""
         self._folder, self._model, self._timeout = folder, model, timeout_seconds
         self._buffers = Buffers(bucket_bytes, torch.device("cpu"))
 
@@ -39,7 +41,7 @@ class DiskSync(Sync):
         return self._folder / f"version-{version:06d}"
 
     async def _write(self, source: WeightSource, version: int) -> None:
-        """A file for each bucket, and an index that names them, as any reader of Hugging Face folders knows it."""
+        """Write a Hugging Face folder: a file for each bucket, and the index of all files."""
         final = self._place(version)
         aside = final.with_suffix(".tmp")
         await asyncio.to_thread(self._begin_folder, aside)
@@ -76,8 +78,8 @@ SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16
 
 
 def write_safetensors(path: Path, bucket: Bucket) -> None:
-    """A bucket is a safetensors file but for the header: the length of the header as 8 bytes, little-endian, the header
-    as JSON, padded by spaces to 8 bytes, and the flat buffer."""
+    """Write a bucket as a safetensors file: header length in 8 bytes, little-endian; the header as JSON, padded by
+    spaces to a multiple of 8 bytes; and the flat buffer as it is."""
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     begin = 0
     for name, dtype, shape in zip(bucket.names, bucket.dtypes, bucket.shapes, strict=True):

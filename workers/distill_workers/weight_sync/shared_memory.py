@@ -1,7 +1,7 @@
-"""Weights through the memory of the one machine that trainer and engines share: no network, one copy on either side.
+"""A push of weights through shared memory, where trainer and engines are on one machine: no network, one copy each.
 
 The trainer's two buffers are files in memory. SGLang maps them too, and copies a bucket from there into its model while
-the trainer fills the other. `load` runs in SGLang's process: server.py names it as a custom weight loader.
+the trainer fills the other. `load` runs in SGLang's process: serving/server.py names it as a custom weight loader.
 """
 
 import asyncio
@@ -27,26 +27,27 @@ PREFIX = "distill-weights-"
 
 
 class SharedBuffers(Buffers):
-    """Buffers that are files; each is mapped as a whole by whoever uses it."""
+    """Buffers that are files in memory, each mapped as a whole by trainer and engines."""
 
     def __init__(self, limit_bytes: int, folder: Path) -> None:
         super().__init__(limit_bytes, torch.device("cpu"))
         self._folder = folder
 
     def path(self, number: int) -> Path:
+        """Return the file of a buffer."""
         return self._folder / str(number)
 
     def _make(self, number: int, size_bytes: int) -> torch.Tensor:
         path = self.path(number)
         path.unlink(missing_ok=True)
         with path.open("wb") as file:
-            # Memory that is not there is an error here; in a mapping it would end the process.
+            # A lack of memory is an error here; in a mapping it would kill the process.
             os.posix_fallocate(file.fileno(), 0, size_bytes)
         return torch.from_file(str(path), shared=True, size=size_bytes, dtype=torch.uint8)
 
 
 class SharedMemorySync(Sync):
-    """See the module."""
+    """A push through files in shared memory."""
 
     def __init__(self, *, timeout_seconds: float = 300.0, bucket_bytes: int = BUCKET_BYTES) -> None:
         remove_left_behind()
@@ -61,7 +62,7 @@ class SharedMemorySync(Sync):
             await on_each(engines, lambda e: e.end_update())
 
     async def _load(self, bucket: Bucket, version: int | None, engines: Engines) -> None:
-        message = written(bucket, self._buffers.path(bucket.buffer))
+        message = load_message(bucket, self._buffers.path(bucket.buffer))
         await on_each(engines, lambda e: e.load_shared(message, version, self._timeout))
 
     async def _clean_up(self, engines: Engines) -> None:
@@ -73,19 +74,22 @@ class SharedMemorySync(Sync):
         await asyncio.to_thread(shutil.rmtree, self._folder, ignore_errors=True)
 
 
-def written(bucket: Bucket, path: Path) -> str:
-    """What is in a file, for `load`, as SGLang takes tensors: pickled, in base64. The one tensor is empty."""
+def load_message(bucket: Bucket, path: Path) -> str:
+    """Return the message to `load`: a file and the tensors in it, pickled in base64 as SGLang takes named tensors.
+
+    The names carry it as JSON; the one tensor is empty.
+    """
     dtypes = [str(dtype).removeprefix("torch.") for dtype in bucket.dtypes]
     tensors = list(zip(bucket.names, dtypes, bucket.shapes, strict=True))
     return base64.b64encode(pickle.dumps([(json.dumps([str(path), tensors]), torch.empty(0))])).decode()
 
 
 _mapped: dict[str, tuple[int, torch.Tensor]] = {}
-"""By path: the inode, and the file. A mapping made anew for every bucket costs more than the copy out of it."""
+"""Inode and mapping of each file, by path. Mapping anew for every bucket costs more than the copy out of it."""
 
 
 def load(model: Any, message: list[tuple[str, torch.Tensor]]) -> None:
-    """Puts the tensors of a file into SGLang's model, which copies them."""
+    """Load the tensors of a file into SGLang's model, which copies them."""
     [(text, _)] = message
     path, tensors = json.loads(text)
     status = os.stat(path)
@@ -101,8 +105,8 @@ def load(model: Any, message: list[tuple[str, torch.Tensor]]) -> None:
 
 
 def bucket_bytes(model: Path) -> int | None:
-    """For a model of which there is a folder; None where there is no memory for two buckets of it."""
-    # Engines may work in twice the precision of the files, and one tensor be the whole model.
+    """Return the bucket size for the model in a folder; None where memory lacks room for two buckets."""
+    # Engines may use a dtype of twice the size, and one tensor may be nearly the whole model.
     whole = 2 * sum(path.stat().st_size for path in model.glob("*.safetensors"))
     if not FOLDER.is_dir() or shutil.disk_usage(FOLDER).free < 2 * whole:
         return None
@@ -110,7 +114,7 @@ def bucket_bytes(model: Path) -> int | None:
 
 
 def remove_left_behind() -> None:
-    """By a process that was killed."""
+    """Remove the folders of processes that were killed."""
     for folder in FOLDER.glob(f"{PREFIX}*"):
         if not Path("/proc", folder.name.removeprefix(PREFIX).split("-")[0]).exists():
             shutil.rmtree(folder, ignore_errors=True)

@@ -31,7 +31,7 @@ COPIED = (
     "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
     "generation_config.json", "*.model", "LICENSE*", "*.py",
 )  # fmt: skip
-"""What an exported model takes over unchanged from the model it started as, when it is there."""
+"""Files that an exported model takes over unchanged from the model it started as."""
 
 
 def load(model: torch.nn.Module, shape: Shape, ranks: Ranks, model_path: Path) -> None:
@@ -72,7 +72,7 @@ def _blocks(
     where: dict[str, TensorFile],
     model_path: Path,
 ) -> Iterator[Block]:
-    """What one parameter is made of; what nothing fills is set to zero."""
+    """Yield the blocks that one parameter is read from; rows that no block fills are set to zero."""
     wholes = whole_shapes(mapping.layout, shape, parameter.shape, size=ranks.tensor_size)
     for name, expected in zip(mapping.hf, wholes, strict=True):
         if name not in where:
@@ -89,7 +89,7 @@ def _blocks(
 
 
 def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
-    """(name, tensor) of every Hugging Face tensor: whole on rank 0, None on the others that have a part in it.
+    """Yield (name, tensor) of every Hugging Face tensor: whole on rank 0, None on the others that have a part in it.
 
     Collective over the first replica or, with expert parallelism, the first that hold all experts together, one
     Megatron tensor at a time: each of those ranks must run the iterator to the end. The other replicas get nothing, and

@@ -1,4 +1,4 @@
-"""Reading what a checkpoint's ranks wrote (state.py), whichever of them had a tensor and however it was split."""
+"""Reading of an exact checkpoint (state.py), whichever ranks wrote a tensor and however it was split."""
 
 import json
 import math
@@ -18,20 +18,20 @@ PARAMETER, MAIN, RANDOM = "parameter", "main", "random"
 """Kinds of tensors; the others are the optimiser's own names, such as exp_avg."""
 
 Parts = dict[int, dict[int | None, TensorFile]]
-"""Files by tensor parallel rank, and the start of the range in the flattened tensor, or None for the whole."""
+"""Files by tensor parallel rank, and by the start of the range in the flattened tensor, None for the whole."""
 
 
 class IncompatibleCheckpoint(ValueError):
-    """The checkpoint cannot be continued by these ranks."""
+    """Raised when these ranks cannot continue the checkpoint."""
 
 
 def name_of(kind: str, mapping: Mapping) -> str:
-    """Of a tensor in a file."""
+    """Return the name of a tensor in a file."""
     return f"{kind}/{mapping.hf[0]}"
 
 
 class CheckpointReader:
-    """The files of a checkpoint's ranks, and which tensor is where."""
+    """A reader of the files of a checkpoint's ranks, which knows in which of them each tensor is."""
 
     def __init__(self, folder: Path, pipeline_stage: int, stack: ExitStack) -> None:
         self._folder = folder
@@ -63,11 +63,12 @@ class CheckpointReader:
                 parts[int(file.metadata["tensor_rank"])][starts.get(name)] = file
 
     def moments(self, mapping: Mapping) -> list[str]:
-        """The optimiser's kinds of tensors of a parameter."""
+        """Return the optimiser's kinds of tensors of a parameter."""
         parts = (name.partition("/") for name in self._where)
         return [kind for kind, _, of in parts if of == mapping.hf[0] and kind not in (PARAMETER, MAIN)]
 
     def dtype(self, kind: str, mapping: Mapping) -> torch.dtype:
+        """Return the dtype of a tensor in the files."""
         name = name_of(kind, mapping)
         file = next(file for ranges in self._parts(name).values() for file in ranges.values())
         return file.entries[name].dtype
@@ -110,7 +111,7 @@ class CheckpointReader:
         into.copy_(whole if start is None else whole.view(-1)[start : start + into.numel()])
 
     def random_state(self, rank: int) -> dict[str, torch.Tensor]:
-        """Of the rank; where there were fewer, of another, since nothing that is trained depends on it."""
+        """Return the random state of the rank, or of another if fewer wrote: nothing that is trained depends on it."""
         file = self._files[rank % len(self._files)]
         found = {}
         for name, entry in file.entries.items():
@@ -126,7 +127,8 @@ class CheckpointReader:
         return stages.get(self._pipeline_stage) or next(iter(stages.values()), {})
 
     def _part(self, kind: str, mapping: Mapping, rank: int) -> torch.Tensor:
-        """The whole tensor of one tensor parallel rank, also where its data parallel replicas had a range each."""
+        """Return the whole tensor of one tensor parallel rank, also where its data parallel replicas had a range
+        each."""
         name, parameter = name_of(kind, mapping), name_of(PARAMETER, mapping)
         (file,) = self._parts(parameter)[rank].values()
         shape = file.entries[parameter].shape

@@ -38,7 +38,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What one rank has to keep, in host memory."""
+    """The state of one rank, in host memory."""
 
     rank: int
     tensors: dict[str, torch.Tensor]
@@ -47,20 +47,23 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class OptimizedParameter:
-    """What the optimiser works on for one parameter: itself, its fp32 main parameter, or a range of either."""
+    """The tensor that the optimiser updates for one parameter: itself, its fp32 main parameter, or a range of
+    either."""
 
     main: torch.Tensor
     inner: torch.optim.Optimizer
     start: int | None
-    """Of the range in the flattened parameter; None for the whole."""
+    """Start of the range in the flattened parameter; None for the whole."""
 
 
 def rank_file(folder: Path, rank: int) -> Path:
+    """Return the file of a rank in a checkpoint."""
     return folder / f"rank-{rank:05d}.safetensors"
 
 
 def snapshot(ranks: Ranks, shape: Shape, model: torch.nn.Module, optimizer: Any, *, copied: bool) -> Snapshot:
-    """This rank's state. Of tensors in host memory, `copied` or as they are: then no step may come before `write`."""
+    """Return this rank's state. Tensors in host memory are copied if `copied`; if not, no step may come before
+    `write`."""
     tensors: dict[str, torch.Tensor] = {f"{RANDOM}/{name}": value for name, value in _random_state().items()}
     steps: dict[str, float] = {}
     starts: dict[str, int] = {}
@@ -155,7 +158,7 @@ def _restore(
 
 
 def _parameters(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[tuple[Mapping, torch.nn.Parameter]]:
-    """What is trained on this rank, in the order of the layers. Frozen weights are those of the model it began as."""
+    """Yield what is trained on this rank, in the order of the layers. Frozen weights are read from the model."""
     parameters = dict(model.named_parameters())
     for mapping in local_parameters(shape, ranks):
         name = next(name for name in mapping.megatron if name in parameters)
@@ -172,7 +175,7 @@ def _parameters(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[
 
 
 def _optimised(parameter: torch.nn.Parameter, optimizer: Any) -> OptimizedParameter | None:
-    """None where another data parallel rank works on all of the parameter."""
+    """Return what the optimiser updates; None where another data parallel rank updates all of the parameter."""
     for part in optimizer.chained_optimizers:
         if hasattr(part, "model_param_group_index_map"):  # Megatron's DistributedOptimizer
             if parameter in part.model_param_group_index_map:

@@ -26,16 +26,16 @@ NAMES = {dtype: name for name, dtype in DTYPES.items()}
 BUFFER_BYTES = 4 * 1024**2
 """Fits the processor's cache, so that what passes through it costs one trip to memory, not two."""
 SKIPPED_BYTES = 16 * 1024
-"""From so many unwanted bytes between two rows on, a call for each row is faster than reading them."""
+"""With more unwanted bytes than this between two rows, a call for each row is faster than reading them."""
 ALIGNMENT = 64
 MAX_HEADER_BYTES = 100 * 1024**2
 MAX_CALL_BYTES = 1024**3
 MAX_PARTS = 1024
-"""Places that one preadv(2) can fill: IOV_MAX."""
+"""Buffers that one preadv(2) can fill: IOV_MAX."""
 
 
 class BadTensorFile(ValueError):
-    """The file is not what its header, or its user, says."""
+    """Raised when a file is damaged, or lacks what is read from it."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Block:
-    """What is wanted of a tensor: the block that begins at row and column.
+    """A block of a tensor to be read, which begins at row and column.
 
     It goes into `destination` [rows, columns], or [rows] of a vector. The destination's rows must lie one after the
     other; dtype and device may differ from the file's.
@@ -67,7 +67,7 @@ class Block:
 
 
 class TensorFile:
-    """An open safetensors file. Raises BadTensorFile when it is truncated or none."""
+    """An open safetensors file. Raises BadTensorFile when it is truncated or of another format."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -89,6 +89,7 @@ class TensorFile:
         self.close()
 
     def close(self) -> None:
+        """Close the file."""
         os.close(self._descriptor)
 
     def read(self, name: str, destination: torch.Tensor, *, first_row: int = 0, first_column: int = 0) -> None:
@@ -127,13 +128,13 @@ class TensorFile:
             yield entry.offset + begin, block, target
 
     def _direct(self, block: Block, target: torch.Tensor) -> memoryview | None:
-        """The destination's memory, where the file has the same bytes in one piece."""
+        """Return the destination's memory if the file has the same bytes in one piece, else None."""
         entry = self.entries[block.name]
         same = target.dtype == entry.dtype and target.device.type == "cpu"
         return _memory(target) if same and target.shape[1] == entry.columns else None
 
     def _read_by_buffer(self, offset: int, block: Block, target: torch.Tensor) -> None:
-        """Of what must be converted, or lies on another device, or is narrower than the file's rows."""
+        """Read a block that must be converted, or lies on another device, or is narrower than the file's rows."""
         entry = self.entries[block.name]
         rows, columns = target.shape
         item = entry.dtype.itemsize
@@ -212,7 +213,7 @@ def _write_all(descriptor: int, parts: Iterable[memoryview]) -> None:
 
 
 def _memory(tensor: torch.Tensor) -> memoryview:
-    """The bytes of a contiguous CPU tensor, to be read or written."""
+    """Return the bytes of a contiguous CPU tensor, to be read or written."""
     return tensor.view(-1).view(torch.uint8).numpy().data
 
 

@@ -1,0 +1,279 @@
+"""The spec of a DistillationJob: each field has a description, bounds and, where possible, a default."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.base import Model, Path
+from distill_api.fields import AcceleratorName, ControllerName, Precision, Seconds
+from distill_api.names import ONLY_TEACHER
+from distill_api.rules import ListMap, Rule
+from distill_api.spec.data import Data, Source
+from distill_api.spec.evaluation import Evaluation
+from distill_api.spec.guards import Guard, GuardAction, Watch
+from distill_api.spec.objective import (
+    NEEDS_ANSWER,
+    Advantage,
+    CoefficientSchedule,
+    Correction,
+    Decay,
+    Divergence,
+    Extract,
+    ImportanceWeight,
+    Objective,
+    Reward,
+    RewardSource,
+    Support,
+    has_needed_answer,
+    has_needed_answer_cel,
+)
+from distill_api.spec.output import Output, OutputVolume
+from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
+from distill_api.spec.rollout import Rollout, Sampling
+from distill_api.spec.schedule import Schedule
+from distill_api.spec.scheduling import Gang, GangScope, Scheduling
+from distill_api.spec.tracking import Tracking
+from distill_api.spec.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
+from distill_api.teacher.endpoint import Endpoint, Protocol
+from distill_api.teacher.routing import RULES as ROUTING_RULES
+from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
+
+__all__ = [
+    "Advantage",
+    "CoefficientSchedule",
+    "Correction",
+    "Data",
+    "Dataset",
+    "Decay",
+    "Divergence",
+    "Endpoint",
+    "Evaluation",
+    "Extract",
+    "Gang",
+    "GangScope",
+    "Guard",
+    "GuardAction",
+    "ImportanceWeight",
+    "LoRA",
+    "NamedTeacherSource",
+    "Objective",
+    "Optimizer",
+    "Output",
+    "OutputVolume",
+    "Parallelism",
+    "Precision",
+    "Prompts",
+    "Protocol",
+    "RateSchedule",
+    "ReasoningGym",
+    "Recompute",
+    "Reward",
+    "RewardSource",
+    "Rollout",
+    "Sampling",
+    "Schedule",
+    "Scheduling",
+    "Serving",
+    "Source",
+    "Spec",
+    "Student",
+    "Support",
+    "TeacherSource",
+    "Tracking",
+    "Trainer",
+    "Watch",
+    "WeightSync",
+]
+
+
+class Student(Model):
+    """The model that is trained."""
+
+    model: Path = Field(description="Hugging Face checkpoint of the student: a hub id, or a path on a mounted volume.")
+
+
+class Spec(Model):
+    """An on-policy distillation: a student is trained on its own samples, scored by a teacher."""
+
+    mutable = frozenset(
+        {
+            "suspend",
+            "rollout",  # its own model says which of its fields may change
+            "teacher",
+            "teachers",
+            "backoff_limit",
+            "active_deadline_seconds",
+            "pre_running_deadline_seconds",
+            "stall_timeout_seconds",
+            "ttl_seconds_after_finished",
+        }
+    )
+    transitions = (
+        (
+            "teacher and teachers are immutable but for their replicas: make a new job",
+            "has(self.teacher) == has(oldSelf.teacher) && self.teachers.size() == oldSelf.teachers.size() && "
+            "self.teachers.all(t, oldSelf.teachers.exists(o, o.name == t.name))",
+        ),
+    )
+    rules = (
+        *ROUTING_RULES,
+        Rule(
+            "deterministic goes with rollout.maxPolicyLag 0 only",
+            "!self.deterministic || self.rollout.maxPolicyLag == 0",
+            lambda spec: not spec.deterministic or spec.rollout.max_policy_lag == 0,
+        ),
+        Rule(
+            "deterministic goes with teachers that the job itself serves: the scores of others change with their load",
+            "!self.deterministic || ((!has(self.teacher) || has(self.teacher.model)) && "
+            "self.teachers.all(t, has(t.model)))",
+            lambda spec: not spec.deterministic or all(t.model is not None for t in spec.all_teachers),
+        ),
+        Rule(
+            f"data.prompts.answerField must be set: objective.reward: {NEEDS_ANSWER}",
+            f"!has(self.data.prompts) || {has_needed_answer_cel('self.objective.reward', 'self.data.prompts')}",
+            lambda spec: spec.data.prompts is None or has_needed_answer(spec.objective.reward, spec.data.prompts),
+        ),
+        Rule(
+            f"prompts.answerField of each of data.sources must be set: its reward, or objective.reward: {NEEDS_ANSWER}",
+            f"self.data.sources.all(s, has(s.reward) ? {has_needed_answer_cel('s.reward', 's.prompts')} : "
+            f"{has_needed_answer_cel('self.objective.reward', 's.prompts')})",
+            lambda spec: all(
+                has_needed_answer(s.reward or spec.objective.reward, s.prompts) for s in spec.data.sources
+            ),
+        ),
+        Rule(
+            "objective.datasetShare above 0 needs prompts.responseField, of each source: what is learned from there",
+            "self.objective.datasetShare == 0.0 || (has(self.data.prompts) ? has(self.data.prompts.responseField) : "
+            "self.data.sources.all(s, has(s.prompts.responseField)))",
+            lambda spec: (
+                spec.objective.dataset_share == 0
+                or all(s.prompts.response_field is not None for s in spec.data.all_sources)
+            ),
+        ),
+        Rule(
+            "trainer.optimizer.warmupSteps must be less than schedule.steps, unless its schedule is constant",
+            "self.trainer.optimizer.schedule == 'constant' || self.trainer.optimizer.warmupSteps < self.schedule.steps",
+            lambda spec: (
+                spec.trainer.optimizer.schedule is RateSchedule.CONSTANT
+                or spec.trainer.optimizer.warmup_steps < spec.schedule.steps
+            ),
+        ),
+        Rule(
+            "guards: evaluation must be the name of one of spec.evaluation",
+            "self.guards.all(g, !has(g.evaluation) || self.evaluation.exists(e, e.name == g.evaluation))",
+            lambda spec: {g.evaluation for g in spec.guards} - {None} <= {e.name for e in spec.evaluation},
+        ),
+        Rule(
+            "guards: action roll-back needs spec.evaluation, which says what the best checkpoint is",
+            "!self.guards.exists(g, g.action == 'roll-back') || self.evaluation.size() > 0",
+            lambda spec: bool(spec.evaluation) or all(g.action is not GuardAction.ROLL_BACK for g in spec.guards),
+        ),
+    )
+    accelerator: AcceleratorName = Field(
+        "nvidia.com/gpu",
+        description="Resource name of the accelerator that all roles request, or none for the CPU mode.",
+    )
+    precision: Precision = Field(
+        Precision.AUTO,
+        description="Data type of weights and computation; auto is bfloat16 with accelerators, float32 without.",
+    )
+    trust_remote_code: bool = Field(
+        False,
+        description="Run Python code from a model's repository, such as modeling files. It is a security risk: leave "
+        "it off.",
+    )
+    seed: Annotated[int, Field(ge=0, le=2_147_483_647)] = Field(
+        0, description="Random seed of the data order and of sampling."
+    )
+    deterministic: bool = Field(
+        False,
+        description="Deterministic mode: seeded sampling, one request at a time, no prefix cache. It is slow; a run "
+        "without accelerators is then reproducible to the last bit.",
+    )
+    student: Student = Field(description="Student, the model that is trained.")
+    teacher: TeacherSource | None = Field(
+        None, description="Teacher, which scores every token of the student's samples."
+    )
+    teachers: Annotated[list[NamedTeacherSource], Field(max_length=8), ListMap("name")] = Field(
+        default_factory=list,
+        description="Several teachers to use instead of teacher; each prompt is routed to one of them.",
+    )
+    data: Data = Field(description="Training prompts.")
+    rollout: Rollout = Field(default_factory=Rollout, description="Generation of samples by the student.")
+    objective: Objective = Field(default_factory=Objective, description="Training objective.")
+    trainer: Trainer = Field(default_factory=Trainer, description="Trainer pods, parallelism and optimiser.")
+    schedule: Schedule = Field(description="Length of the run, and periods of checkpoints and evaluations.")
+    evaluation: Annotated[list[Evaluation], Field(max_length=16), ListMap("name")] = Field(
+        default_factory=list, description="Evaluations on held-out prompts; the first decides which step is best."
+    )
+    guards: Annotated[list[Guard], Field(max_length=8), ListMap("name")] = Field(
+        default_factory=list, description="Guards: bounds on measured values, and actions where one is broken."
+    )
+    output: Output = Field(default_factory=Output, description="Volume of checkpoints, metrics and the exported model.")
+    scheduling: Scheduling = Field(
+        default_factory=Scheduling, description="Gang scheduling, queue, priority and topology of the pods."
+    )
+    managed_by: ControllerName = Field(
+        "distillation-operator.io/operator",
+        description="Name of the controller that reconciles the job. With any other value this operator ignores the "
+        "job, as MultiKueue needs: kueue.x-k8s.io/multikueue.",
+    )
+    tracking: Tracking = Field(default_factory=Tracking, description="Experiment trackers to which metrics are copied.")
+    suspend: bool = Field(
+        False,
+        description="Suspend the job: checkpoint, then delete every pod; false resumes from the newest checkpoint.",
+    )
+    backoff_limit: Annotated[int, Field(ge=0, le=100)] = Field(
+        3,
+        description="Number of retries before the job fails; each is a new attempt, from the last checkpoint. "
+        "Attempts that end by eviction or preemption do not count.",
+    )
+    active_deadline_seconds: Seconds | None = Field(
+        None,
+        description="Deadline of the whole job in seconds since its first attempt, time suspended not counted; by "
+        "default none.",
+    )
+    pre_running_deadline_seconds: Seconds | None = Field(
+        None,
+        description="Deadline in seconds for all roles of an attempt to become ready, after which it fails; by "
+        "default none.",
+    )
+    stall_timeout_seconds: Seconds = Field(
+        3600, description="Seconds without a completed step after which the condition Stalled is True."
+    )
+    ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
+        None, description="Time to live of the finished job in seconds, after which it is deleted; absent keeps it."
+    )
+
+    @property
+    def all_teachers(self) -> list[NamedTeacherSource]:
+        """Return `teachers`, or `teacher` as the one of the name teacher."""
+        if self.teacher is None:
+            return self.teachers
+        return [NamedTeacherSource.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
+
+    @property
+    def served_teachers(self) -> list[NamedTeacherSource]:
+        """Return the teachers that the job itself serves."""
+        return [t for t in self.all_teachers if t.model is not None]
+
+    @property
+    def shared_teachers(self) -> list[str]:
+        """Return the names of the Teachers that the job uses, each once, sorted."""
+        return sorted({t.ref.name for t in self.all_teachers if t.ref is not None})
+
+    @property
+    def needs_hub(self) -> bool:
+        """Return whether something is downloaded from the Hugging Face hub."""
+        prompts = [s.prompts for s in self.data.all_sources] + [e.prompts for e in self.evaluation]
+        models = [self.student.model, *(t.model for t in self.served_teachers if t.model is not None)]
+        return not all(m.startswith("/") for m in models) or any(p.dataset is not None for p in prompts)
+
+    @property
+    def on_cpu(self) -> bool:
+        return self.accelerator == "none"
+
+    @property
+    def dtype(self) -> str:
+        """Return the torch name of the precision, with auto resolved."""
+        return self.precision.dtype(self.on_cpu)

@@ -1,0 +1,249 @@
+"""The objective: the divergence of the student from its teacher, and a task reward."""
+
+from enum import StrEnum
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.base import Model
+from distill_api.rules import Rule, matching
+from distill_api.spec.prompts import Prompts
+
+FunctionName = Annotated[
+    str,
+    Field(max_length=253),
+    matching(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "must be module:function, such as my_rewards.code:score"),
+]
+Url = Annotated[
+    str,
+    Field(max_length=1024),
+    matching(r"^https?://[^/\s]+[^\s]*$", "must be an address that begins with http:// or https://"),
+]
+
+
+class Divergence(StrEnum):
+    REVERSE_KL = "reverse-kl"
+    FORWARD_KL = "forward-kl"
+    JSD = "jsd"
+
+
+class Support(StrEnum):
+    SAMPLED_TOKEN = "sampled-token"
+    TOP_K = "top-k"
+
+
+class Advantage(StrEnum):
+    GROUP = "group"
+    LEAVE_ONE_OUT = "leave-one-out"
+    NONE = "none"
+
+
+class Decay(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class ImportanceWeight(StrEnum):
+    TRUNCATED = "truncated"
+    GATED = "gated"
+    NONE = "none"
+
+
+class RewardSource(StrEnum):
+    NONE = "none"
+    EXACT_MATCH = "exact-match"
+    MATH = "math"
+    REASONING_GYM = "reasoning-gym"
+    PYTHON = "python"
+    HTTP = "http"
+
+
+class Extract(StrEnum):
+    BOXED = "boxed"
+    FINAL = "final"
+    ANYWHERE = "anywhere"
+
+
+class Reward(Model):
+    """A verifiable reward of a whole response."""
+
+    rules = (
+        Rule(
+            "function goes with source python, and only with it",
+            "(self.source == 'python') == has(self.function)",
+            lambda reward: (reward.source is RewardSource.PYTHON) == (reward.function is not None),
+        ),
+        Rule(
+            "url goes with source http, and only with it",
+            "(self.source == 'http') == has(self.url)",
+            lambda reward: (reward.source is RewardSource.HTTP) == (reward.url is not None),
+        ),
+        Rule(
+            "extract goes with source math only",
+            "self.source == 'math' || self.extract == 'final'",
+            lambda reward: reward.source is RewardSource.MATH or reward.extract is Extract.FINAL,
+        ),
+    )
+    source: RewardSource = Field(RewardSource.NONE, description="What computes the reward.")
+    function: FunctionName | None = Field(
+        None,
+        description="module:function of source python; called with (response, answer, metadata) in a "
+        "process of its own, returns a number.",
+    )
+    extract: Extract = Field(
+        Extract.FINAL,
+        description="The part of the response that source math compares, after the thinking has ended. boxed: the last "
+        "box; final: the last box, else the answer that a sentence states, else the last expression; anywhere: any box "
+        "or expression, so that a mention in passing scores too.",
+    )
+    url: Url | None = Field(
+        None,
+        description="Service of source http: it is sent {prompt, response, answer, metadata} as JSON by POST, and "
+        'answers {"reward": NUMBER}.',
+    )
+    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
+        30, description="A reward that takes longer fails its sample; of source http, each request."
+    )
+    retries: Annotated[int, Field(ge=0, le=20)] = Field(
+        3, description="Times that source http asks again, after a lost connection, a timeout, a 429 or a 5xx."
+    )
+
+
+NEEDS_ANSWER = "source math, or exact-match, compares with an answer"
+
+
+def has_needed_answer(reward: Reward, prompts: Prompts) -> bool:
+    """Return whether the prompts bring the reference answer that the reward compares with, or need none."""
+    compares = reward.source in (RewardSource.MATH, RewardSource.EXACT_MATCH)
+    return not compares or prompts.reasoning_gym is not None or prompts.answer_field is not None
+
+
+def has_needed_answer_cel(reward: str, prompts: str) -> str:
+    """Return `has_needed_answer` as CEL, of two paths."""
+    compares = f"{reward}.source in ['math', 'exact-match']"
+    return f"!({compares}) || has({prompts}.reasoningGym) || has({prompts}.answerField)"
+
+
+class CoefficientSchedule(Model):
+    """Schedule of a coefficient: it changes from its own value to another over the first steps."""
+
+    rules = (
+        Rule(
+            "steps goes with decay linear or cosine, and only with them",
+            "(self.decay == 'constant') == !has(self.steps)",
+            lambda schedule: (schedule.decay is Decay.CONSTANT) == (schedule.steps is None),
+        ),
+    )
+    decay: Decay = Field(Decay.CONSTANT, description="Shape of the change: constant, linear or cosine.")
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="Optimiser steps until endValue is reached; it is constant from then on."
+    )
+    end_value: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.0, description="Value of the coefficient after steps optimiser steps."
+    )
+
+
+class Correction(Model):
+    """Off-policy corrections of the policy gradient.
+
+    The importance ratio of a token is its probability by the trainer, before the step, over its probability by the
+    engine that sampled it; it differs from 1 by the engine's other kernels and older weights. The divergence of support
+    top-k is not corrected: it is valid on any sequence (GKD).
+    """
+
+    importance_weight: ImportanceWeight = Field(
+        ImportanceWeight.TRUNCATED,
+        description="Importance weight of a token. truncated: its ratio, bounded to low and high (truncated importance "
+        "sampling); gated: its ratio, and 0 outside low and high (IcePop); none: 1.",
+    )
+    low: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Lower bound of a token's importance ratio; IcePop uses 0.5."
+    )
+    high: Annotated[float, Field(ge=1, le=100)] = Field(
+        2.0, description="Upper bound of a token's importance ratio; IcePop uses 5."
+    )
+    sequence_low: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0, description="Lower bound of the geometric mean of a response's ratios, below which it is masked."
+    )
+    sequence_high: Annotated[float, Field(ge=1, le=100)] | None = Field(
+        None,
+        description="Upper bound of the geometric mean of a response's ratios, above which it is masked; absent is "
+        "none.",
+    )
+    ratio_clip: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.2, description="Clip range epsilon of the policy ratio within a step (PPO, arXiv 1707.06347)."
+    )
+
+
+class Objective(Model):
+    """The training objective: a divergence from the teacher on the student's own samples, and a task reward."""
+
+    rules = (
+        Rule(
+            "support sampled-token goes with divergence reverse-kl only; choose support top-k",
+            "self.support != 'sampled-token' || self.divergence == 'reverse-kl'",
+            lambda o: o.support is not Support.SAMPLED_TOKEN or o.divergence is Divergence.REVERSE_KL,
+        ),
+        Rule(
+            "discount goes with support sampled-token only; top-k differentiates the divergence of each token",
+            "self.support == 'sampled-token' || self.discount == 0.0",
+            lambda o: o.support is Support.SAMPLED_TOKEN or o.discount == 0,
+        ),
+        # The policy gradient of a token that the student did not sample would be no gradient of its divergence.
+        Rule(
+            "datasetShare goes with support top-k only: sampled-token needs the student's own samples",
+            "self.support == 'top-k' || self.datasetShare == 0.0",
+            lambda o: o.support is Support.TOP_K or o.dataset_share == 0,
+        ),
+    )
+    divergence: Divergence = Field(
+        Divergence.REVERSE_KL, description="Divergence between student and teacher: reverse-kl, forward-kl or jsd."
+    )
+    support: Support = Field(
+        Support.SAMPLED_TOKEN,
+        description="Tokens over which the divergence is taken. sampled-token: at the sampled token, as an advantage; "
+        "top-k: over the teacher's top-k tokens and a tail bucket, differentiated.",
+    )
+    top_k: Annotated[int, Field(ge=1, le=256)] = Field(
+        16, description="Number k of the teacher's tokens in support top-k."
+    )
+    jsd_beta: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.5, description="Weight beta of the teacher in the mixture of divergence jsd (GKD, arXiv 2306.13649)."
+    )
+    dataset_share: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Share of a step's sequences taken from responseField of the data set, not sampled from the "
+        "student (1 - lambda of GKD).",
+    )
+    coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
+        1.0, description="Coefficient of the divergence in the objective."
+    )
+    coefficient_schedule: CoefficientSchedule = Field(
+        default_factory=CoefficientSchedule, description="Schedule of coefficient over the steps."
+    )
+    advantage_clip: Annotated[float, Field(gt=0, le=1000)] = Field(
+        10.0, description="Bound, in nats, of the absolute value of a token's divergence term in support sampled-token."
+    )
+    discount: Annotated[float, Field(ge=0, le=1)] = Field(
+        0.0,
+        description="Credit of a token for later divergence, with support sampled-token. 0: its own divergence alone; "
+        "1: also the mean of those after it (MiniLLM, arXiv 2306.08543); between: also their discounted mean, times "
+        "discount.",
+    )
+    correction: Correction = Field(
+        default_factory=Correction, description="Off-policy corrections of the policy gradient."
+    )
+    reward: Reward = Field(default_factory=Reward, description="Task reward, added to the advantage; by default none.")
+    reward_coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
+        1.0, description="Coefficient of the task reward's advantage in the objective."
+    )
+    reward_coefficient_schedule: CoefficientSchedule = Field(
+        default_factory=CoefficientSchedule, description="Schedule of rewardCoefficient over the steps."
+    )
+    advantage: Advantage = Field(
+        Advantage.GROUP,
+        description="Advantage of a response from the rewards of its group, the responses to the same prompt. group: "
+        "centred and scaled (GRPO, arXiv 2402.03300); leave-one-out: minus the mean of the others (RLOO, arXiv "
+        "2402.14740); none: the reward itself.",
+    )

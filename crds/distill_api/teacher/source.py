@@ -1,0 +1,114 @@
+"""The sources of a job's teachers: a model that the job serves, a shared Teacher, or an endpoint."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from distill_api.base import Argument, Model, Path
+from distill_api.fields import ObjectName
+from distill_api.names import MAX_TEACHER_NAME, ONLY_TEACHER
+from distill_api.rules import Rule, matching
+from distill_api.spec.template import PodTemplate
+from distill_api.teacher.endpoint import Endpoint
+
+TeacherName = Annotated[
+    str,
+    Field(max_length=MAX_TEACHER_NAME),
+    matching(
+        r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "must be lower-case letters, digits and dashes, with no dash at an end"
+    ),
+]
+
+
+class TeacherRef(Model):
+    """A reference to a Teacher of the job's namespace, which several jobs may share."""
+
+    name: ObjectName = Field(description="Name of the Teacher.")
+
+
+class Serving(Model):
+    """How a model is served: SGLang servers behind one Service."""
+
+    replicas: Annotated[int, Field(ge=1, le=256)] = Field(
+        1, description="Number of SGLang servers behind the Service. It may change while the job runs."
+    )
+    tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(
+        1, description="Tensor parallel size: accelerators of one server, all in one pod."
+    )
+    max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
+        32, description="Upper bound of scoring requests in flight per server; further ones wait in the trainer."
+    )
+    engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
+        default_factory=list, description="Additional command-line arguments of the SGLang servers."
+    )
+    template: PodTemplate = Field(
+        default_factory=PodTemplate, description="Overrides for the pods of the servers; unused with ref and endpoint."
+    )
+
+
+class TeacherSource(Serving):
+    """What scores every token of the student: a model that the job serves, a Teacher that is shared, or an endpoint."""
+
+    mutable = frozenset({"replicas"})
+    transitions = (
+        (
+            "which of model, ref and endpoint is set is immutable: make a new job",
+            "has(self.model) == has(oldSelf.model) && has(self.ref) == has(oldSelf.ref) && "
+            "has(self.endpoint) == has(oldSelf.endpoint)",
+        ),
+    )
+    rules = (
+        Rule(
+            "set exactly one of model, ref and endpoint",
+            "[has(self.model), has(self.ref), has(self.endpoint)].filter(given, given).size() == 1",
+            lambda t: [t.model, t.ref, t.endpoint].count(None) == 2,
+        ),
+        Rule(
+            "replicas, tensorParallelSize and engineArgs go with model only: they are how the job serves it",
+            "has(self.model) || (self.replicas == 1 && self.tensorParallelSize == 1 && self.engineArgs.size() == 0)",
+            lambda t: t.model is not None or (t.replicas == 1 and t.tensor_parallel_size == 1 and not t.engine_args),
+        ),
+    )
+    model: Path | None = Field(
+        None,
+        description="Hugging Face checkpoint that the job itself serves: a hub id, or a path on a mounted volume.",
+    )
+    ref: TeacherRef | None = Field(None, description="Teacher of this namespace to use instead of model.")
+    endpoint: Endpoint | None = Field(
+        None, description="Servers outside the operator's control to use instead of model."
+    )
+    request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
+        120, description="Timeout of a scoring request in seconds; after it the request is retried."
+    )
+    max_disagreement: Annotated[float, Field(gt=0, le=100)] = Field(
+        0.05,
+        description="Upper bound, in nats per token, of the mean difference between the scores that two replicas give "
+        "to the same tokens. Above it preflight fails, and a replica that joins later is not used. bfloat16 kernels "
+        "differ by about 0.01.",
+    )
+
+    @property
+    def title(self) -> str:
+        """Return the name of the source in messages: its model, its Teacher, or its URL."""
+        if self.model is not None:
+            return self.model
+        if self.ref is not None:
+            return f"Teacher {self.ref.name}"
+        assert self.endpoint is not None
+        return self.endpoint.model or self.endpoint.url
+
+
+class NamedTeacherSource(TeacherSource):
+    """One of several teachers of a job."""
+
+    name: TeacherName = Field(
+        description="Name by which prompts and data sources select this teacher, and its label in metrics."
+    )
+    coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
+        1.0, description="Factor on objective.coefficient for the samples that this teacher scores."
+    )
+
+    @property
+    def path(self) -> str:
+        """Return the path of its field in a job, for messages."""
+        return "spec.teacher" if self.name == ONLY_TEACHER else f"spec.teachers[{self.name}]"

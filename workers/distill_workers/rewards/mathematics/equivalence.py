@@ -1,0 +1,216 @@
+"""Whether two answers are the same mathematics: lists, pairs, units and texts by our rule, the rest by math-verify.
+
+docs/guides/rewards.md states the same rule for users.
+"""
+
+import re
+from functools import lru_cache
+from typing import Any
+
+from distill_workers.rewards.mathematics.notation import canonical, compact
+from distill_workers.rewards.mathematics.number import numbers_equal
+from distill_workers.rewards.mathematics.quantity import Quantity, is_text, quantity_of, same_text, units_differ
+
+MATH_SECONDS = 10
+"""The longest time that math-verify reads, or compares, an expression."""
+LONGEST_ANSWER = 1000
+"""A longer answer, in characters, is compared as text only."""
+DEEPEST = 6
+"""Lists in lists are compared to this depth."""
+
+_CHOICE = re.compile(r"\(?([A-Z])\)?\.?")
+_CHOSEN = re.compile(r"\(?([A-Za-z])\)?[.:)]?|\(([A-Za-z])\)\s.*|([A-Za-z])[.:)]\s.*", re.DOTALL)
+_WORDS_BETWEEN = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*")
+_PAIRS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
+_ASSIGNED = re.compile(
+    r"^(?:[A-Za-z](?:_\w+)?(?:\([A-Za-z]\))?|\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))\s*(?:=(?!=)|\\in\b|\\approx\b)\s*"
+)
+_OPERATION = re.compile(r"(?<=.)[-+*/^=]|\\(?:frac|sqrt|cdot|times|div|binom|log|sin|cos|tan)")
+
+
+def equivalent(reference: str, answer: str) -> bool:
+    """Return whether the answer is the reference, each LaTeX or plain text without delimiters around it."""
+    return _equivalent(canonical(reference), canonical(answer), 0)
+
+
+def copied(answer: str, question: str, reference: str) -> bool:
+    """Return whether an answer is an operation that the question asks for, such as 5 - 9 where the reference is -4.
+
+    What the reference writes alike is an answer all the same.
+    """
+    written = compact(canonical(answer))
+    if written == compact(canonical(reference)) or not _OPERATION.search(written):
+        return False
+    return written in compact(canonical(question))
+
+
+def _equivalent(reference: str, answer: str, depth: int) -> bool:
+    if not reference or not answer:
+        return False
+    if compact(reference) == compact(answer):
+        return True
+    if depth > DEEPEST or max(len(reference), len(answer)) > LONGEST_ANSWER:
+        return False
+    if choice := _CHOICE.fullmatch(reference):
+        return _is_choice(choice[1], answer)
+    wanted, given = quantity_of(reference), quantity_of(answer)
+    if is_text(wanted.value) or is_text(reference):
+        return same_text(reference, answer) or bool(_same_items(reference, answer, depth))
+    if units_differ(wanted, given):
+        return False
+    reference, answer = _without_names(wanted.value, given.value)
+    if compact(reference) == compact(answer) and wanted.percent == given.percent:
+        return True
+    items = _same_items(reference, answer, depth)
+    if items is not None:
+        return items
+    return _same_value(reference, wanted, answer, given)
+
+
+def _is_choice(letter: str, answer: str) -> bool:
+    chosen = _CHOSEN.fullmatch(answer)
+    if chosen is None:
+        return False
+    found = next(group for group in chosen.groups() if group)
+    # A lower-case letter alone may be a variable; no list of choices goes beyond J.
+    return found == letter or (letter <= "J" and found.upper() == letter)
+
+
+def _without_names(reference: str, answer: str) -> tuple[str, str]:
+    """Return both without what they are assigned to (x = 5, x in [1, 2]), where one has it alone or both the same."""
+    left, right = _ASSIGNED.match(reference), _ASSIGNED.match(answer)
+    if left and right and compact(left.group()) != compact(right.group()):
+        return reference, answer
+    if left and (right or "=" not in answer):
+        reference = reference[left.end() :]
+    if right and (left or "=" not in reference):
+        answer = answer[right.end() :]
+    if "=" in answer and "=" not in reference:
+        # The end of a calculation: 3 + 5 = 8.
+        answer = re.split(r"(?<![<>!\\])=", answer)[-1].strip()
+    return reference, answer
+
+
+def _same_items(reference: str, answer: str, depth: int) -> bool | None:
+    """Compare two collections item by item; None where the reference is none, or only mathematics can tell."""
+    wanted, given = _collection(reference), _collection(answer)
+    if wanted is None and given is None:
+        return None
+    kind, items = wanted or ("list", [reference])
+    other, others = given or ("list", [answer])
+    if wanted is None and (other not in ("list", r"\{\}") or len(others) != 1):
+        return False if len(others) > 1 else None
+    if kind == other or {kind, other} == {"list", r"\{\}"}:
+        ordered = kind not in ("list", r"\{\}", "union")
+    elif kind in ("()", "list") and other in ("()", "list"):
+        ordered = True  # 1, 2 for the point (1, 2)
+    elif kind == "list" and other == "[]" and len(items) != 2:
+        ordered = False  # [1, 2, 3] as a program writes a list
+    else:
+        return False
+    if len(items) != len(others):
+        return False
+    if ordered:
+        return all(_equivalent(a, b, depth + 1) for a, b in zip(items, others, strict=True))
+    left = list(others)
+    for item in items:
+        match = next((o for o in left if _equivalent(item, o, depth + 1)), None)
+        if match is None:
+            return False
+        left.remove(match)
+    return True
+
+
+def _collection(text: str) -> tuple[str, list[str]] | None:
+    r"""Return the brackets and the items of a collection; a bare one is a `list`, with \pm as two items.
+
+    None for anything else, also for one item in parentheses.
+    """
+    text = text.strip()
+    if len(parts := _split(text, (r"\cup",))) > 1:
+        return "union", parts
+    opening = next((o for o in (r"\{", "(", "[") if text.startswith(o)), None)
+    closing = next((c for c in (r"\}", ")", "]") if text.endswith(c)), None)
+    if opening and closing and _encloses(text, opening, closing):
+        items = _split(text[len(opening) : -len(closing)], (",", ";"))
+        if opening == r"\{":
+            return r"\{\}", _both_signs(items)
+        return (opening + closing, items) if len(items) > 1 else None
+    items = _both_signs(_split(_WORDS_BETWEEN.sub(", ", text), (",", ";")))
+    return ("list", items) if len(items) > 1 else None
+
+
+def _encloses(text: str, opening: str, closing: str) -> bool:
+    """Return whether the brackets at both ends belong together, of any two shapes: (2, 3] is an interval."""
+    depth = 0
+    for position, sign in enumerate(text):
+        if sign in "([{":
+            depth += 1
+        elif sign in ")]}":
+            depth -= 1
+            if depth == 0 and position < len(text) - 1:
+                return False
+    return depth == 0 and len(text) >= len(opening) + len(closing)
+
+
+def _split(text: str, separators: tuple[str, ...]) -> list[str]:
+    """Return the parts of a text between separators that stand in no bracket and no environment."""
+    if r"\begin" in text:
+        return [text]
+    parts, depth, start, position = [], 0, 0, 0
+    while position < len(text):
+        if text[position] in "([{":
+            depth += 1
+        elif text[position] in ")]}":
+            depth -= 1
+        found = next((s for s in separators if depth == 0 and text.startswith(s, position)), None)
+        if found:
+            parts.append(text[start:position])
+            position += len(found)
+            start = position
+        else:
+            position += 1
+    parts.append(text[start:])
+    return [part.strip() for part in parts if part.strip()]
+
+
+def _both_signs(items: list[str]) -> list[str]:
+    signed: list[str] = []
+    for item in items:
+        if item.count(r"\pm") == 1:
+            signed += [item.replace(r"\pm", "+").removeprefix("+").strip(), item.replace(r"\pm", "-")]
+        else:
+            signed.append(item)
+    return signed
+
+
+def _same_value(reference: str, wanted: Quantity, answer: str, given: Quantity) -> bool:
+    """Compare two single values; a percentage is right as the number before the sign, and as the hundredth of it."""
+    equal = numbers_equal(reference, answer, wanted.percent, given.percent)
+    if equal is not None:
+        return equal
+    if re.match(r"^[\d:]+$", reference) and ":" in reference:
+        return False  # a ratio, or a time of day
+    if wanted.percent == given.percent or wanted.percent:
+        if _verified(reference, answer):
+            return True
+        return wanted.percent and not given.percent and _verified(rf"\frac{{{reference}}}{{100}}", answer)
+    return _verified(reference, rf"\frac{{{answer}}}{{100}}") or _verified(reference, answer)
+
+
+def _verified(reference: str, answer: str) -> bool:
+    from math_verify import verify
+
+    wanted, given = _parsed(reference), _parsed(answer)
+    if not wanted or not given:
+        return False
+    return bool(verify(wanted, given, timeout_seconds=MATH_SECONDS))
+
+
+@lru_cache(maxsize=1024)
+def _parsed(text: str) -> tuple[Any, ...] | list[Any]:
+    """Return what math-verify reads; the responses to one prompt share its reference."""
+    from math_verify import LatexExtractionConfig, parse
+
+    found: list[Any] = parse(rf"\boxed{{{text}}}", [LatexExtractionConfig()], parsing_timeout=MATH_SECONDS)
+    return found

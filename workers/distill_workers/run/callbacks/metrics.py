@@ -1,0 +1,22 @@
+"""The step's metrics, and its line of metrics.jsonl."""
+
+import statistics
+
+from distill_workers.reporting.recorder import Recorder
+from distill_workers.reporting.step_line import Step
+from distill_workers.run.callbacks.base import TrainStep
+
+
+class MetricsCallback:
+    """Records every step that is done."""
+
+    def __init__(self, recorder: Recorder) -> None:
+        self._recorder = recorder
+
+    async def after_step(self, step: TrainStep) -> None:
+        assert step.batch is not None  # a step that is done had one
+        for stage, seconds in step.clock.stages(step.batch.generated_at).items():
+            self._recorder.spent(stage, seconds)
+        lag = statistics.fmean(step.index - sample.weight_version for sample in step.samples)
+        done = Step(step.index + 1, step.samples, step.stats, lag, step.clock.seconds)
+        step.line = self._recorder.step(done)

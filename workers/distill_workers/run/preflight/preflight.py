@@ -1,0 +1,32 @@
+"""The checks in their order: what is cheap, and what the later ones need, first."""
+
+from typing import Any
+
+from distill_api.spec.job_spec import Spec
+from distill_workers.data.prompts import Cursor
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.run.preflight.replicas import REPLICAS_AGREE, replicas_agree
+from distill_workers.run.preflight.student import (
+    ENGINE_GENERATES,
+    ENGINE_MATCHES_TRAINER,
+    engine_matches_trainer,
+    probe,
+)
+from distill_workers.run.preflight.teacher import TEACHER_ANSWERS, TEACHER_SANE, teacher_answers, teacher_is_sane
+from distill_workers.run.preflight.vocabulary import SAME_VOCABULARY, same_vocabulary
+from distill_workers.run.trainer_ranks import TrainerRanks
+from distill_workers.teacher.teachers import Teachers
+
+
+async def preflight(
+    spec: Spec, tokenizer: Any, trainer: TrainerRanks, engines: EnginePool, teachers: Teachers, cursor: Cursor
+) -> None:
+    """Raises PreflightFailed with the name of the check, what was expected, what came and what to do."""
+    for teacher in teachers.pools.values():
+        await TEACHER_ANSWERS.passing(teacher_answers(teacher))
+        await SAME_VOCABULARY.passing(same_vocabulary(tokenizer, teacher))
+    samples = await ENGINE_GENERATES.passing(probe(spec, engines, cursor))
+    for teacher in teachers.pools.values():
+        await TEACHER_SANE.passing(teacher_is_sane(spec, samples, teacher, len(tokenizer)))
+        await REPLICAS_AGREE.passing(replicas_agree(spec, samples, teacher))
+    await ENGINE_MATCHES_TRAINER.passing(engine_matches_trainer(spec, samples, trainer))
