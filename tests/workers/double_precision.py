@@ -46,6 +46,20 @@ class DoublePrecision(TorchFunctionMode):
 
     UNTOUCHED = (torch.Tensor.view, torch.frombuffer)
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._defaults: list[torch.dtype] = []
+
+    def __enter__(self) -> "DoublePrecision":
+        self._defaults.append(torch.get_default_dtype())
+        torch.set_default_dtype(torch.float64)
+        super().__enter__()
+        return self
+
+    def __exit__(self, *raised: Any) -> None:
+        super().__exit__(*raised)
+        torch.set_default_dtype(self._defaults.pop())
+
     def __torch_function__(
         self, function: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
@@ -91,6 +105,8 @@ def transformers_model(folder: Path) -> Any:
     from transformers import AutoModelForCausalLM
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float64)
+    # The product of groups of matrices, which experts are computed with otherwise, has no float64.
+    model.set_experts_implementation("eager")
     with DoublePrecision():
         model.model.rotary_emb = type(model.model.rotary_emb)(model.config)
     return model

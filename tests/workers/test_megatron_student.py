@@ -223,7 +223,7 @@ def naive_losses(objective: str, sample: Sample, rows: torch.Tensor, step: int) 
         ids, top = list(sample.teacher_top_ids[t]), list(sample.teacher_top_logprobs[t])
         if token not in ids:
             ids, top = [*ids, token], [*top, teacher]
-        s, p = rows[t, ids].double().exp(), torch.tensor(top).double().exp()
+        s, p = rows[t, ids].double().exp(), torch.tensor(top, dtype=torch.float64).exp()
         s, p = torch.cat([s, 1 - s.sum()[None]]), torch.cat([p, 1 - p.sum()[None]])
         m = (s + p) / 2
         jsd = ((p * (p / m).log()).sum() + (s * (s / m).log()).sum()) / 2
