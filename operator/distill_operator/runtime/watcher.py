@@ -6,9 +6,10 @@ itself, and so would wait for ours.
 """
 
 import asyncio
+import itertools
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import kopf
@@ -74,7 +75,7 @@ def kopf_settings(settings: Settings, ownership: Ownership) -> Any:
     found.watching.client_timeout = 330
     found.watching.connect_timeout = 10
     found.networking.request_timeout = 30
-    found.networking.error_backoffs = (1, 2, 5, 10)
+    found.networking.error_backoffs = EndlessBackoffs()
     # Nothing is stored on objects; should anything ever be, it must not share the names of other kopf operators.
     found.persistence.finalizer = f"{ownership.group}/kopf"
     found.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=ownership.group)
@@ -87,6 +88,17 @@ def kopf_settings(settings: Settings, ownership: Ownership) -> Any:
         # Selected by the server, or every pod of the cluster would come by.
         found.watching.label_selectors[lambda r, v=version, p=plural: (r.version, r.plural) == (v, p)] = selector
     return found
+
+
+class EndlessBackoffs:
+    """Delays in seconds before each further try of a request: they grow to three, and never end.
+
+    kopf retries an answer of 5xx, 403 or 429 as often as there are delays, and then lets the watch die for good, while
+    the process lives on.
+    """
+
+    def __iter__(self) -> Iterator[float]:
+        return itertools.chain((1.0, 2.0), itertools.repeat(3.0))
 
 
 class Watches:
