@@ -10,11 +10,13 @@ from pathlib import Path
 
 import pytest
 import yaml
-from aiohttp import ClientSession, ClientTimeout, TCPConnector, web
+from aiohttp import ClientSession, ClientTimeout, StreamReader, TCPConnector, web
 from operator_world import World, free_port
 
 pytest_plugins = ["operator_fixtures"]
 
+WATCHED = 6
+"""Kinds that the operator watches."""
 OUTAGE_SECONDS = 25.0
 """Longer than kopf's own patience, which the watches died of after 18 s."""
 
@@ -24,6 +26,8 @@ class Proxy:
 
     def __init__(self, kubeconfig: Path) -> None:
         self.fault = 0
+        self.watching = 0
+        """Watches that are under way."""
         self.port = free_port()
         cluster = yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]
         self._server = cluster["server"]
@@ -74,17 +78,25 @@ class Proxy:
             kind = answer.headers.get("Content-Type", "application/json")
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": kind})
             await response.prepare(request)
-            chunks = aiter(answer.content.iter_any())
-            coming = asyncio.ensure_future(anext(chunks, None))
-            while not self.fault:
-                if not (await asyncio.wait({coming}, timeout=0.2))[0]:
-                    continue
-                if (chunk := coming.result()) is None:
-                    break
-                await response.write(chunk)
-                coming = asyncio.ensure_future(anext(chunks, None))
-            coming.cancel()
+            is_watch = "watch=true" in request.query_string
+            self.watching += is_watch
+            try:
+                await self._pass_on(answer.content, response)
+            finally:
+                self.watching -= is_watch
             return response
+
+    async def _pass_on(self, content: StreamReader, response: web.StreamResponse) -> None:
+        """Chunk by chunk, to the end or until there is a fault."""
+        coming = asyncio.ensure_future(content.readany())
+        while not self.fault:
+            if not (await asyncio.wait({coming}, timeout=0.2))[0]:
+                continue
+            if not (chunk := coming.result()):
+                return
+            await response.write(chunk)
+            coming = asyncio.ensure_future(content.readany())
+        coming.cancel()
 
 
 @pytest.fixture
@@ -101,14 +113,15 @@ def proxy(world: World, operator_kubeconfig: Path, tmp_path: Path) -> Iterator[P
 def notice(world: World, name: str) -> None:
     """A new job gets a status although nothing is listed for ten minutes: a watch has told of it."""
     world.submit(name)
-    world.until(f"{name} is noticed", lambda: world.job(name).get("status", {}).get("conditions"), seconds=30)
+    world.until(f"{name} is noticed", lambda: world.job(name).get("status", {}).get("conditions"))
 
 
 @pytest.mark.usefixtures("kuberay")
 @pytest.mark.parametrize("code", [503, 403])
 def test_watches_outlive_an_outage(code: int, world: World, proxy: Proxy) -> None:
     operator = world.operator(DISTILL_RESYNC_SECONDS="600")
-    notice(world, "before")
+    world.submit("before")
+    world.until("every kind is watched", lambda: proxy.watching >= WATCHED)
     proxy.fault = code
     time.sleep(OUTAGE_SECONDS)
     proxy.fault = 0
