@@ -55,7 +55,8 @@ forget_older() { # NAME:TAG : a build that a newer one replaces; what the cluste
 # --- building --------------------------------------------------------------------------------------------------------
 
 build() { # NAME DOCKERFILE ARGUMENT... : one image with the repository as its context
-  local name=$1 file=$2 mounts=() path
+  local name=$1 file=$2 mounts=() path try log
+  log=$(mktemp)
   shift 2
   # A build reaches the package index the way this machine does: by its certificates, settings and download cache.
   mkdir -p "$HOME/.cache/uv"
@@ -63,8 +64,18 @@ build() { # NAME DOCKERFILE ARGUMENT... : one image with the repository as its c
   for path in /etc/pip.conf /etc/uv/uv.toml; do
     if [ -f "$path" ]; then mounts+=(-v "$path:$path:ro"); fi
   done
-  bu bud --isolation chroot --network host --layers=false --format oci --ignorefile "$DEV/dockerignore" \
-    "${mounts[@]}" "$@" -t "$name" -f "$file" "$REPO"
+  # buildah runs a sealed copy of itself, and the kernel may refuse the seal while it moves that copy's pages: once more.
+  for try in 1 2 3; do
+    if bu bud --isolation chroot --network host --layers=false --format oci --ignorefile "$DEV/dockerignore" \
+      "${mounts[@]}" "$@" -t "$name" -f "$file" "$REPO" 2>&1 | tee "$log"; then
+      rm -f "$log"
+      return 0
+    fi
+    grep -q "sealing memfd copy: Device or resource busy" "$log" || break
+    echo "try $try: the kernel was busy; once more"
+  done
+  rm -f "$log"
+  return 1
 }
 
 built() { images whole --store "$BUILDAH" "$1"; }   # NAME : buildah has it, whole

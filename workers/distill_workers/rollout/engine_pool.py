@@ -33,8 +33,7 @@ from distill_workers.weight_sync.transport import choose_transport
 
 log = logging.getLogger(__name__)
 
-HEALTH_SECONDS = 15.0
-HEALTH_TIMEOUT_SECONDS = 20.0
+HEALTH_SECONDS, HEALTH_TIMEOUT_SECONDS = 15.0, 20.0
 LOST_SECONDS = 1800.0
 """The attempt is given up after so long without any engine."""
 RETRY_SECONDS, MOST_RETRY_SECONDS = 5.0, 600.0
@@ -48,9 +47,10 @@ CLOSE_SECONDS = 20.0
 class EnginePool:
     """A pool of all engines of a job, which are known by their numbers."""
 
+    stop_token_ids: tuple[int, ...] = ()
+    """Ids that end a response, besides those of the student's own files."""
+
     def __init__(self, job: DistillationJob, folder: RunFolder, metrics: Metrics) -> None:
-        self.stop_token_ids: tuple[int, ...] = ()
-        """Ids that end a response, besides those of the student's own files."""
         self._job, self._folder, self._metrics = job, folder, metrics
         self._ray = RayConnection(os.environ.get(Variable.RAY))
         self._wanted = job.spec.rollout.replicas
