@@ -65,17 +65,6 @@ def test_the_operators_image_is_built_and_pushed(tmp_path: Path) -> None:
         registry.wait(10)
 
 
-def test_a_release_of_the_workers_asks_for_its_base_image() -> None:
-    done = subprocess.run(
-        [str(DEV / "images.sh"), "workers"],
-        env={**os.environ, "REGISTRY": "127.0.0.1:1"},
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 1 and "BASE_IMAGE" in done.stderr
-
-
 def wait_for(url: str) -> None:
     for _ in range(100):
         try:
