@@ -58,7 +58,7 @@ async def test_a_hung_server_does_not_block_longer_than_the_timeout(engine: Any)
 
 async def test_an_engine_that_was_not_started_is_unavailable(tiny_spec: Any, tmp_path: Any) -> None:
     fresh = Engine(tiny_spec, 9, host="127.0.0.1", port=None, log_folder=str(tmp_path))
-    with pytest.raises(EngineUnavailable, match="not started"):
+    with pytest.raises(EngineUnavailable, match="has not been started"):
         await fresh.health()
 
 
