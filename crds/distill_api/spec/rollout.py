@@ -10,6 +10,10 @@ from distill_api.rules import Rule
 from distill_api.spec.template import PodTemplate
 
 
+# Strict, as the API server is: no text becomes a number in a list.
+TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+
 class Sampling(Model):
     """Sampling parameters. The teacher scores at temperature 1, so the student samples at 1 in training."""
 
@@ -56,7 +60,7 @@ class Rollout(Model):
     max_response_tokens: Tokens = Field(
         4096, description="Upper bound of a response in tokens, where generation is cut off."
     )
-    stop_token_ids: Annotated[list[Annotated[int, Field(ge=0, le=2**31 - 1)]], Field(max_length=16)] = Field(
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=16)] = Field(
         default_factory=list,
         description="Token ids that end a response, besides those of the student's own files. With none given, the end "
         "of turn of the student's chat template does too, where a teacher's files name it as an end.",
