@@ -9,7 +9,6 @@ from distill_api.fields import Count
 from distill_api.rules import Rule
 from distill_api.spec.template import PodTemplate
 
-
 # Strict, as the API server is: no text becomes a number in a list.
 TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
 
