@@ -1,4 +1,4 @@
-"""The fleet, over a real Ray and two real engines: one that dies in a push comes back with the same weights."""
+"""The engine pool, over a real Ray and two real engines: one that dies in a push comes back with the same weights."""
 
 import asyncio
 import json
@@ -86,7 +86,7 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
     passes, signals = 0, {1: signal.SIGKILL, 3: signal.SIGSTOP, 6: signal.SIGSTOP}
     try:
         await pool.start(str(tiny_model(0)))
-        pool._sync = DistributedSync(job.spec, "127.0.0.1", timeout_seconds=60, bucket_bytes=200_000)
+        pool._sync = DistributedSync(job.spec, "127.0.0.1", timeout_seconds=120, bucket_bytes=200_000)
 
         def tensors() -> Iterator[tuple[str, torch.Tensor]]:
             for number, (name, tensor) in enumerate(weights):
@@ -107,14 +107,14 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
                 await pool.push(source, version)
             return time.monotonic() - begin
 
-        assert await push(1) < 60, "the others did not wait for the dead one"
+        assert await push(1) < 100, "the others did not wait for the dead one"
         assert pool._scheduler.open == {0}
         assert passes == 2, "what the first pass had sent is not trusted"
         await holds(pool._engines[0], tiny_model(2), 1)
         async with asyncio.timeout(200):
             while passes < 3:
                 await asyncio.sleep(0.05)
-        assert await push(2) < 15, "training goes on while the engine that came back hangs"
+        assert await push(2) < 60, "training goes on while the engine that came back hangs"
         assert pool._scheduler.open == {0}
         await holds(pool._engines[0], tiny_model(2), 2)
         async with asyncio.timeout(200):
@@ -123,7 +123,7 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
         assert passes == 5, "a pass of its own"
         await holds(pool._engines[1], tiny_model(2), 2)
         monkeypatch.setattr("distill_workers.weight_sync.broadcast.PATIENCE_SECONDS", 5.0)
-        assert await push(3) < 50, "neither the group's timeout nor a request's"
+        assert await push(3) < 100, "neither the group's timeout nor a request's"
         assert pool._scheduler.open == {0}
         await holds(pool._engines[0], tiny_model(2), 3)
     finally:

@@ -39,7 +39,7 @@ LOST_SECONDS = 1800.0
 RETRY_SECONDS, MOST_RETRY_SECONDS = 5.0, 600.0
 CATCH_UP_SECONDS, CATCH_UP_RATIO = 20.0, 3.0
 """Training waits while a restarted engine gets the weights: at most for the seconds, or for the ratio times what the
-last push to all engines took, if that is more."""
+last push without a lost engine took, if that is more."""
 CLOSE_SECONDS = 20.0
 """Engines have so long to stop: Kubernetes kills a pod that takes longer than its grace period."""
 
@@ -67,23 +67,22 @@ class EnginePool:
         self._source: WeightSource | None = None
         self._version = 0
         self._push_seconds = 0.0
-        """Seconds that the last push to all engines took."""
+        """Seconds that the last push without a lost engine took."""
         # Held while weights change or are pushed: a restarted engine must not get the weights of half a step.
         self._weights_lock = asyncio.Lock()
         self._model = ""
 
     def _create_engine(self) -> int:
         """Add an engine that is not started, and return its number, which is never used again."""
-        number = next(self._numbers)
-        logs = str(self._folder.root / "logs") if self._ray.private else "/tmp"
-        self._engines[number] = RayEngine(number, self._job, local=self._ray.private, log_folder=logs)
+        number, local = next(self._numbers), self._ray.private
+        logs = str(self._folder.root / "logs") if local else "/tmp"
+        self._engines[number] = RayEngine(number, self._job, local=local, log_folder=logs)
         self._batchers[number] = RequestBatcher(self._engines[number])
         return number
 
     async def start(self, model: str) -> None:
         """Connect to Ray and start every engine; they serve after the first `push`. Raises EnginesLost."""
-        self._model = model
-        spec = self._job.spec
+        self._model, spec = model, self._job.spec
         try:
             await self._ray.open()
         except RayUnreachable as error:
@@ -94,13 +93,13 @@ class EnginePool:
         )
         begin = time.monotonic()
         results = await asyncio.gather(*(e.start(model) for e in self._engines.values()), return_exceptions=True)
-        for number, result in zip(self._engines, results, strict=True):
-            if isinstance(result, BaseException):
-                log.warning("engine %d did not start: %s", number, result)
-        if all(isinstance(r, BaseException) for r in results):
+        failed = {n: r for n, r in zip(self._engines, results, strict=True) if isinstance(r, BaseException)}
+        for number, error in failed.items():
+            log.warning("engine %d did not start: %s", number, error)
+        if len(failed) == len(results):
             raise EnginesLost(f"no engine started; the error of the first: {results[0]}")
-        for number, result in zip(self._engines, results, strict=True):
-            if isinstance(result, BaseException):
+        for number in self._engines:
+            if number in failed:
                 self._spawn(self._recover(number))
             else:
                 self._scheduler.add(number)
@@ -199,7 +198,8 @@ class EnginePool:
         except EngineLost as error:
             for number, why in error.reasons.items():
                 self._mark_lost(number, why)
-        self._push_seconds = time.monotonic() - begin
+        else:  # the time that a lost engine took is no measure of a push
+            self._push_seconds = time.monotonic() - begin
 
     def _mark_lost(self, number: int, why: str) -> None:
         if number not in self._scheduler.open:
