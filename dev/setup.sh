@@ -50,7 +50,7 @@ first_party() { # operator|workers : the packages of this repository, importable
   launcher "$venv/bin/distill" "$venv/bin/python" distill_cli.main main
   if [ "$1" = operator ]; then
     launcher "$venv/bin/kubectl-distill" "$venv/bin/python" distill_cli.main main
-    launcher "$venv/bin/kubectl_complete-distill" "$venv/bin/python" distill_cli.completion for_kubectl
+    launcher "$venv/bin/kubectl_complete-distill" "$venv/bin/python" distill_cli.kubectl_completion for_kubectl
     launcher "$venv/bin/distill-operator" "$venv/bin/python" distill_operator.__main__ main
   fi
 }

@@ -86,7 +86,7 @@ def test_kubectl_has_the_commands_and_their_completion(
     mine.submit("sums")
     for name, module, function in (
         ("kubectl-distill", "distill_cli.main", "main"),
-        ("kubectl_complete-distill", "distill_cli.completion", "for_kubectl"),
+        ("kubectl_complete-distill", "distill_cli.kubectl_completion", "for_kubectl"),
     ):
         program = tmp_path / name
         program.write_text(f"#!{sys.executable}\nfrom {module} import {function}\nraise SystemExit({function}())\n")

@@ -11,8 +11,9 @@ import click
 import pytest
 from click.shell_completion import ShellComplete
 
-from distill_cli.completion import VARIABLE, for_kubectl
+from distill_cli.commands.completion import VARIABLE
 from distill_cli.failure import EXIT_CODES
+from distill_cli.kubectl_completion import for_kubectl
 from distill_cli.main import cli, main
 from distill_cli.reference import reference
 

@@ -154,17 +154,17 @@ async def test_responses_of_other_weights_are_not_taken_for_those_of_the_step(tm
     assert found.reverse_kl == pytest.approx(0.5), "that of the right weights is measured"
 
 
-async def test_what_was_drawn_is_graded_without_an_engine(tmp_path: Path) -> None:
+async def test_what_was_sampled_is_graded_without_an_engine(tmp_path: Path) -> None:
     """So that training need wait for the drawing alone."""
     teacher = only(Teacher())
     made, engines = evaluator(tmp_path), Engines(["42"])
-    drawn = await made.draw(5, engines)
+    sampled = await made.sample(5, engines)
     calls = engines.calls
-    found = await made.grade(drawn, teacher)
+    found = await made.grade(sampled, teacher)
     assert engines.calls == calls == 6 and found.score == 1.0 and found.reverse_kl == pytest.approx(0.5)
 
 
-async def test_without_a_teacher_nothing_is_drawn_for_the_reverse_kl(tmp_path: Path) -> None:
+async def test_without_a_teacher_nothing_is_sampled_for_the_reverse_kl(tmp_path: Path) -> None:
     engines = Engines(["42"])
     found = await evaluator(tmp_path, scoreTeacher=True).measure(5, engines, None)
     assert found.score == 1.0 and found.reverse_kl is None and engines.calls == 3

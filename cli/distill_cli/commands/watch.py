@@ -69,7 +69,6 @@ def as_json(snapshot: Snapshot) -> dict[str, Any]:
     """Return a snapshot for programs, without the curves: they are the progress of the objects before it."""
     found = dataclasses.asdict(dataclasses.replace(snapshot, curves=Curves()))
     del found["curves"]
-    found["happenings"] = found.pop("events")  # the key that programs read since the first release
     return {**found, "progress": snapshot.progress.model_dump(mode="json", by_alias=True, exclude_none=True)}
 
 

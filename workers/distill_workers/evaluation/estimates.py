@@ -64,7 +64,7 @@ def solves(n: int, correct: int, k: int) -> float:
 def interval(means: Sequence[float], responses: int) -> Estimate | None:
     """Mean of the prompts' means, with the normal interval; for values between 0 and 1 Wilson's, which does not shrink
     to nothing where all prompts are solved, or none, at the effective sample size (Dean and Pagano 2015): the number of
-    independent draws with the variance that was seen between prompts, at most as many as there are responses."""
+    independent samples with the variance that was seen between prompts, at most as many as there are responses."""
     if not means:
         return None
     prompts, p = len(means), statistics.fmean(means)

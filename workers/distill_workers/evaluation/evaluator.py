@@ -1,6 +1,6 @@
 """Held-out measurement: the score and pass@k of the student's responses, and its reverse KL to the teacher.
 
-A measurement has two parts. `draw` needs the engines, with the weights of its step. `grade` needs the reward and the
+A measurement has two parts. `sample` needs the engines, with the weights of its step. `grade` needs the reward and the
 teacher only, and so may go on while the engines already have other weights.
 """
 
@@ -33,7 +33,7 @@ AS_IN_TRAINING = Sampling(temperature=1.0, top_p=1.0)
 
 
 class Generator(Protocol):
-    """Fleet, or one engine."""
+    """What samples responses: an engine pool, or one engine."""
 
     async def sample(
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
@@ -61,7 +61,7 @@ class Measurement:
 
 
 @dataclass
-class Drawn:
+class Sampled:
     """The responses of one evaluation, all of one version of the weights."""
 
     step: int
@@ -73,7 +73,7 @@ class Drawn:
 
 
 class Evaluator:
-    """One entry of spec.evaluation, its prompts read once."""
+    """An evaluator of one entry of spec.evaluation, whose prompts are read once."""
 
     def __init__(self, spec: Spec, evaluation: Evaluation, tokenizer: Any, metrics: Metrics) -> None:
         self.name = evaluation.name
@@ -93,41 +93,44 @@ class Evaluator:
         self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
 
     async def measure(self, step: int, engines: Generator, teachers: Teachers | None) -> Measurement:
-        """Without a teacher, nothing that needs one. The engines must keep the weights of `step` until it is done."""
-        return await self.grade(await self.draw(step, engines, reverse_kl=teachers is not None), teachers)
+        """Measure all that can be had; without a teacher, nothing that needs one.
 
-    async def draw(self, step: int, engines: Generator, reverse_kl: bool = True) -> Drawn:
-        """All responses that will be needed. A response with other weights than those of `step` is not counted in."""
-        drawn = Drawn(step)
+        The engines must keep the weights of `step` until it is done.
+        """
+        return await self.grade(await self.sample(step, engines, reverse_kl=teachers is not None), teachers)
+
+    async def sample(self, step: int, engines: Generator, reverse_kl: bool = True) -> Sampled:
+        """Return all responses that will be needed, without those of other weights than the step's."""
+        sampled = Sampled(step)
         want_kl = reverse_kl and self._evaluation.measure_reverse_kl
-        siblings = self._evaluation.samples_per_prompt if self._reward is not None else 0
-        drawn.to_score, drawn.as_trained = await asyncio.gather(
-            self._draw(drawn, engines, self._evaluation.sampling, siblings, stream=-1),
-            self._draw(drawn, engines, AS_IN_TRAINING, 1 if want_kl else 0, stream=-2),
+        count = self._evaluation.samples_per_prompt if self._reward is not None else 0
+        sampled.to_score, sampled.as_trained = await asyncio.gather(
+            self._sample(sampled, engines, self._evaluation.sampling, count, stream=-1),
+            self._sample(sampled, engines, AS_IN_TRAINING, 1 if want_kl else 0, stream=-2),
         )
-        return drawn
+        return sampled
 
-    async def grade(self, drawn: Drawn, teachers: Teachers | None) -> Measurement:
-        """Needs no engine."""
-        result = Measurement(self.name, drawn.step, prompts=len(self._prompts), failed=drawn.failed)
-        with_teacher = self._evaluation.score_teacher and self._reward is not None and drawn.step == 0
+    async def grade(self, sampled: Sampled, teachers: Teachers | None) -> Measurement:
+        """Return the measurement of responses that have been sampled; no engine is needed."""
+        result = Measurement(self.name, sampled.step, prompts=len(self._prompts), failed=sampled.failed)
+        with_teacher = self._evaluation.score_teacher and self._reward is not None and sampled.step == 0
         _, result.reverse_kl, result.teacher_score = await asyncio.gather(
-            self._score(drawn, result),
-            self._reverse_kl(drawn, result, teachers),
+            self._score(sampled, result),
+            self._reverse_kl(sampled, result, teachers),
             self._score_teacher(teachers if with_teacher else None),
         )
         if result.failed:
-            log.warning("evaluation %s at step %d: %d responses failed", self.name, drawn.step, result.failed)
+            log.warning("evaluation %s at step %d: %d responses failed", self.name, sampled.step, result.failed)
         return result
 
     async def close(self) -> None:
         if self._reward is not None:
             await self._reward.close()
 
-    async def _draw(
-        self, drawn: Drawn, engines: Generator, sampling: Sampling, count: int, stream: int
+    async def _sample(
+        self, sampled: Sampled, engines: Generator, sampling: Sampling, count: int, stream: int
     ) -> list[list[Response]]:
-        """`count` responses to each prompt; `stream` keeps their seeds apart from those of other draws."""
+        """Return `count` responses to each prompt; `stream` keeps their seeds apart from those of other uses."""
 
         async def one(prompt: Prompt) -> list[Response]:
             try:
@@ -141,13 +144,13 @@ class Evaluator:
             except EngineRefused as error:
                 log.warning("evaluation %s: prompt %d was refused: %s", self.name, prompt.index, error)
                 responses = []
-            kept = [r for r in responses if all(v == drawn.step for v in r.versions)]
-            drawn.failed += count - len(kept)
+            kept = [r for r in responses if all(v == sampled.step for v in r.versions)]
+            sampled.failed += count - len(kept)
             return kept
 
         return list(await asyncio.gather(*(one(p) for p in self._prompts))) if count else []
 
-    async def _score(self, drawn: Drawn, result: Measurement) -> None:
+    async def _score(self, sampled: Sampled, result: Measurement) -> None:
         reward = self._reward
         if reward is None:
             return
@@ -168,14 +171,14 @@ class Evaluator:
         async def group(prompt: Prompt, responses: list[Response]) -> list[float]:
             return [s for s in await asyncio.gather(*(one(prompt, r) for r in responses)) if s is not None]
 
-        pairs = zip(self._prompts, drawn.to_score, strict=True)
+        pairs = zip(self._prompts, sampled.to_score, strict=True)
         rewards = await asyncio.gather(*(group(p, r) for p, r in pairs))
         mean, result.pass_at = mean_score(rewards), pass_at_k(rewards)
         if mean is not None:
             result.score, result.score_low, result.score_high = mean.value, mean.low, mean.high
 
-    async def _reverse_kl(self, drawn: Drawn, result: Measurement, teachers: Teachers | None) -> float | None:
-        if teachers is None or not drawn.as_trained:
+    async def _reverse_kl(self, sampled: Sampled, result: Measurement, teachers: Teachers | None) -> float | None:
+        if teachers is None or not sampled.as_trained:
             return None
 
         async def one(prompt: Prompt, response: Response) -> list[float]:
@@ -188,7 +191,7 @@ class Evaluator:
                 return []
             return [s - t for s, t in zip(response.logprobs, scores.logprobs, strict=True)]
 
-        pairs = [(p, r) for p, group in zip(self._prompts, drawn.as_trained, strict=True) for r in group]
+        pairs = [(p, r) for p, group in zip(self._prompts, sampled.as_trained, strict=True) for r in group]
         terms = [t for group in await asyncio.gather(*(one(p, r) for p, r in pairs)) for t in group]
         return statistics.fmean(terms) if terms else None
 

@@ -83,11 +83,11 @@ class WeightsAndBiases:
         os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
         import wandb
 
-        asked = job.spec.tracking.wandb
-        assert asked is not None
+        settings = job.spec.tracking.wandb
+        assert settings is not None
         self._run = wandb.init(
-            project=asked.project,
-            entity=asked.entity,
+            project=settings.project,
+            entity=settings.entity,
             name=job.metadata.name,
             id=run_id(job, folder),
             resume="allow",
@@ -110,17 +110,17 @@ class MLflowRun:
     """One run over all attempts, found again by a tag."""
 
     def __init__(self, job: DistillationJob, folder: Path) -> None:
-        asked = job.spec.tracking.mlflow
-        assert asked is not None
-        if asked.uri.startswith("file:"):
+        settings = job.spec.tracking.mlflow
+        assert settings is not None
+        if settings.uri.startswith("file:"):
             # MLflow would rather have a database, and refuses a folder that is not asked for twice.
             os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         from mlflow.tracking import MlflowClient
 
-        self._client = MlflowClient(tracking_uri=asked.uri)
-        found = self._client.get_experiment_by_name(asked.experiment)
-        experiment = found.experiment_id if found else self._client.create_experiment(asked.experiment)
+        self._client = MlflowClient(tracking_uri=settings.uri)
+        found = self._client.get_experiment_by_name(settings.experiment)
+        experiment = found.experiment_id if found else self._client.create_experiment(settings.experiment)
         mark = run_id(job, folder)
         runs = self._client.search_runs([experiment], f"tags.distillation_run = '{mark}'", max_results=1)
         if runs:
@@ -212,13 +212,13 @@ class Trackers:
     """All that a job asks for."""
 
     def __init__(self, job: DistillationJob, folder: Path, metrics: Metrics) -> None:
-        asked = job.spec.tracking
+        settings = job.spec.tracking
         ways: dict[str, Callable[[int], Tracker]] = {}
-        if asked.tensorboard:
+        if settings.tensorboard:
             ways["tensorboard"] = lambda step: TensorBoard(folder, step)
-        if asked.wandb is not None:
+        if settings.wandb is not None:
             ways["wandb"] = lambda step: WeightsAndBiases(job, folder)
-        if asked.mlflow is not None:
+        if settings.mlflow is not None:
             ways["mlflow"] = lambda step: MLflowRun(job, folder)
         self._all = [Background(name, way, metrics) for name, way in ways.items()]
 
