@@ -241,6 +241,8 @@ class Trainer:
     """The termination message."""
     reason: str = "Error"
     """The runtime's word."""
+    survivors: bool = False
+    """The ranks but the first still run when the Job has failed."""
     disrupted: bool = False
     """The first rank is preempted, and the others end by that."""
 
@@ -256,6 +258,9 @@ class Kubelet(threading.Thread):
         """Roles whose pods get no node."""
         self.broken: dict[str, Json] = {}
         """State and lastState of the main container of a role's pods, which never get ready."""
+        self.lingering = False
+        """Trainer pods are on a node, which nobody hears of: they stay until end_trainers()."""
+        self.grace_seconds = 120
         self.seen_trainer_jobs: set[tuple[str, str]] = set()
         """Name and uid."""
         self.stopping = threading.Event()
@@ -281,8 +286,12 @@ class Kubelet(threading.Thread):
         pods = {p["metadata"]["name"]: p for p in self.world.pods()}
         owners = {child["metadata"]["uid"] for child in children.values()}
         for name, pod in pods.items():
-            if pod["metadata"]["annotations"]["owner"] not in owners:
+            if pod["metadata"].get("annotations", {}).get("owner", "nobody") in {*owners, "nobody"}:
+                continue
+            if not pod["spec"].get("nodeName"):
                 self.api.call("DELETE", self.world.path(PODS, name), {"gracePeriodSeconds": 0})
+            elif "deletionTimestamp" not in pod["metadata"]:
+                self.api.call("DELETE", self.world.path(PODS, name), {"gracePeriodSeconds": self.grace_seconds})
         for (kind, name), child in children.items():
             if kind == "Deployment":
                 count = child["spec"]["replicas"]
@@ -313,7 +322,7 @@ class Kubelet(threading.Thread):
         self._status("Job", child, {"active": count, "ready": ready, "startTime": AGO})
         if todo.exit_code is None or ready < count:
             return
-        for index in range(count):
+        for index in range(1 if todo.survivors else count):
             name = f"{child['metadata']['name']}-{index}"
             ended = {"exitCode": todo.exit_code, "message": todo.message, "finishedAt": AGO, "startedAt": AGO}
             ended |= {"reason": todo.reason} if todo.exit_code else {}
@@ -362,7 +371,10 @@ class Kubelet(threading.Thread):
                         "labels": {**template["metadata"]["labels"], **(labels or {})},
                         "annotations": annotations,
                     },
-                    "spec": template["spec"],
+                    "spec": {
+                        **template["spec"],
+                        **({"nodeName": "n1"} if part == "trainer" and self.lingering else {}),
+                    },
                 }
                 self.api.call("POST", self.world.path(PODS), body)
                 pod = {"status": {}}
@@ -390,6 +402,12 @@ class Kubelet(threading.Thread):
     @staticmethod
     def _container(name: str, state: Json, *, ready: bool) -> Json:
         return {"name": name, "image": "x", "imageID": "x", "ready": ready, "restartCount": 0, "state": state}
+
+    def end_trainers(self) -> None:
+        """Let the trainer pods that are being deleted go."""
+        for pod in self.world.pods():
+            if "deletionTimestamp" in pod["metadata"]:
+                self.api.call("DELETE", self.world.path(PODS, pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
 
     def _status(self, kind: str, child: Json, status: Json) -> None:
         before = child.get("status", {})

@@ -16,12 +16,15 @@ from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.names import Role
 from distill_api.spec.job_spec import Spec
 from distill_api.status import ConditionType, Reason, Status
+from distill_operator.distillationjob import lifecycle
+from distill_operator.distillationjob.failure import trainer_deleted
 from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.plan import Plan, invalid, over_quota, plan, refused
 from distill_operator.distillationjob.progress_poller import ProgressPoller
 from distill_operator.kinds import Kind
 from distill_operator.model import conditions, reading
 from distill_operator.model.observed import Claim, Observed, ObservedTeacher, Outcome, Pod
+from distill_operator.model.pod_owners import earlier_trainers, pods_of
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.resources import pod_group
 from distill_operator.runtime.cache import Cache
@@ -144,15 +147,28 @@ class JobController:
         groups, gang_problem = await self._pod_groups(key.namespace, job)
         raws = [*groups, *await self.cache.children(key, uid)]
         children = tuple(reading.read_child(raw, uid) for raw in raws)
+        known = await self.cache.pods(key, live=False)
+        seen = Observed(children=children, pods=pods_of(known, uid, children))
+        if _under_way(job, status) and trainer_deleted(job, status, seen, status.attempts):
+            # Before an attempt is given up for it, the API server has the last word.
+            name = names.trainer_job(key.name, status.attempts)
+            found = await self.cache.cluster.list(Kind.JOB, key.namespace, name=name)
+            others = (c for c in children if (c.kind, c.name) != (Kind.JOB, name))
+            children = (*others, *(reading.read_child(raw, uid) for raw in found))
         # Where a transition depends on them, the pods are read from the API server: one that has ended tells why its
         # Job has, and one that still runs must have ended before the next attempt begins.
         ended = any(c.kind is Kind.JOB and c.ours and c.outcome is not Outcome.ACTIVE for c in children)
         between = status.next_attempt_time is not None
-        live = not conditions.is_finished(status) and (ended or between)
-        pods = reading.read_pods(await self.cache.pods(key, live=live))
+        suspending = conditions.reason_of(status, ConditionType.SUSPENDED) == Reason.SUSPENDING
+        # One group waits for no other pods, whose news would tell of older ones.
+        first = not status.attempts and job.spec.scheduling.all_at_once
+        live = not conditions.is_finished(status) and (ended or between or suspending or first)
+        found_pods = await self.cache.pods(key, live=True) if live else known
+        pods = pods_of(found_pods, uid, children)
         return Observed(
             children=children,
             pods=pods,
+            earlier_trainers=earlier_trainers(found_pods, uid, children),
             claim=await self._claim(key.namespace, job, status),
             kuberay_installed=await self.cache.serves(Kind.RAY_CLUSTER),
             gang_problem=gang_problem,
@@ -256,6 +272,12 @@ class JobController:
         self.progress.forget(key)
         if uid:
             self.events.forget(uid)
+
+
+def _under_way(job: DistillationJob, status: Status) -> bool:
+    """Return whether an attempt has begun, and nothing has ended it."""
+    stopped = status.next_attempt_time is not None or conditions.is_finished(status) or lifecycle.is_suspended(status)
+    return status.attempts > 0 and not stopped and not job.spec.suspend
 
 
 def _fingerprint(job: DistillationJob, status: Status, observed: Observed) -> int:

@@ -7,6 +7,7 @@ from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import Reason
+from distill_operator.distillationjob import handover
 from distill_operator.kinds import Kind
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Child, Claim, Disruption, Observed, Pod, newest_disruption
@@ -72,19 +73,20 @@ KUBERAY_MISSING = ConditionValue(
 
 
 def trainer_may_start(job: DistillationJob, observed: Observed) -> bool:
-    """Return whether the trainer may be made: once all others have nodes.
+    """Return whether the trainer may be made: once all others have nodes, and no other trainer may still run.
 
     At once where it is in one group with them, none of which gets a node without it; but a Teacher is in no group of a
     job's.
     """
-    placed = all(view.placed for view in teacher_view.views(job, observed))
+    placed = all(view.placed for view in teacher_view.views(job, observed)) and not handover.trainers_left(observed)
     return placed and (job.spec.scheduling.all_at_once or all_scheduled(job, observed))
 
 
 def all_scheduled(job: DistillationJob, observed: Observed) -> bool:
     """Return whether each pod of own teachers and rollout has a node, so that a trainer would not wait for it."""
-    teachers = [p for p in observed.pods_of(Role.TEACHER) if p.scheduled]
-    rollout = [p for p in observed.pods_of(Role.ROLLOUT) if p.scheduled]
+    # A pod that was evicted stays, ended, with its node in it.
+    teachers = [p for p in observed.pods_of(Role.TEACHER) if p.scheduled and not p.ended]
+    rollout = [p for p in observed.pods_of(Role.ROLLOUT) if p.scheduled and not p.ended]
     heads = [p for p in rollout if p.head]
     return (
         len(teachers) >= sum(t.replicas for t in job.spec.served_teachers)

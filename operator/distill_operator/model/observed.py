@@ -72,6 +72,11 @@ class Pod:
     scheduled: bool = False
     ready: bool = False
     deleting: bool = False
+    due: datetime | None = None
+    """By when a pod that is being deleted should have ended, its grace period included."""
+    ended: bool = False
+    """It has succeeded or failed: nothing of it runs, and nothing of it will."""
+    node: str = ""
     unschedulable: str = ""
     """Why the scheduler finds no node for it; empty where it does not say so."""
     waiting_reason: str = ""
@@ -84,8 +89,10 @@ class Pod:
     evicted: bool = False
     """It was evicted by anybody, for any reason, also for what it did itself."""
     disrupted_at: datetime | None = None
-    """When the cluster took it away through no fault of its own: preempted, drained, under pressure."""
+    """When the cluster took it away through no fault of its own: preempted, drained, in the way of others."""
     eviction_message: str = ""
+    outgrew: str = ""
+    """What it used more of than it may, such as memory, where it was evicted for that."""
     finished_at: datetime | None = None
     ip: str = ""
     running: bool = False
@@ -115,6 +122,9 @@ class Observed:
 
     children: tuple[Child, ...] = ()
     pods: tuple[Pod, ...] = ()
+    """Those of this very owner (pod_owners.py)."""
+    earlier_trainers: tuple[Pod, ...] = ()
+    """Trainer pods that are not the owner's own, and may still write into its run folder."""
     claim: Claim = Claim.ABSENT
     kuberay_installed: bool = True
     gang_problem: str = ""
@@ -139,6 +149,11 @@ class Observed:
     def trainer_jobs(self) -> list[Child]:
         """Return the trainer Jobs of all attempts."""
         return [c for c in self.children if c.kind is Kind.JOB and c.ours]
+
+    @property
+    def active(self) -> int:
+        """Number of the owner's pods that exist and have not ended."""
+        return sum(not p.ended for p in self.pods)
 
     def pods_of(self, role: Role, attempt: int | None = None) -> list[Pod]:
         """Return the pods of a role that are not being deleted, in order of their names."""

@@ -1,6 +1,7 @@
 """Reading of raw objects of the API server into the frozen values of observed.py."""
 
 import json
+import re
 from collections.abc import Iterable
 
 from pydantic import ValidationError
@@ -14,6 +15,9 @@ from distill_operator.model.times import parse_time
 
 CRASH_LOOP = "CrashLoopBackOff"
 TRAINER_CONTAINER = "trainer"
+# The kubelet's words (pkg/kubelet/eviction): it gives no reason for programs.
+_LARGER_CONSUMPTION = re.compile(r"has larger consumption of ([\w-]+)")
+_OVER_A_LIMIT = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
 
 
 def read_child(raw: Raw, owner_uid: str) -> Child:
@@ -65,6 +69,8 @@ def read_pod(raw: Raw) -> Pod | None:
     disrupted = conditions.get("DisruptionTarget", {})
     if disrupted.get("status") != "True":
         disrupted = {}
+    eviction_message = disrupted.get("message") or status.get("message", "")
+    outgrew = _outgrown(eviction_message)
     ended = main.get("state", {}).get("terminated") or main.get("lastState", {}).get("terminated") or {}
     waiting: Raw = next((w for c in containers if (w := c.get("state", {}).get("waiting"))), {})
     return Pod(
@@ -77,6 +83,9 @@ def read_pod(raw: Raw) -> Pod | None:
         scheduled=scheduled.get("status") == "True" or bool(raw.get("spec", {}).get("nodeName")),
         ready=conditions.get("Ready", {}).get("status") == "True",
         deleting="deletionTimestamp" in meta,
+        due=parse_time(meta.get("deletionTimestamp")),
+        ended=status.get("phase") in ("Succeeded", "Failed"),
+        node=raw.get("spec", {}).get("nodeName", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
@@ -85,8 +94,9 @@ def read_pod(raw: Raw) -> Pod | None:
         exit_reason=ended.get("reason", ""),
         exit_message=ended.get("message", ""),
         evicted=status.get("reason") == "Evicted" or bool(disrupted),
-        disrupted_at=parse_time(disrupted.get("lastTransitionTime")),
-        eviction_message=disrupted.get("message") or status.get("message", ""),
+        disrupted_at=None if outgrew else parse_time(disrupted.get("lastTransitionTime")),
+        eviction_message=eviction_message,
+        outgrew=outgrew,
         finished_at=parse_time(ended.get("finishedAt")),
         ip=status.get("podIP", ""),
         running=status.get("phase") == "Running",
@@ -158,6 +168,16 @@ def _job_outcome(status: Raw) -> tuple[Outcome, str, str]:
         if found := conditions.get(condition_type):
             return outcome, found.get("reason", ""), found.get("message", "")
     return Outcome.ACTIVE, "", ""
+
+
+def _outgrown(message: str) -> str:
+    """Return what the kubelet says that an evicted pod used too much of; empty where it was not for its own use.
+
+    A pod within its requests is evicted from a full node as well, which the kubelet's message tells by its silence.
+    """
+    if larger := _LARGER_CONSUMPTION.search(message):
+        return larger.group(1)
+    return "disk" if _OVER_A_LIMIT.search(message) else ""
 
 
 def _number(text: str | None) -> int:
