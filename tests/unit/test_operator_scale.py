@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from operator_fakes import KEY, SETTINGS, FakeCluster, Simulation, job
+from operator_fakes import KEY, SETTINGS, UID, FakeCluster, Simulation, job
 
 from distill_operator.distillationjob import plan
 from distill_operator.distillationjob import progress_poller as progress_module
@@ -103,6 +103,7 @@ def test_what_is_wrong_with_a_starting_job_does_not_wait_for_others() -> None:
 
 def _pod(role: str) -> dict[str, Any]:
     own = {"app.kubernetes.io/managed-by": "distillation-operator", "distillation-operator.io/job": "job"}
+    own["distillation-operator.io/owner-uid"] = UID
     return {"metadata": {"labels": {**own, "distillation-operator.io/role": role}, "annotations": {"owner": "x"}}}
 
 

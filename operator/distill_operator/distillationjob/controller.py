@@ -17,6 +17,7 @@ from distill_api.names import Role
 from distill_api.spec.job_spec import Spec
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator.distillationjob import lifecycle
+from distill_operator.distillationjob.child_writer import ChildWriter
 from distill_operator.distillationjob.failure import trainer_deleted
 from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.plan import Plan, invalid, over_quota, plan, refused
@@ -72,6 +73,9 @@ class JobController:
     """Jobs whose status differs from what is written, and since when."""
     _settled: dict[Key, int] = field(default_factory=dict)
     """Fingerprint of the children that a plan found as they should be, until it finds otherwise."""
+
+    def __post_init__(self) -> None:
+        self._writer = ChildWriter(self.cache)
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one job. Return the seconds until time alone changes something. Raises Retry at a conflict."""
@@ -227,7 +231,8 @@ class JobController:
             self.progress.pause(key)
         # The termination message of a trainer holds its last numbers: no poll has to be in time for them.
         ended = reading.exit_report(newest.exit_message) if newest.exit_message else None
-        return ended.final if ended and ended.final else self.progress.latest(key, newest.uid)
+        report = ended.final if ended and ended.final else self.progress.latest(key, newest.uid)
+        return reading.usable(report) if report else None
 
     async def _do(self, key: Key, raw: Mapping[str, Any], effect: Effect) -> None:
         uid = raw["metadata"]["uid"]
@@ -235,8 +240,7 @@ class JobController:
             case Check(body):
                 await self.cache.check(body)
             case Apply(body):
-                logger.info("%s: apply %s %s", key, body["kind"], body["metadata"]["name"])
-                await self.cache.apply(body)
+                await self._writer.apply(key, body)
             case CreateSecret(body, entry):
                 await self.cache.create_secret(body, entry)
             case Delete(kind, name, child_uid):
@@ -268,6 +272,7 @@ class JobController:
         self.cache.forget(key)
         self._held.pop(key, None)
         self._settled.pop(key, None)
+        self._writer.forget(key)
         uid = self.jobs.remove(key)
         self.progress.forget(key)
         if uid:

@@ -16,7 +16,7 @@ from distill_api.names import Role
 from distill_api.protocol import ProgressReport
 from distill_api.status import Condition, ConditionType, Progress, Reason, Result, RoleStatus, Status
 from distill_operator.distillationjob.failure import Failure
-from distill_operator.distillationjob.readiness import RoleState
+from distill_operator.distillationjob.readiness import RoleState, at_fault
 from distill_operator.model import conditions
 from distill_operator.model.conditions import FALSE, TRUE, UNKNOWN, ConditionValue
 from distill_operator.model.observed import Disruption, Observed
@@ -74,7 +74,7 @@ def delay_seconds(uid: str, attempt: int, restarts: int) -> float:
 def with_roles(job: DistillationJob, status: Status, states: list[RoleState], now: datetime) -> Status:
     """Return the status with the conditions and counts of the roles."""
     values = {ROLE_CONDITIONS[s.role]: s.condition for s in states}
-    not_ready = next((s for s in states if s.condition.status is not TRUE), None)
+    not_ready = at_fault(states)
     values[ConditionType.READY] = (
         ConditionValue(FALSE, not_ready.condition.reason, f"{not_ready.role.value}: {not_ready.condition.message}")
         if not_ready

@@ -26,7 +26,7 @@ from distill_operator.distillationjob.readiness import RoleState
 from distill_operator.distillationjob.trainer_conditions import POLL_SECONDS
 from distill_operator.kinds import Kind
 from distill_operator.model import conditions
-from distill_operator.model.conditions import FALSE, TRUE, UNKNOWN, ConditionValue
+from distill_operator.model.conditions import FALSE, UNKNOWN, ConditionValue
 from distill_operator.model.observed import Observed, Outcome, Raw
 from distill_operator.model.times import seconds_since
 from distill_operator.resources import pinning, rendering
@@ -234,7 +234,7 @@ def _keep_running(
     if not trainer_made and (other := handover.obstacle(job, observed, now)):
         states = [replace(s, condition=other) if s.role is Role.TRAINER else s for s in states]
     after = lifecycle.with_roles(job, status, states, now)
-    not_ready = next((s for s in states if s.condition.status is not TRUE), None)
+    not_ready = readiness.at_fault(states)
     was_running = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.RUNNING
     if not_ready is None or was_running:
         summary = ConditionValue(UNKNOWN, Reason.RUNNING, f"attempt {attempt} is running")
@@ -251,7 +251,7 @@ def _keep_running(
     uid = trainer_job.uid if trainer_job and trainer_job.ours else status.trainer_job_uid
     after = lifecycle.revised(job, after, now, found, attempts=attempt, trainer_job_uid=uid)
     if observed.report is not None:
-        after = after.model_copy(update={"progress": observed.report.progress})
+        after = after.model_copy(update={"progress": trainer_conditions.progress(status, observed.report)})
     return Plan(
         tuple(effects), after, trainer_conditions.seconds_to_next_change(job, after, observed, now), settled=not effects
     )
@@ -259,8 +259,9 @@ def _keep_running(
 
 def _starting(attempt: int, states: list[RoleState]) -> ConditionValue:
     """Return the summary of an attempt that starts: what it waits for first."""
-    waits = [f"; {s.role.value}: {s.condition.message}" for s in states if s.condition.status is not TRUE]
-    return ConditionValue(UNKNOWN, Reason.STARTING, f"attempt {attempt} is starting{''.join(waits[:1])}")
+    fault = readiness.at_fault(states)
+    waits = f"; {fault.role.value}: {fault.condition.message}" if fault else ""
+    return ConditionValue(UNKNOWN, Reason.STARTING, f"attempt {attempt} is starting{waits}")
 
 
 def _suspend(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:
@@ -281,6 +282,9 @@ def _suspend(job: DistillationJob, status: Status, observed: Observed, now: date
 
 def _clean_up(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:
     """Release the accelerators of a finished job. A trainer Job that has ended stays for its log, holding nothing."""
+    if status.observed_generation != job.metadata.generation:
+        # An edit changes nothing any more, and that is all there is to say about it.
+        status = lifecycle.revised(job, status, now, {})
     left = deadlines.ttl_seconds_left(job.spec, status, now)
     if left is not None and left <= 0:
         return Plan((Delete(Kind.DISTILLATION_JOB, job.metadata.name, job.metadata.uid),), status)

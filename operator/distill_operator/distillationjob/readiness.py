@@ -1,6 +1,6 @@
 """Readiness of the roles, and why one is not ready: small checks in order of how much their answer explains. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from distill_api import names
@@ -13,6 +13,9 @@ from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Child, Claim, Disruption, Observed, Pod, newest_disruption
 from distill_operator.model.pod_problems import no_pods, pods_problem
 from distill_operator.teacher import view as teacher_view
+
+SLOW = frozenset({Reason.NOT_READY, Reason.WAITING_FOR_ROLES})
+"""Reasons of a role that may become ready by itself, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,12 @@ def roles(job: DistillationJob, observed: Observed, attempt: int) -> list[RoleSt
         return max(all_found, key=lambda d: d.time, default=None)
 
     return [replace(state, disruption=newest(state.role)) for state in found]
+
+
+def at_fault(states: Iterable[RoleState]) -> RoleState | None:
+    """Return the role that keeps the others waiting: one with a problem before one that only takes its time."""
+    lacking = [s for s in states if s.condition.status is not TRUE]
+    return next((s for s in lacking if s.condition.reason not in SLOW), lacking[0] if lacking else None)
 
 
 def disruption(observed: Observed, role: Role, attempt: int) -> Disruption | None:
@@ -156,6 +165,8 @@ def _trainer(job: DistillationJob, observed: Observed, attempt: int) -> RoleStat
 def _claim_problem(name: str, claim: Claim) -> str:
     if claim is Claim.ABSENT:
         return f"the PersistentVolumeClaim {name} (spec.output.volume) does not exist; create it in the job's namespace"
+    if claim is Claim.DELETING:
+        return f"the PersistentVolumeClaim {name} (spec.output.volume) is being deleted; create it again"
     if claim is Claim.PENDING:
         why = f"`kubectl describe pvc {name}` says why"
         return f"the PersistentVolumeClaim {name} (spec.output.volume) is not bound; {why}"

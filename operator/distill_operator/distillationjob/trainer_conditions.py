@@ -5,7 +5,8 @@ from datetime import datetime
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.status import ConditionType, Reason, Status
+from distill_api.protocol import ProgressReport
+from distill_api.status import ConditionType, Progress, Reason, Status
 from distill_operator.distillationjob import deadlines, lifecycle
 from distill_operator.distillationjob.readiness import RoleState
 from distill_operator.model import conditions
@@ -32,6 +33,17 @@ def reported(
         text = f"no step has ended for {job.spec.stall_timeout_seconds} s (stallTimeoutSeconds)"
         stalled = ConditionValue(TRUE, Reason.NO_STEP, text)
     return {ConditionType.PREFLIGHT: preflight, ConditionType.STALLED: stalled}
+
+
+def progress(status: Status, report: ProgressReport) -> Progress:
+    """Return the progress of the job.
+
+    A trainer that goes on from a checkpoint answers before its first step, with step 0: the job stays where it was.
+    """
+    before, told = status.progress, report.progress
+    if before is None or told.last_step_time is not None or told.step >= before.step:
+        return told
+    return before.model_copy(update={"teachers": told.teachers})
 
 
 def seconds_to_next_change(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> float | None:

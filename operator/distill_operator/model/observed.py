@@ -18,6 +18,7 @@ class Claim(Enum):
     """The state of the output volume's claim."""
 
     ABSENT = "absent"
+    DELETING = "is being deleted"
     PENDING = "pending"
     WAITS_FOR_CONSUMER = "waits for its first consumer"
     BOUND = "bound"
@@ -123,8 +124,6 @@ class Observed:
     children: tuple[Child, ...] = ()
     pods: tuple[Pod, ...] = ()
     """Those of this very owner (pod_owners.py)."""
-    earlier_trainers: tuple[Pod, ...] = ()
-    """Trainer pods that are not the owner's own, and may still write into its run folder."""
     claim: Claim = Claim.ABSENT
     kuberay_installed: bool = True
     gang_problem: str = ""
@@ -137,6 +136,8 @@ class Observed:
     """Some of the children's kinds tell of no change by themselves."""
     settled: bool = False
     """An earlier plan found these very children as they should be (Plan.settled): they are not compared again."""
+    earlier_trainers: tuple[Pod, ...] = ()
+    """Trainer pods that are not the owner's own, and may still write into its run folder."""
 
     def child(self, kind: Kind, name: str) -> Child | None:
         """Return the child of a kind and name, if there is one."""

@@ -8,10 +8,10 @@ from pydantic import ValidationError
 
 from distill_api import names
 from distill_api.names import Role
-from distill_api.protocol import ExitReport
+from distill_api.protocol import ExitReport, ProgressReport
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.model.observed import Child, Claim, Outcome, Pod, Raw
-from distill_operator.model.times import parse_time
+from distill_operator.model.times import format_time, parse_time
 
 CRASH_LOOP = "CrashLoopBackOff"
 TRAINER_CONTAINER = "trainer"
@@ -35,7 +35,7 @@ def read_child(raw: Raw, owner_uid: str) -> Child:
         spec_hash=meta.get("annotations", {}).get(names.ANNOTATION_SPEC_HASH, ""),
         fixed_hash=meta.get("annotations", {}).get(names.ANNOTATION_FIXED_HASH, ""),
         image=_image(raw.get("spec", {})),
-        version=str(meta.get("generation") or meta.get("resourceVersion", "")),
+        version=version_of(meta),
         content=raw,
         attempt=_number(meta.get("labels", {}).get(names.LABEL_ATTEMPT)),
         desired=desired,
@@ -44,6 +44,11 @@ def read_child(raw: Raw, owner_uid: str) -> Child:
         reason=reason,
         message=message,
     )
+
+
+def version_of(metadata: Raw) -> str:
+    """Return what changes when spec or data of an object do: the generation, where its kind counts one; and its uid."""
+    return f"{metadata.get('uid', '')}/{metadata.get('generation') or metadata.get('resourceVersion', '')}"
 
 
 def read_pods(raws: Iterable[Raw]) -> tuple[Pod, ...]:
@@ -110,6 +115,9 @@ def read_claim(claim: Raw | None, storage_class: Raw | None) -> Claim:
     """
     if claim is None:
         return Claim.ABSENT
+    if "deletionTimestamp" in claim.get("metadata", {}):
+        # It stays Bound for as long as a pod uses it, and no new pod may.
+        return Claim.DELETING
     if claim.get("status", {}).get("phase") == "Bound":
         return Claim.BOUND
     if claim.get("status", {}).get("phase") == "Lost":
@@ -117,6 +125,27 @@ def read_claim(claim: Raw | None, storage_class: Raw | None) -> Claim:
     if storage_class is None or storage_class.get("volumeBindingMode") == "WaitForFirstConsumer":
         return Claim.WAITS_FOR_CONSUMER
     return Claim.PENDING
+
+
+def usable(report: ProgressReport) -> ProgressReport:
+    """Return the report with its times as the API server takes them, and without one that it would refuse.
+
+    A trainer's image may be anybody's, and a status with one bad value is refused as a whole.
+    """
+    progress = report.progress
+    changes: dict[str, object] = {}
+    if (time := _usable_time(progress.last_step_time)) != progress.last_step_time:
+        changes["last_step_time"] = time
+    events = [e.model_copy(update={"time": time}) for e in progress.guard_events if (time := _usable_time(e.time))]
+    if events != progress.guard_events:
+        changes["guard_events"] = events
+    return report.model_copy(update={"progress": progress.model_copy(update=changes)}) if changes else report
+
+
+def _usable_time(text: str | None) -> str | None:
+    found = parse_time(text)
+    # Years of fewer digits are no dates for the API server, and no trainer's.
+    return format_time(found) if found is not None and found.year >= 1970 else None
 
 
 def exit_report(text: str) -> ExitReport | None:
