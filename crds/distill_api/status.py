@@ -61,6 +61,8 @@ class Reason(StrEnum):
     VOLUME_NOT_BOUND = "VolumeNotBound"
     NAME_TAKEN = "NameTaken"
     QUOTA_EXCEEDED = "QuotaExceeded"
+    PODS_REFUSED = "PodsRefused"
+    """The API server refuses the pods, as by Pod Security or another admission policy."""
     RELEASED_AFTER_FINISH = "ReleasedAfterFinish"
     TRAINER_FAILED = "TrainerFailed"
     EARLIER_TRAINER_RUNS = "EarlierTrainerRuns"

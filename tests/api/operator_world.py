@@ -258,6 +258,8 @@ class Kubelet(threading.Thread):
         """Roles whose pods get no node."""
         self.broken: dict[str, Json] = {}
         """State and lastState of the main container of a role's pods, which never get ready."""
+        self.refused = ""
+        """Why no pod of a trainer may be made, as the Job controller says it in an Event."""
         self.lingering = False
         """Trainer pods are on a node, which nobody hears of: they stay until end_trainers()."""
         self.grace_seconds = 120
@@ -318,6 +320,9 @@ class Kubelet(threading.Thread):
         attempt = int(child["metadata"]["labels"]["distillation-operator.io/attempt"])
         todo = self.trainers.get(attempt, Trainer())
         count = child["spec"]["completions"]
+        if self.refused:
+            self._say_refused(child["metadata"])
+            return
         ready = self._pods(child, pods, count, "trainer", child["spec"]["template"], {})
         self._status("Job", child, {"active": count, "ready": ready, "startTime": AGO})
         if todo.exit_code is None or ready < count:
@@ -349,6 +354,15 @@ class Kubelet(threading.Thread):
             "conditions": [{**condition, "type": t, "reason": "PodFailurePolicy"} for t in kinds],
         }
         self._status("Job", child, terminal)
+
+    def _say_refused(self, job: Json) -> None:
+        meta = {"name": f"{job['name']}.refused", "namespace": self.world.namespace}
+        involved = {"apiVersion": "batch/v1", "kind": "Job", **{key: job[key] for key in ("name", "namespace", "uid")}}
+        event = {"reason": "FailedCreate", "message": self.refused, "type": "Warning", "lastTimestamp": NOW}
+        event |= {"source": {"component": "job-controller"}}
+        with contextlib.suppress(urllib.error.HTTPError):
+            path = self.world.path("/api/v1/namespaces/{ns}/events")
+            self.api.call("POST", path, {"metadata": meta, "involvedObject": involved, **event})
 
     def _pods(
         self, child: Json, pods: dict[str, Json], count: int, part: str, template: Json, labels: Json | None = None

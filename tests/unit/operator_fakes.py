@@ -88,10 +88,17 @@ class FakeCluster:
         found = await self.list(kind, namespace, labels=labels)
         yield found, int(self._version())
 
-    async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
+    async def list(
+        self, kind: Kind, namespace: str, *, labels: str = "", name: str = "", fields: str = ""
+    ) -> list[Json]:
         self._maybe_fail()
         if kind is Kind.RAY_CLUSTER and not self.kuberay:
             raise NotServed(404, "no RayCluster")
+        if kind is Kind.EVENT:
+            # Of those that the test put there; the operator's own are in `events`.
+            asked = dict(part.split("=", 1) for part in fields.split(","))
+            found = [o for (k, _), o in self.objects.items() if k is kind]
+            return [e for e in found if {"regarding.uid": e["regarding"]["uid"], "reason": e["reason"]} == asked]
         wanted = dict(part.split("=", 1) for part in labels.split(",") if part)
         return [
             o

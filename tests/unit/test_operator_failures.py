@@ -251,6 +251,44 @@ def test_pods_that_a_quota_forbids_are_told_from_pods_that_are_slow(which: int, 
     assert "exceeded quota: gpus" in said[2]
 
 
+@pytest.mark.parametrize(
+    ("note", "reason"),
+    [
+        ('Error creating: pods "job-trainer-1-0" is forbidden: exceeded quota: gpus', "QuotaExceeded"),
+        (
+            'Error creating: pods "job-trainer-1-0" is forbidden: violates PodSecurity "restricted:latest"',
+            "PodsRefused",
+        ),
+    ],
+)
+async def test_a_trainer_whose_pods_are_refused_says_why(note: str, reason: str) -> None:
+    """A Job has no condition for it: Events alone tell."""
+
+    class Refusing(Simulation):
+        def _job(self, name: str, o: Json) -> None:
+            regarding = {"uid": o["metadata"]["uid"]}
+            old = {"reason": "FailedCreate", "regarding": regarding, "note": "an older one", "eventTime": "2026-01-01T"}
+            self.cluster.put(Kind.EVENT, "old", old)
+            self.cluster.put(Kind.EVENT, "new", {**old, "note": note, "eventTime": "2026-01-02T"})
+            made = {**o["metadata"], "creationTimestamp": "2026-01-01T00:01:00Z"}
+            if "creationTimestamp" not in o["metadata"]:
+                self.cluster.put(Kind.JOB, name, {**o, "metadata": made})
+
+    sim = Refusing()
+    for _ in range(8):
+        await sim.reconcile()
+        sim.play()
+        sim.pass_time(6)
+    assert sim.condition("TrainerReady")[1] == "NotReady"
+    assert (await sim.reconcile() or 99) <= 10, "it looks again by itself"
+    for seconds in (30, 3):
+        sim.pass_time(seconds)
+        await sim.reconcile()
+    assert sim.condition("TrainerReady") == ("False", reason, f"Job job-trainer-1: {note}")
+    assert sim.condition("Succeeded")[2] == f"attempt 1 is starting; trainer: Job job-trainer-1: {note}"
+    assert reason in [e["reason"] for e in sim.cluster.events.values()]
+
+
 @dataclass
 class FullNamespace(FakeCluster):
     """Whose quota forbids objects with this in their name."""

@@ -24,6 +24,7 @@ PROBLEMS = frozenset(
         Reason.VOLUME_FULL,
         Reason.POD_LOST,
         Reason.QUOTA_EXCEEDED,
+        Reason.PODS_REFUSED,
         Reason.KUBERAY_NOT_INSTALLED,
         Reason.VOLUME_NOT_BOUND,
         Reason.GANG_NOT_INSTALLED,

@@ -12,7 +12,7 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator import policy
-from distill_operator.distillationjob import deadlines, handover, lifecycle, readiness, trainer_conditions, upkeep
+from distill_operator.distillationjob import handover, lifecycle, readiness, trainer_conditions, upkeep
 from distill_operator.distillationjob.announcements import announcements
 from distill_operator.distillationjob.failure import (
     image_replaced,
@@ -25,7 +25,7 @@ from distill_operator.distillationjob.lifecycle import ROLE_CONDITIONS
 from distill_operator.distillationjob.readiness import RoleState
 from distill_operator.distillationjob.trainer_conditions import POLL_SECONDS
 from distill_operator.kinds import Kind
-from distill_operator.model import conditions
+from distill_operator.model import conditions, deadlines
 from distill_operator.model.conditions import FALSE, UNKNOWN, ConditionValue
 from distill_operator.model.observed import Observed, Outcome, Raw
 from distill_operator.model.times import seconds_since

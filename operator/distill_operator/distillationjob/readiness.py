@@ -10,7 +10,7 @@ from distill_api.status import Reason
 from distill_operator.distillationjob import handover
 from distill_operator.kinds import Kind
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
-from distill_operator.model.observed import Child, Claim, Disruption, Observed, Pod, newest_disruption
+from distill_operator.model.observed import Child, Claim, Disruption, Observed, Outcome, Pod, newest_disruption
 from distill_operator.model.pod_problems import no_pods, pods_problem
 from distill_operator.teacher import view as teacher_view
 
@@ -159,7 +159,8 @@ def _trainer(job: DistillationJob, observed: Observed, attempt: int) -> RoleStat
         )
     waiting = ConditionValue(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
     problem = pods_problem(observed.pods_of(Role.TRAINER, attempt))
-    return RoleState(Role.TRAINER, desired, ready, problem or waiting)
+    refused = no_pods([child]) if child.outcome is Outcome.ACTIVE else None
+    return RoleState(Role.TRAINER, desired, ready, problem or refused or waiting)
 
 
 def _claim_problem(name: str, claim: Claim) -> str:

@@ -7,9 +7,9 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.protocol import ProgressReport
 from distill_api.status import ConditionType, Progress, Reason, Status
-from distill_operator.distillationjob import deadlines, lifecycle
+from distill_operator.distillationjob import lifecycle
 from distill_operator.distillationjob.readiness import RoleState
-from distill_operator.model import conditions
+from distill_operator.model import conditions, deadlines
 from distill_operator.model.conditions import TRUE, ConditionValue
 from distill_operator.model.observed import Observed
 from distill_operator.model.times import parse_time
@@ -51,8 +51,9 @@ def seconds_to_next_change(job: DistillationJob, status: Status, observed: Obser
     starting = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.STARTING
     stalled = conditions.is_true(status, ConditionType.STALLED)
     silent = _seconds_without_step(status, Observed(), now)
+    lacking = any(observed.lacks_pods(c) for c in observed.trainer_jobs())
     changes = [
-        POLL_SECONDS if starting and observed.unwatched else None,
+        POLL_SECONDS if starting and (observed.unwatched or lacking) else None,
         None if starting or stalled else job.spec.stall_timeout_seconds - silent,
         deadlines.active_seconds_left(job.spec, status, now),
         deadlines.pre_running_seconds_left(job.spec, status, now),

@@ -52,6 +52,7 @@ class Child:
     content: Raw = field(default_factory=dict, compare=False, repr=False)
     """The live object, to be compared with what it should be."""
     attempt: int = 0
+    made_at: datetime | None = None
     desired: int = 0
     ready: int = 0
     outcome: Outcome = Outcome.ACTIVE
@@ -155,6 +156,13 @@ class Observed:
     def active(self) -> int:
         """Number of the owner's pods that exist and have not ended."""
         return sum(not p.ended for p in self.pods)
+
+    def lacks_pods(self, trainer_job: Child) -> bool:
+        """Return whether a trainer Job that is under way has fewer pods than it wants."""
+        if not trainer_job.ours or trainer_job.deleting or trainer_job.outcome is not Outcome.ACTIVE:
+            return False
+        pods = [p for p in self.pods if p.role is Role.TRAINER and p.attempt == trainer_job.attempt and not p.ended]
+        return len(pods) < trainer_job.desired
 
     def pods_of(self, role: Role, attempt: int | None = None) -> list[Pod]:
         """Return the pods of a role that are not being deleted, in order of their names."""

@@ -41,7 +41,7 @@ def no_pods(children: Sequence[Child]) -> ConditionValue | None:
     child = next((c for c in children if c.message), None)
     if child is None:
         return None
-    reason = Reason.QUOTA_EXCEEDED if QUOTA in child.message else Reason.NOT_READY
+    reason = Reason.QUOTA_EXCEEDED if QUOTA in child.message else Reason.PODS_REFUSED
     return ConditionValue(FALSE, reason, f"{child.kind.value.kind} {child.name}: {child.message}")
 
 

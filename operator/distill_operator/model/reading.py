@@ -38,6 +38,7 @@ def read_child(raw: Raw, owner_uid: str) -> Child:
         version=version_of(meta),
         content=raw,
         attempt=_number(meta.get("labels", {}).get(names.LABEL_ATTEMPT)),
+        made_at=parse_time(meta.get("creationTimestamp")),
         desired=desired,
         ready=ready,
         outcome=outcome,
