@@ -39,6 +39,8 @@ HOLD_STARTING = timedelta(seconds=5)
 """The same while one pod after the other gets ready, and nothing is wrong that an Event announces."""
 HELD_PER_SECOND = 10
 """When more jobs than that many a second have such a change to be written, each waits longer."""
+TELEMETRY_PER_SECOND = 5
+"""Writes a second, of all jobs together, that only tell of the training's progress, which changes with each step."""
 OURS = Spec.model_fields["managed_by"].default
 """spec.managedBy of the jobs that this operator reconciles."""
 
@@ -158,12 +160,14 @@ class JobController:
     async def _write(self, key: Key, raw: Json, before: Status, after: Status, *, announced: bool) -> float | None:
         """Write the status, or return in how many seconds to. `announced` says that an Event tells of the change."""
         patch = status_patch(raw, after)
-        if patch is None:
+        if patch is None or _only_requests(patch["status"]):
             self._held.pop(key, None)
             return None
         since, hold = self._held.setdefault(key, self.clock()), HOLD
         if not announced and conditions.reason_of(after, ConditionType.SUCCEEDED) == Reason.STARTING:
             hold = max(HOLD_STARTING, timedelta(seconds=len(self._held) / HELD_PER_SECOND))
+        elif not announced and patch["status"].keys() == {"progress"}:
+            hold = max(HOLD, timedelta(seconds=len(self._held) / TELEMETRY_PER_SECOND))
         left = since + hold - self.clock()
         if not conditions.is_transition(before, after) and left > timedelta():
             return left.total_seconds()
@@ -183,6 +187,11 @@ class JobController:
         self.progress.forget(key)
         if uid:
             self.events.forget(uid)
+
+
+def _only_requests(change: Json) -> bool:
+    """Return whether only the requests to teachers differ, which they do at each poll: autoscaling reads memory."""
+    return change.keys() == {"progress"} and (change["progress"] or {}).keys() == {"teachers"}
 
 
 def _fingerprint(job: DistillationJob, status: Status, observed: Observed) -> int:
