@@ -55,6 +55,8 @@ class Reason(StrEnum):
     WAITING_FOR_ROLES = "WaitingForRoles"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_REFUSED = "ContainerRefused"
+    """The node cannot make a container as it is written, as where a Secret is missing."""
     CRASH_LOOPING = "CrashLooping"
     KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
     GANG_NOT_INSTALLED = "GangSchedulerNotInstalled"

@@ -384,6 +384,7 @@ class Kubelet(threading.Thread):
                         "name": name,
                         "labels": {**template["metadata"]["labels"], **(labels or {})},
                         "annotations": annotations,
+                        "ownerReferences": [_controller(child)],
                     },
                     "spec": {
                         **template["spec"],
@@ -448,6 +449,16 @@ class Kubelet(threading.Thread):
         server = ThreadingHTTPServer((self.ip, 8080), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return server
+
+
+def _controller(child: Json) -> Json:
+    """What controls the pods of a child: itself, or a ReplicaSet of its name."""
+    kind, name, version = child["kind"], child["metadata"]["name"], "batch/v1"
+    if kind == "Deployment":
+        kind, name, version = "ReplicaSet", f"{name}-5f7d", "apps/v1"
+    if kind == "RayCluster":
+        version = "ray.io/v1"
+    return {"apiVersion": version, "kind": kind, "name": name, "uid": child["metadata"]["uid"], "controller": True}
 
 
 def _range(count: int) -> str:

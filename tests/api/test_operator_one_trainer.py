@@ -74,6 +74,10 @@ def test_a_job_that_is_applied_again_waits_for_the_old_trainer_and_names_its_los
     kubelet.grace_seconds = 1
     running.api.call("DELETE", running.path(JOBS, "job"))
     running.submit()
+    for kind, name in running.children():
+        # As the garbage collector does.
+        options = {"propagationPolicy": "Background"}
+        running.api.call("DELETE", running.path(CHILDREN[kind], name), options)
     running.until_condition("TrainerReady", WAITS)
     assert (status(running).get("attempts", 0), status(running).get("active", 0)) == (0, 0)
     lost = running.until_condition("TrainerReady", "PodLost")

@@ -236,7 +236,11 @@ def test_a_strangers_object_is_never_taken_over() -> None:
             "no model",
         ),
         ({"waiting_reason": "CrashLoopBackOff", "exit_reason": "OOMKilled"}, "OutOfMemory", "out of memory"),
-        ({"waiting_reason": "CreateContainerConfigError", "waiting_message": "no secret"}, "NotReady", "no secret"),
+        (
+            {"waiting_reason": "CreateContainerConfigError", "waiting_message": "no secret"},
+            "ContainerRefused",
+            "no secret",
+        ),
         ({}, "NotReady", "0 of 1"),
     ],
 )

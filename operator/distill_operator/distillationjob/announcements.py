@@ -15,6 +15,7 @@ PROBLEMS = frozenset(
     {
         Reason.UNSCHEDULABLE,
         Reason.IMAGE_PULL_FAILED,
+        Reason.CONTAINER_REFUSED,
         Reason.CRASH_LOOPING,
         Reason.OUT_OF_MEMORY,
         Reason.EVICTED,

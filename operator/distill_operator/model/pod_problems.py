@@ -25,7 +25,7 @@ def pods_problem(pods: Sequence[Pod]) -> ConditionValue | None:
     for pod in pods:
         if pod.waiting_reason in CONFIG_REASONS:
             text = f"{pod.name}: {pod.waiting_reason}: {pod.waiting_message}"
-            return ConditionValue(FALSE, Reason.NOT_READY, text.rstrip(": "))
+            return ConditionValue(FALSE, Reason.CONTAINER_REFUSED, text.rstrip(": "))
     for pod in pods:
         if pod.exit_reason == "OOMKilled" and not pod.ready:
             return ConditionValue(
