@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from distill_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_ROLE
+from distill_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_OWNER_UID, LABEL_ROLE
 from distill_api.protocol import TRAINER_PORT
 
 if TYPE_CHECKING:
@@ -16,9 +16,13 @@ INDEX_LABEL = "batch.kubernetes.io/job-completion-index"
 """The label that numbers the pods of a trainer; rank 0, which serves, is in the first."""
 
 
-def pods_of_role(cluster: Cluster, job: str, role: str) -> list[Json]:
-    """Return the pods of a role of a job, of every attempt."""
-    return cluster.core("pods", labelSelector=f"{LABEL_JOB}={job},{LABEL_ROLE}={role}")
+def pods_of_role(cluster: Cluster, job: str, role: str, *, uid: str | None = None) -> list[Json]:
+    """Return the pods of a role of a job, of every attempt.
+
+    With the job's `uid`, pods of an earlier job of its name, which may still run, are left out.
+    """
+    found = cluster.core("pods", labelSelector=f"{LABEL_JOB}={job},{LABEL_ROLE}={role}")
+    return [pod for pod in found if uid is None or pod["metadata"]["labels"].get(LABEL_OWNER_UID, uid) == uid]
 
 
 def newest_attempt(pods: Sequence[Json]) -> list[Json]:

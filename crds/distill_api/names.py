@@ -34,6 +34,12 @@ LABEL_TEACHER = f"{GROUP}/teacher"
 LABEL_SHARED_TEACHER = f"{GROUP}/shared-teacher"
 """The label on the objects of a Teacher, in place of LABEL_JOB: a job may have the same name."""
 LABEL_ATTEMPT = f"{GROUP}/attempt"
+LABEL_OWNER_UID = f"{GROUP}/owner-uid"
+"""The label with the uid of the owner, on pods alone.
+
+The pods of an earlier object of the same name carry the same name, and may run for minutes after it. It is in no
+selector, since that of a Deployment cannot be changed.
+"""
 ANNOTATION_SPEC_HASH = f"{GROUP}/spec-hash"
 """The annotation with the hash of the whole rendered spec of a child."""
 ANNOTATION_FIXED_HASH = f"{GROUP}/fixed-hash"

@@ -37,6 +37,8 @@ class Reason(StrEnum):
     RUNNING = "Running"
     RESTARTING = "Restarting"
     SUSPENDED = "Suspended"
+    SUSPENDING = "Suspending"
+    """The job is suspended, and pods of it are still there."""
     COMPLETED = "Completed"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
@@ -53,14 +55,22 @@ class Reason(StrEnum):
     WAITING_FOR_ROLES = "WaitingForRoles"
     UNSCHEDULABLE = "Unschedulable"
     IMAGE_PULL_FAILED = "ImagePullFailed"
+    CONTAINER_REFUSED = "ContainerRefused"
+    """The node cannot make a container as it is written, as where a Secret is missing."""
     CRASH_LOOPING = "CrashLooping"
     KUBERAY_NOT_INSTALLED = "KubeRayNotInstalled"
     GANG_NOT_INSTALLED = "GangSchedulerNotInstalled"
     VOLUME_NOT_BOUND = "VolumeNotBound"
     NAME_TAKEN = "NameTaken"
     QUOTA_EXCEEDED = "QuotaExceeded"
+    PODS_REFUSED = "PodsRefused"
+    """The API server refuses the pods, as by Pod Security or another admission policy."""
     RELEASED_AFTER_FINISH = "ReleasedAfterFinish"
     TRAINER_FAILED = "TrainerFailed"
+    EARLIER_TRAINER_RUNS = "EarlierTrainerRuns"
+    """A trainer of an earlier attempt, or of an earlier job of the same name, may still run."""
+    POD_LOST = "PodLost"
+    """A pod should have ended, and its node does not confirm it."""
     TEACHER_NOT_FOUND = "TeacherNotFound"
     """A Teacher that the job names does not exist."""
     TEACHER_UNREACHABLE = "TeacherUnreachable"
@@ -214,7 +224,19 @@ class Status(Model):
     )
     observed_generation: StatusCount = Field(0, description="Generation of the spec that the operator acted on last.")
     attempts: StatusCount = Field(0, description="Number of attempts that have begun.")
+    active: StatusCount = Field(
+        0, description="Number of pods of the job that exist and have not ended; those that are terminating count."
+    )
+    trainer_job_uid: StatusText | None = Field(
+        None,
+        description="Uid of the trainer Job of the current attempt, once it was seen. The attempt fails with its Job.",
+    )
     restarts: StatusCount = Field(0, description="Number of failed attempts that count against backoffLimit.")
+    disruptions: StatusCount = Field(
+        0,
+        description="Number of attempts in a row that ended within an hour and do not count against backoffLimit, "
+        "such as by a preemption; the delay before the next attempt doubles with each.",
+    )
     next_attempt_time: Time | None = Field(None, description="Time at which the next attempt begins, during back-off.")
     start_time: Time | None = Field(None, description="Time at which the first attempt began.")
     attempt_start_time: Time | None = Field(None, description="Time at which the current attempt began.")

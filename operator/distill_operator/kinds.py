@@ -39,6 +39,7 @@ class Kind(Enum):
     COSCHEDULING_GROUP = Resource("PodGroup", "scheduling.x-k8s.io/v1alpha1", "podgroups")
     VOLCANO_GROUP = Resource("PodGroup", "scheduling.volcano.sh/v1beta1", "podgroups")
     KAI_GROUP = Resource("PodGroup", "scheduling.run.ai/v2alpha2", "podgroups")
+    EVENT = Resource("Event", "events.k8s.io/v1", "events")
     LEASE = Resource("Lease", "coordination.k8s.io/v1", "leases")
     DISTILLATION_JOB = Resource(KIND, API_VERSION, PLURAL)
     TEACHER = Resource(teacher_kind.KIND, API_VERSION, teacher_kind.PLURAL)

@@ -43,7 +43,8 @@ NAMESPACED_RULES: tuple[Rule, ...] = (
     {"apiGroups": ["ray.io"], "resources": ["rayclusters"], "verbs": ["list", "watch", "create", "patch", "delete"]},
     {"apiGroups": [""], "resources": ["pods"], "verbs": ["list", "watch"]},
     {"apiGroups": [""], "resources": ["persistentvolumeclaims"], "verbs": ["get"]},
-    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["create", "patch"]},
+    # list: why a trainer Job gets no pods, which a Job says in Events alone.
+    {"apiGroups": ["events.k8s.io"], "resources": ["events"], "verbs": ["list", "create", "patch"]},
 )
 """For a Role in each watched namespace, or a ClusterRole when every namespace is watched."""
 

@@ -241,6 +241,8 @@ class Trainer:
     """The termination message."""
     reason: str = "Error"
     """The runtime's word."""
+    survivors: bool = False
+    """The ranks but the first still run when the Job has failed."""
     disrupted: bool = False
     """The first rank is preempted, and the others end by that."""
 
@@ -256,6 +258,11 @@ class Kubelet(threading.Thread):
         """Roles whose pods get no node."""
         self.broken: dict[str, Json] = {}
         """State and lastState of the main container of a role's pods, which never get ready."""
+        self.refused = ""
+        """Why no pod of a trainer may be made, as the Job controller says it in an Event."""
+        self.lingering = False
+        """Trainer pods are on a node, which nobody hears of: they stay until end_trainers()."""
+        self.grace_seconds = 120
         self.seen_trainer_jobs: set[tuple[str, str]] = set()
         """Name and uid."""
         self.stopping = threading.Event()
@@ -281,8 +288,12 @@ class Kubelet(threading.Thread):
         pods = {p["metadata"]["name"]: p for p in self.world.pods()}
         owners = {child["metadata"]["uid"] for child in children.values()}
         for name, pod in pods.items():
-            if pod["metadata"]["annotations"]["owner"] not in owners:
+            if pod["metadata"].get("annotations", {}).get("owner", "nobody") in {*owners, "nobody"}:
+                continue
+            if not pod["spec"].get("nodeName"):
                 self.api.call("DELETE", self.world.path(PODS, name), {"gracePeriodSeconds": 0})
+            elif "deletionTimestamp" not in pod["metadata"]:
+                self.api.call("DELETE", self.world.path(PODS, name), {"gracePeriodSeconds": self.grace_seconds})
         for (kind, name), child in children.items():
             if kind == "Deployment":
                 count = child["spec"]["replicas"]
@@ -309,11 +320,14 @@ class Kubelet(threading.Thread):
         attempt = int(child["metadata"]["labels"]["distillation-operator.io/attempt"])
         todo = self.trainers.get(attempt, Trainer())
         count = child["spec"]["completions"]
+        if self.refused:
+            self._say_refused(child["metadata"])
+            return
         ready = self._pods(child, pods, count, "trainer", child["spec"]["template"], {})
         self._status("Job", child, {"active": count, "ready": ready, "startTime": AGO})
         if todo.exit_code is None or ready < count:
             return
-        for index in range(count):
+        for index in range(1 if todo.survivors else count):
             name = f"{child['metadata']['name']}-{index}"
             ended = {"exitCode": todo.exit_code, "message": todo.message, "finishedAt": AGO, "startedAt": AGO}
             ended |= {"reason": todo.reason} if todo.exit_code else {}
@@ -341,6 +355,15 @@ class Kubelet(threading.Thread):
         }
         self._status("Job", child, terminal)
 
+    def _say_refused(self, job: Json) -> None:
+        meta = {"name": f"{job['name']}.refused", "namespace": self.world.namespace}
+        involved = {"apiVersion": "batch/v1", "kind": "Job", **{key: job[key] for key in ("name", "namespace", "uid")}}
+        event = {"reason": "FailedCreate", "message": self.refused, "type": "Warning", "lastTimestamp": NOW}
+        event |= {"source": {"component": "job-controller"}}
+        with contextlib.suppress(urllib.error.HTTPError):
+            path = self.world.path("/api/v1/namespaces/{ns}/events")
+            self.api.call("POST", path, {"metadata": meta, "involvedObject": involved, **event})
+
     def _pods(
         self, child: Json, pods: dict[str, Json], count: int, part: str, template: Json, labels: Json | None = None
     ) -> int:
@@ -361,8 +384,12 @@ class Kubelet(threading.Thread):
                         "name": name,
                         "labels": {**template["metadata"]["labels"], **(labels or {})},
                         "annotations": annotations,
+                        "ownerReferences": [_controller(child)],
                     },
-                    "spec": template["spec"],
+                    "spec": {
+                        **template["spec"],
+                        **({"nodeName": "n1"} if part == "trainer" and self.lingering else {}),
+                    },
                 }
                 self.api.call("POST", self.world.path(PODS), body)
                 pod = {"status": {}}
@@ -391,6 +418,12 @@ class Kubelet(threading.Thread):
     def _container(name: str, state: Json, *, ready: bool) -> Json:
         return {"name": name, "image": "x", "imageID": "x", "ready": ready, "restartCount": 0, "state": state}
 
+    def end_trainers(self) -> None:
+        """Let the trainer pods that are being deleted go."""
+        for pod in self.world.pods():
+            if "deletionTimestamp" in pod["metadata"]:
+                self.api.call("DELETE", self.world.path(PODS, pod["metadata"]["name"]), {"gracePeriodSeconds": 0})
+
     def _status(self, kind: str, child: Json, status: Json) -> None:
         before = child.get("status", {})
         if all(before.get(key) == value for key, value in status.items()):
@@ -416,6 +449,16 @@ class Kubelet(threading.Thread):
         server = ThreadingHTTPServer((self.ip, 8080), Handler)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         return server
+
+
+def _controller(child: Json) -> Json:
+    """What controls the pods of a child: itself, or a ReplicaSet of its name."""
+    kind, name, version = child["kind"], child["metadata"]["name"], "batch/v1"
+    if kind == "Deployment":
+        kind, name, version = "ReplicaSet", f"{name}-5f7d", "apps/v1"
+    if kind == "RayCluster":
+        version = "ray.io/v1"
+    return {"apiVersion": version, "kind": kind, "name": name, "uid": child["metadata"]["uid"], "controller": True}
 
 
 def _range(count: int) -> str:

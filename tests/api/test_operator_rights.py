@@ -59,7 +59,11 @@ def whole_life(world: World, kubelet: Kubelet) -> None:
     world.api.call("POST", claims, {"metadata": {"name": "out"}, "spec": spec})
     kubelet.trainers[2] = Trainer(exit_code=0)
     world.api.call("POST", world.path(TEACHERS), teacher("poet"))
+    kubelet.refused = 'Error creating: pods "job-trainer-1-0" is forbidden: exceeded quota: gpus'
     world.submit(ttlSecondsAfterFinished=1)
+    said = world.until_condition("TrainerReady", "QuotaExceeded")
+    assert said["message"] == f"Job job-trainer-1: {kubelet.refused}"
+    kubelet.refused = ""
     world.until_condition("Succeeded", "Running")
     world.api.merge(world.path(CHILDREN["Deployment"], "job-teacher"), {"spec": {"replicas": 2}})
     path = world.path(JOBS, "job")

@@ -94,7 +94,7 @@ def test_a_job_survives_the_loss_of_every_role_in_turn_and_a_pause(jobs: Jobs) -
 
     suspend("true")
     jobs.wait("no pod is left", lambda: not jobs.pods_of(name), 120)
-    assert jobs.condition(name, "Suspended")["status"] == "True"
+    jobs.wait("Suspended", lambda: jobs.condition(name, "Suspended")["status"] == "True", 30)
     saved = (jobs.output / name / "checkpoints" / "latest").read_text()
     assert int(saved.removeprefix("step-")) >= 12, "SIGTERM must have saved what was trained"
     suspend("false")

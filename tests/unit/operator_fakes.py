@@ -16,6 +16,7 @@ from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.model.ownership import OWNERSHIP
+from distill_operator.model.times import format_time
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.errors import AlreadyExists, ApiError, Conflict, NotServed, Refused
 from distill_operator.runtime.events import EventRecorder
@@ -88,10 +89,17 @@ class FakeCluster:
         found = await self.list(kind, namespace, labels=labels)
         yield found, int(self._version())
 
-    async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
+    async def list(
+        self, kind: Kind, namespace: str, *, labels: str = "", name: str = "", fields: str = ""
+    ) -> list[Json]:
         self._maybe_fail()
         if kind is Kind.RAY_CLUSTER and not self.kuberay:
             raise NotServed(404, "no RayCluster")
+        if kind is Kind.EVENT:
+            # Of those that the test put there; the operator's own are in `events`.
+            asked = dict(part.split("=", 1) for part in fields.split(","))
+            found = [o for (k, _), o in self.objects.items() if k is kind]
+            return [e for e in found if {"regarding.uid": e["regarding"]["uid"], "reason": e["reason"]} == asked]
         wanted = dict(part.split("=", 1) for part in labels.split(",") if part)
         return [
             o
@@ -122,8 +130,10 @@ class FakeCluster:
                 raise AssertionError(f"{key} of somebody else was taken over")
             assert key[0] is not Kind.JOB or old["spec"] == body["spec"], "the pods of a Job cannot be changed"
         elif key[0] is Kind.JOB:
-            role = {p["metadata"]["labels"].get("distillation-operator.io/role") for p in self.of(Kind.POD).values()}
-            assert "trainer" not in role, "two trainers at once would write the same checkpoints"
+            for pod in self.of(Kind.POD).values():
+                trainer = pod["metadata"]["labels"].get("distillation-operator.io/role") == "trainer"
+                ended = pod.get("status", {}).get("phase") in ("Succeeded", "Failed")
+                assert ended or not trainer, "two trainers at once would write the same checkpoints"
         fresh = dict(body)
         meta = old["metadata"] if old else {"uid": f"uid-{next(self._versions)}"}
         fresh["metadata"] = {**meta, **fresh["metadata"]}
@@ -250,6 +260,8 @@ class Simulation:
     trainer_uids: set[str] = field(default_factory=set)
     trainer_jobs: dict[tuple[str, int], set[str]] = field(default_factory=dict)
     """Their uids, by the uid of the DistillationJob and the attempt."""
+    trainers_removed: set[int] = field(default_factory=set)
+    """Attempts whose trainer Job somebody deleted."""
     key: Key = KEY
     claim: bool = True
     settings: Settings = SETTINGS
@@ -371,7 +383,14 @@ class Simulation:
                 c.remove(kind, name)
         owners = {o["metadata"]["uid"] for o in c.objects.values()}
         for name, pod in c.of(Kind.POD).items():
-            if pod["metadata"]["annotations"]["owner"] not in owners:
+            if pod["metadata"]["annotations"]["owner"] in owners:
+                continue
+            if self.chaos and self.chaos.random() < 0.6:
+                # It runs on, for its grace period.
+                due = format_time(self.now + timedelta(seconds=120))
+                meta = {"deletionTimestamp": due, **pod["metadata"]}
+                c.put(Kind.POD, name, {**pod, "metadata": meta})
+            else:
                 c.remove(Kind.POD, name)
 
     def _job(self, name: str, o: Json) -> None:

@@ -4,17 +4,20 @@ import json
 import os
 from datetime import UTC, datetime
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from rich.console import Console
 
+from distill_api import names
 from distill_api.status import Progress
 from distill_cli.cluster import ApiError
 from distill_cli.commands.jobs import age, rows
 from distill_cli.commands.watch import stages_of_job
 from distill_cli.job_state import job_state, mean_stages, newest_events
 from distill_cli.main import main
+from distill_cli.pods import pods_of_role
 from distill_cli.run_folder import folder_end, folder_snapshot
 from distill_cli.snapshot import Curves, RoleState, Snapshot, extended
 from distill_cli.views.progress import Plain, panel, sparkline
@@ -265,3 +268,15 @@ def test_samples_in_a_pipe_name_the_furthest_tokens(tmp_path: Path, capsys: pyte
     assert (found["step"], found["kl"]) == (1, [2.5, 0.0, -1.0])
     assert main(["samples", str(tmp_path), "--step", "7"]) == 1
     assert "has no rollout of step 7" in capsys.readouterr().err
+
+
+def test_the_pods_of_an_earlier_job_of_the_name_are_left_out() -> None:
+    def pod(name: str, **labels: str) -> dict[str, Any]:
+        return {"metadata": {"name": name, "labels": labels}}
+
+    uid = names.LABEL_OWNER_UID
+    found = [pod("old", **{uid: "old"}), pod("mine", **{uid: "mine"}), pod("before the upgrade")]
+    cluster: Any = SimpleNamespace(core=lambda plural, **query: found)
+    shown = [p["metadata"]["name"] for p in pods_of_role(cluster, "sums", "trainer", uid="mine")]
+    assert shown == ["mine", "before the upgrade"]
+    assert len(pods_of_role(cluster, "sums", "trainer")) == 3

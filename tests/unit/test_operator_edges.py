@@ -12,6 +12,7 @@ from operator_fakes import EPOCH, KEY, SETTINGS, UID, FakeCluster, job, manifest
 from prometheus_client.exposition import generate_latest
 
 from distill_api.metrics import OPERATOR_METRICS, scraped_name
+from distill_api.protocol import ProgressReport
 from distill_api.status import Status
 from distill_api.teacher.kind import TeacherStatus
 from distill_operator.distillationjob import progress_poller as progress_module
@@ -21,7 +22,7 @@ from distill_operator.kinds import Kind
 from distill_operator.metrics import OperatorMetrics
 from distill_operator.model.observed import Claim
 from distill_operator.model.ownership import OWNERSHIP
-from distill_operator.model.reading import read_child, read_claim, read_pod
+from distill_operator.model.reading import read_child, read_claim, read_pod, usable
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.resources import rendering
 from distill_operator.resources.drift import contains, has_drifted
@@ -376,6 +377,9 @@ def test_defaults_of_the_api_server_are_no_drift() -> None:
     ("live", "wanted", "inside"),
     [
         ({"ingress": [{"ports": [1]}, {}]}, {"ingress": [{"ports": [1]}]}, False),
+        ({"ingress": [{"from": [1, 2]}]}, {"ingress": [{"from": [1]}]}, False),
+        ({"ingress": [{"from": [{"a": 1, "b": 2}]}]}, {"ingress": [{"from": [{"a": 1}]}]}, True),
+        ({"egress": [{"to": [1]}, {"to": [2]}]}, {"egress": [{"to": [1]}]}, False),
         ({"a": 1, "b": 2}, {"a": 1}, True),
         ({"a": 1}, {"a": 2}, False),
         ({}, {"a": []}, True),
@@ -396,6 +400,7 @@ def test_what_we_wrote_must_be_there_and_more_may(live: Any, wanted: Any, inside
     [
         (None, None, Claim.ABSENT),
         ({"status": {"phase": "Bound"}}, None, Claim.BOUND),
+        ({"metadata": {"deletionTimestamp": "x"}, "status": {"phase": "Bound"}}, None, Claim.DELETING),
         ({"status": {"phase": "Pending"}}, {"volumeBindingMode": "Immediate"}, Claim.PENDING),
         ({"status": {"phase": "Pending"}}, {}, Claim.PENDING),
         ({"status": {"phase": "Lost"}}, None, Claim.PENDING),
@@ -418,6 +423,24 @@ def test_a_ray_cluster_without_a_head_has_no_ready_engine() -> None:
 @pytest.mark.parametrize("text", ["{}", "metadata: {name: x}", "{metadata: {name: x}, status: {conditions: []}}"])
 def test_a_pod_that_has_no_role_yet_is_not_looked_at(text: str) -> None:
     assert read_pod({"metadata": {}, **yaml.safe_load(text)}) is None
+
+
+@pytest.mark.parametrize(
+    ("told", "kept"),
+    [
+        ("2026-01-01T00:01:00Z", "2026-01-01T00:01:00Z"),
+        ("2026-01-01T02:01:00.5+02:00", "2026-01-01T00:01:00Z"),
+        ("2026-W01", "2025-12-29T00:00:00Z"),
+        ("yesterday", None),
+        ("0001-01-01T00:00:00Z", None),
+    ],
+)
+def test_a_time_that_the_api_server_would_refuse_does_not_reach_the_status(told: str, kept: str | None) -> None:
+    event = {"guard": "g", "step": 1, "action": "stop", "message": "m", "time": told}
+    progress = {"step": 3, "lastStepTime": told, "guardEvents": [event]}
+    found = usable(ProgressReport.model_validate({"phase": "Training", "progress": progress})).progress
+    assert (found.step, found.last_step_time) == (3, kept)
+    assert [e.time for e in found.guard_events] == ([kept] if kept else [])
 
 
 def test_every_kind_has_a_place_on_the_api_server() -> None:

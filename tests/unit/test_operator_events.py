@@ -34,7 +34,7 @@ KILLED = (137, "")
 OUTCOMES = (None, DONE, DONE, TEMPORARY, TEMPORARY, KILLED, WRONG)
 ACTIONS = (
     "suspend", "resume", "replicas", "teacher removed", "engines removed", "teacher changed", "service removed",
-    "trainer pods gone", "operator killed", "job deleted", "job replaced", "kuberay removed",
+    "trainer pods gone", "trainer removed", "operator killed", "job deleted", "job replaced", "kuberay removed",
 )  # fmt: skip
 
 
@@ -105,6 +105,10 @@ def act(sim: Simulation, action: str, rng: random.Random) -> None:
     elif action == "teacher changed":
         if found := cluster.objects.get((Kind.DEPLOYMENT, "job-teacher")):
             cluster.put(Kind.DEPLOYMENT, "job-teacher", {**found, "spec": {**found["spec"], "replicas": 7}})
+    elif action == "trainer removed":
+        for name, found in cluster.of(Kind.JOB).items():
+            sim.trainers_removed.add(int(found["metadata"]["labels"]["distillation-operator.io/attempt"]))
+            cluster.remove(Kind.JOB, name)
     elif action == "trainer pods gone":
         for name, pod in cluster.of(Kind.POD).items():
             if pod["metadata"]["labels"]["distillation-operator.io/role"] == "trainer":
@@ -164,7 +168,8 @@ def judge(sim: Simulation) -> str:
             "Completed": code == 0,
             "PreflightFailed": code == 78,
             "ConfigurationError": code == 78,
-            "BackoffLimitExceeded": code in (75, 137) and restarts == job.spec.backoff_limit + 1,
+            "BackoffLimitExceeded": (code in (75, 137) or attempts in sim.trainers_removed)
+            and restarts == job.spec.backoff_limit + 1,
             "DeadlineExceeded": job.spec.active_deadline_seconds is not None,
         }
         assert expected[reason], (reason, code, restarts)

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
@@ -161,6 +161,74 @@ def test_a_preempted_pod_is_told_from_an_evicted_one() -> None:
     assert (evicted.evicted, evicted.disrupted_at, evicted.eviction_message) == (True, None, "disk")
 
 
+KUBELET = (
+    "The node was low on resource: memory. Threshold quantity: 100Mi, available: 8Ki. Container trainer was using "
+    "9Gi, request is 1Gi, has larger consumption of memory. "
+)
+
+
+def evicted_by_kubelet(message: str) -> Pod:
+    disrupted = {"type": "DisruptionTarget", "status": "True", "reason": "TerminationByKubelet", "message": message}
+    disrupted |= {"lastTransitionTime": "2026-01-01T00:00:05Z"}
+    meta = {
+        "name": "x",
+        "labels": {"distillation-operator.io/role": "trainer", "distillation-operator.io/attempt": "1"},
+    }
+    pod = read_pod({"metadata": meta, "status": {"phase": "Failed", "reason": "Evicted", "conditions": [disrupted]}})
+    assert pod is not None
+    return pod
+
+
+def test_a_trainer_that_took_a_nodes_memory_ends_its_attempt_though_its_job_goes_on() -> None:
+    """The Job ignores evictions: it would make one pod after the other, and each would evict its neighbours."""
+    of = job(backoffLimit=1)
+    mine = evicted_by_kubelet(KUBELET)
+    status = look(of, begun(of), running(of, pods=(*pods(of), mine))).status
+    assert (status.restarts, says(status, ConditionType.SUCCEEDED)[1]) == (1, "Restarting")
+    words = f"x was evicted: {KUBELET.strip()}; raise trainer.template.resources.requests"
+    assert says(status, ConditionType.TRAINER_READY)[1:] == ("OutOfMemory", words)
+    last = look(of, begun(of).model_copy(update={"restarts": 1}), failed(of, mine)).status
+    assert says(last, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "Pod was terminated in response to imminent node shutdown.",
+        "The node was low on resource: memory. Threshold quantity: 100Mi, available: 8Ki. ",
+    ],
+)
+def test_a_trainer_that_others_put_out_does_not_count(message: str) -> None:
+    of = job(backoffLimit=0)
+    status = look(of, begun(of), failed(of, evicted_by_kubelet(message))).status
+    assert (status.restarts, says(status, ConditionType.SUCCEEDED)[1]) == (0, "Restarting")
+
+
+def test_each_disruption_delays_longer_until_an_attempt_has_lasted() -> None:
+    of = job(backoffLimit=0)
+    observed, delays = failed(of, taken(Role.TRAINER)), []
+    status = begun(of)
+    for lasted in (60, 60, 60, 3601, 60):
+        found = look(of, status, observed, seconds=lasted).status
+        next_time = datetime.fromisoformat(found.next_attempt_time or "")
+        delays.append((next_time - EPOCH).total_seconds() - lasted)
+        status = begun(of).model_copy(update={"disruptions": found.disruptions})
+    for delay, least in zip(delays, (10, 20, 40, 10, 20), strict=True):
+        assert least <= delay <= 1.2 * least
+    assert (status.restarts, status.disruptions) == (0, 2)
+
+
+@pytest.mark.parametrize("role", [Role.TEACHER, Role.TRAINER])
+def test_a_pod_that_was_taken_away_is_an_event_also_where_the_training_goes_on(role: Role) -> None:
+    of = job()
+    observed = running(of, pods=(*pods(of), taken(role)))
+    found = look(of, begun(of), observed, seconds=6)
+    events = [(e.reason, e.message) for e in found.effects if isinstance(e, Event) and e.warning]
+    assert events == [("Evicted", f"{role.value}: gone was taken away: Preempted in order to admit critical pod")]
+    again = look(of, found.status, observed, seconds=7)
+    assert [e for e in again.effects if isinstance(e, Event)] == []
+
+
 # Quotas
 
 
@@ -181,6 +249,44 @@ def test_pods_that_a_quota_forbids_are_told_from_pods_that_are_slow(which: int, 
     said = says(found.status, ConditionType(condition))
     assert said[:2] == ("False", "QuotaExceeded")
     assert "exceeded quota: gpus" in said[2]
+
+
+@pytest.mark.parametrize(
+    ("note", "reason"),
+    [
+        ('Error creating: pods "job-trainer-1-0" is forbidden: exceeded quota: gpus', "QuotaExceeded"),
+        (
+            'Error creating: pods "job-trainer-1-0" is forbidden: violates PodSecurity "restricted:latest"',
+            "PodsRefused",
+        ),
+    ],
+)
+async def test_a_trainer_whose_pods_are_refused_says_why(note: str, reason: str) -> None:
+    """A Job has no condition for it: Events alone tell."""
+
+    class Refusing(Simulation):
+        def _job(self, name: str, o: Json) -> None:
+            regarding = {"uid": o["metadata"]["uid"]}
+            old = {"reason": "FailedCreate", "regarding": regarding, "note": "an older one", "eventTime": "2026-01-01T"}
+            self.cluster.put(Kind.EVENT, "old", old)
+            self.cluster.put(Kind.EVENT, "new", {**old, "note": note, "eventTime": "2026-01-02T"})
+            made = {**o["metadata"], "creationTimestamp": "2026-01-01T00:01:00Z"}
+            if "creationTimestamp" not in o["metadata"]:
+                self.cluster.put(Kind.JOB, name, {**o, "metadata": made})
+
+    sim = Refusing()
+    for _ in range(8):
+        await sim.reconcile()
+        sim.play()
+        sim.pass_time(6)
+    assert sim.condition("TrainerReady")[1] == "NotReady"
+    assert (await sim.reconcile() or 99) <= 10, "it looks again by itself"
+    for seconds in (30, 3):
+        sim.pass_time(seconds)
+        await sim.reconcile()
+    assert sim.condition("TrainerReady") == ("False", reason, f"Job job-trainer-1: {note}")
+    assert sim.condition("Succeeded")[2] == f"attempt 1 is starting; trainer: Job job-trainer-1: {note}"
+    assert reason in [e["reason"] for e in sim.cluster.events.values()]
 
 
 @dataclass

@@ -9,11 +9,12 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from operator_fakes import KEY, SETTINGS, FakeCluster, Simulation, job
+from operator_fakes import KEY, SETTINGS, UID, FakeCluster, Simulation, job
 
+from distill_api.protocol import ProgressReport
 from distill_operator.distillationjob import plan
 from distill_operator.distillationjob import progress_poller as progress_module
-from distill_operator.distillationjob.controller import HELD_PER_SECOND, HOLD, HOLD_STARTING
+from distill_operator.distillationjob.controller import HELD_PER_SECOND, HOLD, HOLD_STARTING, TELEMETRY_PER_SECOND
 from distill_operator.distillationjob.progress_poller import ProgressPoller
 from distill_operator.kinds import Kind
 from distill_operator.model.ownership import OWNERSHIP
@@ -85,6 +86,51 @@ def test_a_starting_jobs_counts_wait_longer_the_more_jobs_start(jobs: int) -> No
     assert asyncio.run(run()) == max(HOLD_STARTING.total_seconds(), jobs / HELD_PER_SECOND)
 
 
+@pytest.mark.parametrize(("jobs", "wait"), [(1, HOLD.total_seconds()), (200, 200 / TELEMETRY_PER_SECOND)])
+def test_the_progress_of_all_jobs_together_has_a_budget_of_writes(jobs: int, wait: float) -> None:
+    sim = Simulation()
+
+    async def run() -> float | None:
+        await sim.settle(seconds=60)
+        sim.reconciler._held |= {Key(Kind.DISTILLATION_JOB, "default", f"job-{n}"): sim.now for n in range(jobs - 1)}
+        told(sim, step=3)
+        before = len(sim.cluster.writes)
+        again = await sim.reconcile()
+        assert len(sim.cluster.writes) == before
+        sim.pass_time(wait)
+        await sim.reconcile()
+        assert (sim.cluster.writes[before:], sim.job_status["progress"]["step"]) == (["status"], 3)
+        return again
+
+    assert asyncio.run(run()) == wait
+
+
+def test_requests_to_teachers_alone_are_not_written() -> None:
+    sim = Simulation()
+
+    async def run() -> None:
+        await sim.settle(seconds=60)
+        for requests in (0, 7, 9):
+            told(sim, step=3, teachers=[{"name": "teacher", "requests": requests}])
+            sim.pass_time(5)
+            await sim.reconcile()
+            sim.pass_time(5)
+            await sim.reconcile()
+
+    asyncio.run(run())
+    progress = sim.reconciler.jobs.snapshots()[KEY].status.progress
+    assert progress is not None and progress.teachers[0].requests == 9, "which the autoscaler reads"
+    assert sim.job_status["progress"]["teachers"] == [{"name": "teacher", "requests": 0}]
+
+
+def told(sim: Simulation, **progress: Any) -> None:
+    """What the job's trainer has answered last."""
+    pod = sim.cluster.objects[Kind.POD, "job-trainer-1-0"]["metadata"]["uid"]
+    report = ProgressReport.model_validate({"phase": "Training", "progress": progress})
+    sim.reconciler.progress.follow(KEY, pod, "192.0.2.1")
+    sim.reconciler.progress._watched[KEY].report = report
+
+
 def test_what_is_wrong_with_a_starting_job_does_not_wait_for_others() -> None:
     sim = Simulation()
 
@@ -103,6 +149,7 @@ def test_what_is_wrong_with_a_starting_job_does_not_wait_for_others() -> None:
 
 def _pod(role: str) -> dict[str, Any]:
     own = {"app.kubernetes.io/managed-by": "distillation-operator", "distillation-operator.io/job": "job"}
+    own["distillation-operator.io/owner-uid"] = UID
     return {"metadata": {"labels": {**own, "distillation-operator.io/role": role}, "annotations": {"owner": "x"}}}
 
 

@@ -101,9 +101,11 @@ class Blind(FakeCluster):
         assert kind is not Kind.SECRET
         return await super().get(kind, namespace, name)
 
-    async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
+    async def list(
+        self, kind: Kind, namespace: str, *, labels: str = "", name: str = "", fields: str = ""
+    ) -> list[Json]:
         assert kind is not Kind.SECRET
-        return await super().list(kind, namespace, labels=labels, name=name)
+        return await super().list(kind, namespace, labels=labels, name=name, fields=fields)
 
 
 def suspended_and_resumed(simulation: Simulation, meanwhile: Any = None) -> None:

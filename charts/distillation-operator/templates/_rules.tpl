@@ -38,7 +38,7 @@
   verbs: [get]
 - apiGroups: [events.k8s.io]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [list, create, patch]
 {{- $groups := dict "scheduler-plugins" "scheduling.x-k8s.io" "volcano" "scheduling.volcano.sh" "kai" "scheduling.run.ai" }}
 {{- range .Values.gangSchedulers }}
 - apiGroups: [{{ get $groups . }}]

@@ -83,7 +83,8 @@ def rollouts_of_job(cluster: Cluster, name: str) -> list[Rollout]:
     from distill_workers.reporting.samples_file import rollouts_in
 
     job = cluster.job(name)
-    first = rank_0(running(newest_attempt(pods_of_role(cluster, name, Role.TRAINER))))
+    pods = pods_of_role(cluster, name, Role.TRAINER, uid=job["metadata"]["uid"])
+    first = rank_0(running(newest_attempt(pods)))
     if first is None:
         raise CommandFailed(
             f"job {name} has no running trainer; it is {job_state(job, now_utc()).state}. {where_kept(job)}"

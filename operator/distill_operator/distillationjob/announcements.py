@@ -4,6 +4,8 @@ They are posted before the status that they announce is written: after a crash i
 under the same key, and so are the same Events.
 """
 
+from collections.abc import Iterator
+
 from distill_api.status import ConditionStatus, ConditionType, Reason, Status
 from distill_operator.model import conditions
 from distill_operator.runtime.effects import Event
@@ -13,6 +15,7 @@ PROBLEMS = frozenset(
     {
         Reason.UNSCHEDULABLE,
         Reason.IMAGE_PULL_FAILED,
+        Reason.CONTAINER_REFUSED,
         Reason.CRASH_LOOPING,
         Reason.OUT_OF_MEMORY,
         Reason.EVICTED,
@@ -20,7 +23,9 @@ PROBLEMS = frozenset(
         Reason.TEACHER_UNREACHABLE,
         Reason.ENGINES_LOST,
         Reason.VOLUME_FULL,
+        Reason.POD_LOST,
         Reason.QUOTA_EXCEEDED,
+        Reason.PODS_REFUSED,
         Reason.KUBERAY_NOT_INSTALLED,
         Reason.VOLUME_NOT_BOUND,
         Reason.GANG_NOT_INSTALLED,
@@ -45,7 +50,16 @@ def announcements(uid: str, before: Status, after: Status) -> tuple[Event, ...]:
             continue
         key = f"{uid}/{condition.type}/{condition.reason}/{after.attempts}/{after.restarts}/{after.observed_generation}"
         found.append(Event(key, condition.reason, condition.message, warning))
-    return tuple(found)
+    return (*found, *_disruptions(uid, before, after))
+
+
+def _disruptions(uid: str, before: Status, after: Status) -> Iterator[Event]:
+    """Yield the Event of each pod that the cluster took away, also where the training goes on without it."""
+    known = {(role.name, role.disruption_time) for role in before.roles}
+    for role in after.roles:
+        if role.disruption and (role.name, role.disruption_time) not in known:
+            key = f"{uid}/{role.name}/disruption/{role.disruption_time}"
+            yield Event(key, Reason.EVICTED, f"{role.name}: {role.disruption}", warning=True)
 
 
 def _is_warning(condition_type: str, status: ConditionStatus, reason: str, attempts: int) -> bool | None:

@@ -3,11 +3,13 @@
 import re
 from dataclasses import dataclass
 
+from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.protocol import ExitCode, ExitReason
 from distill_api.status import Reason, Status
 from distill_operator.distillationjob.readiness import disruption
+from distill_operator.kinds import Kind
 from distill_operator.model.observed import Child, Observed, Pod
 from distill_operator.model.reading import exit_report
 from distill_operator.settings import Settings
@@ -67,6 +69,34 @@ def _disruption(status: Status, observed: Observed, role: Role, attempt: int) ->
     return next((r.disruption for r in status.roles if r.name == role.value and r.disruption), "")
 
 
+def trainer_deleted(job: DistillationJob, status: Status, observed: Observed, attempt: int) -> Failure | None:
+    """Return the failure of an attempt whose trainer Job somebody deleted; None where it is there, or was never made.
+
+    A second Job of its name would make pods of the same names beside those that still run.
+    """
+    name = names.trainer_job(job.metadata.name, attempt)
+    child = observed.child(Kind.JOB, name)
+    own = child if child is not None and child.ours else None
+    if own is not None and not own.deleting and status.trainer_job_uid in (None, own.uid):
+        return None
+    pods_left = any(p.role is Role.TRAINER and p.attempt == attempt for p in observed.pods)
+    if own is None and status.trainer_job_uid is None and not pods_left:
+        return None
+    return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, Reason.TRAINER_FAILED, f"the Job {name} was deleted")
+
+
+def trainer_outgrown(observed: Observed, attempt: int) -> Failure | None:
+    """Return the failure of an attempt whose trainer was evicted for what it used itself; None where none was.
+
+    Its Job would go on: it replaces every pod that was evicted, which would be evicted again.
+    """
+    pod = next((p for p in observed.pods if p.role is Role.TRAINER and p.attempt == attempt and p.outgrew), None)
+    if pod is None:
+        return None
+    message = f"{pod.name} was evicted: {pod.eviction_message.strip()}; raise trainer.template.resources.requests"
+    return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, _role_reason(pod), message)
+
+
 def not_ready_in_time(job: DistillationJob, waiting_for: str) -> Failure:
     """Return the failure of an attempt whose preRunningDeadlineSeconds have passed."""
     seconds = job.spec.pre_running_deadline_seconds
@@ -109,7 +139,7 @@ def _exit_code_of(job: Child) -> int | None:
 
 
 def _role_reason(pod: Pod | None) -> Reason:
-    if pod is not None and pod.exit_reason == "OOMKilled":
+    if pod is not None and (pod.exit_reason == "OOMKilled" or pod.outgrew == "memory"):
         return Reason.OUT_OF_MEMORY
     if pod is not None and pod.evicted:
         return Reason.EVICTED

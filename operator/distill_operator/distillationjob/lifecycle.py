@@ -14,10 +14,9 @@ from typing import Any
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.protocol import ProgressReport
-from distill_api.spec.job_spec import Spec
 from distill_api.status import Condition, ConditionType, Progress, Reason, Result, RoleStatus, Status
 from distill_operator.distillationjob.failure import Failure
-from distill_operator.distillationjob.readiness import RoleState
+from distill_operator.distillationjob.readiness import RoleState, at_fault
 from distill_operator.model import conditions
 from distill_operator.model.conditions import FALSE, TRUE, UNKNOWN, ConditionValue
 from distill_operator.model.observed import Disruption, Observed
@@ -26,6 +25,8 @@ from distill_operator.model.times import format_time, parse_time, seconds_since
 FIRST_DELAY_SECONDS = 10.0
 LONGEST_DELAY_SECONDS = 300.0
 JITTER = 0.2
+UNDISTURBED_SECONDS = 3600.0
+"""After an attempt that lasted so long, the delay of one that does not count begins anew: spot nodes come and go."""
 
 ROLE_CONDITIONS: Mapping[Role, ConditionType] = {
     Role.TEACHER: ConditionType.TEACHER_READY,
@@ -35,6 +36,9 @@ ROLE_CONDITIONS: Mapping[Role, ConditionType] = {
 NOT_STALLED = ConditionValue(FALSE, Reason.PROGRESSING)
 NOT_SUSPENDED = ConditionValue(FALSE, Reason.PROGRESSING, "spec.suspend is false")
 PREFLIGHT_AHEAD = ConditionValue(UNKNOWN, Reason.PENDING, "the trainer checks before its first step")
+SUSPENDING = ConditionValue(
+    FALSE, Reason.SUSPENDING, "spec.suspend is true, and pods are still there: status.active says how many"
+)
 VALID = ConditionValue(TRUE, Reason.VALID)
 
 
@@ -56,7 +60,9 @@ def current_attempt(status: Status, observed: Observed) -> int:
 
 
 def delay_seconds(uid: str, attempt: int, restarts: int) -> float:
-    """Return the delay after an attempt that failed as the restarts-th: doubled each time, and spread by the job's uid.
+    """Return the delay after an attempt that failed as the n-th: doubled each time, and spread by the job's uid.
+
+    `restarts` counts failures that count against backoffLimit, or those in a row that do not, apart from each other.
 
     The spread is the same whoever computes it, and differs between jobs that failed together, and between attempts.
     """
@@ -68,7 +74,7 @@ def delay_seconds(uid: str, attempt: int, restarts: int) -> float:
 def with_roles(job: DistillationJob, status: Status, states: list[RoleState], now: datetime) -> Status:
     """Return the status with the conditions and counts of the roles."""
     values = {ROLE_CONDITIONS[s.role]: s.condition for s in states}
-    not_ready = next((s for s in states if s.condition.status is not TRUE), None)
+    not_ready = at_fault(states)
     values[ConditionType.READY] = (
         ConditionValue(FALSE, not_ready.condition.reason, f"{not_ready.role.value}: {not_ready.condition.message}")
         if not_ready
@@ -118,6 +124,7 @@ def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> 
             ConditionType.STALLED: NOT_STALLED,
         },
         attempts=attempt,
+        trainer_job_uid=None,
         next_attempt_time=None,
         progress=progress,
         start_time=status.start_time or format_time(now),
@@ -134,7 +141,8 @@ def failed(job: DistillationJob, status: Status, attempt: int, failure: Failure,
     if failure.counts and restarts > limit:
         text = f"attempt {attempt} failed, and backoffLimit {limit} allows no more: {failure.message}"
         return _ended_by(job, status, failure, text, restarts, now)
-    delay = timedelta(seconds=delay_seconds(job.metadata.uid, attempt, restarts))
+    disruptions = _disruptions(status, failure, now)
+    delay = timedelta(seconds=delay_seconds(job.metadata.uid, attempt, restarts if failure.counts else disruptions))
     counted = f"{restarts} of {limit} allowed" if failure.counts else f"not counted, as {failure.uncounted}"
     text = f"attempt {attempt} failed ({counted}): {failure.message}"
     down = ConditionValue(FALSE, Reason.NOT_READY, "stopped until the next attempt")
@@ -152,9 +160,17 @@ def failed(job: DistillationJob, status: Status, attempt: int, failure: Failure,
         },
         attempts=attempt,
         restarts=restarts,
+        disruptions=disruptions,
         next_attempt_time=format_time(now + delay),
         roles=_released(Reason.NOT_READY),
     )
+
+
+def _disruptions(status: Status, failure: Failure, now: datetime) -> int:
+    """Return how many attempts in a row have now ended soon and for no fault of the job."""
+    if failure.counts:
+        return 0
+    return 1 if seconds_since(status.attempt_start_time, now) > UNDISTURBED_SECONDS else status.disruptions + 1
 
 
 def succeeded(job: DistillationJob, status: Status, report: ProgressReport | None, now: datetime) -> Status:
@@ -181,8 +197,13 @@ def past_deadline(job: DistillationJob, status: Status, now: datetime) -> Status
     return _finished(job, status, ConditionValue(FALSE, Reason.DEADLINE_EXCEEDED, text), now)
 
 
-def suspended(job: DistillationJob, status: Status, now: datetime) -> Status:
-    """Return the status of a job that is suspended."""
+def is_suspended(status: Status) -> bool:
+    """Return whether the suspension of the job is recorded, be its pods gone or not."""
+    return conditions.reason_of(status, ConditionType.SUSPENDED) in (Reason.SUSPENDED, Reason.SUSPENDING)
+
+
+def suspended(job: DistillationJob, status: Status, now: datetime, *, released: bool) -> Status:
+    """Return the status of a job that is suspended; `released` says that no pod of it is left."""
     text = "spec.suspend is true: every pod is released, checkpoints stay"
     condition = ConditionValue(FALSE, Reason.SUSPENDED, text)
     return revised(
@@ -191,7 +212,7 @@ def suspended(job: DistillationJob, status: Status, now: datetime) -> Status:
         now,
         {
             ConditionType.SUCCEEDED: ConditionValue(UNKNOWN, Reason.SUSPENDED, text),
-            ConditionType.SUSPENDED: ConditionValue(TRUE, Reason.SUSPENDED, text),
+            ConditionType.SUSPENDED: ConditionValue(TRUE, Reason.SUSPENDED, text) if released else SUSPENDING,
             ConditionType.READY: condition,
             **{c: condition for c in ROLE_CONDITIONS.values()},
             ConditionType.STALLED: NOT_STALLED,
@@ -205,7 +226,10 @@ def suspended(job: DistillationJob, status: Status, now: datetime) -> Status:
 def resumed(job: DistillationJob, status: Status, now: datetime) -> Status:
     """Return the status of a job that is resumed: the next attempt is due once what the last one left is gone."""
     since = conditions.find(status, ConditionType.SUSPENDED)
-    away = int(seconds_since(since.last_transition_time, now)) if since and status.start_time else 0
+    # While its pods end, a job is active.
+    suspended = since is not None and since.status is TRUE and status.start_time
+    away = int(seconds_since(since.last_transition_time, now)) if since and suspended else 0
+    resuming = ConditionValue(FALSE, Reason.NOT_READY, "resumed: it starts with the next attempt")
     return revised(
         job,
         status,
@@ -213,32 +237,13 @@ def resumed(job: DistillationJob, status: Status, now: datetime) -> Status:
         {
             ConditionType.SUCCEEDED: ConditionValue(UNKNOWN, Reason.PENDING, "resumed"),
             ConditionType.SUSPENDED: NOT_SUSPENDED,
+            ConditionType.READY: resuming,
+            **{c: resuming for c in ROLE_CONDITIONS.values()},
         },
         suspended_seconds=status.suspended_seconds + max(0, away),
         next_attempt_time=format_time(now) if status.attempts else None,
+        roles=_released(Reason.NOT_READY),
     )
-
-
-def active_seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
-    """Return the seconds until activeDeadlineSeconds; None without the deadline, or before the first attempt."""
-    if spec.active_deadline_seconds is None or parse_time(status.start_time) is None:
-        return None
-    return spec.active_deadline_seconds - (seconds_since(status.start_time, now) - status.suspended_seconds)
-
-
-def pre_running_seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
-    """Return the seconds until preRunningDeadlineSeconds; None without it, and once every role has been ready."""
-    running = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.RUNNING
-    if spec.pre_running_deadline_seconds is None or running or parse_time(status.attempt_start_time) is None:
-        return None
-    return spec.pre_running_deadline_seconds - seconds_since(status.attempt_start_time, now)
-
-
-def ttl_seconds_left(spec: Spec, status: Status, now: datetime) -> float | None:
-    """Return the seconds until ttlSecondsAfterFinished; None without it, and before the job has finished."""
-    if spec.ttl_seconds_after_finished is None or parse_time(status.completion_time) is None:
-        return None
-    return spec.ttl_seconds_after_finished - seconds_since(status.completion_time, now)
 
 
 def model_path(job: DistillationJob) -> str:

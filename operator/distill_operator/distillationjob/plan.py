@@ -12,20 +12,29 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator import policy
-from distill_operator.distillationjob import lifecycle, readiness, trainer_conditions, upkeep
+from distill_operator.distillationjob import handover, lifecycle, readiness, trainer_conditions, upkeep
 from distill_operator.distillationjob.announcements import announcements
-from distill_operator.distillationjob.failure import image_replaced, not_ready_in_time, trainer_failure
+from distill_operator.distillationjob.failure import (
+    image_replaced,
+    not_ready_in_time,
+    trainer_deleted,
+    trainer_failure,
+    trainer_outgrown,
+)
 from distill_operator.distillationjob.lifecycle import ROLE_CONDITIONS
 from distill_operator.distillationjob.readiness import RoleState
 from distill_operator.distillationjob.trainer_conditions import POLL_SECONDS
 from distill_operator.kinds import Kind
-from distill_operator.model import conditions
-from distill_operator.model.conditions import FALSE, TRUE, UNKNOWN, ConditionValue
+from distill_operator.model import conditions, deadlines
+from distill_operator.model.conditions import FALSE, UNKNOWN, ConditionValue
 from distill_operator.model.observed import Observed, Outcome, Raw
 from distill_operator.model.times import seconds_since
 from distill_operator.resources import pinning, rendering
 from distill_operator.runtime.effects import Check, Delete, Effect
 from distill_operator.settings import Settings
+
+GARBAGE_SECONDS = 30.0
+"""For so long the garbage collector may take to delete the pods of what was deleted; then they are named."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +52,8 @@ class Plan:
 def plan(job: DistillationJob, status: Status, observed: Observed, settings: Settings, now: datetime) -> Plan:
     """Return what to do next about a job."""
     found = _plan(job, status, observed, settings, now)
+    if found.status.active != observed.active:
+        found = replace(found, status=found.status.model_copy(update={"active": observed.active}))
     return replace(found, effects=(*found.effects, *announcements(job.metadata.uid, status, found.status)))
 
 
@@ -113,9 +124,9 @@ def _plan(job: DistillationJob, status: Status, observed: Observed, settings: Se
         return _transition(lifecycle.succeeded(job, status, observed.report, now))
     if job.spec.suspend:
         return _suspend(job, status, observed, now)
-    if conditions.is_true(status, ConditionType.SUSPENDED):
+    if lifecycle.is_suspended(status):
         return _transition(lifecycle.resumed(job, status, now))
-    left = lifecycle.active_seconds_left(job.spec, status, now)
+    left = deadlines.active_seconds_left(job.spec, status, now)
     if left is not None and left <= 0:
         return _transition(lifecycle.past_deadline(job, status, now))
     if between_attempts:
@@ -124,6 +135,8 @@ def _plan(job: DistillationJob, status: Status, observed: Observed, settings: Se
         return _begin(job, status, observed, settings, 1, now)
     if live and live.outcome is Outcome.FAILED:
         return _transition(lifecycle.failed(job, status, attempt, trainer_failure(job, status, observed, live), now))
+    if failure := trainer_deleted(job, status, observed, attempt) or trainer_outgrown(observed, attempt):
+        return _transition(lifecycle.failed(job, status, attempt, failure, now))
     return _keep_running(job, status, observed, settings, attempt, now)
 
 
@@ -146,6 +159,8 @@ def _begin(
     ]
     if obstacle := upkeep.name_taken(wanted, observed) or readiness.obstacle(job, observed):
         return _wait(job, status, observed, attempt, *obstacle, now)
+    if other := handover.obstacle(job, observed, now):
+        return _wait(job, status, observed, attempt, Role.TRAINER, other, now)
     states = readiness.roles(job, observed, attempt)
     begun = lifecycle.with_roles(job, lifecycle.begun(job, status, attempt, now), states, now)
     # Worded as the next reconcile does, which then has nothing to write.
@@ -184,7 +199,14 @@ def _between_attempts(
     unchanged = lifecycle.revised(job, status, now, {})
     left = -seconds_since(status.next_attempt_time, now)
     # Pods without an owner are on their way out, but the garbage collector may not have come to them yet.
-    if leftovers or any(not p.deleting for p in observed.pods):
+    remaining = next((p for p in observed.pods if not p.deleting and not p.ended), None)
+    if left <= 0 and (other := handover.obstacle(job, observed, now)):
+        return replace(_wait(job, status, observed, attempt, Role.TRAINER, other, now), effects=effects)
+    if remaining is not None and left < -GARBAGE_SECONDS:
+        text = f"the pod {remaining.name} of the last attempt has not gone; delete it if nothing else does"
+        stays = ConditionValue(FALSE, Reason.NOT_READY, text)
+        return replace(_wait(job, status, observed, attempt, remaining.role, stays, now), effects=effects)
+    if leftovers or remaining is not None:
         return Plan(effects, unchanged, max(1.0, min(left, POLL_SECONDS)))
     if left > 0:
         return Plan(effects, unchanged, left)
@@ -196,7 +218,8 @@ def _keep_running(
 ) -> Plan:
     """Keep the attempt's children as they should be, and say how it stands."""
     effects: list[Effect] = list(upkeep.deletions(c for c in observed.trainer_jobs() if c.attempt != attempt))
-    trainer_made = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt)) is not None
+    trainer_job = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt))
+    trainer_made = trainer_job is not None
     own = pinning.pinned_settings(job, observed, attempt, settings)
     if not (observed.settled and (trainer_made or not readiness.trainer_may_start(job, observed))):
         wanted = [*rendering.lasting(job, own), *rendering.group(job, own), *rendering.serving(job, own)]
@@ -208,8 +231,10 @@ def _keep_running(
         )
 
     states = readiness.roles(job, observed, attempt)
+    if not trainer_made and (other := handover.obstacle(job, observed, now)):
+        states = [replace(s, condition=other) if s.role is Role.TRAINER else s for s in states]
     after = lifecycle.with_roles(job, status, states, now)
-    not_ready = next((s for s in states if s.condition.status is not TRUE), None)
+    not_ready = readiness.at_fault(states)
     was_running = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.RUNNING
     if not_ready is None or was_running:
         summary = ConditionValue(UNKNOWN, Reason.RUNNING, f"attempt {attempt} is running")
@@ -218,14 +243,15 @@ def _keep_running(
         if own != settings and not_ready.condition.reason is Reason.IMAGE_PULL_FAILED:
             text = not_ready.condition.message
             return _transition(lifecycle.failed(job, status, attempt, image_replaced(own, settings, text), now))
-        left = lifecycle.pre_running_seconds_left(job.spec, status, now)
+        left = deadlines.pre_running_seconds_left(job.spec, status, now)
         if left is not None and left <= 0:
             return _transition(lifecycle.failed(job, status, attempt, not_ready_in_time(job, summary.message), now))
     found = {ConditionType.SUCCEEDED: summary, ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED}
     found |= trainer_conditions.reported(job, status, observed, states, now)
-    after = lifecycle.revised(job, after, now, found, attempts=attempt)
+    uid = trainer_job.uid if trainer_job and trainer_job.ours else status.trainer_job_uid
+    after = lifecycle.revised(job, after, now, found, attempts=attempt, trainer_job_uid=uid)
     if observed.report is not None:
-        after = after.model_copy(update={"progress": observed.report.progress})
+        after = after.model_copy(update={"progress": trainer_conditions.progress(status, observed.report)})
     return Plan(
         tuple(effects), after, trainer_conditions.seconds_to_next_change(job, after, observed, now), settled=not effects
     )
@@ -233,21 +259,33 @@ def _keep_running(
 
 def _starting(attempt: int, states: list[RoleState]) -> ConditionValue:
     """Return the summary of an attempt that starts: what it waits for first."""
-    waits = [f"; {s.role.value}: {s.condition.message}" for s in states if s.condition.status is not TRUE]
-    return ConditionValue(UNKNOWN, Reason.STARTING, f"attempt {attempt} is starting{''.join(waits[:1])}")
+    fault = readiness.at_fault(states)
+    waits = f"; {fault.role.value}: {fault.condition.message}" if fault else ""
+    return ConditionValue(UNKNOWN, Reason.STARTING, f"attempt {attempt} is starting{waits}")
 
 
 def _suspend(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:
-    """Record that the job is suspended, then release what runs."""
-    if not conditions.is_true(status, ConditionType.SUSPENDED):
-        return _transition(lifecycle.suspended(job, status, now))
-    effects = upkeep.deletions(pinning.attempt_children(job, observed))
-    return Plan(effects, lifecycle.revised(job, status, now, {}))
+    """Record that the job is suspended, release what runs, and say so when nothing does any more."""
+    children = pinning.attempt_children(job, observed)
+    released = not children and not observed.active
+    if not lifecycle.is_suspended(status):
+        return _transition(lifecycle.suspended(job, status, now, released=released))
+    effects = upkeep.deletions(children)
+    if conditions.is_true(status, ConditionType.SUSPENDED):
+        return Plan(effects, lifecycle.revised(job, status, now, {}))
+    if released:
+        return _transition(lifecycle.suspended(job, status, now, released=True))
+    late = handover.overdue(observed.pods, job.metadata.namespace, now)
+    said = ConditionValue(FALSE, Reason.SUSPENDING, late.message) if late else lifecycle.SUSPENDING
+    return Plan(effects, lifecycle.revised(job, status, now, {ConditionType.SUSPENDED: said}), POLL_SECONDS)
 
 
 def _clean_up(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:
     """Release the accelerators of a finished job. A trainer Job that has ended stays for its log, holding nothing."""
-    left = lifecycle.ttl_seconds_left(job.spec, status, now)
+    if status.observed_generation != job.metadata.generation:
+        # An edit changes nothing any more, and that is all there is to say about it.
+        status = lifecycle.revised(job, status, now, {})
+    left = deadlines.ttl_seconds_left(job.spec, status, now)
     if left is not None and left <= 0:
         return Plan((Delete(Kind.DISTILLATION_JOB, job.metadata.name, job.metadata.uid),), status)
     holding = [

@@ -1,17 +1,21 @@
 """Readiness of the roles, and why one is not ready: small checks in order of how much their answer explains. Pure."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import Reason
+from distill_operator.distillationjob import handover
 from distill_operator.kinds import Kind
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
-from distill_operator.model.observed import Child, Claim, Disruption, Observed, Pod, newest_disruption
+from distill_operator.model.observed import Child, Claim, Disruption, Observed, Outcome, Pod, newest_disruption
 from distill_operator.model.pod_problems import no_pods, pods_problem
 from distill_operator.teacher import view as teacher_view
+
+SLOW = frozenset({Reason.NOT_READY, Reason.WAITING_FOR_ROLES})
+"""Reasons of a role that may become ready by itself, as far as is known."""
 
 
 @dataclass(frozen=True)
@@ -37,6 +41,12 @@ def roles(job: DistillationJob, observed: Observed, attempt: int) -> list[RoleSt
         return max(all_found, key=lambda d: d.time, default=None)
 
     return [replace(state, disruption=newest(state.role)) for state in found]
+
+
+def at_fault(states: Iterable[RoleState]) -> RoleState | None:
+    """Return the role that keeps the others waiting: one with a problem before one that only takes its time."""
+    lacking = [s for s in states if s.condition.status is not TRUE]
+    return next((s for s in lacking if s.condition.reason not in SLOW), lacking[0] if lacking else None)
 
 
 def disruption(observed: Observed, role: Role, attempt: int) -> Disruption | None:
@@ -72,19 +82,20 @@ KUBERAY_MISSING = ConditionValue(
 
 
 def trainer_may_start(job: DistillationJob, observed: Observed) -> bool:
-    """Return whether the trainer may be made: once all others have nodes.
+    """Return whether the trainer may be made: once all others have nodes, and no other trainer may still run.
 
     At once where it is in one group with them, none of which gets a node without it; but a Teacher is in no group of a
     job's.
     """
-    placed = all(view.placed for view in teacher_view.views(job, observed))
+    placed = all(view.placed for view in teacher_view.views(job, observed)) and not handover.trainers_left(observed)
     return placed and (job.spec.scheduling.all_at_once or all_scheduled(job, observed))
 
 
 def all_scheduled(job: DistillationJob, observed: Observed) -> bool:
     """Return whether each pod of own teachers and rollout has a node, so that a trainer would not wait for it."""
-    teachers = [p for p in observed.pods_of(Role.TEACHER) if p.scheduled]
-    rollout = [p for p in observed.pods_of(Role.ROLLOUT) if p.scheduled]
+    # A pod that was evicted stays, ended, with its node in it.
+    teachers = [p for p in observed.pods_of(Role.TEACHER) if p.scheduled and not p.ended]
+    rollout = [p for p in observed.pods_of(Role.ROLLOUT) if p.scheduled and not p.ended]
     heads = [p for p in rollout if p.head]
     return (
         len(teachers) >= sum(t.replicas for t in job.spec.served_teachers)
@@ -148,12 +159,15 @@ def _trainer(job: DistillationJob, observed: Observed, attempt: int) -> RoleStat
         )
     waiting = ConditionValue(FALSE, Reason.NOT_READY, f"{ready} of {desired} are ready")
     problem = pods_problem(observed.pods_of(Role.TRAINER, attempt))
-    return RoleState(Role.TRAINER, desired, ready, problem or waiting)
+    refused = no_pods([child]) if child.outcome is Outcome.ACTIVE else None
+    return RoleState(Role.TRAINER, desired, ready, problem or refused or waiting)
 
 
 def _claim_problem(name: str, claim: Claim) -> str:
     if claim is Claim.ABSENT:
         return f"the PersistentVolumeClaim {name} (spec.output.volume) does not exist; create it in the job's namespace"
+    if claim is Claim.DELETING:
+        return f"the PersistentVolumeClaim {name} (spec.output.volume) is being deleted; create it again"
     if claim is Claim.PENDING:
         why = f"`kubectl describe pvc {name}` says why"
         return f"the PersistentVolumeClaim {name} (spec.output.volume) is not bound; {why}"

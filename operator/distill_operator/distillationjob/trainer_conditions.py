@@ -5,10 +5,11 @@ from datetime import datetime
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
-from distill_api.status import ConditionType, Reason, Status
+from distill_api.protocol import ProgressReport
+from distill_api.status import ConditionType, Progress, Reason, Status
 from distill_operator.distillationjob import lifecycle
 from distill_operator.distillationjob.readiness import RoleState
-from distill_operator.model import conditions
+from distill_operator.model import conditions, deadlines
 from distill_operator.model.conditions import TRUE, ConditionValue
 from distill_operator.model.observed import Observed
 from distill_operator.model.times import parse_time
@@ -34,16 +35,28 @@ def reported(
     return {ConditionType.PREFLIGHT: preflight, ConditionType.STALLED: stalled}
 
 
+def progress(status: Status, report: ProgressReport) -> Progress:
+    """Return the progress of the job.
+
+    A trainer that goes on from a checkpoint answers before its first step, with step 0: the job stays where it was.
+    """
+    before, told = status.progress, report.progress
+    if before is None or told.last_step_time is not None or told.step >= before.step:
+        return told
+    return before.model_copy(update={"teachers": told.teachers})
+
+
 def seconds_to_next_change(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> float | None:
     """Return the seconds until time alone changes something of a running attempt; None where it never does."""
     starting = conditions.reason_of(status, ConditionType.SUCCEEDED) == Reason.STARTING
     stalled = conditions.is_true(status, ConditionType.STALLED)
     silent = _seconds_without_step(status, Observed(), now)
+    lacking = any(observed.lacks_pods(c) for c in observed.trainer_jobs())
     changes = [
-        POLL_SECONDS if starting and observed.unwatched else None,
+        POLL_SECONDS if starting and (observed.unwatched or lacking) else None,
         None if starting or stalled else job.spec.stall_timeout_seconds - silent,
-        lifecycle.active_seconds_left(job.spec, status, now),
-        lifecycle.pre_running_seconds_left(job.spec, status, now),
+        deadlines.active_seconds_left(job.spec, status, now),
+        deadlines.pre_running_seconds_left(job.spec, status, now),
     ]
     return min((max(1.0, math.ceil(seconds)) for seconds in changes if seconds is not None), default=None)
 

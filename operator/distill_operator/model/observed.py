@@ -18,6 +18,7 @@ class Claim(Enum):
     """The state of the output volume's claim."""
 
     ABSENT = "absent"
+    DELETING = "is being deleted"
     PENDING = "pending"
     WAITS_FOR_CONSUMER = "waits for its first consumer"
     BOUND = "bound"
@@ -51,6 +52,7 @@ class Child:
     content: Raw = field(default_factory=dict, compare=False, repr=False)
     """The live object, to be compared with what it should be."""
     attempt: int = 0
+    made_at: datetime | None = None
     desired: int = 0
     ready: int = 0
     outcome: Outcome = Outcome.ACTIVE
@@ -72,6 +74,11 @@ class Pod:
     scheduled: bool = False
     ready: bool = False
     deleting: bool = False
+    due: datetime | None = None
+    """By when a pod that is being deleted should have ended, its grace period included."""
+    ended: bool = False
+    """It has succeeded or failed: nothing of it runs, and nothing of it will."""
+    node: str = ""
     unschedulable: str = ""
     """Why the scheduler finds no node for it; empty where it does not say so."""
     waiting_reason: str = ""
@@ -84,8 +91,10 @@ class Pod:
     evicted: bool = False
     """It was evicted by anybody, for any reason, also for what it did itself."""
     disrupted_at: datetime | None = None
-    """When the cluster took it away through no fault of its own: preempted, drained, under pressure."""
+    """When the cluster took it away through no fault of its own: preempted, drained, in the way of others."""
     eviction_message: str = ""
+    outgrew: str = ""
+    """What it used more of than it may, such as memory, where it was evicted for that."""
     finished_at: datetime | None = None
     ip: str = ""
     running: bool = False
@@ -115,6 +124,7 @@ class Observed:
 
     children: tuple[Child, ...] = ()
     pods: tuple[Pod, ...] = ()
+    """Those of this very owner (pod_owners.py)."""
     claim: Claim = Claim.ABSENT
     kuberay_installed: bool = True
     gang_problem: str = ""
@@ -127,6 +137,8 @@ class Observed:
     """Some of the children's kinds tell of no change by themselves."""
     settled: bool = False
     """An earlier plan found these very children as they should be (Plan.settled): they are not compared again."""
+    earlier_trainers: tuple[Pod, ...] = ()
+    """Trainer pods that are not the owner's own, and may still write into its run folder."""
 
     def child(self, kind: Kind, name: str) -> Child | None:
         """Return the child of a kind and name, if there is one."""
@@ -139,6 +151,18 @@ class Observed:
     def trainer_jobs(self) -> list[Child]:
         """Return the trainer Jobs of all attempts."""
         return [c for c in self.children if c.kind is Kind.JOB and c.ours]
+
+    @property
+    def active(self) -> int:
+        """Number of the owner's pods that exist and have not ended."""
+        return sum(not p.ended for p in self.pods)
+
+    def lacks_pods(self, trainer_job: Child) -> bool:
+        """Return whether a trainer Job that is under way has fewer pods than it wants."""
+        if not trainer_job.ours or trainer_job.deleting or trainer_job.outcome is not Outcome.ACTIVE:
+            return False
+        pods = [p for p in self.pods if p.role is Role.TRAINER and p.attempt == trainer_job.attempt and not p.ended]
+        return len(pods) < trainer_job.desired
 
     def pods_of(self, role: Role, attempt: int | None = None) -> list[Pod]:
         """Return the pods of a role that are not being deleted, in order of their names."""

@@ -25,7 +25,7 @@ def pods_problem(pods: Sequence[Pod]) -> ConditionValue | None:
     for pod in pods:
         if pod.waiting_reason in CONFIG_REASONS:
             text = f"{pod.name}: {pod.waiting_reason}: {pod.waiting_message}"
-            return ConditionValue(FALSE, Reason.NOT_READY, text.rstrip(": "))
+            return ConditionValue(FALSE, Reason.CONTAINER_REFUSED, text.rstrip(": "))
     for pod in pods:
         if pod.exit_reason == "OOMKilled" and not pod.ready:
             return ConditionValue(
@@ -41,7 +41,7 @@ def no_pods(children: Sequence[Child]) -> ConditionValue | None:
     child = next((c for c in children if c.message), None)
     if child is None:
         return None
-    reason = Reason.QUOTA_EXCEEDED if QUOTA in child.message else Reason.NOT_READY
+    reason = Reason.QUOTA_EXCEEDED if QUOTA in child.message else Reason.PODS_REFUSED
     return ConditionValue(FALSE, reason, f"{child.kind.value.kind} {child.name}: {child.message}")
 
 

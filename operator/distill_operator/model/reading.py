@@ -1,19 +1,23 @@
 """Reading of raw objects of the API server into the frozen values of observed.py."""
 
 import json
+import re
 from collections.abc import Iterable
 
 from pydantic import ValidationError
 
 from distill_api import names
 from distill_api.names import Role
-from distill_api.protocol import ExitReport
+from distill_api.protocol import ExitReport, ProgressReport
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.model.observed import Child, Claim, Outcome, Pod, Raw
-from distill_operator.model.times import parse_time
+from distill_operator.model.times import format_time, parse_time
 
 CRASH_LOOP = "CrashLoopBackOff"
 TRAINER_CONTAINER = "trainer"
+# The kubelet's words (pkg/kubelet/eviction): it gives no reason for programs.
+_LARGER_CONSUMPTION = re.compile(r"has larger consumption of ([\w-]+)")
+_OVER_A_LIMIT = re.compile(r"exceeds the (total )?limit|exceeded its local ephemeral storage limit")
 
 
 def read_child(raw: Raw, owner_uid: str) -> Child:
@@ -31,15 +35,21 @@ def read_child(raw: Raw, owner_uid: str) -> Child:
         spec_hash=meta.get("annotations", {}).get(names.ANNOTATION_SPEC_HASH, ""),
         fixed_hash=meta.get("annotations", {}).get(names.ANNOTATION_FIXED_HASH, ""),
         image=_image(raw.get("spec", {})),
-        version=str(meta.get("generation") or meta.get("resourceVersion", "")),
+        version=version_of(meta),
         content=raw,
         attempt=_number(meta.get("labels", {}).get(names.LABEL_ATTEMPT)),
+        made_at=parse_time(meta.get("creationTimestamp")),
         desired=desired,
         ready=ready,
         outcome=outcome,
         reason=reason,
         message=message,
     )
+
+
+def version_of(metadata: Raw) -> str:
+    """Return what changes when spec or data of an object do: the generation, where its kind counts one; and its uid."""
+    return f"{metadata.get('uid', '')}/{metadata.get('generation') or metadata.get('resourceVersion', '')}"
 
 
 def read_pods(raws: Iterable[Raw]) -> tuple[Pod, ...]:
@@ -65,6 +75,8 @@ def read_pod(raw: Raw) -> Pod | None:
     disrupted = conditions.get("DisruptionTarget", {})
     if disrupted.get("status") != "True":
         disrupted = {}
+    eviction_message = disrupted.get("message") or status.get("message", "")
+    outgrew = _outgrown(eviction_message)
     ended = main.get("state", {}).get("terminated") or main.get("lastState", {}).get("terminated") or {}
     waiting: Raw = next((w for c in containers if (w := c.get("state", {}).get("waiting"))), {})
     return Pod(
@@ -77,6 +89,9 @@ def read_pod(raw: Raw) -> Pod | None:
         scheduled=scheduled.get("status") == "True" or bool(raw.get("spec", {}).get("nodeName")),
         ready=conditions.get("Ready", {}).get("status") == "True",
         deleting="deletionTimestamp" in meta,
+        due=parse_time(meta.get("deletionTimestamp")),
+        ended=status.get("phase") in ("Succeeded", "Failed"),
+        node=raw.get("spec", {}).get("nodeName", ""),
         unschedulable=scheduled.get("message", "") if scheduled.get("reason") == "Unschedulable" else "",
         waiting_reason=waiting.get("reason", ""),
         waiting_message=waiting.get("message", ""),
@@ -85,8 +100,9 @@ def read_pod(raw: Raw) -> Pod | None:
         exit_reason=ended.get("reason", ""),
         exit_message=ended.get("message", ""),
         evicted=status.get("reason") == "Evicted" or bool(disrupted),
-        disrupted_at=parse_time(disrupted.get("lastTransitionTime")),
-        eviction_message=disrupted.get("message") or status.get("message", ""),
+        disrupted_at=None if outgrew else parse_time(disrupted.get("lastTransitionTime")),
+        eviction_message=eviction_message,
+        outgrew=outgrew,
         finished_at=parse_time(ended.get("finishedAt")),
         ip=status.get("podIP", ""),
         running=status.get("phase") == "Running",
@@ -100,6 +116,9 @@ def read_claim(claim: Raw | None, storage_class: Raw | None) -> Claim:
     """
     if claim is None:
         return Claim.ABSENT
+    if "deletionTimestamp" in claim.get("metadata", {}):
+        # It stays Bound for as long as a pod uses it, and no new pod may.
+        return Claim.DELETING
     if claim.get("status", {}).get("phase") == "Bound":
         return Claim.BOUND
     if claim.get("status", {}).get("phase") == "Lost":
@@ -107,6 +126,27 @@ def read_claim(claim: Raw | None, storage_class: Raw | None) -> Claim:
     if storage_class is None or storage_class.get("volumeBindingMode") == "WaitForFirstConsumer":
         return Claim.WAITS_FOR_CONSUMER
     return Claim.PENDING
+
+
+def usable(report: ProgressReport) -> ProgressReport:
+    """Return the report with its times as the API server takes them, and without one that it would refuse.
+
+    A trainer's image may be anybody's, and a status with one bad value is refused as a whole.
+    """
+    progress = report.progress
+    changes: dict[str, object] = {}
+    if (time := _usable_time(progress.last_step_time)) != progress.last_step_time:
+        changes["last_step_time"] = time
+    events = [e.model_copy(update={"time": time}) for e in progress.guard_events if (time := _usable_time(e.time))]
+    if events != progress.guard_events:
+        changes["guard_events"] = events
+    return report.model_copy(update={"progress": progress.model_copy(update=changes)}) if changes else report
+
+
+def _usable_time(text: str | None) -> str | None:
+    found = parse_time(text)
+    # Years of fewer digits are no dates for the API server, and no trainer's.
+    return format_time(found) if found is not None and found.year >= 1970 else None
 
 
 def exit_report(text: str) -> ExitReport | None:
@@ -158,6 +198,16 @@ def _job_outcome(status: Raw) -> tuple[Outcome, str, str]:
         if found := conditions.get(condition_type):
             return outcome, found.get("reason", ""), found.get("message", "")
     return Outcome.ACTIVE, "", ""
+
+
+def _outgrown(message: str) -> str:
+    """Return what the kubelet says that an evicted pod used too much of; empty where it was not for its own use.
+
+    A pod within its requests is evicted from a full node as well, which the kubelet's message tells by its silence.
+    """
+    if larger := _LARGER_CONSUMPTION.search(message):
+        return larger.group(1)
+    return "disk" if _OVER_A_LIMIT.search(message) else ""
 
 
 def _number(text: str | None) -> int:

@@ -7,8 +7,8 @@ from distill_operator.model.observed import Child, Raw
 
 REWRITTEN = frozenset({"resources", "sizeLimit"})
 """Fields whose quantities come back in another spelling, 1000m as 1: a difference there means nothing."""
-CLOSED = frozenset({"ingress"})
-"""Lists to which nobody may add: one more rule of a NetworkPolicy lets somebody in."""
+CLOSED = frozenset({"ingress", "egress"})
+"""Lists to which nobody may add, nor to any list in them: a peer more in a rule of a NetworkPolicy lets somebody in."""
 COMPARED = ("spec", "data")
 """Parts of an object that are compared."""
 
@@ -29,19 +29,24 @@ def same_but_for_scalable_fields(desired: Raw, child: Child) -> bool:
     return bool(child.fixed_hash == desired["metadata"]["annotations"][ANNOTATION_FIXED_HASH])
 
 
-def contains(live: Any, desired: Any) -> bool:
-    """Return whether every value of `desired` is in `live`; what `live` has besides is somebody else's."""
+def contains(live: Any, desired: Any, *, closed: bool = False) -> bool:
+    """Return whether every value of `desired` is in `live`; what `live` has besides is somebody else's.
+
+    Where it is `closed`, the lists of `live` have no other entries.
+    """
     if live == desired:
         return True
     if isinstance(desired, dict):
         return isinstance(live, dict) and all(
-            key in REWRITTEN
-            or not _is_stored(value)
-            or (contains(live.get(key), value) and (key not in CLOSED or len(live[key]) == len(value)))
+            key in REWRITTEN or not _is_stored(value) or contains(live.get(key), value, closed=closed or key in CLOSED)
             for key, value in desired.items()
         )
     if isinstance(desired, list):
-        return isinstance(live, list) and all(any(contains(entry, value) for entry in live) for value in desired)
+        return (
+            isinstance(live, list)
+            and (not closed or len(live) == len(desired))
+            and all(any(contains(entry, value, closed=closed) for entry in live) for value in desired)
+        )
     return False
 
 

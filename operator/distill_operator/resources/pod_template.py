@@ -70,7 +70,7 @@ def metadata(owner: Owner, name: str, role: Role | None = None, attempt: int | N
 
 
 def labels(owner: Owner, role: Role | None = None, attempt: int | None = None) -> dict[str, str]:
-    """Return the labels of a child, or of a pod."""
+    """Return the labels of a child."""
     found = {
         names.LABEL_PART_OF: names.PART_OF,
         names.LABEL_MANAGED_BY: names.FIELD_MANAGER,
@@ -81,6 +81,11 @@ def labels(owner: Owner, role: Role | None = None, attempt: int | None = None) -
     if attempt is not None:
         found[names.LABEL_ATTEMPT] = str(attempt)
     return found
+
+
+def pod_labels(owner: Owner, role: Role, attempt: int | None = None) -> dict[str, str]:
+    """Return the labels of a pod: those of a child, and which object of the owner's name the owner is."""
+    return {**labels(owner, role, attempt), names.LABEL_OWNER_UID: owner.metadata.uid}
 
 
 def selector(owner: Owner, role: Role) -> dict[str, str]:
@@ -97,7 +102,7 @@ def pod_template(
     settings: Settings,
     template: PodTemplate,
     container: Container,
-    pod_labels: dict[str, str],
+    own_labels: dict[str, str],
     *,
     metrics_port: int,
     **pod_fields: Any,
@@ -133,7 +138,7 @@ def pod_template(
     scrape = {"prometheus.io/scrape": "true", "prometheus.io/port": str(metrics_port), "prometheus.io/path": "/metrics"}
     return {
         # Our labels go before: a changed one would hide the pod from its Service and from the operator.
-        "metadata": {"labels": {**template.labels, **pod_labels}, "annotations": {**scrape, **template.annotations}},
+        "metadata": {"labels": {**template.labels, **own_labels}, "annotations": {**scrape, **template.annotations}},
         "spec": {key: value for key, value in spec.items() if value not in (None, [], {})},
     }
 

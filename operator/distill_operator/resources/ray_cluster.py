@@ -11,8 +11,8 @@ from distill_api.names import Role
 from distill_operator.resources.pod_template import (
     Container,
     Json,
-    labels,
     metadata,
+    pod_labels,
     pod_template,
     shares_weights_by_disk,
 )
@@ -33,7 +33,7 @@ HEAD_PORTS = (
 def ray_cluster(job: DistillationJob, settings: Settings) -> Json:
     """Return the RayCluster of a job."""
     rollout = job.spec.rollout
-    pod_labels = labels(job, Role.ROLLOUT)
+    own_labels = pod_labels(job, Role.ROLLOUT)
     head = Container(name="ray-head", ports=HEAD_PORTS)
     engine = Container(
         name="engine",
@@ -58,7 +58,7 @@ def ray_cluster(job: DistillationJob, settings: Settings) -> Json:
                     "object-store-memory": OBJECT_STORE_BYTES,
                 },
                 "template": pod_template(
-                    job, settings, rollout.head_template, head, pod_labels, metrics_port=protocol.RAY_METRICS_PORT
+                    job, settings, rollout.head_template, head, own_labels, metrics_port=protocol.RAY_METRICS_PORT
                 ),
             },
             "workerGroupSpecs": [
@@ -74,7 +74,7 @@ def ray_cluster(job: DistillationJob, settings: Settings) -> Json:
                         "resources": f"'{json.dumps({protocol.ENGINE_RESOURCE: 1})}'",
                     },
                     "template": pod_template(
-                        job, settings, rollout.template, engine, pod_labels, metrics_port=protocol.SGLANG_PORT
+                        job, settings, rollout.template, engine, own_labels, metrics_port=protocol.SGLANG_PORT
                     ),
                 }
             ],

@@ -61,16 +61,17 @@ def key(job: DistillationJob) -> Json:
 
 def hashed(child: Json) -> Json:
     """Return the child with the hash of its content."""
-    return {**child, "metadata": {**child["metadata"], "annotations": {ANNOTATION_SPEC_HASH: _digest(child)}}}
+    return {**child, "metadata": {**child["metadata"], "annotations": {ANNOTATION_SPEC_HASH: digest(child)}}}
 
 
 def _marked(child: Json) -> Json:
     """Return the child with both hashes."""
     found = hashed(child)
     annotations, fixed = found["metadata"]["annotations"], scalable_fields.without_scalable_fields(child)
-    annotations[ANNOTATION_FIXED_HASH] = annotations[ANNOTATION_SPEC_HASH] if fixed is child else _digest(fixed)
+    annotations[ANNOTATION_FIXED_HASH] = annotations[ANNOTATION_SPEC_HASH] if fixed is child else digest(fixed)
     return found
 
 
-def _digest(child: Json) -> str:
+def digest(child: Json) -> str:
+    """Return a hash of the content of a child."""
     return hashlib.sha256(json.dumps(child, sort_keys=True).encode()).hexdigest()[:16]

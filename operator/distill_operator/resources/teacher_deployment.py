@@ -8,7 +8,7 @@ from distill_api import names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.teacher.source import NamedTeacherSource
-from distill_operator.resources.pod_template import Container, Json, labels, metadata, pod_template, selector
+from distill_operator.resources.pod_template import Container, Json, metadata, pod_labels, pod_template, selector
 from distill_operator.settings import Settings
 
 MODEL_INFO = {"path": "/model_info", "port": protocol.SGLANG_PORT}
@@ -54,7 +54,7 @@ def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacherSo
                 settings,
                 teacher.template,
                 container,
-                {**labels(job, Role.TEACHER), **_name_label(teacher)},
+                {**pod_labels(job, Role.TEACHER), **_name_label(teacher)},
                 metrics_port=protocol.SGLANG_PORT,
             ),
         },

@@ -8,7 +8,7 @@ from distill_api.names import Role
 from distill_api.teacher.kind import Teacher
 from distill_operator.resources import configmap, secret
 from distill_operator.resources.network_policy import ports_of, scraped
-from distill_operator.resources.pod_template import Container, Json, labels, metadata, pod_template, selector
+from distill_operator.resources.pod_template import Container, Json, metadata, pod_labels, pod_template, selector
 from distill_operator.resources.rendering import hashed
 from distill_operator.resources.teacher_deployment import PROBES
 from distill_operator.settings import Settings
@@ -36,7 +36,7 @@ def deployment(teacher: Teacher, settings: Settings, replicas: int) -> Json:
         probes=PROBES,
         needs_shared_memory=spec.tensor_parallel_size > 1,
     )
-    pod_labels = labels(teacher, Role.TEACHER)
+    own_labels = pod_labels(teacher, Role.TEACHER)
     return {
         "apiVersion": "apps/v1",
         "kind": "Deployment",
@@ -50,7 +50,7 @@ def deployment(teacher: Teacher, settings: Settings, replicas: int) -> Json:
             "revisionHistoryLimit": 0,
             "selector": {"matchLabels": selector(teacher, Role.TEACHER)},
             "template": pod_template(
-                teacher, settings, spec.template, container, pod_labels, metrics_port=protocol.SGLANG_PORT
+                teacher, settings, spec.template, container, own_labels, metrics_port=protocol.SGLANG_PORT
             ),
         },
     }

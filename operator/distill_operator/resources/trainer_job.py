@@ -5,7 +5,7 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_operator.model.reading import TRAINER_CONTAINER
 from distill_operator.resources import teacher_deployment
-from distill_operator.resources.pod_template import Container, Json, labels, metadata, pod_template, selector
+from distill_operator.resources.pod_template import Container, Json, metadata, pod_labels, pod_template, selector
 from distill_operator.settings import Settings
 
 TERMINATION_LOG = "/dev/termination-log"
@@ -75,7 +75,7 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
                 settings,
                 trainer.template,
                 container,
-                labels(job, Role.TRAINER, attempt),
+                pod_labels(job, Role.TRAINER, attempt),
                 metrics_port=protocol.TRAINER_PORT,
                 restartPolicy="Never",
                 subdomain=names.trainer(name),

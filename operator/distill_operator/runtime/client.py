@@ -44,8 +44,10 @@ class Cluster(Protocol):
         Raises NotServed.
         """
 
-    async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
-        """Return objects, with kind and apiVersion in each. Raises NotServed."""
+    async def list(
+        self, kind: Kind, namespace: str, *, labels: str = "", name: str = "", fields: str = ""
+    ) -> list[Json]:
+        """Return objects, with kind and apiVersion in each. `fields` is a field selector. Raises NotServed."""
 
     async def apply(self, body: Mapping[str, Any], *, uid: str = "", dry_run: bool = False) -> Json:
         """Apply by server-side apply to the object of this uid, or create it without one. Return what is stored then.
@@ -99,8 +101,10 @@ class KubernetesCluster:
             if not query["continue"]:
                 return
 
-    async def list(self, kind: Kind, namespace: str, *, labels: str = "", name: str = "") -> list[Json]:
-        query = {"labelSelector": labels, "fieldSelector": f"metadata.name={name}" if name else ""}
+    async def list(
+        self, kind: Kind, namespace: str, *, labels: str = "", name: str = "", fields: str = ""
+    ) -> list[Json]:
+        query = {"labelSelector": labels, "fieldSelector": f"metadata.name={name}" if name else fields}
         return _items(kind, await self._list(kind, namespace, query))
 
     async def apply(self, body: Mapping[str, Any], *, uid: str = "", dry_run: bool = False) -> Json:

@@ -9,9 +9,11 @@ PROBLEMS = frozenset(
     {
         Reason.UNSCHEDULABLE,
         Reason.IMAGE_PULL_FAILED,
+        Reason.CONTAINER_REFUSED,
         Reason.CRASH_LOOPING,
         Reason.OUT_OF_MEMORY,
         Reason.QUOTA_EXCEEDED,
+        Reason.PODS_REFUSED,
     }
 )
 """Reasons of Ready that a person may have to mend."""

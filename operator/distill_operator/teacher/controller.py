@@ -13,6 +13,7 @@ from distill_api.teacher.kind import KIND, TeacherStatus, parse_teacher
 from distill_operator.model import reading
 from distill_operator.model.conditions import FALSE, ConditionValue
 from distill_operator.model.observed import Observed, ObservedTeacher
+from distill_operator.model.pod_owners import servers_of
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.effects import Apply, CreateSecret, Effect, Event
@@ -45,7 +46,7 @@ async def observed_teacher(cache: Cache, key: Key) -> ObservedTeacher | None:
     raw = cache.owner(key)
     if raw is None:
         return None
-    pods = reading.read_pods(await cache.pods(key, live=False))
+    pods = servers_of(await cache.pods(key, live=False), raw["metadata"]["uid"])
     deleting = "deletionTimestamp" in raw["metadata"]
     return ObservedTeacher(raw["metadata"]["name"], deleting, read_status(raw, TeacherStatus), pods)
 
@@ -106,7 +107,7 @@ class TeacherController:
 
     async def _observe(self, key: Key, uid: str) -> Observed:
         children = tuple(reading.read_child(raw, uid) for raw in await self.cache.children(key, uid))
-        return Observed(children=children, pods=reading.read_pods(await self.cache.pods(key, live=False)))
+        return Observed(children=children, pods=servers_of(await self.cache.pods(key, live=False), uid))
 
     async def _do(self, key: Key, meta: Metadata, effect: Effect) -> None:
         match effect:
