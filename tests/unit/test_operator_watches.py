@@ -96,7 +96,7 @@ def test_the_delay_grows_with_each_failure_up_to_a_limit(monkeypatch: pytest.Mon
     async def delays() -> list[float]:
         return [watches().delay_seconds(n) for n in (1, 2, 3, 4, 5, 6, 1000)]
 
-    assert asyncio.run(delays()) == [0.5, 1, 2, 4, 8, 10, 10]
+    assert asyncio.run(delays()) == [0.5, 1, 2, 4, 5, 5, 5]
 
 
 async def test_a_watch_that_is_missing_makes_the_heart_stop_and_kopf_begin_anew(

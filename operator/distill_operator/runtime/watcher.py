@@ -28,7 +28,7 @@ SILENT_SECONDS = 60.0
 """How long kopf's loop may not run."""
 CALM_SECONDS = 60.0
 """After a life of so long, the next failure counts as the first."""
-FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 10.0
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 5.0
 END_SECONDS = 10.0
 """How long kopf may take to end, when asked to and once more when cancelled, before it is left behind."""
 
