@@ -172,6 +172,21 @@ OPERATOR_METRICS = (
     ),
     Metric("distill_operator_queue_depth", Kind.GAUGE, "Jobs waiting to be reconciled."),
     Metric("distill_operator_queue_retries", Kind.COUNTER, "Reconciles that were put back after an error."),
+    Metric(
+        "distill_operator_queue_conflicts",
+        Kind.COUNTER,
+        "Reconciles that were put back since the object had changed meanwhile.",
+    ),
+    Metric(
+        "distill_operator_watch_restarts",
+        Kind.COUNTER,
+        "Times that all watches began anew, since one had ended by an error or was missing.",
+    ),
+    Metric(
+        "distill_operator_namespaces_failing",
+        Kind.GAUGE,
+        "Watched namespaces whose last list failed; without watchNamespaces all of them count as one.",
+    ),
     Metric("distill_operator_api_requests", Kind.COUNTER, "Requests to the API server.", ("verb", "code")),
     Metric("distill_job_info", Kind.GAUGE, "1 for each job.", ("namespace", "name", "student", "teacher")),
     Metric("distill_job_condition", Kind.GAUGE, "1 where the condition is True.", ("namespace", "name", "type")),

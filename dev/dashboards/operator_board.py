@@ -59,10 +59,19 @@ BOARD = Board(
                 ),
                 Panel(
                     "Queue",
-                    "Jobs that wait; and those that are put back after an error, a second.",
+                    "Jobs that wait; and those that are put back after an error or a conflict, a second.",
                     {
                         "waiting": "sum(distill_operator_queue_depth)",
                         "put back": "sum(rate(distill_operator_queue_retries_total[5m]))",
+                        "conflicts": "sum(rate(distill_operator_queue_conflicts_total[5m]))",
+                    },
+                ),
+                Panel(
+                    "Watches and lists that failed",
+                    "Times that all watches began anew; and watched namespaces that cannot be listed now.",
+                    {
+                        "watches begun anew": "sum(increase(distill_operator_watch_restarts_total[5m]))",
+                        "namespaces failing": "sum(distill_operator_namespaces_failing)",
                     },
                 ),
                 Panel(

@@ -1,13 +1,13 @@
 """python -m distill_operator: joins the parts, ends cleanly on SIGTERM, and with an error when any part dies.
 
 There is nothing to save at the end: whatever was being done is found again in the cluster. With leader election a
-process answers /healthz and /metrics, and does nothing else until the lease is its own; one that loses it ends.
+process answers /healthz and /metrics, and does nothing else until the lease is its own; one that loses it to another
+ends, and one that an outage cost it begins anew.
 """
 
 import asyncio
 import logging
 import os
-import random
 import signal
 import sys
 import time
@@ -23,13 +23,13 @@ from distill_operator.kinds import Kind
 from distill_operator.metrics import OperatorMetrics
 from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.model.status import read_status
+from distill_operator.resync import Resync
 from distill_operator.runtime import health_server, logs
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.client import KubernetesCluster, connect
-from distill_operator.runtime.errors import ApiError
 from distill_operator.runtime.events import EventRecorder, now_utc
-from distill_operator.runtime.health_server import Heartbeat
-from distill_operator.runtime.leader_election import Election
+from distill_operator.runtime.health_server import Hearts
+from distill_operator.runtime.leader_election import Election, LeaseNotRenewed
 from distill_operator.runtime.ownership import Key
 from distill_operator.runtime.watcher import Watches
 from distill_operator.runtime.work_queue import Retry, WorkQueue
@@ -43,8 +43,6 @@ STOP_SECONDS = 3.0
 """How long the end waits for reconciles that are under way, and for the watches."""
 TEACHER_SECONDS = 2.0
 """After a job was reconciled, until its Teachers are."""
-AGAIN_SECONDS = 5.0
-"""Between a resync that failed and the next."""
 
 
 async def operate(settings: Settings) -> None:
@@ -54,10 +52,13 @@ async def operate(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     cluster = await connect(OWNERSHIP.field_manager)
-    cache, listed = Cache(cluster, OWNERSHIP, settings.watch_namespaces), asyncio.Event()
-    jobs, teachers, heartbeat = JobRegistry(), TeacherRegistry(), Heartbeat()
+    cache = Cache(cluster, OWNERSHIP, settings.watch_namespaces)
+    jobs, teachers, hearts = JobRegistry(), TeacherRegistry(), Hearts()
 
     async def handle(key: Key) -> float | None:
+        if not resync.may_reconcile(key):
+            # Its namespace wakes it once it is listed.
+            return None
         began = time.perf_counter()
         try:
             again = await controllers[key.kind].reconcile(key)
@@ -72,11 +73,10 @@ async def operate(settings: Settings) -> None:
             # How many requests its jobs have for it may have changed.
             queue.add_after(teacher, TEACHER_SECONDS)
         metrics.reconciles["ok"] += 1
-        heartbeat.beat()
         return again
 
     queue = WorkQueue(handle, concurrency=settings.concurrency)
-    progress = ProgressPoller(settings.progress_seconds, queue.add)
+    progress = ProgressPoller(settings.progress_seconds, queue.add, heart=hearts.heart)
     reporter = f"{OWNERSHIP.group}/operator"
     events = EventRecorder(cluster, reporter, os.environ.get("HOSTNAME", "distillation-operator"))
     controllers: dict[Kind, JobController | TeacherController] = {
@@ -88,33 +88,40 @@ async def operate(settings: Settings) -> None:
         teachers,
         queue_depth=lambda: queue.depth,
         queue_retries=lambda: queue.retries,
+        queue_conflicts=lambda: queue.conflicts,
+        watch_restarts=lambda: watches.restarts,
+        namespaces_failing=lambda: len(resync.failing),
         api_requests=cluster.requests,
     )
-    watches = Watches(settings, cache, queue.add)
-
-    async def reconciling() -> None:
-        # Not before everything was listed once: what is not known yet would be taken for gone.
-        await listed.wait()
-        await queue.run()
-
-    election = _election(settings, cluster)
+    watches = Watches(settings, cache, queue.add, heart=hearts.heart, excused=lambda: resync.all_failing)
+    resync = Resync(
+        cache,
+        settings.resync_seconds,
+        known=lambda: cache.store.owners() | set(jobs.snapshots()) | set(teachers.snapshots()),
+        on_listed=lambda namespace: fill_registry(cache, jobs, namespace),
+        wake=queue.add_after,
+        renew_watches=watches.renew,
+        heart=hearts.heart,
+    )
+    election = _election(settings, cluster, hearts)
     work: dict[str, Callable[[], Awaitable[None]]] = {
-        "queue": reconciling,
-        "resync": lambda: resync(cache, listed, settings, queue, jobs, heartbeat),
+        "queue": queue.run,
+        "resync": resync.run,
         "progress": progress.run,
         "watches": watches.run,
     }
     tasks: dict[str, asyncio.Future[Any]] = {
-        "health": asyncio.ensure_future(health_server.serve(settings, heartbeat, metrics.registry()))
+        "health": asyncio.ensure_future(health_server.serve(settings, hearts, metrics.registry()))
     }
     stopping: asyncio.Future[Any] = asyncio.ensure_future(stop.wait())
     try:
         if election is not None:
-            tasks["lease"] = asyncio.ensure_future(election.acquire(heartbeat.beat))
+            tasks["lease"] = asyncio.ensure_future(election.acquire())
             await asyncio.wait([*tasks.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
             if tasks["lease"].done() and tasks["lease"].exception() is None:
                 tasks["lease"] = asyncio.ensure_future(election.hold())
         if not stop.is_set() and not _died(tasks):
+            hearts.measure("reconciles", lambda: queue.busy_seconds)
             tasks |= {name: asyncio.ensure_future(part()) for name, part in work.items()}
             await asyncio.wait([*tasks.values(), stopping], return_when=asyncio.FIRST_COMPLETED)
         died = _died(tasks)
@@ -141,41 +148,41 @@ def _died(tasks: Mapping[str, asyncio.Future[Any]]) -> list[str]:
     return [name for name, task in tasks.items() if task.done()]
 
 
-def _election(settings: Settings, cluster: KubernetesCluster) -> Election | None:
+def _election(settings: Settings, cluster: KubernetesCluster, hearts: Hearts) -> Election | None:
     if not settings.leader_election:
         return None
     # A pod's name stays when its container starts again, the process does not.
     identity = f"{os.environ.get('HOSTNAME', 'distillation-operator')}_{uuid.uuid4()}"
-    return Election(cluster, settings.lease_namespace, settings.lease_name, identity)
+    return Election(cluster, settings.lease_namespace, settings.lease_name, identity, heart=hearts.heart)
 
 
-def fill_registry(cache: Cache, jobs: JobRegistry) -> None:
-    """Record the statuses of all jobs before the first is reconciled: with half of them a Teacher would seem idle."""
+def fill_registry(cache: Cache, jobs: JobRegistry, namespace: str) -> None:
+    """Record the statuses of a namespace's jobs, or of all without one, before the first of them is reconciled.
+
+    With half of them a Teacher would seem idle.
+    """
     for key in cache.store.owners():
-        raw = cache.owner(key) if key.kind is Kind.DISTILLATION_JOB else None
+        if key.kind is not Kind.DISTILLATION_JOB or namespace not in ("", key.namespace):
+            continue
+        raw = cache.owner(key)
         if raw is not None and managed_by(raw) == OURS:
             jobs.put(key, raw, read_status(raw, Status), now_utc())
 
 
-async def resync(
-    cache: Cache, listed: asyncio.Event, settings: Settings, queue: WorkQueue, jobs: JobRegistry, heartbeat: Heartbeat
-) -> None:
-    """List everything again and again; reconcile what changed at once, and all the rest before the next list."""
+def run(settings: Settings) -> int:
+    """Run the operator, anew after each outage that cost it its lease. Return the exit code."""
     while True:
-        seconds = settings.resync_seconds
         try:
-            changed = await cache.sync()
-            if not listed.is_set():
-                fill_registry(cache, jobs)
-            listed.set()
-            for key in cache.store.owners() | set(jobs.snapshots()) | changed:
-                # Spread, or a thousand jobs would be reconciled while one waits that has changed.
-                queue.add_after(key, 0.0 if key in changed else random.random() * seconds)
-            heartbeat.beat()
-        except ApiError as error:
-            logger.warning("resync failed: %s", error)
-            seconds = min(seconds, AGAIN_SECONDS)
-        await asyncio.sleep(seconds)
+            asyncio.run(operate(settings))
+        except LeaseNotRenewed as error:
+            # Nothing of it is left that works; it begins as any other candidate.
+            logger.warning("standing for election again: %s", error)
+        except Exception:
+            logger.exception("the operator ends")
+            return 1
+        else:
+            logger.info("stopped")
+            return 0
 
 
 def main() -> None:
@@ -185,14 +192,7 @@ def main() -> None:
         sys.exit(f"distill-operator: {error}")
     logs.configure(settings)
     logger.info("starting: %s", settings)
-    try:
-        asyncio.run(operate(settings))
-    except Exception:
-        logger.exception("the operator ends")
-        code = 1
-    else:
-        logger.info("stopped")
-        code = 0
+    code = run(settings)
     logging.shutdown()
     # kopf's thread may be in a system call that nothing interrupts; there is nothing left to save.
     os._exit(code)

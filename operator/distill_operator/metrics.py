@@ -33,6 +33,9 @@ class OperatorMetrics(Collector):
         *,
         queue_depth: Callable[[], int],
         queue_retries: Callable[[], int],
+        queue_conflicts: Callable[[], int] = lambda: 0,
+        watch_restarts: Callable[[], int] = lambda: 0,
+        namespaces_failing: Callable[[], int] = lambda: 0,
         api_requests: Mapping[tuple[str, str], int],
     ) -> None:
         self._jobs = jobs
@@ -45,6 +48,9 @@ class OperatorMetrics(Collector):
             "distill_operator_reconcile": lambda: [((result,), float(n)) for result, n in self.reconciles.items()],
             "distill_operator_queue_depth": lambda: [((), float(queue_depth()))],
             "distill_operator_queue_retries": lambda: [((), float(queue_retries()))],
+            "distill_operator_queue_conflicts": lambda: [((), float(queue_conflicts()))],
+            "distill_operator_watch_restarts": lambda: [((), float(watch_restarts()))],
+            "distill_operator_namespaces_failing": lambda: [((), float(namespaces_failing()))],
             "distill_operator_api_requests": lambda: [(key, float(n)) for key, n in dict(self._api_requests).items()],
             "distill_job_info": self._info,
             "distill_job_condition": self._conditions,

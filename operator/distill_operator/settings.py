@@ -64,7 +64,7 @@ class Settings:
 
     @property
     def unhealthy_after_seconds(self) -> float:
-        """How old the last success may be before /healthz fails: three missed resyncs, at least three minutes."""
+        """For how long a part may not work before /healthz fails: three missed resyncs, at least three minutes."""
         return max(180.0, 3 * self.resync_seconds)
 
     @classmethod

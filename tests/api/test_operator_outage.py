@@ -2,16 +2,22 @@
 
 import asyncio
 import json
+import re
 import ssl
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 from aiohttp import ClientSession, ClientTimeout, StreamReader, TCPConnector, web
+from operator_fixtures import grant
 from operator_world import World, free_port
+
+from distill_operator.rbac import NAMESPACED_RULES
 
 pytest_plugins = ["operator_fixtures"]
 
@@ -19,6 +25,9 @@ WATCHED = 6
 """Kinds that the operator watches."""
 OUTAGE_SECONDS = 25.0
 """Longer than kopf's own patience, which the watches died of after 18 s."""
+REFUSED, CUT = -1, -2
+"""Faults that are no code: the connection is closed without an answer, or in the middle of it."""
+ERROR = {"type": "ERROR", "object": {"kind": "Status", "status": "Failure", "code": 500, "message": "etcd: played"}}
 
 
 class Proxy:
@@ -26,6 +35,10 @@ class Proxy:
 
     def __init__(self, kubeconfig: Path) -> None:
         self.fault = 0
+        """HTTP code, REFUSED or CUT; 0 passes everything on."""
+        self.errors = 0
+        """So many watches get an ERROR event next, and end."""
+        self.requests = 0
         self.watching = 0
         """Watches that are under way."""
         self.port = free_port()
@@ -63,7 +76,8 @@ class Proxy:
         await web.TCPSite(self._runner, "127.0.0.1", self.port).start()
 
     async def _handle(self, request: web.Request) -> web.StreamResponse:
-        if self.fault:
+        self.requests += 1
+        if self.fault > 0:
             status = {
                 "kind": "Status",
                 "apiVersion": "v1",
@@ -72,24 +86,41 @@ class Proxy:
                 "message": "played",
             }
             return web.json_response(status, status=self.fault)
+        if self.fault == REFUSED:
+            return self._hang_up(request)
         kept = {k: v for k, v in request.headers.items() if k.lower() in ("content-type", "accept", "authorization")}
         url, body = self._server + request.raw_path, await request.read()
         async with self._session.request(request.method, url, data=body or None, headers=kept) as answer:
             kind = answer.headers.get("Content-Type", "application/json")
             response = web.StreamResponse(status=answer.status, headers={"Content-Type": kind})
-            await response.prepare(request)
             is_watch = "watch=true" in request.query_string
+            if self.fault == CUT:
+                response.content_length = 1000
+                await response.prepare(request)
+                await response.write(b"{")
+                return self._hang_up(request)
+            await response.prepare(request)
             self.watching += is_watch
             try:
-                await self._pass_on(answer.content, response)
+                await self._pass_on(answer.content, response, is_watch)
             finally:
                 self.watching -= is_watch
             return response
 
-    async def _pass_on(self, content: StreamReader, response: web.StreamResponse) -> None:
+    @staticmethod
+    def _hang_up(request: web.Request) -> web.StreamResponse:
+        assert request.transport is not None
+        request.transport.abort()
+        return web.Response()
+
+    async def _pass_on(self, content: StreamReader, response: web.StreamResponse, is_watch: bool) -> None:
         """Chunk by chunk, to the end or until there is a fault."""
         coming = asyncio.ensure_future(content.readany())
         while not self.fault:
+            if is_watch and self.errors:
+                self.errors -= 1
+                await response.write(json.dumps(ERROR).encode() + b"\n")
+                break
             if not (await asyncio.wait({coming}, timeout=0.2))[0]:
                 continue
             if not (chunk := coming.result()):
@@ -126,4 +157,85 @@ def test_watches_outlive_an_outage(code: int, world: World, proxy: Proxy) -> Non
     time.sleep(OUTAGE_SECONDS)
     proxy.fault = 0
     notice(world, "after")
+    assert operator.process.poll() is None
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_leader_outlives_an_outage_that_costs_it_the_lease(world: World, proxy: Proxy) -> None:
+    election = {"DISTILL_LEADER_ELECTION": "true", "DISTILL_LEASE_NAMESPACE": world.namespace}
+    operator = world.operator(DISTILL_RESYNC_SECONDS="600", **election)
+    world.until("every kind is watched", lambda: proxy.watching >= WATCHED)
+    proxy.fault = 503
+    world.until("the lease is lost", lambda: "standing for election again" in operator.log())
+    proxy.fault = 0
+    world.until("every kind is watched again", lambda: proxy.watching >= WATCHED)
+    notice(world, "after")
+    assert operator.process.poll() is None
+
+
+@pytest.mark.usefixtures("kuberay")
+@pytest.mark.parametrize("everywhere", [True, False])
+@pytest.mark.parametrize("fault", [503, REFUSED, CUT])
+def test_an_outage_while_the_operator_starts_is_outlived(
+    fault: int, everywhere: bool, world: World, proxy: Proxy
+) -> None:
+    proxy.fault = fault
+    scope = {"DISTILL_WATCH_NAMESPACES": ""} if everywhere else {}
+    operator = world.operator(DISTILL_RESYNC_SECONDS="600", **scope)
+    time.sleep(OUTAGE_SECONDS)
+    assert proxy.requests > WATCHED
+    proxy.fault = 0
+    world.until("every kind is watched", lambda: proxy.watching >= WATCHED)
+    notice(world, "after")
+    assert operator.process.poll() is None
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_an_error_within_a_watch_ends_no_watch_for_good(world: World, proxy: Proxy) -> None:
+    operator = world.operator(DISTILL_RESYNC_SECONDS="600")
+    world.until("every kind is watched", lambda: proxy.watching >= WATCHED)
+    proxy.errors = WATCHED
+    world.until("every watch has ended", lambda: not proxy.errors)
+    world.until("every kind is watched again", lambda: proxy.watching >= WATCHED)
+    notice(world, "after")
+    assert operator.process.poll() is None
+    restarts = re.search(r"distill_operator_watch_restarts_total (\d+)", operator.get("/metrics"))
+    assert restarts and int(restarts[1]) >= 1
+
+
+@pytest.fixture
+def neighbour(crds_installed: Any, world: World, namespaced_kubeconfig: Path) -> Iterator[World]:
+    """A second namespace in which the same operator has the same rights, until it is forbidden."""
+    found = replace(world, namespace=f"{world.namespace}-b", operators=[])
+    crds_installed.kubectl("create", "namespace", found.namespace)
+    rules = [*NAMESPACED_RULES]
+    grant(
+        crds_installed, {"kind": "Role", "metadata": {"name": "operator", "namespace": found.namespace}, "rules": rules}
+    )
+    world.kubeconfig = namespaced_kubeconfig
+    yield found
+
+
+def set_allowed(server: Any, world: World, neighbour: World, *, allowed: bool) -> None:
+    account = f"--serviceaccount=default:only-{world.namespace}"
+    binding = ("rolebinding", "operator", "-n", neighbour.namespace)
+    server.kubectl(*(("create", *binding, "--role=operator", account) if allowed else ("delete", *binding)))
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_namespace_that_is_forbidden_touches_no_other_and_is_watched_again(
+    crds_installed: Any, world: World, neighbour: World
+) -> None:
+    """What is left of a namespace that is deleted is the answer 403: its RoleBinding is gone with it."""
+    names = {"DISTILL_WATCH_NAMESPACES": f"{world.namespace},{neighbour.namespace}"}
+    operator = world.operator(DISTILL_RESYNC_SECONDS="2", **names)
+    notice(world, "while-it-never-was")
+    set_allowed(crds_installed, world, neighbour, allowed=True)
+    notice(neighbour, "first")
+    set_allowed(crds_installed, world, neighbour, allowed=False)
+    world.until("it is noticed", lambda: "distill_operator_namespaces_failing 1.0" in operator.get("/metrics"))
+    notice(world, "while-it-is-forbidden")
+    set_allowed(crds_installed, world, neighbour, allowed=True)
+    notice(neighbour, "second")
+    assert "distill_operator_watch_restarts_total 0.0" in operator.get("/metrics")
     assert operator.process.poll() is None

@@ -177,6 +177,8 @@ class FakeCluster:
         self._wrote(f"event {body['reason']}")
 
     async def patch_event(self, namespace: str, name: str, patch: Mapping[str, Any]) -> None:
+        if name not in self.events:
+            raise ApiError(404, name)
         self.events[name] |= patch
 
     def put(self, kind: Kind, name: str, body: Json) -> None:

@@ -51,8 +51,39 @@ def test_what_a_list_lacks_is_gone_unless_it_is_newer() -> None:
     store = Store(OWNERSHIP)
     store.put(Kind.JOB, raw(5, "a", "old"))
     store.put(Kind.JOB, raw(9, "b", "new"))
-    assert store.keep_only(Kind.JOB, "", set(), 7) == {KEY}
+    assert store.keep_only(Kind.JOB, "", set(), 7, listed=0) == {KEY}
     assert names(store) == ["new"]
+
+
+def test_a_list_overrules_what_was_known_before_it_also_backwards() -> None:
+    store = Store(OWNERSHIP)
+    store.put(Kind.JOB, raw(50, "a", "older"))
+    store.put(Kind.JOB, raw(50, "b", "unmade"))
+    store.put(Kind.JOB, raw(50, "c", "deleted"))
+    store.remove(Kind.JOB, "default", "deleted", "c")
+    listed = store.begin_list()
+    assert store.put(Kind.JOB, raw(7, "a", "older", status={"ready": 0}), listed)
+    assert store.put(Kind.JOB, raw(8, "c", "deleted"), listed)
+    found = {("default", "older"), ("default", "deleted")}
+    assert store.keep_only(Kind.JOB, "", found, 9, listed) == {KEY}
+    assert names(store) == ["deleted", "older"]
+    held = store.get(Kind.JOB, "default", "older")
+    assert held is not None and held["status"] == {"ready": 0}
+    assert store.went_back == 2
+
+
+def test_what_was_learnt_while_a_list_was_under_way_stays() -> None:
+    store = Store(OWNERSHIP)
+    store.put(Kind.JOB, raw(5, "c", "deleted"))
+    listed = store.begin_list()
+    store.put(Kind.JOB, raw(9, "a", "changed"))
+    store.put(Kind.JOB, raw(10, "b", "made"))
+    store.remove(Kind.JOB, "default", "deleted", "c")
+    assert not store.put(Kind.JOB, raw(6, "a", "changed"), listed)
+    assert not store.put(Kind.JOB, raw(5, "c", "deleted"), listed)
+    assert not store.keep_only(Kind.JOB, "", {("default", "changed"), ("default", "deleted")}, 8, listed)
+    assert names(store) == ["changed", "made"]
+    assert not store.went_back
 
 
 def test_of_a_pod_only_what_is_read_is_kept() -> None:

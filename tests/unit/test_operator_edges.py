@@ -1,10 +1,14 @@
 """The operator's edges: metrics, health, events, progress, settings, the status on the wire, what counts as drift."""
 
 import asyncio
+import contextlib
 import copy
+import socket
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
+import aiohttp
 import pytest
 import yaml
 from aiohttp import web
@@ -28,9 +32,9 @@ from distill_operator.resources import rendering
 from distill_operator.resources.drift import contains, has_drifted
 from distill_operator.runtime.effects import Event
 from distill_operator.runtime.events import PER_HOUR, EventRecorder
-from distill_operator.runtime.health_server import Heartbeat
+from distill_operator.runtime.health_server import Hearts, serve
+from distill_operator.runtime.kopf_thread import kopf_settings
 from distill_operator.runtime.ownership import Key
-from distill_operator.runtime.watcher import kopf_settings
 from distill_operator.settings import InvalidSettings, Settings
 from distill_operator.teacher.teacher_registry import TeacherRegistry, TeacherSnapshot
 from distill_operator.teacher.view import view
@@ -147,13 +151,36 @@ def test_an_operator_that_finds_a_running_job_does_not_guess_since_when_it_runs(
     assert 'distill_job_phase_duration_seconds_sum{phase="Suspended"} 30.0' in text
 
 
-def test_health_is_the_time_since_the_last_success() -> None:
-    now = [0.0]
-    heart = Heartbeat(lambda: now[0])
-    now[0] = 200.0
-    assert heart.age_seconds() > SETTINGS.unhealthy_after_seconds
-    heart.beat()
-    assert heart.age_seconds() == 0.0
+async def test_the_process_is_healthy_while_each_of_its_parts_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    now, stuck = [0.0], [0.0]
+    hearts = Hearts(lambda: now[0])
+    watches, lists = hearts.heart("watches"), hearts.heart("lists")
+    hearts.measure("reconciles", lambda: stuck[0])
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    settings = replace(SETTINGS, health_port=port, metrics_port=0)
+    serving = asyncio.create_task(serve(settings, hearts, metrics_of(JobRegistry()).registry()))
+    async with aiohttp.ClientSession() as session:
+
+        async def health() -> tuple[int, str]:
+            async with session.get(f"http://127.0.0.1:{port}/healthz") as answer:
+                return answer.status, await answer.text()
+
+        while True:
+            with contextlib.suppress(aiohttp.ClientError):
+                assert await health() == (200, "".join(f"{p}: last success 0 s ago\n" for p in hearts.ages_seconds()))
+                break
+            await asyncio.sleep(0.01)
+        now[0] = 200.0
+        lists()
+        code, text = await health()
+        assert code == 503 and "watches: last success 200 s ago" in text
+        watches()
+        assert (await health())[0] == 200
+        stuck[0] = 200.0
+        assert (await health())[0] == 503
+    serving.cancel()
 
 
 # Events
@@ -176,6 +203,19 @@ async def test_an_event_that_happens_again_is_counted_once_a_minute_at_most() ->
         await recorder.record(KEY, UID, Event("key", "Unschedulable", "no node", True))
     (found,) = cluster.events.values()
     assert found["series"]["count"] == 3
+
+
+async def test_an_event_that_the_api_server_has_forgotten_is_posted_again() -> None:
+    cluster, now = FakeCluster(), EPOCH
+    recorder = EventRecorder(cluster, "test/operator", "pod", lambda: now)
+    for minutes in (0, 5, 70, 72):
+        if minutes == 70:
+            cluster.events.clear()
+        now = EPOCH + timedelta(minutes=minutes)
+        await recorder.record(KEY, UID, Event("key", "Unschedulable", "no node", True))
+    (found,) = cluster.events.values()
+    assert found["eventTime"].startswith("2026-01-01T01:10")
+    assert found["series"]["count"] == 2
 
 
 async def test_a_job_that_flaps_cannot_flood_the_namespace() -> None:

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 
+from distill_operator import __main__
 from distill_operator.kinds import Kind
 from distill_operator.runtime.errors import AlreadyExists, ApiError, Conflict
-from distill_operator.runtime.leader_election import Election, LeaseLost, Terms
+from distill_operator.runtime.leader_election import Election, LeaseLost, LeaseNotRenewed, Terms
 from distill_operator.settings import InvalidSettings, Settings
 
 Json = dict[str, Any]
@@ -133,10 +134,10 @@ async def test_a_holder_that_cannot_renew_gives_up_before_another_may_begin() ->
     terms = {"duration_seconds": 1, "renew_deadline_seconds": 0.2, "retry_seconds": 0.05}
     store = Store()
     a = Election(store, "system", "operator", "a", Terms(**terms))
-    await a.acquire(lambda: None)
+    await a.acquire()
     store.down = True
     began = asyncio.get_running_loop().time()
-    with pytest.raises(LeaseLost, match="was not renewed"):
+    with pytest.raises(LeaseNotRenewed, match="was not renewed"):
         await a.hold()
     assert asyncio.get_running_loop().time() - began < 0.8
 
@@ -145,7 +146,7 @@ async def test_a_holder_whose_lease_was_taken_ends_at_once() -> None:
     terms = {"retry_seconds": 0.05}
     store = Store()
     a = Election(store, "system", "operator", "a", Terms(**terms))
-    await a.acquire(lambda: None)
+    await a.acquire()
     assert store.lease is not None
     await store.replace({**store.lease, "spec": {**store.lease["spec"], "holderIdentity": "b"}})
     with pytest.raises(LeaseLost, match="b took the lease"):
@@ -155,12 +156,28 @@ async def test_a_holder_whose_lease_was_taken_ends_at_once() -> None:
 async def test_one_who_waits_is_in_contact_and_takes_over() -> None:
     terms = {"duration_seconds": 1, "retry_seconds": 0.05}
     store, contacts = Store(), []
-    a, b = (Election(store, "system", "operator", name, Terms(**terms)) for name in "ab")
-    await a.acquire(lambda: None)
-    await asyncio.wait_for(b.acquire(lambda: contacts.append(1)), 3)
+    a = Election(store, "system", "operator", "a", Terms(**terms))
+    b = Election(store, "system", "operator", "b", Terms(**terms), heart=lambda _: lambda: contacts.append(1))
+    await a.acquire()
+    await asyncio.wait_for(b.acquire(), 3)
     assert len(contacts) > 3 and b.holder == "b"
 
 
 def test_an_election_needs_a_namespace() -> None:
     with pytest.raises(InvalidSettings, match="DISTILL_LEASE_NAMESPACE"):
         Settings.from_environment({"DISTILL_WORKERS_IMAGE": "w", "DISTILL_LEADER_ELECTION": "true"})
+
+
+def test_a_leader_that_an_outage_cost_its_lease_stands_again_and_one_that_was_replaced_ends(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    ends = [LeaseNotRenewed("away"), LeaseNotRenewed("away"), LeaseLost("b took it"), None]
+
+    async def operate(settings: Settings) -> None:
+        if end := ends.pop(0):
+            raise end
+
+    monkeypatch.setattr(__main__, "operate", operate)
+    settings = Settings(workers_image="registry.test/workers:1")
+    assert __main__.run(settings) == 1
+    assert __main__.run(settings) == 0

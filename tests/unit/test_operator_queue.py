@@ -1,6 +1,7 @@
 """The work queue: one worker per key, each key once, again later after an error."""
 
 import asyncio
+import itertools
 from collections.abc import Awaitable, Callable
 
 from distill_operator.kinds import Kind
@@ -130,6 +131,41 @@ async def test_a_conflict_is_tried_again_at_once_and_is_no_error() -> None:
 
     queue = await run(handle, act)
     assert (len(handled), queue.retries) == (2, 0)
+
+
+async def test_a_conflict_that_lasts_is_tried_again_ever_later_and_counted() -> None:
+    handled: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def handle(key: Key) -> None:
+        handled.append(loop.time())
+        if len(handled) < 4:
+            raise Retry
+
+    async def act(queue: WorkQueue) -> None:
+        queue.add(A)
+        await asyncio.sleep(1.8)
+
+    queue = await run(handle, act)
+    first, second, third = (after - before for before, after in itertools.pairwise(handled))
+    assert first < 0.4 and second >= 0.5 and third >= 1.0
+    assert (queue.conflicts, queue.retries) == (3, 0)
+
+
+async def test_a_handler_that_hangs_shows() -> None:
+    async def handle(key: Key) -> None:
+        await asyncio.sleep(0.1 if key == A else 0.0)
+
+    async def act(queue: WorkQueue) -> None:
+        assert queue.busy_seconds == 0.0
+        queue.add(A)
+        queue.add(B)
+        await asyncio.sleep(0.06)
+        assert queue.busy_seconds >= 0.05
+        await asyncio.sleep(0.1)
+        assert queue.busy_seconds == 0.0
+
+    await run(handle, act)
 
 
 async def test_nothing_is_kept_of_a_key_that_needs_no_more_looks() -> None:

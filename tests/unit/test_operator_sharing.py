@@ -307,7 +307,7 @@ async def test_a_new_operator_knows_what_all_jobs_ask_for_before_it_looks_at_a_t
         cluster.put(Kind.DISTILLATION_JOB, name, {"spec": manifest(**spec)["spec"], "status": status})
     cache, jobs = Cache(cluster, OWNERSHIP), JobRegistry()
     await cache.sync()
-    fill_registry(cache, jobs)
+    fill_registry(cache, jobs, "")
     assert (jobs.requests_of(POET), jobs.of_teacher(POET)) == ([25], [Key(Kind.DISTILLATION_JOB, "default", "mine")])
 
 

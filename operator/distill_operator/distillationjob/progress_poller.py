@@ -13,6 +13,7 @@ import aiohttp
 from pydantic import ValidationError
 
 from distill_api.protocol import TRAINER_PORT, ProgressReport
+from distill_operator.runtime.health_server import Heart, no_heart
 from distill_operator.runtime.ownership import Key
 
 logger = logging.getLogger(__name__)
@@ -43,10 +44,15 @@ class ProgressPoller:
     """Polls one pod of each job: the one that was named last."""
 
     def __init__(
-        self, interval_seconds: float, wake: Callable[[Key], None], clock: Callable[[], float] = time.monotonic
+        self,
+        interval_seconds: float,
+        wake: Callable[[Key], None],
+        clock: Callable[[], float] = time.monotonic,
+        heart: Heart = no_heart,
     ) -> None:
         self._interval = interval_seconds
         self._wake = wake
+        self._heart = heart
         self._clock = clock
         self._watched: dict[Key, _Watched] = {}
         self._fresh: asyncio.Queue[Key] = asyncio.Queue()
@@ -77,10 +83,11 @@ class ProgressPoller:
 
     async def run(self) -> None:
         """Poll until cancelled."""
-        timeout = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS)
+        timeout, beat = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), self._heart("progress")
         async with aiohttp.ClientSession(timeout=timeout) as session, asyncio.TaskGroup() as tasks:
             tasks.create_task(self._ask_new(session, tasks))
             while True:
+                beat()
                 due = [key for key, watched in self._watched.items() if watched.url]
                 seconds = max(self._interval, len(due) / PER_SECOND)
                 # Spread: a thousand answers at one moment would hold up everything else.

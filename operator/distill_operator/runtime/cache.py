@@ -13,7 +13,7 @@ import json
 import logging
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 from distill_operator.kinds import Kind, kind_of
@@ -46,7 +46,8 @@ class Cache:
         self.cluster = cluster
         self.ownership = ownership
         self.store = Store(ownership)
-        self._namespaces = tuple(namespaces) or ("",)
+        self.namespaces = tuple(namespaces) or ("",)
+        """The namespaces that are watched; one that is empty is all of them."""
         self._clock = clock
         self._not_served: dict[Kind, float] = {}
         """Kinds that the API server does not know, and when it was asked last."""
@@ -62,16 +63,30 @@ class Cache:
         self._dry_runs: dict[bytes, asyncio.Future[None]] = {}
         """Dry runs that are under way."""
 
-    async def sync(self) -> set[Key]:
-        """List everything. Return the owners about which that told something new. Raises ApiError."""
+    async def sync(self, *namespaces: str) -> set[Key]:
+        """List everything in these namespaces, or in all. Return the owners about which that told something new.
+
+        Raises ApiError.
+        """
         changed: set[Key] = set()
         for kind in (*self.ownership.owner_labels, *self.ownership.watched, *self.ownership.listed):
-            changed |= await self._sync(kind)
+            for namespace in namespaces or self.namespaces:
+                changed |= await self._sync(kind, namespace)
+        if not namespaces:
+            self.expire()
+        return changed
+
+    def expire(self) -> None:
+        """Forget what need not be known any more; to be called about as often as everything is listed."""
         self.store.prune()
         now = self._clock()
         self._claims = {key: claim for key, claim in self._claims.items() if claim[0] > now}
         self._accepted = {digest: until for digest, until in self._accepted.items() if until > now}
-        return changed
+
+    def leave(self, namespace: str) -> None:
+        """Forget everything in a namespace that may not be read any more."""
+        for kind in (*self.ownership.owner_labels, *self.ownership.watched, *self.ownership.listed):
+            self.store.drop(kind, namespace)
 
     def observe(self, kind: Kind, raw: Mapping[str, Any], *, gone: bool) -> bool:
         """Take in an event of a watch. Return whether it told something new."""
@@ -80,6 +95,11 @@ class Cache:
         if gone:
             return self.store.remove(kind, meta["namespace"], meta["name"], meta["uid"])
         return self.store.put(kind, raw)
+
+    @property
+    def not_served(self) -> Collection[Kind]:
+        """Kinds that the API server does not know."""
+        return self._not_served.keys()
 
     @property
     def unwatched(self) -> bool:
@@ -114,7 +134,10 @@ class Cache:
         """Return whether the API server knows the kind."""
         asked = self._not_served.get(kind)
         if asked is not None and self._clock() - asked >= SERVED_AGAIN_SECONDS:
-            await self._sync(kind)
+            for namespace in self.namespaces:
+                # One that is forbidden says nothing of the others.
+                with contextlib.suppress(ApiError):
+                    await self._sync(kind, namespace)
         return kind not in self._not_served
 
     async def claim(self, namespace: str, name: str) -> Json | None:
@@ -215,44 +238,41 @@ class Cache:
         """Read one object from the API server, and remember whether it is the owner's or foreign."""
         foreign = self._foreign.setdefault(key, set())
         foreign.discard((kind, name))
+        listed = self.store.begin_list()
         found = await self.cluster.list(kind, key.namespace, name=name)
         uid = self.store.uid(kind, key.namespace, name)
         if uid and (not found or found[0]["metadata"]["uid"] != uid):
             self.store.remove(kind, key.namespace, name, uid)
         if found and self.ownership.owner_of(kind, found[0]["metadata"]) == key:
-            self.store.revive(found[0]["metadata"]["uid"])
-            self.store.put(kind, found[0])
+            self.store.put(kind, found[0], listed)
         elif found:
             foreign.add((kind, name))
         if not foreign:
             del self._foreign[key]
         return found[0] if found else None
 
-    async def _sync(self, kind: Kind) -> set[Key]:
-        """List one kind in every namespace. Return the owners about which that told something new."""
+    async def _sync(self, kind: Kind, namespace: str) -> set[Key]:
+        """List one kind in one namespace. Return the owners about which that told something new."""
         changed: set[Key] = set()
         labels = "" if self.ownership.is_owner(kind) else self.ownership.managed_selector
-        for namespace in self._namespaces:
-            found: set[tuple[str, str]] = set()
-            version = 0
-            try:
-                async for page, as_of in self.cluster.pages(kind, namespace, labels=labels):
-                    version = as_of
-                    for raw in page:
-                        meta = raw["metadata"]
-                        found.add((meta["namespace"], meta["name"]))
-                        if self.store.put(kind, raw) and (owner := self.ownership.owner_of(kind, meta)):
-                            changed.add(owner)
-            except NotServed:
-                if kind not in self.ownership.optional:
-                    raise
-                self._not_served[kind] = self._clock()
-                changed |= self.store.drop(kind, namespace)
-                continue
-            if self._not_served.pop(kind, None) is not None:
-                self._unwatched.add(kind)
-            changed |= self.store.keep_only(kind, namespace, found, version)
-        return changed
+        found: set[tuple[str, str]] = set()
+        version, listed = 0, self.store.begin_list()
+        try:
+            async for page, as_of in self.cluster.pages(kind, namespace, labels=labels):
+                version = as_of
+                for raw in page:
+                    meta = raw["metadata"]
+                    found.add((meta["namespace"], meta["name"]))
+                    if self.store.put(kind, raw, listed) and (owner := self.ownership.owner_of(kind, meta)):
+                        changed.add(owner)
+        except NotServed:
+            if kind not in self.ownership.optional:
+                raise
+            self._not_served[kind] = self._clock()
+            return changed | self.store.drop(kind, namespace)
+        if self._not_served.pop(kind, None) is not None:
+            self._unwatched.add(kind)
+        return changed | self.store.keep_only(kind, namespace, found, version, listed)
 
     def _owner_of(self, body: Mapping[str, Any]) -> Key:
         """Return the owner of an object of ours."""

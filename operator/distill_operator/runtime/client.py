@@ -187,25 +187,27 @@ class KubernetesCluster:
         content_type: str = "application/json",
     ) -> Json:
         parameters = [(key, value) for key, value in (query or {}).items() if value]
-        # Without the body, every value of which the client would inspect: it is plain JSON already.
-        arguments = await self._api.param_serialize(
-            method,
-            path,
-            query_params=parameters,
-            header_params={"Accept": "application/json", "Content-Type": content_type},
-            auth_settings=["BearerToken"],
-        )
-        _, url, headers, _, _ = arguments
         try:
+            # Without the body, every value of which the client would inspect: it is plain JSON already.
+            arguments = await self._api.param_serialize(
+                method,
+                path,
+                query_params=parameters,
+                header_params={"Accept": "application/json", "Content-Type": content_type},
+                auth_settings=["BearerToken"],
+            )
+            _, url, headers, _, _ = arguments
             response = await self._api.call_api(method, url, headers, body, _request_timeout=REQUEST_TIMEOUT)
             text = (await response.read()).decode(errors="replace")
-        except (TimeoutError, aiohttp.ClientError) as error:
+            # What stands between may answer 200 with a page of its own.
+            answer = dict(json.loads(text)) if 200 <= response.status < 300 else None
+        except (OSError, aiohttp.ClientError, ValueError, TypeError) as error:
             self.requests[verb, "error"] += 1
             raise ApiError(0, f"{verb} {path}: {error or type(error).__name__}") from error
         self.requests[verb, str(response.status)] += 1
-        if 200 <= response.status < 300:
-            return dict(json.loads(text))
-        raise _error(verb, response.status, text)
+        if answer is None:
+            raise _error(verb, response.status, text)
+        return answer
 
 
 async def connect(field_manager: str) -> KubernetesCluster:

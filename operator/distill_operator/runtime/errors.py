@@ -12,6 +12,11 @@ class ApiError(Exception):
         self.status = status
         self.message = message
 
+    @property
+    def may_pass(self) -> bool:
+        """Whether it may pass by itself, without new credentials, which a process reads at its start."""
+        return self.status != 401
+
 
 class NotServed(ApiError):
     """Raised when the API server does not know the kind."""

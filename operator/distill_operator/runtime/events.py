@@ -80,10 +80,21 @@ class EventRecorder:
             if now - known.last >= COUNT_AGAIN_AFTER and self._may_post(uid, now):
                 known.count, known.last = known.count + 1, now
                 series = {"count": known.count, "lastObservedTime": _micro(now)}
-                await self.cluster.patch_event(namespace, name, {"series": series})
+                try:
+                    await self.cluster.patch_event(namespace, name, {"series": series})
+                except ApiError as error:
+                    if error.status != 404:
+                        raise
+                    # The API server keeps Events for an hour as a rule: this one is posted anew, as the first.
+                    await self._create(posted, name, regarding, event, now)
             return
         if not self._may_post(uid, now):
             return
+        await self._create(posted, name, regarding, event, now)
+
+    async def _create(
+        self, posted: dict[str, _Series], name: str, regarding: dict[str, str], event: Event, now: datetime
+    ) -> None:
         with contextlib.suppress(AlreadyExists):
             await self.cluster.create_event(self._body(name, regarding, event, now))
         posted[name] = _Series(1, now)

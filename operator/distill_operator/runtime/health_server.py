@@ -1,4 +1,7 @@
-"""The HTTP server of /healthz and /metrics. The process is healthy if a reconcile or a resync succeeded lately."""
+"""The HTTP server of /healthz and /metrics. The process is healthy if each of its parts worked lately.
+
+That the API server fails makes no part unhealthy: each tries again, and a new process could do no more.
+"""
 
 import asyncio
 import time
@@ -11,30 +14,50 @@ from prometheus_client.exposition import CONTENT_TYPE_LATEST, generate_latest
 
 from distill_operator.settings import Settings
 
+Heart = Callable[[str], Callable[[], None]]
+"""Takes the name of a part that begins. Returns what the part is to call again and again while it works."""
 
-class Heartbeat:
-    """The time of the last reconcile or resync that succeeded."""
+
+def no_heart(part: str) -> Callable[[], None]:
+    """Return a heart that nobody listens to."""
+    return lambda: None
+
+
+class Hearts:
+    """When each part of the process last showed that it works."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last = clock()
+        self._ages: dict[str, Callable[[], float]] = {}
 
-    def beat(self) -> None:
-        """Record a success."""
-        self._last = self._clock()
+    def heart(self, part: str) -> Callable[[], None]:
+        """Return what a part is to call again and again from now on."""
+        last = self._clock()
 
-    def age_seconds(self) -> float:
-        """Return the seconds since the last success."""
-        return self._clock() - self._last
+        def beat() -> None:
+            nonlocal last
+            last = self._clock()
+
+        self.measure(part, lambda: self._clock() - last)
+        return beat
+
+    def measure(self, part: str, seconds: Callable[[], float]) -> None:
+        """Add a part that knows itself for how long it has done nothing of what it should."""
+        self._ages[part] = seconds
+
+    def ages_seconds(self) -> dict[str, float]:
+        """Return by part the seconds since it last worked."""
+        return {part: seconds() for part, seconds in self._ages.items()}
 
 
-async def serve(settings: Settings, heartbeat: Heartbeat, registry: CollectorRegistry) -> None:
+async def serve(settings: Settings, hearts: Hearts, registry: CollectorRegistry) -> None:
     """Serve until cancelled."""
 
     async def healthz(_: web.Request) -> web.Response:
-        age = heartbeat.age_seconds()
-        healthy = age < settings.unhealthy_after_seconds
-        return web.Response(text=f"last success {age:.0f} s ago\n", status=200 if healthy else 503)
+        ages = hearts.ages_seconds()
+        healthy = all(age < settings.unhealthy_after_seconds for age in ages.values())
+        text = "".join(f"{part}: last success {age:.0f} s ago\n" for part, age in ages.items())
+        return web.Response(text=text, status=200 if healthy else 503)
 
     async def metrics(_: web.Request) -> web.Response:
         return web.Response(body=generate_latest(registry), headers={"Content-Type": CONTENT_TYPE_LATEST})

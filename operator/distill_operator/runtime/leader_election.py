@@ -16,6 +16,7 @@ from typing import Any, Protocol
 
 from distill_operator.kinds import Kind
 from distill_operator.runtime.errors import AlreadyExists, ApiError, Conflict
+from distill_operator.runtime.health_server import Heart, no_heart
 
 logger = logging.getLogger(__name__)
 Json = dict[str, Any]
@@ -23,6 +24,10 @@ Json = dict[str, Any]
 
 class LeaseLost(Exception):
     """Raised when another process may lead by now: this one must end, and with an error."""
+
+
+class LeaseNotRenewed(LeaseLost):
+    """Raised when the API server was away for too long: this process may stand for election again."""
 
 
 class LeaseStore(Protocol):
@@ -60,6 +65,7 @@ class Election:
     identity: str
     terms: Terms = field(default_factory=Terms)
     clock: Callable[[], float] = time.monotonic
+    heart: Heart = no_heart
     _last_read: Json | None = None
     """The lease's spec as it was read last."""
     _read_at: float = 0.0
@@ -70,17 +76,20 @@ class Election:
         """Identity of the holder as it was read last; empty when nobody holds the lease."""
         return str((self._last_read or {}).get("holderIdentity") or "")
 
-    async def acquire(self, contact: Callable[[], None]) -> None:
-        """Wait until the lease is ours. `contact` is called after every answer of the API server."""
-        reported = None
+    async def acquire(self) -> None:
+        """Wait until the lease is ours."""
+        reported, beat = None, self.heart("lease")
         while True:
             try:
                 if await self.attempt():
                     logger.info("leading: holds the lease %s/%s as %s", self.namespace, self.name, self.identity)
                     return
-                contact()
             except ApiError as error:
                 logger.warning("the lease %s/%s cannot be had: %s", self.namespace, self.name, error)
+                if error.may_pass:
+                    beat()
+            else:
+                beat()
             if reported != self.holder:
                 reported = self.holder
                 logger.info("standing by: %s leads", self.holder or "nobody")
@@ -88,9 +97,10 @@ class Election:
 
     async def hold(self) -> None:
         """Renew the lease until that fails. Raises LeaseLost."""
-        renewed = self.clock()
+        renewed, beat = self.clock(), self.heart("lease")
         while True:
             await asyncio.sleep(self.terms.retry_seconds)
+            beat()
             began = self.clock()
             left = renewed + self.terms.renew_deadline_seconds - began
             try:
@@ -104,7 +114,7 @@ class Election:
                 raise LeaseLost(f"{self.holder} took the lease {self.namespace}/{self.name} over")
             if self.clock() - renewed >= self.terms.renew_deadline_seconds:
                 seconds = self.terms.renew_deadline_seconds
-                raise LeaseLost(f"the lease {self.namespace}/{self.name} was not renewed for {seconds:.0f} s")
+                raise LeaseNotRenewed(f"the lease {self.namespace}/{self.name} was not renewed for {seconds:.0f} s")
 
     async def attempt(self) -> bool:
         """Take the lease if it is free, or renew it if it is ours. Return whether it is ours. Raises ApiError."""

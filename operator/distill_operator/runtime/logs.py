@@ -2,6 +2,7 @@
 
 import json
 import logging
+import re
 import sys
 from datetime import UTC, datetime
 
@@ -23,6 +24,12 @@ class JsonFormatter(logging.Formatter):
         return json.dumps(line)
 
 
+def is_worth_saying(record: logging.LogRecord) -> bool:
+    """Return False for most of what kopf says of a request that it tries again and again for as long as it fails."""
+    found = re.match(r"Request attempt #(\d+)\b.* will retry", record.getMessage())
+    return found is None or int(found[1]).bit_count() == 1
+
+
 def configure(settings: Settings) -> None:
     """Send all log lines to the standard error in the format of the settings."""
     handler = logging.StreamHandler(sys.stderr)
@@ -31,5 +38,6 @@ def configure(settings: Settings) -> None:
     else:
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     logging.basicConfig(level=settings.log_level, handlers=[handler], force=True)
+    handler.addFilter(is_worth_saying)
     # kopf logs every event that it passes on.
     logging.getLogger("kopf").setLevel(logging.WARNING)

@@ -1,164 +1,145 @@
-"""kopf's watches: each event of an owner, or of a child, goes into the cache, and wakes the owner if it is new there.
+"""Keeps kopf watching: begins all of it anew when it has ended, or lacks a watch that should be there.
 
-Only on.event handlers are used: they write no finalizer and no annotation, and what they miss the resync makes good.
-kopf runs on a thread and a loop of its own, since at its end it waits for every task of its loop that is younger than
-itself, and so would wait for ours.
+In kopf an error that it takes for fatal, such as an ERROR event within a watch or a broken answer to its scan of the
+API server's kinds, ends one task, and with that all others. It does not begin any of them again.
 """
 
 import asyncio
-import itertools
+import contextlib
 import logging
-import threading
-from collections.abc import Callable, Iterator
+import random
+import time
+from collections.abc import Callable
 from typing import Any
-
-import kopf
 
 from distill_operator.kinds import Kind
 from distill_operator.runtime.cache import Cache
-from distill_operator.runtime.ownership import Key, Ownership
+from distill_operator.runtime.health_server import Heart
+from distill_operator.runtime.kopf_thread import KopfThread, watch_name
+from distill_operator.runtime.ownership import Key
 from distill_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-Wake = Callable[[Key], None]
-OnEvent = Callable[[Kind, dict[str, Any], bool, Key], None]
-"""Called with an event's kind, its object, whether that is gone, and its owner."""
-
-
-def registry(ownership: Ownership, on_event: OnEvent) -> Any:
-    """Return kopf's handlers, which pass on the events of owners and their children."""
-    found = kopf.OperatorRegistry()
-
-    def handler(kind: Kind) -> Callable[..., Any]:
-        async def handle(event: Any, **_: Any) -> None:
-            if owner := ownership.owner_of(kind, event["object"]["metadata"]):
-                on_event(kind, event["object"], event["type"] == "DELETED", owner)
-
-        return handle
-
-    for kind in (*ownership.owner_labels, *ownership.watched):
-        group, version, plural = gvr(kind)
-        kopf.on.event(group, version, plural, id=plural, registry=found)(handler(kind))
-    kopf.on.login(registry=found)(kopf.login_with_service_account)
-    kopf.on.login(registry=found)(kopf.login_with_kubeconfig)
-    return found
-
-
-def gvr(kind: Kind) -> tuple[str, str, str]:
-    """Return group, version and plural of a kind."""
-    *group, version = kind.value.api_version.split("/")
-    return "".join(group), version, kind.value.plural
-
-
-class NoDiffBase(kopf.DiffBaseStorage):  # type: ignore[misc]  # to mypy, kopf is Any
-    """A kopf storage that finds no changes: kopf's own would copy each object deeply, twice an event, to find them."""
-
-    def build(self, *, body: Any, extra_fields: Any = None) -> Any:
-        return {}
-
-    def fetch(self, *, body: Any) -> Any:
-        return None
-
-    def store(self, *, body: Any, patch: Any, essence: Any) -> None:
-        pass
-
-
-def kopf_settings(settings: Settings, ownership: Ownership) -> Any:
-    """Return kopf's settings: each whose default would hurt, with its reason."""
-    found = kopf.OperatorSettings()
-    found.peering.standalone = True
-    # Events are posted by events.py, which does not repeat them.
-    found.posting.enabled = False
-    # A watch that went silent without an error is the classic end of an operator: renew each one every five minutes.
-    found.watching.server_timeout = 300
-    found.watching.client_timeout = 330
-    found.watching.connect_timeout = 10
-    found.networking.request_timeout = 30
-    found.networking.error_backoffs = EndlessBackoffs()
-    # Nothing is stored on objects; should anything ever be, it must not share the names of other kopf operators.
-    found.persistence.finalizer = f"{ownership.group}/kopf"
-    found.persistence.progress_storage = kopf.AnnotationsProgressStorage(prefix=ownership.group)
-    found.persistence.diffbase_storage = NoDiffBase()
-    found.execution.max_workers = 2
-    # Without cluster-wide rights there is nothing to scan; KubeRay installed later is found by the resync then.
-    found.scanning.disabled = bool(settings.watch_namespaces)
-    selector = ownership.managed_selector
-    for _, version, plural in map(gvr, ownership.watched):
-        # Selected by the server, or every pod of the cluster would come by.
-        found.watching.label_selectors[lambda r, v=version, p=plural: (r.version, r.plural) == (v, p)] = selector
-    return found
-
-
-class EndlessBackoffs:
-    """Delays in seconds before each further try of a request: they grow to three, and never end.
-
-    kopf retries an answer of 5xx, 403 or 429 as often as there are delays, and then lets the watch die for good, while
-    the process lives on.
-    """
-
-    def __iter__(self) -> Iterator[float]:
-        return itertools.chain((1.0, 2.0), itertools.repeat(3.0))
+CHECK_SECONDS = 0.5
+MISSING_SECONDS = 30.0
+"""How long a watch may be missing while the API server answers: longer than kopf's scan of it takes."""
+SILENT_SECONDS = 60.0
+"""How long kopf's loop may not run."""
+CALM_SECONDS = 60.0
+"""After a life of so long, the next failure counts as the first."""
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 0.5, 5.0
+END_SECONDS = 10.0
+"""How long kopf may take to end, when asked to and once more when cancelled, before it is left behind."""
 
 
 class Watches:
-    """kopf on a thread of its own."""
+    """The watches of owners and children, which feed the cache and wake the owner of what is new there."""
 
-    def __init__(self, settings: Settings, cache: Cache, wake: Wake) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        cache: Cache,
+        wake: Callable[[Key], None],
+        *,
+        heart: Heart,
+        excused: Callable[[], bool],
+        jitter: Callable[[], float] = random.random,
+    ) -> None:
+        self.restarts = 0
+        """How often kopf was begun anew."""
         self._settings = settings
         self._cache = cache
         self._wake = wake
-        self._stop = threading.Event()
+        self._heart = heart
+        self._excused = excused
+        """Whether the API server is away, so that a watch may be missing."""
+        self._jitter = jitter
         self._loop = asyncio.get_running_loop()
-        self._ended: asyncio.Future[None] = self._loop.create_future()
-        self._registry = registry(cache.ownership, lambda *event: self._call(self._handle, *event))
-        self._thread = threading.Thread(target=self._run, name="kopf", daemon=True)
+        self._stopping = asyncio.Event()
+        self._doubt = ""
+        """Why kopf is to begin anew although it seems well."""
+        self._beat: Callable[[], None] = lambda: None
 
     async def run(self) -> None:
-        """Watch until stop(). Raises what ended kopf otherwise."""
-        self._thread.start()
-        await self._ended
-        if not self._stop.is_set():
-            raise RuntimeError("the watches ended by themselves")
+        """Watch until stop()."""
+        self._beat, failures = self._heart("watches"), 0
+        while not self._stopping.is_set():
+            kopf = KopfThread(self._settings, self._cache.ownership, self._on_event)
+            began = time.monotonic()
+            kopf.start()
+            why = await self._until_broken(kopf)
+            await self._end(kopf)
+            if self._stopping.is_set():
+                return
+            failures = 1 if time.monotonic() - began > CALM_SECONDS else failures + 1
+            self.restarts += 1
+            seconds = self.delay_seconds(failures)
+            logger.error("all watches begin anew in %.1f s: %s", seconds, why)
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(self._stopping.wait(), seconds)
 
     def stop(self) -> None:
-        """Ask kopf to end."""
-        self._stop.set()
+        """End all watches."""
+        self._stopping.set()
+
+    def renew(self, why: str) -> None:
+        """Begin all watches anew: what they go on from may not be true any more."""
+        self._doubt = why
+
+    def delay_seconds(self, failures: int) -> float:
+        """Return how long to wait after so many failures in a row."""
+        longest = min(FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 20), LONGEST_DELAY_SECONDS)
+        return longest * (0.5 + 0.5 * self._jitter())
+
+    async def _until_broken(self, kopf: KopfThread) -> str:
+        """Wait until kopf must begin anew, or is to stop. Return why."""
+        ended: asyncio.Future[Any] = asyncio.wrap_future(kopf.ended)
+        stopping: asyncio.Future[Any] = asyncio.ensure_future(self._stopping.wait())
+        self._doubt = ""
+        complete_at = time.monotonic()
+        try:
+            while not stopping.done():
+                await asyncio.wait({ended, stopping}, timeout=CHECK_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+                if ended.done():
+                    return str(ended.result())
+                if self._doubt:
+                    return self._doubt
+                now, missing = time.monotonic(), self._expected() - kopf.watching
+                if now - kopf.alive_at > SILENT_SECONDS:
+                    return "kopf's loop hangs"
+                if not missing or self._excused():
+                    complete_at = now
+                    self._beat()
+                elif now - complete_at > MISSING_SECONDS:
+                    return f"nothing watches {', '.join(sorted(missing))}"
+            return "asked to"
+        finally:
+            stopping.cancel()
+
+    def _expected(self) -> set[str]:
+        """Return the names of the watches that should be there."""
+        ownership = self._cache.ownership
+        return {
+            watch_name(kind, namespace)
+            for kind in (*ownership.owner_labels, *ownership.watched)
+            if kind not in self._cache.not_served
+            for namespace in self._cache.namespaces
+        }
+
+    async def _end(self, kopf: KopfThread) -> None:
+        for end in (kopf.stop, kopf.cancel):
+            end()
+            if (await asyncio.wait({asyncio.wrap_future(kopf.ended)}, timeout=END_SECONDS))[0]:
+                return
+        logger.error("kopf does not end, and is left behind")
+
+    def _on_event(self, kind: Kind, raw: dict[str, Any], gone: bool, owner: Key) -> None:
+        # At the very end the loop may be gone.
+        with contextlib.suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._handle, kind, raw, gone, owner)
 
     def _handle(self, kind: Kind, raw: dict[str, Any], gone: bool, owner: Key) -> None:
         # The echo of our own write tells nothing new.
         if self._cache.observe(kind, raw, gone=gone):
             self._wake(owner)
-
-    def _run(self) -> None:
-        namespaces = self._settings.watch_namespaces
-        try:
-            asyncio.run(
-                kopf.operator(
-                    registry=self._registry,
-                    settings=kopf_settings(self._settings, self._cache.ownership),
-                    standalone=True,
-                    clusterwide=not namespaces,
-                    namespaces=namespaces,
-                    stop_flag=self._stop,
-                )
-            )
-        except BaseException as error:
-            self._call(self._finish, error)
-        else:
-            self._call(self._finish, None)
-
-    def _finish(self, error: BaseException | None) -> None:
-        if self._ended.done():
-            return
-        if error is None:
-            self._ended.set_result(None)
-        else:
-            self._ended.set_exception(RuntimeError(f"the watches failed: {error!r}"))
-
-    def _call(self, function: Callable[..., None], *arguments: Any) -> None:
-        """Call a function on our loop; at the very end there may be none left."""
-        try:
-            self._loop.call_soon_threadsafe(function, *arguments)
-        except RuntimeError:
-            logger.debug("an event came after the end")

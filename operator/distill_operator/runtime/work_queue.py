@@ -30,6 +30,9 @@ class _Entry:
     waiting: bool = False
     running: bool = False
     failures: int = 0
+    conflicts: int = 0
+    began: float = 0.0
+    """When it was handed to the handler last."""
     timer: asyncio.TimerHandle | None = None
     due: float = field(default=float("inf"))
 
@@ -54,12 +57,21 @@ class WorkQueue:
         self._ready: asyncio.Queue[Key | None] = asyncio.Queue()
         """Keys for the next free worker; None ends one."""
         self.retries = 0
+        """How often a key was put back after an error."""
+        self.conflicts = 0
+        """How often a key was put back by Retry."""
         self.stopped = False
 
     @property
     def depth(self) -> int:
         """Number of keys that wait for a worker."""
         return sum(entry.waiting for entry in self._entries.values())
+
+    @property
+    def busy_seconds(self) -> float:
+        """For how long the key has been with the handler that has been there longest."""
+        now = time.monotonic()
+        return max((now - entry.began for entry in self._entries.values() if entry.running), default=0.0)
 
     def keys(self) -> set[Key]:
         """Return the keys that wait, are being reconciled, or are due later."""
@@ -111,13 +123,16 @@ class WorkQueue:
 
     async def _handle(self, key: Key) -> None:
         entry = self._entries[key]
-        entry.waiting, entry.running = False, True
+        entry.waiting, entry.running, entry.began = False, True, time.monotonic()
         again: float | None = None
         try:
             again = await self._handler(key)
-            entry.failures = 0
+            entry.failures = entry.conflicts = 0
         except Retry:
-            again = self._spacing
+            entry.conflicts += 1
+            self.conflicts += 1
+            # What is read anew is right as a rule; where it is not, it must not be read five times a second.
+            again = self._spacing if entry.conflicts == 1 else self.retry_seconds(entry.conflicts - 1)
         except Exception:
             entry.failures += 1
             self.retries += 1

@@ -1,0 +1,183 @@
+"""The lists of each namespace: one that is gone, forbidden or broken touches no other."""
+
+import asyncio
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import pytest
+from operator_fakes import FakeCluster, Json, manifest
+
+from distill_operator import resync as resync_module
+from distill_operator.kinds import Kind
+from distill_operator.model.ownership import OWNERSHIP
+from distill_operator.resync import Resync
+from distill_operator.runtime.cache import Cache
+from distill_operator.runtime.errors import ApiError
+from distill_operator.runtime.ownership import Key
+
+A, B = (Key(Kind.DISTILLATION_JOB, namespace, f"job-{namespace}") for namespace in "ab")
+FORBIDDEN = ApiError(403, "forbidden")
+
+
+class Namespaces(FakeCluster):
+    """An API server of namespaces, each of which may fail."""
+
+    failing: dict[str, Exception]
+
+    async def pages(self, kind: Kind, namespace: str, *, labels: str = "") -> AsyncIterator[tuple[list[Json], int]]:
+        if error := self.failing.get(namespace):
+            raise error
+        async for page, version in super().pages(kind, namespace, labels=labels):
+            yield [raw for raw in page if namespace in ("", raw["metadata"]["namespace"])], version
+
+
+class World:
+    def __init__(self, *namespaces: str) -> None:
+        self.cluster = Namespaces()
+        self.cluster.failing = {}
+        for key in (A, B):
+            self.put(key)
+        self.cache = Cache(self.cluster, OWNERSHIP, namespaces)
+        self.woken: Counter[Key] = Counter()
+        self.filled: list[str] = []
+        self.renewed: list[str] = []
+        self.beats: Counter[str] = Counter()
+        self.remembered: set[Key] = set()
+        self.resync = Resync(
+            self.cache,
+            0.05,
+            known=lambda: self.cache.store.owners() | self.remembered,
+            on_listed=self.filled.append,
+            wake=lambda key, _: self.woken.update([key]),
+            renew_watches=self.renewed.append,
+            heart=lambda part: lambda: self.beats.update([part]),
+            jitter=lambda: 0.0,
+        )
+
+    def put(self, key: Key, **meta: Any) -> None:
+        body = manifest()
+        names = {"name": key.name, "namespace": key.namespace, "uid": f"uid-of-{key.name}"}
+        self.cluster.put(key.kind, key.name, {**body, "metadata": {**body["metadata"], **names, **meta}})
+
+    async def run(self, act: Callable[[], Any]) -> None:
+        running = asyncio.create_task(self.resync.run())
+        try:
+            await act()
+        finally:
+            running.cancel()
+            await asyncio.gather(running, return_exceptions=True)
+
+    async def until(self, true: Callable[[], Any]) -> None:
+        async with asyncio.timeout(10):
+            while not true():
+                await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("error", [FORBIDDEN, ApiError(500, "etcd"), ApiError(0, "cut"), KeyError("metadata")])
+async def test_a_namespace_that_cannot_be_listed_touches_no_other(error: Exception) -> None:
+    world = World("a", "b")
+    world.cluster.failing["b"] = error
+
+    async def act() -> None:
+        await world.until(lambda: world.woken[A] > 2)
+        assert not world.woken[B] and world.resync.failing == {"b"}
+        assert world.resync.may_reconcile(A) and not world.resync.may_reconcile(B)
+        assert not world.resync.all_failing
+        del world.cluster.failing["b"]
+        await world.until(lambda: world.woken[B])
+        assert world.resync.may_reconcile(B) and not world.resync.failing
+
+    await world.run(act)
+
+
+async def test_nothing_is_reconciled_before_the_statuses_of_its_namespace_are_known() -> None:
+    world = World("a", "b")
+    assert not world.resync.may_reconcile(A)
+
+    async def act() -> None:
+        await world.until(lambda: world.woken[A] and world.woken[B])
+        assert sorted(world.filled) == ["a", "b"], "once each"
+
+    await world.run(act)
+
+
+async def test_jobs_of_a_namespace_that_stays_forbidden_are_forgotten_until_it_is_back(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resync_module, "LONGEST_DELAY_SECONDS", 0.01)
+    world = World("a", "b")
+
+    async def act() -> None:
+        await world.until(lambda: world.woken[A] and world.woken[B])
+        world.cluster.failing["b"] = FORBIDDEN
+        world.remembered = {B}
+        await world.until(lambda: world.cache.owner(B) is None)
+        assert world.resync.may_reconcile(B), "to be forgotten"
+        assert world.cache.owner(A) is not None
+        world.woken.clear()
+        del world.cluster.failing["b"]
+        await world.until(lambda: world.woken[B])
+        assert world.cache.owner(B) is not None
+        assert world.filled.count("b") == 2
+
+    await world.run(act)
+
+
+async def test_jobs_are_not_forgotten_when_everything_is_forbidden_or_a_namespace_fails_otherwise(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resync_module, "LONGEST_DELAY_SECONDS", 0.005)
+    for namespaces, error in ((("",), FORBIDDEN), (("a", "b"), FORBIDDEN), (("a", "b"), ApiError(503, "away"))):
+        world = World(*namespaces)
+
+        async def act(world: World = world, error: ApiError = error) -> None:
+            await world.until(lambda: world.woken[A] and world.woken[B])
+            world.cluster.failing = dict.fromkeys(world.cache.namespaces, error)
+            await asyncio.sleep(0.3)
+            assert world.cache.owner(B) is not None and world.resync.may_reconcile(B)
+            assert world.resync.all_failing
+
+        await world.run(act)
+
+
+async def test_the_heart_beats_while_the_api_server_is_away_but_not_when_it_does_not_know_us(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(resync_module, "LONGEST_DELAY_SECONDS", 0.01)
+    world = World("a", "b")
+    world.cluster.failing = {"a": ApiError(503, "away"), "b": ApiError(401, "who are you")}
+
+    async def act() -> None:
+        await world.until(lambda: world.beats["lists of a"] > 3)
+        assert not world.beats["lists of b"]
+
+    await world.run(act)
+
+
+async def test_what_vanished_while_nobody_watched_is_noticed() -> None:
+    world = World()
+
+    async def act() -> None:
+        await world.until(lambda: world.woken[B])
+        world.cluster.remove(*B[::2])
+        await world.until(lambda: world.cache.owner(B) is None)
+
+    await world.run(act)
+
+
+async def test_watches_are_renewed_when_the_api_server_shows_an_older_state() -> None:
+    world = World()
+
+    async def act() -> None:
+        await world.until(lambda: world.woken[A])
+        raw = world.cluster.objects[A.kind, A.name]
+        old = {**raw, "metadata": {**raw["metadata"], "resourceVersion": "0"}, "spec": {**raw["spec"], "suspend": True}}
+        world.cluster.objects[A.kind, A.name] = old
+        await world.until(lambda: world.renewed)
+        found = world.cache.owner(A)
+        assert found is not None and found["spec"]["suspend"]
+        await asyncio.sleep(0.2)
+        assert len(world.renewed) == 1, "once"
+
+    await world.run(act)
