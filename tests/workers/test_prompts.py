@@ -95,7 +95,8 @@ def test_only_the_first_prompts_are_read_where_a_limit_is_set(tmp_path: Path, to
         (b'{"prompt": "a"}', {"response_field": "s"}, r"p.jsonl:1: has no field s \(prompts.responseField\)"),
         (b'{"prompt": "a", "s": null}', {"response_field": "s"}, "field s is null; it must be a text"),
         (b'{"prompt": "a", "s": " "}', {"response_field": "s"}, "field s is empty; it must be a text"),
-        (b'["a"]', {}, "p.jsonl:1: is a list; each line must be one JSON object"),
+        (b'{"prompt": "a"}\n["a"]', {}, "p.jsonl:2: is a list; each line must be one JSON object"),
+        (b'["a"]', {}, "p.jsonl:1: is a string; each element of the list must be a JSON object"),
         (b'{"prompt": "%s"}' % (b"x" * 900), {}, "all 1 prompts are longer than rollout.maxPromptTokens 200; raise it"),
     ],
 )

@@ -11,8 +11,10 @@ from typing import Any
 
 from distill_api.spec.job_spec import Prompts, ReasoningGym, Spec
 from distill_workers.data.routing import Route
-from distill_workers.data.rows import PromptError, Row, hub_rows, kind, path_rows
+from distill_workers.data.rows import hub_rows, path_rows
 from distill_workers.data.sample import Prompt
+from distill_workers.data.text_rows import Row, kind
+from distill_workers.failures import PromptError
 from distill_workers.metrics import Metrics
 
 __all__ = ["Cursor", "PromptError", "load_data", "load_prompts"]

@@ -6,7 +6,7 @@ from typing import Any
 
 from distill_api.names import ONLY_TEACHER
 from distill_api.spec.job_spec import Evaluation, Source, Spec
-from distill_workers.data.rows import PromptError
+from distill_workers.failures import PromptError
 
 
 @dataclass(frozen=True)
