@@ -21,7 +21,7 @@ from typing import Any
 
 from distill_api.job import parse_job
 from distill_api.names import ONLY_TEACHER
-from distill_workers.data.prompts import Cursor
+from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import Request, Response
 from distill_workers.evaluation.evaluator import Evaluator

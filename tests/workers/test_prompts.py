@@ -10,9 +10,11 @@ import pytest
 from conftest import spec_of, tiny_tokenizer
 
 from distill_api.spec.job_spec import Prompts, Spec
+from distill_workers.data.cursor import Cursor
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
-from distill_workers.data.prompts import Cursor, PromptError, load_data, load_prompts
+from distill_workers.data.prompts import load_data, load_prompts
 from distill_workers.data.sample import Prompt
+from distill_workers.failures import PromptError
 from distill_workers.metrics import Metrics
 
 
@@ -86,7 +88,7 @@ def test_only_the_first_prompts_are_read_where_a_limit_is_set(tmp_path: Path, to
         ),
         (b'{"prompt": "a"}', {"answer_field": "label"}, r"p.jsonl:1: has no field label \(prompts.answerField\)"),
         (b'{"prompt": 5}', {}, "p.jsonl:1: field prompt is a number; allowed are a string and a list of"),
-        (b'{"prompt": [{"role": "user"}]}', {}, "p.jsonl:1: field prompt is a list; allowed are"),
+        (b'{"prompt": [{"role": "user"}]}', {}, "p.jsonl:1: field prompt, message 1: content is null; allowed are"),
         (b'{"prompt": null}', {}, "p.jsonl:1: field prompt is null; allowed are"),
         (b'{"prompt": " "}', {}, "p.jsonl:1: field prompt is empty"),
         (b'{"prompt": "a", "l": [1]}', {"answer_field": "l"}, "field l is a list; allowed are a string and a number"),
