@@ -148,8 +148,8 @@ MEAN_CUT = sum(map(length_of, range(20_000))) / 20_000
 class Tokenizer:
     """A token for each letter."""
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) for c in text]}
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(c) for c in text] for text in texts]}
 
     def decode(self, ids: list[int], **_: Any) -> str:
         return str(ids)

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from sys import intern
 from typing import Any
 
 from distill_api.spec.job_spec import Prompts, ReasoningGym
@@ -76,7 +77,7 @@ def read_row(row: Row, prompts: Prompts, route: Route, findings: Findings) -> En
             "data set's response"
         )
     known = (prompts.prompt_field, prompts.answer_field, prompts.response_field)
-    metadata = {k: v for k, v in record.items() if k not in known}
+    metadata = {intern(k): v for k, v in record.items() if k not in known}  # every row has its own names otherwise
     teacher = route.teacher(prompts.teacher_field, record, where)
     key = _key(question)
     findings.count(key, answer, where)
