@@ -21,7 +21,7 @@ from typing import Any
 
 from distill_api.job import parse_job
 from distill_api.names import ONLY_TEACHER
-from distill_workers.data.prompts import Cursor
+from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import Request, Response
 from distill_workers.evaluation.evaluator import Evaluator
@@ -148,8 +148,8 @@ MEAN_CUT = sum(map(length_of, range(20_000))) / 20_000
 class Tokenizer:
     """A token for each letter."""
 
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) for c in text]}
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
+        return {"input_ids": [[ord(c) for c in text] for text in texts]}
 
     def decode(self, ids: list[int], **_: Any) -> str:
         return str(ids)

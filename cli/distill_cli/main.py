@@ -6,12 +6,13 @@ from pathlib import Path
 import click
 
 from distill_api.job import InvalidManifest
-from distill_cli.commands import completion, doctor, grade, jobs, local, logs, manifests, samples, watch
+from distill_cli.commands import completion, doctor, grade, jobs, local, logs, manifests, prompts, samples, watch
 from distill_cli.failure import EXIT_CODES, FAILED, INTERRUPTED, USAGE, CommandFailed, missing
 
 COMMANDS = (
     local.run,
     manifests.validate,
+    prompts.prompts,
     manifests.submit,
     jobs.list_jobs,
     watch.watch,

@@ -86,11 +86,11 @@ def test_every_map_has_a_bound() -> None:
     assert {p for p, n in maps.items() if "maxProperties" not in n} == set()
 
 
-def test_only_pieces_of_a_pod_and_options_of_a_task_are_open() -> None:
+def test_only_pieces_of_a_pod_options_of_a_task_and_arguments_of_a_template_are_open() -> None:
     names = {
         p.removesuffix("[]").split(".")[-1] for p, n in NODES.items() if "x-kubernetes-preserve-unknown-fields" in n
     }
-    assert names == {"env", "volumes", "volumeMounts", "tolerations", "affinity", "options"}
+    assert names == {"env", "volumes", "volumeMounts", "tolerations", "affinity", "options", "chatTemplateArguments"}
 
 
 def test_the_schema_has_no_word_that_a_structural_one_forbids() -> None:
@@ -108,7 +108,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("path", "reasoningGym", "answerField", "systemPrompt", "function", "maxResponseTokens", "volume"),
         *("queue", "topologyKey", "autoscaling", "lora", "steps", "sequenceHigh", "keepEvery"),
         *("above", "below", "aboveRatio", "belowRatio", "evaluation", "drop"),
-        *("prompts", "dataset", "config", "revision", "responseField", "reward", "url"),
+        *("prompts", "dataset", "config", "revision", "responseField", "chatTemplateArguments", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("wandb", "mlflow", "entity", "keySecret"),
         *("teacher", "model", "ref", "endpoint", "keySecret", "teacherField", "defaultTeacher"),

@@ -8,7 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 from runs import REPO
@@ -68,6 +68,8 @@ class Told:
     """An evaluation that takes its time, and finds a reverse KL that it was told, by step."""
 
     name = "heldout"
+
+    content: ClassVar[dict[str, str]] = {}
 
     def __init__(self, found: dict[int, float], seconds: float = 0.5) -> None:
         self.found, self.seconds, self.begun = found, seconds, list[int]()

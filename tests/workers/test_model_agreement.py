@@ -126,6 +126,19 @@ def test_the_engines_are_told_the_ends_that_the_student_lacks(tmp_path: Path) ->
     assert "stop_token_ids" not in Request([1], 0, 8).sampling()
 
 
+def test_templates_are_compared_with_the_arguments_that_the_job_gives_them(tmp_path: Path) -> None:
+    """A teacher that begins with an empty thought where thinking is off, and a student that does not."""
+    student, quiet = tokenizer(CHATML + "{# enable_thinking #}"), "{% if enable_thinking is false %}<think>{% endif %}"
+    teacher = saved(tmp_path / "teacher", tokenizer(CHATML + quiet), 0)
+    mine = saved(tmp_path / "student", student, 0)
+    plain = spec(teacher)
+    assert check_models(plain, mine, student) == ()
+    prompts = plain.data.prompts.model_copy(update={"chat_template_arguments": {"enable_thinking": False}})  # type: ignore[union-attr]
+    off = plain.model_copy(update={"data": plain.data.model_copy(update={"prompts": prompts})})
+    with pytest.raises(ModelsDisagree, match="<think>"):
+        check_models(off, mine, student)
+
+
 def test_a_teacher_whose_files_are_elsewhere_is_said_not_to_be_compared(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -10,9 +10,12 @@ import pytest
 from conftest import spec_of, tiny_tokenizer
 
 from distill_api.spec.job_spec import Prompts, Spec
+from distill_workers.data import prompts
+from distill_workers.data.cursor import Cursor
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
-from distill_workers.data.prompts import Cursor, PromptError, load_data, load_prompts
+from distill_workers.data.prompts import load_data, load_prompts
 from distill_workers.data.sample import Prompt
+from distill_workers.failures import PromptError
 from distill_workers.metrics import Metrics
 
 
@@ -75,6 +78,39 @@ def test_only_the_first_prompts_are_read_where_a_limit_is_set(tmp_path: Path, to
     assert len(load(file, tokenizer, limit=2)) == 2
 
 
+class Calls:
+    """A tokenizer that notes how many texts each of its calls has."""
+
+    def __init__(self) -> None:
+        self._real, self.sizes = tiny_tokenizer(), list[int]()
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._real, name)
+
+    def __call__(self, texts: list[str], **options: Any) -> Any:
+        self.sizes.append(len(texts))
+        return self._real(texts, **options)
+
+
+def test_prompts_are_tokenised_in_batches_with_a_line_of_the_log_now_and_then(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(prompts, "PROGRESS_SECONDS", 0.0)
+    file, tokenizer = write(tmp_path / "p.jsonl", *({"prompt": f"{n}?"} for n in range(1100))), Calls()
+    with caplog.at_level("INFO"):
+        assert [p.index for p in load(file, tokenizer)] == list(range(1100))
+    assert tokenizer.sizes == [512, 512, 76]
+    assert "p.jsonl: 1,024 prompts read, the newest at " in caplog.text
+
+
+def test_prompts_share_what_is_equal_in_all_of_them(tmp_path: Path, tokenizer: Any) -> None:
+    """Else a million prompts would hold a hundred million numbers, of 28 bytes each, and a million names of fields."""
+    first, second = load(write(tmp_path / "p.jsonl", *[{"prompt": "the answer", "level": 1}] * 2), tokenizer)
+    shared = {id(number) for number in first.ids}
+    assert max(first.ids) > 256 and shared == {id(number) for number in second.ids}
+    assert {id(name) for name in first.metadata} == {id(name) for name in second.metadata}
+
+
 @pytest.mark.parametrize(
     ("content", "fields", "sentence"),
     [
@@ -86,7 +122,7 @@ def test_only_the_first_prompts_are_read_where_a_limit_is_set(tmp_path: Path, to
         ),
         (b'{"prompt": "a"}', {"answer_field": "label"}, r"p.jsonl:1: has no field label \(prompts.answerField\)"),
         (b'{"prompt": 5}', {}, "p.jsonl:1: field prompt is a number; allowed are a string and a list of"),
-        (b'{"prompt": [{"role": "user"}]}', {}, "p.jsonl:1: field prompt is a list; allowed are"),
+        (b'{"prompt": [{"role": "user"}]}', {}, "p.jsonl:1: field prompt, message 1: content is null; allowed are"),
         (b'{"prompt": null}', {}, "p.jsonl:1: field prompt is null; allowed are"),
         (b'{"prompt": " "}', {}, "p.jsonl:1: field prompt is empty"),
         (b'{"prompt": "a", "l": [1]}', {"answer_field": "l"}, "field l is a list; allowed are a string and a number"),
@@ -95,7 +131,8 @@ def test_only_the_first_prompts_are_read_where_a_limit_is_set(tmp_path: Path, to
         (b'{"prompt": "a"}', {"response_field": "s"}, r"p.jsonl:1: has no field s \(prompts.responseField\)"),
         (b'{"prompt": "a", "s": null}', {"response_field": "s"}, "field s is null; it must be a text"),
         (b'{"prompt": "a", "s": " "}', {"response_field": "s"}, "field s is empty; it must be a text"),
-        (b'["a"]', {}, "p.jsonl:1: is a list; each line must be one JSON object"),
+        (b'{"prompt": "a"}\n["a"]', {}, "p.jsonl:2: is a list; each line must be one JSON object"),
+        (b'["a"]', {}, "p.jsonl:1: is a string; each element of the list must be a JSON object"),
         (b'{"prompt": "%s"}' % (b"x" * 900), {}, "all 1 prompts are longer than rollout.maxPromptTokens 200; raise it"),
     ],
 )

@@ -51,8 +51,8 @@ async def test_reasoning_gym_scores_with_the_task_itself() -> None:
     class Letters:
         chat_template = None
 
-        def __call__(self, text: str) -> dict[str, list[int]]:
-            return {"input_ids": [ord(c) for c in text]}
+        def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+            return {"input_ids": [[ord(c) for c in text] for text in texts]}
 
     spec = Prompts.model_validate({"reasoningGym": {"task": "chain_sum", "size": 2}, "applyChatTemplate": False})
     [first, _], _ = load_prompts(spec, Letters(), 1000, None)

@@ -1,5 +1,6 @@
 """The pipeline's own decisions, with played engines and teacher: what is made again, left out, counted."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import pytest
 from runs import arithmetic
 
 from distill_api.job import parse_job
-from distill_workers.data.prompts import Cursor
+from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.metrics import Metrics
@@ -101,6 +102,14 @@ async def test_a_bad_score_draws_that_response_again_with_another_seed(tmp_path:
     assert failed(metrics) == {"ids": 1.0}
 
 
+async def test_copies_of_one_prompt_in_a_step_are_answered_differently(tmp_path: Path, metrics: Metrics) -> None:
+    """More prompts a step than the data has: each is there twice."""
+    engines = Engines(set())
+    rollouts = pipeline(tmp_path, metrics, engines, Teacher({}), promptsPerStep=16)
+    assert len(await samples_of(rollouts.take(0, 1))) == 32
+    assert len(set(engines.seeds)) == 32
+
+
 async def test_what_an_engine_refuses_is_left_out_and_the_step_goes_on(tmp_path: Path, metrics: Metrics) -> None:
     rollouts = pipeline(tmp_path, metrics, Engines({1}), Teacher({}))
     samples = await samples_of(rollouts.take(0, 1))
@@ -172,7 +181,7 @@ async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Pat
 
 
 def test_a_seed_depends_on_nothing_but_its_own_place() -> None:
-    places = [(step, prompt, index_in_group) for step in range(3) for prompt in range(3) for index_in_group in range(3)]
+    places = list(itertools.product(range(3), range(3), range(3), (0, 1)))
     seeds = [sample_seed(7, *place) for place in places]
     assert seeds == [sample_seed(7, *place) for place in places]
     assert len(set(seeds)) == len(seeds) and all(0 <= s < 2**31 for s in seeds)

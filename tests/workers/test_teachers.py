@@ -14,10 +14,10 @@ from runs import MODELS, REPO
 from distill_api import protocol
 from distill_api.job import parse_job
 from distill_api.spec.job_spec import Spec
-from distill_workers.data.prompts import PromptError, load_data
+from distill_workers.data.prompts import load_data
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.evaluation.evaluator import Evaluator
-from distill_workers.failures import ConfigurationError
+from distill_workers.failures import ConfigurationError, PromptError
 from distill_workers.local.run import LocalRun, with_volumes
 from distill_workers.megatron.batch import collate
 from distill_workers.metrics import Metrics

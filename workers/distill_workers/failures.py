@@ -25,6 +25,10 @@ class PreflightFailed(ConfigurationError):
     reason = ExitReason.PREFLIGHT_FAILED
 
 
+class PromptError(ConfigurationError, ValueError):
+    """Raised for prompts that cannot be read; names file, line, field, the value and what is allowed."""
+
+
 class TeacherLost(Failure):
     """Raised when no teacher has answered for longer than the trainer waits."""
 

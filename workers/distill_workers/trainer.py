@@ -16,7 +16,9 @@ import torch.distributed as dist
 
 from distill_api.job import DistillationJob, load_job
 from distill_api.protocol import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, Variable
-from distill_workers.data.prompts import Cursor, load_data
+from distill_workers.data.cursor import Cursor
+from distill_workers.data.findings import overlap
+from distill_workers.data.prompts import load_data
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import Failure, Stopped, Superseded
 from distill_workers.megatron.student import MegatronStudent
@@ -54,6 +56,9 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
         evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in spec.evaluation]
+        for evaluator in evaluators:
+            if known := overlap(prompts, evaluator.prompts):
+                log.warning("evaluation %s: %s", evaluator.name, known)
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         server.teachers = teachers.shared_requests

@@ -58,30 +58,49 @@ class Prompts(Model):
             "!has(self.teacherField) || !has(self.reasoningGym)",
             lambda p: p.teacher_field is None or p.reasoning_gym is None,
         ),
+        Rule(
+            "chatTemplateArguments go with applyChatTemplate: true",
+            "!has(self.chatTemplateArguments) || self.applyChatTemplate",
+            lambda p: p.chat_template_arguments is None or p.apply_chat_template,
+        ),
     )
     path: Path | None = Field(
         None,
-        description="Path on a mounted volume: a JSONL or Parquet file, a folder of such files, a pattern with * in "
-        "the last part (data/train-*.parquet), or a folder written by save_to_disk of datasets.",
+        description="Path on a mounted volume: a JSONL, JSON, CSV or Parquet file (text also compressed), a folder of "
+        "such files, a pattern with * in the last part (data/train-*.parquet), or a folder written by save_to_disk of "
+        "datasets.",
     )
     dataset: Dataset | None = Field(None, description="Data set of the Hugging Face hub to use instead of path.")
     reasoning_gym: ReasoningGym | None = Field(
         None, description="Generated task of reasoning-gym to use instead of path."
     )
     prompt_field: ShortText = Field(
-        "prompt", description="Field of a row with the prompt: a string, or a list of chat messages."
+        "prompt",
+        description="Field of a row with the prompt: a string, or a list of chat messages. As every field here, also a "
+        "path into nested rows, such as extra_info.question or choices.0.text.",
     )
     answer_field: ShortText | None = Field(
-        None, description="Field of a row with the reference answer, which a reward compares with."
+        None,
+        description="Field of a row with the reference answer, which a reward compares with, such as "
+        "reward_model.ground_truth.",
     )
     response_field: ShortText | None = Field(
-        None, description="Field of a row with a response, as text, to train on beside the student's own samples."
+        None,
+        description="Field of a row with a response, as text, to train on beside the student's own samples. Where it "
+        "is promptField, the response is the assistant's answer that ends the chat.",
     )
     teacher_field: ShortText | None = Field(
         None,
         description="Field of a row with the name of the one of spec.teachers that scores responses to its prompt.",
     )
     apply_chat_template: bool = Field(True, description="Format the prompt by the student's chat template.")
+    chat_template_arguments: (
+        Annotated[dict[str, Any], Field(max_length=32, json_schema_extra=preserve_unknown())] | None
+    ) = Field(
+        None,
+        description="Arguments of the student's chat template, by name, such as enable_thinking: false. One that the "
+        "template does not have is refused before the first step.",
+    )
     system_prompt: Text | None = Field(
         None, description="System message before the prompt, where the chat template is applied."
     )

@@ -6,7 +6,8 @@ from typing import Any
 
 from distill_api.names import ONLY_TEACHER
 from distill_api.spec.job_spec import Evaluation, Source, Spec
-from distill_workers.data.rows import PromptError
+from distill_workers.data.fields import MISSING, find
+from distill_workers.failures import PromptError
 
 
 @dataclass(frozen=True)
@@ -28,12 +29,12 @@ class Route:
         """Return the teacher that a row names in `field`, or the default. Raises PromptError."""
         if self.fixed is not None:
             return self.fixed
-        named = None if field is None else row.get(field)
+        named = None if field is None else find(row, field)
         if isinstance(named, str) and named in self.known:
             return named
         if self.default is not None:
             return self.default
-        what = f"is {named!r}" if field in row else "is missing"
+        what = "is missing" if named is None or named is MISSING else f"is {named!r}"
         raise PromptError(
             f"{where}: field {field} (prompts.teacherField) {what}; it must name one of spec.teachers "
             f"({', '.join(self.known)}), or data.defaultTeacher says who scores such a prompt"

@@ -1,4 +1,4 @@
-"""Rows of JSONL and Parquet files, of data sets on disk and on the Hugging Face hub, each with its location."""
+"""Rows of files, of data sets on disk and on the Hugging Face hub, each with its location."""
 
 import json
 from collections.abc import Iterator
@@ -6,17 +6,13 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.spec.job_spec import Dataset
+from distill_workers.data.file_format import Content, format_of
+from distill_workers.data.files import files_of
+from distill_workers.data.text_rows import Row, text_rows
+from distill_workers.failures import PromptError
 
-Row = tuple[str, dict[str, Any]]
-"""The location for a message (FILE:LINE, or FILE row NUMBER, from 1), and the fields."""
-SUFFIXES = (".jsonl", ".parquet")
-PARQUET_MAGIC = b"PAR1"
 PARQUET_BATCH = 1024
 """Rows that are converted to Python objects at once."""
-
-
-class PromptError(ValueError):
-    """Raised for prompts that cannot be read; names file, line, field, the value and what is allowed."""
 
 
 def path_rows(path: str) -> Iterator[Row]:
@@ -26,72 +22,27 @@ def path_rows(path: str) -> Iterator[Row]:
     """
     folder = Path(path)
     if (folder / "dataset_dict.json").is_file():
-        splits = json.loads((folder / "dataset_dict.json").read_text())["splits"]
-        raise PromptError(f"{path}: holds the splits {', '.join(splits)}; name one, such as {folder / splits[0]}")
+        raise PromptError(f"{path}: holds the splits {_splits(folder)}")
     if (folder / "dataset_info.json").is_file() and (folder / "state.json").is_file():
         yield from saved_rows(folder)
         return
     for file in files_of(folder):
-        yield from parquet_rows(file) if is_parquet(file) else jsonl_rows(file)
+        form = format_of(file)
+        yield from parquet_rows(file) if form.content is Content.PARQUET else text_rows(file, form)
 
 
-def files_of(path: Path) -> list[Path]:
-    """Return the data files that a path names. Raises PromptError where there are none."""
-    if "*" in path.name:
-        found = sorted(p for p in path.parent.glob(path.name) if p.is_file())
-        if not found:
-            raise PromptError(f"{path}: no file has such a name")
-        return found
-    if path.is_dir():
-        found = sorted(p for p in path.rglob("*") if p.suffix in SUFFIXES and p.is_file())
-        if not found:
-            raise PromptError(
-                f"{path}: the folder has no *.jsonl and no *.parquet file, and is none that save_to_disk wrote"
-            )
-        return found
-    if not path.exists():
-        raise PromptError(f"{path}: does not exist; mount the volume that holds it through trainer.template.volumes")
-    return [path]
-
-
-def is_parquet(file: Path) -> bool:
-    """Return whether a file is Parquet: by its suffix or, with an unknown suffix, by its first bytes."""
-    if file.suffix in SUFFIXES:
-        return file.suffix == ".parquet"
+def _splits(folder: Path) -> str:
+    """Return the splits of a folder that DatasetDict.save_to_disk wrote, and how to name one. Raises PromptError."""
+    file = folder / "dataset_dict.json"
     try:
-        with file.open("rb") as head:
-            return head.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
-    except OSError as error:
-        raise PromptError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def jsonl_rows(file: Path) -> Iterator[Row]:
-    """Yield the rows of a JSONL file. Raises PromptError."""
-    try:
-        with file.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield parse_line(line, f"{file}:{number}")
-    except OSError as error:
-        raise PromptError(f"{file}: cannot be read: {error.strerror}") from None
-
-
-def parse_line(line: bytes, where: str) -> Row:
-    """Return the row in a line of JSONL. Raises PromptError."""
-    try:
-        record = json.loads(line.decode("utf-8"))
-    except UnicodeDecodeError as error:
-        raise PromptError(f"{where}: byte {error.start} is not UTF-8") from None
-    except ValueError as error:
-        raise PromptError(f"{where}: is not JSON: {error}") from None
-    if not isinstance(record, dict):
-        raise PromptError(f"{where}: is {kind(record)}; each line must be one JSON object")
-    return where, record
+        splits: list[str] = json.loads(file.read_text(encoding="utf-8"))["splits"]
+        return f"{', '.join(splits)}; name one, such as {folder / splits[0]}"
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        raise PromptError(f"{file}: does not name the splits: {one_line(error)}") from None
 
 
 def parquet_rows(file: Path) -> Iterator[Row]:
     """Yield the rows of a Parquet file. Raises PromptError."""
-    import pyarrow.lib
     import pyarrow.parquet
 
     number = 0
@@ -101,7 +52,7 @@ def parquet_rows(file: Path) -> Iterator[Row]:
                 for record in batch.to_pylist():
                     number += 1
                     yield f"{file} row {number}", record
-    except (pyarrow.lib.ArrowException, OSError, UnicodeDecodeError) as error:
+    except Exception as error:  # of pyarrow, whose own exceptions have no common type, and of its conversions
         raise PromptError(f"{file}: cannot be read as Parquet after row {number}: {one_line(error)}") from None
 
 
@@ -143,23 +94,8 @@ def table_rows(table: Any, name: str) -> Iterator[Row]:
         for record in table:
             number += 1
             yield f"{name} row {number}", record
-    except (ValueError, OSError, RuntimeError, ImportError) as error:
+    except Exception as error:  # whatever datasets makes of a damaged file, or of a feature that it cannot decode
         raise PromptError(f"{name} cannot be read after row {number}: {one_line(error)}") from None
-
-
-def kind(value: Any) -> str:
-    """Return what JSON calls the type of a value, for a message."""
-    names = {
-        dict: "an object",
-        list: "a list",
-        str: "a string",
-        bool: "true or false",
-        int: "a number",
-        float: "a number",
-        bytes: "bytes",
-        type(None): "null",
-    }
-    return names.get(type(value), f"a {type(value).__name__}")
 
 
 def one_line(error: BaseException) -> str:

@@ -22,6 +22,8 @@ class Prompt:
     """The data set's own response, where there is one (GKD mixing)."""
     teacher: str = ""
     """Name of the teacher that scores its responses."""
+    key: int = 0
+    """Hash of what is asked, but for white space, system prompt and template: the same for copies, in this process."""
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from distill_api.spec.job_spec import Evaluation, RewardSource, Sampling, Spec
+from distill_workers.data.identity import content_of
 from distill_workers.data.prompts import load_prompts
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
@@ -85,6 +86,7 @@ class Evaluator:
             evaluation.max_prompts,
             Route.of(spec, evaluation),
         )
+        self.prompts, self.content = self._prompts, content_of(self._prompts)
         metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
         self._reward = (
             None if evaluation.reward.source is RewardSource.NONE else build_reward(evaluation.reward, metrics)

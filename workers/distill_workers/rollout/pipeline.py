@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from distill_api.spec.job_spec import Spec, Support
+from distill_workers.data.cursor import Cursor
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
-from distill_workers.data.prompts import Cursor
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused
 from distill_workers.metrics import Metrics
@@ -35,10 +35,13 @@ TRIES = 3
 """Times that a response is generated before the step goes on without it."""
 
 
-def sample_seed(seed: int, step: int, prompt: int, index_in_group: int) -> int:
-    """Return the seed of one response. It does not depend on order, so that a resumed run samples the same tokens."""
-    text = f"{seed}/{step}/{prompt}/{index_in_group}".encode()
-    return int.from_bytes(hashlib.sha256(text).digest()[:4], "big") >> 1
+def sample_seed(seed: int, step: int, prompt: int, index_in_group: int, place: int | None = None) -> int:
+    """Return the seed of one response. It does not depend on order, so that a resumed run samples the same tokens.
+
+    `place` is that of the prompt in its batch, which may hold a prompt more than once.
+    """
+    text = f"{seed}/{step}/{prompt}/{index_in_group}" + ("" if place is None else f"/{place}")
+    return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big") >> 1
 
 
 @dataclass
@@ -114,16 +117,16 @@ class RolloutPipeline:
             spec.objective.dataset_share, spec.seed, step, len(prompts), spec.rollout.samples_per_prompt
         )
         parts: list[Coroutine[Any, Any, list[Sample]]] = []
-        for position, prompt in enumerate(prompts):
-            if position in supervised:
+        for place, prompt in enumerate(prompts):
+            if place in supervised:
                 parts.append(self._supervised(batch, prompt))
                 continue
             self._prefetch(prompt)
             if prompt.source in self._rewards:
-                parts.append(self._group(batch, prompt))
+                parts.append(self._group(batch, prompt, place))
             else:
                 parts += [
-                    self._sample(batch, prompt, index_in_group)
+                    self._sample(batch, prompt, place, index_in_group)
                     for index_in_group in range(spec.rollout.samples_per_prompt)
                 ]
         batch.parts = [asyncio.create_task(part) for part in parts]
@@ -147,10 +150,10 @@ class RolloutPipeline:
             return []
         return [sample]
 
-    async def _group(self, batch: Batch, prompt: Prompt) -> list[Sample]:
+    async def _group(self, batch: Batch, prompt: Prompt, place: int) -> list[Sample]:
         """Return the samples of a prompt, with the advantages of their rewards within the group."""
         indices = range(self._spec.rollout.samples_per_prompt)
-        sampled = await asyncio.gather(*(self._sample(batch, prompt, index) for index in indices))
+        sampled = await asyncio.gather(*(self._sample(batch, prompt, place, index) for index in indices))
         samples = [sample for part in sampled for sample in part]
         rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
         groups = torch.zeros(len(samples), dtype=torch.long)
@@ -159,11 +162,11 @@ class RolloutPipeline:
             sample.advantage = advantage
         return samples
 
-    async def _sample(self, batch: Batch, prompt: Prompt, index_in_group: int) -> list[Sample]:
+    async def _sample(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int) -> list[Sample]:
         """Return one sample, scored and graded, or none. A response whose score is unusable is generated anew."""
         for attempt in range(TRIES):
             try:
-                sample = await self._generate(batch, prompt, index_in_group, attempt)
+                sample = await self._generate(batch, prompt, place, index_in_group, attempt)
                 batch.generated_at = max(batch.generated_at, time.monotonic())
                 if not sample.response_ids:
                     return []  # there is no token to learn from, and no teacher can score it
@@ -183,16 +186,15 @@ class RolloutPipeline:
         self._metrics.add("distill_samples_failed", 1, reason=reason)
         log.warning("step %d, prompt %d: a sample failed: %s", batch.step, prompt.index, error)
 
-    async def _generate(self, batch: Batch, prompt: Prompt, index_in_group: int, attempt: int) -> Sample:
+    async def _generate(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int, attempt: int) -> Sample:
         rollout = self._spec.rollout
+        number = attempt * rollout.samples_per_prompt + index_in_group
         response = await self._engines.generate(
             prompt.ids,
             max_new_tokens=rollout.max_response_tokens,
             temperature=rollout.sampling.temperature,
             top_p=rollout.sampling.top_p,
-            seed=sample_seed(
-                self._spec.seed, batch.step, prompt.index, attempt * rollout.samples_per_prompt + index_in_group
-            ),
+            seed=sample_seed(self._spec.seed, batch.step, prompt.index, number, place),
         )
         self._metrics.add("distill_tokens", len(response.ids), kind="rollout")
         return Sample(

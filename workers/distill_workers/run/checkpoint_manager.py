@@ -2,13 +2,16 @@
 
 import asyncio
 import logging
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from distill_api.metrics import StepStage
 from distill_api.spec.job_spec import Schedule
-from distill_workers.data.prompts import Cursor
+from distill_workers.data.cursor import Cursor
+from distill_workers.data.identity import Content, changed
 from distill_workers.evaluation.guards import Guards
+from distill_workers.failures import PromptError
 from distill_workers.reporting.recorder import Recorder
 from distill_workers.run.run_state import RunState
 from distill_workers.run.trainer_ranks import TrainerRanks
@@ -29,7 +32,10 @@ class CheckpointManager:
         recorder: Recorder,
         guards: Guards,
         state: RunState,
+        held_out: Mapping[str, Content] | None = None,
     ) -> None:
+        """`held_out` is the content of the evaluations' prompts, by their names."""
+        self._held_out = {name: dict(content) for name, content in (held_out or {}).items()}
         self._schedule, self._folder, self._trainer, self._cursor = schedule, folder, trainer, cursor
         self._recorder, self._guards, self._state = recorder, guards, state
         self._newest: int | None = None
@@ -43,6 +49,7 @@ class CheckpointManager:
             self._folder.trim(-1)
             return
         path, saved = newest
+        self._check_held_out(saved.get("heldOut", {}))
         await self._trainer.load(path)
         self._state.step, self._state.cursor = saved["step"], saved["cursor"]
         self._cursor.restore(saved["cursor"])
@@ -100,9 +107,18 @@ class CheckpointManager:
                 await saving
 
     def content(self) -> dict[str, Any]:
-        """What a checkpoint's state.json holds: step, cursor, guards and progress."""
-        guards = {"guards": self._guards.state()}
-        return {"step": self._state.step, "cursor": self._state.cursor, **guards, **self._recorder.state()}
+        """What a checkpoint's state.json holds: step, cursor, guards, the evaluations' data and progress."""
+        of_run = {"guards": self._guards.state(), "heldOut": self._held_out}
+        return {"step": self._state.step, "cursor": self._state.cursor, **of_run, **self._recorder.state()}
+
+    def _check_held_out(self, saved: Mapping[str, Content]) -> None:
+        """Raise PromptError if an evaluation has other prompts than when the checkpoint was made."""
+        for name, content in self._held_out.items():
+            if others := changed(saved.get(name, {}), content):
+                raise PromptError(
+                    f"the checkpoint was made with other data of evaluation {name}: its {', '.join(others)} differ; "
+                    "restore the data, or start in a new output folder"
+                )
 
     async def _publish(self, aside: Path, content: dict[str, Any]) -> None:
         """Make a checkpoint the newest, once every rank has written it."""

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from distill_api.job import DistillationJob, InvalidManifest
 from distill_api.protocol import ExitCode, ExitReason, ExitReport, ProgressReport, Variable
-from distill_workers.data.prompts import PromptError
 from distill_workers.failures import Failure, TeacherLost, VolumeFull, is_full
 from distill_workers.megatron.architecture import UnsupportedModel
 from distill_workers.megatron.checkpoint.reader import IncompatibleCheckpoint
@@ -20,9 +19,7 @@ MESSAGE_BYTES = 4096
 
 def classify_error(error: BaseException, job: DistillationJob | None) -> tuple[ExitCode, ExitReason, str]:
     """Return exit code, reason and sentence of whatever ended the run. `job` is None where it could not be read."""
-    refused = (
-        InvalidManifest | PromptError | ForeignRun | UnsupportedModel | IncompatibleCheckpoint | DamagedCheckpoints
-    )
+    refused = InvalidManifest | ForeignRun | UnsupportedModel | IncompatibleCheckpoint | DamagedCheckpoints
     if isinstance(error, refused):
         return ExitCode.CONFIGURATION, ExitReason.CONFIGURATION_ERROR, str(error)
     if isinstance(error, TeacherUnreachable):

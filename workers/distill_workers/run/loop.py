@@ -27,7 +27,7 @@ from distill_api.job import DistillationJob
 from distill_api.metrics import StepStage
 from distill_api.protocol import Phase
 from distill_api.status import Result
-from distill_workers.data.prompts import Cursor
+from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.evaluation.guards import Decision, Guards
@@ -79,7 +79,9 @@ class Loop:
         self._guards = guards = Guards(spec)
         self._recorder = recorder = Recorder(folder, reporter, spec, tokenizer.decode)
         recorder.engines = engines.count_placed
-        self.checkpoints = CheckpointManager(spec.schedule, folder, trainer, cursor, recorder, guards, state)
+        self.checkpoints = CheckpointManager(
+            spec.schedule, folder, trainer, cursor, recorder, guards, state, {e.name: e.content for e in evaluators}
+        )
         self._guard_actions = GuardActions(
             guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state
         )

@@ -1,6 +1,5 @@
 """The run folder: where everything that outlives a pod is kept, written aside and renamed."""
 
-import hashlib
 import json
 import os
 from importlib.metadata import PackageNotFoundError, version
@@ -12,68 +11,30 @@ from distill_api.protocol import Variable
 from distill_api.spec.job_spec import Schedule
 from distill_workers.run_folder.atomic_file import write_whole
 from distill_workers.run_folder.checkpoints import Checkpoints
+from distill_workers.run_folder.identity import differences, fingerprint, models, sentence, weights_of
 from distill_workers.run_folder.ownership import Owner, Ownership
 
 __all__ = ["ForeignRun", "RunFolder", "fingerprint", "write_whole"]
 
-FREE_OF_TEACHER = {
-    "replicas": True,
-    "template": True,
-    "max_concurrent_requests": True,
-    "request_timeout_seconds": True,
-    "max_disagreement": True,
-    "endpoint": {"key_secret"},
-}
 PACKAGES = ("torch", "sglang", "megatron-core", "ray", "transformers")
-
-FREE_FIELDS: dict[str, Any] = {
-    "suspend": True,
-    "managed_by": True,
-    "scheduling": True,
-    "backoff_limit": True,
-    "active_deadline_seconds": True,
-    "pre_running_deadline_seconds": True,
-    "stall_timeout_seconds": True,
-    "ttl_seconds_after_finished": True,
-    "schedule": True,
-    "guards": True,
-    "output": True,
-    "tracking": True,
-    "teacher": FREE_OF_TEACHER,
-    "teachers": {"__all__": FREE_OF_TEACHER},
-    "rollout": {"replicas", "template", "head_template", "max_concurrent_requests"},
-    "trainer": {
-        "nodes": True,
-        "gpus_per_node": True,
-        "parallelism": True,
-        "recompute": True,
-        "max_tokens_per_micro_batch": True,
-        "weight_sync": True,
-        "optimizer": {"distributed"},
-        "template": True,
-    },
-}
-"""What may differ between two runs of one curve: not what is learnt, but for how long, where and by how many."""
 
 
 class ForeignRun(ValueError):
     """The run folder holds another run."""
 
 
-def fingerprint(job: DistillationJob) -> str:
-    """Equal for two jobs that would draw the same curve."""
-    spec = job.spec.model_dump(mode="json", exclude=FREE_FIELDS)
-    return hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()[:16]
+def _difference(mark: dict[str, Any], job: DistillationJob, weights: dict[str, str]) -> str:
+    """Return what makes the run of a run.json another than that of `job`; empty for the same run.
 
-
-def _fingerprint_in(mark: Path) -> str:
-    """Of the run that made run.json. By its job as this release reads it: a field that is new here, and has its default
-    there, makes no other run."""
-    found = json.loads(mark.read_text())
+    Its job is read as this release reads it: a field that is new here, and has its default there, makes no other run.
+    """
     try:
-        return fingerprint(parse_job(found["job"]))
+        there = parse_job(mark["job"])
     except (InvalidManifest, KeyError):
-        return str(found["fingerprint"])
+        mine = fingerprint(job)
+        theirs = str(mark["fingerprint"])
+        return "" if theirs == mine else f"its spec has fingerprint {theirs}, this one {mine}"
+    return sentence(differences(there, job, mark.get("weights", {}), weights))
 
 
 def versions() -> dict[str, str]:
@@ -106,16 +67,20 @@ class RunFolder:
         """
         self.checkpoints.mkdir(parents=True, exist_ok=True)
         mark = self.root / "run.json"
-        mine = fingerprint(self._job)
-        if mark.exists() and (theirs := _fingerprint_in(mark)) != mine:
-            raise ForeignRun(
-                f"{self.root} holds another run (its spec has fingerprint {theirs}, this one {mine}): "
-                "choose another spec.output.path or metadata.name, or remove the folder"
-            )
+        found = {path: weights_of(model) for path, model in models(self._job.spec).items()}
+        weights = {path: known for path, known in found.items() if known is not None}
+        if mark.exists():
+            earlier = json.loads(mark.read_text(encoding="utf-8"))
+            if other := _difference(earlier, self._job, weights):
+                raise ForeignRun(
+                    f"{self.root} holds another run ({other}): choose another spec.output.path or metadata.name, or "
+                    "remove the folder"
+                )
+            weights = earlier.get("weights", {}) | weights
         attempt = int(os.environ.get(Variable.ATTEMPT, "0"))
         self._ownership = Ownership(self.root, Owner.of_this_process(self._job, attempt))
         manifest = self._job.model_dump(mode="json", by_alias=True, exclude_none=True)
-        what = {"fingerprint": mine, "versions": versions(), "job": manifest}
+        what = {"fingerprint": fingerprint(self._job), "versions": versions(), "weights": weights, "job": manifest}
         write_whole(mark, json.dumps(what, indent=1))
 
     def check_ownership(self) -> None:

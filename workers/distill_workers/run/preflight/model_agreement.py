@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.spec.job_spec import Spec
+from distill_workers.data.rendering import WithArguments, template_arguments
 from distill_workers.failures import ConfigurationError, PreflightFailed
 
 log = logging.getLogger(__name__)
@@ -74,7 +75,8 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> tuple[int, ...]:
             )
             continue
         theirs = load_tokenizer(folder, f"{teacher.path}.model", trust_remote_code=spec.trust_remote_code)
-        same_template(tokenizer, theirs)
+        for arguments in template_arguments(spec):
+            same_template(WithArguments(tokenizer, arguments), WithArguments(theirs, arguments))
         if not spec.rollout.stop_token_ids:
             found |= set(stop_ids(mine, ends(folder, theirs)))
     more = tuple(sorted(found - mine.ids))

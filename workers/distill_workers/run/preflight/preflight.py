@@ -3,7 +3,7 @@
 from typing import Any
 
 from distill_api.spec.job_spec import Spec
-from distill_workers.data.prompts import Cursor
+from distill_workers.data.cursor import Cursor
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.run.preflight.replicas import REPLICAS_AGREE, replicas_agree
 from distill_workers.run.preflight.student import (

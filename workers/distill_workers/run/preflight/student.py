@@ -4,7 +4,7 @@ import logging
 import statistics
 
 from distill_api.spec.job_spec import Spec
-from distill_workers.data.prompts import Cursor
+from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Sample
 from distill_workers.engine.engine import EngineRefused
 from distill_workers.rollout.engine_pool import EnginePool

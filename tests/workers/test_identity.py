@@ -1,0 +1,116 @@
+"""A run is known by what its data and its models hold; where they lie does not matter."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from conftest import tiny_tokenizer
+from runs import REPO
+
+from distill_api.job import DistillationJob, parse_job
+from distill_api.spec.job_spec import Prompts
+from distill_workers.data.cursor import Cursor
+from distill_workers.data.identity import changed, content_of
+from distill_workers.data.prompts import load_prompts
+from distill_workers.data.sample import Prompt
+from distill_workers.failures import PromptError
+from distill_workers.run_folder.run_folder import ForeignRun, RunFolder
+
+PROMPTS = [
+    Prompt(i, [i, 7], f"{i}?", answer=str(i), metadata={"level": i}, response=f"It is {i}.", teacher="math")
+    for i in range(5)
+]
+
+
+def cursor(prompts: list[Prompt]) -> Cursor:
+    return Cursor(prompts, seed=1, shuffle=True)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"text": "other"}, "prompts"),
+        ({"ids": [9]}, "prompts"),
+        ({"answer": "other"}, "answers"),
+        ({"answer": None}, "answers"),
+        ({"response": "other"}, "responses"),
+        ({"teacher": "code"}, "teachers"),
+        ({"metadata": {"level": 9}}, "other fields"),
+    ],
+    ids=str,
+)
+def test_a_state_of_as_many_other_rows_is_refused_with_what_differs(changes: dict[str, Any], field: str) -> None:
+    other = [*PROMPTS[:3], dataclasses.replace(PROMPTS[3], **changes), PROMPTS[4]]
+    state = json.loads(json.dumps(cursor(PROMPTS).state()))
+    with pytest.raises(PromptError, match=rf"made with 5 prompts and there are 5 now; their {field} differ; restore"):
+        cursor(other).restore(state)
+
+
+def test_rows_in_another_order_are_other_rows() -> None:
+    assert changed(content_of(PROMPTS), content_of(PROMPTS[::-1])) != []
+    assert changed(content_of(PROMPTS), content_of(list(PROMPTS))) == []
+
+
+def test_texts_that_run_together_are_told_apart() -> None:
+    first = [Prompt(0, [], "ab"), Prompt(1, [], "c")]
+    assert changed(content_of(first), content_of([Prompt(0, [], "a"), Prompt(1, [], "bc")])) == ["prompts"]
+
+
+def test_a_state_of_an_earlier_release_is_known_by_its_number_of_rows() -> None:
+    earlier = {"epoch": 0, "position": 2, "prompts": 5}
+    cursor(PROMPTS).restore(earlier)
+    with pytest.raises(PromptError, match="made with 5 prompts and there are 4 now"):
+        cursor(PROMPTS[:4]).restore(earlier)
+
+
+def test_the_same_rows_elsewhere_and_in_another_form_are_the_same_data(tmp_path: Path) -> None:
+    rows = [{"prompt": f"{n}?", "answer": n} for n in range(3)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (tmp_path / "b.json").write_text(json.dumps(rows, indent=1))
+    tokenizer = tiny_tokenizer()
+    a, b = (
+        load_prompts(Prompts(path=str(tmp_path / name), answer_field="answer"), tokenizer, 200, None)[0]
+        for name in ("a.jsonl", "b.json")
+    )
+    assert content_of(a) == content_of(b)
+
+
+def job(tmp_path: Path, **changes: Any) -> DistillationJob:
+    manifest = yaml.safe_load((REPO / "tests" / "manifests" / "good" / "minimal.yaml").read_text())
+    return parse_job(manifest | {"spec": manifest["spec"] | {"output": {"path": str(tmp_path)}} | changes})
+
+
+def model(folder: Path, weights: bytes) -> str:
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_bytes(weights)
+    return str(folder)
+
+
+def test_moving_models_and_data_is_no_other_run(tmp_path: Path) -> None:
+    RunFolder(job(tmp_path, student={"model": model(tmp_path / "a" / "student", b"1")})).claim()
+    moved = {"student": {"model": model(tmp_path / "b" / "renamed", b"1")}, "teacher": {"model": "/mnt/models/teacher"}}
+    RunFolder(job(tmp_path, **moved, data={"prompts": {"path": "/mnt/other.jsonl", "promptField": "q"}})).claim()
+
+
+def test_other_weights_are_another_run_wherever_they_lie(tmp_path: Path) -> None:
+    RunFolder(job(tmp_path, student={"model": model(tmp_path / "a" / "student", b"1")})).claim()
+    with pytest.raises(ForeignRun, match=r"spec\.student\.model: the weights in .*/b/student are not those"):
+        RunFolder(job(tmp_path, student={"model": model(tmp_path / "b" / "student", b"2")})).claim()
+
+
+def test_a_model_that_is_not_here_is_known_by_its_name(tmp_path: Path) -> None:
+    RunFolder(job(tmp_path)).claim()
+    with pytest.raises(ForeignRun, match=r"\(spec\.teacher\.model is /models/teacher there and /models/x here"):
+        RunFolder(job(tmp_path, teacher={"model": "/models/x"})).claim()
+
+
+def test_another_run_is_refused_with_the_fields_and_both_values(tmp_path: Path) -> None:
+    RunFolder(job(tmp_path)).claim()
+    other = job(tmp_path, seed=7, rollout={"maxResponseTokens": 99})
+    with pytest.raises(ForeignRun) as refused:
+        RunFolder(other).claim()
+    assert "spec.rollout.maxResponseTokens is " in str(refused.value) and " there and 99 here" in str(refused.value)
+    assert "spec.seed is 0 there and 7 here" in str(refused.value)

@@ -1,0 +1,157 @@
+"""Rendering: from a question to the text that the student continues, and its token ids."""
+
+import asyncio
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from distill_api.spec.job_spec import Prompts, Spec
+from distill_workers.data.entries import Entry
+from distill_workers.data.findings import Finding, Findings
+from distill_workers.data.rows import one_line
+from distill_workers.failures import PromptError
+
+FIXED = (
+    "tokenize",
+    "add_generation_prompt",
+    "continue_final_message",
+    "return_dict",
+    "return_tensors",
+    "chat_template",
+)
+"""Arguments of apply_chat_template that are the same for every prompt."""
+PASSED_ON = (KeyboardInterrupt, SystemExit, asyncio.CancelledError)
+"""What is no fault of a row. The tokenizers' own panics are BaseExceptions too."""
+
+
+class Renderer:
+    """The student's chat template and tokenizer, as the prompts of one source use them."""
+
+    def __init__(self, prompts: Prompts, tokenizer: Any) -> None:
+        """Raises PromptError for a student that cannot render such prompts."""
+        self._tokenizer, self._system, self._apply = tokenizer, prompts.system_prompt, prompts.apply_chat_template
+        self._arguments = dict(prompts.chat_template_arguments or {})
+        self._eos, self._eos_text = getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "eos_token", None)
+        added = getattr(tokenizer, "added_tokens_decoder", {}).values()
+        named = set(getattr(tokenizer, "all_special_tokens", ())) | {t.content for t in added if t.special}
+        special = sorted(named, key=len, reverse=True)
+        self._special = re.compile("|".join(map(re.escape, special))) if special and self._apply else None
+        self._numbers: dict[int, int] = {}
+        if self._apply:
+            self._check_template()
+
+    def encode(self, entries: Sequence[Entry], findings: Findings) -> list[tuple[str, list[int]]]:
+        """Return the text of each entry that the student continues, and its token ids. Raises PromptError."""
+        texts = [self._text(entry, findings) for entry in entries]
+        ids = self._ids(texts, entries)
+        for entry, text, found in zip(entries, texts, ids, strict=True):
+            self._check_end(entry.where, text, found)
+        return list(zip(texts, ids, strict=True))
+
+    def _check_template(self) -> None:
+        template = getattr(self._tokenizer, "chat_template", None)
+        if not template:
+            raise PromptError("the student has no chat template; set prompts.applyChatTemplate: false")
+        if fixed := sorted(set(FIXED) & self._arguments.keys()):
+            raise PromptError(f"prompts.chatTemplateArguments sets {fixed[0]}, which is the same for every prompt")
+        for name in self._arguments:
+            if not re.search(rf"\b{re.escape(name)}\b", str(template)):
+                raise PromptError(
+                    f"prompts.chatTemplateArguments sets {name}, which the student's chat template does not have"
+                )
+
+    def _text(self, entry: Entry, findings: Findings) -> str:
+        question, where = entry.question, entry.where
+        if not self._apply:
+            if isinstance(question, str):
+                return question
+            raise PromptError(f"{where}: is a list of chat messages, which needs prompts.applyChatTemplate: true")
+        messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        if self._special is not None:
+            for message in messages:
+                if found := self._special.search(message["content"]):
+                    findings.add(Finding.SPECIAL_TOKENS, where, found.group())
+                    break
+        if self._system is not None and messages[0]["role"] != "system":
+            messages = [{"role": "system", "content": self._system}, *messages]
+        try:
+            return str(
+                self._tokenizer.apply_chat_template(
+                    messages, tokenize=False, add_generation_prompt=True, **self._arguments
+                )
+            )
+        except PASSED_ON:
+            raise
+        except BaseException as error:  # a template raises whatever it likes
+            raise PromptError(
+                f"{where}: the student's chat template refuses these messages: {_described(error)}"
+            ) from None
+
+    def _ids(self, texts: list[str], entries: Sequence[Entry]) -> list[list[int]]:
+        # A template writes the special tokens itself.
+        options = {"add_special_tokens": False} if self._apply else {}
+        try:
+            return self._shared(self._tokenizer(texts, **options)["input_ids"])
+        except PASSED_ON:
+            raise
+        except BaseException:  # one of the texts: which, the next loop finds out
+            found = []
+            for text, entry in zip(texts, entries, strict=True):
+                try:
+                    found += self._tokenizer([text], **options)["input_ids"]
+                except PASSED_ON:
+                    raise
+                except BaseException as error:
+                    raise PromptError(
+                        f"{entry.where}: the student's tokenizer refuses this prompt: {_described(error)}"
+                    ) from None
+            return self._shared(found)
+
+    def _shared(self, found: list[list[int]]) -> list[list[int]]:
+        """Return equal ids as one object: a million prompts hold a hundred million, of 28 bytes if each its own."""
+        one = self._numbers.setdefault
+        return [[one(i, i) for i in ids] for ids in found]
+
+    def _check_end(self, where: str, text: str, ids: list[int]) -> None:
+        """Raise PromptError for a prompt that is no token, or after which the student has nothing to say."""
+        if not ids:
+            raise PromptError(f"{where}: the prompt has no token")
+        if self._eos is None or not (ids[-1] == self._eos or text.rstrip().endswith(self._eos_text or "\0")):
+            return
+        what = (
+            "the student's chat template does not begin the assistant's turn (add_generation_prompt)"
+            if self._apply
+            else "leave it out of the field, or set add_eos_token: false in the student's tokenizer_config.json"
+        )
+        raise PromptError(f"{where}: the prompt ends with the student's end token {self._eos_text}; {what}")
+
+
+class WithArguments:
+    """A tokenizer whose chat template is always given the same arguments."""
+
+    def __init__(self, tokenizer: Any, arguments: Mapping[str, Any]) -> None:
+        self._tokenizer, self._arguments = tokenizer, dict(arguments)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def apply_chat_template(self, messages: Any, **options: Any) -> Any:
+        return self._tokenizer.apply_chat_template(messages, **{**self._arguments, **options})
+
+
+def template_arguments(spec: Spec) -> list[dict[str, Any]]:
+    """Return the arguments that a job's sources and evaluations give to the chat template, each different set once."""
+    used = [*(source.prompts for source in spec.data.all_sources), *(e.prompts for e in spec.evaluation)]
+    found: list[dict[str, Any]] = []
+    for prompts in used:
+        arguments = dict(prompts.chat_template_arguments or {})
+        if prompts.apply_chat_template and arguments not in found:
+            found.append(arguments)
+    return found or [{}]
+
+
+def _described(error: BaseException) -> str:
+    from jinja2 import TemplateError
+
+    text = one_line(error) if isinstance(error, Exception) else " ".join(str(error).split())[:500]
+    return text if isinstance(error, TemplateError) else f"{type(error).__name__}: {text}"
