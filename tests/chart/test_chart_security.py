@@ -170,6 +170,7 @@ def test_whoever_turns_monitoring_on_without_naming_its_namespace_is_warned(helm
 
 def test_an_upgrade_that_reuses_the_values_of_an_older_chart_gets_the_defaults(helm: Tool, render: Render) -> None:
     added = ("allowTrustRemoteCode", "jobEgress", "gangSchedulers", "replicas", "leaderElection", "networkPolicy")
+    added += ("metadataAddresses", "dns")
     absent = [part for name in added for part in ("--set", f"{name}=null")]
     done = helm("template", NAME, CHART, "--namespace", "distillation-system", *absent)
     assert done.returncode == 0, done.stderr

@@ -7,8 +7,8 @@ from distill_operator.model.observed import Child, Raw
 
 REWRITTEN = frozenset({"resources", "sizeLimit"})
 """Fields whose quantities come back in another spelling, 1000m as 1: a difference there means nothing."""
-CLOSED = frozenset({"ingress"})
-"""Lists to which nobody may add: one more rule of a NetworkPolicy lets somebody in."""
+CLOSED = frozenset({"ingress", "egress", "from", "to"})
+"""Lists to which nobody may add: one more rule or peer of a NetworkPolicy lets somebody in or out."""
 COMPARED = ("spec", "data")
 """Parts of an object that are compared."""
 
