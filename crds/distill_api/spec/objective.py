@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model
-from distill_api.rules import Rule, matching
+from distill_api.rules import WITHOUT_CREDENTIALS, Rule, matching
 from distill_api.spec.prompts import Prompts
 
 FunctionName = Annotated[
@@ -18,6 +18,7 @@ Url = Annotated[
     str,
     Field(max_length=1024),
     matching(r"^https?://[^/\s]+[^\s]*$", "must be an address that begins with http:// or https://"),
+    WITHOUT_CREDENTIALS,
 ]
 
 
