@@ -25,6 +25,8 @@ BASE_KINDS = [
     "NetworkPolicy",
     "Service",
     "ServiceAccount",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
 ]
 MONITORING_KINDS = {
     "serviceMonitor": "ServiceMonitor",
@@ -66,6 +68,7 @@ def test_each_kind_of_monitoring_adds_its_own_object(render: Render, name: str) 
         ("jobEgress=shut", "/jobEgress", "value must be one of 'no-metadata', 'closed', 'open'"),
         ("metadataAddresses={imds}", "/metadataAddresses/0", "does not match pattern"),
         ("dns.ports={dns}", "/dns/ports/0", "got string, want integer"),
+        ("policies.users.image={x}", "/policies/users", "additional properties 'image' not allowed"),
         ("metrics.prometheusRule.runbookUrl=docs", "/metrics/prometheusRule/runbookUrl", "does not match pattern"),
         ("watchNamespaces=team-a", "/watchNamespaces", "got string, want array"),
         ("watchNamespaces={Team A}", "/watchNamespaces/0", "does not match pattern"),

@@ -168,9 +168,29 @@ def test_whoever_turns_monitoring_on_without_naming_its_namespace_is_warned(helm
     assert "scrapeNamespaces names no namespace" not in helm(*on, "--set", "scrapeNamespaces={monitoring}").stdout
 
 
+def policies(manifests: list[Manifest]) -> list[str]:
+    """The names of the admission policies, each of which has its binding."""
+    bound = [m["spec"]["policyName"] for m in manifests if m["kind"] == "ValidatingAdmissionPolicyBinding"]
+    assert bound == [m["metadata"]["name"] for m in manifests if m["kind"] == "ValidatingAdmissionPolicy"]
+    return bound
+
+
+def test_the_operator_is_held_by_a_policy_and_users_where_it_is_turned_on(render: Render, helm: Tool) -> None:
+    operator, users = (f"distillation-system.{NAME}-{whom}" for whom in ("operator", "users"))
+    assert policies(render()) == [operator]
+    assert sorted(policies(render("policies.users.enabled=true"))) == [operator, users]
+    assert policies(render("policies.operator.enabled=false")) == []
+    old = helm("template", NAME, CHART, "--kube-version=1.29.0")
+    assert old.returncode == 0 and "ValidatingAdmissionPolicy" not in old.stdout
+    account = one(render(), "ServiceAccount")["metadata"]
+    [condition] = one(render(), "ValidatingAdmissionPolicy")["spec"]["matchConditions"]
+    named = f"system:serviceaccount:{account['namespace']}:{account['name']}"
+    assert condition["expression"] == f'request.userInfo.username == "{named}"'
+
+
 def test_an_upgrade_that_reuses_the_values_of_an_older_chart_gets_the_defaults(helm: Tool, render: Render) -> None:
     added = ("allowTrustRemoteCode", "jobEgress", "gangSchedulers", "replicas", "leaderElection", "networkPolicy")
-    added += ("metadataAddresses", "dns")
+    added += ("metadataAddresses", "dns", "policies")
     absent = [part for name in added for part in ("--set", f"{name}=null")]
     done = helm("template", NAME, CHART, "--namespace", "distillation-system", *absent)
     assert done.returncode == 0, done.stderr

@@ -43,3 +43,13 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- range $key, $value := . }}{{ $pairs = append $pairs (printf "%s=%s" $key $value) }}{{ end -}}
 {{- join "," $pairs -}}
 {{- end -}}
+
+{{- define "distillation-operator.workersImage" -}}
+{{- .Values.workersImage | default (printf "distillation-workers:%s" .Chart.AppVersion) -}}
+{{- end -}}
+
+{{/* Not empty when the operator's ServiceAccount is held by a policy: ValidatingAdmissionPolicy is v1 since 1.30. */}}
+{{- define "distillation-operator.operatorPolicy" -}}
+{{- $served := semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version -}}
+{{- if and $served (ne (toString ((.Values.policies).operator).enabled) "false") -}}true{{- end -}}
+{{- end -}}
