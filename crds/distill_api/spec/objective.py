@@ -191,6 +191,16 @@ class Objective(Model):
             "self.support == 'sampled-token' || self.discount == 0.0",
             lambda o: o.support is Support.SAMPLED_TOKEN or o.discount == 0,
         ),
+        Rule(
+            "topK goes with support top-k only",
+            "self.support == 'top-k' || self.topK == 16",
+            lambda o: o.support is Support.TOP_K or o.top_k == 16,
+        ),
+        Rule(
+            "jsdBeta goes with divergence jsd only",
+            "self.divergence == 'jsd' || self.jsdBeta == 0.5",
+            lambda o: o.divergence is Divergence.JSD or o.jsd_beta == 0.5,
+        ),
         # The policy gradient of a token that the student did not sample would be no gradient of its divergence.
         Rule(
             "datasetShare goes with support top-k only: sampled-token needs the student's own samples",
