@@ -94,8 +94,16 @@ def test_one_operator_goes_before_the_next_one_comes(render: Render) -> None:
     spec = one(render(), "Deployment")["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
     assert "topologySpreadConstraints" not in spec["template"]["spec"]
-    assert not [m for m in render() if m["kind"] in ("PodDisruptionBudget", "Role", "RoleBinding")]
-    assert environment(render())["DISTILL_LEADER_ELECTION"] == "false"
+    assert not [m for m in render() if m["kind"] == "PodDisruptionBudget"]
+
+
+def test_one_operator_too_works_only_with_a_lease_unless_that_is_turned_off(render: Render) -> None:
+    # A Deployment makes a second pod for one on a node that nobody can reach, where it may still run.
+    assert environment(render())["DISTILL_LEADER_ELECTION"] == "true"
+    off = render("leaderElection.enabled=false")
+    assert environment(off)["DISTILL_LEADER_ELECTION"] == "false"
+    assert not [m for m in off if m["kind"] in ("Role", "RoleBinding")]
+    assert environment(render(HA, "leaderElection.enabled=false"))["DISTILL_LEADER_ELECTION"] == "true"
 
 
 def environment(manifests: list[Manifest]) -> dict[str, str]:
@@ -121,15 +129,15 @@ def test_two_operators_share_a_lease_a_budget_and_no_node(render: Render) -> Non
     assert environment(manifests).items() >= wanted.items()
 
 
-@pytest.mark.parametrize("value", [HA, "leaderElection.enabled=true"])
-def test_the_lease_is_the_only_right_in_the_operators_namespace(render: Render, value: str) -> None:
-    role = one(render(value), "Role")
+@pytest.mark.parametrize("values", [(HA,), ()], ids=["two", "one"])
+def test_the_lease_is_the_only_right_in_the_operators_namespace(render: Render, values: tuple[str, ...]) -> None:
+    role = one(render(*values), "Role")
     leases = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}
     # The name of what is to be made is not known to the one who allows it.
     named = {**leases, "resourceNames": [NAME], "verbs": ["get", "update"]}
     assert role["rules"] == [{**leases, "verbs": ["create"]}, named]
     assert role["metadata"]["namespace"] == "distillation-system"
-    binding = one(render(value), "RoleBinding")
+    binding = one(render(*values), "RoleBinding")
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert [s["name"] for s in binding["subjects"]] == [one(render(), "ServiceAccount")["metadata"]["name"]]
 

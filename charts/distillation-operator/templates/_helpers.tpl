@@ -26,7 +26,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/* Not empty when the operator works only while it holds a Lease. */}}
 {{- define "distillation-operator.leaderElection" -}}
-{{- if or (.Values.leaderElection).enabled (gt (int .Values.replicas) 1) -}}true{{- end -}}
+{{- if or (ne (toString (.Values.leaderElection).enabled) "false") (gt (int .Values.replicas) 1) -}}true{{- end -}}
 {{- end -}}
 
 {{- define "distillation-operator.serviceAccount" -}}
