@@ -22,7 +22,7 @@ from pydantic.alias_generators import to_camel
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
-from distill_api.rules import PRESERVE_UNKNOWN, Rule, add_validation
+from distill_api.rules import PRESERVE_UNKNOWN, WITHOUT_CREDENTIALS, Rule, add_validation
 
 GROUP = "distillation-operator.io"
 VERSION = "v1alpha1"
@@ -128,10 +128,10 @@ def preserve_unknown(extra: dict[str, Any] | None = None) -> dict[str, Any]:
 
 
 ShortText = Annotated[str, Field(min_length=1, max_length=253)]
-Path = Annotated[str, Field(min_length=1, max_length=1024)]
+Path = Annotated[str, Field(min_length=1, max_length=1024), WITHOUT_CREDENTIALS]
 Text = Annotated[str, Field(max_length=8192)]
 Tokens = Annotated[int, Field(ge=1, le=1_048_576)]
-Argument = Annotated[str, Field(max_length=1024)]
+Argument = Annotated[str, Field(max_length=1024), WITHOUT_CREDENTIALS]
 KubernetesObject = Annotated[dict[str, Any], Field(json_schema_extra=preserve_unknown())]
 
 

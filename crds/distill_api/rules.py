@@ -57,6 +57,14 @@ def matching(pattern: str, message: str) -> Rule:
     return Rule(message, f"self.matches(r'{pattern}')", lambda text: compiled.fullmatch(text) is not None)
 
 
+WITHOUT_CREDENTIALS = Rule(
+    "must have no user:password@ in a URL: the object, logs and status show it; take credentials from a Secret",
+    "!self.matches(r'://[^/?#]*@')",
+    lambda text: re.search("://[^/?#]*@", text) is None,
+)
+"""The rule of a text that may be, or contain, a URL."""
+
+
 @dataclass(frozen=True)
 class ListMap:
     """The annotation of a list whose items differ in one field, by which server-side apply merges them."""

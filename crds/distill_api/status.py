@@ -18,8 +18,12 @@ StatusCount = Annotated[int, Field(ge=0, le=9_007_199_254_740_991)]
 class ConditionType(StrEnum):
     SUCCEEDED = "Succeeded"
     """The summary: Unknown until the job ends, True when it is complete, False when it has failed."""
+    COMPLETE = "Complete"
+    """True once the job is complete, and absent before: what a batch Job has, for `kubectl wait` and others' tools."""
+    FAILED = "Failed"
+    """True once the job has failed, and absent before."""
     READY = "Ready"
-    """All roles are ready: TeacherReady, RolloutReady and TrainerReady."""
+    """All roles are ready: TeacherReady, RolloutReady and TrainerReady; or the job is complete, and needs none."""
     TEACHER_READY = "TeacherReady"
     ROLLOUT_READY = "RolloutReady"
     TRAINER_READY = "TrainerReady"

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from ipaddress import ip_network
 from typing import Self
 
 
@@ -10,11 +11,41 @@ class Egress(StrEnum):
     """What the pods of a job may reach besides each other and DNS."""
 
     NO_METADATA = "no-metadata"
-    """Everything but the address at which clouds give out a node's credentials."""
+    """Everything but the addresses at which clouds give out credentials."""
     CLOSED = "closed"
     """Nothing: models and data are on volumes."""
     OPEN = "open"
     """Everything."""
+
+
+@dataclass(frozen=True)
+class ClusterDns:
+    """The DNS servers of the cluster: the only ones that pods whose egress is bounded may send requests to."""
+
+    namespace: str = "kube-system"
+    """DISTILL_DNS_NAMESPACE: namespace of the servers' pods."""
+    pod_labels: tuple[tuple[str, str], ...] = (("k8s-app", "kube-dns"),)
+    """DISTILL_DNS_POD_LABELS: KEY=VALUE, comma separated; labels of these pods. CoreDNS has kept kube-dns' label."""
+    addresses: tuple[str, ...] = ("169.254.20.10/32",)
+    """DISTILL_DNS_ADDRESSES: comma separated; servers that are no pods. The default is NodeLocal DNSCache's address."""
+    ports: tuple[int, ...] = (53,)
+    """DISTILL_DNS_PORTS: comma separated; of the servers themselves, behind their Service (OpenShift's is 5353)."""
+
+
+METADATA_ADDRESSES = (
+    "169.254.0.0/16",  # link-local: AWS, Azure, Google, Oracle, Tencent, Scaleway; ECS; EKS Pod Identity
+    "168.63.129.16/32",  # Azure WireServer
+    "100.100.100.200/32",  # Alibaba
+    "192.0.0.192/32",  # Oracle Classic
+    "fe80::/10",  # link-local: OpenStack, Linode
+    "fd00:ec2::/32",  # AWS, EKS Pod Identity
+    "fd20:ce::254/128",  # Google
+    "fd00:c1::a9fe:a9fe/128",  # Oracle
+    "fd00:42::42/128",  # Scaleway
+    "fd00:a9fe:a9fe::1/128",  # Linode
+    "fd00:100::100:200/128",  # Alibaba
+)
+"""The addresses at which clouds give out the credentials of a node or a pod to whoever sends a request."""
 
 
 class InvalidSettings(ValueError):
@@ -37,6 +68,10 @@ class Settings:
     """DISTILL_SCRAPE_NAMESPACES: comma separated; Prometheus may read the metrics of jobs there. Empty: nowhere."""
     job_egress: Egress = Egress.NO_METADATA
     """DISTILL_JOB_EGRESS: no-metadata, closed or open."""
+    metadata_addresses: tuple[str, ...] = METADATA_ADDRESSES
+    """DISTILL_METADATA_ADDRESSES: comma separated; networks that no-metadata closes, as CIDR."""
+    dns: ClusterDns = ClusterDns()
+    """The cluster's DNS servers; it has variables of its own."""
     namespace: str = ""
     """DISTILL_NAMESPACE: the operator's own; jobs answer GET /progress to its pods there. Empty: to everybody."""
     allow_trust_remote_code: bool = False
@@ -88,6 +123,8 @@ class Settings:
             watch_namespaces=_comma_separated(environment, "DISTILL_WATCH_NAMESPACES"),
             scrape_namespaces=_comma_separated(environment, "DISTILL_SCRAPE_NAMESPACES"),
             job_egress=Egress(_one_of(environment, "DISTILL_JOB_EGRESS", tuple(Egress))),
+            metadata_addresses=_networks(environment, "DISTILL_METADATA_ADDRESSES") or METADATA_ADDRESSES,
+            dns=_dns(environment),
             namespace=environment.get("DISTILL_NAMESPACE", "").strip(),
             allow_trust_remote_code=_flag(environment, "DISTILL_ALLOW_TRUST_REMOTE_CODE"),
             resync_seconds=_positive(environment, "DISTILL_RESYNC_SECONDS", cls.resync_seconds),
@@ -101,6 +138,39 @@ class Settings:
             log_level=_one_of(environment, "DISTILL_LOG_LEVEL", ("INFO", "DEBUG", "WARNING", "ERROR")),
             log_format=_one_of(environment, "DISTILL_LOG_FORMAT", ("json", "text")),
         )
+
+
+def _dns(environment: Mapping[str, str]) -> ClusterDns:
+    usual = ClusterDns()
+    return ClusterDns(
+        namespace=environment.get("DISTILL_DNS_NAMESPACE", "").strip() or usual.namespace,
+        pod_labels=_labels(environment, "DISTILL_DNS_POD_LABELS") or usual.pod_labels,
+        addresses=_networks(environment, "DISTILL_DNS_ADDRESSES") or usual.addresses,
+        ports=_ports(environment, "DISTILL_DNS_PORTS") or usual.ports,
+    )
+
+
+def _networks(environment: Mapping[str, str], name: str) -> tuple[str, ...]:
+    try:
+        return tuple(str(ip_network(text)) for text in _comma_separated(environment, name))
+    except ValueError:
+        raise InvalidSettings(
+            f"{name} is {environment[name]!r}; each must be an IP address or a network such as 10.0.0.0/8"
+        ) from None
+
+
+def _labels(environment: Mapping[str, str], name: str) -> tuple[tuple[str, str], ...]:
+    found = [text.partition("=") for text in _comma_separated(environment, name)]
+    if not all(key and equals for key, equals, _ in found):
+        raise InvalidSettings(f"{name} is {environment[name]!r}; each must be KEY=VALUE, such as k8s-app=kube-dns")
+    return tuple((key, value) for key, _, value in found)
+
+
+def _ports(environment: Mapping[str, str], name: str) -> tuple[int, ...]:
+    found = _comma_separated(environment, name)
+    if not all(text.isdecimal() and 1 <= int(text) <= 65_535 for text in found):
+        raise InvalidSettings(f"{name} is {environment[name]!r}; each must be a port number")
+    return tuple(int(text) for text in found)
 
 
 def _comma_separated(environment: Mapping[str, str], name: str) -> tuple[str, ...]:

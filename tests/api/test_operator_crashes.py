@@ -296,7 +296,9 @@ def test_killing_the_operator_at_what_it_has_just_done_changes_nothing(world: Wo
         ("Service", "job-trainer"),
     ]
     assert found["conditions"]["Succeeded"] == ("True", "Completed")
-    assert found["conditions"]["Ready"] == ("False", "ReleasedAfterFinish")
+    assert found["conditions"]["Complete"] == ("True", "Completed")
+    assert found["conditions"]["Ready"] == ("True", "Completed")
+    assert found["conditions"]["TrainerReady"] == ("False", "ReleasedAfterFinish")
     # Each turn is announced once, whichever process did it. The first attempt may fail before it was seen running.
     events = found["events"]
     assert 2 <= events.pop("Running") <= 3

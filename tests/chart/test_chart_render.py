@@ -10,7 +10,7 @@ from conftest import ALL_ON, CHART, MONITORING, ROOT, Render, Tool, one
 
 from distill_api import names, protocol
 from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
-from distill_operator.settings import Egress, Settings
+from distill_operator.settings import ClusterDns, Egress, Settings
 
 CRD_FILES = sorted((CHART / "files" / "crds").glob("*.yaml"))
 BASE_KINDS = [
@@ -23,8 +23,12 @@ BASE_KINDS = [
     "CustomResourceDefinition",
     "Deployment",
     "NetworkPolicy",
+    "Role",
+    "RoleBinding",
     "Service",
     "ServiceAccount",
+    "ValidatingAdmissionPolicy",
+    "ValidatingAdmissionPolicyBinding",
 ]
 MONITORING_KINDS = {
     "serviceMonitor": "ServiceMonitor",
@@ -64,6 +68,9 @@ def test_each_kind_of_monitoring_adds_its_own_object(render: Render, name: str) 
         ("concurrency=many", "/concurrency", "got string, want integer"),
         ("replicas=0", "/replicas", "minimum: got 0, want 1"),
         ("jobEgress=shut", "/jobEgress", "value must be one of 'no-metadata', 'closed', 'open'"),
+        ("metadataAddresses={imds}", "/metadataAddresses/0", "does not match pattern"),
+        ("dns.ports={dns}", "/dns/ports/0", "got string, want integer"),
+        ("policies.users.image={x}", "/policies/users", "additional properties 'image' not allowed"),
         ("metrics.prometheusRule.runbookUrl=docs", "/metrics/prometheusRule/runbookUrl", "does not match pattern"),
         ("watchNamespaces=team-a", "/watchNamespaces", "got string, want array"),
         ("watchNamespaces={Team A}", "/watchNamespaces/0", "does not match pattern"),
@@ -130,6 +137,8 @@ def test_the_operator_watching_everything_has_exactly_the_rights_it_names(render
 def test_the_operator_of_some_namespaces_has_no_right_outside_them(render: Render) -> None:
     manifests = render("watchNamespaces={team-a,team-b}", "rbac.userRoles=false")
     assert not [m for m in manifests if m["kind"].startswith("Cluster")]
+    own = "distillation-system"  # for its Lease
+    manifests = [m for m in manifests if m["metadata"].get("namespace") != own]
     roles = {m["metadata"]["namespace"]: m["rules"] for m in manifests if m["kind"] == "Role"}
     assert roles == {"team-a": list(NAMESPACED_RULES), "team-b": list(NAMESPACED_RULES)}
     bound = [m["metadata"]["namespace"] for m in manifests if m["kind"] == "RoleBinding"]
@@ -177,6 +186,12 @@ def test_the_operator_reads_its_settings_from_the_values(render: Render) -> None
         "scrapeNamespaces={monitoring}",
         "allowTrustRemoteCode=true",
         "jobEgress=closed",
+        "metadataAddresses={10.0.0.1,fd01::/64}",
+        "dns.namespace=dns",
+        "dns.podLabels.app=resolver",
+        "dns.podLabels.tier=a",
+        "dns.addresses={10.96.0.10}",
+        "dns.ports={5353}",
         "resyncSeconds=30",
         "progressSeconds=0.5",
         "concurrency=3",
@@ -193,9 +208,12 @@ def test_the_operator_reads_its_settings_from_the_values(render: Render) -> None
         watch_namespaces=("team-a", "team-b"),
         scrape_namespaces=("monitoring",),
         namespace="distillation-system",
+        leader_election=True,
         lease_namespace="distillation-system",
         allow_trust_remote_code=True,
         job_egress=Egress.CLOSED,
+        metadata_addresses=("10.0.0.1/32", "fd01::/64"),
+        dns=ClusterDns("dns", (("app", "resolver"), ("tier", "a")), ("10.96.0.10/32",), (5353,)),
         resync_seconds=30,
         progress_seconds=0.5,
         concurrency=3,

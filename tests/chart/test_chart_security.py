@@ -94,8 +94,16 @@ def test_one_operator_goes_before_the_next_one_comes(render: Render) -> None:
     spec = one(render(), "Deployment")["spec"]
     assert (spec["replicas"], spec["strategy"]) == (1, {"type": "Recreate"})
     assert "topologySpreadConstraints" not in spec["template"]["spec"]
-    assert not [m for m in render() if m["kind"] in ("PodDisruptionBudget", "Role", "RoleBinding")]
-    assert environment(render())["DISTILL_LEADER_ELECTION"] == "false"
+    assert not [m for m in render() if m["kind"] == "PodDisruptionBudget"]
+
+
+def test_one_operator_too_works_only_with_a_lease_unless_that_is_turned_off(render: Render) -> None:
+    # A Deployment makes a second pod for one on a node that nobody can reach, where it may still run.
+    assert environment(render())["DISTILL_LEADER_ELECTION"] == "true"
+    off = render("leaderElection.enabled=false")
+    assert environment(off)["DISTILL_LEADER_ELECTION"] == "false"
+    assert not [m for m in off if m["kind"] in ("Role", "RoleBinding")]
+    assert environment(render(HA, "leaderElection.enabled=false"))["DISTILL_LEADER_ELECTION"] == "true"
 
 
 def environment(manifests: list[Manifest]) -> dict[str, str]:
@@ -121,15 +129,15 @@ def test_two_operators_share_a_lease_a_budget_and_no_node(render: Render) -> Non
     assert environment(manifests).items() >= wanted.items()
 
 
-@pytest.mark.parametrize("value", [HA, "leaderElection.enabled=true"])
-def test_the_lease_is_the_only_right_in_the_operators_namespace(render: Render, value: str) -> None:
-    role = one(render(value), "Role")
+@pytest.mark.parametrize("values", [(HA,), ()], ids=["two", "one"])
+def test_the_lease_is_the_only_right_in_the_operators_namespace(render: Render, values: tuple[str, ...]) -> None:
+    role = one(render(*values), "Role")
     leases = {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"]}
     # The name of what is to be made is not known to the one who allows it.
     named = {**leases, "resourceNames": [NAME], "verbs": ["get", "update"]}
     assert role["rules"] == [{**leases, "verbs": ["create"]}, named]
     assert role["metadata"]["namespace"] == "distillation-system"
-    binding = one(render(value), "RoleBinding")
+    binding = one(render(*values), "RoleBinding")
     assert binding["roleRef"]["name"] == role["metadata"]["name"]
     assert [s["name"] for s in binding["subjects"]] == [one(render(), "ServiceAccount")["metadata"]["name"]]
 
@@ -168,8 +176,29 @@ def test_whoever_turns_monitoring_on_without_naming_its_namespace_is_warned(helm
     assert "scrapeNamespaces names no namespace" not in helm(*on, "--set", "scrapeNamespaces={monitoring}").stdout
 
 
+def policies(manifests: list[Manifest]) -> list[str]:
+    """The names of the admission policies, each of which has its binding."""
+    bound = [m["spec"]["policyName"] for m in manifests if m["kind"] == "ValidatingAdmissionPolicyBinding"]
+    assert bound == [m["metadata"]["name"] for m in manifests if m["kind"] == "ValidatingAdmissionPolicy"]
+    return bound
+
+
+def test_the_operator_is_held_by_a_policy_and_users_where_it_is_turned_on(render: Render, helm: Tool) -> None:
+    operator, users = (f"distillation-system.{NAME}-{whom}" for whom in ("operator", "users"))
+    assert policies(render()) == [operator]
+    assert sorted(policies(render("policies.users.enabled=true"))) == [operator, users]
+    assert policies(render("policies.operator.enabled=false")) == []
+    old = helm("template", NAME, CHART, "--kube-version=1.29.0")
+    assert old.returncode == 0 and "ValidatingAdmissionPolicy" not in old.stdout
+    account = one(render(), "ServiceAccount")["metadata"]
+    [condition] = one(render(), "ValidatingAdmissionPolicy")["spec"]["matchConditions"]
+    named = f"system:serviceaccount:{account['namespace']}:{account['name']}"
+    assert condition["expression"] == f'request.userInfo.username == "{named}"'
+
+
 def test_an_upgrade_that_reuses_the_values_of_an_older_chart_gets_the_defaults(helm: Tool, render: Render) -> None:
     added = ("allowTrustRemoteCode", "jobEgress", "gangSchedulers", "replicas", "leaderElection", "networkPolicy")
+    added += ("metadataAddresses", "dns", "policies")
     absent = [part for name in added for part in ("--set", f"{name}=null")]
     done = helm("template", NAME, CHART, "--namespace", "distillation-system", *absent)
     assert done.returncode == 0, done.stderr

@@ -111,6 +111,29 @@ def test_each_story_ends_as_it_should(story: str) -> None:
         assert not kinds & {Kind.DEPLOYMENT, Kind.RAY_CLUSTER}, "accelerators are released"
 
 
+def kstatus(status: dict[str, Any], generation: int) -> str:
+    """What kstatus (Flux, Argo, helm --wait) makes of an object of a kind that it does not know."""
+    found = {c["type"]: c["status"] for c in status["conditions"]}
+    if status["observedGeneration"] != generation or found.get("Reconciling") == "True":
+        return "InProgress"
+    if found.get("Stalled") == "True":
+        return "Failed"
+    return "Current" if found.get("Ready", "True") == "True" else "InProgress"
+
+
+@pytest.mark.parametrize("story", STORIES)
+def test_a_finished_job_says_so_by_the_conditions_of_a_batch_job(story: str) -> None:
+    sim = play(story)
+    succeeded, reason, _ = sim.condition("Succeeded")
+    ends = {c["type"]: (c["status"], c["reason"]) for c in sim.job_status["conditions"]}
+    wanted = {"True": "Complete", "False": "Failed"}.get(succeeded)
+    assert {name: ends.get(name) for name in ("Complete", "Failed")} == {
+        name: ("True", reason) if name == wanted else None for name in ("Complete", "Failed")
+    }
+    generation = sim.cluster.of(Kind.DISTILLATION_JOB)["job"]["metadata"]["generation"]
+    assert (kstatus(sim.job_status, generation) == "Current") == (succeeded != "False")
+
+
 @pytest.mark.parametrize("story", STORIES)
 def test_a_crash_after_any_write_changes_nothing_in_the_end(story: str) -> None:
     whole = play(story)

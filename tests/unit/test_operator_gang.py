@@ -138,7 +138,8 @@ def test_what_a_template_names_goes_before_what_is_said_for_all() -> None:
 
 def test_trainers_are_rather_near_each_other_and_what_the_user_said_of_affinity_stays() -> None:
     wanted = {"podAntiAffinity": {"x": 1}, "podAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [1]}}
-    of = job(scheduling={"topologyKey": "topology.kubernetes.io/zone"}, trainer={"template": {"affinity": wanted}})
+    trainer = {"nodes": 2, "template": {"affinity": wanted}}
+    of = job(scheduling={"topologyKey": "topology.kubernetes.io/zone"}, trainer=trainer)
     affinity = pod(of, "trainer")[2]["affinity"]
     assert affinity["podAntiAffinity"] == {"x": 1}
     assert affinity["podAffinity"]["requiredDuringSchedulingIgnoredDuringExecution"] == [1]

@@ -104,7 +104,8 @@ def test_the_first_look_has_the_api_server_judge_every_child() -> None:
 
 def test_every_condition_is_there_from_the_first_look() -> None:
     found = look(job(), Status(), NOTHING).status
-    assert {c.type for c in found.conditions} == {t.value for t in ConditionType}
+    ends = {ConditionType.COMPLETE, ConditionType.FAILED}
+    assert {c.type for c in found.conditions} == {t.value for t in ConditionType} - ends
 
 
 def test_teacher_and_engines_start_at_once_and_the_trainer_does_not() -> None:
@@ -428,6 +429,26 @@ def test_an_attempt_that_is_not_ready_in_time_gives_its_nodes_back() -> None:
     assert (late.restarts, says(late, ConditionType.SUCCEEDED)[1]) == (1, "Restarting")
     last = look(of, begun(of).model_copy(update={"restarts": 1}), observed, seconds=31).status
     assert says(last, ConditionType.SUCCEEDED)[:2] == ("False", "PreRunningDeadlineExceeded")
+
+
+def test_an_attempt_for_which_there_is_no_room_gives_its_nodes_back_and_is_tried_again_uncounted() -> None:
+    of = job(backoffLimit=0)
+    homeless = tuple(
+        replace(p, scheduled=False, unschedulable="0/1 nodes") if p.role is Role.ROLLOUT else p for p in pods(of)
+    )
+    observed = Observed(children=serving(of, ready=False), pods=homeless, claim=Claim.BOUND)
+    waiting = look(of, begun(of), observed, seconds=1799)
+    assert says(waiting.status, ConditionType.ROLLOUT_READY)[1] == "Unschedulable"
+    assert (waiting.status.next_attempt_time, waiting.requeue_after) == (None, 1)
+    late = look(of, begun(of), observed, seconds=1800).status
+    assert late.next_attempt_time is not None and late.restarts == 0
+    state, reason, message = says(late, ConditionType.SUCCEEDED)
+    assert (state, reason) == ("Unknown", "Restarting") and "found no node for 1800 s" in message
+
+
+def test_an_attempt_whose_pods_all_have_a_node_may_take_as_long_as_it_wants_to_start() -> None:
+    observed = Observed(children=serving(job(), ready=False), pods=pods(job()), claim=Claim.BOUND)
+    assert look(job(), begun(job()), observed, seconds=100_000).status.next_attempt_time is None
 
 
 def test_the_deadline_before_running_is_over_once_the_attempt_ran() -> None:

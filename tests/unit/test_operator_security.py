@@ -1,7 +1,9 @@
 """Who gets into the pods of a job, what they may reach, and what an installation does not allow."""
 
 import asyncio
+import copy
 from dataclasses import replace
+from ipaddress import ip_address, ip_network
 from typing import Any
 
 import pytest
@@ -10,15 +12,25 @@ from operator_fakes import EPOCH, SETTINGS, UID, FakeCluster, Json, Simulation, 
 from distill_api.names import OPERATOR_LABELS, key_secret
 from distill_api.protocol import Variable
 from distill_api.status import ConditionType, Status
+from distill_api.teacher.kind import parse_teacher
 from distill_operator.distillationjob.plan import plan
 from distill_operator.kinds import Kind
 from distill_operator.model import conditions
 from distill_operator.model.observed import Claim, Observed
-from distill_operator.resources import rendering
+from distill_operator.resources import rendering, teacher_servers
+from distill_operator.resources.drift import contains
 from distill_operator.resources.network_policy import network_policy
 from distill_operator.settings import Egress, InvalidSettings, Settings
 
 OWN = {"podSelector": {"matchLabels": {"distillation-operator.io/job": "job"}}}
+TEACHER = parse_teacher(
+    {
+        "apiVersion": "distillation-operator.io/v1alpha1",
+        "kind": "Teacher",
+        "metadata": {"name": "shared", "namespace": "team", "uid": UID},
+        "spec": {"model": "/m"},
+    }
+)
 INSTALLED = replace(SETTINGS, namespace="distillation-system")
 
 
@@ -61,17 +73,84 @@ SHARED = {
 }
 
 
+CLUSTER_DNS = {
+    "to": [
+        {**namespaces("kube-system"), "podSelector": {"matchLabels": {"k8s-app": "kube-dns"}}},
+        {"ipBlock": {"cidr": "169.254.20.10/32"}},
+    ],
+    "ports": [{"protocol": "UDP", "port": 53}, {"protocol": "TCP", "port": 53}],
+}
+
+
 def test_pods_reach_everything_but_the_credentials_of_their_node() -> None:
     own, dns, rest = egress(Egress.NO_METADATA)
-    assert own == {"to": [OWN, SHARED]} and {p["port"] for p in dns["ports"]} == {53}
-    blocks = [peer["ipBlock"] for peer in rest["to"] if "ipBlock" in peer]
-    assert blocks[0] == {"cidr": "0.0.0.0/0", "except": ["169.254.169.254/32"]}
+    assert own == {"to": [OWN, SHARED]} and dns == CLUSTER_DNS
+    four, six = (peer["ipBlock"] for peer in rest["to"] if "ipBlock" in peer)
+    assert (four["cidr"], six["cidr"]) == ("0.0.0.0/0", "::/0")
+    for address in (
+        *("169.254.169.254", "169.254.170.2", "169.254.170.23", "169.254.0.23", "169.254.42.42", "168.63.129.16"),
+        *("100.100.100.200", "192.0.0.192", "fd00:ec2::254", "fd00:ec2::23", "fd20:ce::254", "fd00:c1::a9fe:a9fe"),
+        *("fe80::a9fe:a9fe", "fd00:42::42"),
+    ):
+        found = ip_address(address)
+        assert any(found in ip_network(network) for network in (six if found.version == 6 else four)["except"]), address
     assert Settings("x").job_egress is Egress.NO_METADATA, "the default"
 
 
-def test_closed_pods_reach_each_other_and_dns_and_open_ones_everything() -> None:
-    assert [set(rule) for rule in egress(Egress.CLOSED)] == [{"to"}, {"ports"}]
+def test_closed_pods_reach_each_other_and_the_clusters_dns_and_open_ones_everything() -> None:
+    assert egress(Egress.CLOSED) == [{"to": [OWN, SHARED]}, CLUSTER_DNS]
     assert egress(Egress.OPEN) is None
+
+
+def test_an_installation_names_its_own_dns_and_its_own_metadata_addresses() -> None:
+    settings = Settings.from_environment(
+        {
+            "DISTILL_WORKERS_IMAGE": "x",
+            "DISTILL_DNS_NAMESPACE": "openshift-dns",
+            "DISTILL_DNS_POD_LABELS": "dns.operator.openshift.io/daemonset-dns=default,tier=a",
+            "DISTILL_DNS_ADDRESSES": "10.96.0.10, fd00::a/128",
+            "DISTILL_DNS_PORTS": "5353",
+            "DISTILL_METADATA_ADDRESSES": "10.1.2.3,fd01::/64",
+        }
+    )
+    _, dns, rest = network_policy(job(), settings)["spec"]["egress"]
+    assert dns == {
+        "to": [
+            {
+                **namespaces("openshift-dns"),
+                "podSelector": {
+                    "matchLabels": {"dns.operator.openshift.io/daemonset-dns": "default", "tier": "a"},
+                },
+            },
+            {"ipBlock": {"cidr": "10.96.0.10/32"}},
+            {"ipBlock": {"cidr": "fd00::a/128"}},
+        ],
+        "ports": [{"protocol": "UDP", "port": 5353}, {"protocol": "TCP", "port": 5353}],
+    }
+    assert [peer["ipBlock"]["except"] for peer in rest["to"][1:]] == [["10.1.2.3/32"], ["fd01::/64"]]
+
+
+def test_the_servers_of_a_teacher_reach_no_more_than_the_pods_of_a_job() -> None:
+    def reached(allowed: Egress) -> Any:
+        return teacher_servers.network_policy(TEACHER, replace(SETTINGS, job_egress=allowed))["spec"].get("egress")
+
+    assert reached(Egress.CLOSED) == [CLUSTER_DNS]
+    assert reached(Egress.NO_METADATA) == egress(Egress.NO_METADATA)[1:]
+    assert reached(Egress.OPEN) is None
+
+
+@pytest.mark.parametrize("rules", ["ingress", "egress"])
+@pytest.mark.parametrize("within", [False, True], ids=["a rule more", "a peer more"])
+def test_a_network_policy_that_somebody_opened_is_closed_again(rules: str, within: bool) -> None:
+    desired = network_policy(job(), replace(SETTINGS, job_egress=Egress.CLOSED))
+    live = copy.deepcopy(desired["spec"])
+    assert contains(live, desired["spec"])
+    world = {"ipBlock": {"cidr": "0.0.0.0/0"}}
+    if within:
+        live[rules][0]["from" if rules == "ingress" else "to"].append(world)
+    else:
+        live[rules].append({"from" if rules == "ingress" else "to": [world]})
+    assert not contains(live, desired["spec"])
 
 
 # The key
@@ -200,4 +279,23 @@ def test_nothing_is_started_of_a_job_that_is_not_allowed() -> None:
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed(variable: str, value: str, allowed: str) -> None:
     with pytest.raises(InvalidSettings, match=f"{variable} is '{value}'; it must be one of {allowed}"):
+        Settings.from_environment({"DISTILL_WORKERS_IMAGE": "x", variable: value})
+
+
+@pytest.mark.parametrize(
+    ("variable", "value", "why"),
+    [
+        (
+            "DISTILL_METADATA_ADDRESSES",
+            "169.254.169.254/16",
+            "each must be an IP address or a network such as 10.0.0.0/8",
+        ),
+        ("DISTILL_DNS_ADDRESSES", "kube-dns", "each must be an IP address or a network such as 10.0.0.0/8"),
+        ("DISTILL_DNS_POD_LABELS", "kube-dns", "each must be KEY=VALUE, such as k8s-app=kube-dns"),
+        ("DISTILL_DNS_PORTS", "dns", "each must be a port number"),
+        ("DISTILL_DNS_PORTS", "70000", "each must be a port number"),
+    ],
+)
+def test_a_wrong_address_label_or_port_is_named_with_what_it_must_be(variable: str, value: str, why: str) -> None:
+    with pytest.raises(InvalidSettings, match=f"{variable} is '{value}'; {why}"):
         Settings.from_environment({"DISTILL_WORKERS_IMAGE": "x", variable: value})

@@ -26,7 +26,7 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 
 {{/* Not empty when the operator works only while it holds a Lease. */}}
 {{- define "distillation-operator.leaderElection" -}}
-{{- if or (.Values.leaderElection).enabled (gt (int .Values.replicas) 1) -}}true{{- end -}}
+{{- if or (ne (toString (.Values.leaderElection).enabled) "false") (gt (int .Values.replicas) 1) -}}true{{- end -}}
 {{- end -}}
 
 {{- define "distillation-operator.serviceAccount" -}}
@@ -35,4 +35,21 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version }}
 {{- else -}}
 {{- required "serviceAccount.name is needed when serviceAccount.create is false" .Values.serviceAccount.name -}}
 {{- end -}}
+{{- end -}}
+
+{{/* A map as KEY=VALUE,KEY=VALUE. */}}
+{{- define "distillation-operator.pairs" -}}
+{{- $pairs := list -}}
+{{- range $key, $value := . }}{{ $pairs = append $pairs (printf "%s=%s" $key $value) }}{{ end -}}
+{{- join "," $pairs -}}
+{{- end -}}
+
+{{- define "distillation-operator.workersImage" -}}
+{{- .Values.workersImage | default (printf "distillation-workers:%s" .Chart.AppVersion) -}}
+{{- end -}}
+
+{{/* Not empty when the operator's ServiceAccount is held by a policy: ValidatingAdmissionPolicy is v1 since 1.30. */}}
+{{- define "distillation-operator.operatorPolicy" -}}
+{{- $served := semverCompare ">=1.30.0-0" .Capabilities.KubeVersion.Version -}}
+{{- if and $served (ne (toString ((.Values.policies).operator).enabled) "false") -}}true{{- end -}}
 {{- end -}}

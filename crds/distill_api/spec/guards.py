@@ -61,6 +61,16 @@ class Guard(Model):
             "!has(self.above) || !has(self.below) || self.below < self.above",
             lambda g: g.above is None or g.below is None or g.below < g.above,
         ),
+        Rule(
+            "factor goes with action lower-coefficient only",
+            "self.action == 'lower-coefficient' || self.factor == 0.5",
+            lambda g: g.action is GuardAction.LOWER_COEFFICIENT or g.factor == 0.5,
+        ),
+        Rule(
+            "maxTimes goes with action lower-coefficient or roll-back only: stop acts once",
+            "self.action != 'stop' || self.maxTimes == 3",
+            lambda g: g.action is not GuardAction.STOP or g.max_times == 3,
+        ),
     )
     name: GuardName = Field(
         description="Name of the guard in Events and metrics: lower-case letters, digits and dashes."

@@ -159,6 +159,11 @@ class Spec(Model):
             ),
         ),
         Rule(
+            "scheduling.topologyKey goes with trainer.nodes above 1 only: it brings the trainer's pods together",
+            "!has(self.scheduling.topologyKey) || self.trainer.nodes > 1",
+            lambda spec: spec.scheduling.topology_key is None or spec.trainer.nodes > 1,
+        ),
+        Rule(
             "guards: evaluation must be the name of one of spec.evaluation",
             "self.guards.all(g, !has(g.evaluation) || self.evaluation.exists(e, e.name == g.evaluation))",
             lambda spec: {g.evaluation for g in spec.guards} - {None} <= {e.name for e in spec.evaluation},
@@ -235,8 +240,9 @@ class Spec(Model):
     )
     pre_running_deadline_seconds: Seconds | None = Field(
         None,
-        description="Deadline in seconds for all roles of an attempt to become ready, after which it fails; by "
-        "default none.",
+        description="Deadline in seconds for all roles of an attempt to become ready, after which it fails. By "
+        "default an attempt some of whose pods find no node for half an hour releases the others, and is tried again "
+        "without counting against backoffLimit.",
     )
     stall_timeout_seconds: Seconds = Field(
         3600, description="Seconds without a completed step after which the condition Stalled is True."

@@ -6,7 +6,7 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model
-from distill_api.rules import Rule, matching
+from distill_api.rules import WITHOUT_CREDENTIALS, Rule, matching
 from distill_api.spec.prompts import Prompts
 
 FunctionName = Annotated[
@@ -18,6 +18,7 @@ Url = Annotated[
     str,
     Field(max_length=1024),
     matching(r"^https?://[^/\s]+[^\s]*$", "must be an address that begins with http:// or https://"),
+    WITHOUT_CREDENTIALS,
 ]
 
 
@@ -189,6 +190,16 @@ class Objective(Model):
             "discount goes with support sampled-token only; top-k differentiates the divergence of each token",
             "self.support == 'sampled-token' || self.discount == 0.0",
             lambda o: o.support is Support.SAMPLED_TOKEN or o.discount == 0,
+        ),
+        Rule(
+            "topK goes with support top-k only",
+            "self.support == 'top-k' || self.topK == 16",
+            lambda o: o.support is Support.TOP_K or o.top_k == 16,
+        ),
+        Rule(
+            "jsdBeta goes with divergence jsd only",
+            "self.divergence == 'jsd' || self.jsdBeta == 0.5",
+            lambda o: o.divergence is Divergence.JSD or o.jsd_beta == 0.5,
         ),
         # The policy gradient of a token that the student did not sample would be no gradient of its divergence.
         Rule(

@@ -101,3 +101,17 @@ class PodTemplate(Model):
     runtime_class_name: ShortText | None = Field(
         None, description="RuntimeClass of the pods; by default the runtime of the node."
     )
+
+
+def is_untouched_cel(template: str) -> str:
+    """Return the CEL that says of the template at a path what `== PodTemplate()` says of a model."""
+    fields = PodTemplate.model_fields
+    absent = [f"!has({template}.{f.alias})" for f in fields.values() if f.default is None]
+    empty = [f"{template}.{f.alias}.size() == 0" for f in fields.values() if f.default_factory in (list, dict)]
+    others = [
+        f"{template}.imagePullPolicy == '{fields['image_pull_policy'].default}'",
+        f"{template}.resources.requests.size() == 0",
+        f"{template}.resources.limits.size() == 0",
+    ]
+    assert len(absent) + len(empty) + 2 == len(fields), "a field of another kind: say here when it is untouched"
+    return " && ".join([*absent, *empty, *others])

@@ -5,7 +5,7 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model, ShortText
-from distill_api.rules import matching
+from distill_api.rules import WITHOUT_CREDENTIALS, matching
 
 SecretName = Annotated[
     str,
@@ -21,6 +21,7 @@ TrackingUri = Annotated[
     matching(
         r"^(https?://|file:///)[^\s]+$", "must begin with http:// or https://, or file:/// for a folder of the volume"
     ),
+    WITHOUT_CREDENTIALS,
 ]
 
 

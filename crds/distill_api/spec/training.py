@@ -79,6 +79,11 @@ class Optimizer(Model):
             "self.minLearningRate <= self.learningRate",
             lambda optimizer: optimizer.min_learning_rate <= optimizer.learning_rate,
         ),
+        Rule(
+            "decayShare goes with schedule wsd only",
+            "self.schedule == 'wsd' || self.decayShare == 0.1",
+            lambda optimizer: optimizer.schedule is RateSchedule.WSD or optimizer.decay_share == 0.1,
+        ),
     )
     learning_rate: Annotated[float, Field(gt=0, le=1)] = Field(
         1e-6, description="Learning rate after warm-up, before it decays."

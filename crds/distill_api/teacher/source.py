@@ -8,7 +8,7 @@ from distill_api.base import Argument, Model, Path
 from distill_api.fields import ObjectName
 from distill_api.names import MAX_TEACHER_NAME, ONLY_TEACHER
 from distill_api.rules import Rule, matching
-from distill_api.spec.template import PodTemplate
+from distill_api.spec.template import PodTemplate, is_untouched_cel
 from distill_api.teacher.endpoint import Endpoint
 
 TeacherName = Annotated[
@@ -41,9 +41,7 @@ class Serving(Model):
     engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
         default_factory=list, description="Additional command-line arguments of the SGLang servers."
     )
-    template: PodTemplate = Field(
-        default_factory=PodTemplate, description="Overrides for the pods of the servers; unused with ref and endpoint."
-    )
+    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the pods of the servers.")
 
 
 class TeacherSource(Serving):
@@ -64,9 +62,13 @@ class TeacherSource(Serving):
             lambda t: [t.model, t.ref, t.endpoint].count(None) == 2,
         ),
         Rule(
-            "replicas, tensorParallelSize and engineArgs go with model only: they are how the job serves it",
-            "has(self.model) || (self.replicas == 1 && self.tensorParallelSize == 1 && self.engineArgs.size() == 0)",
-            lambda t: t.model is not None or (t.replicas == 1 and t.tensor_parallel_size == 1 and not t.engine_args),
+            "replicas, tensorParallelSize, engineArgs and template go with model only: they are how the job serves it",
+            "has(self.model) || (self.replicas == 1 && self.tensorParallelSize == 1 && self.engineArgs.size() == 0 && "
+            f"{is_untouched_cel('self.template')})",
+            lambda t: (
+                t.model is not None
+                or (t.replicas, t.tensor_parallel_size, t.engine_args, t.template) == (1, 1, [], PodTemplate())
+            ),
         ),
     )
     model: Path | None = Field(

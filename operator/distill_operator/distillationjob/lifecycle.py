@@ -8,6 +8,7 @@ again.
 
 import hashlib
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -263,14 +264,18 @@ def _ended_by(
 
 def _finished(job: DistillationJob, status: Status, summary: ConditionValue, now: datetime, **changes: Any) -> Status:
     released = ConditionValue(FALSE, Reason.RELEASED_AFTER_FINISH, "the job has finished")
+    complete = summary.status is TRUE
+    end = ConditionType.COMPLETE if complete else ConditionType.FAILED
     return revised(
         job,
         status,
         now,
         {
             ConditionType.SUCCEEDED: summary,
+            end: replace(summary, status=TRUE),
             ConditionType.SUSPENDED: NOT_SUSPENDED,
-            ConditionType.READY: released,
+            # To tools that know no kind of ours (kstatus: Flux, Argo), Ready False is "in progress", for ever.
+            ConditionType.READY: summary if complete else released,
             **{c: released for c in ROLE_CONDITIONS.values()},
             ConditionType.STALLED: NOT_STALLED,
             **_preflight_unless_known(status),

@@ -12,7 +12,7 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator import policy
-from distill_operator.distillationjob import handover, lifecycle, readiness, trainer_conditions, upkeep
+from distill_operator.distillationjob import capacity, handover, lifecycle, readiness, trainer_conditions, upkeep
 from distill_operator.distillationjob.announcements import announcements
 from distill_operator.distillationjob.failure import (
     image_replaced,
@@ -246,6 +246,9 @@ def _keep_running(
         left = deadlines.pre_running_seconds_left(job.spec, status, now)
         if left is not None and left <= 0:
             return _transition(lifecycle.failed(job, status, attempt, not_ready_in_time(job, summary.message), now))
+        room = capacity.room_seconds_left(job, after, now)
+        if room is not None and room <= 0:
+            return _transition(lifecycle.failed(job, status, attempt, capacity.no_room_in_time(summary.message), now))
     found = {ConditionType.SUCCEEDED: summary, ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED}
     found |= trainer_conditions.reported(job, status, observed, states, now)
     uid = trainer_job.uid if trainer_job and trainer_job.ours else status.trainer_job_uid

@@ -7,7 +7,7 @@ from distill_api import names, protocol
 from distill_api.names import Role
 from distill_api.teacher.kind import Teacher
 from distill_operator.resources import configmap, secret
-from distill_operator.resources.network_policy import ports_of, scraped
+from distill_operator.resources.network_policy import egress, ports_of, scraped
 from distill_operator.resources.pod_template import Container, Json, metadata, pod_labels, pod_template, selector
 from distill_operator.resources.rendering import hashed
 from distill_operator.resources.teacher_deployment import PROBES
@@ -71,16 +71,20 @@ def service(teacher: Teacher) -> Json:
 
 
 def network_policy(teacher: Teacher, settings: Settings) -> Json:
-    """Return the NetworkPolicy that lets trainers and Prometheus reach a Teacher's servers."""
+    """Return the NetworkPolicy of a Teacher's servers, which trainers and Prometheus reach."""
     port = ports_of("TCP", protocol.SGLANG_PORT)
     trainers = {"matchLabels": {names.LABEL_MANAGED_BY: names.FIELD_MANAGER, names.LABEL_ROLE: Role.TRAINER.value}}
+    spec: Json = {
+        "podSelector": {"matchLabels": selector(teacher, Role.TEACHER)},
+        "policyTypes": ["Ingress"],
+        "ingress": [{"from": [{"podSelector": trainers}], "ports": port}, *scraped(settings, protocol.SGLANG_PORT)],
+    }
+    reached = egress(settings)
+    if reached is not None:
+        spec |= {"policyTypes": ["Ingress", "Egress"], "egress": reached}
     return {
         "apiVersion": "networking.k8s.io/v1",
         "kind": "NetworkPolicy",
         "metadata": metadata(teacher, names.shared_teacher(teacher.metadata.name)),
-        "spec": {
-            "podSelector": {"matchLabels": selector(teacher, Role.TEACHER)},
-            "policyTypes": ["Ingress"],
-            "ingress": [{"from": [{"podSelector": trainers}], "ports": port}, *scraped(settings, protocol.SGLANG_PORT)],
-        },
+        "spec": spec,
     }
