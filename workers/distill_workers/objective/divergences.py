@@ -71,8 +71,7 @@ def support_divergence(
     """Return the divergence over support and tail, nats: [tokens], differentiable in `student`, in its dtype.
 
     student, teacher [tokens, k]: log-probs of the same ids, normalised over the whole vocabulary. An id that the
-    student lacks, at which its log-prob is -inf, is no part of the support: what the teacher gives to it is in the tail.
-    Reverse KL is
+    student lacks (log-prob -inf) is no part of the support: what the teacher gives to it is in the tail. Reverse KL is
     KL(student || teacher), forward KL is KL(teacher || student). The tail bucket makes this the coarsened form of
     GKD (arXiv 2306.13649); one detached number per token instead would not distil (miles#2362).
     """

@@ -64,7 +64,8 @@ def token_losses(
     teacher_coefficients [tokens]: of the teacher that scored each, c_teacher above, where a job has several.
 
     Support top-k needs the student's log-probs [tokens, k], with gradient, at the teacher's top-k ids (-inf at one that
-    the student lacks), the teacher's own [tokens, k], and `sampled_in_support` [tokens], bool: the sampled token is one of the k, and not counted again.
+    the student lacks), the teacher's own [tokens, k], and `sampled_in_support` [tokens], bool: the sampled token is one
+    of the k, and not counted again.
     """
     old, current = old_logprobs.detach(), logprobs.detach()
     weights = correct(objective.correction, old, engine_logprobs, lengths)

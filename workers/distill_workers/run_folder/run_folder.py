@@ -22,7 +22,7 @@ FREE_OF_TEACHER = {
     "max_concurrent_requests": True,
     "request_timeout_seconds": True,
     "max_disagreement": True,
-    "endpoint": {"key_secret"},
+    "endpoint": {"key_secret", "vocabulary_size"},
 }
 PACKAGES = ("torch", "sglang", "megatron-core", "ray", "transformers")
 
