@@ -102,7 +102,11 @@ WORKER_METRICS = (
     Metric("distill_ratio_clipped_ratio", Kind.GAUGE, "Share of tokens whose gradient the ratio clip stopped."),
     Metric("distill_advantage_clipped_ratio", Kind.GAUGE, "Share of tokens whose sampled term was bounded."),
     Metric("distill_response_tokens_mean", Kind.GAUGE, "Mean length of the last step's responses."),
-    Metric("distill_truncated_ratio", Kind.GAUGE, "Share of responses cut off at maxResponseTokens."),
+    Metric(
+        "distill_truncated_ratio",
+        Kind.GAUGE,
+        "Share of responses cut off at maxResponseTokens; 0 where rollout.truncated drops them.",
+    ),
     Metric("distill_policy_lag_steps", Kind.GAUGE, "Mean steps that the last samples lagged behind the trainer."),
     Metric("distill_weight_version", Kind.GAUGE, "Version of the weights in the engines."),
     Metric("distill_checkpoint_last_success_timestamp_seconds", Kind.GAUGE, "Unix time of the newest checkpoint."),
@@ -135,7 +139,12 @@ WORKER_METRICS = (
         ("source",),
     ),
     Metric("distill_tokens", Kind.COUNTER, "Tokens: rollout generated, teacher scored, train trained on.", ("kind",)),
-    Metric("distill_samples_failed", Kind.COUNTER, "Samples that were dropped, by reason.", ("reason",)),
+    Metric(
+        "distill_samples_failed",
+        Kind.COUNTER,
+        "Samples that were dropped, by reason; truncated is that of rollout.truncated.",
+        ("reason",),
+    ),
     Metric("distill_engine_restarts", Kind.COUNTER, "Engine servers that were started again."),
     Metric("distill_step_duration_seconds", Kind.HISTOGRAM, "Seconds of a step by stage.", ("stage",), STEP_BUCKETS),
     Metric(

@@ -111,7 +111,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("prompts", "dataset", "config", "revision", "responseField", "chatTemplateArguments", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("wandb", "mlflow", "entity", "keySecret"),
-        *("teacher", "model", "ref", "endpoint", "keySecret", "teacherField", "defaultTeacher"),
+        *("teacher", "model", "ref", "endpoint", "keySecret", "vocabularySize", "teacherField", "defaultTeacher"),
         *("image", "affinity", "serviceAccountName", "priorityClassName", "schedulerName", "runtimeClassName"),
     }
 

@@ -4,6 +4,8 @@ The real loop over stages that sleep, on a virtual clock (bench/stages.py); eval
 """
 
 import asyncio
+import dataclasses
+import itertools
 import json
 import sys
 from collections.abc import Callable, Coroutine
@@ -14,12 +16,13 @@ import pytest
 from runs import REPO
 
 sys.path.insert(0, str(REPO / "bench"))
+import stages as stages_module
 from stages import SHAPES, Stages, Trainer, VirtualLoop, heldout, staged
 
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.evaluation.guards import Decision
-from distill_workers.failures import Stopped
+from distill_workers.failures import Failure, Stopped
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.run.loop import Loop
 
@@ -100,6 +103,46 @@ async def train(loop: Loop) -> Decision | None:
     stopped_by = await loop._train()
     await loop.checkpoints.finish()
     return stopped_by
+
+
+class Counts(Weights):
+    """Counts what it is given to train on."""
+
+    async def accumulate(self, samples: list[Sample], coefficients: StepCoefficients) -> None:
+        self.note("trained", len(samples))
+        assert not any(s.truncated for s in samples)
+        await super().accumulate(samples, coefficients)
+
+
+@pytest.mark.parametrize(("cut", "ends_well"), [(2, True), (1, False)])
+def test_masked_responses_are_in_the_steps_line_and_none_is_trained_on(
+    cut: int, ends_well: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A step of nothing but masked ones ends the run with a sentence that says so."""
+    generate, drawn = stages_module.Engine.generate, itertools.count()
+
+    async def cut_off(self: Any, requests: list[Any]) -> list[Any]:
+        found = await generate(self, requests)
+        return [dataclasses.replace(r, truncated=next(drawn) % cut == 0) for r in found]
+
+    monkeypatch.setattr(stages_module.Engine, "generate", cut_off)
+    trainer = Counts()
+    fields = {"rollout": {**SMALL, "truncated": "mask"}, "schedule": {"steps": 1}}
+    loop = staged(STAGES, tmp_path, trainer=trainer, evaluators=[], **fields)[0]
+
+    async def work() -> None:
+        if ends_well:
+            await train(loop)
+        else:
+            with pytest.raises(
+                Failure, match=r"all 8 responses of step 1 were cut off .* rollout.truncated masks them"
+            ):
+                await train(loop)
+
+    virtually(work)
+    if ends_well:
+        [line] = lines(tmp_path, "step")
+        assert line["samples"] == 8 and line["truncated_ratio"] == 0.5 and sum(trainer.of("trained")) == 4
 
 
 FELL = {"name": "fell", "watch": "evaluation", "evaluation": "heldout", "drop": 0.5, "patience": 1}

@@ -82,6 +82,25 @@ def test_a_head_with_padding_rows_ignores_them() -> None:
     assert gradient[VOCABULARY:].abs().max() == 0
 
 
+def test_ids_that_the_student_lacks_have_probability_zero_and_no_gradient() -> None:
+    """Those of a teacher's padded rows, and -1, which stands for an id that belongs to nobody's support."""
+    hidden, head, ids, weights = problem(torch.float64)
+    expected = reference(hidden.clone(), head.clone(), ids, weights)
+    hidden.requires_grad_(), head.requires_grad_()
+    alien = torch.tensor([VOCABULARY, VOCABULARY + 900, -1]).expand(TOKENS, 3)
+
+    logprobs, _ = token_logprobs(hidden, head, torch.cat([ids, alien], -1), Vocabulary(0, VOCABULARY, None))
+    more = torch.full((TOKENS, 3), 5.0, dtype=torch.float64)
+    gradients = torch.autograd.grad((logprobs * torch.cat([weights, more], -1))[:, :WIDTH].sum(), (hidden, head))
+
+    assert (logprobs[:, WIDTH:] == -math.inf).all()
+    torch.testing.assert_close([logprobs[:, :WIDTH].detach(), *gradients], [expected[0], *expected[2:]])
+    (of_alien,) = torch.autograd.grad(
+        token_logprobs(hidden, head, alien, Vocabulary(0, VOCABULARY, None))[0], hidden, more
+    )
+    assert of_alien.abs().max() == 0
+
+
 def test_no_tensor_of_tokens_times_vocabulary_is_ever_made() -> None:
     from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -117,6 +136,8 @@ def parallel_logprobs(chunk: int) -> list[torch.Tensor]:
     vocabulary = Vocabulary(rank * rows, min(rows, VOCABULARY - rank * rows), dist.group.WORLD)
     logprobs, entropy = token_logprobs(hidden, own, ids, vocabulary, chunk_tokens=chunk)
     gradients = torch.autograd.grad((logprobs * weights).sum(), (hidden, own))
+    alien, _ = token_logprobs(hidden, own, torch.full((TOKENS, 1), VOCABULARY), vocabulary, chunk_tokens=chunk)
+    assert (alien == -math.inf).all(), "the padding row of the last rank is no token"
     return [logprobs.detach(), entropy, *gradients]
 
 

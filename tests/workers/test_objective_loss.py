@@ -279,3 +279,22 @@ def test_a_teachers_coefficient_weighs_the_divergence_of_its_samples_alone(suppo
     plain, weighted = gradient(1.0), gradient(torch.tensor([1.0, 0.5, 0.0]))
     torch.testing.assert_close(weighted, plain * torch.tensor([1.0, 0.5, 0.0]))
     assert torch.equal(gradient(torch.ones(3)), plain), "without any it is the same to the last bit"
+
+
+def test_the_masses_of_a_support_are_of_the_ids_that_both_models_have() -> None:
+    logprobs = torch.tensor([-1.0, -2.0], dtype=torch.float64, requires_grad=True)
+    support = torch.tensor([[0.5, 0.2, 0.0], [0.1, 0.2, 0.3]], dtype=torch.float64).log()
+    theirs = torch.tensor([[0.3, 0.2, 0.4], [0.1, 0.1, 0.1]], dtype=torch.float64).log()
+
+    loss, stats = losses(
+        objective(support="top-k", topK=3),
+        logprobs,
+        support_logprobs=support,
+        teacher_support_logprobs=theirs,
+        sampled_in_support=torch.tensor([False, False]),
+    )
+    loss.sum().backward()
+
+    assert stats["student_mass"].tolist() == pytest.approx([0.7, 0.6])
+    assert stats["teacher_mass"].tolist() == pytest.approx([0.5, 0.3])
+    assert logprobs.grad is not None and logprobs.grad.isfinite().all()

@@ -135,3 +135,23 @@ async def test_what_is_no_completion_at_all_fails_the_sample(answer: Any) -> Non
     protocol = await wire_of(vllm)
     with pytest.raises(BadScore, match="malformed"):
         protocol.read_scores(answer, PROMPT, RESPONSE, None)
+
+
+async def test_likeliest_tokens_outside_the_stated_vocabulary_fail_the_sample() -> None:
+    protocol = await wire_of(vllm)
+    answer = vllm(protocol.score_request(PROMPT, RESPONSE, 3).body)
+    protocol.vocabulary = 104
+    assert protocol.read_scores(answer, PROMPT, RESPONSE, 3).top_ids is not None
+    protocol.vocabulary = 103
+    with pytest.raises(BadScore, match="wrong_tokens: token 103 came back from a teacher with a vocabulary of 103"):
+        protocol.read_scores(answer, PROMPT, RESPONSE, 3)
+
+
+async def test_the_ids_of_a_text_are_those_that_the_server_names() -> None:
+    protocol = await wire_of(vllm)
+    assert protocol.text_request("Hello").body["prompt"] == "Hello"
+    entry = {"151664": {"logprob": -1.0, "rank": 1, "decoded_token": "x"}}
+    assert protocol.read_text_ids({"choices": [{"prompt_logprobs": [None, entry]}]}) == [151664]
+    assert protocol.read_text_ids({"choices": [{"prompt_token_ids": [3, 4], "prompt_logprobs": None}]}) == [3, 4]
+    with pytest.raises(BadScore, match="malformed"):
+        protocol.read_text_ids({"choices": [{"text": "?"}]})

@@ -1,5 +1,6 @@
 """The pipeline's own decisions, with played engines and teacher: what is made again, left out, counted."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -178,6 +179,35 @@ async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Pat
     assert first.cursor_after["position"] == 4, "the next batch is under way, and its prompts are drawn again on resume"
     assert second.cursor_after["position"] == 8
     rollouts.cancel()
+
+
+class Cutting(Engines):
+    """Cuts off the first response of each prompt."""
+
+    async def generate(self, prompt_ids: list[int], **options: Any) -> Any:
+        response = await super().generate(prompt_ids, **options)
+        self.prompts = [*getattr(self, "prompts", []), prompt_ids[0]]
+        return dataclasses.replace(response, truncated=self.prompts.count(prompt_ids[0]) == 1)
+
+
+@pytest.mark.parametrize(
+    ("truncated", "kept", "masked", "advantages"),
+    [("keep", 2, 0, [-1.0, 1.0]), ("mask", 2, 1, [-1.0, 1.0]), ("drop", 1, 0, [0.0])],
+)
+async def test_a_response_that_was_cut_off_is_kept_masked_or_dropped_and_never_drawn_again(
+    truncated: str, kept: int, masked: int, advantages: list[float], tmp_path: Path, metrics: Metrics
+) -> None:
+    """One that is masked has its share in the advantages of its group; one that is dropped has none."""
+    objective = {"reward": {"source": "exact-match"}, "advantage": "leave-one-out"}
+    engines, teacher, rewards = Cutting(set()), Teacher({}), Counting()
+    made = pipeline(
+        tmp_path, metrics, engines, teacher, {"sums": rewards}, objective, promptsPerStep=1, truncated=truncated
+    )
+    samples = await samples_of(made.take(0, 1))
+    assert len(engines.seeds) == 2 and len(samples) == rewards.calls == kept
+    assert sum(s.masked for s in samples) == masked and all(s.truncated for s in samples if s.masked)
+    assert [s.advantage for s in samples] == advantages
+    assert failed(metrics) == ({"truncated": 1.0} if truncated == "drop" else {})
 
 
 def test_a_seed_depends_on_nothing_but_its_own_place() -> None:

@@ -43,3 +43,26 @@ async def test_a_server_of_our_own_tells_its_vocabulary_by_a_refusal() -> None:
     protocol = SGLangProtocol()
     await detected(protocol)
     assert protocol.vocabulary == 151936
+
+
+async def test_the_stated_vocabulary_of_an_endpoint_bounds_what_is_sent_and_what_comes_back() -> None:
+    protocol = SGLangProtocol(ours=False, vocabulary=151936)
+    await detected(protocol)
+    assert protocol.vocabulary == 151936
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        {"prompt_token_ids": [9707, 151664], "meta_info": {}},
+        {"meta_info": {"input_token_logprobs": [[None, 9707, None], [-1.0, 151664, None]]}},
+    ],
+    ids=["0.5.23", "before"],
+)
+async def test_a_text_is_sent_without_ids_and_answered_with_the_servers_own(answer: Any) -> None:
+    protocol = SGLangProtocol(ours=False)
+    request = protocol.text_request("Hello<|end|>")
+    assert request.body["text"] == "Hello<|end|>" and "input_ids" not in request.body
+    assert protocol.read_text_ids(answer) == [9707, 151664]
+    with pytest.raises(BadScore, match="malformed"):
+        protocol.read_text_ids({"text": "?"})

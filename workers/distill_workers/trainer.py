@@ -61,6 +61,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
                 log.warning("evaluation %s: %s", evaluator.name, known)
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
+        teachers.bound_ids(len(tokenizer))
         server.teachers = teachers.shared_requests
         engines = EnginePool(job, folder, metrics)
         engines.stop_token_ids = check_models(spec, model, tokenizer)

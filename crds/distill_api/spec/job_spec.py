@@ -29,7 +29,7 @@ from distill_api.spec.objective import (
 )
 from distill_api.spec.output import Output, OutputVolume
 from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
-from distill_api.spec.rollout import Rollout, Sampling
+from distill_api.spec.rollout import Rollout, Sampling, Truncated
 from distill_api.spec.schedule import Schedule
 from distill_api.spec.scheduling import Gang, GangScope, Scheduling
 from distill_api.spec.tracking import Tracking
@@ -81,6 +81,7 @@ __all__ = [
     "TeacherSource",
     "Tracking",
     "Trainer",
+    "Truncated",
     "Watch",
     "WeightSync",
 ]

@@ -1,5 +1,6 @@
 """The rollout: generation by the student's SGLang engines, and its sampling."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
@@ -11,6 +12,12 @@ from distill_api.spec.template import PodTemplate
 
 # Strict, as the API server is: no text becomes a number in a list.
 TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
+
+
+class Truncated(StrEnum):
+    KEEP = "keep"
+    MASK = "mask"
+    DROP = "drop"
 
 
 class Sampling(Model):
@@ -63,6 +70,12 @@ class Rollout(Model):
         default_factory=list,
         description="Token ids that end a response, besides those of the student's own files. With none given, the end "
         "of turn of the student's chat template does too, where a teacher's files name it as an end.",
+    )
+    truncated: Truncated = Field(
+        Truncated.KEEP,
+        description="What becomes of a response that was cut off at maxResponseTokens. keep: it is trained on like the "
+        "others; mask: its reward counts in its group, and none of its tokens is trained on; drop: it is neither "
+        "scored nor graded, as if it had not been sampled, and counted in distill_samples_failed.",
     )
     sampling: Sampling = Field(default_factory=Sampling, description="Sampling parameters of the responses.")
     max_policy_lag: Annotated[int, Field(ge=0, le=64)] = Field(

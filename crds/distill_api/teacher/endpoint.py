@@ -47,6 +47,12 @@ class Endpoint(Model):
         "log-probabilities of the prompt, by prompt_logprobs as vLLM does, or by echo.",
     )
     model: Path | None = Field(None, description="Name under which the servers serve the model; for protocol openai.")
+    vocabulary_size: Annotated[int, Field(ge=2, le=2**31 - 1)] | None = Field(
+        None,
+        description="Number of token ids that the served model has embedding rows for, vocab_size of its config.json: "
+        "no other id is sent to the servers, nor taken from them. By default the trainer sends the tokens of the "
+        "student's tokenizer alone, once the servers have named the last of them.",
+    )
     key_secret: SecretKey | None = Field(
         None,
         description="Secret key with the token that the trainer sends as a bearer token; by default none is sent. The "

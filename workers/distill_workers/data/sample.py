@@ -54,6 +54,8 @@ class Sample:
     """Name of the data source of the prompt."""
     supervised: bool = False
     """The response is the data set's, not the student's: no engine sampled it, and engine_logprobs are 0."""
+    masked: bool = False
+    """None of its tokens is trained on (rollout.truncated)."""
     reward: float | None = None
     advantage: float = 0.0
     """Advantage of the reward (objective.advantage), without its coefficient; the same for every token."""

@@ -67,6 +67,8 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
         engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs)
         engine.stop_token_ids = check_models(spec, folder, tokenizer)
         async with teachers_of(spec, teacher, Path(logs), metrics) as teachers:
+            if teachers is not None:
+                teachers.bound_ids(len(tokenizer))
             try:
                 await asyncio.gather(engine.start(str(folder)), *([teachers.start()] if teachers else []))
                 return [await e.measure(WEIGHTS, OneEngine(engine), teachers) for e in evaluators]

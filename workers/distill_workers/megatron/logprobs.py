@@ -34,6 +34,14 @@ class Vocabulary:
         here = (ids >= self.start) & (ids < self.start + self.rows)
         return torch.where(here, ids - self.start, 0), here
 
+    def known(self, ids: torch.Tensor) -> torch.Tensor:
+        """Return which ids are tokens of any rank: [...] as the ids, bool. Collective over the group.
+
+        A teacher of the family may have more rows, and -1 stands for an id that belongs to nobody's support.
+        """
+        end = self.reduce(torch.tensor([self.start + self.rows], device=ids.device), dist.ReduceOp.MAX)
+        return (ids >= 0) & (ids < end)
+
     def reduce(self, tensor: torch.Tensor, op: Any = dist.ReduceOp.SUM) -> torch.Tensor:
         """Reduce a tensor in place over the ranks of the vocabulary."""
         if self.group is not None:
@@ -50,7 +58,7 @@ def token_logprobs(
     chunk_tokens: int | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Return log-probs of m ids at each token [tokens, m], nats, with gradient, and the entropy [tokens], nats,
-    without.
+    without. An id that no rank has, a phantom of the teacher's, has log-prob -inf and no gradient.
 
     hidden [tokens, hidden], the same on every rank of the group; head [rows + padding, hidden], this rank's part;
     ids [tokens, m], whole-vocabulary ids. Sums are in fp32, or in the inputs' type if that is wider. The gradient of
@@ -75,6 +83,7 @@ class _TokenLogprobs(torch.autograd.Function):
         buffer = hidden.new_empty(min(chunk_tokens, len(ids)), vocabulary.rows, dtype=wide)
         rows_at_once = block_rows(buffer)
         scratch = buffer.new_empty(rows_at_once, vocabulary.rows)
+        known = vocabulary.known(ids)
         for chunk in slices(len(ids), chunk_tokens):
             z = logits(hidden[chunk], own_head, buffer)
             index, here = vocabulary.local(ids[chunk])
@@ -94,21 +103,22 @@ class _TokenLogprobs(torch.autograd.Function):
             reduced = vocabulary.reduce(torch.cat([sums, wanted], -1))
             log_sum = reduced[:, :1].log()
             logprobs[chunk] = reduced[:, 2:] - of_all - log_sum
+            logprobs[chunk].masked_fill_(~known[chunk], -torch.inf)
             entropy[chunk] = log_sum[:, 0] - reduced[:, 1] / reduced[:, 0]
             log_normaliser[chunk] = (of_all + log_sum)[:, 0]
         # One chunk is no more than a backward pass would hold anyway.
         kept = buffer if len(ids) <= chunk_tokens else None
-        ctx.save_for_backward(hidden, head, ids, log_normaliser, kept)
+        ctx.save_for_backward(hidden, head, ids, known, log_normaliser, kept)
         ctx.vocabulary, ctx.chunk_tokens = vocabulary, chunk_tokens
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
 
     @staticmethod
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, head, ids, log_normaliser, kept = ctx.saved_tensors
+        hidden, head, ids, known, log_normaliser, kept = ctx.saved_tensors
         vocabulary: Vocabulary = ctx.vocabulary
         own_head = head[: vocabulary.rows]
-        gradient = gradients[0].to(log_normaliser.dtype)
+        gradient = gradients[0].to(log_normaliser.dtype).masked_fill(~known, 0.0)
         total = gradient.sum(-1, keepdim=True)
         of_hidden = torch.empty_like(hidden)
         # None for a head that is not trained.

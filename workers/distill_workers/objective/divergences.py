@@ -70,10 +70,13 @@ def support_divergence(
 ) -> torch.Tensor:
     """Return the divergence over support and tail, nats: [tokens], differentiable in `student`, in its dtype.
 
-    student, teacher [tokens, k]: log-probs of the same ids, normalised over the whole vocabulary. Reverse KL is
+    student, teacher [tokens, k]: log-probs of the same ids, normalised over the whole vocabulary. An id that the
+    student lacks (log-prob -inf) is no part of the support: what the teacher gives to it is in the tail. Reverse KL is
     KL(student || teacher), forward KL is KL(teacher || student). The tail bucket makes this the coarsened form of
     GKD (arXiv 2306.13649); one detached number per token instead would not distil (miles#2362).
     """
+    possible = student != -math.inf
+    present = possible if present is None else present & possible
     s, t = coarsen(student, present), coarsen(teacher, present)
     match divergence:
         case Divergence.REVERSE_KL:

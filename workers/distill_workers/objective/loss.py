@@ -15,6 +15,8 @@ The divergence is taken on any sequence, the data set's included (GKD, arXiv 230
 student's own alone.
 """
 
+import math
+
 import torch
 
 from distill_api.spec.job_spec import Divergence, Objective, RewardSource, Support
@@ -61,8 +63,9 @@ def token_losses(
 
     teacher_coefficients [tokens]: of the teacher that scored each, c_teacher above, where a job has several.
 
-    Support top-k needs the student's log-probs [tokens, k], with gradient, at the teacher's top-k ids, the teacher's
-    own [tokens, k], and `sampled_in_support` [tokens], bool: the sampled token is one of the k, and not counted again.
+    Support top-k needs the student's log-probs [tokens, k], with gradient, at the teacher's top-k ids (-inf at one that
+    the student lacks), the teacher's own [tokens, k], and `sampled_in_support` [tokens], bool: the sampled token is one
+    of the k, and not counted again.
     """
     old, current = old_logprobs.detach(), logprobs.detach()
     weights = correct(objective.correction, old, engine_logprobs, lengths)
@@ -83,7 +86,8 @@ def token_losses(
     else:
         if support_logprobs is None or teacher_support_logprobs is None or sampled_in_support is None:
             raise ValueError("support top-k needs the log-probs of student and teacher at the teacher's top-k tokens")
-        inside = torch.ones_like(support_logprobs, dtype=torch.bool)
+        # Not isfinite: NaN must not pass for an id that the student lacks.
+        inside = support_logprobs != -math.inf
         student = torch.cat([support_logprobs, logprobs[:, None]], -1)
         teacher = torch.cat([teacher_support_logprobs, teacher_logprobs[:, None]], -1)
         present = torch.cat([inside, ~sampled_in_support[:, None]], -1)
@@ -96,7 +100,7 @@ def token_losses(
         at_support = {
             "forward_kl": forward_kl,
             "student_mass": support_logprobs.exp().sum(-1),
-            "teacher_mass": teacher_support_logprobs.exp().sum(-1),
+            "teacher_mass": torch.where(inside, teacher_support_logprobs.exp(), 0.0).sum(-1),
         }
     held = torch.zeros_like(supervised)
     if has_policy_gradient:

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from distill_api.spec.job_spec import Spec, Support
+from distill_api.spec.job_spec import Spec, Support, Truncated
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
 from distill_workers.data.sample import Prompt, Sample
@@ -168,6 +168,9 @@ class RolloutPipeline:
             try:
                 sample = await self._generate(batch, prompt, place, index_in_group, attempt)
                 batch.generated_at = max(batch.generated_at, time.monotonic())
+                if sample.truncated and self._spec.rollout.truncated is Truncated.DROP:
+                    self._metrics.add("distill_samples_failed", 1, reason="truncated")
+                    return []  # another one in its place would prefer short responses
                 if not sample.response_ids:
                     return []  # there is no token to learn from, and no teacher can score it
                 await asyncio.gather(self._score(prompt, sample), self._grade(prompt, sample))
@@ -205,6 +208,7 @@ class RolloutPipeline:
             engine_logprobs=response.logprobs,
             token_versions=response.versions,
             truncated=response.truncated,
+            masked=response.truncated and rollout.truncated is Truncated.MASK,
             source=prompt.source,
         )
 

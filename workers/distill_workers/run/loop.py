@@ -189,13 +189,20 @@ class Loop:
             except Stopped:
                 await self._trainer.discard()
                 raise
-            portion += arrived or []
+            portion += [s for s in arrived or [] if not s.masked]
+            step.samples += [s for s in arrived or [] if s.masked]
             if portion and (arrived is None or sum(s.tokens for s in portion) >= enough):
                 yield portion
                 step.samples += portion
                 portion = []
         if not step.samples:
             raise Failure(f"no sample of step {step.index + 1} could be scored; the log names the reasons")
+        if all(s.masked for s in step.samples):
+            raise Failure(
+                f"all {len(step.samples)} responses of step {step.index + 1} were cut off at "
+                "rollout.maxResponseTokens, and rollout.truncated masks them; raise maxResponseTokens, or see whether "
+                "the student ends its turns"
+            )
 
     async def _update(self, batch: Batch) -> dict[str, float]:
         """The optimiser step. Raises Failure, with nothing updated, for a gradient that is not finite."""

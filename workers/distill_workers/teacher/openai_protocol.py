@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 
 from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, checked, malformed
+from distill_workers.teacher.token_ids import check_received
 
 PATH = "/v1/completions"
 VLLM_MINUS_INFINITY = -9999.0
@@ -25,11 +26,11 @@ class OpenAIProtocol:
     """The ScoringProtocol of /v1/completions."""
 
     shares_prefixes = False
-    vocabulary: int | None = None
 
-    def __init__(self, model: str) -> None:
-        """`model` is the name under which the server serves the model."""
-        self._model = model
+    def __init__(self, model: str, vocabulary: int | None = None) -> None:
+        """`model` is the name under which the server serves the model, `vocabulary` the ids that it has as the job
+        says."""
+        self._model, self.vocabulary = model, vocabulary
         self._echo = False
 
     async def detect(self, send: Callable[[TeacherRequest], Awaitable[Any]]) -> None:
@@ -56,7 +57,22 @@ class OpenAIProtocol:
     def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
         if self._echo:
             return _read_echo(answer, [*prompt_ids, *response_ids], len(response_ids))
-        return _read_prompt_logprobs(answer, len(prompt_ids), response_ids, top_k)
+        scores = _read_prompt_logprobs(answer, len(prompt_ids), response_ids, top_k)
+        if scores.top_ids is not None:
+            check_received(scores.top_ids.flatten().tolist(), self.vocabulary)
+        return scores
+
+    def text_request(self, text: str) -> TeacherRequest:
+        return self._by_echo(text) if self._echo else self._by_prompt_logprobs(text, 0)
+
+    def read_text_ids(self, answer: Any) -> list[int]:
+        choice = _choice(answer)
+        try:
+            if (ids := choice.get("prompt_token_ids")) is not None:
+                return [int(i) for i in ids]
+            return [int(i) for entry in choice["prompt_logprobs"] if entry for i in entry]
+        except (LookupError, TypeError, ValueError):
+            raise malformed(answer) from None
 
     def cached_tokens(self, answer: Any) -> float:
         return math.inf
@@ -87,15 +103,15 @@ class OpenAIProtocol:
         except (LookupError, TypeError, ValueError):
             raise malformed(answer) from None
 
-    def _by_prompt_logprobs(self, ids: list[int], likeliest: int) -> TeacherRequest:
+    def _by_prompt_logprobs(self, ids: list[int] | str, likeliest: int) -> TeacherRequest:
         # vLLM generates at least one token.
         return self._completion_request(ids, max_tokens=1, prompt_logprobs=likeliest)
 
-    def _by_echo(self, ids: list[int]) -> TeacherRequest:
+    def _by_echo(self, ids: list[int] | str) -> TeacherRequest:
         # SGLang refuses 0; the generated token comes after all that is read.
         return self._completion_request(ids, max_tokens=1, echo=True, logprobs=1, return_token_ids=True)
 
-    def _completion_request(self, ids: list[int], **fields: Any) -> TeacherRequest:
+    def _completion_request(self, ids: list[int] | str, **fields: Any) -> TeacherRequest:
         return TeacherRequest(PATH, {"model": self._model, "prompt": ids, "temperature": 0, **fields})
 
 

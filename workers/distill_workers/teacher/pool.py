@@ -27,6 +27,7 @@ from distill_workers.teacher.protocol import BadScore, Observer, Scores, Scoring
 from distill_workers.teacher.replica_admission import ReplicaAdmission
 from distill_workers.teacher.replicas import NotAnswered, Replica, Replicas
 from distill_workers.teacher.sglang_protocol import SGLangProtocol
+from distill_workers.teacher.token_ids import check_received, check_sent, of_student
 
 __all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
 
@@ -65,10 +66,13 @@ class TeacherPool:
         self._endpoint = (
             TeacherEndpoint.of_endpoint(endpoint, key) if endpoint is not None else TeacherEndpoint.of_address(address)
         )
-        self._protocol: ScoringProtocol = SGLangProtocol(ours=endpoint is None)
+        stated = endpoint.vocabulary_size if endpoint is not None else None
+        self._protocol: ScoringProtocol = SGLangProtocol(ours=endpoint is None, vocabulary=stated)
         if endpoint is not None and endpoint.protocol is api.Protocol.OPENAI:
             assert endpoint.model is not None, "Endpoint requires a model for this protocol"
-            self._protocol = OpenAIProtocol(endpoint.model)
+            self._protocol = OpenAIProtocol(endpoint.model, stated)
+        self.student_tokens: int | None = None
+        """Tokens of the student's tokenizer. Likeliest tokens beyond them are nobody's support."""
         self._observer, self._limit = observer, unreachable_seconds
         self._timeout_seconds = float(self.teacher.request_timeout_seconds)
         self._start_seconds = float(spec.pre_running_deadline_seconds or 1800)
@@ -81,6 +85,11 @@ class TeacherPool:
         self._last_success = time.monotonic()
         self.requests = 0
         """Requests that wait or are in flight."""
+
+    @property
+    def vocabulary(self) -> int | None:
+        """The ids that the teacher has; None for an endpoint whose job does not say it."""
+        return self._protocol.vocabulary
 
     async def start(self, timeout_seconds: float | None = None) -> None:
         """Wait until a replica scores: a large teacher takes long to load. Raises TeacherUnreachable."""
@@ -106,7 +115,7 @@ class TeacherPool:
         self._affinity.observe(placement, self._protocol.cached_tokens(answer))
         scores = self._protocol.read_scores(answer, prompt_ids, response_ids, top_k)
         self._admission.observe(prompt_ids, response_ids, scores)
-        return scores
+        return of_student(scores, self.student_tokens)
 
     async def score_everywhere(
         self, prompt_ids: list[int], response_ids: list[int], top_k: int | None
@@ -151,7 +160,9 @@ class TeacherPool:
         request = self._protocol.generation_request(prompt_ids, max_new_tokens)
         # The job sets no limit for generation, which may take long.
         answer = await self._request(request, len(prompt_ids) + max_new_tokens, timeout_seconds=3600)
-        return self._protocol.read_generation(answer)
+        ids = self._protocol.read_generation(answer)
+        check_received(ids, self.vocabulary)
+        return ids
 
     async def token_texts(self, ids: list[int]) -> list[str | None]:
         """Return what the teacher's own tokenizer makes of each id, None where it does not tell.
@@ -163,6 +174,10 @@ class TeacherPool:
             await self._request(self._protocol.token_texts_request(ids), len(ids)), ids
         )
 
+    async def text_ids(self, text: str) -> list[int]:
+        """Return the ids that the teacher's own tokenizer makes of a text. Raises BadScore if it does not tell."""
+        return self._protocol.read_text_ids(await self._request(self._protocol.text_request(text), len(text)))
+
     def _score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest:
         if not response_ids:
             raise BadScore("empty", "an empty response has no token to score")
@@ -170,11 +185,8 @@ class TeacherPool:
         return self._protocol.score_request(prompt_ids, response_ids, top_k)
 
     def _check_ids(self, ids: list[int]) -> None:
-        """Raise BadScore for an id outside the embedding: it would end the whole SGLang server, so it is never sent."""
-        size = self._protocol.vocabulary
-        if size is not None and not all(0 <= i < size for i in ids):
-            wrong = next(i for i in ids if not 0 <= i < size)
-            raise BadScore("outside_vocabulary", f"token {wrong} is outside the teacher's vocabulary of {size}")
+        """Raise BadScore for an id that could end the server. By the preflight an endpoint has the student's tokens."""
+        check_sent(ids, self.vocabulary if self.teacher.endpoint is None else self.vocabulary or self.student_tokens)
 
     async def _score_by(self, replica: Replica, prompt_ids: list[int], response_ids: list[int]) -> Scores:
         """Return the scores of this replica, which has one try. Raises BadScore, NotAnswered."""

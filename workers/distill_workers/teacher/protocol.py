@@ -49,7 +49,7 @@ class ScoringProtocol(Protocol):
     """The requests that servers of one kind take, and how their answers are read. Readers raise BadScore."""
 
     vocabulary: int | None
-    """Rows of the teacher's embedding; None where the protocol does not tell."""
+    """Ids that the teacher's embedding has rows for; None where neither the protocol nor the job tells."""
     shares_prefixes: bool
     """Whether a prompt that the server has cached makes the scoring of its responses cheaper."""
 
@@ -61,6 +61,12 @@ class ScoringProtocol(Protocol):
 
     def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
         """Return the scores in the answer to a `score_request`."""
+
+    def text_request(self, text: str) -> TeacherRequest:
+        """Return a request with a text in place of ids, to which the server answers with ids of its own tokenizer."""
+
+    def read_text_ids(self, answer: Any) -> list[int]:
+        """Return the ids that the server's tokenizer made of a text."""
 
     def cached_tokens(self, answer: Any) -> float:
         """Return how many tokens of the request the server had in its cache; infinity if it does not tell."""

@@ -27,13 +27,14 @@ class SGLangProtocol:
 
     shares_prefixes = True
 
-    def __init__(self, *, ours: bool = True) -> None:
-        """ours: served by this project's image, whose SGLang refuses an impossible token id. Older ones end by it."""
-        self.vocabulary: int | None = None
+    def __init__(self, *, ours: bool = True, vocabulary: int | None = None) -> None:
+        """ours: served by this project's image, whose SGLang refuses an impossible token id. Older ones end by it, so
+        an endpoint's `vocabulary` is what the job says."""
+        self.vocabulary = vocabulary
         self._ours = ours
 
     async def detect(self, send: Callable[[TeacherRequest], Awaitable[Any]]) -> None:
-        """Detect the size of the embedding, which SGLang tells only when it refuses an impossible id."""
+        """Detect the embedding's size of a server of ours: SGLang tells it only when it refuses an impossible id."""
         body = scoring_request([1], [1], None)
         if self._ours:
             body["token_ids_logprob"] = [2**31 - 1]
@@ -43,13 +44,26 @@ class SGLangProtocol:
             if match := re.search(r"valid range is \[0, (\d+)\)", str(refused)):
                 self.vocabulary = int(match[1])
                 return
-        log.warning("the teacher did not tell the size of its vocabulary; token ids are sent unchecked")
+        if self._ours:
+            log.warning("the teacher did not tell the size of its vocabulary; token ids are sent unchecked")
 
     def score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest:
         return TeacherRequest(PATH, scoring_request(prompt_ids, response_ids, top_k))
 
     def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
         return read_scores(answer, len(prompt_ids), response_ids, top_k, self.vocabulary)
+
+    def text_request(self, text: str) -> TeacherRequest:
+        request = {key: value for key, value in scoring_request([], [], None).items() if key != "input_ids"}
+        return TeacherRequest(PATH, {**request, "text": text, "return_prompt_token_ids": True})
+
+    def read_text_ids(self, answer: Any) -> list[int]:
+        try:
+            # Older servers name the ids only where they are scored.
+            ids = answer.get("prompt_token_ids") or [e[1] for e in answer["meta_info"]["input_token_logprobs"]]
+            return [int(i) for i in ids]
+        except (AttributeError, LookupError, TypeError, ValueError):
+            raise malformed(answer) from None
 
     def cached_tokens(self, answer: Any) -> float:
         try:

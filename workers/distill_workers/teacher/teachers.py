@@ -44,6 +44,11 @@ class Teachers:
             pools[teacher.name] = TeacherPool(address, spec, observer, teacher=teacher, key=key)
         return cls(pools, {t.name: t.coefficient for t in spec.all_teachers})
 
+    def bound_ids(self, student_tokens: int) -> None:
+        """Tell all pools how many tokens the student's tokenizer has (TeacherPool.student_tokens)."""
+        for pool in self.pools.values():
+            pool.student_tokens = student_tokens
+
     def of(self, name: str) -> TeacherPool:
         """Return the pool of a teacher."""
         return self.pools[name]

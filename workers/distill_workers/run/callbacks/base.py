@@ -43,7 +43,7 @@ class TrainStep:
     batch: Batch | None = None
     """None after the last step, where no gradient is made."""
     samples: list[Sample] = field(default_factory=list)
-    """Those whose gradient has been accumulated: all of the batch, before the update."""
+    """Those whose gradient has been accumulated, and those that are masked: all of the batch, before the update."""
     evaluations: list[EvaluationScore] = field(default_factory=list)
     """Of the weights that the gradient is of, where they were measured; known before the update."""
     stats: dict[str, float] = field(default_factory=dict)

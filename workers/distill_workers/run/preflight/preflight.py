@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from distill_api.spec.job_spec import Spec
+from distill_api.spec.job_spec import Spec, Support
 from distill_workers.data.cursor import Cursor
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.run.preflight.replicas import REPLICAS_AGREE, replicas_agree
@@ -13,7 +13,7 @@ from distill_workers.run.preflight.student import (
     probe,
 )
 from distill_workers.run.preflight.teacher import TEACHER_ANSWERS, TEACHER_SANE, teacher_answers, teacher_is_sane
-from distill_workers.run.preflight.vocabulary import SAME_VOCABULARY, same_vocabulary
+from distill_workers.run.preflight.vocabulary import SAME_VOCABULARY, TOP_K_FITS, same_vocabulary, top_k_fits
 from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.teacher.teachers import Teachers
 
@@ -23,7 +23,10 @@ async def preflight(
 ) -> None:
     """Raises PreflightFailed with the name of the check, what was expected, what came and what to do."""
     for teacher in teachers.pools.values():
-        await TEACHER_ANSWERS.passing(teacher_answers(teacher))
+        if teacher.teacher.endpoint is not None:
+            await TEACHER_ANSWERS.passing(teacher_answers(teacher))
+        if spec.objective.support is Support.TOP_K:
+            await TOP_K_FITS.passing(top_k_fits(spec, len(tokenizer), teacher))
         await SAME_VOCABULARY.passing(same_vocabulary(tokenizer, teacher))
     samples = await ENGINE_GENERATES.passing(probe(spec, engines, cursor))
     for teacher in teachers.pools.values():

@@ -11,7 +11,7 @@ from distill_workers.teacher.pool import BadScore, TeacherPool
 TEACHER_ANSWERS = Check(
     "TeacherAnswers",
     promise="The endpoint that a job names scores a request.",
-    cost="two tokens scored by an endpoint; nothing by a teacher that the job serves",
+    cost="two tokens scored",
 )
 TEACHER_SCORES = Check(
     "TeacherScores",
@@ -27,8 +27,6 @@ TEACHER_SANE = Check(
 
 async def teacher_answers(teacher: TeacherPool) -> None:
     """An endpoint is somebody else's, and may be another than the job says."""
-    if teacher.teacher.endpoint is None:
-        return
     try:
         # Not token 0: SGLang takes a prompt of nothing else for an empty one.
         await teacher.score([1], [1], None)
