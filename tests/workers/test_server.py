@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import spec_of
 
-from distill_workers.serving.server import CPU_POOL_TOKENS, SGLangServer, free_port, sglang_command
+from distill_workers.serving.server import SHARED_POOL_TOKENS, SGLangServer, free_port, sglang_command
 
 STUDENT, TEACHER = Path("/models/s"), Path("/models/t")
 
@@ -47,7 +47,7 @@ def test_a_cpu_server_is_started_through_the_cpu_package_with_a_bounded_cache() 
     long, _ = flags(rollout={"maxPromptTokens": 100, "maxResponseTokens": 100_000})
     assert value(long, "--max-total-tokens") == str(100_164), "one whole sequence always fits"
     middle, _ = flags(rollout={"maxPromptTokens": 100, "maxResponseTokens": 30_000})
-    assert value(middle, "--max-total-tokens") == str(CPU_POOL_TOKENS)
+    assert value(middle, "--max-total-tokens") == str(SHARED_POOL_TOKENS)
 
 
 @pytest.mark.parametrize("accelerator", ["none", "nvidia.com/gpu"])

@@ -16,20 +16,23 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from distill_api import accelerator_environment
 from distill_api.protocol import Variable
 from distill_api.spec.job_spec import Rollout, Serving, Spec
 from distill_api.teacher.kind import TeacherSpec
 from distill_workers import probe
 from distill_workers.child_processes import end_with_parent
 from distill_workers.serving.admin_key import admin_key
+from distill_workers.serving.server_devices import ServerDevices
 
 Role = Literal["teacher", "engine"]
 Served = Spec | TeacherSpec
 
 CPU_CONCURRENCY = 16
 """Requests that a CPU server works on at once; more would only slow each down."""
-CPU_POOL_TOKENS = 65_536
-"""Upper bound of the key-value cache of a CPU server, unless one sequence needs more."""
+SHARED_POOL_TOKENS = 65_536
+"""Upper bound of the key-value cache of a server that shares its memory with other roles, on a CPU or on one device,
+unless one sequence needs more."""
 SCORING_CHUNK_TOKENS = 4096
 """Chunk of a teacher's prefill: its fp32 logits are [chunk, vocabulary] (sglang#2607)."""
 SHARED_MEMORY_LOADER = "distill_workers.weight_sync.shared_memory.load"
@@ -51,10 +54,11 @@ def sequence_tokens(spec: Served) -> int:
     return spec.rollout.max_prompt_tokens + max(spec.rollout.max_response_tokens, *responses, 0)
 
 
-def cpu_pool_tokens(spec: Served, concurrency: int) -> int:
-    """Return the size of a CPU server's key-value cache: room for all requests up to a bound, and for one sequence."""
+def cache_tokens(spec: Served, concurrency: int) -> int:
+    """Return the size of the key-value cache of a server that shares memory: room for all requests up to a bound, and
+    for one sequence."""
     one = sequence_tokens(spec) + 64
-    return max(one, min(concurrency * one, CPU_POOL_TOKENS))
+    return max(one, min(concurrency * one, SHARED_POOL_TOKENS))
 
 
 def concurrency(spec: Served, wanted: int) -> int:
@@ -65,11 +69,18 @@ def concurrency(spec: Served, wanted: int) -> int:
 
 
 def sglang_command(
-    model: str, spec: Served, role: Role, host: str, port: int, serving: Serving | None = None
+    model: str,
+    spec: Served,
+    role: Role,
+    host: str,
+    port: int,
+    serving: Serving | None = None,
+    devices: ServerDevices | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command line of a server, and what it needs in its environment.
 
     `serving` is the part of the spec of the teacher that is served; the job's first teacher if it is left out.
+    `devices` are those of a server that shares this machine with others.
     """
     part: Serving | Rollout
     if isinstance(spec, TeacherSpec):
@@ -92,7 +103,7 @@ def sglang_command(
     running = concurrency(spec, part.max_concurrent_requests)
     if spec.on_cpu:
         module = "distill_workers.cpu.sglang_launch"
-        flags += ["--device", "cpu", "--max-total-tokens", str(cpu_pool_tokens(spec, running))]
+        flags += ["--device", "cpu", "--max-total-tokens", str(cache_tokens(spec, running))]
         # The readiness probe is a real scoring request, which warms up as much as SGLang's own request would.
         flags += ["--skip-server-warmup"]
         environment |= {
@@ -109,6 +120,9 @@ def sglang_command(
             flags += ["--enable-deterministic-inference"]
         elif role == "engine":
             environment["DISTILL_SEEDED_SAMPLING"] = "1"
+    if devices is not None:
+        flags += devices.flags()
+        environment |= devices.environment()
     return [sys.executable, "-W", "ignore", "-m", module, *flags, *part.engine_args], environment
 
 
@@ -135,15 +149,18 @@ class SGLangServer:
         host: str = "127.0.0.1",
         log: Path | None = None,
         serving: Serving | None = None,
+        devices: ServerDevices | None = None,
     ) -> None:
         self.model, self.port, self.log = (
             model,
             port,
             log or Path(tempfile.gettempdir()) / f"sglang-{role}-{port}.log",
         )
-        self._role, self._command = role, sglang_command(model, spec, role, host, port, serving)
+        self._role, self._command = role, sglang_command(model, spec, role, host, port, serving, devices)
         self.key = admin_key()
         """The key of its administration."""
+        # Beside a trainer the environment is the trainer's: SGLang's graphs map no segment that grows.
+        self._not_inherited = {} if devices is None else accelerator_environment.EXPANDABLE_SEGMENTS
         self._process: subprocess.Popen[bytes] | None = None
         self._shared: set[str] = set()
         """Files in shared memory that the server has mapped, to be removed after it."""
@@ -158,7 +175,11 @@ class SGLangServer:
         self.stop()
         argv, environment = self._command
         # With the variables of a Ray worker, SGLang's processes would behave as part of Ray.
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("RAY_") and self._not_inherited.get(name) != value
+        }
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(
