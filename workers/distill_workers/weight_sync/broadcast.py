@@ -28,8 +28,8 @@ from torch.distributed.distributed_c10d import (
 
 from distill_api.spec.job_spec import Spec
 from distill_workers.engine.engine import EngineHandle, EngineRefused, EngineUnavailable
-from distill_workers.weight_sync.base import BUCKET_BYTES, Engines, PushIncomplete, Sync, on_each
-from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource
+from distill_workers.weight_sync.base import Engines, PushIncomplete, Sync, on_each
+from distill_workers.weight_sync.buckets import BUCKET_BYTES, Bucket, Buffers, WeightSource
 
 log = logging.getLogger(__name__)
 
