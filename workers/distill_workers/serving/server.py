@@ -36,6 +36,8 @@ unless one sequence needs more."""
 SCORING_CHUNK_TOKENS = 4096
 """Chunk of a teacher's prefill: its fp32 logits are [chunk, vocabulary] (sglang#2607)."""
 SHARED_MEMORY_LOADER = "distill_workers.weight_sync.shared_memory.load"
+NCCL_ERRORS, CLEAN_UP_ONLY = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
+"""A failed communicator is aborted, and its process lives (ErrorHandlingMode in torch's ProcessGroupNCCL.hpp)."""
 TAIL_CHARACTERS = 2000
 SHARED_MEMORY = "/dev/shm/"
 STALE_FILE_PREFIXES = ("sglang_loads_", "sgl_shm_", "multi_tokenizer_args_")
@@ -98,6 +100,9 @@ def sglang_command(
         flags += ["--chunked-prefill-size", str(SCORING_CHUNK_TOKENS)]
     else:
         flags += ["--weight-version", "0", "--custom-weight-loader", SHARED_MEMORY_LOADER]
+        if not spec.on_cpu:
+            # A peer that dies in a push of weights must not take this engine along, as torch's default would.
+            environment[NCCL_ERRORS] = os.environ.get(NCCL_ERRORS, CLEAN_UP_ONLY)
     if spec.trust_remote_code:
         flags += ["--trust-remote-code"]
     running = concurrency(spec, part.max_concurrent_requests)
@@ -112,6 +117,10 @@ def sglang_command(
         }
     else:
         module = "distill_workers.serving.sglang_launch"
+    if spec.accelerator.startswith("nvidia.com/"):
+        # As the trainer (megatron/logits.py): a logit of 16 to 32 rounded to bfloat16 is off by up to 0.06 nats. Here
+        # the product with the head sums up into fp32 (SGLang: logits_processor.py, torch.mm with out_dtype) at no cost.
+        flags += ["--enable-fp32-lm-head"]
     if spec.on_cpu or spec.deterministic:
         flags += ["--max-running-requests", str(running)]
     if spec.deterministic:
