@@ -91,6 +91,11 @@ soak: setup tools models ## What needs hours: lives, manifests, seeds, kills (SO
 bench: setup ## Every benchmark beside its peer (BENCH=name for one)
 	@dev/bench.sh $(BENCH)
 
+# Not a part of `make test`: it needs a GPU, and is skipped without. Another PyTorch than workers/.venv's: docs/guides/first-gpu-run.md.
+.PHONY: test-gpu
+test-gpu: setup ## What one GPU can show in ten minutes; table and JSON in build/gpu
+	@dev/test.sh gpu
+
 .PHONY: test-unit test-api test-workers test-chart test-e2e test-isa
 test-unit test-api test-workers test-chart test-e2e test-isa: test-%: setup tools ## One layer; isa: numbers on other processors
 	@dev/test.sh $*

@@ -27,16 +27,16 @@ def of_every_role(spec: Spec, user: Sequence[Mapping[str, str]] = ()) -> dict[st
     """Return the variables that all roles of a job share; empty for a job on CPUs.
 
     user: what the user sets for the trainer and for the engines, in that order. The first to set one of NCCL_AGREED
-    sets it for all roles.
+    sets it for all roles; a flag of the engines by which SGLang sets it goes before both.
     """
     if spec.on_cpu:
         return {}
     found = {**NCCL_AGREED, **NCCL_LOG}
+    for environment in reversed(user):
+        found |= {name: environment[name] for name in NCCL_AGREED if name in environment}
     for flag, names in ENGINE_FLAGS.items():
         if flag in spec.rollout.engine_args:
             found |= dict.fromkeys(names, "1")
-    for environment in reversed(user):
-        found |= {name: environment[name] for name in NCCL_AGREED if name in environment}
     return found
 
 

@@ -31,6 +31,17 @@ def _blocks(language: str) -> Iterator[Any]:
                 yield pytest.param(code, id=f"{page.relative_to(ROOT)}-{number}")
 
 
+def test_the_example_trains_with_the_flags_of_slimes_run() -> None:
+    """Those of the script that a table maps to a field of the trainer or of the rollout (docs/guides/from-slime.md)."""
+    spec = parse_job(yaml.safe_load((ROOT / "examples" / "qwen3-8b-opd.yaml").read_text())).spec
+    optimizer, rollout = spec.trainer.optimizer, spec.rollout
+    assert (spec.trainer.parallelism.tensor, spec.trainer.parallelism.sequence) == (2, True)
+    assert (optimizer.learning_rate, optimizer.weight_decay, optimizer.beta2) == (1e-6, 0.1, 0.98)
+    assert (rollout.prompts_per_step, rollout.samples_per_prompt, rollout.max_response_tokens) == (16, 4, 16384)
+    assert (rollout.replicas, rollout.tensor_parallel_size, rollout.max_policy_lag) == (4, 1, 1)
+    assert (spec.schedule.steps, spec.schedule.checkpoint_every_steps) == (300, 20)
+
+
 def merged(base: Any, over: Any) -> Any:
     """`over` laid on `base`; lists are replaced whole."""
     if isinstance(base, dict) and isinstance(over, dict):

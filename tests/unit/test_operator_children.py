@@ -283,6 +283,20 @@ def test_a_flag_by_which_sglang_overrides_its_environment_counts_for_the_trainer
     assert found["trainer"] == {**AGREED, "NCCL_NVLS_ENABLE": "1"}
 
 
+def test_a_flag_by_which_sglang_overrides_its_environment_goes_before_what_the_user_sets() -> None:
+    engines = {"engineArgs": ["--enable-nccl-nvls"], "template": {"env": [{"name": "NCCL_NVLS_ENABLE", "value": "0"}]}}
+    found = agreed(job(accelerator="nvidia.com/gpu", teacher={"model": "m"}, rollout=engines))
+    assert found["trainer"] == {**AGREED, "NCCL_NVLS_ENABLE": "1"}
+
+
+def test_a_home_of_the_users_takes_the_place_of_the_pods_own() -> None:
+    """Kernels that are compiled at the start are kept below it (docs/guides/sizing.md)."""
+    template = {"env": [{"name": "HOME", "value": "/home/kernels"}]}
+    made = pod_templates(job(accelerator="nvidia.com/gpu", teacher={"model": "m"}, rollout={"template": template}))
+    homes = {role: [e["value"] for e in container(t)["env"] if e["name"] == "HOME"] for role, t in made.items()}
+    assert homes["engine"] == ["/home/kernels"] and homes["trainer"] == homes["teacher"] == ["/tmp"]
+
+
 def test_without_an_accelerator_no_variable_of_one_is_set() -> None:
     for template in pod_templates(job(accelerator="none", teacher={"model": "m"})).values():
         assert not [e for e in container(template)["env"] if e["name"].startswith(("NCCL_", "CUDA_", "PYTORCH_"))]

@@ -207,17 +207,17 @@ def test_the_table_shows_every_number_once(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("arguments", "sentence"),
+    ("arguments", "sentence", "code"),
     [
-        (["--evaluation", "none"], "spec.evaluation has no none: it has heldout"),
-        (["--model", "/nowhere"], "--model: /nowhere is no Hugging Face checkpoint"),
+        (["--evaluation", "none"], "spec.evaluation has no none: it has heldout", 1),
+        (["--model", "/nowhere"], "--model: /nowhere is no Hugging Face checkpoint", 78),
     ],
 )
 def test_what_cannot_be_evaluated_is_said_before_anything_starts(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str]
+    arguments: list[str], sentence: str, code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
     job = str(REPO / "examples" / "arithmetic-cpu.yaml")
-    assert main(["evaluate", "-f", job, "--model", "/m", "--volume", f"/models={MODELS}", *arguments]) == 1
+    assert main(["evaluate", "-f", job, "--model", "/m", "--volume", f"/models={MODELS}", *arguments]) == code
     assert sentence in capsys.readouterr().err
 
 

@@ -5,9 +5,11 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from distill_workers.megatron import memory
+from distill_workers.megatron.logits import logits
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 
@@ -102,3 +104,27 @@ def test_the_step_of_a_restored_parameter_lies_beside_it() -> None:
     restored = memory.step_count(7.0, parameter)
     assert restored.device == parameter.device and restored.dtype == torch.float32
     assert memory.step_count(7.0, torch.zeros(3)).item() == 7.0
+
+
+class Operations(TorchDispatchMode):
+    """The names of the operations that were called, and the types of what they made."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, torch.dtype]] = []
+
+    def __torch_dispatch__(self, function, types, arguments=(), options=None):  # type: ignore[no-untyped-def]
+        made = function(*arguments, **(options or {}))
+        if isinstance(made, torch.Tensor):
+            self.seen.append((str(function), made.dtype))
+        return made
+
+
+def test_on_a_gpu_logits_of_a_bfloat16_head_are_never_rounded_to_bfloat16() -> None:
+    with FakeTensorMode():
+        hidden, head = (torch.empty(4, 8, dtype=torch.bfloat16, device="cuda") for _ in range(2))
+        buffer = torch.empty(4, 4, device="cuda")
+        with Operations() as called:
+            found = logits(hidden, head, buffer)
+    products = [(name, dtype) for name, dtype in called.seen if ".mm" in name or "copy" in name]
+    assert products == [("aten.mm.dtype_out", torch.float32)] and found.dtype == torch.float32

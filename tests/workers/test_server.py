@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from conftest import spec_of
 
-from distill_workers.serving.server import CPU_POOL_TOKENS, SGLangServer, free_port, sglang_command
+from distill_workers.serving.server import SHARED_POOL_TOKENS, SGLangServer, free_port, sglang_command
 
 STUDENT, TEACHER = Path("/models/s"), Path("/models/t")
 
@@ -38,6 +38,15 @@ def test_a_gpu_server_is_sglangs_own_with_bfloat16() -> None:
     assert "SGLANG_USE_CPU_ENGINE" not in environment
 
 
+def test_a_gpu_server_keeps_logits_in_fp32_and_an_engine_outlives_a_peer_that_dies_in_a_push() -> None:
+    for role in ("engine", "teacher"):
+        argv, environment = flags(role, accelerator="nvidia.com/gpu")
+        assert "--enable-fp32-lm-head" in argv
+        assert environment.get("TORCH_NCCL_ASYNC_ERROR_HANDLING") == ("2" if role == "engine" else None)
+    assert "--enable-fp32-lm-head" not in flags(accelerator="amd.com/gpu")[0], "torch has that product for CUDA alone"
+    assert "TORCH_NCCL_ASYNC_ERROR_HANDLING" not in flags()[1]
+
+
 def test_a_cpu_server_is_started_through_the_cpu_package_with_a_bounded_cache() -> None:
     argv, environment = flags(rollout={"maxPromptTokens": 100, "maxResponseTokens": 60})
     assert argv[4] == "distill_workers.cpu.sglang_launch"
@@ -47,7 +56,7 @@ def test_a_cpu_server_is_started_through_the_cpu_package_with_a_bounded_cache() 
     long, _ = flags(rollout={"maxPromptTokens": 100, "maxResponseTokens": 100_000})
     assert value(long, "--max-total-tokens") == str(100_164), "one whole sequence always fits"
     middle, _ = flags(rollout={"maxPromptTokens": 100, "maxResponseTokens": 30_000})
-    assert value(middle, "--max-total-tokens") == str(CPU_POOL_TOKENS)
+    assert value(middle, "--max-total-tokens") == str(SHARED_POOL_TOKENS)
 
 
 @pytest.mark.parametrize("accelerator", ["none", "nvidia.com/gpu"])

@@ -28,6 +28,7 @@ def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -
 
     from distill_cli.overrides import with_overrides
     from distill_cli.views.progress import view
+    from distill_workers.failures import Failure
     from distill_workers.local.run import LocalRun, with_volumes
     from distill_workers.reporting.report import write_report
 
@@ -38,8 +39,11 @@ def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -
     local.claim(resume)
     folder = local.folder.root
     print(f"distill run: {local.job.metadata.name}, results and logs in {folder}", flush=True)
-    with view(Console()) as shown:
-        code = local.run(lambda report: shown.show(folder_snapshot(folder, report)), shown.say)
+    try:
+        with view(Console()) as shown:
+            code = local.run(lambda report: shown.show(folder_snapshot(folder, report)), shown.say)
+    except Failure as error:
+        raise CommandFailed(str(error), error.code) from error
     report = local.exit_report()
     if (folder / "metrics.jsonl").exists():
         write_report(folder, local.job)
@@ -92,7 +96,9 @@ def evaluate(model: str, file: Path, names: tuple[str, ...], teacher: str | None
     spec = parse_job(with_volumes(read_manifest(file.read_text(encoding="utf-8")), dict(volumes))).spec
     try:
         measured = asyncio.run(evaluate(spec, model, names, teacher))
-    except (Failure, EngineUnavailable, ServerFailed, TeacherUnreachable) as error:
+    except Failure as error:
+        raise CommandFailed(str(error), error.code) from error
+    except (EngineUnavailable, ServerFailed, TeacherUnreachable) as error:
         raise CommandFailed(str(error)) from error
     if output == "json":
         write_json({"model": model, "evaluations": [dataclasses.asdict(m) for m in measured]})

@@ -24,6 +24,7 @@ from distill_workers.engine.request import (
 )
 from distill_workers.serving.admin_key import bearer
 from distill_workers.serving.server import SHARED_MEMORY_LOADER, SGLangServer, free_port
+from distill_workers.serving.server_devices import ServerDevices
 
 __all__ = ["Engine", "EngineHandle", "EngineRefused", "EngineUnavailable", "Response", "read_response"]
 
@@ -99,8 +100,18 @@ class EngineHandle(ResponseGenerator, Protocol):
 class Engine:
     """An EngineHandle of a server on this machine."""
 
-    def __init__(self, spec: Spec, number: int, *, host: str, port: int | None, log_folder: str) -> None:
-        self._spec, self._host, self._port = spec, host, port
+    def __init__(
+        self,
+        spec: Spec,
+        number: int,
+        *,
+        host: str,
+        port: int | None,
+        log_folder: str,
+        devices: ServerDevices | None = None,
+    ) -> None:
+        """`devices` are those of this engine where other roles are on this machine; without, it takes what it sees."""
+        self._spec, self._host, self._port, self._devices = spec, host, port, devices
         self._log = Path(log_folder) / f"engine-{number}.log"
         self._server: SGLangServer | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -112,7 +123,9 @@ class Engine:
         await self.stop()
         # The kernel may keep a fixed port for a moment after the old server; SGLang reuses addresses.
         port = self._port or free_port()
-        self._server = SGLangServer(model, self._spec, "engine", host=self._host, port=port, log=self._log)
+        self._server = SGLangServer(
+            model, self._spec, "engine", host=self._host, port=port, log=self._log, devices=self._devices
+        )
         self._server.start()
         self._session = aiohttp.ClientSession(
             f"http://127.0.0.1:{port}",

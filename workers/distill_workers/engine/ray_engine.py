@@ -23,6 +23,7 @@ from distill_workers.engine.engine import (
 )
 from distill_workers.engine.request import EngineRefused, EngineUnavailable, Request, Response
 from distill_workers.serving.server import ServerFailed
+from distill_workers.serving.server_devices import of_engine
 
 log = logging.getLogger(__name__)
 
@@ -138,7 +139,9 @@ class RayEngine:
     def _create_actor(self) -> Any:
         spec = self._job.spec
         # On a cluster the engine has a pod of its own, whose fixed port Prometheus scrapes.
-        where = {"host": "127.0.0.1", "port": None} if self._local else {"host": "0.0.0.0", "port": SGLANG_PORT}
+        where: dict[str, Any] = {"host": "0.0.0.0", "port": SGLANG_PORT}
+        if self._local:
+            where = {"host": "127.0.0.1", "port": None, "devices": of_engine(self.number)}
         options: dict[str, Any] = {"num_cpus": 0, "max_restarts": 0, "max_task_retries": 0}
         if not self._local:
             options["resources"] = {ENGINE_RESOURCE: 1}

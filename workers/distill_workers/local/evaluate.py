@@ -14,6 +14,8 @@ from distill_api.spec.job_spec import Evaluation, RewardSource, Spec
 from distill_workers.engine.engine import Engine, Response
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.evaluation.evaluator import Evaluator, Measurement
+from distill_workers.local.devices import place_here
+from distill_workers.local.placement import Placement
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
 from distill_workers.run.preflight.model_agreement import check_models, load_tokenizer
@@ -60,13 +62,15 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
     """
     evaluations = chosen(spec, names, teacher is not None)
     folder = model_folder(model, "--model")
+    placement = place_here(spec, model, "--model", ranks=0, engines=1, teachers=teacher == HERE) or Placement()
     tokenizer = load_tokenizer(folder, "--model", trust_remote_code=spec.trust_remote_code)
     metrics = Metrics()
     evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in evaluations]
     with tempfile.TemporaryDirectory(prefix="distill-evaluate-") as logs:
-        engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs)
+        devices = next(iter(placement.engines), None)
+        engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs, devices=devices)
         engine.stop_token_ids = check_models(spec, folder, tokenizer)
-        async with teachers_of(spec, teacher, Path(logs), metrics) as teachers:
+        async with teachers_of(spec, teacher, Path(logs), metrics, placement) as teachers:
             if teachers is not None:
                 teachers.bound_ids(len(tokenizer))
             try:
@@ -78,12 +82,14 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
 
 
 @asynccontextmanager
-async def teachers_of(spec: Spec, where: str | None, logs: Path, metrics: Metrics) -> AsyncIterator[Teachers | None]:
+async def teachers_of(
+    spec: Spec, where: str | None, logs: Path, metrics: Metrics, placement: Placement
+) -> AsyncIterator[Teachers | None]:
     """Those of the job, yet to be started; their servers, where they are ours, are on their way up."""
     if where is None:
         yield None
         return
-    servers = TeacherServers(spec, logs) if where == HERE else None
+    servers = TeacherServers(spec, logs, placement.teachers) if where == HERE else None
     try:
         if servers is not None:
             servers.start()

@@ -19,9 +19,13 @@ from distill_api.job import DistillationJob
 from distill_api.protocol import ExitCode, ExitReport, ProgressReport, Variable
 from distill_api.spec.job_spec import Output
 from distill_workers.launch import exit_code
+from distill_workers.local.devices import place_here
+from distill_workers.local.placement import Placement
 from distill_workers.model_folder import model_folder
 from distill_workers.run_folder.run_folder import RunFolder
+from distill_workers.serving import server_devices
 from distill_workers.serving.server import free_port
+from distill_workers.serving.server_devices import CUDA
 
 TRAINER = (sys.executable, "-m", "distill_workers.launch")
 POLL_SECONDS = 1.0
@@ -73,6 +77,7 @@ class LocalRun:
         self._port = free_port()
         self._key = secrets.token_urlsafe(32)
         """Of this run: the engines' administration and Ray ask for it."""
+        self._placement: Placement | None = None
         self._trainer: subprocess.Popen[bytes] | None = None
 
     def claim(self, resume: bool) -> None:
@@ -109,9 +114,18 @@ class LocalRun:
         from distill_workers.teacher.local_servers import TeacherServers
 
         spec = self.job.spec
-        model_folder(spec.student.model, "spec.student.model")
+        student, trainer = spec.student.model, spec.trainer
+        model_folder(student, "spec.student.model")
+        self._placement = place_here(
+            spec,
+            student,
+            "spec.student.model",
+            ranks=trainer.nodes * trainer.gpus_per_node,
+            engines=spec.rollout.replicas,
+            teachers=True,
+        )
         logs = self.folder.root / "logs"
-        teachers = TeacherServers(spec, logs)
+        teachers = TeacherServers(spec, logs, self._placement.teachers if self._placement else None)
         self.folder.root.mkdir(parents=True, exist_ok=True)
         logs.mkdir(exist_ok=True)
         (logs / "exit.json").unlink(missing_ok=True)
@@ -140,9 +154,14 @@ class LocalRun:
         return ExitReport.model_validate_json(path.read_text()) if path.exists() else None
 
     def _environment(self, manifest: Path, teachers: str) -> dict[str, str]:
+        shared = accelerator_environment.of_every_role(self.job.spec, (os.environ,))
         return {
-            **accelerator_environment.of_every_role(self.job.spec, (os.environ,)),
+            **accelerator_environment.of_the_trainer(self.job.spec),
+            **shared,
             **os.environ,
+            # Both ends of a NCCL group must agree, also where a flag of SGLang goes before what the user has set.
+            **{name: shared[name] for name in accelerator_environment.NCCL_AGREED if name in shared},
+            **self._devices(),
             Variable.JOB_FILE: str(manifest),
             Variable.KEY: self._key,
             # The engines' Ray listens on this machine, and whoever reaches it runs what he likes.
@@ -156,6 +175,14 @@ class LocalRun:
             Variable.TERMINATION_LOG: str(self.folder.root / "logs" / "exit.json"),
             "DISTILL_PORT": str(self._port),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
+        }
+
+    def _devices(self) -> dict[str, str]:
+        if self._placement is None:
+            return {}
+        return {
+            CUDA: ",".join(self._placement.trainer),
+            server_devices.ENGINES: server_devices.written(self._placement.engines),
         }
 
     def _follow(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:

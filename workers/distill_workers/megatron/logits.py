@@ -26,6 +26,9 @@ def logits(hidden: torch.Tensor, head: torch.Tensor, buffer: torch.Tensor) -> to
     into = buffer[: len(hidden)]
     if hidden.dtype == into.dtype:
         return torch.mm(hidden, head.t(), out=into)
+    if hidden.is_cuda and into.dtype == torch.float32 and torch.version.hip is None:
+        # The sums are in fp32 anyway: here they are not rounded to the dtype of the head before they are kept.
+        return torch.mm(hidden, head.t(), out_dtype=torch.float32, out=into)
     return into.copy_(hidden @ head.t())
 
 

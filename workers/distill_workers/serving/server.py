@@ -16,23 +16,28 @@ import time
 from pathlib import Path
 from typing import Literal
 
+from distill_api import accelerator_environment
 from distill_api.protocol import Variable
 from distill_api.spec.job_spec import Rollout, Serving, Spec
 from distill_api.teacher.kind import TeacherSpec
 from distill_workers import probe
 from distill_workers.child_processes import end_with_parent
 from distill_workers.serving.admin_key import admin_key
+from distill_workers.serving.server_devices import ServerDevices
 
 Role = Literal["teacher", "engine"]
 Served = Spec | TeacherSpec
 
 CPU_CONCURRENCY = 16
 """Requests that a CPU server works on at once; more would only slow each down."""
-CPU_POOL_TOKENS = 65_536
-"""Upper bound of the key-value cache of a CPU server, unless one sequence needs more."""
+SHARED_POOL_TOKENS = 65_536
+"""Upper bound of the key-value cache of a server that shares its memory with other roles, on a CPU or on one device,
+unless one sequence needs more."""
 SCORING_CHUNK_TOKENS = 4096
 """Chunk of a teacher's prefill: its fp32 logits are [chunk, vocabulary] (sglang#2607)."""
 SHARED_MEMORY_LOADER = "distill_workers.weight_sync.shared_memory.load"
+NCCL_ERRORS, CLEAN_UP_ONLY = "TORCH_NCCL_ASYNC_ERROR_HANDLING", "2"
+"""A failed communicator is aborted, and its process lives (ErrorHandlingMode in torch's ProcessGroupNCCL.hpp)."""
 TAIL_CHARACTERS = 2000
 SHARED_MEMORY = "/dev/shm/"
 STALE_FILE_PREFIXES = ("sglang_loads_", "sgl_shm_", "multi_tokenizer_args_")
@@ -51,10 +56,11 @@ def sequence_tokens(spec: Served) -> int:
     return spec.rollout.max_prompt_tokens + max(spec.rollout.max_response_tokens, *responses, 0)
 
 
-def cpu_pool_tokens(spec: Served, concurrency: int) -> int:
-    """Return the size of a CPU server's key-value cache: room for all requests up to a bound, and for one sequence."""
+def cache_tokens(spec: Served, concurrency: int) -> int:
+    """Return the size of the key-value cache of a server that shares memory: room for all requests up to a bound, and
+    for one sequence."""
     one = sequence_tokens(spec) + 64
-    return max(one, min(concurrency * one, CPU_POOL_TOKENS))
+    return max(one, min(concurrency * one, SHARED_POOL_TOKENS))
 
 
 def concurrency(spec: Served, wanted: int) -> int:
@@ -65,11 +71,18 @@ def concurrency(spec: Served, wanted: int) -> int:
 
 
 def sglang_command(
-    model: str, spec: Served, role: Role, host: str, port: int, serving: Serving | None = None
+    model: str,
+    spec: Served,
+    role: Role,
+    host: str,
+    port: int,
+    serving: Serving | None = None,
+    devices: ServerDevices | None = None,
 ) -> tuple[list[str], dict[str, str]]:
     """Return the command line of a server, and what it needs in its environment.
 
     `serving` is the part of the spec of the teacher that is served; the job's first teacher if it is left out.
+    `devices` are those of a server that shares this machine with others.
     """
     part: Serving | Rollout
     if isinstance(spec, TeacherSpec):
@@ -87,12 +100,15 @@ def sglang_command(
         flags += ["--chunked-prefill-size", str(SCORING_CHUNK_TOKENS)]
     else:
         flags += ["--weight-version", "0", "--custom-weight-loader", SHARED_MEMORY_LOADER]
+        if not spec.on_cpu:
+            # A peer that dies in a push of weights must not take this engine along, as torch's default would.
+            environment[NCCL_ERRORS] = os.environ.get(NCCL_ERRORS, CLEAN_UP_ONLY)
     if spec.trust_remote_code:
         flags += ["--trust-remote-code"]
     running = concurrency(spec, part.max_concurrent_requests)
     if spec.on_cpu:
         module = "distill_workers.cpu.sglang_launch"
-        flags += ["--device", "cpu", "--max-total-tokens", str(cpu_pool_tokens(spec, running))]
+        flags += ["--device", "cpu", "--max-total-tokens", str(cache_tokens(spec, running))]
         # The readiness probe is a real scoring request, which warms up as much as SGLang's own request would.
         flags += ["--skip-server-warmup"]
         environment |= {
@@ -101,6 +117,10 @@ def sglang_command(
         }
     else:
         module = "distill_workers.serving.sglang_launch"
+    if spec.accelerator.startswith("nvidia.com/"):
+        # As the trainer (megatron/logits.py): a logit of 16 to 32 rounded to bfloat16 is off by up to 0.06 nats. Here
+        # the product with the head sums up into fp32 (SGLang: logits_processor.py, torch.mm with out_dtype) at no cost.
+        flags += ["--enable-fp32-lm-head"]
     if spec.on_cpu or spec.deterministic:
         flags += ["--max-running-requests", str(running)]
     if spec.deterministic:
@@ -109,6 +129,9 @@ def sglang_command(
             flags += ["--enable-deterministic-inference"]
         elif role == "engine":
             environment["DISTILL_SEEDED_SAMPLING"] = "1"
+    if devices is not None:
+        flags += devices.flags()
+        environment |= devices.environment()
     return [sys.executable, "-W", "ignore", "-m", module, *flags, *part.engine_args], environment
 
 
@@ -135,15 +158,18 @@ class SGLangServer:
         host: str = "127.0.0.1",
         log: Path | None = None,
         serving: Serving | None = None,
+        devices: ServerDevices | None = None,
     ) -> None:
         self.model, self.port, self.log = (
             model,
             port,
             log or Path(tempfile.gettempdir()) / f"sglang-{role}-{port}.log",
         )
-        self._role, self._command = role, sglang_command(model, spec, role, host, port, serving)
+        self._role, self._command = role, sglang_command(model, spec, role, host, port, serving, devices)
         self.key = admin_key()
         """The key of its administration."""
+        # Beside a trainer the environment is the trainer's: SGLang's graphs map no segment that grows.
+        self._not_inherited = {} if devices is None else accelerator_environment.EXPANDABLE_SEGMENTS
         self._process: subprocess.Popen[bytes] | None = None
         self._shared: set[str] = set()
         """Files in shared memory that the server has mapped, to be removed after it."""
@@ -158,7 +184,11 @@ class SGLangServer:
         self.stop()
         argv, environment = self._command
         # With the variables of a Ray worker, SGLang's processes would behave as part of Ray.
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+        inherited = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith("RAY_") and self._not_inherited.get(name) != value
+        }
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
             self._process = subprocess.Popen(

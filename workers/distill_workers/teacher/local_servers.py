@@ -1,5 +1,6 @@
 """SGLang servers of a job's own teachers on this machine, for a run without a cluster."""
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from distill_api.protocol import teacher_addresses
@@ -7,13 +8,16 @@ from distill_api.spec.job_spec import Spec
 from distill_workers.failures import ConfigurationError
 from distill_workers.model_folder import model_folder
 from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.serving.server_devices import ServerDevices
 
 
 class TeacherServers:
     """A server for each replica of each teacher with a model; teachers with an endpoint need none."""
 
-    def __init__(self, spec: Spec, logs: Path) -> None:
-        """Raises ConfigurationError for a model that does not exist, and for a teacher by `ref`."""
+    def __init__(self, spec: Spec, logs: Path, devices: Mapping[str, Sequence[ServerDevices]] | None = None) -> None:
+        """`devices` are those of each replica, by the teacher's name; without, a server takes what it sees.
+
+        Raises ConfigurationError for a model that does not exist, and for a teacher by `ref`."""
         if shared := [t.ref.name for t in spec.all_teachers if t.ref is not None]:
             raise ConfigurationError(
                 f"Teacher {', '.join(shared)} (ref) is an object of a cluster, and this is none: give a model or an "
@@ -32,6 +36,7 @@ class TeacherServers:
                     port=free_port(),
                     log=logs / f"{stem}-{number}.log",
                     serving=teacher,
+                    devices=devices[teacher.name][number] if devices else None,
                 )
                 for number in range(teacher.replicas)
             ]

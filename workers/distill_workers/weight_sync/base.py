@@ -18,8 +18,6 @@ from distill_workers.weight_sync.buckets import WeightSource
 log = logging.getLogger(__name__)
 
 Engines = Mapping[int, EngineHandle]
-BUCKET_BYTES = 256 * 1024**2
-"""Measured (bench/weight_sync.py): each bucket costs some milliseconds besides its bytes, and its memory twice."""
 ATTEMPTS = 2
 """A push to engines that all seem healthy is tried so often."""
 

@@ -8,10 +8,11 @@ import asyncio
 import contextlib
 import datetime
 import logging
+import os
 import threading
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -28,8 +29,9 @@ from torch.distributed.distributed_c10d import (
 
 from distill_api.spec.job_spec import Spec
 from distill_workers.engine.engine import EngineHandle, EngineRefused, EngineUnavailable
-from distill_workers.weight_sync.base import BUCKET_BYTES, Engines, PushIncomplete, Sync, on_each
-from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource
+from distill_workers.serving.server import CLEAN_UP_ONLY, NCCL_ERRORS
+from distill_workers.weight_sync.base import Engines, PushIncomplete, Sync, on_each
+from distill_workers.weight_sync.buckets import BUCKET_BYTES, Bucket, Buffers, WeightSource
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +39,29 @@ PATIENCE_SECONDS, PATIENCE_RATIO = 30.0, 10.0
 """An engine may take so many seconds for its part in a broadcast, or so many times the longest before, if more."""
 RELEASE_SECONDS = 10.0
 """An engine notices within so long that its group was aborted."""
+
+
+LEAVE_SECONDS = 30.0
+"""The members of a group leave it within so long, or it is aborted."""
+
+
+@contextlib.contextmanager
+def nccl_errors_end_the_group_alone() -> Iterator[None]:
+    """Have a group that is created in the body end by itself, and not the process, when its NCCL fails.
+
+    By default torch's watchdog ends a process whose peer is gone, which is right among the trainer's ranks: so the
+    variable, which each group reads as it is made, is set for this one alone. The engines have it in their environment
+    (serving/server.py).
+    """
+    before = os.environ.get(NCCL_ERRORS)
+    os.environ[NCCL_ERRORS] = CLEAN_UP_ONLY
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[NCCL_ERRORS]
+        else:
+            os.environ[NCCL_ERRORS] = before
 
 
 class DistributedSync(Sync):
@@ -79,7 +104,7 @@ class DistributedSync(Sync):
     def _abandon(self) -> None:
         """Abort the group, and with it a broadcast that nobody receives; do not wait for its thread."""
         if self._group is not None:
-            self._abort()
+            self._abort(self._group)
         self._thread.shutdown(wait=False)
 
     async def _once(self, source: WeightSource, version: int, engines: Engines) -> None:
@@ -107,7 +132,7 @@ class DistributedSync(Sync):
         try:
             _, waiting = await asyncio.wait(everyone, timeout=patience, return_when=asyncio.FIRST_EXCEPTION)
             if waiting:
-                self._abort()
+                self._abort(self._group)
             await on_each(engines, lambda engine: receiving[id(engine)])
             # A broadcast that does not end even when its group is aborted is abandoned.
             if error := sending.exception() if sending.done() else TimeoutError(f"not done after {patience:.0f} s"):
@@ -122,10 +147,10 @@ class DistributedSync(Sync):
         known = max(PATIENCE_SECONDS, PATIENCE_RATIO * self._longest)
         return min(known, self._timeout) if self._longest else self._timeout
 
-    def _abort(self) -> None:
-        """Abort the group at once. Otherwise one engine that dies or hangs in a broadcast makes the others, and this
+    def _abort(self, group: Any) -> None:
+        """Abort a group at once. Otherwise one engine that dies or hangs in a broadcast makes the others, and this
         host, wait for their bytes until the group's timeout."""
-        threading.Thread(target=self._group.abort, daemon=True).start()
+        threading.Thread(target=group.abort, daemon=True).start()
         self._group = None
         self._thread.shutdown(wait=False)
         self._thread = self._new_thread()
@@ -183,16 +208,17 @@ class DistributedSync(Sync):
 
     def _new_group(self, name: str, store: TCPStore, world: int, limit: datetime.timedelta) -> Any:
         # torch has no public function for a second group with ranks outside the trainer's own.
-        group, _ = _new_process_group_helper(
-            world,
-            0,
-            [],
-            Backend(self._backend),
-            PrefixStore(name, store),
-            group_name=GroupName(name),
-            backend_options=None,
-            timeout=limit,
-        )
+        with nccl_errors_end_the_group_alone():
+            group, _ = _new_process_group_helper(
+                world,
+                0,
+                [],
+                Backend(self._backend),
+                PrefixStore(name, store),
+                group_name=GroupName(name),
+                backend_options=None,
+                timeout=limit,
+            )
         _world.pg_group_ranks[group] = {rank: rank for rank in range(world)}
         return group
 
@@ -201,16 +227,30 @@ class DistributedSync(Sync):
         self._group, self._name, self._members, self._longest = None, "", {}, 0.0
         if not name:
             return
-        for engine in engines.values():
+
+        async def leave(engine: EngineHandle) -> None:
             with contextlib.suppress(EngineUnavailable, EngineRefused):
                 await engine.leave_group(name)
+
+        # All at once: on one host a member of a NCCL group waits there for the others.
+        await asyncio.gather(*map(leave, engines.values()), self._destroy(group))
+
+    async def _destroy(self, group: Any) -> None:
+        """Leave a group on this host; abort it if its members do not leave too."""
         if group is None:
             return
-        with contextlib.suppress(RuntimeError, ValueError):
-            await asyncio.get_running_loop().run_in_executor(self._thread, dist.destroy_process_group, group)
+        leaving = asyncio.get_running_loop().run_in_executor(self._thread, dist.destroy_process_group, group)
+        try:
+            with contextlib.suppress(RuntimeError, ValueError):
+                await asyncio.wait_for(leaving, LEAVE_SECONDS)
+        except TimeoutError:
+            log.warning("a weight group is aborted: its members did not leave it within %.0f s", LEAVE_SECONDS)
+            self._abort(group)
 
     async def _clean_up(self, engines: Engines) -> None:
-        for engine in engines.values():
+        async def end(engine: EngineHandle) -> None:
             with contextlib.suppress(EngineUnavailable, EngineRefused):
                 await engine.end_update()
+
+        await asyncio.gather(*map(end, engines.values()))
         await self._disband(engines)

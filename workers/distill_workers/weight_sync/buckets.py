@@ -17,6 +17,8 @@ Acquire = Callable[[int], tuple[int, torch.Tensor]]
 """A function that waits for a free buffer of at least so many bytes, and returns its number and the buffer."""
 NamedTensor = tuple[str, torch.Tensor | None]
 """A Hugging Face name, and the whole tensor on rank 0, None on other ranks."""
+BUCKET_BYTES = 256 * 1024**2
+"""Measured (bench/weight_sync.py): each bucket costs some milliseconds besides its bytes, and its memory twice."""
 FIRST_PART = 4
 """The first bucket is smaller by this factor; measured (bench/weight_sync.py) against the cost of one more bucket."""
 

@@ -19,8 +19,8 @@ from typing import Any
 import torch
 
 from distill_workers.engine.engine import EngineRefused, EngineUnavailable
-from distill_workers.weight_sync.base import BUCKET_BYTES, Engines, Sync, on_each
-from distill_workers.weight_sync.buckets import Bucket, Buffers, WeightSource
+from distill_workers.weight_sync.base import Engines, Sync, on_each
+from distill_workers.weight_sync.buckets import BUCKET_BYTES, Bucket, Buffers, WeightSource
 
 FOLDER = Path("/dev/shm")
 PREFIX = "distill-weights-"

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from distill_api.spec.job_spec import Spec, WeightSync
+from distill_workers.serving.server_devices import of_engine
 from distill_workers.weight_sync.base import Sync
 from distill_workers.weight_sync.broadcast import DistributedSync
 from distill_workers.weight_sync.disk import DiskSync
@@ -14,9 +15,10 @@ def choose_transport(spec: Spec, model: Path, folder: Path, *, address: str, one
 
     model: the folder of the student's model; folder: shared by trainer and engines, for weights in transit; address:
     this host, as the engines reach it; one_machine: the engines run on it, so that its memory serves in place of a
-    disk.
+    disk, and in place of a broadcast where they share a device: NCCL refuses such a group ("Duplicate GPU detected").
     """
-    if spec.trainer.weight_sync is WeightSync.DISTRIBUTED:
+    devices = of_engine(0) if one_machine else None
+    if spec.trainer.weight_sync is WeightSync.DISTRIBUTED and not (devices and devices.shared):
         return DistributedSync(spec, address)
     if one_machine and (size := bucket_bytes(model)):
         return SharedMemorySync(bucket_bytes=size)
