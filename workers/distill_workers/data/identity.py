@@ -41,4 +41,5 @@ def _as_text(value: Any) -> Any:
     """Return what stands for a value that JSON does not have: the same in every process."""
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
-    return type(value).__name__ if type(value).__repr__ is object.__repr__ else str(value)
+    of_object: Any = object.__repr__  # which shows an address
+    return type(value).__name__ if type(value).__repr__ is of_object else str(value)

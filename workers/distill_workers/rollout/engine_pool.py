@@ -94,8 +94,8 @@ class EnginePool:
         begin = time.monotonic()
         results = await asyncio.gather(*(e.start(model) for e in self._engines.values()), return_exceptions=True)
         failed = {n: r for n, r in zip(self._engines, results, strict=True) if isinstance(r, BaseException)}
-        for number, error in failed.items():
-            log.warning("engine %d did not start: %s", number, error)
+        for number, why in failed.items():
+            log.warning("engine %d did not start: %s", number, why)
         if len(failed) == len(results):
             raise EnginesLost(f"no engine started; the error of the first: {results[0]}")
         for number in self._engines:
