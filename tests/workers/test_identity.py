@@ -11,12 +11,13 @@ from conftest import tiny_tokenizer
 from runs import REPO
 
 from distill_api.job import DistillationJob, parse_job
-from distill_api.spec.job_spec import Prompts
+from distill_api.spec.job_spec import Prompts, Schedule
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.identity import changed, content_of
 from distill_workers.data.prompts import load_prompts
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import PromptError
+from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run_folder.run_folder import ForeignRun, RunFolder
 
 PROMPTS = [
@@ -47,6 +48,26 @@ def test_a_state_of_as_many_other_rows_is_refused_with_what_differs(changes: dic
     state = json.loads(json.dumps(cursor(PROMPTS).state()))
     with pytest.raises(PromptError, match=rf"made with 5 prompts and there are 5 now; their {field} differ; restore"):
         cursor(other).restore(state)
+
+
+class OneCheckpoint:
+    """A run folder whose only checkpoint has this state."""
+
+    def __init__(self, **state: Any) -> None:
+        self._state = state
+
+    def latest_checkpoint(self) -> tuple[Path, dict[str, Any]]:
+        return Path("step-000001"), self._state
+
+
+async def test_other_prompts_of_an_evaluation_are_refused_on_resume_with_its_name() -> None:
+    """Its curve would go on with another measure."""
+    saved: Any = OneCheckpoint(heldOut={"sums": content_of(PROMPTS)})
+    others = [dataclasses.replace(p, answer="0") for p in PROMPTS]
+    parts: Any = (None,) * 5
+    manager = CheckpointManager(Schedule(steps=1), saved, *parts, {"sums": content_of(others)})
+    with pytest.raises(PromptError, match="other data of evaluation sums: its answers differ; restore the data"):
+        await manager.resume()
 
 
 def test_rows_in_another_order_are_other_rows() -> None:

@@ -56,7 +56,8 @@ def read_row(row: Row, prompts: Prompts, route: Route, findings: Findings) -> En
     """Return the entry in a row of a file or a data set. Raises PromptError."""
     where, record = row
     question = _question(row, prompts, findings)
-    answer = response = None
+    answer: str | None = None
+    response: str | None = None
     if prompts.answer_field is not None:
         found = required_field(record, prompts.answer_field, where, "answerField")
         answer = answer_of(found, where, prompts.answer_field)

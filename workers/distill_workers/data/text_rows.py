@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO, Any
 
@@ -38,7 +38,7 @@ def text_rows(file: Path, form: FileFormat) -> Iterator[Row]:
 
 def line_rows(stream: IO[bytes], file: Path, encoding: str) -> Iterator[Row]:
     """Yield the rows of a JSONL file: one object a line, blank lines left out. Raises PromptError."""
-    lines = stream if encoding.startswith("utf-8") else _text(stream, encoding)
+    lines: Iterable[bytes | str] = stream if encoding.startswith("utf-8") else _text(stream, encoding)
     number = 0
     try:
         for number, line in enumerate(lines, start=1):
