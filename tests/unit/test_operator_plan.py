@@ -216,11 +216,21 @@ def test_a_spec_without_an_output_volume_is_invalid_on_a_cluster() -> None:
 
 def test_a_strangers_object_is_never_taken_over() -> None:
     of = job()
-    foreign = child(rendering.serving(of, SETTINGS)[0], ours=False)
+    foreign = child(rendering.serving(of, SETTINGS)[0], ours=False, content={})
     found = look(of, Status(), Observed(children=(foreign,), claim=Claim.BOUND))
     assert not applied(found) and not deleted(found)
     assert says(found.status, ConditionType.TEACHER_READY)[1] == "NameTaken"
     assert "Deployment job-teacher" in says(found.status, ConditionType.TEACHER_READY)[2]
+
+
+def test_what_an_earlier_job_of_the_name_left_is_no_strangers() -> None:
+    """kubectl delete, apply: nobody has to delete anything, as the garbage collector will in a moment."""
+    of = job()
+    left = child(rendering.serving(of, SETTINGS)[0], ours=False)
+    found = look(of, Status(), Observed(children=(left,), claim=Claim.BOUND))
+    words = "the Deployment job-teacher is of an earlier job of this name, and goes with it"
+    assert says(found.status, ConditionType.TEACHER_READY) == ("False", "NotReady", words)
+    assert (found.effects, found.status.attempts) == ((), 0)
 
 
 # What is wrong with a role

@@ -73,6 +73,9 @@ def name_taken(wanted: list[Json], observed: Observed) -> tuple[Role, ConditionV
         child = existing(body, observed)
         if child is not None and not child.ours:
             what = f"{body['kind']} {body['metadata']['name']}"
+            if child.belongs_to_earlier(body["metadata"]["ownerReferences"][0]):
+                text = f"the {what} is of an earlier job of this name, and goes with it"
+                return role_of(body), ConditionValue(FALSE, Reason.NOT_READY, text)
             text = f"the {what} exists and belongs to something else; delete it, or name this job differently"
             return role_of(body), ConditionValue(FALSE, Reason.NAME_TAKEN, text)
     return None

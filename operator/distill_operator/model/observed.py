@@ -59,6 +59,15 @@ class Child:
     reason: str = ""
     message: str = ""
 
+    def belongs_to_earlier(self, owner: Raw) -> bool:
+        """Return whether the controller of a foreign object is an earlier object of the owner's kind and name.
+
+        `owner` is an owner reference. The garbage collector takes what has gone with its owner.
+        """
+        found = self.content.get("metadata", {}).get("ownerReferences", [])
+        same = (owner["kind"], owner["name"])
+        return any(o.get("controller") and (o.get("kind"), o.get("name")) == same for o in found)
+
 
 @dataclass(frozen=True)
 class Pod:

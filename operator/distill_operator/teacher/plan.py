@@ -8,12 +8,12 @@ from distill_api import names, protocol
 from distill_api.job import Metadata
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason
-from distill_api.teacher.kind import KIND, Teacher, TeacherStatus
+from distill_api.teacher.kind import Teacher, TeacherStatus
 from distill_operator import policy
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.model import conditions
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
-from distill_operator.model.observed import Child, Observed
+from distill_operator.model.observed import Observed
 from distill_operator.model.pod_problems import no_pods, pods_problem
 from distill_operator.model.times import format_time, parse_time
 from distill_operator.resources import teacher_servers
@@ -56,7 +56,7 @@ def plan_teacher(
     effects: list[Effect] = []
     for body in teacher_servers.children(teacher, settings, scale.replicas):
         child = observed.child(kind_of(body), body["metadata"]["name"])
-        if child is not None and not child.ours and _of_an_earlier_one(meta, child):
+        if child is not None and not child.ours and child.belongs_to_earlier(body["metadata"]["ownerReferences"][0]):
             text = f"the {body['kind']} {body['metadata']['name']} of an earlier Teacher of this name is being removed"
             return refused(meta, status, observed, ConditionValue(FALSE, Reason.NOT_READY, text), now)
         if child is not None and not child.ours:
@@ -103,12 +103,6 @@ def refused(
     found = {ConditionType.SPEC_VALID: valid, ConditionType.READY: serves if ready else condition}
     after = _revised(meta, status.model_copy(update={"ready_replicas": ready}), found, now)
     return TeacherPlan(announcements(meta.uid, status, after), after, RETRY_SECONDS)
-
-
-def _of_an_earlier_one(meta: Metadata, child: Child) -> bool:
-    """Return whether a child was made for an earlier Teacher of this name: the garbage collector takes it."""
-    owners = child.content.get("metadata", {}).get("ownerReferences", [])
-    return any(owner.get("controller") and (owner["kind"], owner["name"]) == (KIND, meta.name) for owner in owners)
 
 
 def _revised(
