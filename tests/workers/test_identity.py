@@ -1,6 +1,7 @@
 """A run is known by what its data and its models hold; where they lie does not matter."""
 
 import dataclasses
+import datetime
 import json
 from pathlib import Path
 from typing import Any
@@ -48,6 +49,17 @@ def test_a_state_of_as_many_other_rows_is_refused_with_what_differs(changes: dic
     state = json.loads(json.dumps(cursor(PROMPTS).state()))
     with pytest.raises(PromptError, match=rf"made with 5 prompts and there are 5 now; their {field} differ; restore"):
         cursor(other).restore(state)
+
+
+def test_fields_that_json_does_not_have_are_the_same_in_every_process() -> None:
+    """Two objects stand for one that two processes made: each is printed with its own address."""
+    first, second = (
+        [Prompt(0, [1], "a", metadata={"made": object(), "names": {"b", "a"}, "when": datetime.date(2026, 1, day)})]
+        for day in (1, 1)
+    )
+    assert content_of(first) == content_of(second)
+    other = [Prompt(0, [1], "a", metadata={**first[0].metadata, "when": datetime.date(2026, 1, 2)})]
+    assert changed(content_of(first), content_of(other)) == ["other fields"]
 
 
 class OneCheckpoint:

@@ -3,6 +3,7 @@
 import array
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -10,6 +11,9 @@ from distill_workers.data.sample import Prompt
 
 Content = Mapping[str, str]
 """A hash of each field of all prompts of a source, in their order."""
+
+ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+"""What Python prints of an object without a text of its own, and differs in every process."""
 
 
 def content_of(prompts: Sequence[Prompt]) -> dict[str, str]:
@@ -41,5 +45,4 @@ def _as_text(value: Any) -> Any:
     """Return what stands for a value that JSON does not have: the same in every process."""
     if isinstance(value, set | frozenset):
         return sorted(map(str, value))
-    of_object: Any = object.__repr__  # which shows an address
-    return type(value).__name__ if type(value).__repr__ is of_object else str(value)
+    return ADDRESS.sub("", str(value))
