@@ -76,6 +76,9 @@ class Model(BaseModel):
     transitions: ClassVar[tuple[tuple[str, str], ...]] = ()
     """Messages and CEL of rules about a change, which the server alone can check: it has the old object."""
 
+    cluster_rules: ClassVar[tuple[tuple[str, str], ...]] = ()
+    """Messages and CEL of rules that hold on a cluster alone, not for `distill run`, which has the same models."""
+
     @field_validator("*", mode="before")
     @classmethod
     def _as_the_server_reads(cls, value: Any, info: ValidationInfo) -> Any:
@@ -109,7 +112,7 @@ class Model(BaseModel):
         json_schema = handler.resolve_ref_schema(reference)
         for rule in cls.rules:
             add_validation(json_schema, rule.cel, rule.message)
-        for message, cel in cls.transitions:
+        for message, cel in (*cls.transitions, *cls.cluster_rules):
             add_validation(json_schema, cel, message)
         for name, field in cls.model_fields.items():
             alias = field.alias or name

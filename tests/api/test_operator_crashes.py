@@ -157,7 +157,7 @@ STORIES: dict[str, tuple[Json, Sequence[Step]]] = {
             (lambda world, _: world.claim("late"), runs(1)),
         ],
     ),
-    "is invalid": ({"output": {}}, [(nothing, says("Succeeded", "InvalidSpec"))]),
+    "is invalid": ({"trustRemoteCode": True}, [(nothing, says("Succeeded", "InvalidSpec"))]),
 }
 
 

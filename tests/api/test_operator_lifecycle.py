@@ -228,9 +228,9 @@ def test_a_missing_claim_starts_nothing_and_says_what_to_do(world: World, kubele
 @pytest.mark.usefixtures("kuberay")
 def test_an_invalid_spec_starts_nothing_and_says_what_to_do(world: World, kubelet: Kubelet) -> None:
     world.operator()
-    world.submit(output={})
+    world.submit(trustRemoteCode=True)
     said = world.until_condition("Succeeded", "InvalidSpec", "False")
-    assert "spec.output.volume: needed on a cluster" in said["message"]
+    assert "spec.trustRemoteCode: this installation does not allow" in said["message"]
     assert world.condition("SpecValid")["status"] == "False"
     assert not world.children()
 

@@ -36,7 +36,7 @@ def policies(file: str, *values: str) -> str:
 
 
 def installed(server: ApiServer, manifests: str, refused: tuple[str, ...], probe: Json) -> Iterator[None]:
-    """Policies while a test runs; the API server heeds them a second after they are there."""
+    """Policies while a test runs. They take effect about a second after they are created."""
     server.kubectl("apply", "-f", "-", stdin=manifests)
     try:
         deadline = time.monotonic() + 30
@@ -262,3 +262,15 @@ def test_the_operator_may_write_nothing_in_kube_system(world: World, crds_instal
 @pytest.mark.usefixtures("held")
 def test_the_policy_holds_nobody_but_the_operator(crds_installed: ApiServer, namespace: str) -> None:
     crds_installed.kubectl("create", "-n", namespace, "-f", "-", stdin=json.dumps(config_map()))
+
+
+@pytest.mark.usefixtures("held")
+def test_the_operator_may_take_a_lease_in_its_own_namespace_alone(crds_installed: ApiServer, namespace: str) -> None:
+    lease = {"apiVersion": "coordination.k8s.io/v1", "kind": "Lease", "metadata": {"name": "x"}}
+
+    def said(where: str) -> str:
+        command = ("create", "-n", where, f"--as={OPERATOR}", "--dry-run=server", "-f", "-")
+        return crds_installed.kubectl(*command, stdin=json.dumps(lease), check=False).stderr
+
+    assert said("default") == ""
+    assert "only what a DistillationJob or a Teacher owns" in said(namespace)

@@ -116,6 +116,12 @@ class Spec(Model):
             "self.teachers.all(t, oldSelf.teachers.exists(o, o.name == t.name))",
         ),
     )
+    cluster_rules = (
+        (
+            "output.volume must be set: name a PersistentVolumeClaim for checkpoints and the model",
+            "has(self.output.volume)",
+        ),
+    )
     rules = (
         *ROUTING_RULES,
         Rule(
