@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from distill_api.manifest import read_manifest
+from distill_api.manifest import read_manifests
 from distill_api.names import MAX_JOB_NAME
 from distill_api.rules import Rule
 from distill_api.spec.job_spec import Spec
@@ -80,12 +80,25 @@ def parse_object(manifest: Any, model: type[ObjectT]) -> ObjectT:
         raise InvalidManifest(sentences(error, model)) from None
 
 
-def load_job(path: Path) -> DistillationJob:
-    """Return the job of a YAML or JSON file. Raises InvalidManifest, also for a file that cannot be read."""
+def load_job(path: Path, number: int | None = None) -> DistillationJob:
+    """Return the job of a YAML or JSON file. Raises InvalidManifest, also for a file that cannot be read.
+
+    number: of the object, from 1; without it the file must have one.
+    """
+    objects = load_objects(path)
+    if number is None and len(objects) > 1:
+        raise InvalidManifest([f"{path}: has {len(objects)} objects, and one job is needed here"])
+    return parse_job(objects[(number or 1) - 1])
+
+
+def load_objects(path: Path) -> list[Any]:
+    """Return the objects of a file as kubectl reads it, yet to be parsed. Raises InvalidManifest if there is none."""
     try:
-        manifest = read_manifest(path.read_text(encoding="utf-8"))
+        found = read_manifests(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidManifest([f"{path}: cannot be read: {error.strerror}"]) from None
     except (UnicodeDecodeError, yaml.YAMLError) as error:
         raise InvalidManifest([f"{path}: is not YAML: {' '.join(str(error).split())}"]) from None
-    return parse_job(manifest)
+    if not found:
+        raise InvalidManifest([f"{path}: has no object"])
+    return found

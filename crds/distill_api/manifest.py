@@ -21,5 +21,21 @@ _Loader.add_implicit_resolver(
 
 
 def read_manifest(text: str) -> Any:
-    """Return the one document of a YAML or JSON text. Raises yaml.YAMLError."""
-    return yaml.load(text, Loader=_Loader)
+    """Return the one object of a YAML or JSON text, or its value. Raises yaml.YAMLError, also if there are several."""
+    found = read_manifests(text)
+    return found[0] if len(found) == 1 else yaml.load(text, Loader=_Loader)
+
+
+def read_manifests(text: str) -> list[Any]:
+    """Return the objects of a YAML or JSON text as kubectl does: of each document that is not empty, and of each List.
+
+    Raises yaml.YAMLError.
+    """
+    documents = [document for document in yaml.load_all(text, Loader=_Loader) if document is not None]
+    return [item for document in documents for item in _items(document)]
+
+
+def _items(document: Any) -> list[Any]:
+    if isinstance(document, dict) and document.get("kind") == "List" and isinstance(document.get("items"), list):
+        return list(document["items"])
+    return [document]

@@ -6,11 +6,15 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
+import yaml
 from click.shell_completion import ShellComplete
 
+from distill_api.job import InvalidManifest, load_job
+from distill_api.manifest import read_manifest
 from distill_cli.commands.completion import VARIABLE
 from distill_cli.failure import EXIT_CODES
 from distill_cli.kubectl_completion import for_kubectl
@@ -130,6 +134,83 @@ def test_validate_writes_every_problem_of_every_file(capsys: pytest.CaptureFixtu
     assert "spec.schedule.steps" in bad["problems"][0]
     assert main(["validate", "-f", str(BAD)]) == 1
     assert capsys.readouterr().err.startswith(f"{BAD}: spec.schedule.steps")
+
+
+def documents(folder: Path, *manifests: Any) -> Path:
+    path = folder / "all.yaml"
+    path.write_text("---\n" + "\n---\n".join(yaml.safe_dump(m) if m else "# nothing\n" for m in manifests))
+    return path
+
+
+def test_validate_takes_several_documents_of_a_file_as_kubectl_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    job, bad = (yaml.safe_load(path.read_text()) for path in (EXAMPLE, BAD))
+    teacher = yaml.safe_load((EXAMPLE.parent / "teacher-cpu.yaml").read_text())
+    config = {"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": "c"}}
+    path = documents(tmp_path, config, teacher, None, {"apiVersion": "v1", "kind": "List", "items": [job]})
+    assert main(["validate", "-f", str(path)]) == 0
+    said = capsys.readouterr().out.splitlines()
+    assert [line.removeprefix(f"{path}: object ") for line in said] == [
+        "1: ConfigMap is not checked",
+        f"2: Teacher {teacher['metadata']['name']} is valid",
+        "3: DistillationJob arithmetic is valid",
+    ]
+
+    path = documents(tmp_path, job, bad)
+    assert main(["validate", "-f", str(path), "-o", "json"]) == 1
+    assert [(one["object"], one["valid"]) for one in json.loads(capsys.readouterr().out)] == [(1, True), (2, False)]
+    assert main(["validate", "-f", str(path)]) == 1
+    assert capsys.readouterr().err.startswith(f"{path}: object 2: spec.schedule.steps")
+
+
+def test_a_file_with_one_job_among_empty_documents_is_that_job_and_several_are_too_many(tmp_path: Path) -> None:
+    job = yaml.safe_load(EXAMPLE.read_text())
+    alone = documents(tmp_path, None, job, None)
+    assert load_job(alone).metadata.name == read_manifest(alone.read_text())["metadata"]["name"] == "arithmetic"
+    with pytest.raises(InvalidManifest, match="has 2 objects, and one job is needed here"):
+        load_job(documents(tmp_path, job, job))
+
+
+def test_validate_says_that_a_file_has_no_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = documents(tmp_path, None, None)
+    assert main(["validate", "-f", str(path)]) == 1
+    assert "has no object" in capsys.readouterr().err
+
+
+REWARD = {"reward": {"source": "math"}}
+
+
+@pytest.mark.parametrize(
+    ("rollout", "objective", "evaluation", "problem"),
+    [
+        (1, REWARD, {}, "spec.rollout.samplesPerPrompt: is 1, and objective.advantage group compares"),
+        (1, {**REWARD, "advantage": "leave-one-out"}, {}, "advantage leave-one-out compares"),
+        (1, {**REWARD, "advantage": "none"}, {}, None),
+        (1, {**REWARD, "rewardCoefficient": 0}, {}, None),
+        (1, {}, {}, None),
+        (2, REWARD, {}, None),
+        (2, {}, {"samplesPerPrompt": 8}, "spec.evaluation[heldout].samplesPerPrompt: is 8, and with sampling.temp"),
+        (2, {}, {"samplesPerPrompt": 8, "sampling": {"temperature": 0.6}}, None),
+        (2, {}, {"samplesPerPrompt": 8, "reward": {"source": "none"}}, None),
+    ],
+)
+def test_validate_refuses_what_cannot_learn_or_measure(
+    rollout: int,
+    objective: dict[str, Any],
+    evaluation: dict[str, Any],
+    problem: str | None,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    job = yaml.safe_load(EXAMPLE.read_text())
+    job["spec"]["rollout"]["samplesPerPrompt"] = rollout
+    job["spec"]["objective"] |= objective
+    job["spec"]["data"]["prompts"]["answerField"] = "answer"
+    job["spec"]["evaluation"][0] |= evaluation
+    path = documents(tmp_path, job)
+    assert main(["validate", "-f", str(path)]) == (0 if problem is None else 1)
+    assert (problem or "") in capsys.readouterr().err
 
 
 def test_a_reader_of_a_pipe_may_go_before_the_end() -> None:

@@ -11,6 +11,7 @@ from transformers import PreTrainedTokenizerFast
 from distill_api.spec.job_spec import Spec
 from distill_workers.engine.request import Request
 from distill_workers.failures import ConfigurationError
+from distill_workers.run.preflight.chat_template import same_special_tokens, same_thinking
 from distill_workers.run.preflight.model_agreement import (
     Ends,
     ModelsDisagree,
@@ -20,6 +21,7 @@ from distill_workers.run.preflight.model_agreement import (
     same_template,
     stop_ids,
 )
+from distill_workers.run.preflight.model_limits import limits
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content | trim }}<|im_end|>\n{% endfor %}"
@@ -152,3 +154,82 @@ def test_a_student_without_tokenizer_files_is_a_configuration_error_with_its_fol
     (tmp_path / "config.json").write_text('{"model_type": "qwen3"}')
     with pytest.raises(ConfigurationError, match=f"spec.student.model: {tmp_path} has no tokenizer"):
         load_tokenizer(tmp_path, "spec.student.model", trust_remote_code=False)
+
+
+OFF = "{% if enable_thinking is defined and enable_thinking is false %}<think>\n\n</think>\n\n{% endif %}"
+QWEN3 = CHATML.replace("assistant\n{% endif", f"assistant\n{OFF}{{% endif")
+
+
+def test_a_model_that_can_think_and_one_that_never_does_are_told_apart() -> None:
+    """Qwen3-8B and Qwen3-30B-A3B-Instruct-2507 render one prompt, and answer it in two ways."""
+    same_template(tokenizer(QWEN3), tokenizer(CHATML))
+    with pytest.raises(
+        ModelsDisagree, match=r"ThinkingMode: the student's .* takes enable_thinking, .* one mode alone"
+    ):
+        same_thinking(tokenizer(QWEN3), tokenizer(CHATML))
+    with pytest.raises(ModelsDisagree, match="the teacher's takes enable_thinking"):
+        same_thinking(tokenizer(CHATML), tokenizer(QWEN3))
+    same_thinking(tokenizer(QWEN3), tokenizer(QWEN3))
+    same_thinking(tokenizer(None), tokenizer(QWEN3))
+
+
+def test_a_special_token_that_one_model_reads_in_pieces_is_named_with_both_readings() -> None:
+    words = {word: i for i, word in enumerate(["<|endoftext|>", "|>", "<|", "[UNK]"])}
+    inner = Tokenizer(models.WordLevel(words, unk_token="[UNK]"))
+    inner.pre_tokenizer = pre_tokenizers.Whitespace()
+    pieces = PreTrainedTokenizerFast(tokenizer_object=inner, eos_token="<|endoftext|>")
+    pieces.chat_template = CHATML
+
+    same_special_tokens(tokenizer(), tokenizer(eos="<|im_end|>"))
+    mine = r"SpecialTokens: token 0 of a rendered conversation is '<\|im_start\|>' \(id 1\) to the student and "
+    with pytest.raises(ModelsDisagree, match=mine + r"'<\|' \(id 2\) to the teacher"):
+        same_special_tokens(tokenizer(), pieces)
+
+
+def limited(folder: Path, positions: int, rows: int = 4, **config: Any) -> Path:
+    saved(folder, tokenizer(), 0)
+    (folder / "config.json").write_text(
+        json.dumps({"max_position_embeddings": positions, "vocab_size": rows, "eos_token_id": 0, **config})
+    )
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "ends_well"),
+    [(80, 81, True), (79, 81, False), (80, 80, False), (80, 79, False), (200, 200, True)],
+)
+def test_prompt_and_response_fit_both_models_or_the_sentence_has_all_numbers(
+    student: int, teacher: int, ends_well: bool, tmp_path: Path
+) -> None:
+    """A teacher of 80 positions scores 79 tokens: SGLang refuses an input as long as its context."""
+    mine = limited(tmp_path / "student", student)
+    job = spec(limited(tmp_path / "teacher", teacher), maxPromptTokens=48, maxResponseTokens=32)
+    if ends_well:
+        check_models(job, mine, tokenizer())
+        return
+    numbers = rf"ContextLength: .*48 .*32 tokens are 80, but the student has {student} and teacher \w+ has {teacher}"
+    with pytest.raises(ModelsDisagree, match=numbers):
+        check_models(job, mine, tokenizer())
+
+
+def test_a_student_is_measured_also_where_its_teacher_is_an_endpoint(tmp_path: Path) -> None:
+    job = spec(Path("/models/elsewhere"), maxPromptTokens=48, maxResponseTokens=32)
+    with pytest.raises(ModelsDisagree, match="are 80, but the student has 79 positions"):
+        check_models(job, limited(tmp_path / "student", 79), tokenizer())
+
+
+def test_a_context_length_is_the_scaled_and_the_stated_one(tmp_path: Path) -> None:
+    yarn = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}
+    assert limits(limited(tmp_path / "a", 32, **yarn), []).positions == 128
+    original = {"rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}}
+    assert limits(limited(tmp_path / "b", 128, **original), []).positions == 128
+    llama = {"rope_scaling": {"rope_type": "llama3", "factor": 8.0}}
+    assert limits(limited(tmp_path / "c", 128, **llama), []).positions == 128
+    assert limits(tmp_path / "c", ["--context-length", "64"]).positions == 64
+    assert limits(tmp_path / "c", ["--context-length=65"]).positions == 65
+
+
+def test_a_token_without_an_embedding_row_is_named(tmp_path: Path) -> None:
+    student, job = limited(tmp_path / "student", 8192, rows=3), spec(Path("/models/elsewhere"))
+    with pytest.raises(ModelsDisagree, match=r"EmbeddingRows: .*'\[UNK\]' with id 3, and its embedding has 3 rows"):
+        check_models(job, student, tokenizer())

@@ -12,7 +12,16 @@ from distill_workers.run.preflight import preflight as module
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.teachers import Teachers
 
-WORK = ("teacher_answers", "top_k_fits", "same_vocabulary", "probe", "teacher_is_sane", "replicas_agree")
+WORK = (
+    "gap_nats",
+    "teacher_answers",
+    "top_k_fits",
+    "same_vocabulary",
+    "probe",
+    "teacher_is_sane",
+    "teacher_differs",
+    "replicas_agree",
+)
 
 
 async def said(teacher: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> list[str]:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
-from distill_api.job import InvalidManifest, load_job, parse_job
+from distill_api.job import InvalidManifest, load_job, load_objects, parse_job
+from distill_api.learning import obstacles
 from distill_api.manifest import read_manifest
+from distill_api.teacher.kind import parse_teacher
 from distill_cli.failure import CommandFailed
 from distill_cli.options import one_file, output, settings, with_connect, write_json
 from distill_cli.overrides import with_overrides
@@ -30,22 +33,83 @@ if TYPE_CHECKING:
 )
 @output("lines", "json")
 def validate(files: tuple[Path, ...], output: str) -> int:
-    """Check manifests offline, by the rules of the API server."""
-    problems: dict[Path, list[str]] = {}
-    for path in files:
-        try:
-            job = load_job(path)
-            problems[path] = []
-            if output == "lines":
-                print(f"{path}: DistillationJob {job.metadata.name} is valid")
-        except InvalidManifest as error:
-            problems[path] = error.problems
-            if output == "lines":
-                for problem in error.problems:
-                    click.echo(f"{path}: {problem}", err=True)
+    """Check manifests offline, by the rules of the API server, and for what no job could learn from.
+
+    A file may have several documents, as for kubectl; DistillationJobs and Teachers are checked, other kinds are named.
+    """
+    found = [one for path in files for one in checked_file(path)]
     if output == "json":
-        write_json([{"file": str(path), "valid": not found, "problems": found} for path, found in problems.items()])
-    return 1 if any(problems.values()) else 0
+        write_json([one.as_json() for one in found])
+    else:
+        for one in found:
+            if one.problems:
+                for problem in one.problems:
+                    click.echo(f"{one.where}: {problem}", err=True)
+            else:
+                print(f"{one.where}: {one.title}")
+    return 1 if any(one.problems for one in found) else 0
+
+
+@dataclass(frozen=True)
+class Checked:
+    """One object of a file, and what is wrong with it."""
+
+    path: Path
+    number: int | None
+    """Of the object in a file with several."""
+    title: str
+    problems: list[str]
+
+    @property
+    def where(self) -> str:
+        return str(self.path) if self.number is None else f"{self.path}: object {self.number}"
+
+    def as_json(self) -> dict[str, Any]:
+        number = {} if self.number is None else {"object": self.number}
+        return {"file": str(self.path), **number, "valid": not self.problems, "problems": self.problems}
+
+
+def checked_file(path: Path) -> list[Checked]:
+    """Check each object of a file."""
+    try:
+        objects = load_objects(path)
+    except InvalidManifest as error:
+        return [Checked(path, None, "", error.problems)]
+    if len(objects) == 1:
+        [only] = objects
+        return [checked_teacher(path, None, only) if kind_of(only) == "Teacher" else checked_job(path, None)]
+    return [checked_object(path, number, manifest) for number, manifest in enumerate(objects, 1)]
+
+
+def checked_object(path: Path, number: int, manifest: Any) -> Checked:
+    """Check one of several objects; those of other groups are for kubectl alone."""
+    fields = manifest if isinstance(manifest, dict) else {}
+    kind, ours = kind_of(manifest), str(fields.get("apiVersion", "")).startswith("distillation-operator.io/")
+    if kind == "Teacher":
+        return checked_teacher(path, number, manifest)
+    return checked_job(path, number) if ours or not kind else Checked(path, number, f"{kind} is not checked", [])
+
+
+def checked_teacher(path: Path, number: int | None, manifest: Any) -> Checked:
+    """Check a Teacher."""
+    try:
+        return Checked(path, number, f"Teacher {parse_teacher(manifest).metadata.name} is valid", [])
+    except InvalidManifest as error:
+        return Checked(path, number, "", error.problems)
+
+
+def checked_job(path: Path, number: int | None) -> Checked:
+    """Check the job of a file, or the one of a number."""
+    try:
+        job = load_job(path) if number is None else load_job(path, number)
+    except InvalidManifest as error:
+        return Checked(path, number, "", error.problems)
+    return Checked(path, number, f"DistillationJob {job.metadata.name} is valid", obstacles(job.spec))
+
+
+def kind_of(manifest: Any) -> str:
+    """Return an object's kind; empty for what is no object."""
+    return str(manifest.get("kind", "")) if isinstance(manifest, dict) else ""
 
 
 @click.command()

@@ -12,6 +12,10 @@ T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 
+class ModelsDisagree(PreflightFailed):
+    """Raised when student and teacher differ in what they must share; the sentence has both values."""
+
+
 @dataclass(frozen=True)
 class Check:
     """One promise about the parts of a run."""

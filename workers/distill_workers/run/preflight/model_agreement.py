@@ -13,25 +13,27 @@ from typing import Any
 
 from distill_api.spec.job_spec import Spec
 from distill_workers.data.rendering import WithArguments, template_arguments
-from distill_workers.failures import ConfigurationError, PreflightFailed
+from distill_workers.failures import ConfigurationError
+from distill_workers.run.preflight.chat_template import same_special_tokens, same_template, same_thinking
+from distill_workers.run.preflight.check import ModelsDisagree
+from distill_workers.run.preflight.model_limits import check_context_length, check_embedding_rows, limits
+
+__all__ = [
+    "Ends",
+    "ModelsDisagree",
+    "check_models",
+    "ends",
+    "load_tokenizer",
+    "same_template",
+    "stop_ids",
+]
 
 log = logging.getLogger(__name__)
 
-ROUND = [
-    {"role": "system", "content": "You answer in one word."},
-    {"role": "user", "content": "  What is 2 + 2?\n"},
-    {"role": "assistant", "content": "Four."},
-    {"role": "user", "content": "And 3 + 3?"},
-]
-"""A conversation in which templates that differ do so: a system prompt, white space, a second turn."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "*.tiktoken")
 """One of these holds a vocabulary. Without, transformers makes up a tokenizer of no tokens for some architectures."""
 MARK = "\u2603"
 """A text of an assistant that no template writes by itself."""
-
-
-class ModelsDisagree(PreflightFailed):
-    """Raised when student and teacher differ in what they must share; the sentence has both values."""
 
 
 @dataclass(frozen=True)
@@ -65,18 +67,24 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> tuple[int, ...]:
 
     A teacher's files may be mounted in the teacher's pods alone; then the log says that it was not compared.
     """
-    mine = ends(student, tokenizer)
+    mine, own_limits = ends(student, tokenizer), limits(student, spec.rollout.engine_args)
+    check_embedding_rows(tokenizer, own_limits)
     found: set[int] = set(spec.rollout.stop_token_ids)
     for teacher in spec.all_teachers:
         folder = Path(teacher.model or "").expanduser()
         if not (folder / "config.json").is_file():
             log.info(
-                "preflight: chat template and ends of teacher %s not compared: its files are not here", teacher.name
+                "preflight: chat template, ends and context length of teacher %s not compared: its files are not here",
+                teacher.name,
             )
+            check_context_length(spec, own_limits, None, "")
             continue
         theirs = load_tokenizer(folder, f"{teacher.path}.model", trust_remote_code=spec.trust_remote_code)
         for arguments in template_arguments(spec):
             same_template(WithArguments(tokenizer, arguments), WithArguments(theirs, arguments))
+        same_thinking(tokenizer, theirs)
+        same_special_tokens(tokenizer, theirs)
+        check_context_length(spec, own_limits, limits(folder, teacher.engine_args), teacher.name)
         if not spec.rollout.stop_token_ids:
             found |= set(stop_ids(mine, ends(folder, theirs)))
     more = tuple(sorted(found - mine.ids))
@@ -113,37 +121,6 @@ def stop_ids(student: Ends, teacher: Ends) -> list[int]:
             "eos_token_id in the student's generation_config.json"
         )
     return sorted(agreed)
-
-
-def same_template(student: Any, teacher: Any) -> None:
-    """Compare two tokenizers' renderings of a conversation. Raises ModelsDisagree with the first difference."""
-    mine, theirs = _rendered(student), _rendered(teacher)
-    if mine is None or mine == theirs:
-        return  # without a template of the student's no prompt is a conversation
-    if theirs is None:
-        raise ModelsDisagree(
-            "ChatTemplate: the student has a chat template and the teacher has none, so it has never seen such "
-            "prompts; choose a teacher that was trained on conversations, or set prompts.applyChatTemplate: false and "
-            "remove the student's template"
-        )
-    at = next((i for i, (a, b) in enumerate(zip(mine, theirs, strict=False)) if a != b), min(len(mine), len(theirs)))
-    raise ModelsDisagree(
-        f"ChatTemplate: a conversation is ...{mine[max(at - 20, 0) : at + 20]!r}... to the student and "
-        f"...{theirs[max(at - 20, 0) : at + 20]!r}... to the teacher; both must see one prompt: give the student the "
-        "teacher's chat template"
-    )
-
-
-def _rendered(tokenizer: Any) -> str | None:
-    """A conversation as a prompt; without its system message for a template that refuses one."""
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    for messages in (ROUND, ROUND[1:]):
-        try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
-        except Exception:  # a template raises whatever it likes
-            continue
-    return None
 
 
 def _end_of_turn(tokenizer: Any) -> int | None:

@@ -9,10 +9,19 @@ from distill_workers.run.preflight.replicas import REPLICAS_AGREE, replicas_agre
 from distill_workers.run.preflight.student import (
     ENGINE_GENERATES,
     ENGINE_MATCHES_TRAINER,
+    PROBE_PROMPTS,
     engine_matches_trainer,
     probe,
 )
-from distill_workers.run.preflight.teacher import TEACHER_ANSWERS, TEACHER_SANE, teacher_answers, teacher_is_sane
+from distill_workers.run.preflight.teacher import (
+    TEACHER_ANSWERS,
+    TEACHER_DIFFERS,
+    TEACHER_SANE,
+    gap_nats,
+    teacher_answers,
+    teacher_differs,
+    teacher_is_sane,
+)
 from distill_workers.run.preflight.vocabulary import SAME_VOCABULARY, TOP_K_FITS, same_vocabulary, top_k_fits
 from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.teacher.teachers import Teachers
@@ -29,7 +38,10 @@ async def preflight(
             await TOP_K_FITS.passing(top_k_fits(spec, len(tokenizer), teacher))
         await SAME_VOCABULARY.passing(same_vocabulary(tokenizer, teacher))
     samples = await ENGINE_GENERATES.passing(probe(spec, engines, cursor))
+    few, gaps = samples[:PROBE_PROMPTS], dict[str, float]()
     for teacher in teachers.pools.values():
-        await TEACHER_SANE.passing(teacher_is_sane(spec, samples, teacher, len(tokenizer)))
-        await REPLICAS_AGREE.passing(replicas_agree(spec, samples, teacher))
+        scores = await TEACHER_SANE.passing(teacher_is_sane(spec, few, teacher, len(tokenizer)))
+        gaps[teacher.teacher.name] = gap_nats(few, scores)
+        await REPLICAS_AGREE.passing(replicas_agree(spec, few, teacher))
+    await TEACHER_DIFFERS.passing(teacher_differs(spec, gaps))
     await ENGINE_MATCHES_TRAINER.passing(engine_matches_trainer(spec, samples, trainer))

@@ -3,7 +3,7 @@
 import math
 import statistics
 
-from distill_api.spec.job_spec import Spec, Support
+from distill_api.spec.job_spec import RewardSource, Spec, Support
 from distill_workers.data.sample import Sample
 from distill_workers.run.preflight.check import Check
 from distill_workers.teacher.pool import BadScore, TeacherPool
@@ -25,6 +25,15 @@ TEACHER_SANE = Check(
 )
 
 
+TEACHER_DIFFERS = Check(
+    "TeacherDiffers",
+    promise="A teacher is another model than the student, or there is a reward to learn from.",
+    cost="none beside TeacherSane",
+)
+SAME_NATS = {"float32": 1e-4, "bfloat16": 5e-3}
+"""Mean difference below which teacher and student are one model: kernels of other shapes differ by as much."""
+
+
 async def teacher_answers(teacher: TeacherPool) -> None:
     """An endpoint is somebody else's, and may be another than the job says."""
     try:
@@ -37,8 +46,10 @@ async def teacher_answers(teacher: TeacherPool) -> None:
         ) from None
 
 
-async def teacher_is_sane(spec: Spec, samples: list[Sample], teacher: TeacherPool, vocabulary: int) -> None:
-    """It scores as training will ask it to, and what it says of the student's tokens is no nonsense."""
+async def teacher_is_sane(
+    spec: Spec, samples: list[Sample], teacher: TeacherPool, vocabulary: int
+) -> list[list[float]]:
+    """Return the log-probs of each sample's tokens, nats: scored as training will ask for it, and no nonsense."""
     top_k = spec.objective.top_k if spec.objective.support is Support.TOP_K else None
     try:
         scores = [await teacher.score(s.prompt_ids, s.response_ids, top_k) for s in samples]
@@ -50,6 +61,32 @@ async def teacher_is_sane(spec: Spec, samples: list[Sample], teacher: TeacherPoo
         raise TEACHER_SANE.failure(
             f"{named(teacher)} gives the student's tokens {mean:.1f} nats on average, far below chance "
             f"({-math.log(vocabulary):.1f}); is it the right model?",
+        )
+    if mean == 0:
+        raise TEACHER_SANE.failure(
+            f"{named(teacher)} gives each of the student's tokens probability 1: its server writes 0 for a "
+            "log-probability that it did not compute; serve it by another version",
+        )
+    return [s.logprobs for s in scores]
+
+
+def gap_nats(samples: list[Sample], scores: list[list[float]]) -> float:
+    """Return the mean absolute difference of a teacher's log-probs and the student's own, per token."""
+    pairs = zip(samples, scores, strict=True)
+    return statistics.fmean(abs(t - e) for s, own in pairs for t, e in zip(own, s.engine_logprobs, strict=True))
+
+
+async def teacher_differs(spec: Spec, gaps: dict[str, float]) -> None:
+    """A teacher whose path was mistyped is often the student itself: the divergence is 0 from the start.
+
+    gaps: `gap_nats` by teacher. The student as it was is an anchor beside a reward, or beside another teacher.
+    """
+    rewarded = any((s.reward or spec.objective.reward).source is not RewardSource.NONE for s in spec.data.all_sources)
+    if not rewarded and max(gaps.values()) < SAME_NATS[spec.dtype]:
+        raise TEACHER_DIFFERS.failure(
+            f"teacher {', '.join(gaps)} gives the student's tokens the log-probabilities that the student gives them "
+            f"(mean difference {max(gaps.values()):.1e} nats), and there is no reward, so there is nothing to learn; "
+            f"is its model the student, {spec.student.model}?",
         )
 
 

@@ -1,0 +1,38 @@
+"""What a valid job cannot learn or measure as written: found before it costs anything.
+
+No rules of the API server: a job may be such on purpose, to measure something, and one that exists must stay mutable.
+"""
+
+from collections.abc import Iterator
+
+from distill_api.spec.job_spec import Advantage, Decay, RewardSource, Spec
+
+
+def obstacles(spec: Spec) -> list[str]:
+    """Return a sentence for each part of a job that can have no effect, with what to change."""
+    return [*_rewards_without_a_group(spec), *_repeated_greedy_responses(spec)]
+
+
+def _rewards_without_a_group(spec: Spec) -> Iterator[str]:
+    objective = spec.objective
+    rewards = [(s.reward or objective.reward).source for s in spec.data.all_sources]
+    coefficient = objective.reward_coefficient > 0 or objective.reward_coefficient_schedule.decay is not Decay.CONSTANT
+    compares = objective.advantage is not Advantage.NONE
+    alone = spec.rollout.samples_per_prompt == 1
+    if alone and compares and coefficient and set(rewards) != {RewardSource.NONE}:
+        yield (
+            f"spec.rollout.samplesPerPrompt: is 1, and objective.advantage {objective.advantage.value} compares a "
+            "response with the others to its prompt, so that the reward of each is worth 0 and teaches nothing; sample "
+            "at least 2, or set objective.advantage: none"
+        )
+
+
+def _repeated_greedy_responses(spec: Spec) -> Iterator[str]:
+    for evaluation in spec.evaluation:
+        greedy = evaluation.sampling.temperature == 0
+        if greedy and evaluation.samples_per_prompt > 1 and evaluation.reward.source is not RewardSource.NONE:
+            yield (
+                f"spec.evaluation[{evaluation.name}].samplesPerPrompt: is {evaluation.samples_per_prompt}, and with "
+                "sampling.temperature 0 all of them are one response, so that pass@k is the score; set a temperature "
+                "above 0, or samplesPerPrompt: 1"
+            )

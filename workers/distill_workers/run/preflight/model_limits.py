@@ -1,0 +1,78 @@
+"""What a model's config.json bounds: the positions of a sequence, and the token ids that have an embedding row."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from distill_api.spec.job_spec import Spec
+from distill_workers.run.preflight.check import ModelsDisagree
+
+CONTEXT_ARGUMENT = "--context-length"
+"""With which a user tells SGLang another length than that of config.json."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """The bounds of one model; None where its files do not say."""
+
+    positions: int | None
+    """Tokens of a sequence, prompt and response."""
+    rows: int | None
+    """Of the embedding: token ids from 0 on."""
+
+
+def limits(folder: Path, engine_args: list[str]) -> Limits:
+    """Return the limits by a model's files, and by the arguments of its SGLang servers."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = {**config, **(config.get("text_config") or {})}
+    positions = config.get("max_position_embeddings")
+    rope = config.get("rope_scaling") or config.get("rope_parameters") or {}
+    # As SGLang reads it: with the original length beside it, max_position_embeddings is the scaled one.
+    if positions and "original_max_position_embeddings" not in rope and rope.get("rope_type") != "llama3":
+        positions = int(positions * (rope.get("factor") or 1))
+    return Limits(_stated_context(engine_args) or positions, config.get("vocab_size"))
+
+
+def check_context_length(spec: Spec, student: Limits, teacher: Limits | None, name: str) -> None:
+    """Raise ModelsDisagree where the longest prompt and response do not fit one of the models.
+
+    SGLang scores a sequence that is shorter than its context, and generates up to it: a teacher needs one more.
+    """
+    rollout = spec.rollout
+    responses = [e.max_response_tokens for e in spec.evaluation if e.max_response_tokens is not None]
+    longest = max(rollout.max_response_tokens, *responses, 0)
+    tokens = rollout.max_prompt_tokens + longest
+    found = [("the student", student.positions, tokens)]
+    if teacher is not None:
+        found.append((f"teacher {name}", teacher.positions, tokens + 1))
+    if any(positions is not None and positions < needed for _, positions, needed in found):
+        has = " and ".join(f"{who} has {positions}" for who, positions, _ in found if positions is not None)
+        one = "" if teacher is None else ", of which a teacher needs one more than it scores"
+        raise ModelsDisagree(
+            f"ContextLength: rollout.maxPromptTokens {rollout.max_prompt_tokens} and a response of up to {longest} "
+            f"tokens are {tokens}, but {has} positions (max_position_embeddings){one}; lower maxPromptTokens or "
+            "maxResponseTokens, or choose models that take longer sequences"
+        )
+
+
+def check_embedding_rows(tokenizer: Any, student: Limits) -> None:
+    """Raise ModelsDisagree where the student's tokenizer has a token that the embedding has no row for."""
+    if student.rows is None:
+        return
+    text, last = max(tokenizer.get_vocab().items(), key=lambda item: int(item[1]))
+    if last >= student.rows:
+        raise ModelsDisagree(
+            f"EmbeddingRows: the student's tokenizer has the token {text!r} with id {last}, and its embedding has "
+            f"{student.rows} rows (vocab_size), so that token cannot be computed; give the student the tokenizer that "
+            "it was trained with, or resize its embedding"
+        )
+
+
+def _stated_context(arguments: list[str]) -> int | None:
+    for at, argument in enumerate(arguments):
+        name, _, value = argument.partition("=")
+        if name == CONTEXT_ARGUMENT:
+            value = value or (arguments[at + 1] if at + 1 < len(arguments) else "")
+            return int(value) if value.isdigit() else None
+    return None
