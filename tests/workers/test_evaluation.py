@@ -164,6 +164,17 @@ async def test_what_was_drawn_is_graded_without_an_engine(tmp_path: Path) -> Non
     assert engines.calls == calls == 6 and found.score == 1.0 and found.reverse_kl == pytest.approx(0.5)
 
 
+async def test_responses_sampled_as_in_training_are_drawn_once_for_score_and_reverse_kl(tmp_path: Path) -> None:
+    made, engines = evaluator(tmp_path, sampling={"temperature": 1.0}, samplesPerPrompt=2), Engines(["42", "no"])
+    drawn = await made.draw(5, engines)
+    assert engines.calls == 3 and [len(responses) for responses in drawn.as_trained] == [1, 1, 1]
+    found = await made.grade(drawn, only(Teacher()))
+    assert found.score == 0.5 and found.reverse_kl == pytest.approx(0.5)
+    nucleus, engines = evaluator(tmp_path, sampling={"temperature": 1.0, "topP": 0.9}), Engines(["42"])
+    await nucleus.draw(5, engines)
+    assert engines.calls == 6, "of another distribution"
+
+
 async def test_without_a_teacher_nothing_is_drawn_for_the_reverse_kl(tmp_path: Path) -> None:
     engines = Engines(["42"])
     found = await evaluator(tmp_path, scoreTeacher=True).measure(5, engines, None)

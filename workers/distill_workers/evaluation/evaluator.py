@@ -101,10 +101,14 @@ class Evaluator:
         drawn = Drawn(step)
         want_kl = reverse_kl and self._evaluation.measure_reverse_kl
         siblings = self._evaluation.samples_per_prompt if self._reward is not None else 0
+        # Sampled as in training, the responses that are scored serve for the reverse KL too.
+        once = want_kl and siblings > 0 and self._evaluation.sampling == AS_IN_TRAINING
         drawn.to_score, drawn.as_trained = await asyncio.gather(
             self._draw(drawn, engines, self._evaluation.sampling, siblings, stream=-1),
-            self._draw(drawn, engines, AS_IN_TRAINING, 1 if want_kl else 0, stream=-2),
+            self._draw(drawn, engines, AS_IN_TRAINING, 1 if want_kl and not once else 0, stream=-2),
         )
+        if once:
+            drawn.as_trained = [responses[:1] for responses in drawn.to_score]
         return drawn
 
     async def grade(self, drawn: Drawn, teachers: Teachers | None) -> Measurement:
