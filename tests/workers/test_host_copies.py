@@ -1,5 +1,7 @@
 """Host memory for checkpoints is kept from one to the next; what CUDA alone does, pinning, is left out here."""
 
+from concurrent.futures import Future
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -28,11 +30,14 @@ def test_each_name_has_memory_of_its_own_shape_and_type() -> None:
 
 def test_no_snapshot_is_taken_while_the_last_one_is_written() -> None:
     """It would be copied over what the writer reads."""
+    from distill_workers.megatron.checkpoint.writer import CheckpointWriter
     from distill_workers.megatron.student import MegatronStudent
 
     def snapshot(**options: bool) -> None:
         raise AssertionError("a snapshot was taken")
 
-    writing = SimpleNamespace(writer=SimpleNamespace(busy=True), snapshot=snapshot)
-    with pytest.raises(RuntimeError, match="finish that first"):
-        MegatronStudent.begin_save(writing, None)  # type: ignore[arg-type]  # what it uses of a student
+    writer = CheckpointWriter()
+    writer._writing = Future()
+    writing = SimpleNamespace(writer=writer, snapshot=snapshot)
+    with pytest.raises(RuntimeError, match="another is under way: finish that first"):
+        MegatronStudent.begin_save(writing, Path("/nowhere"))  # type: ignore[arg-type]  # what it uses of a student

@@ -229,8 +229,7 @@ class MegatronStudent:
 
     def begin_save(self, folder: Path) -> None:
         """Copy this rank's exact state to host memory, and begin to write it (CheckpointWriter.begin)."""
-        if self.writer.busy:
-            raise RuntimeError("a snapshot is being written, and the next one would take its memory: finish that first")
+        self.writer.check_free()  # before a snapshot takes the memory of the last one
         self.writer.begin(folder, self.snapshot(copied=True))
 
     def finish_save(self) -> None:
