@@ -57,13 +57,13 @@ def test_every_prompt_counts_alike_in_the_score() -> None:
 @pytest.mark.parametrize(("prompts", "siblings", "hopeless"), [(64, 1, 0.0), (64, 8, 0.3), (200, 4, 0.45)])
 @pytest.mark.parametrize("rate", [0.02, 0.3, 0.9])
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(
-    prompts: int, siblings: int, hopeless: float, rate: float
+    prompts: int, count: int, hopeless: float, rate: float
 ) -> None:
     """Some prompts are never solved, so that the responses to one prompt depend on each other."""
-    draw, held = random.Random(f"{prompts}/{siblings}/{rate}"), 0
+    draw, held = random.Random(f"{prompts}/{count}/{rate}"), 0
     for _ in range(400):
         rates = [0.0 if draw.random() < hopeless else rate for _ in range(prompts)]
-        found = mean_score([[float(draw.random() < r) for _ in range(siblings)] for r in rates])
+        found = mean_score([[float(draw.random() < r) for _ in range(count)] for r in rates])
         assert found is not None and 0 <= found.low <= found.value <= found.high <= 1
         held += found.low <= rate * (1 - hopeless) <= found.high
     assert held / 400 >= 0.92
@@ -162,6 +162,17 @@ async def test_what_was_sampled_is_graded_without_an_engine(tmp_path: Path) -> N
     calls = engines.calls
     found = await made.grade(sampled, teacher)
     assert engines.calls == calls == 6 and found.score == 1.0 and found.reverse_kl == pytest.approx(0.5)
+
+
+async def test_responses_sampled_as_in_training_serve_for_score_and_reverse_kl(tmp_path: Path) -> None:
+    made, engines = evaluator(tmp_path, sampling={"temperature": 1.0}, samplesPerPrompt=2), Engines(["42", "no"])
+    sampled = await made.sample(5, engines)
+    assert engines.calls == 3 and [len(responses) for responses in sampled.as_trained] == [1, 1, 1]
+    found = await made.grade(sampled, only(Teacher()))
+    assert found.score == 0.5 and found.reverse_kl == pytest.approx(0.5)
+    nucleus, engines = evaluator(tmp_path, sampling={"temperature": 1.0, "topP": 0.9}), Engines(["42"])
+    await nucleus.sample(5, engines)
+    assert engines.calls == 6, "of another distribution"
 
 
 async def test_without_a_teacher_nothing_is_sampled_for_the_reverse_kl(tmp_path: Path) -> None:

@@ -106,10 +106,14 @@ class Evaluator:
         sampled = Sampled(step)
         want_kl = reverse_kl and self._evaluation.measure_reverse_kl
         count = self._evaluation.samples_per_prompt if self._reward is not None else 0
+        # Sampled as in training, the responses that are scored serve for the reverse KL too.
+        once = want_kl and count > 0 and self._evaluation.sampling == AS_IN_TRAINING
         sampled.to_score, sampled.as_trained = await asyncio.gather(
             self._sample(sampled, engines, self._evaluation.sampling, count, stream=-1),
-            self._sample(sampled, engines, AS_IN_TRAINING, 1 if want_kl else 0, stream=-2),
+            self._sample(sampled, engines, AS_IN_TRAINING, 1 if want_kl and not once else 0, stream=-2),
         )
+        if once:
+            sampled.as_trained = [responses[:1] for responses in sampled.to_score]
         return sampled
 
     async def grade(self, sampled: Sampled, teachers: Teachers | None) -> Measurement:

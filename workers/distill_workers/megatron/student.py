@@ -24,6 +24,7 @@ from distill_workers.megatron import lora, memory, parallel, pipeline
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share, split
 from distill_workers.megatron.checkpoint import hugging_face, state
+from distill_workers.megatron.checkpoint.host_copies import HostCopies
 from distill_workers.megatron.checkpoint.writer import CheckpointWriter
 from distill_workers.megatron.context import own_tokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
@@ -107,6 +108,7 @@ class MegatronStudent:
             group=self.ranks.tensor_group if self.ranks.tensor_size > 1 else None,
         )
         self.writer = CheckpointWriter()
+        self._copies = HostCopies() if self.ranks.device.type == "cuda" else None
         self._first_coefficients: StepCoefficients = step_coefficients(spec.objective, 0)
         self._coefficients = self._first_coefficients
         self._begin_step()
@@ -227,6 +229,7 @@ class MegatronStudent:
 
     def begin_save(self, folder: Path) -> None:
         """Copy this rank's exact state to host memory, and begin to write it (CheckpointWriter.begin)."""
+        self.writer.check_free()  # before a snapshot takes the memory of the last one
         self.writer.begin(folder, self.snapshot(copied=True))
 
     def finish_save(self) -> None:
@@ -235,7 +238,8 @@ class MegatronStudent:
 
     def snapshot(self, *, copied: bool) -> state.Snapshot:
         """This rank's exact state (state.snapshot) after the last step; gradients of the next are no part of it."""
-        return state.snapshot(self.ranks, self.shape, self._model, self._optimizer, copied=copied)
+        copies = self._copies if copied else None
+        return state.snapshot(self.ranks, self.shape, self._model, self._optimizer, copied=copied, copies=copies)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, with the same split over ranks to the last bit (state.load)."""

@@ -1,8 +1,9 @@
 """The slot scheduler: which request runs next, and on which engine.
 
 Requests of evaluations go before those of training; otherwise the first to come is the first to be served, by the least
-busy engine. An engine is given no more requests than it can run at once. The others wait here and not in the engine's
-own queue, so that they start with whatever weights are newest then, and on whatever engine is free first.
+busy engine. An engine is given no more requests than rollout.maxConcurrentRequests. The others wait here and not in the
+engine's own queue, so that they start with whatever weights are newest then, and on whatever engine is free first. An
+engine whose key-value cache holds fewer at once takes some back into its queue, which costs their prefill again.
 """
 
 import asyncio

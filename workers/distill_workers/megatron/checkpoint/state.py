@@ -20,6 +20,7 @@ import torch
 from distill_workers.megatron import lora, memory
 from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.checkpoint import tensor_file
+from distill_workers.megatron.checkpoint.host_copies import HostCopies
 from distill_workers.megatron.checkpoint.reader import (
     FORMAT,
     MAIN,
@@ -61,9 +62,17 @@ def rank_file(folder: Path, rank: int) -> Path:
     return folder / f"rank-{rank:05d}.safetensors"
 
 
-def snapshot(ranks: Ranks, shape: Shape, model: torch.nn.Module, optimizer: Any, *, copied: bool) -> Snapshot:
+def snapshot(
+    ranks: Ranks,
+    shape: Shape,
+    model: torch.nn.Module,
+    optimizer: Any,
+    *,
+    copied: bool,
+    copies: HostCopies | None = None,
+) -> Snapshot:
     """Return this rank's state. Tensors in host memory are copied if `copied`; if not, no step may come before
-    `write`."""
+    `write`. Those of a GPU are copied into `copies`, where given: the snapshot then holds until the next one."""
     tensors: dict[str, torch.Tensor] = {f"{RANDOM}/{name}": value for name, value in _random_state().items()}
     steps: dict[str, float] = {}
     starts: dict[str, int] = {}
@@ -83,7 +92,13 @@ def snapshot(ranks: Ranks, shape: Shape, model: torch.nn.Module, optimizer: Any,
                 if optimised.start is not None:
                     starts[name_of(kind, mapping)] = optimised.start
         for kind, value in found.items():
-            tensors[name_of(kind, mapping)] = value.detach().to("cpu", copy=copied)
+            name = name_of(kind, mapping)
+            if copies is not None and value.is_cuda:
+                tensors[name] = copies.copy(name, value.detach())
+            else:
+                tensors[name] = value.detach().to("cpu", copy=copied)
+    if copies is not None:
+        copies.wait()
     metadata = {
         "format": FORMAT,
         "world_size": str(ranks.world_size),

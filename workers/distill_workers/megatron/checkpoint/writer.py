@@ -22,13 +22,17 @@ class CheckpointWriter:
         """Whether this rank is still writing."""
         return self._writing is not None and not self._writing.done()
 
+    def check_free(self) -> None:
+        """Raise RuntimeError unless every save that was begun is finished."""
+        if self._writing is not None:
+            raise RuntimeError("a save was begun while another is under way: finish that first")
+
     def begin(self, folder: Path, snapshot: state.Snapshot) -> None:
         """Begin to write a snapshot that training does not touch into an existing folder.
 
         The checkpoint is whole only after `finish`, which each `begin` needs.
         """
-        if self._writing is not None:
-            raise RuntimeError("a save was begun while another is under way: finish that first")
+        self.check_free()
         self._writing = self._thread.submit(state.write, folder, snapshot)
 
     async def written(self) -> None:
