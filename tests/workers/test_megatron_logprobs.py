@@ -261,3 +261,22 @@ def test_a_sample_without_a_prompt_is_refused() -> None:
 
     with pytest.raises(ValueError, match="at least 1 is needed"):
         next(micro_batches(samples, [0], 100, torch.device("cpu")))
+
+
+def test_the_gradient_of_a_bfloat16_head_is_summed_up_in_fp32_where_megatron_keeps_one() -> None:
+    torch.manual_seed(0)
+    hidden, exact = torch.randn(24, 16).bfloat16(), torch.randn(40, 16)
+    head = torch.nn.Parameter(exact.bfloat16())
+    head.main_grad = torch.zeros(40, 16)  # type: ignore[attr-defined]  # as Megatron's DistributedDataParallel does
+    wide = torch.nn.Parameter(head.detach().float())
+    for seed in range(4):
+        ids = torch.randint(0, 40, (24, 1), generator=torch.Generator().manual_seed(seed))
+        vocabulary = Vocabulary(0, 40, None)
+        token_logprobs(hidden, head, ids, vocabulary, chunk_tokens=8)[0].sum().backward()
+        token_logprobs(hidden.float(), wide, ids, vocabulary, chunk_tokens=8)[0].sum().backward()
+    assert head.grad is None, "nothing is added twice"
+    assert wide.grad is not None
+    error = (head.main_grad - wide.grad).norm() / wide.grad.norm()  # type: ignore[attr-defined]
+    assert error < 4e-3, "of the products, whose factors are bfloat16"
+    kept = (head.main_grad != head.main_grad.bfloat16()).float().mean()  # type: ignore[attr-defined]
+    assert kept > 0.9, "nothing is rounded between the sums"

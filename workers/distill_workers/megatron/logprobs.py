@@ -122,7 +122,10 @@ class _TokenLogprobs(torch.autograd.Function):
         total = gradient.sum(-1, keepdim=True)
         of_hidden = torch.empty_like(hidden)
         # None for a head that is not trained.
-        of_head = torch.zeros_like(head, dtype=log_normaliser.dtype) if ctx.needs_input_grad[1] else None
+        of_head = main_gradient(head, log_normaliser.dtype) if ctx.needs_input_grad[1] else None
+        is_added = of_head is not None
+        if of_head is None and ctx.needs_input_grad[1]:
+            of_head = torch.zeros_like(head, dtype=log_normaliser.dtype)
         buffer = log_normaliser.new_empty(min(ctx.chunk_tokens, len(ids)), vocabulary.rows)
         for chunk in slices(len(ids), ctx.chunk_tokens):
             of_logits = buffer.copy_(kept) if kept is not None else logits(hidden[chunk], own_head, buffer)
@@ -136,4 +139,14 @@ class _TokenLogprobs(torch.autograd.Function):
             torch.mm(narrow, own_head, out=of_hidden[chunk])
             if of_head is not None:
                 add_outer(of_head[: vocabulary.rows], narrow, hidden[chunk])
-        return vocabulary.reduce(of_hidden), None if of_head is None else of_head.to(head.dtype), None, None, None
+        given = None if of_head is None or is_added else of_head.to(head.dtype)
+        return vocabulary.reduce(of_hidden), given, None, None, None
+
+
+def main_gradient(head: torch.Tensor, dtype: torch.dtype) -> torch.Tensor | None:
+    """Return the buffer in which Megatron sums up the gradient of a head in a wider type than its own; None without.
+
+    What is added there is not rounded to the head's type before, and takes no memory of its size besides.
+    """
+    main: torch.Tensor | None = getattr(head, "main_grad", None)
+    return main if main is not None and main.dtype == dtype != head.dtype else None
