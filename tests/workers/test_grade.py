@@ -5,7 +5,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from click.testing import CliRunner
+from conftest import tiny_tokenizer
+from runs import REPO
 
 from distill_cli.main import cli
 
@@ -58,3 +61,62 @@ def test_what_cannot_be_graded_is_one_sentence(
     assert done.exception is not None
     assert message in str(done.exception)
     assert "pydantic" not in str(done.exception)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Path:
+    """A job whose data is four sums, the second too long, with one evaluation of products."""
+    folder = tmp_path / "models" / "student"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    tiny_tokenizer().save_pretrained(folder)
+    sums = [{"prompt": f"{n} + 1?", "answer": n + 1} for n in range(4)]
+    sums[1]["prompt"] = "long " * 200
+    (tmp_path / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in sums))
+    (tmp_path / "test.jsonl").write_text(json.dumps({"prompt": "2 * 3?", "answer": r"\frac{12}{2}"}) + "\n")
+    manifest = yaml.safe_load((REPO / "tests" / "manifests" / "good" / "minimal.yaml").read_text())
+    prompts = {"path": "/data/test.jsonl", "answerField": "answer"}
+    manifest["spec"] |= {
+        "data": {"prompts": {"path": "/data/train.jsonl", "answerField": "answer"}},
+        "rollout": {"maxPromptTokens": 100},
+        "objective": {"reward": {"source": "exact-match"}},
+        "evaluation": [{"name": "products", "prompts": prompts, "reward": {"source": "math"}}],
+    }
+    file = tmp_path / "job.yaml"
+    file.write_text(yaml.safe_dump(manifest))
+    return file
+
+
+def graded_by(job: Path, rows: list[Any], *options: str) -> Any:
+    where = ["--volume", f"/models={job.parent / 'models'}", "--volume", f"/data={job.parent}"]
+    return graded(job.parent, rows, "-f", str(job), *where, "-o", "json", *options)
+
+
+def test_a_response_without_a_reference_answers_the_jobs_prompts_in_order_or_by_index(job: Path) -> None:
+    in_order = [{"response": "1"}, {"response": "3"}]
+    done = graded_by(job, [*in_order, {"response": "4", "index": 3}, {"response": "5", "reference": "6"}])
+    assert done.return_value == 0, done.exception
+    found = json.loads(done.stdout)
+    assert [row["reference"] for row in found] == ["1", "3", "4", "6"], "without the prompt that is too long"
+    assert [row["score"] for row in found] == [1.0, 1.0, 1.0, 0.0]
+
+
+def test_an_evaluation_of_the_job_grades_by_its_own_prompts_and_reward(job: Path) -> None:
+    done = graded_by(job, [{"response": "It is 6."}], "--evaluation", "products")
+    assert [row["score"] for row in json.loads(done.stdout)] == [1.0]
+
+
+@pytest.mark.parametrize(
+    ("rows", "options", "message"),
+    [
+        ([{"response": "1", "index": 1}], [], "rows.jsonl:1: index 1 is no prompt of the job; the first is 0"),
+        ([{"response": "1"}] * 4, [], "rows.jsonl:4: must be a JSON object with response and reference; the job has 3"),
+        ([{"response": "1"}], ["--evaluation", "sums"], "has no evaluation sums; it has products"),
+    ],
+    ids=["an index that is left out", "more responses than prompts", "no such evaluation"],
+)
+def test_a_response_to_no_prompt_of_the_job_is_one_sentence(
+    rows: list[Any], options: list[str], message: str, job: Path
+) -> None:
+    done = graded_by(job, rows, *options)
+    assert done.exception is not None and message in str(done.exception)

@@ -1,23 +1,22 @@
 """`distill grade`: how a reward grades responses, before a run is graded so."""
 
 import asyncio
-import dataclasses
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from pydantic import ValidationError
 
-from distill_api.job import load_job
+from distill_api.job import load_job, parse_job
+from distill_api.manifest import read_manifest
 from distill_api.protocol import ExitCode
-from distill_api.spec.job_spec import Extract, Reward, RewardSource
+from distill_api.spec.job_spec import Extract, Reward, RewardSource, Spec
 from distill_api.validation import sentences
 from distill_cli.failure import FAILED, CommandFailed
-from distill_cli.options import output, write_json
+from distill_cli.options import output, volumes, write_json
 
 if TYPE_CHECKING:
-    from distill_workers.data.sample import Prompt
+    from distill_workers.rewards.base import Reward as BuiltReward
 
 SHOWN = 60
 """Characters of a reference and of an extracted answer in the table."""
@@ -25,7 +24,10 @@ SHOWN = 60
 
 @click.command()
 @click.argument("rows", type=click.Path(path_type=Path, dir_okay=False))
-@click.option("-f", "--file", type=click.Path(path_type=Path), help="Grade by objective.reward of this job.")
+@click.option(
+    "-f", "--file", type=click.Path(path_type=Path), help="Grade as this job does, by its rewards and its data."
+)
+@click.option("--evaluation", help="Grade as this evaluation of the job does.")
 @click.option(
     "--reward",
     type=click.Choice([s.value for s in RewardSource if s is not RewardSource.NONE]),
@@ -34,38 +36,40 @@ SHOWN = 60
 @click.option("--function", help="MODULE:FUNCTION of the reward python.")
 @click.option("--url", help="Service of the reward http.")
 @click.option("--extract", type=click.Choice([e.value for e in Extract]), help="What the reward math compares.")
+@volumes
 @output("table", "json")
 def grade(
     rows: Path,
     file: Path | None,
+    evaluation: str | None,
     reward: str | None,
     function: str | None,
     url: str | None,
     extract: str | None,
+    volumes: tuple[tuple[str, str], ...],
     output: str,
 ) -> int:
     """Show how a reward grades responses, what of each is graded, and where it was found.
 
     ROWS is a JSONL file; each line has `response`, `reference` (or `answer`), and may have `prompt` and `metadata`.
-    Ends with 1 where a response could not be graded.
+    With -f, a line without a reference answers the prompt of its `index` in the job's data, from 0, or else the next
+    one. Ends with 1 where a response could not be graded.
     """
     from rich.console import Console
     from rich.table import Table
 
     from distill_workers.failures import Failure
+    from distill_workers.local import grade as local
 
-    fields = {"source": reward or "math", "function": function, "url": url, "extract": extract}
     if file is not None and any((reward, function, url, extract)):
         raise click.UsageError("-f takes the reward of the job; leave out the other options, or -f")
+    if evaluation is not None and file is None:
+        raise click.UsageError("--evaluation is one of the job that -f names")
     try:
-        chosen = (
-            load_job(file).spec.objective.reward
-            if file
-            else Reward.model_validate({k: v for k, v in fields.items() if v})
-        )
-        if chosen.source is RewardSource.NONE:
-            raise CommandFailed(f"{file} has no objective.reward; name one with --reward")
-        graded = asyncio.run(_grade(chosen, list(_read(rows))))
+        spec = None if file is None else _spec(file, dict(volumes), evaluation)
+        data = local.data_of(spec, evaluation) if spec is not None and local.needs_data(rows) else []
+        answered = local.read_rows(rows, data)
+        graded = asyncio.run(local.grade(answered, _rewards(spec, evaluation, reward, function, url, extract)))
     except ValidationError as error:
         raise CommandFailed("; ".join(sentences(error, Reward)), ExitCode.CONFIGURATION) from None
     except Failure as error:
@@ -86,45 +90,28 @@ def grade(
     return FAILED if any(row["score"] is None for row in graded) else int(ExitCode.DONE)
 
 
-def _read(path: Path) -> "list[tuple[Prompt, str]]":
-    from distill_workers.data.sample import Prompt
+def _spec(file: Path, volumes: dict[str, str], evaluation: str | None) -> Spec:
+    from distill_workers.local.run import with_volumes
 
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            reference = row["reference"] if "reference" in row else row.get("answer")
-            answer = None if reference is None else str(reference)
-            found.append(
-                (
-                    Prompt(number, [], str(row.get("prompt", "")), answer, dict(row.get("metadata", {}))),
-                    str(row["response"]),
-                )
-            )
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise CommandFailed(
-                f"{path}:{number}: must be a JSON object with response and reference", ExitCode.CONFIGURATION
-            ) from None
-    return found
+    load_job(file)
+    spec = parse_job(with_volumes(read_manifest(file.read_text(encoding="utf-8")), volumes)).spec
+    known = [e.name for e in spec.evaluation]
+    if evaluation is not None and evaluation not in known:
+        raise CommandFailed(f"{file} has no evaluation {evaluation}; it has {', '.join(known) or 'none'}")
+    return spec
 
 
-async def _grade(reward: Reward, rows: "list[tuple[Prompt, str]]") -> list[dict[str, Any]]:
-    from distill_workers.metrics import Metrics
-    from distill_workers.rewards.base import RewardError
-    from distill_workers.rewards.build import build_reward
+def _rewards(
+    spec: Spec | None,
+    evaluation: str | None,
+    reward: str | None,
+    function: str | None,
+    url: str | None,
+    extract: str | None,
+) -> "dict[str, BuiltReward]":
+    from distill_workers.local import grade as local
 
-    made = build_reward(reward, Metrics())
-
-    async def one(prompt: "Prompt", response: str) -> dict[str, Any]:
-        row = {"row": prompt.index, "reference": prompt.answer or ""}
-        try:
-            return row | dataclasses.asdict(await made.grade(prompt, response))
-        except RewardError as error:
-            return row | {"score": None, "extracted": "", "origin": str(error)}
-
-    try:
-        return list(await asyncio.gather(*(one(*row) for row in rows)))
-    finally:
-        await made.close()
+    if spec is not None:
+        return local.rewards_of(spec, evaluation)
+    fields: dict[str, Any] = {"source": reward or "math", "function": function, "url": url, "extract": extract}
+    return local.only(Reward.model_validate({k: v for k, v in fields.items() if v}))
