@@ -54,7 +54,7 @@ def test_every_prompt_counts_alike_in_the_score() -> None:
     assert mean_score([[], []]) is None
 
 
-@pytest.mark.parametrize(("prompts", "siblings", "hopeless"), [(64, 1, 0.0), (64, 8, 0.3), (200, 4, 0.45)])
+@pytest.mark.parametrize(("prompts", "count", "hopeless"), [(64, 1, 0.0), (64, 8, 0.3), (200, 4, 0.45)])
 @pytest.mark.parametrize("rate", [0.02, 0.3, 0.9])
 def test_the_interval_holds_the_truth_about_as_often_as_it_says(
     prompts: int, count: int, hopeless: float, rate: float
