@@ -57,11 +57,12 @@ def wait_for_step(folder: Path, step: int, process: subprocess.Popen[str]) -> No
 
 
 @pytest.mark.timeout(600)
-def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_from_it(
+def test_ctrl_c_leaves_a_checkpoint_resume_goes_on_from_it_and_no_process_is_left(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     folder = tmp_path / "stopped"
-    first = cli(*command(tmp_path, "stopped", settings=("spec.evaluation=[]", "spec.schedule.steps=100000")))
+    few = "spec.evaluation.heldout.maxPrompts=8"
+    first = cli(*command(tmp_path, "stopped", settings=(few, "spec.schedule.steps=100000")))
     wait_for_step(folder, 3, first)
     first.send_signal(signal.SIGINT)
     out, err = first.communicate(timeout=60)
@@ -70,7 +71,7 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_from_it(
     saved = int((folder / "checkpoints" / "latest").read_text().removeprefix("step-"))
     assert saved >= 3
 
-    short = ("spec.evaluation=[]", f"spec.schedule.steps={saved + 2}")
+    short = (few, f"spec.schedule.steps={saved + 2}")
     assert main(command(tmp_path, "stopped", settings=short)) == 1
     assert f"holds a run at step {saved}" in capsys.readouterr().err
 
@@ -79,7 +80,13 @@ def test_ctrl_c_leaves_a_checkpoint_and_resume_goes_on_from_it(
     assert second.returncode == ExitCode.DONE, out + err
     assert [line["step"] for line in lines(folder / "metrics.jsonl", "step")] == list(range(1, saved + 3))
     assert {line["step"] for line in lines(folder / "samples.jsonl", "rollout")} == set(range(1, saved + 3))
-    assert (folder / "model" / "config.json").exists() and (folder / "report.html").exists()
+    assert f"step {saved + 2}/{saved + 2}" in out and "report.html" in out
+    assert (folder / "model" / "config.json").exists() and (folder / "report.html").stat().st_size > 10_000
+    written = b"".join(events.read_bytes() for events in (folder / "tensorboard").glob("events.out.tfevents.*"))
+    assert b"train/reverse_kl" in written and b"evaluation/heldout/score" in written
+    time.sleep(2)
+    left = subprocess.run(["pgrep", "-fa", str(tmp_path)], capture_output=True, text=True, check=False).stdout
+    assert left == ""
 
     capsys.readouterr()
     assert main(["watch", str(folder)]) == ExitCode.DONE

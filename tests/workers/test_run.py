@@ -7,14 +7,12 @@ import os
 import random
 import signal
 import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
-from runs import MODELS, REPO, Outcome, Run, arithmetic
+from runs import MODELS, Outcome, Run, arithmetic
 
 import soak
 from distill_api.protocol import ExitCode, ExitReason
@@ -202,32 +200,30 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(tmp_path: Path) -> None:
     assert model_hash(resumed) == model_hash(uninterrupted)
 
 
-def test_sigterm_saves_a_checkpoint_and_metrics_agree_with_progress(teacher: str, tmp_path: Path) -> None:
+def test_a_killed_engine_costs_the_run_nothing_and_sigterm_saves_a_checkpoint(teacher: str, tmp_path: Path) -> None:
     """Of the example whose teacher is an endpoint: that of the job, not one that the operator would tell of."""
-    endpoint = {"endpoint": {"url": f"http://{teacher}"}}
-    run = Run(arithmetic(tmp_path, "stopped", example="endpoint-cpu", teacher=endpoint), "", tmp_path)
-    run.wait_for_step(3)
+    endpoint, schedule = {"endpoint": {"url": f"http://{teacher}"}}, {"steps": 100_000}
+    manifest = arithmetic(tmp_path, "stopped", example="endpoint-cpu", teacher=endpoint, schedule=schedule)
+    run = Run(manifest, "", tmp_path)
+    run.wait_for_step(2)
+    servers = servers_of(tmp_path / "stopped")
+    assert servers
+    for pid in servers:
+        os.kill(pid, signal.SIGKILL)
+    run.wait_for_step(6)
     metrics = run.get("/metrics")
     assert "distill_train_step" in metrics and "distill_reverse_kl_nats" in metrics
     run.process.send_signal(signal.SIGTERM)
     outcome = run.wait(60)
     assert outcome.code == ExitCode.TEMPORARY
     assert outcome.report is not None and outcome.report.reason is ExitReason.STOPPED
-    saved = (outcome.folder / "checkpoints" / "latest").read_text()
-    assert int(saved.removeprefix("step-")) >= 3
-
-
-def test_a_killed_engine_costs_the_run_nothing(teacher: str, tmp_path: Path) -> None:
-    run = Run(arithmetic(tmp_path, "engine", schedule={"steps": 8}, evaluation=[]), teacher, tmp_path)
-    run.wait_for_step(2)
-    servers = servers_of(tmp_path / "engine")
-    assert servers
-    for pid in servers:
-        os.kill(pid, signal.SIGKILL)
-    outcome = run.wait()
-    assert outcome.code == ExitCode.DONE, outcome.log
-    assert "is lost" in outcome.log and "is back" in outcome.log
-    assert [s["step"] for s in outcome.lines("step")] == list(range(1, 9))
+    log = (outcome.folder / "logs" / "rank-0.log").read_text()
+    assert "is lost" in log and "is back" in log
+    saved = int((outcome.folder / "checkpoints" / "latest").read_text().removeprefix("step-"))
+    assert saved >= 6
+    done = outcome.lines("step")
+    assert [s["step"] for s in done] == list(range(1, saved + 1))
+    assert len({s["samples"] for s in done}) == 1, "what the engine lost is sampled again"
 
 
 def servers_of(folder: Path, engine: int = 0) -> set[int]:
@@ -241,26 +237,13 @@ def servers_of(folder: Path, engine: int = 0) -> set[int]:
     return found
 
 
-BAD: dict[str, tuple[dict[str, Any], str]] = {
-    "model-missing": (
-        {"student": {"model": "/nowhere/model"}},
-        "spec.student.model: /nowhere/model is no Hugging Face",
-    ),
-    "prompts-missing": ({"data": {"prompts": {"path": "/nowhere/x.jsonl"}}}, "/nowhere/x.jsonl: does not exist"),
-    "field-missing": (
-        {"data": {"prompts": {"path": str(MODELS / "arithmetic" / "train.jsonl"), "promptField": "question"}}},
-        "train.jsonl:1: has no field question",
-    ),
-}
-
-
-@pytest.mark.parametrize("name", BAD)
-def test_bad_input_is_never_retried_and_says_what_to_do(name: str, teacher: str, tmp_path: Path) -> None:
-    changes, sentence = BAD[name]
-    outcome = Run(arithmetic(tmp_path, name, **changes), teacher, tmp_path).wait(120)
+def test_bad_input_is_never_retried_and_says_what_to_do(teacher: str, tmp_path: Path) -> None:
+    """Where model or prompts are missing: tests/e2e/test_job.py."""
+    prompts = {"path": str(MODELS / "arithmetic" / "train.jsonl"), "promptField": "question"}
+    outcome = Run(arithmetic(tmp_path, "no-field", data={"prompts": prompts}), teacher, tmp_path).wait(120)
     assert outcome.code == ExitCode.CONFIGURATION, outcome.log
     assert outcome.report is not None and outcome.report.reason is ExitReason.CONFIGURATION_ERROR
-    assert sentence in outcome.report.message
+    assert "train.jsonl:1: has no field question" in outcome.report.message
     assert "Traceback" not in outcome.log
 
 
@@ -287,21 +270,3 @@ def test_another_run_in_the_folder_is_refused(teacher: str, tmp_path: Path) -> N
     outcome = Run(arithmetic(tmp_path, "taken"), teacher, tmp_path).wait(120)
     assert outcome.code == ExitCode.CONFIGURATION, outcome.log
     assert outcome.report is not None and "holds another run" in outcome.report.message
-
-
-def test_distill_run_needs_no_cluster_and_leaves_no_process(tmp_path: Path) -> None:
-    """The command of the README, with fewer steps."""
-    manifest = tmp_path / "job.yaml"
-    text = (REPO / "examples" / "arithmetic-cpu.yaml").read_text()
-    manifest.write_text(text.replace("steps: 40", "steps: 2").replace("{name: arithmetic}", "{name: short}"))
-    command = [sys.executable, "-m", "distill_cli", "run", "-f", str(manifest)]
-    command += ["--volume", f"/models={MODELS}", "--volume", f"/output={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, check=False)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert "step 2/2" in done.stdout and "report.html" in done.stdout
-    assert (tmp_path / "short" / "report.html").stat().st_size > 10_000
-    [events] = (tmp_path / "short" / "tensorboard").glob("events.out.tfevents.*")
-    assert b"train/reverse_kl" in events.read_bytes() and b"evaluation/heldout/score" in events.read_bytes()
-    time.sleep(2)
-    left = subprocess.run(["pgrep", "-fa", str(tmp_path)], capture_output=True, text=True, check=False).stdout
-    assert left == ""
