@@ -39,6 +39,9 @@ from distill_operator.teacher.teacher_registry import TeacherRegistry
 
 logger = logging.getLogger("distill_operator")
 
+IDENTITY = f"{os.environ.get('HOSTNAME', 'distillation-operator')}_{uuid.uuid4()}"
+"""The holder of a lease: this process. A pod's name stays when its container starts again, whose old work may not have
+ended; what an outage made a process begin anew has, so that it goes on with the lease that it has left."""
 STOP_SECONDS = 3.0
 """How long the end waits for reconciles that are under way, and for the watches."""
 TEACHER_SECONDS = 2.0
@@ -151,9 +154,7 @@ def _died(tasks: Mapping[str, asyncio.Future[Any]]) -> list[str]:
 def _election(settings: Settings, cluster: KubernetesCluster, hearts: Hearts) -> Election | None:
     if not settings.leader_election:
         return None
-    # A pod's name stays when its container starts again, the process does not.
-    identity = f"{os.environ.get('HOSTNAME', 'distillation-operator')}_{uuid.uuid4()}"
-    return Election(cluster, settings.lease_namespace, settings.lease_name, identity, heart=hearts.heart)
+    return Election(cluster, settings.lease_namespace, settings.lease_name, IDENTITY, heart=hearts.heart)
 
 
 def fill_registry(cache: Cache, jobs: JobRegistry, namespace: str) -> None:

@@ -4,13 +4,14 @@ import asyncio
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import pytest
 
 from distill_operator import __main__
 from distill_operator.kinds import Kind
 from distill_operator.runtime.errors import AlreadyExists, ApiError, Conflict
+from distill_operator.runtime.health_server import Hearts
 from distill_operator.runtime.leader_election import Election, LeaseLost, LeaseNotRenewed, Terms
 from distill_operator.settings import InvalidSettings, Settings
 
@@ -24,9 +25,11 @@ class Store:
     lease: Json | None = None
     down: bool = False
     writes: int = 0
+    requests: int = 0
     held: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def get(self, kind: Kind, namespace: str, name: str) -> Json | None:
+        self.requests += 1
         if self.down:
             raise ApiError(0, "no answer")
         return copy.deepcopy(self.lease)
@@ -140,6 +143,30 @@ async def test_a_holder_that_cannot_renew_gives_up_before_another_may_begin() ->
     with pytest.raises(LeaseNotRenewed, match="was not renewed"):
         await a.hold()
     assert asyncio.get_running_loop().time() - began < 0.8
+
+
+async def test_a_process_that_stands_again_after_an_outage_has_the_lease_at_once() -> None:
+    store, clock = Store(), Clock()
+    await candidate(store, "a", clock).attempt()
+    assert not await candidate(store, "b", clock).attempt()
+    assert await candidate(store, "a", clock).attempt(), "the lease that is left is its own"
+    settings, nobody = Settings("workers", leader_election=True, lease_namespace="system"), cast(Any, None)
+    one, another = (__main__._election(settings, nobody, Hearts()) for _ in range(2))
+    assert one is not None and another is not None and one.identity == another.identity
+
+
+async def test_while_the_api_server_is_away_a_candidate_says_so_ever_less_often(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    store = Store()
+    store.down = True
+    waiting = asyncio.ensure_future(Election(store, "system", "operator", "a", Terms(retry_seconds=0.001)).acquire())
+    while store.requests < 100:
+        await asyncio.sleep(0.001)
+    store.down = False
+    await asyncio.wait_for(waiting, 5)
+    said = [record for record in caplog.records if "cannot be had" in record.message]
+    assert 7 <= len(said) <= 12
 
 
 async def test_a_holder_whose_lease_was_taken_ends_at_once() -> None:

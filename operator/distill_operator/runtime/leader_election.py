@@ -78,22 +78,27 @@ class Election:
 
     async def acquire(self) -> None:
         """Wait until the lease is ours."""
-        reported, beat = None, self.heart("lease")
+        reported, beat, failures = None, self.heart("lease"), 0
         while True:
+            seconds = self.terms.retry_seconds
             try:
                 if await self.attempt():
                     logger.info("leading: holds the lease %s/%s as %s", self.namespace, self.name, self.identity)
                     return
             except ApiError as error:
-                logger.warning("the lease %s/%s cannot be had: %s", self.namespace, self.name, error)
+                failures += 1
+                if failures.bit_count() == 1:  # at the first time, and then ever less often
+                    what = "the lease %s/%s cannot be had, try %d: %s"
+                    logger.warning(what, self.namespace, self.name, failures, error)
                 if error.may_pass:
                     beat()
             else:
+                failures, seconds = 0, min(seconds, max(self._left(), 0.1))
                 beat()
             if reported != self.holder:
                 reported = self.holder
                 logger.info("standing by: %s leads", self.holder or "nobody")
-            await asyncio.sleep(min(self.terms.retry_seconds, max(self._left(), 0.1)))
+            await asyncio.sleep(seconds)
 
     async def hold(self) -> None:
         """Renew the lease until that fails. Raises LeaseLost."""
