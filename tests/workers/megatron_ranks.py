@@ -1,13 +1,18 @@
 """Runs a function of a test module as the ranks of a real Megatron trainer: separate processes, gloo, a free port.
 
-The shims of the CPU mode change torch for a whole process, so nothing of Megatron runs in pytest's own.
+The shims of the CPU mode change torch for a whole process, so nothing of Megatron runs in pytest's own. The ranks are
+forked from one process that has imported torch, Megatron and transformers: each would take ten seconds to do so.
 """
 
+import atexit
 import importlib.util
+import json
 import math
 import os
 import pickle
 import random
+import select
+import signal
 import socket
 import subprocess
 import sys
@@ -34,28 +39,16 @@ def run_ranks(world_size: int, function: Callable[..., Any], **arguments: Any) -
     with TemporaryDirectory() as folder:
         call = Path(folder, "call")
         call.write_bytes(pickle.dumps(arguments))
-        processes = []
-        for rank in range(world_size):
-            environment = os.environ | {
-                "RANK": str(rank),
-                "LOCAL_RANK": str(rank),
-                "WORLD_SIZE": str(world_size),
-                "MASTER_ADDR": "127.0.0.1",
-                "MASTER_PORT": str(port),
-                "OMP_NUM_THREADS": "1",
-                "HF_HUB_OFFLINE": "1",
-                "PYTHONPATH": os.pathsep.join(sys.path),
+        common = {"WORLD_SIZE": str(world_size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+        source = str(sys.modules[function.__module__].__file__)
+        ranks = [
+            {
+                "environment": common | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                "arguments": [source, function.__name__, str(call), f"{call}-{rank}"],
             }
-            source = sys.modules[function.__module__].__file__
-            command = [sys.executable, "-W", "ignore", __file__, str(source), function.__name__]
-            processes.append(subprocess.Popen([*command, call, f"{call}-{rank}"], env=environment, cwd=ROOT))
-        try:
-            for process in processes:
-                process.wait(TIMEOUT_SECONDS)
-        finally:
-            for process in processes:
-                process.kill()
-                process.wait()
+            for rank in range(world_size)
+        ]
+        Forks.get().run(ranks)
         results = [pickle.loads(Path(f"{call}-{rank}").read_bytes()) for rank in range(world_size)]
     for error, _ in results:
         if error is not None:
@@ -63,11 +56,84 @@ def run_ranks(world_size: int, function: Callable[..., Any], **arguments: Any) -
     return [result for _, result in results]
 
 
-def main(source: str, name: str, call: str, answer: str) -> None:
-    """One rank. Leaves (None or the error, the result) in the file `answer`."""
+class Forks:
+    """The process from which ranks are forked. It ends with the process that started it."""
+
+    _instance: "Forks | None" = None
+
+    def __init__(self) -> None:
+        environment = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(sys.path)}
+        self._process = subprocess.Popen(
+            [sys.executable, "-W", "ignore", __file__],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env=os.environ | environment,
+            cwd=ROOT,
+            start_new_session=True,
+        )
+        atexit.register(self.kill)
+
+    @classmethod
+    def get(cls) -> "Forks":
+        """The one of this process; another one if it has ended."""
+        if cls._instance is None or cls._instance._process.poll() is not None:
+            cls._instance = cls()
+        return cls._instance
+
+    def run(self, ranks: list[dict[str, Any]]) -> None:
+        """Returns when all ranks have ended. Raises TimeoutError, after the end of all."""
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(json.dumps(ranks).encode() + b"\n")
+            self._process.stdin.flush()
+            if not select.select([self._process.stdout], [], [], TIMEOUT_SECONDS)[0]:
+                raise TimeoutError(f"the ranks have not ended within {TIMEOUT_SECONDS} s")
+            assert self._process.stdout.readline() == b"ended\n", "the process that forks the ranks has ended"
+        except BaseException:
+            self.kill()
+            raise
+
+    def kill(self) -> None:
+        if self._process.poll() is None:
+            os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.wait()
+
+
+def serve() -> None:
+    """Forks the ranks of each request, a line of JSON, and answers when they have ended."""
     from distill_workers.cpu import megatron_shim
 
     megatron_shim.install()
+    import transformers.models.llama.modeling_llama
+    import transformers.models.qwen2.modeling_qwen2
+    import transformers.models.qwen3.modeling_qwen3
+    import transformers.models.qwen3_moe.modeling_qwen3_moe  # noqa: F401
+
+    import distill_workers.megatron.student  # noqa: F401
+
+    answers = os.dup(1)
+    os.dup2(2, 1)  # what ranks print must not be taken for an answer
+    for line in sys.stdin.buffer:
+        pids = [_fork(rank) for rank in json.loads(line)]
+        for pid in pids:
+            os.waitpid(pid, 0)
+        os.write(answers, b"ended\n")
+
+
+def _fork(rank: dict[str, Any]) -> int:
+    if pid := os.fork():
+        return pid
+    try:
+        os.environ.update(rank["environment"])
+        be_rank(*rank["arguments"])
+    finally:
+        # Do not wait for peers that are still in a collective.
+        sys.stdout.flush()
+        os._exit(0)
+
+
+def be_rank(source: str, name: str, call: str, answer: str) -> None:
+    """One rank. Leaves (None or the error, the result) in the file `answer`."""
     result: tuple[str | None, Any]
     try:
         spec = importlib.util.spec_from_file_location(Path(source).stem, source)
@@ -79,9 +145,6 @@ def main(source: str, name: str, call: str, answer: str) -> None:
     except Exception:
         result = traceback.format_exc(), None
     Path(answer).write_bytes(pickle.dumps(result))
-    # Do not wait for peers that are still in a collective.
-    sys.stdout.flush()
-    os._exit(0)
 
 
 VOCABULARY = 321
@@ -218,4 +281,4 @@ def train_step(student: Any, samples: list[Sample], learning_rate: float, coeffi
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    serve()
