@@ -1,5 +1,7 @@
 """`distill export`: the model of a run, from what its folder holds."""
 
+import contextlib
+import io
 import json
 from pathlib import Path
 from typing import Any
@@ -52,18 +54,19 @@ def trained(folder: Path) -> None:
         student.export(folder / "expected" / case)
 
 
-def converted(folder: Path) -> list[int]:
-    volume = f"/models={folder}"
-    return [main(["export", f"{folder}/{case}", f"{folder}/made/{case}", "--volume", volume]) for case in CASES]
+def converted(folder: Path) -> tuple[list[int], str]:
+    """Exit codes and output of the command."""
+    said, volume = io.StringIO(), f"/models={folder}"
+    with contextlib.redirect_stdout(said):
+        codes = [main(["export", f"{folder}/{case}", f"{folder}/made/{case}", "--volume", volume]) for case in CASES]
+    return codes, said.getvalue()
 
 
-def test_a_checkpoint_of_several_ranks_becomes_the_model_that_the_run_would_have_exported(
-    tmp_path: Path, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_a_checkpoint_of_several_ranks_becomes_the_model_that_the_run_would_have_exported(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "qwen2", "qwen2")
     run_ranks(2, trained, folder=tmp_path)
-    assert run_ranks(1, converted, folder=tmp_path) == [[0, 0]]
-    assert f"{tmp_path}/made/whole: the model of step 3\n" in capfd.readouterr().out
+    [(codes, said)] = run_ranks(1, converted, folder=tmp_path)
+    assert codes == [0, 0] and f"{tmp_path}/made/whole: the model of step 3\n" in said
     for case in CASES:
         made, expected = tmp_path / "made" / case, tmp_path / "expected" / case
         found, wanted = (load_file(folder / "model.safetensors") for folder in (made, expected))

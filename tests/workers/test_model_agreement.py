@@ -129,15 +129,15 @@ def test_the_engines_are_told_the_ends_that_the_student_lacks(tmp_path: Path) ->
 
 
 def test_templates_are_compared_with_the_arguments_that_the_job_gives_them(tmp_path: Path) -> None:
-    """A teacher that begins with an empty thought where thinking is off, and a student that does not."""
-    student, quiet = tokenizer(CHATML + "{# enable_thinking #}"), "{% if enable_thinking is false %}<think>{% endif %}"
+    """A teacher that is asked for a short answer where the job says so, and a student that is not."""
+    student, quiet = tokenizer(CHATML + "{# terse #}"), "{% if terse %}<brief>{% endif %}"
     teacher = saved(tmp_path / "teacher", tokenizer(CHATML + quiet), 0)
     mine = saved(tmp_path / "student", student, 0)
     plain = spec(teacher)
     assert check_models(plain, mine, student) == ()
-    prompts = plain.data.prompts.model_copy(update={"chat_template_arguments": {"enable_thinking": False}})  # type: ignore[union-attr]
+    prompts = plain.data.prompts.model_copy(update={"chat_template_arguments": {"terse": True}})  # type: ignore[union-attr]
     off = plain.model_copy(update={"data": plain.data.model_copy(update={"prompts": prompts})})
-    with pytest.raises(ModelsDisagree, match="<think>"):
+    with pytest.raises(ModelsDisagree, match="<brief>"):
         check_models(off, mine, student)
 
 

@@ -30,7 +30,7 @@ async def test_an_engine_actor_serves_is_updated_and_comes_back_when_it_dies(
     engine = RayEngine(0, job, local=True, log_folder=str(tmp_path))
     sync = DistributedSync(spec, "127.0.0.1", timeout_seconds=30)
     try:
-        with pytest.raises(EngineUnavailable, match="not started"):
+        with pytest.raises(EngineUnavailable, match="has not been started"):
             await engine.health()
         await engine.start(str(tiny_model(0)))
         with pytest.raises(EngineRefused, match="context length"):
