@@ -1,6 +1,7 @@
 """Whole jobs on the embedded cluster: real kubelet, KubeRay, SGLang, Megatron, Prometheus; nothing is played."""
 
 import json
+import re
 import subprocess
 
 import pytest
@@ -111,7 +112,9 @@ def test_a_job_survives_the_loss_of_every_role_in_turn_and_a_pause(jobs: Jobs) -
     assert status["restarts"] == 1 and status["progress"]["step"] == steps
     lines = [json.loads(x) for x in (jobs.output / name / "metrics.jsonl").read_text().splitlines()]
     assert [x["step"] for x in lines if x["kind"] == "step"] == list(range(1, steps + 1))
-    assert log.read_text().count(resumed) == 2, "nothing was saved between the pause and the loss of the trainer"
+    # Even without a grace period the kubelet gives a pod two seconds: a quick trainer uses them for another checkpoint.
+    first, second = re.findall(rf"resumed from /output/{name}/checkpoints/step-(\d+)", log.read_text())
+    assert f"step-{first}" == saved and int(second) >= int(first)
     jobs.delete(name)
 
 
