@@ -122,7 +122,9 @@ def test_bad_input_ends_in_a_condition_that_says_what_to_do_and_leaves_no_pod(jo
     missing_model = {"student": {"model": "/models/nowhere"}}
     jobs.arithmetic("no-model", **missing_model)
     jobs.arithmetic("no-volume", output={"volume": {"claimName": "absent"}})
-    jobs.arithmetic("no-prompts", data={"prompts": {"path": "/models/nowhere.jsonl"}})
+    # The student has no chat template, which would be said first.
+    nowhere = {"path": "/models/nowhere.jsonl", "applyChatTemplate": False}
+    jobs.arithmetic("no-prompts", data={"prompts": nowhere})
     for name, sentence in (
         ("no-model", "spec.student.model: /models/nowhere is no Hugging Face checkpoint"),
         ("no-prompts", "/models/nowhere.jsonl: does not exist"),
