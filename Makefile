@@ -93,8 +93,8 @@ bench: setup ## Every benchmark beside its peer (BENCH=name for one)
 
 # Not a part of `make test`: it needs a GPU, and is skipped without. Another PyTorch than workers/.venv's: docs/guides/first-gpu-run.md.
 .PHONY: test-gpu
-test-gpu: setup ## What one GPU can show in ten minutes; table and JSON in build/gpu
-	@dev/test.sh gpu
+test-gpu: setup ## What one GPU can show; table and JSON in build/gpu
+	@$(WORKERS_PYTHON) -W ignore tests/gpu/run.py
 
 .PHONY: test-unit test-api test-workers test-chart test-e2e test-isa
 test-unit test-api test-workers test-chart test-e2e test-isa: test-%: setup tools ## One layer; isa: numbers on other processors

@@ -49,9 +49,8 @@ layer() {
     unit | api | chart) in_parallel operator/.venv/bin/python "tests/$1" ;;
     workers) make --no-print-directory models && OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python tests/workers ;;
     isa) make --no-print-directory models && instruction_sets ;;
-    gpu) workers/.venv/bin/python -W ignore tests/gpu/run.py ;;
     e2e) make --no-print-directory models && operator/.venv/bin/python -m pytest -q tests/e2e ;;
-    *) echo "no test layer $1: unit, api, chart, workers, isa, gpu, e2e or lint" >&2; return 2 ;;
+    *) echo "no test layer $1: unit, api, chart, workers, isa, e2e or lint" >&2; return 2 ;;
   esac
 }
 

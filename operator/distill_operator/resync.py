@@ -13,10 +13,11 @@ from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.errors import ApiError
 from distill_operator.runtime.health_server import Heart
 from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import backoff_seconds
 
 logger = logging.getLogger(__name__)
 
-LONGEST_DELAY_SECONDS = 3.0
+FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS = 1.0, 3.0
 """Between two tries of a list that fails: so soon after an outage everything is as it was."""
 RECOVERY_SECONDS = 5.0
 """Within this time everything is reconciled once a list succeeds that had failed."""
@@ -88,8 +89,7 @@ class Resync:
                 self._failed(namespace, error, failures)
                 if isinstance(error, ApiError) and error.may_pass:
                     beat()
-                longest = min(0.5 * 2.0 ** min(failures, 20), LONGEST_DELAY_SECONDS)
-                seconds = longest * (0.5 + 0.5 * self._jitter())
+                seconds = backoff_seconds(failures, FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, self._jitter())
             else:
                 failures, seconds = 0, self._interval
             await asyncio.sleep(min(seconds, self._interval))

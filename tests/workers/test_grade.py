@@ -48,11 +48,12 @@ def test_another_reward_grades_otherwise(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("rows", "options", "message"),
     [
-        ([{"reference": "1"}], [], "rows.jsonl:1: must be a JSON object with response and reference"),
-        (["text"], [], "rows.jsonl:1: must be a JSON object"),
+        ([{"reference": "1"}], [], "rows.jsonl:1: must have response and reference, as texts"),
+        (["text"], [], "rows.jsonl:1: is a string; each line must be one JSON object"),
+        ([{"response": "1"}], [], "rows.jsonl:1: has no reference; name the job that has it with -f"),
         (ROWS, ["--reward", "python"], "function"),
     ],
-    ids=["no response", "no object", "a function that is not named"],
+    ids=["no response", "no object", "no reference", "a function that is not named"],
 )
 def test_what_cannot_be_graded_is_one_sentence(
     rows: list[Any], options: list[str], message: str, tmp_path: Path
@@ -110,7 +111,7 @@ def test_an_evaluation_of_the_job_grades_by_its_own_prompts_and_reward(job: Path
     ("rows", "options", "message"),
     [
         ([{"response": "1", "index": 1}], [], "rows.jsonl:1: index 1 is no prompt of the job; the first is 0"),
-        ([{"response": "1"}] * 4, [], "rows.jsonl:4: must be a JSON object with response and reference; the job has 3"),
+        ([{"response": "1"}] * 4, [], "rows.jsonl:4: has no reference; the job has 3 prompts"),
         ([{"response": "1"}], ["--evaluation", "sums"], "has no evaluation sums; it has products"),
     ],
     ids=["an index that is left out", "more responses than prompts", "no such evaluation"],
@@ -120,3 +121,13 @@ def test_a_response_to_no_prompt_of_the_job_is_one_sentence(
 ) -> None:
     done = graded_by(job, rows, *options)
     assert done.exception is not None and message in str(done.exception)
+
+
+def test_a_job_without_a_reward_is_told_of_the_evaluations(job: Path) -> None:
+    manifest = yaml.safe_load(job.read_text())
+    manifest["spec"]["objective"]["reward"]["source"] = "none"
+    job.write_text(yaml.safe_dump(manifest))
+    done = graded_by(job, [{"response": "1"}])
+    assert "the source prompts of the job has no reward" in str(done.exception) and "--evaluation" in str(
+        done.exception
+    )

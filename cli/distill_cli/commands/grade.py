@@ -23,7 +23,7 @@ SHOWN = 60
 
 
 @click.command()
-@click.argument("rows", type=click.Path(path_type=Path, dir_okay=False))
+@click.argument("rows", type=click.Path(path_type=Path, exists=True, dir_okay=False))
 @click.option(
     "-f", "--file", type=click.Path(path_type=Path), help="Grade as this job does, by its rewards and its data."
 )
@@ -51,8 +51,8 @@ def grade(
 ) -> int:
     """Show how a reward grades responses, what of each is graded, and where it was found.
 
-    ROWS is a JSONL file; each line has `response`, `reference` (or `answer`), and may have `prompt` and `metadata`.
-    With -f, a line without a reference answers the prompt of its `index` in the job's data, from 0, or else the next
+    ROWS is a file as of data; each row has `response`, `reference` (or `answer`), and may have `prompt` and `metadata`.
+    With -f, a row without a reference answers the prompt of its `index` in the job's data, from 0, or else the next
     one. Ends with 1 where a response could not be graded.
     """
     from rich.console import Console
@@ -67,8 +67,7 @@ def grade(
         raise click.UsageError("--evaluation is one of the job that -f names")
     try:
         spec = None if file is None else _spec(file, dict(volumes), evaluation)
-        data = local.data_of(spec, evaluation) if spec is not None and local.needs_data(rows) else []
-        answered = local.read_rows(rows, data)
+        answered = local.read_rows(rows, lambda: [] if spec is None else local.data_of(spec, evaluation))
         graded = asyncio.run(local.grade(answered, _rewards(spec, evaluation, reward, function, url, extract)))
     except ValidationError as error:
         raise CommandFailed("; ".join(sentences(error, Reward)), ExitCode.CONFIGURATION) from None

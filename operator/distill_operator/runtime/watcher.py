@@ -17,6 +17,7 @@ from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.health_server import Heart
 from distill_operator.runtime.kopf_thread import KopfThread, watch_name
 from distill_operator.runtime.ownership import Key
+from distill_operator.runtime.work_queue import backoff_seconds
 from distill_operator.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -89,8 +90,7 @@ class Watches:
 
     def delay_seconds(self, failures: int) -> float:
         """Return how long to wait after so many failures in a row."""
-        longest = min(FIRST_DELAY_SECONDS * 2.0 ** min(failures - 1, 20), LONGEST_DELAY_SECONDS)
-        return longest * (0.5 + 0.5 * self._jitter())
+        return backoff_seconds(failures, FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, self._jitter())
 
     async def _until_broken(self, kopf: KopfThread) -> str:
         """Wait until kopf must begin anew, or is to stop. Return why."""

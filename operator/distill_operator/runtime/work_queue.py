@@ -151,11 +151,18 @@ class WorkQueue:
 
     def retry_seconds(self, failures: int) -> float:
         """Return how long a key waits after so many failures in a row."""
-        longest = min(FIRST_RETRY_SECONDS * 2.0 ** min(failures - 1, 20), LONGEST_RETRY_SECONDS)
-        return longest * (0.5 + 0.5 * self._jitter())
+        return backoff_seconds(failures, FIRST_RETRY_SECONDS, LONGEST_RETRY_SECONDS, self._jitter())
 
     @staticmethod
     def _cancel_timer(entry: _Entry) -> None:
         if entry.timer is not None:
             entry.timer.cancel()
         entry.timer, entry.due = None, float("inf")
+
+
+def backoff_seconds(failures: int, first: float, longest: float, jitter: float) -> float:
+    """Return the delay after so many failures in a row, from 1: it doubles from `first` to `longest`, in seconds.
+
+    A jitter between 0 and 1 spreads it over its upper half, so that what failed together is not tried again together.
+    """
+    return min(first * 2.0 ** min(failures - 1, 20), longest) * (0.5 + 0.5 * jitter)

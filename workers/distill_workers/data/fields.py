@@ -128,10 +128,6 @@ def whole_text(text: str, where: str, field: str) -> str:
     return text
 
 
-def _is_message(value: Any) -> bool:
-    return isinstance(value, dict) and {"role", "content"} <= value.keys()
-
-
 def _content(message: dict[str, Any], place: str) -> str:
     content = message.get("content")
     if isinstance(content, str):

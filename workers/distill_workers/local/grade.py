@@ -2,8 +2,7 @@
 
 import asyncio
 import dataclasses
-import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from distill_api.spec.job_spec import Reward as RewardSpec
 from distill_api.spec.job_spec import RewardSource, Spec
 from distill_workers.data.prompts import load_data, load_prompts
 from distill_workers.data.routing import Route
+from distill_workers.data.rows import path_rows
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
@@ -29,31 +29,30 @@ class Answered:
     """A response and the prompt that it answers."""
 
     row: int
-    """Line of the file, from 1."""
+    """Number of the row in the file, from 1."""
     prompt: Prompt
     response: str
 
 
-def read_rows(path: Path, data: Sequence[Prompt] = ()) -> list[Answered]:
-    """Return the rows of a JSONL file, each with `response`, and `reference` (or `answer`) or a prompt of `data`.
+def read_rows(path: Path, load_data: Callable[[], Sequence[Prompt]]) -> list[Answered]:
+    """Return the rows of a file, each with `response`, and `reference` (or `answer`) or a prompt of a job's data.
 
-    A row without a reference answers the prompt of its `index`, or else the next one of `data`. Raises
-    ConfigurationError with the line.
+    A row without a reference answers the prompt of its `index`, or else the next one; the data is loaded for the first
+    such row. Raises ConfigurationError with the row.
     """
-    by_index, order = {prompt.index: prompt for prompt in data}, iter(data)
+    data: dict[int, Prompt] | None = None
+    order: Iterator[Prompt] = iter(())
     found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):
-        if line.strip():
-            row, where = _object(line, f"{path}:{number}"), f"{path}:{number}"
-            prompt = _own_prompt(row, number) or _prompt_of(row, by_index, order, where)
-            found.append(Answered(number, prompt, row["response"]))
+    for number, (where, row) in enumerate(path_rows(str(path)), start=1):
+        if not isinstance(row.get("response"), str):
+            raise ConfigurationError(f"{where}: must have response and reference, as texts")
+        if (prompt := _own_prompt(row, number)) is None:
+            if data is None:
+                data = {prompt.index: prompt for prompt in load_data()}
+                order = iter(data.values())
+            prompt = _prompt_of(row, data, order, where)
+        found.append(Answered(number, prompt, row["response"]))
     return found
-
-
-def needs_data(path: Path) -> bool:
-    """Return whether a row of the file has no reference of its own. Raises ConfigurationError with the line."""
-    lines = enumerate(path.read_text(encoding="utf-8").splitlines(), start=1)
-    return any(_own_prompt(_object(line, f"{path}:{n}"), n) is None for n, line in lines if line.strip())
 
 
 def data_of(spec: Spec, evaluation: str | None) -> list[Prompt]:
@@ -82,7 +81,7 @@ def only(reward: RewardSpec) -> dict[str, Reward]:
 
 
 async def grade(rows: Sequence[Answered], rewards: Mapping[str, Reward]) -> list[dict[str, Any]]:
-    """Return of each row its line, reference, score, what was extracted and from where; close the rewards.
+    """Return of each row its number, reference, score, what was extracted and from where; close the rewards.
 
     The score is None for a response that could not be graded. Raises ConfigurationError for a source without a reward.
     """
@@ -96,22 +95,14 @@ async def grade(rows: Sequence[Answered], rewards: Mapping[str, Reward]) -> list
 
     try:
         if without := sorted({row.prompt.source for row in rows} - rewards.keys()):
-            source = f"data.sources: {without[0]}" if without[0] else "the job"
-            raise ConfigurationError(f"{source} has no reward; set objective.reward, or name one with --reward")
+            who = f"the source {without[0]} of the job" if without[0] else "the job"
+            raise ConfigurationError(
+                f"{who} has no reward; set objective.reward, or grade as one of the job's evaluations by --evaluation"
+            )
         return list(await asyncio.gather(*map(one, rows)))
     finally:
         for reward in {id(r): r for r in rewards.values()}.values():
             await reward.close()
-
-
-def _object(line: str, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-        if isinstance(row, dict) and isinstance(row.get("response"), str):
-            return row
-    except ValueError:
-        pass
-    raise ConfigurationError(f"{where}: must be a JSON object with response and reference")
 
 
 def _own_prompt(row: Mapping[str, Any], number: int) -> Prompt | None:
@@ -132,4 +123,4 @@ def _prompt_of(row: Mapping[str, Any], data: Mapping[int, Prompt], order: Iterat
     if prompt := next(order, None):
         return prompt
     why = f"the job has {len(data)} prompts" if data else "name the job that has it with -f"
-    raise ConfigurationError(f"{where}: must be a JSON object with response and reference; {why}")
+    raise ConfigurationError(f"{where}: has no reference; {why}")
