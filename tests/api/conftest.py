@@ -7,7 +7,6 @@ namespace for each test. And a pod may be created without a ServiceAccount, whos
 import json
 import os
 import shutil
-import socket
 import subprocess
 import time
 import uuid
@@ -16,6 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+
+from distill_workers.serving.ports import reserve_port
 
 ROOT = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DISTILL_CACHE") or Path.home() / ".cache" / "distillation-operator")
@@ -61,18 +62,6 @@ def _binary(name: str) -> Path:
     if not found:
         pytest.fail(f"{name} is neither in {cached.parent} nor on the PATH; run `make setup tools`", pytrace=False)
     return Path(found)
-
-
-def _free_ports(count: int) -> list[int]:
-    """All are held until all are known, so that they differ."""
-    sockets = [socket.socket() for _ in range(count)]
-    try:
-        for s in sockets:
-            s.bind(("127.0.0.1", 0))
-        return [s.getsockname()[1] for s in sockets]
-    finally:
-        for s in sockets:
-            s.close()
 
 
 def _spawn(folder: Path, command: list[str]) -> subprocess.Popen[bytes]:
@@ -169,7 +158,7 @@ def _wait_until_ready(server: ApiServer, processes: list[subprocess.Popen[bytes]
 def api_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ApiServer]:
     """A kube-apiserver and etcd of our own, on free ports of the loopback; gone when the session ends."""
     folder = tmp_path_factory.mktemp("apiserver")
-    client, peer, port = _free_ports(3)
+    client, peer, port = (reserve_port() for _ in range(3))
     url, etcd = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{client}"
     processes: list[subprocess.Popen[bytes]] = []
     try:

@@ -10,7 +10,6 @@ import hashlib
 import json
 import os
 import signal
-import socket
 import ssl
 import subprocess
 import sys
@@ -23,6 +22,8 @@ from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
+
+from distill_workers.serving.ports import reserve_port
 
 ROOT = Path(__file__).resolve().parents[2]
 Json = dict[str, Any]
@@ -173,17 +174,11 @@ def teacher(name: str, **spec: Any) -> Json:
     }
 
 
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 class Operator:
     """`python -m distill_operator`, as in its image."""
 
     def __init__(self, world: World, environment: dict[str, str]) -> None:
-        self.health_port, self.metrics_port = free_port(), free_port()
+        self.health_port, self.metrics_port = reserve_port(), reserve_port()
         self.log_path = world.folder / f"operator-{len(world.operators)}.log"
         settings = {
             "KUBECONFIG": str(world.kubeconfig),

@@ -14,9 +14,10 @@ from typing import Any
 import pytest
 import yaml
 from aiohttp import ClientSession, ClientTimeout, StreamReader, TCPConnector, web
-from operator_world import World, free_port
+from operator_world import World
 
 from distill_operator.rbac import NAMESPACED_RULES
+from distill_workers.serving.ports import reserve_port
 
 pytest_plugins = ["operator_fixtures"]
 
@@ -40,7 +41,7 @@ class Proxy:
         self.requests = 0
         self.watching = 0
         """Watches that are under way."""
-        self.port = free_port()
+        self.port = reserve_port()
         cluster = yaml.safe_load(kubeconfig.read_text())["clusters"][0]["cluster"]
         self._server = cluster["server"]
         self._tls = ssl.create_default_context()

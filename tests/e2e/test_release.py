@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import time
 import urllib.request
@@ -11,6 +10,8 @@ from pathlib import Path
 
 import pytest
 from conftest import CACHE, DEV, REPO, run
+
+from distill_workers.serving.ports import reserve_port
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
 
@@ -30,9 +31,7 @@ def test_the_operators_image_is_built_and_pushed(tmp_path: Path) -> None:
     store = ["buildah", "--root", str(CACHE / "images/buildah"), "--runroot", str(CACHE / "images/buildah-run")]
     listed = run(*store, "--storage-driver", "overlay", "images", "--format", "{{.Name}}:{{.Tag}}").split()
     [base] = [name for name in listed if "python-base" in name]
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
+    port = reserve_port()
     (tmp_path / "config.yml").write_text(registry_config(tmp_path, port))
     # The registry of this test speaks plain HTTP.
     insecure = f'[[registry]]\nlocation = "127.0.0.1:{port}"\ninsecure = true\n'

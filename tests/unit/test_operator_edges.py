@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import copy
-import socket
 from dataclasses import replace
 from datetime import timedelta
 from typing import Any
@@ -38,6 +37,7 @@ from distill_operator.runtime.ownership import Key
 from distill_operator.settings import InvalidSettings, Settings
 from distill_operator.teacher.teacher_registry import TeacherRegistry, TeacherSnapshot
 from distill_operator.teacher.view import view
+from distill_workers.serving.ports import reserve_port
 
 # Metrics and health
 
@@ -156,9 +156,7 @@ async def test_the_process_is_healthy_while_each_of_its_parts_is(monkeypatch: py
     hearts = Hearts(lambda: now[0])
     watches, lists = hearts.heart("watches"), hearts.heart("lists")
     hearts.measure("reconciles", lambda: stuck[0])
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = reserve_port()
     settings = replace(SETTINGS, health_port=port, metrics_port=0)
     serving = asyncio.create_task(serve(settings, hearts, metrics_of(JobRegistry()).registry()))
     async with aiohttp.ClientSession() as session:

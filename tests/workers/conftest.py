@@ -108,10 +108,11 @@ def tiny_spec(tiny_model: TinyModel) -> Spec:
 @pytest.fixture(scope="session")
 def teacher_server(tiny_model: TinyModel, tiny_spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """One real teacher (tiny_model(1)) for the whole session."""
-    from distill_workers.serving.server import SGLangServer, free_port
+    from distill_workers.serving.ports import reserve_port
+    from distill_workers.serving.server import SGLangServer
 
     log = tmp_path_factory.mktemp("teacher") / "teacher.log"
-    server = SGLangServer(str(tiny_model(1)), tiny_spec, "teacher", port=free_port(), log=log)
+    server = SGLangServer(str(tiny_model(1)), tiny_spec, "teacher", port=reserve_port(), log=log)
     server.start()
     try:
         server.wait_ready(240)

@@ -13,7 +13,6 @@ import pickle
 import random
 import select
 import signal
-import socket
 import subprocess
 import sys
 import traceback
@@ -26,6 +25,7 @@ import numpy as np
 
 from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
+from distill_workers.serving.ports import reserve_port
 
 ROOT = Path(__file__).parents[2]
 TIMEOUT_SECONDS = 300
@@ -33,9 +33,7 @@ TIMEOUT_SECONDS = 300
 
 def run_ranks(world_size: int, function: Callable[..., Any], **arguments: Any) -> list[Any]:
     """What function(**arguments), at the top of a test module, returns on each rank. Raises what a rank raised."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = reserve_port()
     with TemporaryDirectory() as folder:
         call = Path(folder, "call")
         call.write_bytes(pickle.dumps(arguments))

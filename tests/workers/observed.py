@@ -27,7 +27,8 @@ from prometheus_client import start_http_server
 from runs import REPO, Run, arithmetic
 
 from distill_api.job import parse_job
-from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.serving.ports import reserve_port
+from distill_workers.serving.server import SGLangServer
 
 sys.path.append(str(REPO / "operator"))
 
@@ -102,7 +103,7 @@ class Operator:
         self._made = datetime.now(UTC)
         self._tell(JOB, "Running")
         self._tell(WAITING_JOB, "Pending")
-        self.port = free_port()
+        self.port = reserve_port()
         self._server, self._thread = start_http_server(self.port, "127.0.0.1", self.metrics.registry())
 
     def _tell(self, name: str, reason: str) -> None:
@@ -208,7 +209,7 @@ class Prometheus:
         (folder / "prometheus.yml").write_text(yaml.safe_dump(config))
         binary = shutil.which("prometheus")
         assert binary, "install the Debian package prometheus (`make setup`)"
-        self.port = free_port()
+        self.port = reserve_port()
         with (folder / "prometheus.log").open("wb") as log:
             self._process = subprocess.Popen(
                 [
@@ -261,7 +262,7 @@ def world(folder: Path, manifest_changes: dict[str, Any] | None = None, interval
         manifest = job(folder / "output", url)
         manifest["spec"] |= manifest_changes or {}
         spec = parse_job(manifest).spec
-        teacher = SGLangServer(spec.teacher.model, spec, "teacher", port=free_port(), log=folder / "teacher.log")
+        teacher = SGLangServer(spec.teacher.model, spec, "teacher", port=reserve_port(), log=folder / "teacher.log")
         teacher.start()
         stack.callback(teacher.stop)
         run = Run(manifest, f"127.0.0.1:{teacher.port}", folder)

@@ -15,7 +15,7 @@ import yaml
 
 from distill_api.protocol import ExitReport, Variable
 from distill_workers.local.run import with_volumes
-from distill_workers.serving.server import free_port
+from distill_workers.serving.ports import reserve_port
 
 REPO = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))
@@ -49,7 +49,7 @@ class Run:
 
     def __init__(self, manifest: dict[str, Any], teacher: str, scratch: Path, **environment: str) -> None:
         self.folder = Path(manifest["spec"]["output"]["path"]) / manifest["metadata"]["name"]
-        self.port = free_port()
+        self.port = reserve_port()
         self._log = scratch / f"{manifest['metadata']['name']}-{self.port}.log"
         self._exit = scratch / f"exit-{self.port}.json"
         job = scratch / f"job-{self.port}.json"
@@ -59,7 +59,7 @@ class Run:
             Variable.JOB_FILE: str(job),
             Variable.TEACHER: teacher,
             Variable.MASTER_ADDR: "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": str(reserve_port()),
             Variable.POD_IP: "127.0.0.1",
             Variable.TERMINATION_LOG: str(self._exit),
             "DISTILL_PORT": str(self.port),

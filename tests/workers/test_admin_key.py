@@ -16,7 +16,7 @@ import pytest
 from conftest import TinyModel, weights_of
 
 from distill_workers.serving.admin_key import AdminKeyMiddleware, bearer, is_open
-from distill_workers.serving.server import free_port
+from distill_workers.serving.ports import reserve_port
 from distill_workers.serving.sglang_launch import freeze_gc, unguarded_servers
 from distill_workers.weight_sync.broadcast import DistributedSync
 
@@ -86,7 +86,7 @@ def test_a_way_past_the_guard_is_found_by_its_name(door: str, value: Any) -> Non
 def test_a_server_that_listens_late_gets_the_request_to_itself_and_a_proxy_does_not(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    port, proxy = free_port(), free_port()
+    port, proxy = reserve_port(), reserve_port()
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{proxy}")

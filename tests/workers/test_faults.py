@@ -15,7 +15,8 @@ from test_run import servers_of
 
 from distill_api.job import parse_job
 from distill_api.protocol import ExitCode, ExitReason, Variable
-from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.serving.ports import reserve_port
+from distill_workers.serving.server import SGLangServer
 
 STEPS, PROMPTS, SIBLINGS = 12, 8, 4
 DEVICE_FULL = Path("/dev/full")
@@ -26,7 +27,7 @@ class Weather:
     """A proxy before a real teacher: it can refuse with 503, or be slow."""
 
     def __init__(self, upstream: int) -> None:
-        self.port, self.storm, self.delay_seconds = free_port(), False, 0.0
+        self.port, self.storm, self.delay_seconds = reserve_port(), False, 0.0
         self.refused = self.answered = 0
         self._upstream = f"http://127.0.0.1:{upstream}"
         self._loop = asyncio.new_event_loop()
@@ -68,7 +69,7 @@ class Weather:
 def teachers(tmp_path: Path) -> Iterator[list[SGLangServer]]:
     spec = parse_job(arithmetic(tmp_path, "teachers")).spec
     servers = [
-        SGLangServer(spec.teacher.model, spec, "teacher", port=free_port(), log=tmp_path / f"teacher-{n}.log")
+        SGLangServer(spec.teacher.model, spec, "teacher", port=reserve_port(), log=tmp_path / f"teacher-{n}.log")
         for n in range(2)
     ]
     try:

@@ -25,7 +25,7 @@ from distill_workers.reporting.samples_file import Rollout, newest_lines, rollou
 from distill_workers.reporting.step_line import Step
 from distill_workers.reporting.token_kl import source_kl, summary
 from distill_workers.run_folder.run_folder import RunFolder
-from distill_workers.serving.server import free_port
+from distill_workers.serving.ports import reserve_port
 
 TRAINED = {
     name: 0.25
@@ -146,7 +146,7 @@ def test_engines_that_join_a_running_job_are_paid_for_from_then_on(
 
 async def test_the_trainer_serves_its_newest_rollouts(folder: RunFolder) -> None:
     record, reporter = recorder(folder)
-    port = free_port()
+    port = reserve_port()
     server = ProgressServer(reporter, folder)
     await server.start(port)
     try:

@@ -17,7 +17,7 @@ from distill_workers.rewards import http
 from distill_workers.rewards.base import Grade, RewardError
 from distill_workers.rewards.build import build_reward, build_rewards
 from distill_workers.rewards.function import FunctionReward
-from distill_workers.serving.server import free_port
+from distill_workers.serving.ports import reserve_port
 
 
 def reward_of(**fields: Any) -> Any:
@@ -110,7 +110,7 @@ class Service:
 @pytest.fixture
 async def service(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Service]:
     monkeypatch.setattr(http, "BACKOFF_SECONDS", (0.01, 0.02))
-    made, app, port = Service(), web.Application(), free_port()
+    made, app, port = Service(), web.Application(), reserve_port()
     app.router.add_post("/score", made.answer)
     runner = web.AppRunner(app)
     await runner.setup()
@@ -155,7 +155,7 @@ async def test_a_service_that_stays_down_fails_the_sample_after_its_retries(serv
 async def test_a_service_that_is_not_there_or_too_slow_fails_the_sample(service: Service) -> None:
     metrics = Metrics()
     with pytest.raises(RewardError, match="2 requests failed; the last: ClientConnectorError"):
-        await ask(f"http://127.0.0.1:{free_port()}/", metrics, retries=1)
+        await ask(f"http://127.0.0.1:{reserve_port()}/", metrics, retries=1)
     assert requests(metrics) == {"error": 2.0}
     service.delay = 1.5
     with pytest.raises(RewardError, match="1 requests failed; the last: not answered within 1 s"):

@@ -16,7 +16,8 @@ from runs import MODELS, Outcome, Run, arithmetic
 
 import soak
 from distill_api.protocol import ExitCode, ExitReason
-from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.serving.ports import reserve_port
+from distill_workers.serving.server import SGLangServer
 
 pytestmark = pytest.mark.timeout(900)
 
@@ -43,7 +44,7 @@ def teacher(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     from distill_api.job import parse_job
 
     spec = parse_job(arithmetic(scratch, "teacher")).spec
-    server = SGLangServer(spec.teacher.model, spec, "teacher", port=free_port(), log=scratch / "teacher.log")
+    server = SGLangServer(spec.teacher.model, spec, "teacher", port=reserve_port(), log=scratch / "teacher.log")
     server.start()
     try:
         server.wait_ready(300)
@@ -172,7 +173,7 @@ def test_a_killed_run_goes_on_to_the_same_last_bit(tmp_path: Path) -> None:
     whole = arithmetic(tmp_path / "whole", "same", **DETERMINISTIC)
     parts = arithmetic(tmp_path / "parts", "same", **DETERMINISTIC)
     spec = parse_job(whole).spec
-    server = SGLangServer(spec.teacher.model, spec, "teacher", port=free_port(), log=tmp_path / "teacher.log")
+    server = SGLangServer(spec.teacher.model, spec, "teacher", port=reserve_port(), log=tmp_path / "teacher.log")
     server.start()
     try:
         server.wait_ready(300)
@@ -239,7 +240,8 @@ def servers_of(folder: Path, engine: int = 0) -> set[int]:
 
 def test_bad_input_is_never_retried_and_says_what_to_do(teacher: str, tmp_path: Path) -> None:
     """Where model or prompts are missing: tests/e2e/test_job.py."""
-    prompts = {"path": str(MODELS / "arithmetic" / "train.jsonl"), "promptField": "question"}
+    train = str(MODELS / "arithmetic" / "train.jsonl")
+    prompts = {"path": train, "promptField": "question", "applyChatTemplate": False}
     outcome = Run(arithmetic(tmp_path, "no-field", data={"prompts": prompts}), teacher, tmp_path).wait(120)
     assert outcome.code == ExitCode.CONFIGURATION, outcome.log
     assert outcome.report is not None and outcome.report.reason is ExitReason.CONFIGURATION_ERROR
@@ -256,7 +258,7 @@ def test_a_teacher_of_another_vocabulary_fails_the_preflight(teacher_server: Any
 
 
 def test_a_teacher_that_never_answers_ends_the_attempt_with_its_address(tmp_path: Path) -> None:
-    nobody = f"127.0.0.1:{free_port()}"
+    nobody = f"127.0.0.1:{reserve_port()}"
     outcome = Run(arithmetic(tmp_path, "lonely", preRunningDeadlineSeconds=5), nobody, tmp_path).wait(120)
     assert outcome.code == ExitCode.TEMPORARY, outcome.log
     assert outcome.report is not None and outcome.report.reason is ExitReason.TEACHER_UNREACHABLE

@@ -11,7 +11,8 @@ from typing import Any
 import pytest
 from conftest import spec_of
 
-from distill_workers.serving.server import SHARED_POOL_TOKENS, SGLangServer, free_port, sglang_command
+from distill_workers.serving.ports import reserve_port
+from distill_workers.serving.server import SHARED_POOL_TOKENS, SGLangServer, sglang_command
 
 STUDENT, TEACHER = Path("/models/s"), Path("/models/t")
 
@@ -88,7 +89,7 @@ def test_a_hub_model_may_be_fetched_and_a_path_never_asks_the_hub() -> None:
 
 def as_server(tmp_path: Path, code: str) -> SGLangServer:
     """A supervised process that is no SGLang: how it lives and dies is what is tested here."""
-    server = SGLangServer("/models/m", spec_of(STUDENT, TEACHER), "engine", port=free_port(), log=tmp_path / "log")
+    server = SGLangServer("/models/m", spec_of(STUDENT, TEACHER), "engine", port=reserve_port(), log=tmp_path / "log")
     server._command = ([sys.executable, "-c", code], {})
     return server
 

@@ -19,7 +19,8 @@ from distill_workers.metrics import Metrics
 from distill_workers.run.preflight.replicas import replicas_agree
 from distill_workers.run.preflight.teacher import teacher_answers, teacher_is_sane
 from distill_workers.run.preflight.vocabulary import same_vocabulary
-from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.serving.ports import reserve_port
+from distill_workers.serving.server import SGLangServer
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import BadScore
 
@@ -44,7 +45,7 @@ async def pool_of(spec: Spec, address: str = "", **options: Any) -> TeacherPool:
 def other_server(tiny_model: TinyModel, tiny_spec: Spec, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     """A real teacher with other weights than `teacher_server` has."""
     log = tmp_path_factory.mktemp("other") / "teacher.log"
-    server = SGLangServer(str(tiny_model(2)), tiny_spec, "teacher", port=free_port(), log=log)
+    server = SGLangServer(str(tiny_model(2)), tiny_spec, "teacher", port=reserve_port(), log=log)
     server.start()
     try:
         server.wait_ready(240)

@@ -25,7 +25,7 @@ from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.token_kl import teacher_kl
 from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, fingerprint
-from distill_workers.serving.server import free_port
+from distill_workers.serving.ports import reserve_port
 from distill_workers.teacher.local_servers import TeacherServers
 from distill_workers.teacher.teachers import Teachers
 
@@ -192,7 +192,7 @@ async def test_a_trainer_publishes_what_it_has_for_each_shared_teacher_to_do_and
     folder = RunFolder(parse_job(manifest))
     server = ProgressServer(ProgressReporter(folder, Metrics(), 10), folder)
     server.teachers = found.shared_requests
-    port = free_port()
+    port = reserve_port()
     await server.start(port)
     async with aiohttp.ClientSession() as session, session.get(f"http://127.0.0.1:{port}/progress") as answer:
         report = protocol.ProgressReport.model_validate_json(await answer.text())

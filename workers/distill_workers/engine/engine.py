@@ -23,7 +23,8 @@ from distill_workers.engine.request import (
     read_response,
 )
 from distill_workers.serving.admin_key import bearer
-from distill_workers.serving.server import SHARED_MEMORY_LOADER, SGLangServer, free_port
+from distill_workers.serving.ports import reserve_port
+from distill_workers.serving.server import SHARED_MEMORY_LOADER, SGLangServer
 from distill_workers.serving.server_devices import ServerDevices
 
 __all__ = ["Engine", "EngineHandle", "EngineRefused", "EngineUnavailable", "Response", "read_response"]
@@ -111,7 +112,8 @@ class Engine:
         devices: ServerDevices | None = None,
     ) -> None:
         """`devices` are those of this engine where other roles are on this machine; without, it takes what it sees."""
-        self._spec, self._host, self._port, self._devices = spec, host, port, devices
+        self._spec, self._host, self._devices = spec, host, devices
+        self._port = port or reserve_port()
         self._log = Path(log_folder) / f"engine-{number}.log"
         self._server: SGLangServer | None = None
         self._session: aiohttp.ClientSession | None = None
@@ -121,14 +123,12 @@ class Engine:
 
     async def start(self, model: str) -> float:
         await self.stop()
-        # The kernel may keep a fixed port for a moment after the old server; SGLang reuses addresses.
-        port = self._port or free_port()
         self._server = SGLangServer(
-            model, self._spec, "engine", host=self._host, port=port, log=self._log, devices=self._devices
+            model, self._spec, "engine", host=self._host, port=self._port, log=self._log, devices=self._devices
         )
         self._server.start()
         self._session = aiohttp.ClientSession(
-            f"http://127.0.0.1:{port}",
+            f"http://127.0.0.1:{self._port}",
             # The server closes a connection that is idle for 5 s, perhaps just as it is used again: that reset looks
             # like a dead engine. A new connection over loopback costs next to nothing.
             connector=aiohttp.TCPConnector(limit=0, force_close=True),

@@ -24,7 +24,7 @@ from distill_workers.local.placement import Placement
 from distill_workers.model_folder import model_folder
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.serving import server_devices
-from distill_workers.serving.server import free_port
+from distill_workers.serving.ports import reserve_port
 from distill_workers.serving.server_devices import CUDA
 
 TRAINER = (sys.executable, "-m", "distill_workers.launch")
@@ -74,7 +74,7 @@ class LocalRun:
         self.job = job
         self.folder = RunFolder(job)
         self.interrupts = 0
-        self._port = free_port()
+        self._port = reserve_port()
         self._key = secrets.token_urlsafe(32)
         """Of this run: the engines' administration and Ray ask for it."""
         self._placement: Placement | None = None
@@ -169,7 +169,7 @@ class LocalRun:
             "RAY_AUTH_TOKEN": self._key,
             Variable.TEACHER: teachers,
             Variable.MASTER_ADDR: "127.0.0.1",
-            "MASTER_PORT": str(free_port()),
+            "MASTER_PORT": str(reserve_port()),
             Variable.NODE_RANK: "0",
             Variable.POD_IP: "127.0.0.1",
             Variable.TERMINATION_LOG: str(self.folder.root / "logs" / "exit.json"),

@@ -8,7 +8,6 @@ inference; without, distill_workers.cpu.seeded_sampling.
 import contextlib
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -133,13 +132,6 @@ def sglang_command(
         flags += devices.flags()
         environment |= devices.environment()
     return [sys.executable, "-W", "ignore", "-m", module, *flags, *part.engine_args], environment
-
-
-def free_port() -> int:
-    """Return a TCP port of this machine that is free now."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 class SGLangServer:

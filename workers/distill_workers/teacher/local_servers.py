@@ -7,7 +7,8 @@ from distill_api.protocol import teacher_addresses
 from distill_api.spec.job_spec import Spec
 from distill_workers.failures import ConfigurationError
 from distill_workers.model_folder import model_folder
-from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.serving.ports import reserve_port
+from distill_workers.serving.server import SGLangServer
 from distill_workers.serving.server_devices import ServerDevices
 
 
@@ -33,7 +34,7 @@ class TeacherServers:
                     folder,
                     spec,
                     "teacher",
-                    port=free_port(),
+                    port=reserve_port(),
                     log=logs / f"{stem}-{number}.log",
                     serving=teacher,
                     devices=devices[teacher.name][number] if devices else None,
