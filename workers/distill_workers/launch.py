@@ -12,7 +12,7 @@ from pathlib import Path
 
 from distill_workers.child_processes import ChildProcesses, exit_on_signal
 
-TRAINER = ("-m", "distill_workers.trainer")
+TRAINER, CPU_TRAINER = "distill_workers.trainer", "distill_workers.trainer_on_cpu"
 
 
 def rank_environment(nodes: int, ranks_per_node: int, node: int, local_rank: int) -> dict[str, str]:
@@ -58,17 +58,15 @@ def main(arguments: list[str] | None = None) -> int:
     if args.job is not None:
         os.environ[Variable.JOB_FILE] = str(args.job)
     try:
-        trainer = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE))).spec.trainer
+        spec = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE))).spec
     except InvalidManifest as error:
         print(error, file=sys.stderr)
         report(ExitReason.CONFIGURATION_ERROR, str(error))
         return ExitCode.CONFIGURATION
     node = int(os.environ.get(Variable.NODE_RANK, "0"))
-    ranks = trainer.gpus_per_node
-    command = [sys.executable, *TRAINER]
-    children = ChildProcesses(
-        [(command, rank_environment(trainer.nodes, ranks, node, local)) for local in range(ranks)]
-    )
+    nodes, ranks = spec.trainer.nodes, spec.trainer.gpus_per_node
+    command = [sys.executable, "-m", CPU_TRAINER if spec.on_cpu else TRAINER]
+    children = ChildProcesses([(command, rank_environment(nodes, ranks, node, local)) for local in range(ranks)])
     code = exit_code(children.run())
     if children.stopping and code == ExitCode.TEMPORARY:
         report(ExitReason.STOPPED, "stopped by SIGTERM while it was starting")

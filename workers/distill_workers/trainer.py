@@ -11,6 +11,7 @@ import signal
 import sys
 from pathlib import Path
 from types import FrameType
+from typing import NoReturn
 
 import torch.distributed as dist
 
@@ -141,8 +142,13 @@ def main() -> int:
     return code
 
 
-if __name__ == "__main__":
+def run_and_exit() -> NoReturn:
+    """Run `main`, and end this process with its exit code."""
     status = main()
     sys.stderr.flush()
     # Ray's and gloo's threads may hold up an ordinary exit; everything that must be kept is written by now.
     os._exit(status)
+
+
+if __name__ == "__main__":
+    run_and_exit()

@@ -11,6 +11,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from distill_workers.cpu.lean_imports import lean_imports
+
 SEEDED = "DISTILL_SEEDED_SAMPLING"
 """Environment variable: with 1 each token is sampled by its request's seed and its position alone."""
 
@@ -56,10 +58,13 @@ def main() -> None:
     sys.path.insert(0, str(Path(__file__).parent / "stubs"))
     fork_instead_of_spawn()
     # Imported before the fork, so that the children share the pages.
-    import sglang.srt.managers.detokenizer_manager
-    import sglang.srt.managers.scheduler
-    import sglang.srt.models.llama
-    import sglang.srt.models.qwen3  # noqa: F401
+    with lean_imports():
+        import sglang.launch_server
+        import sglang.srt.entrypoints.http_server
+        import sglang.srt.managers.detokenizer_manager
+        import sglang.srt.managers.scheduler
+        import sglang.srt.models.llama
+        import sglang.srt.models.qwen3  # noqa: F401
 
     keep_receive_buffer()
     if os.environ.get(SEEDED) == "1":
