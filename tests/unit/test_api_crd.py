@@ -143,7 +143,7 @@ def test_what_may_change_in_a_running_job_is_little() -> None:
     assert set(spec["properties"]) - frozen(spec) == {
         *("teacher", "teachers"),  # for their replicas
         *("suspend", "rollout", "backoffLimit", "stallTimeoutSeconds", "ttlSecondsAfterFinished"),
-        *("activeDeadlineSeconds", "preRunningDeadlineSeconds"),
+        *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "stallPolicy"),
     }
     assert Rollout.mutable is not None and Rollout.mutable <= set(Rollout.model_fields)
     assert Spec.mutable is not None and Spec.mutable <= set(Spec.model_fields)

@@ -19,6 +19,7 @@ from operator_fakes import FATES, SETTINGS, UID, FakeCluster, Simulation, manife
 
 import soak
 from distill_api.job import DistillationJob, parse_job
+from distill_api.spec.schedule import StallPolicy
 from distill_operator.distillationjob import controller, plan
 from distill_operator.kinds import Kind, kind_of
 from distill_operator.model.reading import read_child
@@ -77,6 +78,7 @@ def simulation(rng: random.Random) -> Simulation:
         spec["ttlSecondsAfterFinished"] = rng.choice([0, 100])
     if rng.random() < 0.1:
         spec["trainer"] = {"nodes": 2}
+    spec["stallPolicy"] = rng.choice(["Report", "Report", "Restart"])
     cluster = FakeCluster(fail=random.Random(rng.random()) if rng.random() < 0.5 else None)
     if rng.random() < 0.4:
         cluster.crash_after = rng.randrange(25)
@@ -162,13 +164,14 @@ def judge(sim: Simulation) -> str:
     serving = {kind for kind, _ in objects} & {Kind.DEPLOYMENT, Kind.RAY_CLUSTER}
     pods = {p["metadata"]["labels"]["distillation-operator.io/role"] for p in sim.cluster.of(Kind.POD).values()}
     assert restarts <= min(attempts, job.spec.backoff_limit + 1)
+    hangs = job.spec.stall_policy is StallPolicy.RESTART
     if "completionTime" in status:
         assert not serving and pods <= {"trainer"}, "accelerators are released"
         expected = {
             "Completed": code == 0,
             "PreflightFailed": code == 78,
             "ConfigurationError": code == 78,
-            "BackoffLimitExceeded": (code in (75, 137) or attempts in sim.trainers_removed)
+            "BackoffLimitExceeded": (code in (75, 137) or attempts in sim.trainers_removed or (hangs and code is None))
             and restarts == job.spec.backoff_limit + 1,
             "DeadlineExceeded": job.spec.active_deadline_seconds is not None,
         }

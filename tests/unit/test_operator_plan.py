@@ -520,6 +520,24 @@ def test_no_step_for_long_is_stalled_and_a_step_ends_it() -> None:
     assert says(found.status, ConditionType.STALLED)[0] == "False"
 
 
+def test_a_stalled_attempt_is_ended_once_its_stacks_are_written_unless_it_is_only_reported() -> None:
+    of, reported = job(stallTimeoutSeconds=100), job(stallTimeoutSeconds=100, stallPolicy="Report")
+    status = begun(of)
+    stalled = look(of, status, running(of), seconds=100)
+    assert stalled.requeue_after == 60
+    waiting = look(of, stalled.status, running(of), seconds=159)
+    assert says(waiting.status, ConditionType.SUCCEEDED)[1] == "Running" and waiting.requeue_after == 1
+    ended = look(of, stalled.status, running(of), seconds=160).status
+    assert says(ended, ConditionType.SUCCEEDED)[1] == "Restarting" and ended.restarts == 1
+    assert "stallPolicy: Report" in says(ended, ConditionType.SUCCEEDED)[2]
+    assert says(ended, ConditionType.TRAINER_READY)[1] == "NoStep"
+    assert says(look(reported, stalled.status, running(of), seconds=9999).status, ConditionType.STALLED)[0] == "True"
+    step = {"step": 1, "lastStepTime": "2026-01-01T00:02:39Z"}
+    late = ProgressReport.model_validate({"phase": "Training", "progress": step})
+    found = look(of, stalled.status, running(of, report=late), seconds=160).status
+    assert says(found, ConditionType.SUCCEEDED)[1] == "Running" and says(found, ConditionType.STALLED)[0] == "False"
+
+
 def test_a_trainer_that_starts_again_does_not_set_the_step_back() -> None:
     of = job()
     status = begun(of).model_copy(update={"progress": Progress(step=481, reverse_kl="0.4", checkpoint_step=480)})

@@ -184,7 +184,7 @@ def test_all_that_may_change_within_a_part_of_a_spec_is_a_number_that_is_carried
     parts = {name for name in Spec.mutable or () if name in ("rollout", "teacher", "teachers")}
     assert parts == {*scalable_fields.PARTS, "teachers"}
     numbers = {name for name in (Spec.mutable or set()) - parts if name.endswith(("seconds", "limit", "finished"))}
-    assert (Spec.mutable or set()) - parts - numbers == {"suspend"}, "no child is written by these"
+    assert (Spec.mutable or set()) - parts - numbers == {"suspend", "stall_policy"}, "no child is written by these"
 
 
 def test_of_several_teachers_the_one_that_is_resized_changes_alone(write: Write) -> None:

@@ -30,7 +30,7 @@ from distill_api.spec.objective import (
 from distill_api.spec.output import Output, OutputVolume
 from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.spec.rollout import Rollout, Sampling, Truncated
-from distill_api.spec.schedule import Schedule
+from distill_api.spec.schedule import Schedule, StallPolicy
 from distill_api.spec.scheduling import Gang, GangScope, Scheduling
 from distill_api.spec.tracking import Tracking
 from distill_api.spec.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
@@ -106,6 +106,7 @@ class Spec(Model):
             "active_deadline_seconds",
             "pre_running_deadline_seconds",
             "stall_timeout_seconds",
+            "stall_policy",
             "ttl_seconds_after_finished",
         }
     )
@@ -253,6 +254,9 @@ class Spec(Model):
     )
     stall_timeout_seconds: Seconds = Field(
         3600, description="Seconds without a completed step after which the condition Stalled is True."
+    )
+    stall_policy: StallPolicy = Field(
+        StallPolicy.RESTART, description="Whether a stalled attempt is ended, as one that counts against backoffLimit."
     )
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
         None, description="Time to live of the finished job in seconds, after which it is deleted; absent keeps it."

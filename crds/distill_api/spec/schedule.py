@@ -1,11 +1,21 @@
-"""The schedule of a run: its length, and the periods of checkpoints and evaluations."""
+"""The schedule of a run: its length, the periods of checkpoints and evaluations, and what becomes of a stalled one."""
 
+from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
 from distill_api.base import Model
 from distill_api.rules import Rule
+
+
+class StallPolicy(StrEnum):
+    """What becomes of an attempt that has stalled."""
+
+    RESTART = "Restart"
+    """It ends, and the next one goes on from the last checkpoint."""
+    REPORT = "Report"
+    """The condition Stalled says so, and it goes on."""
 
 
 class Schedule(Model):

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime, timedelta
 from typing import Any
 
+from distill_api import names
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, InvalidManifest, parse_job
 from distill_api.spec.job_spec import Spec
@@ -19,6 +20,7 @@ from distill_operator.distillationjob.job_observer import JobObserver
 from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.plan import Plan, invalid, over_quota, plan, refused
 from distill_operator.distillationjob.progress_poller import ProgressPoller
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.model import conditions
 from distill_operator.model.observed import Observed
 from distill_operator.model.status import read_status, status_patch
@@ -66,6 +68,8 @@ class JobController:
     clock: Callable[[], datetime]
     _held: dict[Key, datetime] = field(default_factory=dict)
     """Jobs whose status differs from what is written, and since when."""
+    _trainer_jobs: dict[Key, tuple[str, str, str]] = field(default_factory=dict)
+    """Uid of the owner, name and uid of the trainer Job that was applied last."""
     _settled: dict[Key, int] = field(default_factory=dict)
     """Fingerprint of the children that a plan found as they should be, until it finds otherwise."""
 
@@ -84,7 +88,7 @@ class JobController:
             # Not even an Event, or a metric: another controller reports on it.
             self._forget(key)
             return None
-        status = read_status(raw, Status)
+        status = self._with_trainer_job(key, raw, read_status(raw, Status))
         decided, observed = await self._decide(key, raw, status)
         for effect in decided.effects:
             try:
@@ -107,6 +111,15 @@ class JobController:
         held = await self._write(key, raw, status, decided.status, announced=announced)
         self.jobs.put(key, raw, decided.status, self.clock())
         return min((s for s in (held, decided.requeue_after) if s is not None), default=None)
+
+    def _with_trainer_job(self, key: Key, raw: Json, status: Status) -> Status:
+        """Return the status with the uid of the attempt's trainer Job, if this process made it: somebody may have
+        deleted it before it was observed."""
+        owner, name, uid = self._trainer_jobs.get(key, ("", "", ""))
+        current = (raw["metadata"]["uid"], names.trainer_job(key.name, status.attempts))
+        if status.trainer_job_uid or status.next_attempt_time or (owner, name) != current:
+            return status
+        return status.model_copy(update={"trainer_job_uid": uid})
 
     async def _decide(self, key: Key, raw: Json, status: Status) -> tuple[Plan, Observed]:
         meta = raw["metadata"]
@@ -149,6 +162,9 @@ class JobController:
                 await self.cache.check(body)
             case Apply(body):
                 await self._writer.apply(key, body)
+                if kind_of(body) is Kind.JOB:
+                    name = body["metadata"]["name"]
+                    self._trainer_jobs[key] = uid, name, self.cache.store.uid(Kind.JOB, key.namespace, name)
             case CreateSecret(body, entry):
                 await self.cache.create_secret(body, entry)
             case Delete(kind, name, child_uid):
@@ -182,6 +198,7 @@ class JobController:
         self.cache.forget(key)
         self._held.pop(key, None)
         self._settled.pop(key, None)
+        self._trainer_jobs.pop(key, None)
         self._writer.forget(key)
         uid = self.jobs.remove(key)
         self.progress.forget(key)

@@ -2,17 +2,24 @@
 
 import re
 from dataclasses import dataclass
+from datetime import datetime
 
 from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.protocol import ExitCode, ExitReason
-from distill_api.status import Reason, Status
+from distill_api.spec.schedule import StallPolicy
+from distill_api.status import ConditionType, Reason, Status
 from distill_operator.distillationjob.readiness import disruption
 from distill_operator.kinds import Kind
+from distill_operator.model import conditions
 from distill_operator.model.observed import Child, Observed, Pod
 from distill_operator.model.reading import exit_report
+from distill_operator.model.times import seconds_since
 from distill_operator.settings import Settings
+
+STACKS_SECONDS = 60.0
+"""How long a stalled attempt goes on: its ranks write their stacks to their logs meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -95,6 +102,29 @@ def trainer_outgrown(observed: Observed, attempt: int) -> Failure | None:
         return None
     message = f"{pod.name} was evicted: {pod.eviction_message.strip()}; raise trainer.template.resources.requests"
     return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, _role_reason(pod), message)
+
+
+def restart_seconds_left(job: DistillationJob, status: Status, now: datetime) -> float | None:
+    """Return the seconds until a stalled attempt is ended; None where it has not stalled, or only is reported."""
+    stalled = conditions.find(status, ConditionType.STALLED)
+    if job.spec.stall_policy is not StallPolicy.RESTART or stalled is None or stalled.status is not conditions.TRUE:
+        return None
+    return STACKS_SECONDS - seconds_since(stalled.last_transition_time, now)
+
+
+def trainer_stalled(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Failure | None:
+    """Return the failure of an attempt that has stalled; None where it has not, or a step has just ended."""
+    left = restart_seconds_left(job, status, now)
+    if left is None or left > 0:
+        return None
+    progress = observed.report.progress if observed.report else None
+    if progress and progress.last_step_time and seconds_since(progress.last_step_time, now) < STACKS_SECONDS:
+        return None
+    message = (
+        f"no step has ended for {job.spec.stall_timeout_seconds} s (stallTimeoutSeconds); the stacks of its ranks are "
+        "in their logs. If a step takes so long, raise it, or set stallPolicy: Report"
+    )
+    return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, Reason.NO_STEP, message)
 
 
 def not_ready_in_time(job: DistillationJob, waiting_for: str) -> Failure:

@@ -20,6 +20,7 @@ from distill_operator.distillationjob.failure import (
     trainer_deleted,
     trainer_failure,
     trainer_outgrown,
+    trainer_stalled,
 )
 from distill_operator.distillationjob.lifecycle import ROLE_CONDITIONS
 from distill_operator.distillationjob.readiness import RoleState
@@ -135,7 +136,8 @@ def _plan(job: DistillationJob, status: Status, observed: Observed, settings: Se
         return _begin(job, status, observed, settings, 1, now)
     if live and live.outcome is Outcome.FAILED:
         return _transition(lifecycle.failed(job, status, attempt, trainer_failure(job, status, observed, live), now))
-    if failure := trainer_deleted(job, status, observed, attempt) or trainer_outgrown(observed, attempt):
+    failure = trainer_deleted(job, status, observed, attempt) or trainer_outgrown(observed, attempt)
+    if failure := failure or trainer_stalled(job, status, observed, now):
         return _transition(lifecycle.failed(job, status, attempt, failure, now))
     return _keep_running(job, status, observed, settings, attempt, now)
 

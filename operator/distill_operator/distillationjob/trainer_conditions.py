@@ -8,6 +8,7 @@ from distill_api.names import Role
 from distill_api.protocol import ProgressReport
 from distill_api.status import ConditionType, Progress, Reason, Status
 from distill_operator.distillationjob import capacity, lifecycle
+from distill_operator.distillationjob.failure import restart_seconds_left
 from distill_operator.distillationjob.readiness import RoleState
 from distill_operator.model import conditions, deadlines
 from distill_operator.model.conditions import TRUE, ConditionValue
@@ -55,6 +56,7 @@ def seconds_to_next_change(job: DistillationJob, status: Status, observed: Obser
     changes = [
         POLL_SECONDS if starting and (observed.unwatched or lacking) else None,
         None if starting or stalled else job.spec.stall_timeout_seconds - silent,
+        restart_seconds_left(job, status, now),
         deadlines.active_seconds_left(job.spec, status, now),
         deadlines.pre_running_seconds_left(job.spec, status, now),
         capacity.room_seconds_left(job, status, now),

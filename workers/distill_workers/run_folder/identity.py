@@ -30,6 +30,7 @@ FREE_FIELDS: dict[str, Any] = {
     "active_deadline_seconds": True,
     "pre_running_deadline_seconds": True,
     "stall_timeout_seconds": True,
+    "stall_policy": True,
     "ttl_seconds_after_finished": True,
     "schedule": True,
     "guards": True,
