@@ -43,14 +43,14 @@ def migrated_text(text: str) -> str:
     wanted = json.loads(json.dumps(objects))  # without anchors, so that each template is changed once
     for _, template in former_template.templates(wanted):
         _replace(template)
+    if text.lstrip().startswith("{") and len(wanted) == 1:
+        return json.dumps(wanted[0], indent=2) + "\n"
     edited = _edited(text)
     try:
         if read_manifests(edited) == wanted:
             return edited
     except yaml.YAMLError:
         pass  # an anchor of a template is used outside of it
-    if text.lstrip().startswith("{"):
-        return json.dumps(wanted if len(wanted) > 1 else wanted[0], indent=2) + "\n"
     return yaml.safe_dump_all(wanted, sort_keys=False, width=120)
 
 
