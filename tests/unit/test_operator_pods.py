@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_fakes import SETTINGS, Json, job
-from test_operator_children import container, pod_templates
+from test_operator_children import container, example, pod_templates
 
 from distill_api.job import InvalidManifest
 from distill_api.pods import former_template
@@ -202,6 +202,15 @@ def test_user_and_group_may_be_left_to_the_platform(role: str) -> None:
     assert not given.keys() & made.keys() and made["runAsNonRoot"] is True
 
 
+@pytest.mark.parametrize("role", FIELDS)
+def test_a_role_may_leave_out_what_the_template_of_all_roles_asks_for(role: str) -> None:
+    for_all = main(resources={"limits": {"rdma/hca": 1, "memory": "9Gi"}})
+    made = container(rendered(role, main(resources={"limits": {"rdma/hca": None}}), podTemplate=for_all))
+    assert made["resources"] == {"requests": {"cpu": "100m"}, "limits": {"memory": "9Gi"}}
+    without = container(rendered(role, main(resources=None), podTemplate=for_all))
+    assert "resources" not in without
+
+
 @in_every_role
 def test_a_template_cannot_take_a_pod_out_of_its_services(role: str) -> None:
     made = rendered(role, {"metadata": {"labels": {"team": "a"}, "annotations": {"prometheus.io/scrape": "false"}}})
@@ -259,6 +268,21 @@ def test_a_variable_of_nccl_for_all_roles_is_that_of_both_ends() -> None:
     made = pod_templates(job(accelerator="nvidia.com/gpu", podTemplate=for_all))
     found = [[e["value"] for e in container(t)["env"] if e["name"] == "NCCL_CUMEM_ENABLE"] for t in made.values()]
     assert found == [["1"]] * 4
+
+
+def test_by_infiniband_the_roles_that_exchange_weights_have_its_adapters_and_may_pin_memory() -> None:
+    made = {role: container(t) for role, t in pod_templates(example("qwen3-8b-infiniband")).items()}
+    capabilities = {role: c["securityContext"]["capabilities"] for role, c in made.items()}
+    assert set(map(str, capabilities.values())) == {str({"drop": ["ALL"], "add": ["IPC_LOCK"]})}
+    adapters = {role for role, c in made.items() if "rdma/hca" in c["resources"].get("limits", {})}
+    assert adapters == {"trainer", "engine"}
+
+
+def test_by_ethernet_every_pod_is_as_restricted_as_without_a_template() -> None:
+    plain = {role: t["spec"] for role, t in pod_templates(job(accelerator="nvidia.com/gpu")).items()}
+    for role, template in pod_templates(example("qwen3-8b-ethernet")).items():
+        for of, other in ((template["spec"], plain[role]), (container(template), plain[role]["containers"][0])):
+            assert of["securityContext"] == other["securityContext"]
 
 
 # What may not be said
@@ -353,6 +377,8 @@ def test_nothing_is_mounted_over_the_output() -> None:
         ({"affinity": "x"}, "affinity must be a mapping"),
         ({"containers": [{"name": "main", "env": {"A": "b"}}]}, r"containers\[main\].env must be a list of mappings"),
         ({"containers": [{"name": "main", "resources": {"limits": {"memory": "16 GB"}}}]}, "must be a quantity"),
+        ({"containers": [{"name": "main", "resources": {"limits": ["x"]}}]}, "resources.limits must be a mapping"),
+        ({"initContainers": [{"name": "a", "resources": "x"}]}, r"initContainers\[a\].resources must be a mapping"),
     ],
 )
 def test_what_has_another_shape_than_a_pod_is_refused_before_anything_reads_it(spec: Json, sentence: str) -> None:

@@ -45,7 +45,7 @@ def named_otherwise(path: str, role: str, template: PodTemplate) -> list[str]:
 def main_environment(spec: Spec, template: PodTemplate, role: str) -> dict[str, dict[str, Any]]:
     """Return what the user sets in the environment of a role's main container, by the variables' names."""
     containers = main_containers([*spec.pod_template.patches(), *template.patches()], role)
-    return {entry["name"]: entry for c in containers for entry in c.get("env", []) if "name" in entry}
+    return {str(entry["name"]): entry for c in containers for entry in c.get("env", []) if "name" in entry}
 
 
 def _templates(spec: Spec) -> Iterator[tuple[str, str, PodTemplate]]:
@@ -64,7 +64,7 @@ def _disagreements(spec: Spec) -> Iterator[str]:
         given = [entry for entry in (trainer.get(name), engine.get(name)) if entry is not None]
         if any("value" not in entry for entry in given):
             yield f"{name} must have a value in the template itself: trainer and engines must agree about it"
-        elif len({entry["value"] for entry in given}) > 1:
+        elif len({str(entry["value"]) for entry in given}) > 1:
             yield (
                 f"{name} is {trainer[name]['value']} in trainer.template and {engine[name]['value']} in "
                 "rollout.template: both must agree, so set it in podTemplate"

@@ -47,6 +47,7 @@ _LISTS = ("containers", "initContainers", "volumes", "tolerations", "imagePullSe
 _LISTS_OF_CONTAINER = ("env", "envFrom", "volumeMounts")
 _MAPS = ("nodeSelector", "affinity", "securityContext")
 _MAPS_OF_CONTAINER = ("resources", "securityContext")
+_AMOUNTS = ("requests", "limits")
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?")
 
 
@@ -81,6 +82,8 @@ def _misshapen(path: str, part: Json, lists: tuple[str, ...], maps: tuple[str, .
                 else:
                     at = f"{key}[{entry['name']}]."
                     yield from _misshapen(at, entry, _LISTS_OF_CONTAINER, _MAPS_OF_CONTAINER)
+                    if isinstance(entry.get("resources"), dict):
+                        yield from _misshapen(f"{at}resources.", entry["resources"], ("claims",), _AMOUNTS)
     for key in maps:
         if not isinstance(part.get(key) or {}, dict):
             yield f"{path}{key} must be a mapping"
@@ -118,8 +121,9 @@ def _refused_of_main(container: Json) -> Iterator[str]:
         path = str(mount.get("mountPath", ""))
         if path.rstrip("/") == JOB_FOLDER or path.startswith(f"{JOB_FOLDER}/"):
             yield f"{at}.volumeMounts[{path}] may not be set: the job's own file is there"
-    for kind, amounts in (container.get("resources") or {}).items():
-        for name, amount in amounts.items() if isinstance(amounts, dict) and kind != "claims" else ():
+    resources = container.get("resources") or {}
+    for kind in _AMOUNTS:
+        for name, amount in (resources.get(kind) or {}).items():
             if amount is not None and (isinstance(amount, bool) or not _QUANTITY.fullmatch(str(amount))):
                 yield (
                     f"{at}.resources.{kind}.{name} must be a quantity: a number and a unit, such as 500m, 2, 16Gi or "

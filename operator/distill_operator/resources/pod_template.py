@@ -254,7 +254,8 @@ def _resources(job: Owner, mine: list[Json], container: Container) -> Json:
         requests = {"cpu": str(ACCELERATOR_CPU * count), "memory": f"{ACCELERATOR_MEMORY_GIB * count}Gi"}
         limits[job.spec.accelerator] = str(count)
     # A limit that the user sets replaces the default request of its name: a request above its limit is refused.
-    limited = {name for each in mine for name in (each.get("resources", {}).get("limits") or {})}
+    of_user = [(each.get("resources") or {}).get("limits") or {} for each in mine]
+    limited = {name for limits_of_user in of_user for name, amount in limits_of_user.items() if amount is not None}
     requests = {name: amount for name, amount in requests.items() if name not in limited}
     return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
 
