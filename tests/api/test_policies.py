@@ -242,6 +242,24 @@ def test_a_user_is_refused_what_the_lists_do_not_name(what: str, crds_installed:
     assert "default.release-distillation-operator-users" in said and sentence in said
 
 
+def test_a_template_that_changes_is_looked_at_again_and_nothing_else_that_does(
+    crds_installed: ApiServer, bound: str
+) -> None:
+    """The API server's rule that a template is immutable does not see a key that takes another's place."""
+    crds_installed.kubectl("create", "-n", bound, "-f", "-", stdin=json.dumps(pods(dnsPolicy="Default")))
+
+    def said(spec: Json) -> str:
+        patch = json.dumps({"spec": spec})
+        return crds_installed.kubectl(
+            *("patch", "djob", "job", "-n", bound, "--type=merge", "-p", patch), check=False
+        ).stderr
+
+    assert "network, ports or processes of its node" in said(
+        {"podTemplate": {"spec": {"dnsPolicy": None, "hostNetwork": True}}}
+    )
+    assert said({"suspend": True}) == ""
+
+
 def test_other_namespaces_are_not_bound(crds_installed: ApiServer, users: None, namespace: str) -> None:
     assert created_by_ada(crds_installed, namespace, REFUSED["image of the trainer"][0]) == ""
 
