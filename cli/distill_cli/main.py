@@ -6,12 +6,25 @@ from pathlib import Path
 import click
 
 from distill_api.job import InvalidManifest
-from distill_cli.commands import completion, doctor, grade, jobs, local, logs, manifests, prompts, samples, watch
+from distill_cli.commands import (
+    completion,
+    doctor,
+    grade,
+    jobs,
+    local,
+    logs,
+    manifests,
+    migrate,
+    prompts,
+    samples,
+    watch,
+)
 from distill_cli.failure import EXIT_CODES, FAILED, INTERRUPTED, USAGE, CommandFailed, missing
 
 COMMANDS = (
     local.run,
     manifests.validate,
+    migrate.migrate,
     prompts.prompts,
     manifests.submit,
     jobs.list_jobs,

@@ -5,9 +5,13 @@ NCCL_CUMEM_ENABLE and NCCL_NVLS_ENABLE to 0 for its servers where they are unset
 (sglang.srt.entrypoints.engine._set_envs_and_config, 0.5.23); NCCL's own default is 1.
 """
 
-from collections.abc import Mapping, Sequence
+from __future__ import annotations
 
-from distill_api.spec.job_spec import Spec
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from distill_api.spec.job_spec import Spec
 
 NCCL_AGREED = {"NCCL_CUMEM_ENABLE": "0", "NCCL_NVLS_ENABLE": "0", "NCCL_CUMEM_HOST_ENABLE": "0"}
 """Of every role. Memory of the host by cuMem wants calls of NUMA that a restricted pod may not make."""

@@ -92,8 +92,8 @@ def test_a_good_manifest_is_accepted_and_gets_the_defaults_of_the_models(
 def as_written(spec: Any) -> Any:
     """cpu: 2 stays a number on the server, and is a string in the models."""
     if isinstance(spec, dict):
-        quantities = spec.keys() == {"requests", "limits"}
-        return {k: {n: str(q) for n, q in v.items()} if quantities else as_written(v) for k, v in spec.items()}
+        quantities = {"requests", "limits"} & spec.keys()
+        return {k: {n: str(q) for n, q in v.items()} if k in quantities else as_written(v) for k, v in spec.items()}
     return [as_written(item) for item in spec] if isinstance(spec, list) else spec
 
 

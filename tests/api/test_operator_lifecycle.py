@@ -167,6 +167,67 @@ def test_pods_of_every_child_pass_pod_security_restricted(world: World, kubelet:
 
 
 @pytest.mark.usefixtures("kuberay")
+def test_pods_as_kubernetes_writes_them_run_in_every_role_and_are_applied_once(world: World, kubelet: Kubelet) -> None:
+    world.claim()
+    world.operator()
+    spec = {
+        "initContainers": [
+            {"name": "fetch", "image": "tools:1", "command": ["fetch"], "resources": {"limits": {"cpu": 1}}},
+            {"name": "log", "image": "log:1", "restartPolicy": "Always"},
+        ],
+        "containers": [
+            {
+                "name": "main",
+                "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
+                "resources": {"limits": {"rdma/hca": 1}, "claims": [{"name": "gpu"}]},
+                "envFrom": [{"secretRef": {"name": "hub", "optional": True}}],
+            }
+        ],
+        "hostNetwork": True,
+        "resourceClaims": [{"name": "gpu", "resourceClaimTemplateName": "h200"}],
+        "topologySpreadConstraints": [
+            {
+                "maxSkew": 1,
+                "topologyKey": "zone",
+                "whenUnsatisfiable": "ScheduleAnyway",
+                "labelSelector": {"matchLabels": {"team": "a"}},
+            }
+        ],
+        "terminationGracePeriodSeconds": 600,
+        "dnsConfig": {"options": [{"name": "ndots", "value": "2"}]},
+    }
+    world.submit(podTemplate={"metadata": {"labels": {"team": "a"}}, "spec": spec})
+    world.until_condition("Succeeded", "Running")
+    pods = world.pods()
+    assert {pod["metadata"]["labels"]["distillation-operator.io/role"] for pod in pods} == {
+        "teacher",
+        "rollout",
+        "trainer",
+    }
+    for pod in pods:
+        assert [c["name"] for c in pod["spec"]["initContainers"]] == ["fetch", "log"]
+        own = pod["spec"]["containers"][0]
+        assert own["securityContext"]["capabilities"] == {"drop": ["ALL"], "add": ["IPC_LOCK"]}
+        assert own["resources"]["limits"]["rdma/hca"] == "1" and own["envFrom"] == spec["containers"][0]["envFrom"]
+        assert pod["spec"]["hostNetwork"] is True and pod["spec"]["dnsPolicy"] == "ClusterFirstWithHostNet"
+        assert pod["spec"]["terminationGracePeriodSeconds"] == 600 and pod["metadata"]["labels"]["team"] == "a"
+    generations = {name: c["metadata"].get("generation") for name, c in world.children().items()}
+    world.api.merge(world.path(JOBS, "job"), {"spec": {"backoffLimit": 7}})
+    time.sleep(3)
+    assert {name: c["metadata"].get("generation") for name, c in world.children().items()} == generations
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_what_only_the_operator_may_set_is_refused_by_name_before_anything_starts(world: World) -> None:
+    world.claim()
+    world.operator()
+    world.submit(trainer={"template": {"spec": {"containers": [{"name": "main", "command": ["sleep"]}]}}})
+    said = world.until_condition("Succeeded", "InvalidSpec", "False")
+    assert "containers[main].command may not be set" in said["message"]
+    assert not world.children()
+
+
+@pytest.mark.usefixtures("kuberay")
 def test_the_trainer_waits_until_every_other_pod_has_a_node(world: World, kubelet: Kubelet) -> None:
     world.claim()
     kubelet.unschedulable.add("rollout")

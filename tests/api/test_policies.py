@@ -23,6 +23,7 @@ ALLOWED = (
     "policies.users.priorityClasses={low-*}",
     "policies.users.secrets={hub-token}",
     "policies.users.keyEndpoints={https://scorer.example}",
+    "policies.users.capabilities={IPC_LOCK}",
 )
 EVERYWHERE = "serviceAccount.create=false,serviceAccount.name=everywhere"
 """The ServiceAccount that the operator of these tests runs as."""
@@ -100,8 +101,36 @@ def volume(**kind: Any) -> Json:
     return {"volumes": [{"name": "v", **kind}]}
 
 
+def pods(**spec: Any) -> Json:
+    """The template of all roles."""
+    return job(podTemplate={"spec": spec})
+
+
+def main(**fields: Any) -> Json:
+    return pods(containers=[{"name": "main", **fields}])
+
+
+def fetching(**fields: Any) -> Json:
+    return pods(initContainers=[{"name": "fetch", **fields}])
+
+
 KEY = {"name": "hub-token", "key": "k"}
 TAKEN: dict[str, Json] = {
+    "pods of listed things": pods(
+        containers=[
+            {
+                "name": "main",
+                "image": "registry.example/team/sglang:2",
+                "securityContext": {"capabilities": {"add": ["IPC_LOCK"]}},
+                "envFrom": [{"secretRef": {"name": "hub-token"}}],
+            }
+        ],
+        initContainers=[{"name": "fetch", "image": "registry.example/team/fetch:1", **environment("mine")}],
+        volumes=[{"name": "v", "emptyDir": {}}],
+        imagePullSecrets=[{"name": "mine"}],
+        serviceAccountName="trainer",
+        priorityClassName="low-batch",
+    ),
     "nothing of its own": job(),
     "the workers' image": job(trainer={"template": {"image": "registry.example/workers:1"}}),
     "an image by its beginning": job(teacher={"template": {"image": "registry.example/team/sglang:2"}}),
@@ -140,6 +169,32 @@ REFUSED: dict[str, tuple[Json, str]] = {
             teachers=[{"name": "a", "model": "/m", "template": {"image": "evil"}}],
             data={"prompts": {"path": "/data/train.jsonl"}, "defaultTeacher": "a"},
         ),
+        "image of a template",
+    ),
+    "image of pods": (main(image="evil"), "image of a template"),
+    "image of a role's pods": (
+        job(trainer={"template": {"spec": {"containers": [{"name": "main", "image": "evil"}]}}}),
+        "image of a template",
+    ),
+    "image of an init container": (fetching(image="evil"), "image of a template"),
+    "account of pods": (pods(serviceAccountName="admin"), "serviceAccountName of a template"),
+    "priority of pods": (pods(priorityClassName="high"), "priorityClassName must"),
+    "path of the node in pods": (pods(**volume(hostPath={"path": "/"})), "volumes of a template"),
+    "token of an account in pods": (pods(**volume(projected=TOKEN)), "volumes of a template"),
+    "secret in a volume of pods": (pods(**volume(secret={"secretName": "theirs"})), "Secret that the job"),
+    "secret to pull with in pods": (pods(imagePullSecrets=[{"name": "theirs"}]), "Secret that the job names"),
+    "secret in the environment of pods": (main(**environment("theirs")), "Secret that the job names"),
+    "secret as the environment of an init container": (
+        fetching(envFrom=[{"secretRef": {"name": "theirs"}}]),
+        "Secret that the job names",
+    ),
+    "network of the node": (pods(hostNetwork=True), "network, ports or processes of its node"),
+    "processes of the node": (pods(hostPID=True), "network, ports or processes of its node"),
+    "port of the node": (fetching(ports=[{"containerPort": 1, "hostPort": 1}]), "network, ports or processes"),
+    "a privileged container": (main(securityContext={"privileged": True}), "nor be privileged"),
+    "a capability": (main(securityContext={"capabilities": {"add": ["SYS_ADMIN"]}}), "capabilities that a template"),
+    "image of a Teacher's pods": (
+        {**POET, "spec": {**POET["spec"], "template": {"spec": {"containers": [{"name": "main", "image": "evil"}]}}}},
         "image of a template",
     ),
     "image of a Teacher": ({**POET, "spec": {**POET["spec"], "template": {"image": "evil"}}}, "image of a template"),
@@ -185,6 +240,24 @@ def test_a_user_is_refused_what_the_lists_do_not_name(what: str, crds_installed:
     body, sentence = REFUSED[what]
     said = created_by_ada(crds_installed, bound, body)
     assert "default.release-distillation-operator-users" in said and sentence in said
+
+
+def test_a_template_that_changes_is_looked_at_again_and_nothing_else_that_does(
+    crds_installed: ApiServer, bound: str
+) -> None:
+    """The API server's rule that a template is immutable does not see a key that takes another's place."""
+    crds_installed.kubectl("create", "-n", bound, "-f", "-", stdin=json.dumps(pods(dnsPolicy="Default")))
+
+    def said(spec: Json) -> str:
+        patch = json.dumps({"spec": spec})
+        return crds_installed.kubectl(
+            *("patch", "djob", "job", "-n", bound, "--type=merge", "-p", patch), check=False
+        ).stderr
+
+    assert "network, ports or processes of its node" in said(
+        {"podTemplate": {"spec": {"dnsPolicy": None, "hostNetwork": True}}}
+    )
+    assert said({"suspend": True}) == ""
 
 
 def test_other_namespaces_are_not_bound(crds_installed: ApiServer, users: None, namespace: str) -> None:

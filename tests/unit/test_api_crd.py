@@ -9,6 +9,7 @@ import yaml
 
 from distill_api.generate.crd import JOB, TEACHER, Definition, crd, to_yaml, write_atomically
 from distill_api.generate.docs import reference
+from distill_api.pods import former_template
 from distill_api.spec.job_spec import Rollout, Spec
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -90,7 +91,8 @@ def test_only_pieces_of_a_pod_options_of_a_task_and_arguments_of_a_template_are_
     names = {
         p.removesuffix("[]").split(".")[-1] for p, n in NODES.items() if "x-kubernetes-preserve-unknown-fields" in n
     }
-    assert names == {"env", "volumes", "volumeMounts", "tolerations", "affinity", "options", "chatTemplateArguments"}
+    former = {"env", "volumes", "volumeMounts", "tolerations", "affinity"}
+    assert names == {"spec", *former, "options", "chatTemplateArguments"}
 
 
 def test_the_schema_has_no_word_that_a_structural_one_forbids() -> None:
@@ -112,7 +114,8 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("wandb", "mlflow", "entity", "keySecret"),
         *("teacher", "model", "ref", "endpoint", "keySecret", "vocabularySize", "teacherField", "defaultTeacher"),
-        *("image", "affinity", "serviceAccountName", "priorityClassName", "schedulerName", "runtimeClassName"),
+        *("metadata", "spec", "requests", "limits", "priorityClassName"),
+        *former_template.FIELDS,
     }
 
 

@@ -185,7 +185,7 @@ def test_a_trainer_that_took_a_nodes_memory_ends_its_attempt_though_its_job_goes
     mine = evicted_by_kubelet(KUBELET)
     status = look(of, begun(of), running(of, pods=(*pods(of), mine))).status
     assert (status.restarts, says(status, ConditionType.SUCCEEDED)[1]) == (1, "Restarting")
-    words = f"x was evicted: {KUBELET.strip()}; raise trainer.template.resources.requests"
+    words = f"x was evicted: {KUBELET.strip()}; raise resources.requests in trainer.template"
     assert says(status, ConditionType.TRAINER_READY)[1:] == ("OutOfMemory", words)
     last = look(of, begun(of).model_copy(update={"restarts": 1}), failed(of, mine)).status
     assert says(last, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")

@@ -42,6 +42,9 @@ SEVERAL: dict[str, Any] = {
     "data": {"prompts": {"path": "/data/train.jsonl", "teacherField": "topic"}},
 }
 GANG: dict[str, Any] = {"scheduling": {"gang": "volcano", "scope": "job", "queue": "q"}}
+TEMPLATE: dict[str, Any] = {"template": {"env": [{"name": "A", "value": "1"}], "nodeSelector": {"pool": "gpu"}}}
+FORMER: dict[str, Any] = {"trainer": TEMPLATE, "rollout": TEMPLATE, "teacher": {"model": "/models/teacher", **TEMPLATE}}
+"""With templates as they were until release 0.2.0."""
 WITH_PODS = (Kind.DEPLOYMENT, Kind.RAY_CLUSTER, Kind.JOB)
 WRITE = """
 import json, sys
@@ -142,7 +145,9 @@ def bodies(found: Any) -> dict[str, Json]:
     }
 
 
-@pytest.mark.parametrize("spec", [{}, SEVERAL, GANG], ids=["one teacher", "several", "gang"])
+@pytest.mark.parametrize(
+    "spec", [{}, SEVERAL, GANG, FORMER], ids=["one teacher", "several", "gang", "former templates"]
+)
 def test_a_running_job_of_another_operator_is_left_as_it_is(write: Write, spec: dict[str, Any]) -> None:
     of = job(**spec)
     observed = running(write(**spec))

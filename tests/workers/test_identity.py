@@ -128,6 +128,14 @@ def test_moving_models_and_data_is_no_other_run(tmp_path: Path) -> None:
     RunFolder(job(tmp_path, **moved, data={"prompts": {"path": "/mnt/other.jsonl", "promptField": "q"}})).claim()
 
 
+def test_other_pods_are_no_other_run(tmp_path: Path) -> None:
+    RunFolder(job(tmp_path)).claim()
+    pods = {"spec": {"nodeSelector": {"pool": "gpu"}}}
+    teacher = {"model": "/models/teacher", "template": pods}
+    roles = {"trainer": {"template": pods}, "rollout": {"template": pods, "headTemplate": pods}, "teacher": teacher}
+    RunFolder(job(tmp_path, podTemplate=pods, **roles)).claim()
+
+
 def test_other_weights_are_another_run_wherever_they_lie(tmp_path: Path) -> None:
     RunFolder(job(tmp_path, student={"model": model(tmp_path / "a" / "student", b"1")})).claim()
     with pytest.raises(ForeignRun, match=r"spec\.student\.model: the weights in .*/b/student are not those"):

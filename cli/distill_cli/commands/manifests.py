@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +12,7 @@ import click
 from distill_api.job import InvalidManifest, load_job, load_objects, parse_job
 from distill_api.learning import obstacles
 from distill_api.manifest import read_manifest
+from distill_api.pods import former_template
 from distill_api.teacher.kind import parse_teacher
 from distill_cli.failure import CommandFailed
 from distill_cli.options import one_file, output, settings, with_connect, write_json
@@ -47,6 +48,8 @@ def validate(files: tuple[Path, ...], output: str) -> int:
                     click.echo(f"{one.where}: {problem}", err=True)
             else:
                 print(f"{one.where}: {one.title}")
+            for note in one.notes:
+                click.echo(f"{one.where}: {note}", err=True)
     return 1 if any(one.problems for one in found) else 0
 
 
@@ -59,6 +62,8 @@ class Checked:
     """Of the object in a file with several."""
     title: str
     problems: list[str]
+    notes: list[str] = field(default_factory=list)
+    """What is valid and will not always be."""
 
     @property
     def where(self) -> str:
@@ -66,7 +71,8 @@ class Checked:
 
     def as_json(self) -> dict[str, Any]:
         number = {} if self.number is None else {"object": self.number}
-        return {"file": str(self.path), **number, "valid": not self.problems, "problems": self.problems}
+        notes = {"notes": self.notes} if self.notes else {}
+        return {"file": str(self.path), **number, "valid": not self.problems, "problems": self.problems, **notes}
 
 
 def checked_file(path: Path) -> list[Checked]:
@@ -77,8 +83,18 @@ def checked_file(path: Path) -> list[Checked]:
         return [Checked(path, None, "", error.problems)]
     if len(objects) == 1:
         [only] = objects
-        return [checked_teacher(path, None, only) if kind_of(only) == "Teacher" else checked_job(path, None)]
-    return [checked_object(path, number, manifest) for number, manifest in enumerate(objects, 1)]
+        found = [checked_teacher(path, None, only) if kind_of(only) == "Teacher" else checked_job(path, None)]
+    else:
+        found = [checked_object(path, number, manifest) for number, manifest in enumerate(objects, 1)]
+    return [replace(one, notes=former_shapes(manifest)) for one, manifest in zip(found, objects, strict=True)]
+
+
+def former_shapes(manifest: Any) -> list[str]:
+    """Return a sentence for each template that is written as in release 0.2.0."""
+    return [
+        f"{path} is written as in release 0.2.0: `distill migrate` rewrites it as pods"
+        for path, _ in former_template.templates(manifest)
+    ]
 
 
 def checked_object(path: Path, number: int, manifest: Any) -> Checked:

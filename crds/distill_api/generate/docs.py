@@ -34,7 +34,7 @@ namespace learn from, by `spec.teacher.ref`. The same rules for its name; those 
 def reference() -> str:
     """Return the whole reference, as Markdown."""
     jobs = [section for model in (JOB.spec, JOB.status) for section in _sections(model, set())]
-    met = {"PodTemplate", "Resources", "Condition"}
+    met = {"RoleTemplate", "PodMetadata", "Resources", "Condition"}
     shared = [section for model in (TEACHER.spec, TEACHER.status) for section in _sections(model, met)]
     return "\n".join([_HEAD, *jobs, _columns(JOB), _TEACHER, *shared, _columns(TEACHER), _conditions_and_reasons()])
 

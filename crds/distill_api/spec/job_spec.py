@@ -1,12 +1,14 @@
 """The spec of a DistillationJob: each field has a description, bounds and, where possible, a default."""
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from distill_api.base import Model, Path
+from distill_api.base import Model
 from distill_api.fields import AcceleratorName, ControllerName, Precision, Seconds
 from distill_api.names import ONLY_TEACHER
+from distill_api.pods import agreement
+from distill_api.pods.template import PodTemplate
 from distill_api.rules import ListMap, Rule
 from distill_api.spec.data import Data, Source
 from distill_api.spec.evaluation import Evaluation
@@ -32,6 +34,7 @@ from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.spec.rollout import Rollout, Sampling, Truncated
 from distill_api.spec.schedule import Schedule, StallPolicy
 from distill_api.spec.scheduling import Gang, GangScope, Scheduling
+from distill_api.spec.student import Student
 from distill_api.spec.tracking import Tracking
 from distill_api.spec.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
 from distill_api.teacher.endpoint import Endpoint, Protocol
@@ -85,12 +88,6 @@ __all__ = [
     "Watch",
     "WeightSync",
 ]
-
-
-class Student(Model):
-    """The model that is trained."""
-
-    model: Path = Field(description="Hugging Face checkpoint of the student: a hub id, or a path on a mounted volume.")
 
 
 class Spec(Model):
@@ -223,6 +220,9 @@ class Spec(Model):
         default_factory=list, description="Guards: bounds on measured values, and actions where one is broken."
     )
     output: Output = Field(default_factory=Output, description="Volume of checkpoints, metrics and the exported model.")
+    pod_template: PodTemplate = Field(
+        default_factory=PodTemplate, description="Pods of all roles; the template of a role is merged over it."
+    )
     scheduling: Scheduling = Field(
         default_factory=Scheduling, description="Gang scheduling, queue, priority and topology of the pods."
     )
@@ -261,6 +261,12 @@ class Spec(Model):
     ttl_seconds_after_finished: Annotated[int, Field(ge=0, le=31_536_000)] | None = Field(
         None, description="Time to live of the finished job in seconds, after which it is deleted; absent keeps it."
     )
+
+    @model_validator(mode="after")
+    def _check_pods(self) -> Self:
+        if problems := agreement.problems(self):
+            raise ValueError("; ".join(problems))
+        return self
 
     @property
     def all_teachers(self) -> list[NamedTeacherSource]:

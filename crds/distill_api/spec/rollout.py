@@ -7,8 +7,8 @@ from pydantic import Field
 
 from distill_api.base import Argument, Model, Tokens
 from distill_api.fields import Count
+from distill_api.pods.template import RoleTemplate
 from distill_api.rules import Rule
-from distill_api.spec.template import PodTemplate
 
 # Strict, as the API server is: no text becomes a number in a list.
 TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
@@ -94,7 +94,5 @@ class Rollout(Model):
     engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
         default_factory=list, description="Additional command-line arguments of the SGLang engines."
     )
-    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the pods of the engines.")
-    head_template: PodTemplate = Field(
-        default_factory=PodTemplate, description="Overrides for the pod of the Ray head."
-    )
+    template: RoleTemplate = Field(default_factory=RoleTemplate, description="Pods of the engines.")
+    head_template: RoleTemplate = Field(default_factory=RoleTemplate, description="Pod of the Ray head.")

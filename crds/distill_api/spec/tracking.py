@@ -38,7 +38,7 @@ class WandB(Model):
 
 
 class MLflow(Model):
-    """A run of MLflow, named as the job. Credentials are MLFLOW_TRACKING_ variables, by trainer.template.env."""
+    """A run of MLflow, named as the job. Credentials are MLFLOW_TRACKING_ variables, set in trainer.template."""
 
     uri: TrackingUri = Field(
         description="URI of the tracking server, or file:///PATH for a folder of the output volume."

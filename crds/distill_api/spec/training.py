@@ -6,8 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model, Tokens
+from distill_api.pods.template import RoleTemplate
 from distill_api.rules import Rule
-from distill_api.spec.template import PodTemplate
 
 
 class WeightSync(StrEnum):
@@ -170,4 +170,4 @@ class Trainer(Model):
         description="How new weights reach the engines. distributed: by NCCL, or gloo without accelerators; disk: "
         "through the output volume.",
     )
-    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the trainer's pods.")
+    template: RoleTemplate = Field(default_factory=RoleTemplate, description="Pods of the trainer.")

@@ -1,12 +1,13 @@
 """The kind Teacher: one served model that several DistillationJobs of its namespace learn from (spec.teacher.ref)."""
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from distill_api.base import Model, Path, Tokens
 from distill_api.fields import AcceleratorName, Precision
 from distill_api.job import Metadata, parse_object
+from distill_api.pods import agreement, refusals
 from distill_api.rules import ListMap, Rule
 from distill_api.status import Condition, StatusCount, StatusText, Time
 from distill_api.teacher.source import Serving
@@ -75,6 +76,12 @@ class TeacherSpec(Serving):
     # A job whose numbers must repeat to the last bit needs a teacher of its own (a rule of Spec).
     deterministic: ClassVar[bool] = False
     seed: ClassVar[int] = 0
+
+    @model_validator(mode="after")
+    def _check_pods(self) -> Self:
+        if problems := agreement.named_otherwise("template", refusals.TEACHER, self.template):
+            raise ValueError("; ".join(problems))
+        return self
 
     @property
     def needs_hub(self) -> bool:

@@ -7,8 +7,8 @@ from pydantic import Field
 from distill_api.base import Argument, Model, Path
 from distill_api.fields import ObjectName
 from distill_api.names import MAX_TEACHER_NAME, ONLY_TEACHER
+from distill_api.pods.template import RoleTemplate, is_untouched, is_untouched_cel
 from distill_api.rules import Rule, matching
-from distill_api.spec.template import PodTemplate, is_untouched_cel
 from distill_api.teacher.endpoint import Endpoint
 
 TeacherName = Annotated[
@@ -41,7 +41,7 @@ class Serving(Model):
     engine_args: Annotated[list[Argument], Field(max_length=64)] = Field(
         default_factory=list, description="Additional command-line arguments of the SGLang servers."
     )
-    template: PodTemplate = Field(default_factory=PodTemplate, description="Overrides for the pods of the servers.")
+    template: RoleTemplate = Field(default_factory=RoleTemplate, description="Pods of the servers.")
 
 
 class TeacherSource(Serving):
@@ -67,7 +67,7 @@ class TeacherSource(Serving):
             f"{is_untouched_cel('self.template')})",
             lambda t: (
                 t.model is not None
-                or (t.replicas, t.tensor_parallel_size, t.engine_args, t.template) == (1, 1, [], PodTemplate())
+                or ((t.replicas, t.tensor_parallel_size, t.engine_args) == (1, 1, []) and is_untouched(t.template))
             ),
         ),
     )

@@ -100,7 +100,7 @@ def trainer_outgrown(observed: Observed, attempt: int) -> Failure | None:
     pod = next((p for p in observed.pods if p.role is Role.TRAINER and p.attempt == attempt and p.outgrew), None)
     if pod is None:
         return None
-    message = f"{pod.name} was evicted: {pod.eviction_message.strip()}; raise trainer.template.resources.requests"
+    message = f"{pod.name} was evicted: {pod.eviction_message.strip()}; raise resources.requests in trainer.template"
     return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, _role_reason(pod), message)
 
 
@@ -182,7 +182,7 @@ def _message(trainer_job: Child, pod: Pod | None, code: int | None, reported: st
     if pod is None:
         return trainer_job.message or f"the Job {trainer_job.name} failed and its pods are gone"
     if pod.exit_reason == "OOMKilled":
-        return f"{pod.name} ran out of memory; raise trainer.template.resources or lower maxTokensPerMicroBatch"
+        return f"{pod.name} ran out of memory; raise resources in trainer.template or lower maxTokensPerMicroBatch"
     if pod.evicted and code is None:
         return f"{pod.name} was evicted: {pod.eviction_message or 'the node does not say why'}"
     said = f": {pod.exit_message.strip()}" if pod.exit_message.strip() else ""

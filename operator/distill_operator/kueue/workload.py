@@ -20,8 +20,10 @@ from distill_operator.settings import InvalidSettings, Settings
 
 PLACEMENT = (
     "nodeSelector", "affinity", "tolerations", "priorityClassName", "schedulerName", "runtimeClassName",
-    "restartPolicy",
+    "restartPolicy", "topologySpreadConstraints", "resourceClaims", "hostNetwork", "overhead",
 )  # fmt: skip
+COUNTED = ("name", "image", "resources", "restartPolicy")
+"""Fields of a container: by restartPolicy an init container is one that runs on beside the others."""
 QUEUE_LABEL = "kueue.x-k8s.io/queue-name"
 
 
@@ -59,8 +61,12 @@ def workload(job: DistillationJob, settings: Settings) -> Json:
 def _as_counted(template: Json) -> Json:
     """Return a template with what tells of place and amount alone: a Workload is kept for as long as its job."""
     spec = template["spec"]
-    containers = [{key: c[key] for key in ("name", "image", "resources") if key in c} for c in spec["containers"]]
-    return {"spec": {"containers": containers, **{key: spec[key] for key in PLACEMENT if key in spec}}}
+    containers = {
+        kind: [{key: c[key] for key in COUNTED if key in c} for c in spec[kind]]
+        for kind in ("containers", "initContainers")
+        if kind in spec
+    }
+    return {"spec": {**containers, **{key: spec[key] for key in PLACEMENT if key in spec}}}
 
 
 def _of_child(job: DistillationJob, child: Json) -> list[Json]:

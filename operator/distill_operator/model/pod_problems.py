@@ -29,7 +29,7 @@ def pods_problem(pods: Sequence[Pod]) -> ConditionValue | None:
     for pod in pods:
         if pod.exit_reason == "OOMKilled" and not pod.ready:
             return ConditionValue(
-                FALSE, Reason.OUT_OF_MEMORY, f"{pod.name} ran out of memory; raise template.resources"
+                FALSE, Reason.OUT_OF_MEMORY, f"{pod.name} ran out of memory; raise resources in the template"
             )
         if pod.waiting_reason == CRASH_LOOP:
             return ConditionValue(FALSE, Reason.CRASH_LOOPING, _crash_message(pod))

@@ -10,11 +10,12 @@ from dataclasses import replace
 from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import ANNOTATION_FIXED_HASH, ANNOTATION_SPEC_HASH
+from distill_api.pods import refusals
 from distill_operator.kinds import Kind
 from distill_operator.model.observed import Child, Observed
 from distill_operator.resources import pod_group, scalable_fields
 from distill_operator.resources.drift import COMPARED, same_but_for_scalable_fields
-from distill_operator.resources.pod_template import Json
+from distill_operator.resources.pod_template import Json, names_image
 from distill_operator.settings import Settings
 
 WITH_PODS = frozenset({Kind.DEPLOYMENT, Kind.RAY_CLUSTER, Kind.JOB})
@@ -42,13 +43,13 @@ def pinned_settings(job: DistillationJob, observed: Observed, attempt: int, sett
     What is made in the middle of it must understand the others, and Ray lets no client of another version in.
     """
     templates = {
-        names.trainer_job(job.metadata.name, attempt): job.spec.trainer.template,
-        names.ray_cluster(job.metadata.name): job.spec.rollout.head_template,
-        **{names.teacher(job.metadata.name, t.name): t.template for t in job.spec.served_teachers},
+        names.trainer_job(job.metadata.name, attempt): (job.spec.trainer.template, refusals.TRAINER),
+        names.ray_cluster(job.metadata.name): (job.spec.rollout.head_template, refusals.HEAD),
+        **{names.teacher(job.metadata.name, t.name): (t.template, refusals.TEACHER) for t in job.spec.served_teachers},
     }
     for child in _with_pods(job, observed, attempt):
-        template = templates.get(child.name)
-        if child.image and template is not None and template.image is None:
+        role = templates.get(child.name)
+        if child.image and role is not None and not names_image(job, *role):
             return replace(settings, workers_image=child.image)
     return settings
 

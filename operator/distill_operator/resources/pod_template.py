@@ -10,9 +10,13 @@ from typing import Any
 from distill_api import accelerator_environment, names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
+from distill_api.pods import refusals
+from distill_api.pods.agreement import main_environment
+from distill_api.pods.refusals import MAIN
+from distill_api.pods.template import PodTemplate, main_containers
 from distill_api.spec.job_spec import WeightSync
-from distill_api.spec.template import PodTemplate
 from distill_api.teacher.kind import Teacher
+from distill_operator.resources.strategic_merge import merged
 from distill_operator.settings import Settings
 
 Json = dict[str, Any]
@@ -107,9 +111,59 @@ def pod_template(
     metrics_port: int,
     **pod_fields: Any,
 ) -> Json:
-    """Return a PodTemplateSpec that Pod Security `restricted` admits; the user's template goes before where it may."""
+    """Return a PodTemplateSpec that Pod Security `restricted` admits, with the user's templates merged over it."""
+    patches = [_named(patch, container.name) for patch in user_patches(job, template)]
+    found = _own_template(job, settings, patches, container, metrics_port, pod_fields)
+    for patch in patches:
+        found = merged(found, patch)
+    # Our labels go before: a changed one would hide the pod from its Service and from the operator.
+    found["metadata"]["labels"] = {**found["metadata"]["labels"], **own_labels}
+    spec = found["spec"]
+    for each in (*spec["containers"], *spec.get("initContainers", [])):
+        if "resources" in each:
+            each["resources"] = _as_text(each["resources"])
+    if spec.get("hostNetwork") is True:
+        # Names of Services are not known to the node's own resolver.
+        spec.setdefault("dnsPolicy", "ClusterFirstWithHostNet")
+    return found
+
+
+def user_patches(job: Owner, template: PodTemplate) -> list[Json]:
+    """Return what the user wants merged over the pods of a role, in this order: of all roles, then of this one."""
+    of_all = job.spec.pod_template.patches() if isinstance(job, DistillationJob) else []
+    return [*of_all, *template.patches()]
+
+
+def names_image(job: Owner, template: PodTemplate, container: str) -> bool:
+    """Return whether the user names the image of a role's main container."""
+    return any("image" in each for each in main_containers(user_patches(job, template), container))
+
+
+def _named(patch: Json, name: str) -> Json:
+    """Return the patch with the main container by its name in the pods."""
+    spec = patch.get("spec", {})
+    if "containers" not in spec:
+        return patch
+    containers = [{**c, "name": name} if c["name"] == MAIN else c for c in spec["containers"]]
+    return {**patch, "spec": {**spec, "containers": containers}}
+
+
+def _as_text(resources: Json) -> Json:
+    """Return resources with integers as the text that the API server makes of them."""
+    return {
+        kind: {name: str(n) if type(n) is int else n for name, n in amounts.items()}
+        if isinstance(amounts, dict)
+        else amounts
+        for kind, amounts in resources.items()
+    }
+
+
+def _own_template(
+    job: Owner, settings: Settings, patches: list[Json], container: Container, metrics_port: int, pod_fields: Json
+) -> Json:
+    """Return what the operator writes, yet without its labels."""
     volumes, mounts = _volumes(job, container)
-    secrets = template.image_pull_secrets or settings.workers_image_pull_secrets
+    mine = main_containers(patches, container.name)
     spec: Json = {
         "automountServiceAccountToken": False,
         "enableServiceLinks": False,
@@ -123,37 +177,29 @@ def pod_template(
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_main_container(job, settings, template, container, mounts)],
-        "volumes": _merged(volumes, template.volumes, "name"),
-        "imagePullSecrets": [{"name": name} for name in secrets],
-        "nodeSelector": dict(template.node_selector),
-        "tolerations": list(template.tolerations),
-        "affinity": template.affinity,
-        "serviceAccountName": template.service_account_name,
-        "priorityClassName": template.priority_class_name,
-        "schedulerName": template.scheduler_name,
-        "runtimeClassName": template.runtime_class_name,
+        "containers": [_main_container(job, settings, mine, container, mounts)],
+        "volumes": volumes,
+        "imagePullSecrets": [{"name": name} for name in settings.workers_image_pull_secrets],
         **pod_fields,
     }
     scrape = {"prometheus.io/scrape": "true", "prometheus.io/port": str(metrics_port), "prometheus.io/path": "/metrics"}
     return {
-        # Our labels go before: a changed one would hide the pod from its Service and from the operator.
-        "metadata": {"labels": {**template.labels, **own_labels}, "annotations": {**scrape, **template.annotations}},
+        "metadata": {"labels": {}, "annotations": scrape},
         "spec": {key: value for key, value in spec.items() if value not in (None, [], {})},
     }
 
 
-def _main_container(
-    job: Owner, settings: Settings, template: PodTemplate, container: Container, mounts: list[Json]
-) -> Json:
+def _main_container(job: Owner, settings: Settings, mine: list[Json], container: Container, mounts: list[Json]) -> Json:
+    """Return the main container; `mine` is what the user's templates say of it."""
+    policy = {} if any("image" in each for each in mine) else {"imagePullPolicy": settings.workers_image_pull_policy}
     spec: Json = {
         "name": container.name,
-        "image": template.image or settings.workers_image,
-        "imagePullPolicy": _pull_policy(settings, template),
+        "image": settings.workers_image,
+        **policy,
         "command": list(container.command),
-        "env": _merged([*_environment(job), *container.environment], template.env, "name"),
+        "env": [*_environment(job), *container.environment],
         "ports": [{"name": name, "containerPort": port} for name, port in container.ports],
-        "resources": _resources(job, template, container),
+        "resources": _resources(job, mine, container),
         # The last lines of the log say why, where no exit report was written.
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "securityContext": {
@@ -161,18 +207,10 @@ def _main_container(
             "readOnlyRootFilesystem": True,
             "capabilities": {"drop": ["ALL"]},
         },
-        "volumeMounts": _merged(mounts, template.volume_mounts, "mountPath"),
+        "volumeMounts": mounts,
         **container.probes,
     }
     return {key: value for key, value in spec.items() if value not in (None, [], {})}
-
-
-def _pull_policy(settings: Settings, template: PodTemplate) -> str:
-    """Return the installation's policy for its own image, unless the user asks for another than the API's default."""
-    default = PodTemplate.model_fields["image_pull_policy"].default
-    if template.image is None and template.image_pull_policy == default:
-        return settings.workers_image_pull_policy
-    return template.image_pull_policy
 
 
 def _environment(job: Owner) -> list[Json]:
@@ -198,13 +236,17 @@ def _accelerators(job: Owner) -> list[Json]:
     """What the roles of a job agree about, whichever of them the user has set it for. A Teacher is in no group."""
     if not isinstance(job, DistillationJob):
         return []
-    templates = (job.spec.trainer.template, job.spec.rollout.template)
-    of_user = [{e["name"]: e["value"] for e in t.env if "name" in e and "value" in e} for t in templates]
+    spec = job.spec
+    ends = ((spec.trainer.template, refusals.TRAINER), (spec.rollout.template, refusals.ENGINE))
+    of_user = [
+        {name: entry["value"] for name, entry in main_environment(spec, *end).items() if "value" in entry}
+        for end in ends
+    ]
     shared = accelerator_environment.of_every_role(job.spec, of_user)
     return [{"name": name, "value": value} for name, value in shared.items()]
 
 
-def _resources(job: Owner, template: PodTemplate, container: Container) -> Json:
+def _resources(job: Owner, mine: list[Json], container: Container) -> Json:
     count = 0 if job.spec.on_cpu else container.accelerators
     requests = dict(CPU_REQUESTS)
     limits: dict[str, str] = {}
@@ -212,12 +254,10 @@ def _resources(job: Owner, template: PodTemplate, container: Container) -> Json:
         requests = {"cpu": str(ACCELERATOR_CPU * count), "memory": f"{ACCELERATOR_MEMORY_GIB * count}Gi"}
         limits[job.spec.accelerator] = str(count)
     # A limit that the user sets replaces the default request of its name: a request above its limit is refused.
-    requests = {name: amount for name, amount in requests.items() if name not in template.resources.limits}
-    found = {
-        "requests": {**requests, **template.resources.requests},
-        "limits": {**limits, **template.resources.limits},
-    }
-    return {key: value for key, value in found.items() if value}
+    of_user = [(each.get("resources") or {}).get("limits") or {} for each in mine]
+    limited = {name for limits_of_user in of_user for name, amount in limits_of_user.items() if amount is not None}
+    requests = {name: amount for name, amount in requests.items() if name not in limited}
+    return {key: value for key, value in (("requests", requests), ("limits", limits)) if value}
 
 
 def _volumes(job: Owner, container: Container) -> tuple[list[Json], list[Json]]:
@@ -247,10 +287,3 @@ def config_map_name(owner: Owner) -> str:
 def shares_weights_by_disk(job: DistillationJob) -> bool:
     """Return whether engines read the weights from the output volume."""
     return job.spec.trainer.weight_sync is WeightSync.DISK
-
-
-def _merged(ours: list[Json], theirs: Sequence[Json], key: str) -> list[Json]:
-    """Return both lists with each `key` once, the user's instead of ours: the API server refuses one that is twice."""
-    found = {entry[key]: entry for entry in ours}
-    found.update({entry[key]: entry for entry in theirs if key in entry})
-    return list(found.values())

@@ -8,6 +8,7 @@ import json
 from distill_api import names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
+from distill_api.pods import refusals
 from distill_operator.resources.pod_template import (
     Container,
     Json,
@@ -34,9 +35,9 @@ def ray_cluster(job: DistillationJob, settings: Settings) -> Json:
     """Return the RayCluster of a job."""
     rollout = job.spec.rollout
     own_labels = pod_labels(job, Role.ROLLOUT)
-    head = Container(name="ray-head", ports=HEAD_PORTS)
+    head = Container(name=refusals.HEAD, ports=HEAD_PORTS)
     engine = Container(
-        name="engine",
+        name=refusals.ENGINE,
         ports=[
             (protocol.METRICS_PORT_NAME, protocol.SGLANG_PORT),
             (protocol.RAY_METRICS_PORT_NAME, protocol.RAY_METRICS_PORT),

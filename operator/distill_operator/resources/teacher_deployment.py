@@ -7,6 +7,7 @@ made here.
 from distill_api import names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
+from distill_api.pods import refusals
 from distill_api.teacher.source import NamedTeacherSource
 from distill_operator.resources.pod_template import Container, Json, metadata, pod_labels, pod_template, selector
 from distill_operator.settings import Settings
@@ -30,7 +31,7 @@ PROBES: Json = {
 def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacherSource) -> Json:
     """Return the Deployment of one of a job's own teachers."""
     container = Container(
-        name="teacher",
+        name=refusals.TEACHER,
         command=["python3", "-m", "distill_workers.serve", "teacher", *([] if _is_only(teacher) else [teacher.name])],
         ports=[(protocol.METRICS_PORT_NAME, protocol.SGLANG_PORT)],
         accelerators=teacher.tensor_parallel_size,

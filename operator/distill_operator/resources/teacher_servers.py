@@ -5,6 +5,7 @@ Trainers of its namespace reach its scoring; the rest of the port is SGLang's ad
 
 from distill_api import names, protocol
 from distill_api.names import Role
+from distill_api.pods import refusals
 from distill_api.teacher.kind import Teacher
 from distill_operator.resources import configmap, secret
 from distill_operator.resources.network_policy import egress, ports_of, scraped
@@ -29,7 +30,7 @@ def deployment(teacher: Teacher, settings: Settings, replicas: int) -> Json:
     """Return the Deployment of a Teacher's servers."""
     spec = teacher.spec
     container = Container(
-        name="teacher",
+        name=refusals.TEACHER,
         command=["python3", "-m", "distill_workers.serve", "shared-teacher"],
         ports=[(protocol.METRICS_PORT_NAME, protocol.SGLANG_PORT)],
         accelerators=spec.tensor_parallel_size,

@@ -35,6 +35,7 @@ FREE_FIELDS: dict[str, Any] = {
     "schedule": True,
     "guards": True,
     "output": True,
+    "pod_template": True,
     "tracking": True,
     "student": {"model"},
     "teacher": FREE_OF_TEACHER,
