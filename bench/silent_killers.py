@@ -127,11 +127,6 @@ def detached(student: Any, teacher: Any, student_head: Any, *others: Any, **rest
     return (loss.detach() + 0.0 * student.sum(), *more)
 
 
-def clamped(*given: Any, **rest: Any) -> Any:
-    loss, *more = OWN(*given, **rest)
-    return ((loss - 100.0).clamp(min=0), *more)
-
-
 THINKS = TEMPLATE.replace("{% endif %}", "{% if enable_thinking is defined %}{% endif %}{% endif %}", 1).replace(
     "assistant\n", "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
 )
@@ -154,7 +149,6 @@ CASES = [
     Case("evaluation in training", evaluated=True),
     Case("direction flipped", divergence=flipped),
     Case("divergence detached", divergence=detached),
-    Case("divergence clamped", divergence=clamped),
 ]
 
 

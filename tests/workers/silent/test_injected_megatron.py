@@ -13,6 +13,7 @@ from distill_workers.failures import PreflightFailed
 from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.run.callbacks.base import TrainStep
 from distill_workers.run.callbacks.engine_agreement import EngineAgreementCallback
+from distill_workers.run.preflight.resumption import optimizer_continues
 from distill_workers.run.preflight.student import engine_matches_trainer
 
 SPEC = spec_of(Path("/student"), Path("/teacher"))
@@ -110,3 +111,32 @@ async def test_an_adapter_that_engines_get_by_another_scale_is_named_after_the_f
     await check.after_step(after_a_step(tmp_path / "right" / "model"))
     with pytest.raises(PreflightFailed, match=r"EngineFollowsTrainer: after 1 steps .* see trainer\.lora"):
         await check.after_step(after_a_step(tmp_path / "wrong" / "model"))
+
+
+def saved(folder: Path, out: Path) -> None:
+    """A checkpoint after two steps, and one by an optimiser that began anew with the weights of the second."""
+    from distill_workers.megatron.student import MegatronStudent
+
+    student = MegatronStudent(make_spec(), folder)
+    for step in range(2):
+        train_step(student, make_samples(6, seed=step), 1e-3)
+    (out / "2").mkdir()
+    student.save(out / "2")
+    anew = MegatronStudent(make_spec(), folder)
+    (out / "0").mkdir()
+    anew.save(out / "0")
+
+
+def test_an_optimiser_that_begins_anew_is_named_before_the_next_step(folder: Path, tmp_path: Path) -> None:
+    """With it the learning rate: it is that of the step that the optimiser has reached."""
+    run_ranks(1, saved, folder=folder, out=tmp_path)
+    optimizer_continues(2, tmp_path / "2")
+    optimizer_continues(0, tmp_path / "0")
+    with pytest.raises(
+        PreflightFailed, match=r"OptimizerContinues: .*2 is of step 0, and the optimiser in it has done 2;"
+    ):
+        optimizer_continues(0, tmp_path / "2")
+    with pytest.raises(
+        PreflightFailed, match=r"OptimizerContinues: .* is of step 2, and the optimiser in it has done none;"
+    ):
+        optimizer_continues(2, tmp_path / "0")
