@@ -1,7 +1,7 @@
 """Published failures that leave a run green and its result wrong: which check names each, and in which words.
 
-The list, with the report that each was found in, is the table in docs/reliability.md. Here faults are injected into the log-
-probabilities of real tiny models, and into what real protocols answer; test_injected.py has real servers.
+The list, with the report that each was found in, is the table in docs/reliability.md. Here faults are injected into the
+log-probabilities of real tiny models, and into what real protocols answer; test_injected.py has real servers.
 """
 
 import asyncio
