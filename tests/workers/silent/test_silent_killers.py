@@ -136,6 +136,15 @@ async def test_zeros_for_what_a_teacher_did_not_compute_are_named(logprobs: list
         await teacher_is_sane(SPEC, [sample(logprobs[0])], teacher, 384)
 
 
+async def test_one_log_probability_for_all_tokens_is_named_unless_the_teacher_is_sure_of_each() -> None:
+    def says(nats: float) -> Any:
+        return PlayedTeacher([nats] * len(RESPONSE))
+
+    with pytest.raises(PreflightFailed, match=r"TeacherSane: .* the same -6\.20 nats, whatever they are"):
+        await teacher_is_sane(SPEC, [sample([-1.0] * 4)], says(-6.2), 384)
+    await teacher_is_sane(SPEC, [sample([-1.0] * 4)], says(-1e-6), 384)
+
+
 async def test_two_models_behind_one_address_are_named(logprobs: list[list[float]], tiny_model: TinyModel) -> None:
     teacher: Any = PlayedTeacher(logprobs[1], hf_logprobs(tiny_model(2), PROMPT, RESPONSE))
     with pytest.raises(PreflightFailed, match=r"ReplicasAgree: .* twice at 10\.0\.0\.1:30000, and the two differ by"):
