@@ -16,8 +16,11 @@ from distill_workers.run.preflight.objective import objective_distils
 from distill_workers.run.preflight.rewards import reward_scores
 
 
-@pytest.mark.parametrize("example", ["arithmetic-cpu", "several-teachers-cpu", "smollm2-cpu"])
-def test_an_example_passes_what_is_read_from_its_files_without_a_note(example: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("example", "held_out"), [("arithmetic-cpu", True), ("several-teachers-cpu", True), ("smollm2-cpu", False)]
+)
+def test_an_example_passes_what_is_read_from_its_files(example: str, held_out: bool, tmp_path: Path) -> None:
+    """That of smollm2 is noted for good reason: there are fewer sums of two digits than prompts that it trains on."""
     spec = parse_job(arithmetic(tmp_path, "healthy", example=example)).spec
     student = Path(spec.student.model)
     tokenizer = load_tokenizer(student, "spec.student.model", trust_remote_code=False)
@@ -30,7 +33,7 @@ def test_an_example_passes_what_is_read_from_its_files_without_a_note(example: s
         await objective_distils(spec.objective)
         evaluators = [Evaluator(spec, e, tokenizer, Metrics()) for e in spec.evaluation]
         try:
-            assert not any(overlap(prompts, e.prompts) for e in evaluators)
+            assert held_out == (not any(overlap(prompts, e.prompts) for e in evaluators))
             rewards = {s.name: e._reward for s in spec.data.all_sources for e in evaluators if e._reward is not None}
             return await reward_scores(spec, prompts, rewards)
         finally:
