@@ -22,6 +22,7 @@ for name in "$@"; do
   case $name in
     divergence) USUAL="a minute or two the first time" step "Python packages of the peers" peers; "$PEERS/bin/python" -W ignore "$REPO/bench/divergence.py" ;;
     loop_overlap | teacher_scoring | weight_sync | hf_load | checkpoint_stall | handover) "$WORKERS" -W ignore "$REPO/bench/$name.py" ;;
+    silent_killers) USUAL="a minute or two the first time" step "Python packages of the peers" peers; "$PEERS/bin/python" -W ignore "$REPO/bench/silent_killers.py" ;;
     operator_scale) PYTHONPATH=$REPO/crds:$REPO/operator "$REPO/operator/.venv/bin/python" "$REPO/bench/$name.py" "${JOBS:-100}" ;;
     *) die "no benchmark $name in bench/." ;;
   esac

@@ -116,6 +116,11 @@ class ProgressReport(Model):
 
     phase: Phase = Field(description="Phase of the trainer.")
     preflight_passed: bool = Field(False, description="Whether every preflight check has passed.")
+    notes: list[str] = Field(
+        default_factory=list,
+        description="Notes of the preflight: what is surely unusual and may be meant. They stand in the condition "
+        "Preflight.",
+    )
     progress: Progress = Field(description="Progress, which is copied into status.progress.")
     result: Result | None = Field(None, description="Result, which is copied into status.result when phase is Done.")
 

@@ -569,6 +569,15 @@ def test_progress_outlives_the_answer() -> None:
     assert says(found, ConditionType.PREFLIGHT)[0] == "True"
 
 
+def test_the_preflights_notes_stand_in_its_condition() -> None:
+    """What is unusual and may be meant: the run goes on."""
+    of, note = job(), "TeacherIsLarger: the student has 8 parameters and teacher a has 4"
+    told = {"phase": "Training", "preflightPassed": True, "notes": [note, "x" * 3000], "progress": {"step": 4}}
+    status = look(of, begun(of), running(of, report=ProgressReport.model_validate(told))).status
+    state, reason, message = says(status, ConditionType.PREFLIGHT)
+    assert (state, reason) == ("True", "Passed") and message.startswith(f"{note}; xxx") and len(message) == 2000
+
+
 # Recovering
 
 

@@ -64,9 +64,9 @@ def test_evaluation_and_guards_come_before_checkpoints_and_the_next_batches_befo
     virtually(work)
     before, after = made[0].callbacks.before, made[0].callbacks.after
     assert [type(c).__name__ for c in before] == ["EvaluationCallback", "GuardCallback", "CheckpointCallback"]
-    names = ["MetricsCallback", "GuardCallback", "EvaluationCallback", "NextBatchesCallback", "CheckpointCallback"]
-    assert [type(c).__name__ for c in after] == names
-    assert (before[0], before[1], before[2]) == (after[2], after[1], after[4])
+    names = ["Metrics", "EngineAgreement", "Guard", "Evaluation", "NextBatches", "Checkpoint"]
+    assert [type(c).__name__.removesuffix("Callback") for c in after] == names
+    assert (before[0], before[1], before[2]) == (after[3], after[2], after[5])
 
 
 def test_a_step_is_updated_only_after_every_callback_has_seen_its_whole_gradient(tmp_path: Path) -> None:

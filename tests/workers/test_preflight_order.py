@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from typing import Any
-from unittest.mock import AsyncMock
+from unittest.mock import AsyncMock, Mock
 
 import pytest
 from conftest import spec_of
@@ -21,6 +21,7 @@ WORK = (
     "teacher_is_sane",
     "teacher_differs",
     "replicas_agree",
+    "responses_end",
 )
 
 
@@ -30,7 +31,7 @@ async def said(teacher: dict[str, Any], monkeypatch: pytest.MonkeyPatch, caplog:
         monkeypatch.setattr(module, name, AsyncMock(return_value=[]))
     spec = spec_of(Path("/s"), Path("/t"), teacher=teacher, objective={"support": "top-k", "topK": 4})
     pool = TeacherPool("127.0.0.1:1", spec, Metrics())
-    rest: Any = None
+    rest: Any = Mock()
     with caplog.at_level("INFO"):
         await module.preflight(spec, range(8), rest, rest, Teachers({"": pool}), rest)
     return [record.args[0] for record in caplog.records if isinstance(record.args, tuple) and len(record.args) == 4]
@@ -46,4 +47,4 @@ async def test_nothing_is_said_of_the_answers_of_a_teacher_that_the_job_serves(
 
 async def test_an_endpoint_is_said_to_answer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     names = await said({"endpoint": {"url": "http://127.0.0.1:1"}}, monkeypatch, caplog)
-    assert names[:3] == ["TeacherAnswers", "TopKFits", "SameVocabulary"]
+    assert names[:4] == ["ObjectiveDistils", "TeacherAnswers", "TopKFits", "SameVocabulary"]

@@ -33,7 +33,9 @@ from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
 from distill_workers.run.loop import Loop
-from distill_workers.run.preflight.model_agreement import check_models, load_tokenizer
+from distill_workers.run.preflight.environment import check_environment
+from distill_workers.run.preflight.model_agreement import check_models, ends, load_tokenizer, size_notes
+from distill_workers.run.preflight.rewards import REWARD_SCORES, reward_scores
 from distill_workers.run.trainer_ranks import TrainerRanks, follow
 from distill_workers.run_folder.run_folder import RunFolder, write_whole
 from distill_workers.teacher.teachers import Teachers
@@ -57,16 +59,21 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
         evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in spec.evaluation]
-        for evaluator in evaluators:
-            if known := overlap(prompts, evaluator.prompts):
-                log.warning("evaluation %s: %s", evaluator.name, known)
+        known = {e.name: overlap(prompts, e.prompts) for e in evaluators}
+        notes = [f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what]
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         teachers.bound_ids(len(tokenizer))
         server.teachers = teachers.shared_requests
         engines = EnginePool(job, folder, metrics)
         engines.stop_token_ids = check_models(spec, model, tokenizer)
+        engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
+        notes += size_notes(spec, model)
         try:
+            notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards))
+            for note in notes:
+                log.warning("preflight: %s", note)
+            reporter.update(notes=notes)
             await asyncio.gather(teachers.start(), engines.start(str(model)))
             rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)
             loop = Loop(job, folder, ranks, engines, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
@@ -122,6 +129,7 @@ def main() -> int:
     code, reason, message, superseded = ExitCode.DONE, ExitReason.COMPLETED, "", False
     try:
         job = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE)))
+        check_environment(os.environ)
         if job.spec.on_cpu:
             from distill_workers.cpu import megatron_shim
 

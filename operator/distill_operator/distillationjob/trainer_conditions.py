@@ -19,6 +19,9 @@ POLL_SECONDS = 10.0
 """Between two reconciles while something outside the watches may change: a claim, KubeRay, an object of a deleted
 job."""
 
+MOST_CHARACTERS = 2000
+"""Of the notes in a condition; the trainer's log has them whole."""
+
 
 def reported(
     job: DistillationJob, status: Status, observed: Observed, states: list[RoleState], now: datetime
@@ -26,7 +29,8 @@ def reported(
     """Return Preflight and Stalled."""
     preflight = conditions.value_of(status, ConditionType.PREFLIGHT, lifecycle.PREFLIGHT_AHEAD)
     if observed.report is not None and observed.report.preflight_passed:
-        preflight = ConditionValue(TRUE, Reason.PASSED)
+        notes = "; ".join(observed.report.notes)
+        preflight = ConditionValue(TRUE, Reason.PASSED, notes[:MOST_CHARACTERS])
     stalled = lifecycle.NOT_STALLED
     trainer = next(s for s in states if s.role is Role.TRAINER)
     silent = _seconds_without_step(status, observed, now)

@@ -1,39 +1,7 @@
-"""Thirty published failures that leave a run green and its result wrong: which check names each, and in which words.
+"""Published failures that leave a run green and its result wrong: which check names each, and in which words.
 
-The list is that of the project's review of the field, with the report that each was found in. Faults are injected into
-real tiny models, and into what real protocols answer; nothing here needs a server or an accelerator.
-
-| fault | report | named by |
-|---|---|---|
-| the two models end their turns by other tokens | ms-swift#9526 | StopTokens |
-| the two chat templates differ | tinker#796 | ChatTemplate |
-| one model thinks, the other does not | Qwen3 and its -Instruct-2507 | ThinkingMode |
-| a special token is read in pieces by one of them | tinker#796 | SpecialTokens |
-| the teacher's scores are shifted by one token | ms-swift#9671, #10073 | wrong_tokens, of TeacherScores |
-| the slice [-0:] takes all for none | slime | wrong_count, of TeacherScores |
-| one family, two sizes of embedding | trl#2215 | TopKFits, EmbeddingRows; a phantom id is nobody's |
-| the teacher's path falls back to the student's | miles | TeacherDiffers |
-| the teacher is no better than none | 2608.31046 | TeacherDiffers where it is the student |
-| engine log-probabilities are scaled by a temperature | sglang#36213 | EngineMatchesTrainer |
-| a missing log-probability is read as 0 | prime-rl | not_finite, of TeacherScores; TeacherSane |
-| the text is tokenised again before it is scored | slime#1128 | wrong_tokens, of TeacherScores |
-| one of many engines has stale weights | prime-rl | EngineMatchesTrainer, which probes each engine |
-| one replica of the teacher has other weights | verl | ReplicasAgree |
-| a load balancer hides two models | vLLM | ReplicasAgree |
-| previous log-probabilities are 0 | NeMo mopd | EngineMatchesTrainer |
-| -inf of padding becomes NaN | trl#5594 | not_finite, of TeacherScores |
-| one of several teachers has no server | verl | the trainer's start, exit 78 |
-| prompt and response exceed the positions | vllm | ContextLength |
-| top-k divergence is clamped at 0 | verl#7855 | cannot be: it has a tail, and is never negative |
-| top-k divergence has no gradient | miles#2362 | cannot be: a test has its gradient |
-| the k1 estimate is differentiated | verl | cannot be: it is an advantage |
-| the direction of the divergence is flipped | trl | cannot be: both directions have tests |
-| a response that was cut off counts as finished | slime | the response's `truncated` |
-| a group of one has no advantage | - | distill validate |
-
-Not named yet: a reward that is 0 for a reason of its own, special tokens that are scored, a teacher's scores at another
-temperature, student and teacher swapped. Elsewhere: rows of the evaluation in the training data (tests of data), the
-slices of context parallelism, the cursor and the learning rate after a resume, the scale of LoRA, service links.
+The list, with the report that each was found in, is the table in docs/reliability.md. Here faults are injected into the
+log-probabilities of real tiny models, and into what real protocols answer; test_injected.py has real servers.
 """
 
 import asyncio
@@ -166,6 +134,15 @@ async def test_zeros_for_what_a_teacher_did_not_compute_are_named(logprobs: list
         PreflightFailed, match=r"TeacherSane: .* writes 0 for a log-probability that it did not compute"
     ):
         await teacher_is_sane(SPEC, [sample(logprobs[0])], teacher, 384)
+
+
+async def test_one_log_probability_for_all_tokens_is_named_unless_the_teacher_is_sure_of_each() -> None:
+    def says(nats: float) -> Any:
+        return PlayedTeacher([nats] * len(RESPONSE))
+
+    with pytest.raises(PreflightFailed, match=r"TeacherSane: .* the same -6\.20 nats, whatever they are"):
+        await teacher_is_sane(SPEC, [sample([-1.0] * 4)], says(-6.2), 384)
+    await teacher_is_sane(SPEC, [sample([-1.0] * 4)], says(-1e-6), 384)
 
 
 async def test_two_models_behind_one_address_are_named(logprobs: list[list[float]], tiny_model: TinyModel) -> None:

@@ -49,6 +49,8 @@ class EnginePool:
 
     stop_token_ids: tuple[int, ...] = ()
     """Ids that end a response, besides those of the student's own files."""
+    ends: tuple[int, ...] = ()
+    """All ids that end a response."""
 
     def __init__(self, job: DistillationJob, folder: RunFolder, metrics: Metrics) -> None:
         self._job, self._folder, self._metrics = job, folder, metrics

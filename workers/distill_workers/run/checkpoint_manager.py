@@ -13,6 +13,7 @@ from distill_workers.data.identity import Content, changed
 from distill_workers.evaluation.guards import Guards
 from distill_workers.failures import PromptError
 from distill_workers.reporting.recorder import Recorder
+from distill_workers.run.preflight.resumption import optimizer_continues
 from distill_workers.run.run_state import RunState
 from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.run_folder.run_folder import RunFolder
@@ -50,6 +51,7 @@ class CheckpointManager:
             return
         path, saved = newest
         self._check_held_out(saved.get("heldOut", {}))
+        optimizer_continues(saved["step"], path)
         await self._trainer.load(path)
         self._state.step, self._state.cursor = saved["step"], saved["cursor"]
         self._cursor.restore(saved["cursor"])

@@ -40,6 +40,7 @@ from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import Batch, RolloutPipeline
 from distill_workers.run.callbacks.base import Callbacks, RepeatStep, RollBack, StopRun, TrainStep
 from distill_workers.run.callbacks.checkpointing import CheckpointCallback
+from distill_workers.run.callbacks.engine_agreement import EngineAgreementCallback
 from distill_workers.run.callbacks.evaluation import EvaluationCallback
 from distill_workers.run.callbacks.guards import GuardCallback
 from distill_workers.run.callbacks.metrics import MetricsCallback
@@ -47,6 +48,7 @@ from distill_workers.run.callbacks.next_batches import NextBatchesCallback
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.guard_actions import GuardActions
 from distill_workers.run.preflight.preflight import preflight
+from distill_workers.run.preflight.resumption import cursor_continues
 from distill_workers.run.run_state import RunState
 from distill_workers.run.stop_signal import StopSignal
 from distill_workers.run.trainer_ranks import TrainerRanks
@@ -93,13 +95,21 @@ class Loop:
         next_batches = NextBatchesCallback(rollouts, self._last_step)
         self.callbacks = Callbacks(
             before=[self.evaluation, guard, checkpoint],
-            after=[MetricsCallback(recorder), guard, self.evaluation, next_batches, checkpoint],
+            after=[
+                MetricsCallback(recorder),
+                EngineAgreementCallback(spec),
+                guard,
+                self.evaluation,
+                next_batches,
+                checkpoint,
+            ],
         )
 
     async def run(self) -> str:
         """Do the whole run, and export its model. Returns how it ended, as a sentence. Raises Failure; Stopped after
         `stop`."""
         await self.checkpoints.resume()
+        cursor_continues(self._spec, self._state.step, self._state.cursor)
         async with self._engines.updating_weights():
             await self._load_engines()
         if self._state.step == 0:

@@ -7,6 +7,7 @@ prompt cost the teacher tenths of a nat on every token (tinker's reports). Both 
 
 import json
 import logging
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,12 @@ from distill_workers.data.rendering import WithArguments, template_arguments
 from distill_workers.failures import ConfigurationError
 from distill_workers.run.preflight.chat_template import same_special_tokens, same_template, same_thinking
 from distill_workers.run.preflight.check import ModelsDisagree
-from distill_workers.run.preflight.model_limits import check_context_length, check_embedding_rows, limits
+from distill_workers.run.preflight.model_limits import (
+    check_context_length,
+    check_embedding_rows,
+    limits,
+    swapped_sizes,
+)
 
 __all__ = [
     "Ends",
@@ -25,6 +31,7 @@ __all__ = [
     "ends",
     "load_tokenizer",
     "same_template",
+    "size_notes",
     "stop_ids",
 ]
 
@@ -67,6 +74,7 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> tuple[int, ...]:
 
     A teacher's files may be mounted in the teacher's pods alone; then the log says that it was not compared.
     """
+    begin = time.monotonic()
     mine, own_limits = ends(student, tokenizer), limits(student, spec.rollout.engine_args)
     check_embedding_rows(tokenizer, own_limits)
     found: set[int] = set(spec.rollout.stop_token_ids)
@@ -88,9 +96,21 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> tuple[int, ...]:
         if not spec.rollout.stop_token_ids:
             found |= set(stop_ids(mine, ends(folder, theirs)))
     more = tuple(sorted(found - mine.ids))
+    log.info(
+        "preflight: ChatTemplate, ThinkingMode, SpecialTokens, StopTokens, ContextLength, EmbeddingRows (tokenizers "
+        "and configs of student and teachers read, %.1f s): the models agree",
+        time.monotonic() - begin,
+    )
     if more:
         log.info("preflight: responses end by the ids %s too, besides %s", list(more), sorted(mine.ids))
     return more
+
+
+def size_notes(spec: Spec, student: Path) -> list[str]:
+    """Return a note about each teacher that is smaller than the student, of those whose files are on this machine."""
+    folders = ((teacher.name, Path(teacher.model or "").expanduser()) for teacher in spec.all_teachers)
+    found = (swapped_sizes(student, folder, name) for name, folder in folders if (folder / "config.json").is_file())
+    return list(filter(None, found))
 
 
 def ends(folder: Path, tokenizer: Any) -> Ends:

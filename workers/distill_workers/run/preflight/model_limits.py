@@ -1,6 +1,8 @@
 """What a model's config.json bounds: the positions of a sequence, and the token ids that have an embedding row."""
 
+import contextlib
 import json
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,9 @@ from distill_workers.run.preflight.check import ModelsDisagree
 
 CONTEXT_ARGUMENT = "--context-length"
 """With which a user tells SGLang another length than that of config.json."""
+
+LARGER_RATIO = 1.1
+"""Parameters of a student over its teacher's above which that is said: heads and embeddings of one family differ."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +37,28 @@ def limits(folder: Path, engine_args: list[str]) -> Limits:
     if positions and "original_max_position_embeddings" not in rope and rope.get("rope_type") != "llama3":
         positions = int(positions * (rope.get("factor") or 1))
     return Limits(_stated_context(engine_args) or positions, config.get("vocab_size"))
+
+
+def parameters(folder: Path) -> int | None:
+    """Return the number of a model's parameters, by the headers of its safetensors files; None without any."""
+    count = 0
+    for path in folder.glob("*.safetensors"):
+        with contextlib.suppress(OSError, ValueError), path.open("rb") as file:
+            header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+            count += sum(math.prod(t["shape"]) for name, t in header.items() if name != "__metadata__")
+    return count or None
+
+
+def swapped_sizes(student: Path, teacher: Path, name: str) -> str:
+    """Return a note about a student with more parameters than its teacher, as where the two were swapped; else
+    nothing."""
+    mine, theirs = parameters(student), parameters(teacher)
+    if mine is None or theirs is None or mine <= LARGER_RATIO * theirs:
+        return ""
+    return (
+        f"TeacherIsLarger: the student has {mine:,} parameters and teacher {name} has {theirs:,}; are student.model "
+        "and the teacher's model swapped?"
+    )
 
 
 def check_context_length(spec: Spec, student: Limits, teacher: Limits | None, name: str) -> None:

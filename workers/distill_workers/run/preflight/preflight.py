@@ -1,17 +1,22 @@
 """The checks in their order: what is cheap, and what the later ones need, first."""
 
+import logging
+import time
 from typing import Any
 
 from distill_api.spec.job_spec import Spec, Support
 from distill_workers.data.cursor import Cursor
 from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.run.preflight.objective import OBJECTIVE_DISTILS, objective_distils
 from distill_workers.run.preflight.replicas import REPLICAS_AGREE, replicas_agree
 from distill_workers.run.preflight.student import (
     ENGINE_GENERATES,
     ENGINE_MATCHES_TRAINER,
     PROBE_PROMPTS,
+    RESPONSES_END,
     engine_matches_trainer,
     probe,
+    responses_end,
 )
 from distill_workers.run.preflight.teacher import (
     TEACHER_ANSWERS,
@@ -26,11 +31,15 @@ from distill_workers.run.preflight.vocabulary import SAME_VOCABULARY, TOP_K_FITS
 from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.teacher.teachers import Teachers
 
+log = logging.getLogger(__name__)
+
 
 async def preflight(
     spec: Spec, tokenizer: Any, trainer: TrainerRanks, engines: EnginePool, teachers: Teachers, cursor: Cursor
 ) -> None:
     """Raises PreflightFailed with the name of the check, what was expected, what came and what to do."""
+    begin = time.monotonic()
+    await OBJECTIVE_DISTILS.passing(objective_distils(spec.objective))
     for teacher in teachers.pools.values():
         if teacher.teacher.endpoint is not None:
             await TEACHER_ANSWERS.passing(teacher_answers(teacher))
@@ -38,6 +47,7 @@ async def preflight(
             await TOP_K_FITS.passing(top_k_fits(spec, len(tokenizer), teacher))
         await SAME_VOCABULARY.passing(same_vocabulary(tokenizer, teacher))
     samples = await ENGINE_GENERATES.passing(probe(spec, engines, cursor))
+    await RESPONSES_END.passing(responses_end(samples, tokenizer, engines.ends))
     few, gaps = samples[:PROBE_PROMPTS], dict[str, float]()
     for teacher in teachers.pools.values():
         scores = await TEACHER_SANE.passing(teacher_is_sane(spec, few, teacher, len(tokenizer)))
@@ -45,3 +55,4 @@ async def preflight(
         await REPLICAS_AGREE.passing(replicas_agree(spec, few, teacher))
     await TEACHER_DIFFERS.passing(teacher_differs(spec, gaps))
     await ENGINE_MATCHES_TRAINER.passing(engine_matches_trainer(spec, samples, trainer))
+    log.info("preflight: all checks passed in %.1f s", time.monotonic() - begin)

@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import statistics
+from collections.abc import Collection
+from typing import Any
 
 from distill_api.spec.job_spec import Spec
 from distill_workers.data.cursor import Cursor
@@ -23,6 +25,11 @@ ENGINE_GENERATES = Check(
     "EngineGenerates",
     promise="The engines answer the first prompts of the data.",
     cost=f"{PROBE_PROMPTS} responses of up to {PROBE_RESPONSE_TOKENS} tokens, and at least one of each engine",
+)
+RESPONSES_END = Check(
+    "ResponsesEnd",
+    promise="A response that the engine calls finished ends by a token that ends responses.",
+    cost="none beside EngineGenerates",
 )
 ENGINE_MATCHES_TRAINER = Check(
     "EngineMatchesTrainer",
@@ -52,7 +59,7 @@ async def probe(spec: Spec, engines: EnginePool, cursor: Cursor) -> list[Sample]
         if not response.ids:
             return []
         ids, logprobs, versions = response.ids, response.logprobs, response.versions
-        return [Sample(prompt.index, number, prompt.ids, ids, logprobs, versions, False)]
+        return [Sample(prompt.index, number, prompt.ids, ids, logprobs, versions, response.truncated)]
 
     places = [divmod(i, len(prompts)) for i in range(max(len(prompts), engines.count_placed()))] if prompts else []
     drawn = await asyncio.gather(*(draw(prompts[at], number) for number, at in places))
@@ -60,6 +67,23 @@ async def probe(spec: Spec, engines: EnginePool, cursor: Cursor) -> list[Sample]
     if not samples:
         raise ENGINE_GENERATES.failure("the student answered the first prompts with nothing; check its chat template")
     return samples
+
+
+async def responses_end(samples: list[Sample], tokenizer: Any, ends: Collection[int]) -> None:
+    """A response that was cut off and counts as finished is trained on as if the student had ended there.
+
+    ends: the ids that end responses, besides the tokenizer's special tokens.
+    """
+    known = {*tokenizer.all_special_ids, *ends}
+    for sample in samples:
+        last = sample.response_ids[-1]
+        if not sample.truncated and last not in known:
+            raise RESPONSES_END.failure(
+                f"the engine says that a response of {len(sample.response_ids)} tokens is finished, and its last token "
+                f"is {tokenizer.decode([last])!r} (id {last}), which ends none (they end by {sorted(known)}); it was "
+                "cut off, and would be trained on as finished: use the image's own SGLang, or name the id in "
+                "rollout.stopTokenIds"
+            )
 
 
 async def engine_matches_trainer(spec: Spec, samples: list[Sample], ranks: TrainerRanks) -> None:

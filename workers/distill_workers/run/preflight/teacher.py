@@ -23,8 +23,9 @@ TEACHER_SANE = Check(
     promise="The student's tokens are likelier to the teacher than far below chance.",
     cost="two short responses scored",
 )
-
-
+ONE_NATS, SURE_NATS, FEW_TOKENS = 1e-4, 0.1, 3
+"""Difference of log-probs below which different tokens have one; unless the teacher is sure of each, as one may be, or
+they are so few that it may be chance."""
 TEACHER_DIFFERS = Check(
     "TeacherDiffers",
     promise="A teacher is another model than the student, or there is a reward to learn from.",
@@ -56,7 +57,8 @@ async def teacher_is_sane(
     except BadScore as error:
         hint = "" if top_k is None else f" (it must give {top_k} likeliest tokens, objective.topK)"
         raise TEACHER_SCORES.failure(f"{named(teacher)} scored a probe unusably{hint}: {error}") from None
-    mean = statistics.fmean(x for s in scores for x in s.logprobs)
+    logprobs = [x for s in scores for x in s.logprobs]
+    mean = statistics.fmean(logprobs)
     if mean < -3 * math.log(vocabulary):
         raise TEACHER_SANE.failure(
             f"{named(teacher)} gives the student's tokens {mean:.1f} nats on average, far below chance "
@@ -66,6 +68,12 @@ async def teacher_is_sane(
         raise TEACHER_SANE.failure(
             f"{named(teacher)} gives each of the student's tokens probability 1: its server writes 0 for a "
             "log-probability that it did not compute; serve it by another version",
+        )
+    different = {token for s in samples for token in s.response_ids}
+    if len(different) >= FEW_TOKENS and mean < -SURE_NATS and max(logprobs) - min(logprobs) < ONE_NATS:
+        raise TEACHER_SANE.failure(
+            f"{named(teacher)} gives each of the student's tokens the same {mean:.2f} nats, whatever they are, so it "
+            "teaches nothing but to be less sure; its weights were not loaded, or its server does not compute them",
         )
     return [s.logprobs for s in scores]
 

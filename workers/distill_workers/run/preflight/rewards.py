@@ -1,0 +1,68 @@
+"""Whether a reward can be had at all: the reference answers themselves, given as responses, are graded.
+
+A reward that is 0 for a reason of its own, such as a reference in another form than the grader reads, trains for days
+(slime's reports).
+"""
+
+import asyncio
+import logging
+from collections.abc import Iterable, Mapping
+from itertools import islice
+
+from distill_api.spec.job_spec import RewardSource, Spec
+from distill_workers.data.sample import Prompt
+from distill_workers.rewards.base import Reward, RewardError
+from distill_workers.run.preflight.check import Check
+
+log = logging.getLogger(__name__)
+PROBE_ANSWERS = 4
+"""Prompts of a source whose answers are graded."""
+REWARD_SCORES = Check(
+    "RewardScores",
+    promise="A reference answer of each source, given as a response, has a reward other than 0.",
+    cost=f"up to 4 responses of {PROBE_ANSWERS} prompts graded for each source",
+)
+FORMS = ("{0}", "\\boxed{{{0}}}", "#### {0}", "<answer>{0}</answer>")
+"""In which a response may state its answer. One that a grader knows is enough."""
+OWN_SOURCES = (RewardSource.EXACT_MATCH, RewardSource.MATH, RewardSource.REASONING_GYM)
+"""Rewards that compare with the reference. What another one does with it is its author's business."""
+
+
+async def reward_scores(spec: Spec, prompts: Iterable[Prompt], rewards: Mapping[str, Reward]) -> list[str]:
+    """Grade answers of each source that has a reward. Returns a note about each reward of the user's own that gives
+    them 0.
+
+    Raises PreflightFailed where a reward of ours does, and ConfigurationError where a function returns no number.
+    """
+    notes = []
+    for source in spec.data.all_sources:
+        if (reward := rewards.get(source.name)) is None:
+            continue
+        answered = (p for p in prompts if p.source == source.name and p.answer)
+        probe = list(islice(answered, PROBE_ANSWERS))
+        if not probe or any(await asyncio.gather(*(_best(reward, prompt) for prompt in probe))):
+            continue
+        kind = (source.reward or spec.objective.reward).source
+        what = (
+            f"reward {kind.value} of source {source.name or 'prompts'} gives 0 to {len(probe)} reference answers, in "
+            f"each of {len(FORMS)} forms (the first is {(probe[0].answer or '')[:80]!r})"
+        )
+        if kind in OWN_SOURCES:
+            raise REWARD_SCORES.failure(
+                f"{what}, so no response could earn one; see prompts.answerField, and what `distill grade` says of it"
+            )
+        notes.append(f"{REWARD_SCORES.name}: {what}; if it compares with the answer, no response could earn a reward")
+    return notes
+
+
+async def _best(reward: Reward, prompt: Prompt) -> float:
+    """Return the largest absolute reward of the prompt's answer in any form; 0 for a reward that fails."""
+    best = 0.0
+    for form in FORMS:
+        try:
+            best = max(best, abs(await reward.score(prompt, form.format(prompt.answer))))
+        except RewardError as error:
+            log.info("preflight: a reference answer was not graded: %s", error)
+        if best:
+            break
+    return best
