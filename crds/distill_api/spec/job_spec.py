@@ -12,7 +12,7 @@ from distill_api.pods.template import PodTemplate
 from distill_api.rules import ListMap, Rule
 from distill_api.spec.data import Data, Source
 from distill_api.spec.evaluation import Evaluation
-from distill_api.spec.guards import Guard, GuardAction, Watch
+from distill_api.spec.guards import Guard, GuardAction
 from distill_api.spec.objective import (
     NEEDS_ANSWER,
     Advantage,
@@ -29,15 +29,15 @@ from distill_api.spec.objective import (
     has_needed_answer,
     has_needed_answer_cel,
 )
-from distill_api.spec.output import Output, OutputVolume
+from distill_api.spec.output import Output
 from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.spec.rollout import Rollout, Sampling, Truncated
 from distill_api.spec.schedule import Schedule, StallPolicy
-from distill_api.spec.scheduling import Gang, GangScope, Scheduling
+from distill_api.spec.scheduling import Scheduling
 from distill_api.spec.student import Student
 from distill_api.spec.tracking import Tracking
 from distill_api.spec.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
-from distill_api.teacher.endpoint import Endpoint, Protocol
+from distill_api.teacher.endpoint import Protocol
 from distill_api.teacher.routing import RULES as ROUTING_RULES
 from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
 
@@ -49,20 +49,15 @@ __all__ = [
     "Dataset",
     "Decay",
     "Divergence",
-    "Endpoint",
     "Evaluation",
     "Extract",
-    "Gang",
-    "GangScope",
     "Guard",
-    "GuardAction",
     "ImportanceWeight",
     "LoRA",
     "NamedTeacherSource",
     "Objective",
     "Optimizer",
     "Output",
-    "OutputVolume",
     "Parallelism",
     "Precision",
     "Prompts",
@@ -85,7 +80,6 @@ __all__ = [
     "Tracking",
     "Trainer",
     "Truncated",
-    "Watch",
     "WeightSync",
 ]
 
