@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from distill_api.spec.job_spec import Spec
+from distill_workers import stacks
 from distill_workers.engine.request import (
     EngineRefused,
     EngineUnavailable,
@@ -111,6 +112,7 @@ class Engine:
         devices: ServerDevices | None = None,
     ) -> None:
         """`devices` are those of this engine where other roles are on this machine; without, it takes what it sees."""
+        stacks.on_signal()
         self._spec, self._host, self._port, self._devices = spec, host, port, devices
         self._log = Path(log_folder) / f"engine-{number}.log"
         self._server: SGLangServer | None = None
