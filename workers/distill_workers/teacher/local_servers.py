@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distill_api.protocol import teacher_addresses
 from distill_api.spec.job_spec import Spec
-from distill_workers.failures import ConfigurationError, TeacherLost
+from distill_workers.failures import ConfigurationError, Failure, TeacherLost
 from distill_workers.model_folder import model_folder
 from distill_workers.serving.server import SGLangServer, free_port
 from distill_workers.serving.server_devices import ServerDevices
@@ -66,16 +66,7 @@ class TeacherServers:
                 if code is None:
                     continue
                 if not served:
-                    killed = code < 0 and not server.failed_by_itself()
-                    raise (TeacherLost if killed else ConfigurationError)(
-                        f"the teacher's server {server.log.stem} ended before it had served ({_described(code)}): "
-                        + (
-                            "something killed it, perhaps for want of memory"
-                            if killed
-                            else "see whether SGLang can serve this model with these engineArgs"
-                        )
-                        + f"; {server.tail()}"
-                    )
+                    raise _unservable(server, code)
                 said.append(
                     f"the teacher's server {server.log.stem} ended ({_described(code)}) and is started again; "
                     f"its log is {server.log}"
@@ -88,6 +79,20 @@ class TeacherServers:
         for servers in self._servers.values():
             for server in servers:
                 server.stop()
+
+
+def _unservable(server: SGLangServer, code: int) -> Failure:
+    """Return the error of a server that ended, with this exit code, before it had served."""
+    killed = code < 0 and not server.failed_by_itself()
+    why = (
+        "something killed it, perhaps for want of memory"
+        if killed
+        else "see whether SGLang can serve this model with these engineArgs"
+    )
+    return (TeacherLost if killed else ConfigurationError)(
+        f"the teacher's server {server.log.stem} ended before it had served ({_described(code)}): {why}; "
+        f"{server.tail()}"
+    )
 
 
 def _described(code: int) -> str:
