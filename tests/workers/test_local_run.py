@@ -135,6 +135,8 @@ class NoTeacher:
 
     def start(self) -> None: ...
 
+    def exit_code(self) -> None: ...
+
     def stop(self) -> None: ...
 
 
@@ -150,7 +152,7 @@ time.sleep(600)
 """
     monkeypatch.setattr("distill_workers.local.run.TRAINER", (sys.executable, "-c", script))
     monkeypatch.setattr("distill_workers.local.run.POLL_SECONDS", 0.05)
-    monkeypatch.setattr("distill_workers.serving.server.SGLangServer", NoTeacher)
+    monkeypatch.setattr("distill_workers.teacher.local_servers.SGLangServer", NoTeacher)
     return mark
 
 

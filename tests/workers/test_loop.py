@@ -7,6 +7,7 @@ import asyncio
 import dataclasses
 import itertools
 import json
+import re
 import sys
 from collections.abc import Callable, Coroutine
 from pathlib import Path
@@ -22,9 +23,11 @@ from stages import SHAPES, Stages, Trainer, VirtualLoop, heldout, staged
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.evaluation.guards import Decision
-from distill_workers.failures import Failure, Stopped
+from distill_workers.failures import ConfigurationError, Failure, Stopped
 from distill_workers.objective.coefficients import StepCoefficients
+from distill_workers.rewards.base import RewardError
 from distill_workers.run.loop import Loop
+from distill_workers.teacher.protocol import BadScore
 
 STAGES = Stages(1, 0.25, 0.5)
 SMALL = {"promptsPerStep": 4, "samplesPerPrompt": 2}
@@ -143,6 +146,36 @@ def test_masked_responses_are_in_the_steps_line_and_none_is_trained_on(
     if ends_well:
         [line] = lines(tmp_path, "step")
         assert line["samples"] == 8 and line["truncated_ratio"] == 0.5 and sum(trainer.of("trained")) == 4
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "sentence"),
+    [
+        (
+            BadScore("refused", "1.2.3.4:5 answered 401: 'no key'"),
+            ConfigurationError,
+            "24 of 24 refused; the last: refused: 1.2.3.4:5 answered 401: 'no key'",
+        ),
+        (BadScore("malformed", "answered no JSON"), Failure, "24 of 24 malformed; the last: malformed: answered no"),
+        (RewardError("KeyError: 'x'", permanent=True), ConfigurationError, "8 of 8 reward; the last: KeyError: 'x'"),
+        (RewardError("http://r: 3 requests failed"), Failure, "8 of 8 reward; the last: http://r: 3 requests failed"),
+    ],
+)
+def test_a_step_without_a_sample_ends_with_the_reason_and_a_permanent_one_is_not_tried_again(
+    error: Exception, kind: type[Failure], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def fail(self: Any, *arguments: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(stages_module.Teacher, "score", fail)
+    loop = loop_of(tmp_path, Weights(), Told({}), {"steps": 1})
+
+    async def work() -> None:
+        with pytest.raises(Failure, match="no sample of step 1 could be scored: " + re.escape(sentence)) as raised:
+            await train(loop)
+        assert type(raised.value) is kind
+
+    virtually(work)
 
 
 FELL = {"name": "fell", "watch": "evaluation", "evaluation": "heldout", "drop": 0.5, "patience": 1}

@@ -1,5 +1,6 @@
 """Student and teacher that end, or begin, their turns differently are told apart by their files."""
 
+import contextlib
 import json
 from pathlib import Path
 from typing import Any
@@ -139,6 +140,33 @@ def test_templates_are_compared_with_the_arguments_that_the_job_gives_them(tmp_p
     off = plain.model_copy(update={"data": plain.data.model_copy(update={"prompts": prompts})})
     with pytest.raises(ModelsDisagree, match="<brief>"):
         check_models(off, mine, student)
+
+
+@pytest.mark.parametrize(
+    ("student", "teacher", "arguments", "refused"),
+    [
+        ("{% if hybrid %}THINKS{% endif %}", "{# hybrid #}", {"hybrid": True}, True),
+        ("{% if not single %}THINKS{% endif %}", "{# single #}", {"single": True}, False),
+        ("THINKS", "OFF", {"enable_thinking": False}, False),
+        ("THINKS", "", {"enable_thinking": True}, True),
+    ],
+)
+def test_thinking_modes_are_compared_with_the_arguments_that_the_job_gives(
+    student: str, teacher: str, arguments: dict[str, bool], refused: bool, tmp_path: Path
+) -> None:
+    """One that is told not to think is asked by a prompt that says so, and the teacher is shown that prompt."""
+
+    def template(mode: str) -> str:
+        off = "{% if enable_thinking is defined and enable_thinking is false %}<no>{% endif %}"
+        return CHATML.replace("assistant\n", "assistant\n" + mode.replace("THINKS", off).replace("OFF", "<no>"))
+
+    folder = saved(tmp_path / "teacher", tokenizer(template(teacher)), 0)
+    mine = saved(tmp_path / "student", tokenizer(template(student)), 0)
+    job = spec(folder)
+    prompts = job.data.prompts.model_copy(update={"chat_template_arguments": arguments})  # type: ignore[union-attr]
+    job = job.model_copy(update={"data": job.data.model_copy(update={"prompts": prompts})})
+    with pytest.raises(ModelsDisagree, match="ThinkingMode") if refused else contextlib.nullcontext():
+        check_models(job, mine, tokenizer(template(student)))
 
 
 def test_a_teacher_whose_files_are_elsewhere_is_said_not_to_be_compared(

@@ -1,5 +1,8 @@
 """A function of the user runs in a process of its own: what it does there fails its sample, and the trainer lives."""
 
+import os
+import subprocess
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -10,6 +13,7 @@ from distill_api.spec.job_spec import Reward
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
+from distill_workers.rewards import user_function
 from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_reward
 
@@ -118,3 +122,59 @@ async def test_a_result_that_is_no_number_is_a_fault_of_the_job_at_the_first_cal
 def test_a_function_that_cannot_be_called_is_refused_before_the_job_begins(function: str, what: str) -> None:
     with pytest.raises(ConfigurationError, match=what):
         reward_of(function)
+
+
+async def test_a_module_that_hangs_while_it_is_imported_costs_its_samples_its_own_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(user_function, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(user_function, "IMPORT_SECONDS", 1.0)
+    (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
+    reward = reward_of("endless:f", seconds=1)
+    begin = time.monotonic()
+    with pytest.raises(RewardError, match="the reward's module endless took longer than 1 s to load") as raised:
+        await reward.score(PROMPT, "x")
+    assert raised.value.permanent and time.monotonic() - begin < 30
+    await reward.close()
+
+
+def is_running(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+OWNER = """
+import asyncio, sys
+from test_rewards_function import PROMPT, reward_of
+
+async def main():
+    reward = reward_of("users_rewards:act", seconds=600)
+    await reward.score(PROMPT, "fine")
+    print("ready", flush=True)
+    await reward.score(PROMPT, "backtrack")
+
+if __name__ == "__main__":
+    asyncio.run(main())
+"""
+
+
+def test_a_function_that_lets_no_other_thread_run_ends_with_the_trainer(tmp_path: Path) -> None:
+    """An endless regular expression holds the interpreter, so that no thread there can see that its parent is gone."""
+    path = f"{tmp_path}:{Path(__file__).parent}:{os.environ.get('PYTHONPATH', '')}"
+    script = tmp_path / "owner.py"
+    script.write_text(OWNER)
+    owner = subprocess.Popen(
+        [sys.executable, str(script)], env={**os.environ, "PYTHONPATH": path}, stdout=subprocess.PIPE, text=True
+    )
+    assert owner.stdout is not None and owner.stdout.readline() == "ready\n"
+    time.sleep(1)  # until it is in the expression
+    children = Path(f"/proc/{owner.pid}/task/{owner.pid}/children").read_text().split()
+    assert children
+    owner.kill()
+    owner.wait()
+    end = time.monotonic() + 10
+    while left := [pid for pid in children if is_running(pid)]:
+        assert time.monotonic() < end, left
+        time.sleep(0.1)

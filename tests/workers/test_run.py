@@ -249,6 +249,33 @@ def test_bad_input_is_never_retried_and_says_what_to_do(teacher: str, tmp_path: 
     assert "Traceback" not in outcome.log
 
 
+@pytest.mark.parametrize(
+    ("body", "what"),
+    [
+        ("return {'score': 1.0}", "returned a dict with 'score' (return its 'score'); it must return a number"),
+        ("return None", "returned None; it must return a number"),
+        ("async def later(): return 1.0\n    return later()", "returned a coroutine; it must return a number"),
+    ],
+)
+def test_a_reward_function_that_returns_wrongly_ends_the_trainer_for_good(
+    body: str, what: str, teacher: str, tmp_path: Path
+) -> None:
+    (tmp_path / "mine.py").write_text(f"def reward(response, answer, metadata):\n    {body}\n")
+    manifest = arithmetic(
+        tmp_path,
+        "wrong-reward",
+        objective={"reward": {"source": "python", "function": "mine:reward"}, "rewardCoefficient": 1.0},
+        rollout={"promptsPerStep": 2, "samplesPerPrompt": 2},
+        evaluation=[],
+    )
+    path = f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"
+    outcome = Run(manifest, teacher, tmp_path, PYTHONPATH=path).wait(300)
+    assert outcome.code == ExitCode.CONFIGURATION, outcome.log
+    assert outcome.report is not None and outcome.report.reason is ExitReason.CONFIGURATION_ERROR
+    assert outcome.report.message.startswith(f"reward.function mine:reward: {what}")
+    assert "Traceback" not in outcome.log
+
+
 def test_a_teacher_of_another_vocabulary_fails_the_preflight(teacher_server: Any, tmp_path: Path) -> None:
     address = f"127.0.0.1:{teacher_server.port}"
     outcome = Run(arithmetic(tmp_path, "vocabulary"), address, tmp_path).wait(300)

@@ -11,7 +11,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 
 GRACE_SECONDS = 20.0
@@ -25,14 +25,29 @@ _PR_SET_PDEATHSIG = 1
 
 
 def exit_on_signal() -> None:
-    """Make SIGTERM and SIGINT end this process at once. For the first line of an entry point, before its imports."""
-    signal.signal(signal.SIGTERM, _exit_now)
-    signal.signal(signal.SIGINT, _exit_now)
+    """Make a signal that asks this process to stop end it at once. For the first line of an entry point, before its
+    imports."""
+    _handle_stop_signals(_exit_now)
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
 
 
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, however that ends. Runs between fork and exec."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def _begin_child() -> None:
+    end_with_parent()
+    # It asks for stacks, and would end a child that still imports what answers it (stacks.py).
+    signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+
+
+def _handle_stop_signals(handler: Callable[[int, FrameType | None], None]) -> None:
+    """Set the handler of SIGTERM, SIGINT and SIGHUP, of the last only where nohup has not had it ignored."""
+    signal.signal(signal.SIGTERM, handler)
+    signal.signal(signal.SIGINT, handler)
+    if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, handler)
 
 
 def _exit_now(number: int, frame: FrameType | None) -> None:
@@ -51,12 +66,12 @@ class ChildProcesses:
 
     def run(self) -> int:
         """Return the exit code of the first child that failed, negative for a death by signal; 0 if none did."""
-        signal.signal(signal.SIGTERM, self._forward)
-        signal.signal(signal.SIGINT, self._forward)
+        _handle_stop_signals(self._forward)
+        signal.signal(signal.SIGUSR1, self._forward_stack_request)
         for command, environment in self._commands:
             if not self.stopping:
                 self._children.append(
-                    subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=end_with_parent)
+                    subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=_begin_child)
                 )
         while True:
             codes = [child.poll() for child in self._children]
@@ -74,6 +89,11 @@ class ChildProcesses:
         for child in self._children:
             if child.poll() is None:
                 child.send_signal(signal.SIGTERM)
+
+    def _forward_stack_request(self, number: int, frame: FrameType | None) -> None:
+        for child in self._children:
+            if child.poll() is None:
+                child.send_signal(signal.SIGUSR1)
 
     def _end(self) -> None:
         """End the children that are left: asked first, then killed."""

@@ -12,7 +12,8 @@ def model_folder(model: str, field: str) -> Path:
         if not (folder / "config.json").is_file():
             raise ConfigurationError(
                 f"{field}: {model} is no Hugging Face checkpoint (no config.json there); "
-                "mount the volume that holds it through the role's template, or give a hub id"
+                "mount the volume that holds it through the role's template (distill run: --volume "
+                f"{folder.parent}=FOLDER), or give a hub id"
             )
         return folder
     from huggingface_hub import snapshot_download
@@ -23,5 +24,6 @@ def model_folder(model: str, field: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigurationError(
             f"{field}: {model} could not be had from the Hugging Face hub: {' '.join(str(error).split())[:500]}; "
-            "give a model that exists there (a token for a gated one goes into template.env as HF_TOKEN), or a path"
+            "give a model that exists there (for a gated one set HF_TOKEN: in template.env, or for distill run in the "
+            "environment), or a path"
         ) from None

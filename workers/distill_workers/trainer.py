@@ -17,11 +17,12 @@ import torch.distributed as dist
 
 from distill_api.job import DistillationJob, load_job
 from distill_api.protocol import JOB_FILE, TRAINER_PORT, ExitCode, ExitReason, Variable
+from distill_workers import stacks
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.findings import overlap
 from distill_workers.data.prompts import load_data
 from distill_workers.evaluation.evaluator import Evaluator
-from distill_workers.failures import Failure, Stopped, Superseded
+from distill_workers.failures import Failure, Stopped, Superseded, is_full
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
@@ -34,6 +35,7 @@ from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
 from distill_workers.run.loop import Loop
 from distill_workers.run.preflight.environment import check_environment
+from distill_workers.run.preflight.export import check_export
 from distill_workers.run.preflight.model_agreement import check_models, ends, load_tokenizer, size_notes
 from distill_workers.run.preflight.rewards import REWARD_SCORES, reward_scores
 from distill_workers.run.trainer_ranks import TrainerRanks, follow
@@ -69,6 +71,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         engines.stop_token_ids = check_models(spec, model, tokenizer)
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
         notes += size_notes(spec, model)
+        check_export(spec, model, folder)
         try:
             notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards))
             for note in notes:
@@ -124,6 +127,8 @@ def stop_at_once(number: int, frame: FrameType | None) -> None:
 
 def main() -> int:
     logging.basicConfig(level=logging.INFO, format=LOG_FORMAT, stream=sys.stderr)
+    logging.raiseExceptions = False  # where the log's volume is full there is no room for tracebacks about it either
+    stacks.on_signal()
     signal.signal(signal.SIGTERM, stop_at_once)
     job: DistillationJob | None = None
     code, reason, message, superseded = ExitCode.DONE, ExitReason.COMPLETED, "", False
@@ -138,7 +143,8 @@ def main() -> int:
     except (Exception, asyncio.CancelledError) as error:
         code, reason, message = classify_error(error, job)
         superseded = isinstance(error, Superseded)
-        log.error("%s: %s", reason.value, message, exc_info=not isinstance(error, Failure | ValueError))
+        named = isinstance(error, Failure | ValueError) or is_full(error)
+        log.error("%s: %s", reason.value, message, exc_info=not named)
     # A configuration error may be that the folder is another run's, whose progress is not ours to tell.
     text = exit_report(None if superseded or code == ExitCode.CONFIGURATION else job, reason, message)
     write_exit_report(text)
@@ -153,7 +159,8 @@ def main() -> int:
 def run_and_exit() -> NoReturn:
     """Run `main`, and end this process with its exit code."""
     status = main()
-    sys.stderr.flush()
+    with contextlib.suppress(OSError):  # the volume with its log is full
+        sys.stderr.flush()
     # Ray's and gloo's threads may hold up an ordinary exit; everything that must be kept is written by now.
     os._exit(status)
 

@@ -46,7 +46,10 @@ def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -
         raise CommandFailed(str(error), error.code) from error
     report = local.exit_report()
     if (folder / "metrics.jsonl").exists():
-        write_report(folder, local.job)
+        try:
+            write_report(folder, local.job)
+        except OSError as error:  # it must not hide how the run ended
+            click.echo(f"no report was written: {error}; `distill report {folder}` writes it", err=True)
     if code == ExitCode.DONE:
         if report and report.final and report.final.result and report.final.result.stopped_by:
             print(report.message)

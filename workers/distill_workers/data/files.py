@@ -48,7 +48,10 @@ def files_of(path: Path) -> list[Path]:
         _say(path, [p for p in visible if data_suffix(p) in ALWAYS + OTHERWISE], found)
         return found
     if not path.exists():
-        raise PromptError(f"{path}: does not exist; mount the volume that holds it through trainer.template.volumes")
+        raise PromptError(
+            f"{path}: does not exist; mount the volume that holds it through trainer.template.volumes (distill run: "
+            f"--volume {path.parent}=FOLDER)"
+        )
     return [path]
 
 

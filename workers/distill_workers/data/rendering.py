@@ -135,6 +135,9 @@ class WithArguments:
     def __getattr__(self, name: str) -> Any:
         return getattr(self._tokenizer, name)
 
+    def __call__(self, *texts: Any, **options: Any) -> Any:
+        return self._tokenizer(*texts, **options)
+
     def apply_chat_template(self, messages: Any, **options: Any) -> Any:
         return self._tokenizer.apply_chat_template(messages, **{**self._arguments, **options})
 

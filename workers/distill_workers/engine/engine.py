@@ -14,6 +14,7 @@ from typing import Any, Protocol
 import aiohttp
 
 from distill_api.spec.job_spec import Spec
+from distill_workers import stacks
 from distill_workers.engine.request import (
     EngineRefused,
     EngineUnavailable,
@@ -112,6 +113,7 @@ class Engine:
         devices: ServerDevices | None = None,
     ) -> None:
         """`devices` are those of this engine where other roles are on this machine; without, it takes what it sees."""
+        stacks.on_signal()
         self._spec, self._host, self._devices = spec, host, devices
         self._port = port or reserve_port()
         self._log = Path(log_folder) / f"engine-{number}.log"

@@ -48,15 +48,22 @@ def connect(address: str | None, timeout_seconds: float = CONNECT_SECONDS) -> No
         # The paths of Unix sockets have a small limit, so the folder has a short one.
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         _private_folders.append(folder)
-        ray.init(
-            address="local",
-            num_cpus=1,
-            include_dashboard=False,
-            object_store_memory=100_000_000,
-            log_to_driver=False,
-            logging_level=logging.WARNING,
-            _temp_dir=folder,
-        )
+        try:
+            ray.init(
+                address="local",
+                num_cpus=1,
+                include_dashboard=False,
+                object_store_memory=100_000_000,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                _temp_dir=folder,
+            )
+        except Exception as error:  # Ray raises whatever its parts do
+            why = " ".join(str(error).split())[:300]
+            raise RayUnreachable(
+                f"no Ray could be started on this machine ({type(error).__name__}: {why}); its logs are in "
+                f"{folder}/session_latest/logs"
+            ) from None
         return
     deadline, tries = time.monotonic() + timeout_seconds, 0
     while True:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.spec.job_spec import Spec
+from distill_workers.child_processes import end_with_parent
 from distill_workers.local.placement import Device, Footprint, Placement, place
 from distill_workers.model_folder import model_folder
 from distill_workers.serving.server_devices import CUDA
@@ -27,7 +28,12 @@ def visible_devices(environment: Mapping[str, str] = os.environ) -> list[Device]
     A process of its own asks torch: its CUDA context, some 500 MB on the first device, ends with it.
     """
     looked = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", LOOK], capture_output=True, text=True, timeout=LOOK_SECONDS, check=False
+        [sys.executable, "-W", "ignore", "-c", LOOK],
+        capture_output=True,
+        text=True,
+        timeout=LOOK_SECONDS,
+        check=False,
+        preexec_fn=end_with_parent,
     )
     sizes = json.loads(looked.stdout) if looked.returncode == 0 else []
     return named(sizes, environment.get(CUDA))

@@ -3,9 +3,10 @@
 import asyncio
 import os
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import TypeVar
 
 from rich.table import Table
 
@@ -15,6 +16,7 @@ from distill_workers.engine.engine import Engine, Response
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.evaluation.evaluator import Evaluator, Measurement
 from distill_workers.local.devices import place_here
+from distill_workers.local.machine import check_temporary_folder
 from distill_workers.local.placement import Placement
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
@@ -22,8 +24,11 @@ from distill_workers.run.preflight.model_agreement import check_models, load_tok
 from distill_workers.teacher.local_servers import TeacherServers
 from distill_workers.teacher.teachers import Teachers
 
+T = TypeVar("T")
+
 HERE = "here"
 """The teacher is served on this machine, rather than at an address."""
+POLL_SECONDS = 1.0
 WEIGHTS = 0
 """Version of weights that no run has pushed."""
 
@@ -61,6 +66,7 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
     Raises ValueError, Failure, and what a server that does not start or answer raises.
     """
     evaluations = chosen(spec, names, teacher is not None)
+    check_temporary_folder()
     folder = model_folder(model, "--model")
     placement = place_here(spec, model, "--model", ranks=0, engines=1, teachers=teacher == HERE) or Placement()
     tokenizer = load_tokenizer(folder, "--model", trust_remote_code=spec.trust_remote_code)
@@ -70,24 +76,38 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
         devices = next(iter(placement.engines), None)
         engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs, devices=devices)
         engine.stop_token_ids = check_models(spec, folder, tokenizer)
-        async with teachers_of(spec, teacher, Path(logs), metrics, placement) as teachers:
+        async with teachers_of(spec, teacher, Path(logs), metrics, placement) as (teachers, servers):
             if teachers is not None:
                 teachers.bound_ids(len(tokenizer))
             try:
-                await asyncio.gather(engine.start(str(folder)), *([teachers.start()] if teachers else []))
+                starting = asyncio.gather(engine.start(str(folder)), *([teachers.start()] if teachers else []))
+                await while_served(starting, servers)
                 return [await e.measure(WEIGHTS, OneEngine(engine), teachers) for e in evaluators]
             finally:
                 await engine.stop()
                 await asyncio.gather(*(e.close() for e in evaluators))
 
 
+async def while_served(work: Awaitable[T], servers: TeacherServers | None) -> T:
+    """Return the result of `work`. Raises Failure as soon as one of the servers ends meanwhile."""
+    task = asyncio.ensure_future(work)
+    try:
+        while not task.done():
+            if servers is not None:
+                servers.restart_ended(served=False)
+            await asyncio.wait({task}, timeout=POLL_SECONDS)
+        return task.result()
+    finally:
+        task.cancel()
+
+
 @asynccontextmanager
 async def teachers_of(
     spec: Spec, where: str | None, logs: Path, metrics: Metrics, placement: Placement
-) -> AsyncIterator[Teachers | None]:
-    """Those of the job, yet to be started; their servers, where they are ours, are on their way up."""
+) -> AsyncIterator[tuple[Teachers | None, TeacherServers | None]]:
+    """Those of the job, yet to be started; and their servers, where they are ours, which are on their way up."""
     if where is None:
-        yield None
+        yield None, None
         return
     servers = TeacherServers(spec, logs, placement.teachers) if where == HERE else None
     try:
@@ -96,7 +116,7 @@ async def teachers_of(
             where = servers.addresses
         teachers = Teachers.of_job(spec, {**os.environ, Variable.TEACHER: where}, metrics)
         try:
-            yield teachers
+            yield teachers, servers
         finally:
             await teachers.close()
     finally:

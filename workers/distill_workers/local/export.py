@@ -92,7 +92,7 @@ def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: 
         hugging_face.load(model, shape, ranks, student)
         lora.attach(model, shape, ranks, adapters, spec.seed)
     state.load_parameters(checkpoint, ranks, shape, model)
-    hugging_face.export(model, shape, ranks, student, destination)
+    hugging_face.export(model, shape, ranks, student, destination, trust_remote_code=spec.trust_remote_code)
 
 
 def _copy(model: Path, destination: Path) -> None:

@@ -8,17 +8,20 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.request
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
-from typing import Any
+from typing import Any, TypeVar
 
 from distill_api import accelerator_environment
 from distill_api.job import DistillationJob
-from distill_api.protocol import ExitCode, ExitReport, ProgressReport, Variable
+from distill_api.protocol import ExitCode, ExitReport, Phase, ProgressReport, Variable
 from distill_api.spec.job_spec import Output
+from distill_workers import loopback
+from distill_workers.child_processes import end_with_parent
+from distill_workers.failures import is_full
 from distill_workers.launch import exit_code
+from distill_workers.local import machine
 from distill_workers.local.devices import place_here
 from distill_workers.local.placement import Placement
 from distill_workers.model_folder import model_folder
@@ -26,6 +29,9 @@ from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.serving import server_devices
 from distill_workers.serving.ports import reserve_port
 from distill_workers.serving.server_devices import CUDA
+from distill_workers.teacher.local_servers import TeacherServers
+
+T = TypeVar("T")
 
 TRAINER = (sys.executable, "-m", "distill_workers.launch")
 POLL_SECONDS = 1.0
@@ -66,8 +72,9 @@ def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str,
 class LocalRun:
     """The teacher's servers and the trainer as child processes; the trainer makes the engines itself.
 
-    The first SIGINT (Ctrl-C) or SIGTERM ends the trainer as Kubernetes would: with a checkpoint of the last whole step.
-    The second ends everything at once.
+    The first SIGINT (Ctrl-C), SIGTERM or SIGHUP ends the trainer as Kubernetes would: with a checkpoint of the last
+    whole step. A second SIGINT or SIGTERM ends everything at once, and so does the end of this process, however it
+    comes.
     """
 
     def __init__(self, job: DistillationJob) -> None:
@@ -79,6 +86,8 @@ class LocalRun:
         """Of this run: the engines' administration and Ray ask for it."""
         self._placement: Placement | None = None
         self._trainer: subprocess.Popen[bytes] | None = None
+        # In memory: where the volume is full, a file would not say so.
+        self._exit_file = os.fdopen(os.memfd_create("exit-report"), "rb")
 
     def claim(self, resume: bool) -> None:
         """Raises RunExists if the folder holds a run that is not to be resumed."""
@@ -92,27 +101,39 @@ class LocalRun:
 
     def run(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
         """Runs the job to its end and returns the trainer's exit code, or INTERRUPTED after a second Ctrl-C. `show`
-        gets each new ProgressReport, `say` a sentence."""
+        gets each new ProgressReport, `say` a sentence. Raises Failure for what keeps the job from beginning, and for a
+        teacher that cannot be served."""
 
         def interrupt(number: int, frame: FrameType | None) -> None:
+            if number == signal.SIGHUP:
+                # A terminal that is closed says so twice, by the kernel and by the shell, and that is no second Ctrl-C.
+                signal.signal(number, signal.SIG_IGN)
+                before[signal.SIGHUP] = signal.SIG_IGN
             self.interrupts += 1
             if self.interrupts > 1:
                 raise KeyboardInterrupt
             if self._trainer is not None:
                 self._trainer.send_signal(signal.SIGTERM)
 
-        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+        handled = [signal.SIGINT, signal.SIGTERM]
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:  # as nohup has it
+            handled.append(signal.SIGHUP)
+        before: dict[int, Any] = {number: signal.signal(number, interrupt) for number in handled}
         try:
-            return self._run(show, say)
+            return self._run(self._while_heard(show), self._while_heard(say))
         except KeyboardInterrupt:
             return INTERRUPTED
+        except OSError as error:
+            if not is_full(error):
+                raise
+            path = Path(error.filename or self.folder.root)
+            inside = path.is_relative_to(self.folder.root)
+            raise machine.full(path, "spec.output.path" if inside else "files for the time of the run") from None
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
 
     def _run(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
-        from distill_workers.teacher.local_servers import TeacherServers
-
         spec = self.job.spec
         student, trainer = spec.student.model, spec.trainer
         model_folder(student, "spec.student.model")
@@ -124,11 +145,10 @@ class LocalRun:
             engines=spec.rollout.replicas,
             teachers=True,
         )
+        machine.check_machine(self.folder.root)
         logs = self.folder.root / "logs"
         teachers = TeacherServers(spec, logs, self._placement.teachers if self._placement else None)
-        self.folder.root.mkdir(parents=True, exist_ok=True)
         logs.mkdir(exist_ok=True)
-        (logs / "exit.json").unlink(missing_ok=True)
         with tempfile.TemporaryDirectory(prefix="distill-") as scratch:
             manifest = Path(scratch) / "job.json"
             manifest.write_text(json.dumps(self.job.model_dump(mode="json", by_alias=True, exclude_none=True)))
@@ -143,15 +163,20 @@ class LocalRun:
                         stdout=log,
                         stderr=subprocess.STDOUT,
                         start_new_session=True,
+                        preexec_fn=end_with_parent,
                     )
-                return self._follow(show, say)
+                return self._follow(teachers, show, say)
             finally:
                 self._end_trainer()
                 teachers.stop()
 
     def exit_report(self) -> ExitReport | None:
-        path = self.folder.root / "logs" / "exit.json"
-        return ExitReport.model_validate_json(path.read_text()) if path.exists() else None
+        """Return how the trainer said that it ended; None if it could not say."""
+        self._exit_file.seek(0)
+        try:
+            return ExitReport.model_validate_json(self._exit_file.read())
+        except ValueError:
+            return None
 
     def _environment(self, manifest: Path, teachers: str) -> dict[str, str]:
         shared = accelerator_environment.of_every_role(self.job.spec, (os.environ,))
@@ -159,6 +184,7 @@ class LocalRun:
             **accelerator_environment.of_the_trainer(self.job.spec),
             **shared,
             **os.environ,
+            **loopback.no_proxy(os.environ),
             # Both ends of a NCCL group must agree, also where a flag of SGLang goes before what the user has set.
             **{name: shared[name] for name in accelerator_environment.NCCL_AGREED if name in shared},
             **self._devices(),
@@ -172,7 +198,7 @@ class LocalRun:
             "MASTER_PORT": str(reserve_port()),
             Variable.NODE_RANK: "0",
             Variable.POD_IP: "127.0.0.1",
-            Variable.TERMINATION_LOG: str(self.folder.root / "logs" / "exit.json"),
+            Variable.TERMINATION_LOG: f"/proc/{os.getpid()}/fd/{self._exit_file.fileno()}",
             "DISTILL_PORT": str(self._port),
             "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1"),
         }
@@ -185,23 +211,45 @@ class LocalRun:
             server_devices.ENGINES: server_devices.written(self._placement.engines),
         }
 
-    def _follow(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
+    def _while_heard(self, shown: Callable[[T], None]) -> Callable[[T], None]:
+        """Return a function that shows what `shown` does, or nothing on a terminal that was closed."""
+
+        def show(what: T) -> None:
+            try:
+                shown(what)
+            except OSError:
+                if not self.interrupts:
+                    raise
+
+        return show
+
+    def _follow(
+        self, teachers: TeacherServers, show: Callable[[ProgressReport], None], say: Callable[[str], None]
+    ) -> int:
+        """Return the exit code of the trainer. Raises Failure for a teacher that ends before it has served."""
         assert self._trainer is not None
-        stopping = False
+        stopping, phase = False, Phase.STARTING
         while (code := self._trainer.poll()) is None:
             if self.interrupts and not stopping:
                 stopping = True
                 say("stopping with a checkpoint; Ctrl-C again ends at once")
-            try:
-                with urllib.request.urlopen(f"http://127.0.0.1:{self._port}/progress", timeout=2) as answer:
-                    show(ProgressReport.model_validate_json(answer.read()))
-            except OSError:
-                pass  # not up yet, or just gone
+            if (progress := self._progress()) is not None:
+                phase = progress.phase
+                show(progress)
+            if not stopping:
+                for sentence in teachers.restart_ended(served=phase is not Phase.STARTING):
+                    say(sentence)
             time.sleep(POLL_SECONDS)
         state = self.folder.root / "state.json"
         if code == ExitCode.DONE and state.exists():
             show(ProgressReport.model_validate_json(state.read_text()))
         return exit_code(code)
+
+    def _progress(self) -> ProgressReport | None:
+        try:
+            return ProgressReport.model_validate_json(loopback.get(self._port, "/progress", 2.0))
+        except (OSError, ValueError):
+            return None  # not up yet, or just gone; or somebody else has the port
 
     def _end_trainer(self) -> None:
         """Asks it to end, unless a second Ctrl-C wants it at once; kills what is left of it."""

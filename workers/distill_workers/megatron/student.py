@@ -221,7 +221,8 @@ class MegatronStudent:
         if self._lora is not None:
             adapter = folder.with_name("adapter")
             lora.export(self._model, self.shape, self.ranks, self._lora, self.model_path, adapter)
-        hugging_face.export(self._model, self.shape, self.ranks, self.model_path, folder)
+        trusted = self.spec.trust_remote_code
+        hugging_face.export(self._model, self.shape, self.ranks, self.model_path, folder, trust_remote_code=trusted)
 
     def save(self, folder: Path) -> None:
         """Write this rank's exact state into an existing folder (state.write), as `snapshot` has it."""

@@ -11,6 +11,11 @@ WHOLE_RESPONSE = "whole response"
 class RewardError(Exception):
     """Raised when a response gets no reward: its sample fails, the job goes on."""
 
+    def __init__(self, message: str, *, permanent: bool = False) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        """Whether the same response would get none again."""
+
 
 @dataclass(frozen=True, slots=True)
 class Grade:

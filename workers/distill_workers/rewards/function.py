@@ -13,6 +13,7 @@ from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
 
+from distill_workers.child_processes import end_with_parent
 from distill_workers.data.sample import Prompt
 from distill_workers.rewards.base import Grade, RewardError
 
@@ -57,7 +58,7 @@ class FunctionReward:
             worker = None
             raise RewardError("the reward's process died") from None
         except Exception as error:
-            raise RewardError(f"the reward failed: {type(error).__name__}: {error}") from error
+            raise RewardError(f"the reward failed: {type(error).__name__}: {error}", permanent=True) from error
         except BaseException:
             end(worker)  # it is still at work
             worker = None
@@ -113,6 +114,7 @@ def _load(module: str) -> None:
 
 
 def _begin() -> None:
+    end_with_parent()  # also where a regular expression lets no other thread run
     # A SIGTERM for the trainer reaches its group; the trainer decides when its helpers end, or is gone.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -78,12 +78,12 @@ class HttpReward:
 
     def _read(self, code: int, answer: str) -> float:
         if code != 200:
-            raise RewardError(f"{self._url} {answer[:200]}")
+            raise RewardError(f"{self._url} {answer[:200]}", permanent=True)
         try:
             value = json.loads(answer)["reward"]
             number = float(value) if isinstance(value, int | float) and not isinstance(value, bool) else math.nan
         except (ValueError, TypeError, KeyError, OverflowError):
             number = math.nan
         if not math.isfinite(number):
-            raise RewardError(f'{self._url} answered {answer[:200]!r}; it must be {{"reward": NUMBER}}')
+            raise RewardError(f'{self._url} answered {answer[:200]!r}; it must be {{"reward": NUMBER}}', permanent=True)
         return number

@@ -70,7 +70,10 @@ class UserFunction:
         try:
             function = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            return Outcome(refused=f"{error}; put the module on PYTHONPATH through trainer.template")
+            return Outcome(
+                refused=f"{error}; put the module on PYTHONPATH: in trainer.template.env, or for distill run in the "
+                "environment"
+            )
         except BaseException as error:
             return Outcome(refused=f"its module {module} raised {_raised(error)} while it was imported")
         if not callable(function):
@@ -130,11 +133,11 @@ class UserReward:
         except TimeoutError:
             end(worker)
             worker = None
-            raise RewardError(f"the reward took longer than {self._timeout:g} s") from None
+            raise RewardError(f"the reward took longer than {self._timeout:g} s", permanent=True) from None
         except BrokenProcessPool:
             end(worker)
             worker = None
-            raise RewardError("the reward's process died") from None
+            raise RewardError("the reward's process died", permanent=True) from None
         except (RewardError, ConfigurationError):
             raise
         except Exception as error:
@@ -146,10 +149,10 @@ class UserReward:
         finally:
             self._idle.put_nowait(worker)
         if outcome.raised:
-            raise RewardError(f"the reward failed: {outcome.raised}")
+            raise RewardError(f"the reward failed: {outcome.raised}", permanent=True)
         if outcome.value is None:
             sentence = f"reward.function {self._function.name}: {outcome.refused}"
-            raise RewardError(sentence) if self._scored else ConfigurationError(sentence)
+            raise RewardError(sentence, permanent=True) if self._scored else ConfigurationError(sentence)
         self._scored = True
         return Grade(outcome.value, response.strip(), WHOLE_RESPONSE)
 
@@ -190,7 +193,9 @@ class UserReward:
                 self._refuse(await call(made, limit, self._function.prepare))
             except TimeoutError:
                 module = self._function.name.partition(":")[0]
-                raise RewardError(f"the reward's module {module} took longer than {limit:g} s to load") from None
+                raise RewardError(
+                    f"the reward's module {module} took longer than {limit:g} s to load", permanent=True
+                ) from None
         except BaseException:
             end(made)
             raise

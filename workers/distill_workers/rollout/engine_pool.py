@@ -48,9 +48,8 @@ class EnginePool:
     """A pool of all engines of a job, which are known by their numbers."""
 
     stop_token_ids: tuple[int, ...] = ()
-    """Ids that end a response, besides those of the student's own files."""
     ends: tuple[int, ...] = ()
-    """All ids that end a response."""
+    """Ids that end a response: those besides the student's own files', and all."""
 
     def __init__(self, job: DistillationJob, folder: RunFolder, metrics: Metrics) -> None:
         self._job, self._folder, self._metrics = job, folder, metrics
@@ -67,12 +66,11 @@ class EnginePool:
         """time.monotonic since when no engine serves; None while one does."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._source: WeightSource | None = None
-        self._version = 0
+        self._version, self._model = 0, ""
         self._push_seconds = 0.0
         """Seconds that the last push without a lost engine took."""
         # Held while weights change or are pushed: a restarted engine must not get the weights of half a step.
         self._weights_lock = asyncio.Lock()
-        self._model = ""
 
     def _create_engine(self) -> int:
         """Add an engine that is not started, and return its number, which is never used again."""

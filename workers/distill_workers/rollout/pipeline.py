@@ -27,6 +27,7 @@ from distill_workers.metrics import Metrics
 from distill_workers.objective.advantages import reward_advantages
 from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.failed_samples import FailedSamples
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers
 
@@ -55,6 +56,7 @@ class Batch:
     """Each is one response, or the group of a prompt."""
     generated_at: float = 0.0
     """time.monotonic of the last response that was generated."""
+    failed: FailedSamples = field(default_factory=FailedSamples)
 
     async def arrivals(self, *, in_order: bool) -> AsyncIterator[list[Sample]]:
         """Yield the samples of each part as it is done, or `in_order` of the prompts, so that sums repeat exactly."""
@@ -170,6 +172,9 @@ class RolloutPipeline:
                 batch.generated_at = max(batch.generated_at, time.monotonic())
                 if sample.truncated and self._spec.rollout.truncated is Truncated.DROP:
                     self._metrics.add("distill_samples_failed", 1, reason="truncated")
+                    batch.failed.add(
+                        "truncated", "cut off at rollout.maxResponseTokens, and rollout.truncated drops it"
+                    )
                     return []  # another one in its place would prefer short responses
                 if not sample.response_ids:
                     return []  # there is no token to learn from, and no teacher can score it
@@ -187,6 +192,7 @@ class RolloutPipeline:
 
     def _failed(self, batch: Batch, prompt: Prompt, reason: str, error: Exception) -> None:
         self._metrics.add("distill_samples_failed", 1, reason=reason)
+        batch.failed.add(reason, error)
         log.warning("step %d, prompt %d: a sample failed: %s", batch.step, prompt.index, error)
 
     async def _generate(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int, attempt: int) -> Sample:

@@ -1,5 +1,6 @@
 """How the trainer ended: an exit code and a reason that the operator acts on, and a sentence for people."""
 
+import logging
 import os
 import shutil
 from pathlib import Path
@@ -12,6 +13,8 @@ from distill_workers.megatron.checkpoint.reader import IncompatibleCheckpoint
 from distill_workers.run_folder.checkpoints import DamagedCheckpoints
 from distill_workers.run_folder.run_folder import ForeignRun, RunFolder
 from distill_workers.teacher.pool import TeacherUnreachable
+
+log = logging.getLogger(__name__)
 
 MESSAGE_BYTES = 4096
 """A longer termination message is cut off by Kubernetes, and would be no JSON."""
@@ -26,6 +29,8 @@ def classify_error(error: BaseException, job: DistillationJob | None) -> tuple[E
         return TeacherLost.code, TeacherLost.reason, str(error)
     if job is not None and (isinstance(error, VolumeFull) or (is_full(error) and _in_output(error, job))):
         return VolumeFull.code, VolumeFull.reason, f"the output volume is full: {error}; {_make_room(job)}"
+    if is_full(error):
+        return VolumeFull.code, ExitReason.INTERNAL_ERROR, f"a volume is full: {error}; make room there"
     if isinstance(error, Failure):
         return error.code, error.reason, str(error)
     return ExitCode.TEMPORARY, ExitReason.INTERNAL_ERROR, f"{type(error).__name__}: {error}"
@@ -54,9 +59,14 @@ def exit_report(job: DistillationJob | None, reason: ExitReason, message: str) -
     report = ExitReport(reason=reason, message=message[:1500])
     rank = int(os.environ.get("RANK", "0"))
     state = RunFolder(job).root / "state.json" if job is not None and rank == 0 else None
-    if state is None or not state.exists():
+    final: ProgressReport | None = None
+    try:
+        if state is not None:
+            final = ProgressReport.model_validate_json(state.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        pass  # none was written yet, or a volume lost it: that changes nothing about the end
+    if final is None:
         return report.model_dump_json(by_alias=True, exclude_none=True)
-    final = ProgressReport.model_validate_json(state.read_text(encoding="utf-8"))
     evaluations, events = final.progress.evaluations, final.progress.guard_events
     for kept in range(len(evaluations), -1, -1):
         shown = events if kept == len(evaluations) else events[-1:]
@@ -71,6 +81,12 @@ def exit_report(job: DistillationJob | None, reason: ExitReason, message: str) -
 
 
 def write_exit_report(text: str) -> None:
-    """Write the exit report where the operator reads it, the container's termination message."""
+    """Write the exit report where the operator reads it, the container's termination message.
+
+    Where that fails, the exit code and the log still tell how the trainer ended.
+    """
     if path := os.environ.get(Variable.TERMINATION_LOG):
-        Path(path).write_text(text, encoding="utf-8")
+        try:
+            Path(path).write_text(text, encoding="utf-8")
+        except OSError as error:
+            log.error("the exit report cannot be written: %s", error)

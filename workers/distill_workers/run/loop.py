@@ -31,7 +31,7 @@ from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.evaluation.guards import Decision, Guards
-from distill_workers.failures import Failure, Stopped
+from distill_workers.failures import ConfigurationError, Failure, Stopped
 from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import ProgressReporter
@@ -206,7 +206,8 @@ class Loop:
                 step.samples += portion
                 portion = []
         if not step.samples:
-            raise Failure(f"no sample of step {step.index + 1} could be scored; the log names the reasons")
+            error = ConfigurationError if batch.failed.permanent else Failure
+            raise error(f"no sample of step {step.index + 1} could be scored: {batch.failed.sentence()}")
         if all(s.masked for s in step.samples):
             raise Failure(
                 f"all {len(step.samples)} responses of step {step.index + 1} were cut off at "

@@ -13,8 +13,12 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 import torch
 import torch.distributed as dist
 
+from distill_workers import stacks
 from distill_workers.megatron.student import MegatronStudent
 from distill_workers.weight_sync.buckets import Buffers, NamedTensor, WeightPass
+
+STALL_SECONDS = 600.0
+"""A call that takes longer leaves the stacks of its rank in the log. The longest usual one saves a large checkpoint."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -62,8 +66,9 @@ class TrainerRanks:
         """Run a method of the student on every rank, after the calls that were made before."""
 
         def work() -> R:
-            broadcast_call(self._group, (method.__name__, args, kwargs))
-            return method(self._student, *args, **kwargs)
+            with stacks.dumped_after(STALL_SECONDS):
+                broadcast_call(self._group, (method.__name__, args, kwargs))
+                return method(self._student, *args, **kwargs)
 
         # Shielded: a cancelled caller must not leave the other ranks in half a collective.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, work))
@@ -93,7 +98,8 @@ def follow(student: MegatronStudent) -> None:
     group = control_group()
     while (call := receive_call(group)) is not None:
         name, args, kwargs = call
-        getattr(student, name)(*args, **kwargs)
+        with stacks.dumped_after(STALL_SECONDS):
+            getattr(student, name)(*args, **kwargs)
 
 
 def control_group() -> dist.ProcessGroup | None:

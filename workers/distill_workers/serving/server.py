@@ -19,7 +19,7 @@ from distill_api import accelerator_environment
 from distill_api.protocol import Variable
 from distill_api.spec.job_spec import Rollout, Serving, Spec
 from distill_api.teacher.kind import TeacherSpec
-from distill_workers import probe
+from distill_workers import loopback, probe
 from distill_workers.child_processes import end_with_parent
 from distill_workers.serving.admin_key import admin_key
 from distill_workers.serving.server_devices import ServerDevices
@@ -93,6 +93,7 @@ def sglang_command(
     # Without sleep-on-idle an idle scheduler spins on 80 % of a core.
     flags += ["--sleep-on-idle", "--enable-metrics", "--grammar-backend", "none"]
     environment = {"TOKENIZERS_PARALLELISM": "false"}
+    environment |= loopback.no_proxy(os.environ)  # SGLang warms up by requests to itself
     if Path(model).is_absolute():
         environment["HF_HUB_OFFLINE"] = "1"
     if role == "teacher":
@@ -163,6 +164,8 @@ class SGLangServer:
         # Beside a trainer the environment is the trainer's: SGLang's graphs map no segment that grows.
         self._not_inherited = {} if devices is None else accelerator_environment.EXPANDABLE_SEGMENTS
         self._process: subprocess.Popen[bytes] | None = None
+        self._log_start = 0
+        """Bytes that its log had when it was started."""
         self._shared: set[str] = set()
         """Files in shared memory that the server has mapped, to be removed after it."""
 
@@ -183,6 +186,7 @@ class SGLangServer:
         }
         self.log.parent.mkdir(parents=True, exist_ok=True)
         with self.log.open("ab") as log:
+            self._log_start = log.tell()
             self._process = subprocess.Popen(
                 argv,
                 env={**inherited, **environment, Variable.KEY: self.key},
@@ -192,6 +196,15 @@ class SGLangServer:
                 start_new_session=True,
                 preexec_fn=end_with_parent,
             )
+
+    def exit_code(self) -> int | None:
+        """Return how the server's first process ended, negative for a death by signal; None while it runs, or is not
+        started."""
+        return self._process.poll() if self._process is not None else None
+
+    def failed_by_itself(self) -> bool:
+        """Return whether its log since the last start tells of an error: SGLang ends itself by a signal then."""
+        return "Traceback (most recent call last)" in self._log_since(self._log_start)
 
     def alive(self) -> bool:
         """Return whether the server's first process runs."""
@@ -235,11 +248,13 @@ class SGLangServer:
 
     def tail(self) -> str:
         """Return the end of its log, as a part of a message."""
+        return f"the end of {self.log}:\n{self._log_since(0)[-TAIL_CHARACTERS:]}"
+
+    def _log_since(self, byte: int) -> str:
         try:
-            text = self.log.read_text(encoding="utf-8", errors="replace")[-TAIL_CHARACTERS:]
+            return self.log.read_bytes()[byte:].decode(errors="replace")
         except OSError:
-            text = ""
-        return f"the end of {self.log}:\n{text}"
+            return ""
 
 
 def shared_memory_files(session: int) -> set[str]:

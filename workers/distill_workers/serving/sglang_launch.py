@@ -7,9 +7,13 @@ import os
 import sys
 from typing import Any
 
+from distill_workers import stacks
 from distill_workers.serving.admin_key import AdminKeyMiddleware, admin_key, bearer
 
 log = logging.getLogger(__name__)
+
+# Here, since SGLang spawns its processes: each of them imports this module anew.
+stacks.on_signal()
 
 FREEZE_SECONDS = 60.0
 """Timeout of freeze_gc: the scheduler answers between two batches, and the first may be long."""

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from distill_api.protocol import teacher_addresses
 from distill_api.spec.job_spec import Spec
-from distill_workers.failures import ConfigurationError
+from distill_workers.failures import ConfigurationError, Failure, TeacherLost
 from distill_workers.model_folder import model_folder
 from distill_workers.serving.ports import reserve_port
 from distill_workers.serving.server import SGLangServer
@@ -54,8 +54,47 @@ class TeacherServers:
             for server in servers:
                 server.start()
 
+    def restart_ended(self, *, served: bool) -> list[str]:
+        """Start each server again that has ended, as the kubelet would, and return a sentence for each.
+
+        `served` says whether all of them have served already. Before that the end of one is that of the run: raises
+        ConfigurationError if its program could not run, TeacherLost if something killed it.
+        """
+        said = []
+        for servers in self._servers.values():
+            for server in servers:
+                code = server.exit_code()
+                if code is None:
+                    continue
+                if not served:
+                    raise _unservable(server, code)
+                said.append(
+                    f"the teacher's server {server.log.stem} ended ({_described(code)}) and is started again; "
+                    f"its log is {server.log}"
+                )
+                server.start()
+        return said
+
     def stop(self) -> None:
         """End all servers."""
         for servers in self._servers.values():
             for server in servers:
                 server.stop()
+
+
+def _unservable(server: SGLangServer, code: int) -> Failure:
+    """Return the error of a server that ended, with this exit code, before it had served."""
+    killed = code < 0 and not server.failed_by_itself()
+    why = (
+        "something killed it, perhaps for want of memory"
+        if killed
+        else "see whether SGLang can serve this model with these engineArgs"
+    )
+    return (TeacherLost if killed else ConfigurationError)(
+        f"the teacher's server {server.log.stem} ended before it had served ({_described(code)}): {why}; "
+        f"{server.tail()}"
+    )
+
+
+def _described(code: int) -> str:
+    return f"signal {-code}" if code < 0 else f"exit code {code}"

@@ -226,7 +226,7 @@ class TeacherPool:
             if now - max(self._last_success, begin) > self._limit:
                 raise TeacherUnreachable(
                     f"no teacher at {self._endpoint.title} has answered for {self._limit:.0f} s (last: {why}); "
-                    "see the logs of the teacher's pods"
+                    + ("see the log of the teacher's server" if self.teacher.endpoint is None else "see endpoint.url")
                 )
             if tries >= TRIES and self._last_success > begin:
                 raise BadScore("failed", f"{tries} tries failed while other requests succeeded (last: {why})")

@@ -16,7 +16,7 @@ import torch
 
 from distill_workers.megatron import lora, parallel
 from distill_workers.megatron.architecture import Mapping, Shape, UnsupportedModel, mappings
-from distill_workers.megatron.checkpoint import tensor_file
+from distill_workers.megatron.checkpoint import companions, tensor_file
 from distill_workers.megatron.checkpoint.tensor_file import BadTensorFile, Block, TensorFile
 from distill_workers.megatron.model import HiddenStateModel
 from distill_workers.megatron.parallel import Ranks
@@ -27,11 +27,6 @@ from distill_workers.run_folder.atomic_file import sync_folder
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 SHARD_BYTES = 4 * 1024**3
-COPIED = (
-    "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "added_tokens.json", "chat_template*",
-    "generation_config.json", "*.model", "LICENSE*", "*.py",
-)  # fmt: skip
-"""Files that an exported model takes over unchanged from the model it started as."""
 
 
 def load(model: torch.nn.Module, shape: Shape, ranks: Ranks, model_path: Path) -> None:
@@ -113,9 +108,17 @@ def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tup
 
 
 def export(
-    model: HiddenStateModel, shape: Shape, ranks: Ranks, source: Path, folder: Path, *, shard_bytes: int = SHARD_BYTES
+    model: HiddenStateModel,
+    shape: Shape,
+    ranks: Ranks,
+    source: Path,
+    folder: Path,
+    *,
+    trust_remote_code: bool = False,
+    shard_bytes: int = SHARD_BYTES,
 ) -> None:
-    """Write the model as a Hugging Face checkpoint that differs from `source` in its weights and its dtype.
+    """Write the model as a Hugging Face checkpoint that differs from `source` in its weights and its dtype, and has its
+    code only with `trust_remote_code`.
 
     Collective as `iterate`; rank 0 writes, beside the folder, and renames when all is on disk: a reader sees the whole
     model or none. An earlier export in the folder is replaced.
@@ -130,9 +133,7 @@ def export(
     _write_weights(iterate(model, shape, ranks), aside, shard_bytes)
     dtype = next(model.parameters()).dtype
     (aside / "config.json").write_text(json.dumps(_config_with_dtype(source, dtype), indent=2) + "\n")
-    for pattern in COPIED:
-        for path in source.glob(pattern):
-            shutil.copyfile(path, aside / path.name)
+    companions.copy(source, aside, trust_remote_code=trust_remote_code)
     _sync(aside)
     replaced = folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)
@@ -201,7 +202,10 @@ def _config_with_dtype(source: Path, dtype: torch.dtype) -> dict[str, Any]:
 
 
 def _sync(folder: Path) -> None:
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
+        if path.is_dir():
+            sync_folder(path)
+            continue
         with path.open("rb") as file:
             os.fsync(file.fileno())
     sync_folder(folder)

@@ -89,9 +89,11 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> tuple[int, ...]:
             continue
         theirs = load_tokenizer(folder, f"{teacher.path}.model", trust_remote_code=spec.trust_remote_code)
         for arguments in template_arguments(spec):
-            same_template(WithArguments(tokenizer, arguments), WithArguments(theirs, arguments))
-        same_thinking(tokenizer, theirs)
-        same_special_tokens(tokenizer, theirs)
+            mine_so, theirs_so = WithArguments(tokenizer, arguments), WithArguments(theirs, arguments)
+            same_template(mine_so, theirs_so)
+            if arguments.get("enable_thinking") is not False:  # else the prompt itself, as compared, ends the thinking
+                same_thinking(mine_so, theirs_so)
+            same_special_tokens(mine_so, theirs_so)
         check_context_length(spec, own_limits, limits(folder, teacher.engine_args), teacher.name)
         if not spec.rollout.stop_token_ids:
             found |= set(stop_ids(mine, ends(folder, theirs)))
