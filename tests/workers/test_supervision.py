@@ -18,7 +18,7 @@ from distill_api.protocol import ExitCode
 from distill_workers import loopback
 from distill_workers.failures import ConfigurationError
 from distill_workers.local.evaluate import while_served
-from distill_workers.serving.server import free_port
+from distill_workers.serving.ports import reserve_port
 from distill_workers.teacher.local_servers import TeacherServers
 
 PROGRAM = """
@@ -221,7 +221,7 @@ def proxy() -> Iterator[http.server.ThreadingHTTPServer]:
 def test_a_proxy_of_the_environment_is_not_asked_for_this_machine(
     talks: bool, proxy: http.server.ThreadingHTTPServer, tmp_path: Path
 ) -> None:
-    port = proxy.server_port if talks else free_port()
+    port = proxy.server_port if talks else reserve_port()
     trainer = TRAINER.replace(
         "signal.signal(signal.SIGTERM", "import requests, urllib.request\nsignal.signal(signal.SIGTERM"
     ).replace(

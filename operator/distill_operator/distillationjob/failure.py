@@ -19,7 +19,7 @@ from distill_operator.model.times import seconds_since
 from distill_operator.settings import Settings
 
 STACKS_SECONDS = 60.0
-"""How long a stalled attempt goes on: its ranks write their stacks to their logs meanwhile."""
+"""How long a stalled attempt goes on: a rank that hangs writes its stacks to its log before it is ended."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +121,8 @@ def trainer_stalled(job: DistillationJob, status: Status, observed: Observed, no
     if progress and progress.last_step_time and seconds_since(progress.last_step_time, now) < STACKS_SECONDS:
         return None
     message = (
-        f"no step has ended for {job.spec.stall_timeout_seconds} s (stallTimeoutSeconds); the stacks of its ranks are "
-        "in their logs. If a step takes so long, raise it, or set stallPolicy: Report"
+        f"no step has ended for {job.spec.stall_timeout_seconds} s (stallTimeoutSeconds); the log of a rank that hangs "
+        "has its stacks. If a step takes so long, raise it, or set stallPolicy: Report"
     )
     return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, Reason.NO_STEP, message)
 

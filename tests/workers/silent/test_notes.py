@@ -8,7 +8,8 @@ from runs import MODELS, Run, arithmetic
 
 from distill_api.job import parse_job
 from distill_api.protocol import ExitCode, ProgressReport
-from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.serving.ports import reserve_port
+from distill_workers.serving.server import SGLangServer
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -27,7 +28,7 @@ def test_a_run_of_swapped_models_that_is_measured_on_its_training_data_has_two_n
     prompts = {**manifest["spec"]["evaluation"][0]["prompts"], "path": train}
     manifest["spec"]["evaluation"][0] |= {"prompts": prompts, "maxPrompts": 4}
     spec = parse_job(manifest).spec
-    server = SGLangServer(spec.teacher.model or "", spec, "teacher", port=free_port(), log=tmp_path / "teacher.log")
+    server = SGLangServer(spec.teacher.model or "", spec, "teacher", port=reserve_port(), log=tmp_path / "teacher.log")
     server.start()
     try:
         server.wait_ready(300)

@@ -8,6 +8,7 @@ import asyncio
 import datetime
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -18,7 +19,8 @@ from distill_workers.megatron.student import MegatronStudent
 from distill_workers.weight_sync.buckets import Buffers, NamedTensor, WeightPass
 
 STALL_SECONDS = 600.0
-"""A call that takes longer leaves the stacks of its rank in the log. The longest usual one saves a large checkpoint."""
+"""A call that takes longer, or as long as a run may stall, leaves the stacks of its rank in the log. The longest usual
+one saves a large checkpoint."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -66,7 +68,7 @@ class TrainerRanks:
         """Run a method of the student on every rank, after the calls that were made before."""
 
         def work() -> R:
-            with stacks.dumped_after(STALL_SECONDS):
+            with _stacks_of_a_stall(self._student):
                 broadcast_call(self._group, (method.__name__, args, kwargs))
                 return method(self._student, *args, **kwargs)
 
@@ -98,8 +100,12 @@ def follow(student: MegatronStudent) -> None:
     group = control_group()
     while (call := receive_call(group)) is not None:
         name, args, kwargs = call
-        with stacks.dumped_after(STALL_SECONDS):
+        with _stacks_of_a_stall(student):
             getattr(student, name)(*args, **kwargs)
+
+
+def _stacks_of_a_stall(student: MegatronStudent) -> AbstractContextManager[None]:
+    return stacks.dumped_after(min(STALL_SECONDS, student.spec.stall_timeout_seconds))
 
 
 def control_group() -> dist.ProcessGroup | None:
