@@ -326,7 +326,7 @@ class Simulation:
     def pass_time(self, seconds: float) -> None:
         self.now += timedelta(seconds=seconds)
 
-    async def look(self) -> None:
+    async def reconcile_if_due(self) -> None:
         """When something told of news, the time has come, or a resync is due."""
         if min(self.due, self.next_resync) <= self.now:
             self.due = FAR
@@ -334,7 +334,7 @@ class Simulation:
             if again is not None:
                 self.due = min(self.due, self.now + timedelta(seconds=again))
 
-    async def settle(self, *, limit: int = 60, seconds: float = 400.0) -> None:
+    async def run_until_quiet(self, *, limit: int = 60, seconds: float = 400.0) -> None:
         """Until nothing changes any more, time passing where only time is waited for.
 
         The job is looked at when an event is news, when its time has come, and at each resync.
@@ -344,7 +344,7 @@ class Simulation:
         for _ in range(limit):
             before = (len(self.cluster.writes), self.crashes)
             self.deliver()
-            await self.look()
+            await self.plan_at()
             changed = self.play()
             if changed or (len(self.cluster.writes), self.crashes) != before or self.due <= self.now:
                 quiet = 0

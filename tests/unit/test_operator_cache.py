@@ -180,7 +180,7 @@ def test_a_change_that_is_no_turn_is_written_once_it_is_two_seconds_old() -> Non
     sim = Simulation()
 
     async def run() -> None:
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         sim.cluster.status(Kind.DEPLOYMENT, "job-teacher", {"readyReplicas": 0})
         before = len(sim.cluster.writes)
         again = await sim.reconcile()

@@ -30,7 +30,7 @@ def applies(sim: Simulation) -> int:
 
 async def test_what_a_webhook_undoes_each_time_is_applied_once() -> None:
     sim = Simulation(cluster=Webhooks())
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     for _ in range(5):
         await sim.reconcile()
     assert (applies(sim), sim.condition("Succeeded")[1]) == (1, "Running")
@@ -38,17 +38,17 @@ async def test_what_a_webhook_undoes_each_time_is_applied_once() -> None:
 
 async def test_what_somebody_changes_after_a_webhook_is_put_right() -> None:
     sim = Simulation(cluster=Webhooks())
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     found = sim.cluster.objects[Kind.DEPLOYMENT, "job-teacher"]
     changed = {**found, "metadata": {**found["metadata"], "generation": 2}, "spec": {**found["spec"], "replicas": 7}}
     sim.cluster.put(Kind.DEPLOYMENT, "job-teacher", changed)
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     assert (applies(sim), sim.cluster.objects[Kind.DEPLOYMENT, "job-teacher"]["spec"]["replicas"]) == (2, 1)
 
 
 async def test_a_child_that_is_made_again_under_its_name_is_another_child() -> None:
     sim = Simulation(cluster=Webhooks())
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     sim.cluster.remove(Kind.DEPLOYMENT, "job-teacher")
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     assert (applies(sim), sim.condition("TeacherReady")[0]) == (2, "True")

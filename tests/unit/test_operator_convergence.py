@@ -23,45 +23,45 @@ WRONG = (78, '{"reason": "PreflightFailed", "message": "other tokenizer", "step"
 
 
 async def happy(sim: Simulation) -> None:
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     sim.trainers[1] = DONE
-    await sim.settle()
+    await sim.run_until_quiet()
 
 
 async def failing_once(sim: Simulation) -> None:
     sim.trainers |= {1: TEMPORARY, 2: DONE}
-    await sim.settle()
+    await sim.run_until_quiet()
 
 
 async def failing_for_good(sim: Simulation) -> None:
     sim.trainers |= {1: TEMPORARY, 2: TEMPORARY, 3: TEMPORARY}
-    await sim.settle(limit=120)
+    await sim.run_until_quiet(limit=120)
 
 
 async def misconfigured(sim: Simulation) -> None:
     sim.trainers[1] = WRONG
-    await sim.settle()
+    await sim.run_until_quiet()
 
 
 async def suspended_and_resumed(sim: Simulation) -> None:
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     sim.edit(suspend=True)
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     assert not sim.cluster.of(Kind.POD), "a suspended job holds no pod"
     sim.edit(suspend=False)
     sim.trainers[2] = DONE
-    await sim.settle()
+    await sim.run_until_quiet()
 
 
 async def scaled(sim: Simulation) -> None:
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     sim.edit(rollout={"replicas": 3})
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
 
 
 async def timed_out(sim: Simulation) -> None:
     sim.edit(activeDeadlineSeconds=30)
-    await sim.settle(seconds=200)
+    await sim.run_until_quiet(seconds=200)
 
 
 STORIES: dict[str, tuple[Callable[[Simulation], Any], dict[str, Any]]] = {
@@ -163,7 +163,7 @@ def test_lost_requests_and_stale_lists_delay_but_neither_duplicate_nor_destroy(s
         else:
             await act(sim)
         cluster.fail = sim.chaos = None
-        await sim.settle(limit=200)
+        await sim.run_until_quiet(limit=200)
 
     asyncio.run(run())
     # Where the trainer's pods were not seen, the Job's own words still tell that the configuration was wrong.
@@ -175,13 +175,13 @@ def test_lost_requests_and_stale_lists_delay_but_neither_duplicate_nor_destroy(s
 
 
 async def _patient(sim: Simulation) -> None:
-    await sim.settle(seconds=60, limit=200)
+    await sim.run_until_quiet(seconds=60, limit=200)
     sim.edit(suspend=True)
     while sim.condition("Suspended")[0] != "True" or sim.cluster.of(Kind.POD):
-        await sim.settle(seconds=30, limit=200)
+        await sim.run_until_quiet(seconds=30, limit=200)
     sim.edit(suspend=False)
     sim.trainers[2] = DONE
-    await sim.settle(limit=200)
+    await sim.run_until_quiet(limit=200)
 
 
 ACTIONS = ("reconcile", "cluster", "wait", "suspend", "resume", "kill teacher", "kill rollout", "restart operator")
@@ -212,10 +212,10 @@ def test_any_order_of_events_reaches_the_end_with_one_trainer_per_attempt(action
             jobs = [j for j in sim.cluster.of(Kind.JOB).values() if not j.get("status", {}).get("conditions")]
             assert len(jobs) <= 1, "two trainers at once would write the same checkpoints"
         sim.edit(suspend=False)
-        await sim.settle(limit=200)
+        await sim.run_until_quiet(limit=200)
         assert sim.condition("Succeeded")[1] == "Running"
         sim.trainers[sim.job_status["attempts"]] = DONE
-        await sim.settle(limit=200)
+        await sim.run_until_quiet(limit=200)
 
     asyncio.run(run())
     assert sim.condition("Succeeded")[:2] == ("True", "Completed")
@@ -227,7 +227,7 @@ def test_nothing_is_written_once_the_fixed_point_is_reached() -> None:
     sim = Simulation()
 
     async def run() -> list[str]:
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         before = len(sim.cluster.writes)
         for _ in range(20):
             sim.now += timedelta(seconds=30)
@@ -241,13 +241,13 @@ def test_a_refused_child_starts_nothing_until_the_spec_is_mended() -> None:
     sim = Simulation(cluster=FakeCluster(refuse="trainer-1"))
 
     async def run() -> None:
-        await sim.settle(seconds=30)
+        await sim.run_until_quiet(seconds=30)
         assert sim.condition("Succeeded")[:2] == ("False", "InvalidSpec")
         assert "job-trainer-1 is wrong" in sim.condition("SpecValid")[2]
         assert not sim.cluster.shape()
         sim.cluster.refuse = ""
         sim.edit(trainer={})
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
 
     asyncio.run(run())
     assert sim.condition("Succeeded")[1] == "Running"
@@ -257,7 +257,7 @@ def test_a_refused_child_starts_nothing_until_the_spec_is_mended() -> None:
 def test_a_stored_spec_that_no_longer_parses_is_reported_and_no_crash() -> None:
     sim = Simulation()
     sim.edit(schedule={"steps": "many"}, unknown=1)
-    asyncio.run(sim.settle(seconds=30))
+    asyncio.run(sim.run_until_quiet(seconds=30))
     assert sim.condition("Succeeded")[:2] == ("False", "InvalidSpec")
     assert "spec.schedule.steps" in sim.condition("SpecValid")[2]
     assert not sim.cluster.shape()
@@ -267,10 +267,10 @@ def test_a_running_job_survives_a_spec_that_no_longer_parses() -> None:
     sim = Simulation()
 
     async def run() -> dict[str, str]:
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         before = sim.cluster.shape()
         sim.edit(unknown=1)
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         return before
 
     assert asyncio.run(run()) == sim.cluster.shape()
@@ -283,7 +283,7 @@ def test_a_name_too_long_is_reported_and_starts_nothing() -> None:
     found = sim.cluster.objects.pop((Kind.DISTILLATION_JOB, "job"))
     sim.key = Key(Kind.DISTILLATION_JOB, "default", "x" * 41)
     sim.cluster.put(Kind.DISTILLATION_JOB, sim.key.name, {**found, "metadata": {**found["metadata"], "name": "x" * 41}})
-    asyncio.run(sim.settle(seconds=30))
+    asyncio.run(sim.run_until_quiet(seconds=30))
     assert sim.condition("SpecValid")[:2] == ("False", "InvalidSpec")
     assert "metadata.name" in sim.condition("SpecValid")[2] and "40" in sim.condition("SpecValid")[2]
     assert not sim.cluster.shape()
@@ -299,13 +299,13 @@ def test_an_object_of_an_earlier_job_of_the_same_name_is_waited_for() -> None:
     )
 
     async def run() -> None:
-        # It has no label of ours, so nothing told of it: the first look finds out, the second says so.
+        # It has no label of ours, so nothing told of it: the first reconcile finds out, the second says so.
         await sim.reconcile()
         await sim.reconcile()
         assert sim.condition("TeacherReady")[1] == "NameTaken"
         assert not sim.cluster.shape()
         sim.cluster.remove(Kind.DEPLOYMENT, "job-teacher")
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
 
     asyncio.run(run())
     assert sim.condition("Succeeded")[1] == "Running"
@@ -317,7 +317,7 @@ def test_a_job_that_its_ttl_removes_is_forgotten_at_once() -> None:
 
     async def run() -> None:
         while (Kind.DISTILLATION_JOB, "job") in sim.cluster.objects:
-            await sim.look()
+            await sim.plan_at()
             sim.play()
             sim.pass_time(1)
 
@@ -329,7 +329,7 @@ def test_a_deleted_job_is_left_to_the_garbage_collector() -> None:
     sim = Simulation()
 
     async def run() -> int:
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         sim.cluster.remove(Kind.DISTILLATION_JOB, "job")
         before = len(sim.cluster.writes)
         assert await sim.reconcile() is None

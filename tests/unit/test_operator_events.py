@@ -134,7 +134,7 @@ async def live(seed: int) -> Simulation:
     sim = simulation(rng)
     for _ in range(rng.randrange(5, 40)):
         sim.deliver()
-        await sim.look()
+        await sim.plan_at()
         if rng.random() < 0.7:
             sim.play(collect=rng.random() < 0.4)
         if rng.random() < 0.3:
@@ -145,7 +145,7 @@ async def live(seed: int) -> Simulation:
     sim.cluster.crash_after = -1
     sim.cluster.kuberay = True
     sim.cluster.put(Kind.CLAIM, "out", {"status": {"phase": "Bound"}})
-    await sim.settle(limit=400, seconds=5000)
+    await sim.run_until_quiet(limit=400, seconds=5000)
     return sim
 
 
@@ -201,7 +201,7 @@ async def stays(sim: Simulation) -> None:
     for _ in range(3):
         sim.pass_time(61)
         sim.deliver()
-        await sim.look()
+        await sim.plan_at()
     assert sim.cluster.writes == before
 
 

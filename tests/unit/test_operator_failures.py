@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from operator_fakes import EPOCH, SETTINGS, FakeCluster, Json, Simulation, job
-from test_operator_plan import applied, begun, look, pods, running, says, serving, trainer
+from test_operator_plan import applied, begun, plan_at, pods, running, says, serving, trainer
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
@@ -44,7 +44,7 @@ def failed(of: DistillationJob, *more: Pod) -> Observed:
 
 @pytest.mark.parametrize("reason", ["TeacherUnreachable", "EnginesLost", "VolumeFull"])
 def test_an_outage_that_ends_an_attempt_is_called_by_its_name(reason: str) -> None:
-    found = look(job(), begun(job()), failed(job(), ended(reason)))
+    found = plan_at(job(), begun(job()), failed(job(), ended(reason)))
     assert says(found.status, ConditionType.TRAINER_READY) == ("False", reason, "said so")
     assert says(found.status, ConditionType.SUCCEEDED)[1] == "Restarting"
     assert found.status.restarts == 1
@@ -53,7 +53,7 @@ def test_an_outage_that_ends_an_attempt_is_called_by_its_name(reason: str) -> No
 
 def test_the_name_of_the_last_outage_stands_beside_the_limit_that_ended_the_job() -> None:
     of = job(backoffLimit=0)
-    status = look(of, begun(of), failed(of, ended("EnginesLost"))).status
+    status = plan_at(of, begun(of), failed(of, ended("EnginesLost"))).status
     assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
     assert says(status, ConditionType.TRAINER_READY)[1] == "EnginesLost"
 
@@ -70,8 +70,12 @@ def test_the_container_that_keeps_crashing_explains_its_pod() -> None:
     assert pod is not None
     of = job()
     observed = Observed(children=serving(of, ready=False), pods=(pod,), claim=Claim.BOUND)
-    words = "e0 ended 7 times, the last time with exit code 3: no such host"
-    assert says(look(of, begun(of), observed).status, ConditionType.ROLLOUT_READY) == ("False", "CrashLooping", words)
+    text = "e0 ended 7 times, the last time with exit code 3: no such host"
+    assert says(plan_at(of, begun(of), observed).status, ConditionType.ROLLOUT_READY) == (
+        "False",
+        "CrashLooping",
+        text,
+    )
 
 
 # What counts
@@ -87,7 +91,7 @@ def test_the_container_that_keeps_crashing_explains_its_pod() -> None:
 )
 def test_an_attempt_that_an_eviction_ended_does_not_count(role: Role, reason: str, called: str) -> None:
     of = job(backoffLimit=0)
-    status = look(of, begun(of), failed(of, taken(role), ended(reason))).status
+    status = plan_at(of, begun(of), failed(of, taken(role), ended(reason))).status
     summary = says(status, ConditionType.SUCCEEDED)
     assert summary[:2] == ("Unknown", "Restarting")
     assert "(not counted, as the cluster took a pod away): gone was taken away: Preempted in order" in summary[2]
@@ -97,27 +101,27 @@ def test_an_attempt_that_an_eviction_ended_does_not_count(role: Role, reason: st
 
 def test_an_eviction_is_remembered_after_its_pod_is_gone() -> None:
     of = job(backoffLimit=0)
-    seen = look(of, begun(of), running(of, pods=(*pods(of), taken(Role.TEACHER))), seconds=6).status
-    status = look(of, seen, failed(of, ended("TeacherUnreachable")), seconds=600).status
+    seen = plan_at(of, begun(of), running(of, pods=(*pods(of), taken(Role.TEACHER))), seconds=6).status
+    status = plan_at(of, seen, failed(of, ended("TeacherUnreachable")), seconds=600).status
     assert says(status, ConditionType.SUCCEEDED)[1] == "Restarting"
     assert all(r.disruption is None for r in status.roles), "the next attempt begins with a clean sheet"
 
 
 def test_an_eviction_that_the_training_got_over_excuses_nothing() -> None:
     of = job(backoffLimit=0)
-    seen = look(of, begun(of), running(of, pods=(*pods(of), taken(Role.TEACHER))), seconds=6).status
+    seen = plan_at(of, begun(of), running(of, pods=(*pods(of), taken(Role.TEACHER))), seconds=6).status
     step = {"step": 4, "lastStepTime": "2026-01-01T00:05:00Z"}
     report = ProgressReport.model_validate({"phase": "Training", "progress": step})
     for _ in range(2):
-        seen = look(of, seen, running(of, report=report), seconds=301).status
+        seen = plan_at(of, seen, running(of, report=report), seconds=301).status
     assert all(r.disruption is None for r in seen.roles)
-    status = look(of, seen, failed(of, ended("TeacherUnreachable")), seconds=600).status
+    status = plan_at(of, seen, failed(of, ended("TeacherUnreachable")), seconds=600).status
     assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
 
 
 def test_an_eviction_of_an_engine_does_not_excuse_a_lost_teacher() -> None:
     of = job(backoffLimit=0)
-    status = look(of, begun(of), failed(of, taken(Role.ROLLOUT), ended("TeacherUnreachable"))).status
+    status = plan_at(of, begun(of), failed(of, taken(Role.ROLLOUT), ended("TeacherUnreachable"))).status
     assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
 
 
@@ -126,7 +130,7 @@ def test_a_pod_evicted_for_what_it_did_itself_counts() -> None:
     of = job(backoffLimit=0)
     words = "Usage of EmptyDir volume tmp exceeds the limit"
     mine = Pod("x", "x", Role.TRAINER, attempt=1, evicted=True, eviction_message=words)
-    status = look(of, begun(of), failed(of, mine)).status
+    status = plan_at(of, begun(of), failed(of, mine)).status
     assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
     assert says(status, ConditionType.TRAINER_READY)[1:] == ("Evicted", f"x was evicted: {words}")
 
@@ -134,14 +138,14 @@ def test_a_pod_evicted_for_what_it_did_itself_counts() -> None:
 def test_memory_that_ran_out_counts_whatever_was_evicted_meanwhile() -> None:
     of = job(backoffLimit=0)
     killed = ended("InternalError", exit_reason="OOMKilled", exit_code=137)
-    status = look(of, begun(of), failed(of, taken(Role.TRAINER), killed)).status
+    status = plan_at(of, begun(of), failed(of, taken(Role.TRAINER), killed)).status
     assert says(status, ConditionType.TRAINER_READY)[1] == "OutOfMemory"
     assert says(status, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
 
 
 def test_a_configuration_error_is_final_whatever_was_evicted_meanwhile() -> None:
     wrong = ended("ConfigurationError", exit_code=78)
-    status = look(job(), begun(job()), failed(job(), taken(Role.TRAINER), wrong)).status
+    status = plan_at(job(), begun(job()), failed(job(), taken(Role.TRAINER), wrong)).status
     assert says(status, ConditionType.SUCCEEDED) == ("False", "ConfigurationError", "said so")
 
 
@@ -183,11 +187,11 @@ def test_a_trainer_that_took_a_nodes_memory_ends_its_attempt_though_its_job_goes
     """The Job ignores evictions: it would make one pod after the other, and each would evict its neighbours."""
     of = job(backoffLimit=1)
     mine = evicted_by_kubelet(KUBELET)
-    status = look(of, begun(of), running(of, pods=(*pods(of), mine))).status
+    status = plan_at(of, begun(of), running(of, pods=(*pods(of), mine))).status
     assert (status.restarts, says(status, ConditionType.SUCCEEDED)[1]) == (1, "Restarting")
     words = f"x was evicted: {KUBELET.strip()}; raise resources.requests in trainer.template"
     assert says(status, ConditionType.TRAINER_READY)[1:] == ("OutOfMemory", words)
-    last = look(of, begun(of).model_copy(update={"restarts": 1}), failed(of, mine)).status
+    last = plan_at(of, begun(of).model_copy(update={"restarts": 1}), failed(of, mine)).status
     assert says(last, ConditionType.SUCCEEDED)[:2] == ("False", "BackoffLimitExceeded")
 
 
@@ -200,7 +204,7 @@ def test_a_trainer_that_took_a_nodes_memory_ends_its_attempt_though_its_job_goes
 )
 def test_a_trainer_that_others_put_out_does_not_count(message: str) -> None:
     of = job(backoffLimit=0)
-    status = look(of, begun(of), failed(of, evicted_by_kubelet(message))).status
+    status = plan_at(of, begun(of), failed(of, evicted_by_kubelet(message))).status
     assert (status.restarts, says(status, ConditionType.SUCCEEDED)[1]) == (0, "Restarting")
 
 
@@ -209,7 +213,7 @@ def test_each_disruption_delays_longer_until_an_attempt_has_lasted() -> None:
     observed, delays = failed(of, taken(Role.TRAINER)), []
     status = begun(of)
     for lasted in (60, 60, 60, 3601, 60):
-        found = look(of, status, observed, seconds=lasted).status
+        found = plan_at(of, status, observed, seconds=lasted).status
         next_time = datetime.fromisoformat(found.next_attempt_time or "")
         delays.append((next_time - EPOCH).total_seconds() - lasted)
         status = begun(of).model_copy(update={"disruptions": found.disruptions})
@@ -222,10 +226,10 @@ def test_each_disruption_delays_longer_until_an_attempt_has_lasted() -> None:
 def test_a_pod_that_was_taken_away_is_an_event_also_where_the_training_goes_on(role: Role) -> None:
     of = job()
     observed = running(of, pods=(*pods(of), taken(role)))
-    found = look(of, begun(of), observed, seconds=6)
+    found = plan_at(of, begun(of), observed, seconds=6)
     events = [(e.reason, e.message) for e in found.effects if isinstance(e, Event) and e.warning]
     assert events == [("Evicted", f"{role.value}: gone was taken away: Preempted in order to admit critical pod")]
-    again = look(of, found.status, observed, seconds=7)
+    again = plan_at(of, found.status, observed, seconds=7)
     assert [e for e in again.effects if isinstance(e, Event)] == []
 
 
@@ -245,7 +249,7 @@ def test_pods_that_a_quota_forbids_are_told_from_pods_that_are_slow(which: int, 
     of = job()
     full = read_child({**rendering.serving(of, SETTINGS)[which], "status": {"conditions": [FAILURE]}}, of.metadata.uid)
     others = [c for c in serving(of, ready=False) if c.kind is not full.kind]
-    found = look(of, begun(of), Observed(children=(*others, full), claim=Claim.BOUND))
+    found = plan_at(of, begun(of), Observed(children=(*others, full), claim=Claim.BOUND))
     said = says(found.status, ConditionType(condition))
     assert said[:2] == ("False", "QuotaExceeded")
     assert "exceeded quota: gpus" in said[2]
@@ -318,26 +322,26 @@ async def test_a_quota_delays_the_start_and_is_no_fault_of_the_spec() -> None:
     await sim.reconcile()
     assert sim.cluster.writes == before, "nothing is written while nothing changes"
     sim.cluster.full = ""
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     assert sim.condition("Succeeded")[1] == "Running"
 
 
 async def test_a_quota_that_comes_down_on_a_running_job_leaves_it_running() -> None:
     sim = Simulation(cluster=FullNamespace())
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     sim.cluster.full = "rollout"
     sim.edit(rollout={"replicas": 3})
     await sim.reconcile()
     assert sim.condition("RolloutReady")[1] == "QuotaExceeded"
     assert sim.condition("Succeeded")[1] == "Running"
     sim.cluster.full = ""
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     assert sim.condition("RolloutReady") == ("True", "Ready", "3 of 3 are ready")
 
 
 async def test_what_a_namespace_on_its_way_out_refuses_is_no_fault_of_the_spec() -> None:
     sim = Simulation(cluster=FullNamespace())
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     sim.cluster.remove(Kind.DEPLOYMENT, "job-teacher")
     sim.cluster.ending = True
     assert await sim.reconcile() is None
@@ -360,7 +364,7 @@ async def test_a_job_of_another_controller_is_left_alone_valid_or_not(spec: Any)
 
 def test_teachers_and_engines_of_a_running_job_follow_the_spec() -> None:
     before, after = job(), job(teacher={"model": "/models/teacher", "replicas": 2}, rollout={"replicas": 3})
-    found = look(after, begun(before), running(before))
+    found = plan_at(after, begun(before), running(before))
     assert applied(found) == ["ConfigMap/job-job", "Deployment/job-teacher", "RayCluster/job-rollout"]
     assert [(r.name, r.desired, r.ready) for r in found.status.roles][:2] == [("teacher", 2, 1), ("rollout", 3, 1)]
     assert found.status.attempts == 1

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from operator_fakes import SETTINGS, job
 from test_operator_children import pod_templates
-from test_operator_plan import NOTHING, applied, begun, child, deleted, failed_once, look, pods, says, serving
+from test_operator_plan import NOTHING, applied, begun, child, deleted, failed_once, plan_at, pods, says, serving
 
 from distill_api.job import DistillationJob
 from distill_api.status import ConditionType, Status
@@ -104,11 +104,11 @@ def test_a_gang_of_the_whole_job_has_every_pod_in_it() -> None:
 def test_a_gang_of_the_whole_job_is_made_all_at_once_and_its_group_first() -> None:
     """Nobody in it gets a node before the trainer is there, so the trainer cannot wait for their nodes."""
     of = scheduled(gang="volcano", scope="job")
-    made = applied(look(of, begun(of), NOTHING))
+    made = applied(plan_at(of, begun(of), NOTHING))
     assert made.index("PodGroup/job-gang") < made.index("Deployment/job-teacher")
     assert made[-1] == "Job/job-trainer-1"
     trainer_alone = scheduled(gang="volcano")
-    assert "Job/job-trainer-1" not in applied(look(trainer_alone, begun(trainer_alone), NOTHING))
+    assert "Job/job-trainer-1" not in applied(plan_at(trainer_alone, begun(trainer_alone), NOTHING))
 
 
 def test_a_group_follows_the_number_of_engines() -> None:
@@ -116,14 +116,14 @@ def test_a_group_follows_the_number_of_engines() -> None:
     before = job(**LARGE, scheduling=scheduling)
     after = job(**{**LARGE, "rollout": {"replicas": 6}}, scheduling=scheduling)
     observed = Observed(children=(*serving(before), child(group(before))), pods=pods(before), claim=Claim.BOUND)
-    assert "PodGroup/job-gang" in applied(look(after, begun(before), observed))
+    assert "PodGroup/job-gang" in applied(plan_at(after, begun(before), observed))
     assert group(after)["spec"]["minMember"] == 12
 
 
 def test_a_group_goes_with_its_attempt() -> None:
     of = scheduled(gang="volcano")
     status, observed = failed_once(of)
-    found = look(of, status, replace(observed, children=(*observed.children, child(group(of)))))
+    found = plan_at(of, status, replace(observed, children=(*observed.children, child(group(of)))))
     assert deleted(found)[-1] == "PodGroup/job-gang"
 
 
@@ -155,7 +155,7 @@ def test_trainers_are_rather_near_each_other_and_what_the_user_said_of_affinity_
 
 def test_a_gang_that_cannot_be_made_starts_nothing_and_says_why() -> None:
     observed = replace(NOTHING, gang_problem="install volcano")
-    found = look(scheduled(gang="volcano"), Status(), observed)
+    found = plan_at(scheduled(gang="volcano"), Status(), observed)
     assert says(found.status, ConditionType.TRAINER_READY) == ("False", "GangSchedulerNotInstalled", "install volcano")
     assert not applied(found) and found.status.attempts == 0
 

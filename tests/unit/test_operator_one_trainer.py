@@ -11,7 +11,7 @@ from test_operator_plan import (
     applied,
     begun,
     failed_once,
-    look,
+    plan_at,
     pods,
     running,
     says,
@@ -37,8 +37,8 @@ GOING = Pod("old-0", "old-0", Role.TRAINER, attempt=1, deleting=True, due=EPOCH 
 
 def resumed(of: DistillationJob) -> Status:
     """The status of a job that was suspended while it ran, and resumed while pods of it were still there."""
-    suspended = look(job(suspend=True), begun(of), running(of)).status
-    return look(of, suspended, running(of)).status
+    suspended = plan_at(job(suspend=True), begun(of), running(of)).status
+    return plan_at(of, suspended, running(of)).status
 
 
 # 1. Suspend, resume
@@ -47,11 +47,11 @@ def resumed(of: DistillationJob) -> Status:
 def test_a_resumed_job_waits_for_the_trainer_that_still_writes() -> None:
     of = job()
     status = resumed(of)
-    found = look(of, status, replace(NOTHING, pods=(GOING,)), seconds=2)
+    found = plan_at(of, status, replace(NOTHING, pods=(GOING,)), seconds=2)
     assert (found.status.attempts, applied(found), found.requeue_after) == (1, [], 10.0)
     assert says(found.status, READY)[:2] == ("False", "EarlierTrainerRuns")
     assert "the trainer waits for the end of old-0" in says(found.status, SUMMARY)[2]
-    assert look(of, found.status, NOTHING, seconds=3).status.attempts == 2
+    assert plan_at(of, found.status, NOTHING, seconds=3).status.attempts == 2
 
 
 @pytest.mark.parametrize("phase", ["Succeeded", "Failed"])
@@ -59,12 +59,12 @@ def test_a_trainer_has_gone_when_its_pod_has_ended(phase: str) -> None:
     """The pod itself may stay for long: a finalizer of the Job controller, or of a collector of logs, keeps it."""
     pod = read_pod({"metadata": {"name": "x", "labels": {f"{GROUP}/role": "trainer"}}, "status": {"phase": phase}})
     assert pod is not None and pod.ended
-    assert look(job(), resumed(job()), replace(NOTHING, pods=(pod,)), seconds=2).status.attempts == 2
+    assert plan_at(job(), resumed(job()), replace(NOTHING, pods=(pod,)), seconds=2).status.attempts == 2
 
 
 def test_a_teacher_that_still_ends_holds_up_nothing() -> None:
     ending = Pod("t", "t", Role.TEACHER, deleting=True)
-    assert look(job(), resumed(job()), replace(NOTHING, pods=(ending,)), seconds=2).status.attempts == 2
+    assert plan_at(job(), resumed(job()), replace(NOTHING, pods=(ending,)), seconds=2).status.attempts == 2
 
 
 # 2. The other ranks of a failed attempt
@@ -73,45 +73,45 @@ def test_a_teacher_that_still_ends_holds_up_nothing() -> None:
 def test_the_next_attempt_waits_for_the_other_ranks_longer_than_its_delay() -> None:
     status, observed = failed_once(job())
     left = replace(observed, children=observed.children[:4], pods=(GOING,))
-    found = look(job(), status, left, seconds=100)
+    found = plan_at(job(), status, left, seconds=100)
     assert (found.status.attempts, says(found.status, READY)[1]) == (1, "EarlierTrainerRuns")
     gone = replace(left, pods=(replace(GOING, ended=True),))
-    assert look(job(), found.status, gone, seconds=101).status.attempts == 2
+    assert plan_at(job(), found.status, gone, seconds=101).status.attempts == 2
 
 
 # 3. Delete, apply
 
 
 def test_the_first_attempt_waits_for_the_trainer_of_an_earlier_job_of_its_name() -> None:
-    found = look(job(), Status(), replace(NOTHING, earlier_trainers=(GOING,)))
+    found = plan_at(job(), Status(), replace(NOTHING, earlier_trainers=(GOING,)))
     assert (found.status.attempts, [e for e in found.effects if not isinstance(e, Event)]) == (0, [])
     assert says(found.status, SUMMARY)[:2] == ("Unknown", "Pending")
     assert says(found.status, READY)[1] == "EarlierTrainerRuns"
-    assert look(job(), found.status, NOTHING, seconds=9).status.attempts == 1
+    assert plan_at(job(), found.status, NOTHING, seconds=9).status.attempts == 1
 
 
 def test_the_first_attempt_waits_for_a_job_that_may_still_make_a_trainer() -> None:
     """The garbage collector comes seconds after the deletion; of an orphan it never comes."""
     old = trainer(job(), 4, ours=False, content={})
-    found = look(job(), Status(), replace(NOTHING, children=(old,)))
+    found = plan_at(job(), Status(), replace(NOTHING, children=(old,)))
     assert (found.status.attempts, says(found.status, READY)[1]) == (0, "EarlierTrainerRuns")
     assert "the Job job-trainer-4 is of an earlier job of this name" in says(found.status, SUMMARY)[2]
     ended = replace(old, outcome=Outcome.FAILED)
-    assert look(job(), found.status, replace(NOTHING, children=(ended,))).status.attempts == 1
+    assert plan_at(job(), found.status, replace(NOTHING, children=(ended,))).status.attempts == 1
 
 
 def test_a_trainer_is_not_made_beside_another_though_its_attempt_has_begun() -> None:
     of = job()
     observed = Observed(children=serving(of), pods=pods(of), claim=Claim.BOUND)
-    found = look(of, begun(of), replace(observed, earlier_trainers=(GOING,)))
+    found = plan_at(of, begun(of), replace(observed, earlier_trainers=(GOING,)))
     assert applied(found) == []
     assert says(found.status, READY)[1] == "EarlierTrainerRuns"
-    assert applied(look(of, found.status, observed)) == ["Job/job-trainer-1"]
+    assert applied(plan_at(of, found.status, observed)) == ["Job/job-trainer-1"]
 
 
 async def test_a_job_that_is_applied_again_at_once_reports_itself_and_makes_no_second_trainer() -> None:
     sim = Simulation()
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     old = sim.cluster.objects[Kind.POD, "job-trainer-1-0"]
     sim.cluster.remove(Kind.DISTILLATION_JOB, "job")
     sim.play()
@@ -127,7 +127,7 @@ async def test_a_job_that_is_applied_again_at_once_reports_itself_and_makes_no_s
     assert sim.condition("TrainerReady")[1] == "EarlierTrainerRuns"
     assert sim.job_status.get("active", 0) == 0, "the pods of another job are not its own"
     sim.cluster.remove(Kind.POD, "old-trainer")
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     assert (sim.condition("Succeeded")[1], sim.job_status["active"]) == ("Running", 4)
 
 
@@ -139,8 +139,8 @@ def test_a_pod_on_a_lost_node_is_named_with_what_to_do(between: bool) -> None:
     status = resumed(job()) if between else Status()
     where: dict[str, Any] = {"pods": (GOING,)} if between else {"earlier_trainers": (GOING,)}
     observed = replace(NOTHING, **where)
-    assert says(look(job(), status, observed, seconds=179).status, READY)[1] == "EarlierTrainerRuns"
-    found = look(job(), status, observed, seconds=181)
+    assert says(plan_at(job(), status, observed, seconds=179).status, READY)[1] == "EarlierTrainerRuns"
+    found = plan_at(job(), status, observed, seconds=181)
     assert found.status.attempts == status.attempts
     words = (
         "old-0 should have ended by 2026-01-01T00:02:00Z, and its node n1 does not confirm it: it may still run. "
@@ -149,8 +149,8 @@ def test_a_pod_on_a_lost_node_is_named_with_what_to_do(between: bool) -> None:
     )
     assert says(found.status, READY) == ("False", "PodLost", words)
     assert ("PodLost", True) in [(e.reason, e.warning) for e in found.effects if isinstance(e, Event)]
-    assert look(job(), found.status, observed, seconds=500).status == found.status, "nothing is written meanwhile"
-    assert look(job(), found.status, NOTHING, seconds=501).status.attempts == status.attempts + 1
+    assert plan_at(job(), found.status, observed, seconds=500).status == found.status, "nothing is written meanwhile"
+    assert plan_at(job(), found.status, NOTHING, seconds=501).status.attempts == status.attempts + 1
 
 
 # A deleted trainer Job
@@ -158,47 +158,47 @@ def test_a_pod_on_a_lost_node_is_named_with_what_to_do(between: bool) -> None:
 
 def test_an_attempt_whose_trainer_job_is_deleted_has_failed() -> None:
     of = job()
-    status = look(of, begun(of), running(of)).status
+    status = plan_at(of, begun(of), running(of)).status
     assert status.trainer_job_uid == "uid-of-job-trainer-1"
     gone = Observed(children=serving(of), pods=(*pods(of), GOING), claim=Claim.BOUND)
-    found = look(of, status, gone)
+    found = plan_at(of, status, gone)
     assert applied(found) == []
     assert says(found.status, SUMMARY)[1] == "Restarting"
     assert says(found.status, READY) == ("False", "TrainerFailed", "the Job job-trainer-1 was deleted")
     assert found.status.restarts == 1
-    later = look(of, found.status, replace(NOTHING, pods=(GOING,)), seconds=60)
+    later = plan_at(of, found.status, replace(NOTHING, pods=(GOING,)), seconds=60)
     assert later.status.attempts == 1, "its pods still write"
-    last = look(of, later.status, NOTHING, seconds=90).status
+    last = plan_at(of, later.status, NOTHING, seconds=90).status
     assert (last.attempts, last.trainer_job_uid) == (2, None)
 
 
 def test_a_trainer_job_that_was_deleted_before_its_uid_was_recorded_is_known_by_its_pods() -> None:
     of = job()
     gone = Observed(children=serving(of), pods=(*pods(of), GOING), claim=Claim.BOUND)
-    found = look(of, begun(of), gone)
+    found = plan_at(of, begun(of), gone)
     assert (applied(found), found.status.restarts) == ([], 1)
 
 
 @pytest.mark.parametrize("changes", [{"deleting": True}, {"uid": "another"}])
 def test_a_trainer_job_that_is_going_or_was_made_by_somebody_else_ends_the_attempt(changes: dict[str, Any]) -> None:
     of = job()
-    status = look(of, begun(of), running(of)).status
+    status = plan_at(of, begun(of), running(of)).status
     observed = running(of, children=(*serving(of), trainer(of, **changes)))
-    assert look(of, status, observed).status.restarts == 1
+    assert plan_at(of, status, observed).status.restarts == 1
 
 
 def test_a_trainer_that_its_job_left_behind_is_waited_for_and_named() -> None:
     """kubectl delete job --cascade=orphan."""
     orphan = replace(GOING, deleting=False, due=None)
     status, _ = failed_once(job())
-    found = look(job(), status, replace(NOTHING, pods=(orphan,)), seconds=600)
+    found = plan_at(job(), status, replace(NOTHING, pods=(orphan,)), seconds=600)
     assert found.status.attempts == 1
     assert "if nothing ends it: kubectl delete pod old-0 -n default" in says(found.status, SUMMARY)[2]
 
 
 async def test_a_job_that_memory_alone_lacks_ends_no_attempt() -> None:
     sim = Simulation()
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     uid = sim.job_status["trainerJobUid"]
     sim.cache.store.remove(Kind.JOB, "default", "job-trainer-1", uid)
     await sim.reconcile()
@@ -207,9 +207,9 @@ async def test_a_job_that_memory_alone_lacks_ends_no_attempt() -> None:
 
 async def test_a_deleted_trainer_job_costs_one_attempt_and_none_is_made_twice() -> None:
     sim = Simulation()
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     sim.cluster.remove(Kind.JOB, "job-trainer-1")
-    await sim.settle(seconds=120)
+    await sim.run_until_quiet(seconds=120)
     assert (sim.condition("Succeeded")[1], sim.job_status["attempts"], sim.job_status["restarts"]) == ("Running", 2, 1)
     assert all(len(uids) == 1 for uids in sim.trainer_jobs.values())
 
@@ -220,18 +220,18 @@ async def test_a_deleted_trainer_job_costs_one_attempt_and_none_is_made_twice() 
 def test_a_job_is_suspended_when_none_of_its_pods_is_left() -> None:
     of = job(suspend=True)
     observed = replace(NOTHING, pods=(GOING,))
-    first = look(of, begun(job()), running(of)).status
+    first = plan_at(of, begun(job()), running(of)).status
     assert (says(first, ConditionType.SUSPENDED)[:2], first.active) == (("False", "Suspending"), 3)
-    second = look(of, first, observed)
+    second = plan_at(of, first, observed)
     assert (says(second.status, ConditionType.SUSPENDED)[:2], second.status.active) == (("False", "Suspending"), 1)
-    late = look(of, second.status, observed, seconds=200).status
+    late = plan_at(of, second.status, observed, seconds=200).status
     assert "kubectl delete pod old-0 -n default --force" in says(late, ConditionType.SUSPENDED)[2]
-    third = look(of, second.status, NOTHING, seconds=120).status
+    third = plan_at(of, second.status, NOTHING, seconds=120).status
     assert (says(third, ConditionType.SUSPENDED)[:2], third.active) == (("True", "Suspended"), 0)
 
 
 def test_a_job_without_pods_is_suspended_at_once() -> None:
-    assert says(look(job(suspend=True), Status(), NOTHING).status, ConditionType.SUSPENDED)[0] == "True"
+    assert says(plan_at(job(suspend=True), Status(), NOTHING).status, ConditionType.SUSPENDED)[0] == "True"
 
 
 def test_a_resumed_job_no_longer_says_that_it_is_suspended() -> None:
@@ -243,7 +243,7 @@ def test_a_resumed_job_no_longer_says_that_it_is_suspended() -> None:
 def test_an_engine_that_was_evicted_holds_no_node() -> None:
     of = job()
     some = tuple(replace(p, ended=p.name == "e0") for p in pods(of))
-    assert not applied(look(of, begun(of), Observed(children=serving(of), pods=some, claim=Claim.BOUND)))
+    assert not applied(plan_at(of, begun(of), Observed(children=serving(of), pods=some, claim=Claim.BOUND)))
 
 
 # Whose a pod is
@@ -314,10 +314,10 @@ async def test_a_pod_made_by_hand_with_the_labels_of_a_job_holds_up_nothing() ->
     }
     meta = {"labels": labels, "annotations": {"owner": UID}}
     sim.cluster.put(Kind.POD, "mine", {"metadata": meta, "status": {"phase": "Running"}})
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     sim.edit(suspend=True)
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     assert sim.condition("Suspended")[0] == "True"
     sim.edit(suspend=False)
-    await sim.settle(seconds=60)
+    await sim.run_until_quiet(seconds=60)
     assert (sim.condition("Succeeded")[1], sim.job_status["attempts"]) == ("Running", 2)

@@ -22,13 +22,13 @@ from distill_operator.runtime.effects import Apply, Check, Delete, Event
 NOTHING = Observed(claim=Claim.BOUND)
 
 
-def look(of: DistillationJob, status: Status, observed: Observed, seconds: float = 0.0) -> Plan:
+def plan_at(of: DistillationJob, status: Status, observed: Observed, seconds: float = 0.0) -> Plan:
     return plan(of, status, observed, SETTINGS, EPOCH + timedelta(seconds=seconds))
 
 
 def begun(of: DistillationJob, attempt: int = 1) -> Status:
     """The status after an attempt began at EPOCH."""
-    status = look(of, Status(), NOTHING).status
+    status = plan_at(of, Status(), NOTHING).status
     return status.model_copy(update={"attempts": attempt})
 
 
@@ -90,26 +90,26 @@ def says(status: Status, kind: ConditionType) -> tuple[str, str, str]:
 
 
 def test_the_first_look_records_the_attempt_and_makes_nothing_yet() -> None:
-    found = look(job(), Status(), NOTHING)
+    found = plan_at(job(), Status(), NOTHING)
     assert not applied(found)
     assert all(isinstance(e, Check | Event) for e in found.effects)
     assert (found.status.attempts, found.requeue_after) == (1, 0.0)
 
 
 def test_the_first_look_has_the_api_server_judge_every_child() -> None:
-    found = look(job(), Status(), NOTHING)
+    found = plan_at(job(), Status(), NOTHING)
     kinds = [e.body["kind"] for e in found.effects if isinstance(e, Check)]
     assert {"Deployment", "RayCluster", "Job"} < set(kinds)
 
 
 def test_every_condition_is_there_from_the_first_look() -> None:
-    found = look(job(), Status(), NOTHING).status
+    found = plan_at(job(), Status(), NOTHING).status
     ends = {ConditionType.COMPLETE, ConditionType.FAILED}
     assert {c.type for c in found.conditions} == {t.value for t in ConditionType} - ends
 
 
 def test_teacher_and_engines_start_at_once_and_the_trainer_does_not() -> None:
-    found = look(job(), begun(job()), NOTHING)
+    found = plan_at(job(), begun(job()), NOTHING)
     assert applied(found) == [
         "ConfigMap/job-job",
         "NetworkPolicy/job-traffic",
@@ -125,24 +125,24 @@ def test_the_trainer_waits_for_the_last_pod_to_have_a_node(waiting: str) -> None
     of = job(teacher={"model": "m", "replicas": 2}, rollout={"replicas": 3})
     some = tuple(replace(p, scheduled=p.name != waiting) for p in pods(of))
     observed = Observed(children=serving(of, ready=False), pods=some, claim=Claim.BOUND)
-    assert not applied(look(of, begun(of), observed))
-    assert applied(look(of, begun(of), replace(observed, pods=pods(of)))) == ["Job/job-trainer-1"]
+    assert not applied(plan_at(of, begun(of), observed))
+    assert applied(plan_at(of, begun(of), replace(observed, pods=pods(of)))) == ["Job/job-trainer-1"]
 
 
 def test_a_pod_that_is_going_away_holds_no_node() -> None:
     of = job()
     observed = Observed(children=serving(of), pods=pods(of, deleting=True), claim=Claim.BOUND)
-    assert not applied(look(of, begun(of), observed))
+    assert not applied(plan_at(of, begun(of), observed))
 
 
 def test_a_child_that_is_going_away_is_not_written_to() -> None:
     of = job()
     going = tuple(replace(c, deleting=True, spec_hash="other") for c in serving(of))
-    assert not applied(look(of, begun(of), Observed(children=going, claim=Claim.BOUND)))
+    assert not applied(plan_at(of, begun(of), Observed(children=going, claim=Claim.BOUND)))
 
 
 def test_all_roles_ready_is_running() -> None:
-    found = look(job(), begun(job()), running(job()))
+    found = plan_at(job(), begun(job()), running(job()))
     assert says(found.status, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Running")
     assert says(found.status, ConditionType.READY)[0] == "True"
     assert [(r.name, r.desired, r.ready) for r in found.status.roles] == [
@@ -154,17 +154,17 @@ def test_all_roles_ready_is_running() -> None:
 
 def test_a_running_job_stays_running_while_an_engine_comes_back() -> None:
     of = job()
-    status = look(of, begun(of), running(of)).status
+    status = plan_at(of, begun(of), running(of)).status
     lost = running(of, children=(*serving(of, ready=False), trainer(of)))
-    found = look(of, status, lost)
+    found = plan_at(of, status, lost)
     assert says(found.status, ConditionType.SUCCEEDED)[1] == "Running"
     assert says(found.status, ConditionType.READY)[0] == "False"
 
 
 def test_a_second_look_at_the_same_changes_nothing() -> None:
     of = job()
-    first = look(of, begun(of), running(of))
-    second = look(of, first.status, running(of), seconds=60)
+    first = plan_at(of, begun(of), running(of))
+    second = plan_at(of, first.status, running(of), seconds=60)
     assert second.status == first.status
     assert not second.effects
 
@@ -194,7 +194,7 @@ def test_a_second_look_at_the_same_changes_nothing() -> None:
 def test_an_obstacle_that_is_known_starts_nothing(
     observed: Observed, condition: ConditionType, reason: str, advice: str
 ) -> None:
-    found = look(job(), Status(), observed)
+    found = plan_at(job(), Status(), observed)
     assert not applied(found)
     assert says(found.status, condition)[:2] == ("False", reason)
     assert advice in says(found.status, condition)[2]
@@ -204,11 +204,11 @@ def test_an_obstacle_that_is_known_starts_nothing(
 
 
 def test_a_claim_that_waits_for_its_first_consumer_is_no_obstacle() -> None:
-    assert look(job(), Status(), Observed(claim=Claim.WAITS_FOR_CONSUMER)).status.attempts == 1
+    assert plan_at(job(), Status(), Observed(claim=Claim.WAITS_FOR_CONSUMER)).status.attempts == 1
 
 
 def test_a_spec_without_an_output_volume_is_invalid_on_a_cluster() -> None:
-    found = look(job(output={}), Status(), NOTHING)
+    found = plan_at(job(output={}), Status(), NOTHING)
     assert says(found.status, ConditionType.SUCCEEDED)[:2] == ("False", "InvalidSpec")
     assert "spec.output.volume" in says(found.status, ConditionType.SPEC_VALID)[2]
     assert not applied(found) and found.status.attempts == 0
@@ -217,7 +217,7 @@ def test_a_spec_without_an_output_volume_is_invalid_on_a_cluster() -> None:
 def test_a_strangers_object_is_never_taken_over() -> None:
     of = job()
     foreign = child(rendering.serving(of, SETTINGS)[0], ours=False, content={})
-    found = look(of, Status(), Observed(children=(foreign,), claim=Claim.BOUND))
+    found = plan_at(of, Status(), Observed(children=(foreign,), claim=Claim.BOUND))
     assert not applied(found) and not deleted(found)
     assert says(found.status, ConditionType.TEACHER_READY)[1] == "NameTaken"
     assert "Deployment job-teacher" in says(found.status, ConditionType.TEACHER_READY)[2]
@@ -227,7 +227,7 @@ def test_what_an_earlier_job_of_the_name_left_is_no_strangers() -> None:
     """kubectl delete, apply: nobody has to delete anything, as the garbage collector will in a moment."""
     of = job()
     left = child(rendering.serving(of, SETTINGS)[0], ours=False)
-    found = look(of, Status(), Observed(children=(left,), claim=Claim.BOUND))
+    found = plan_at(of, Status(), Observed(children=(left,), claim=Claim.BOUND))
     words = "the Deployment job-teacher is of an earlier job of this name, and goes with it"
     assert says(found.status, ConditionType.TEACHER_READY) == ("False", "NotReady", words)
     assert (found.effects, found.status.attempts) == ((), 0)
@@ -259,7 +259,7 @@ def test_a_role_says_why_it_is_not_ready(changes: dict[str, Any], reason: str, w
     of = job()
     observed = Observed(children=serving(of, ready=False), pods=pods(of, **changes), claim=Claim.BOUND)
     for condition in (ConditionType.TEACHER_READY, ConditionType.ROLLOUT_READY):
-        said = says(look(of, begun(of), observed).status, condition)
+        said = says(plan_at(of, begun(of), observed).status, condition)
         assert said[:2] == ("False", reason)
         assert words in said[2]
 
@@ -272,7 +272,7 @@ def test_a_run_that_a_guard_stopped_is_complete_and_says_which_guard_and_which_s
     result = Result(model_path="/output/job/model", step=20, best_step=20, stopped_by="diverges")
     report = ProgressReport(phase=Phase.DONE, progress=Progress(step=37, total_steps=100), result=result)
     done = running(of, children=(*serving(of), trainer(of, outcome=Outcome.COMPLETE, ready=0)), report=report)
-    status = look(of, begun(of), done).status
+    status = plan_at(of, begun(of), done).status
     steps = of.spec.schedule.steps
     words = f"guard diverges ended the run before its {steps} steps; step 20 is exported"
     assert says(status, ConditionType.SUCCEEDED) == ("True", "Completed", words)
@@ -282,11 +282,11 @@ def test_a_run_that_a_guard_stopped_is_complete_and_says_which_guard_and_which_s
 def test_a_complete_trainer_is_success_recorded_before_anything_is_released() -> None:
     of = job()
     done = running(of, children=(*serving(of), trainer(of, outcome=Outcome.COMPLETE, ready=0)))
-    first = look(of, begun(of), done)
+    first = plan_at(of, begun(of), done)
     assert says(first.status, ConditionType.SUCCEEDED)[:2] == ("True", "Completed")
     assert not deleted(first)
     assert first.status.result is not None and first.status.result.model_path == "/output/job/model"
-    second = look(of, first.status, done)
+    second = plan_at(of, first.status, done)
     assert deleted(second) == ["Deployment/job-teacher", "RayCluster/job-rollout"]
     assert second.status == first.status
 
@@ -302,7 +302,7 @@ def test_the_trainers_last_words_are_the_result() -> None:
         }
     )
     children = (*serving(of), trainer(of, outcome=Outcome.COMPLETE))
-    found = look(of, begun(of), running(of, children=children, report=report)).status
+    found = plan_at(of, begun(of), running(of, children=children, report=report)).status
     assert found.result is not None and found.result.best_step == 8
     assert found.progress is not None and found.progress.reverse_kl == "0.1"
 
@@ -313,7 +313,7 @@ def test_exit_78_is_never_tried_again(reason: str, summary: str) -> None:
     message = f'{{"reason": "{reason}", "message": "do this", "step": 0}}'
     ended = Pod("x", "x", Role.TRAINER, attempt=1, exit_code=78, exit_message=message)
     observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED)), pods=(*pods(of), ended))
-    found = look(of, begun(of), observed).status
+    found = plan_at(of, begun(of), observed).status
     assert says(found, ConditionType.SUCCEEDED) == ("False", summary, "do this")
     assert found.restarts == 0 and found.completion_time
 
@@ -322,7 +322,7 @@ def test_exit_78_is_known_from_the_job_when_its_pods_are_gone() -> None:
     of = job()
     words = "Container trainer for pod default/x failed with exit code 78 matching FailJob rule at index 1"
     observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED, message=words)))
-    assert says(look(of, begun(of), observed).status, ConditionType.SUCCEEDED)[1] == "ConfigurationError"
+    assert says(plan_at(of, begun(of), observed).status, ConditionType.SUCCEEDED)[1] == "ConfigurationError"
 
 
 def test_the_rank_that_failed_first_explains_the_failure() -> None:
@@ -332,7 +332,7 @@ def test_the_rank_that_failed_first_explains_the_failure() -> None:
         for i, s in enumerate((9, 3, 6))
     ]
     observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED)), pods=(*pods(of), *ranks))
-    assert "r1 ended with exit code 1" in says(look(of, begun(of), observed).status, ConditionType.TRAINER_READY)[2]
+    assert "r1 ended with exit code 1" in says(plan_at(of, begun(of), observed).status, ConditionType.TRAINER_READY)[2]
 
 
 @pytest.mark.parametrize(
@@ -342,26 +342,26 @@ def test_a_failure_of_the_machine_is_told_from_one_of_the_program(changes: dict[
     of = job()
     ended = Pod("x", "x", Role.TRAINER, **{"attempt": 1, "exit_code": 137, **changes})
     observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED)), pods=(*pods(of), ended))
-    found = look(of, begun(of), observed).status
+    found = plan_at(of, begun(of), observed).status
     assert says(found, ConditionType.TRAINER_READY)[1] == reason
     assert says(found, ConditionType.SUCCEEDED)[1] == "Restarting"
 
 
 def failed_once(of: DistillationJob) -> tuple[Status, Observed]:
     observed = running(of, children=(*serving(of), trainer(of, outcome=Outcome.FAILED)))
-    return look(of, begun(of), observed).status, observed
+    return plan_at(of, begun(of), observed).status, observed
 
 
 def test_a_failed_attempt_is_counted_once_however_often_it_is_seen() -> None:
     status, observed = failed_once(job())
     assert (status.restarts, status.attempts) == (1, 1)
-    again = look(job(), status, observed)
+    again = plan_at(job(), status, observed)
     assert again.status.restarts == 1
 
 
 def test_everything_of_a_failed_attempt_goes_and_the_rest_stays() -> None:
     status, observed = failed_once(job())
-    assert deleted(look(job(), status, observed)) == [
+    assert deleted(plan_at(job(), status, observed)) == [
         "Job/job-trainer-1",
         "Deployment/job-teacher",
         "RayCluster/job-rollout",
@@ -371,9 +371,9 @@ def test_everything_of_a_failed_attempt_goes_and_the_rest_stays() -> None:
 def test_the_next_attempt_waits_for_its_time_and_for_the_last_one_to_be_gone() -> None:
     status, observed = failed_once(job())
     lasting = replace(observed, children=observed.children[:4], pods=())
-    assert look(job(), status, lasting, seconds=5).status.attempts == 1
-    assert look(job(), status, replace(lasting, pods=pods(job())), seconds=60).status.attempts == 1
-    found = look(job(), status, lasting, seconds=60).status
+    assert plan_at(job(), status, lasting, seconds=5).status.attempts == 1
+    assert plan_at(job(), status, replace(lasting, pods=pods(job())), seconds=60).status.attempts == 1
+    found = plan_at(job(), status, lasting, seconds=60).status
     assert (found.attempts, found.next_attempt_time, found.restarts) == (2, None, 1)
 
 
@@ -398,7 +398,7 @@ def test_a_finished_job_is_not_started_again_by_anything() -> None:
     of = job(backoffLimit=0)
     status, _ = failed_once(of)
     for other in (of, job(suspend=True), job(output={})):
-        found = look(other, status, NOTHING, seconds=100)
+        found = plan_at(other, status, NOTHING, seconds=100)
         assert found.status == status.model_copy(update={"active": 0}) and not applied(found)
 
 
@@ -407,7 +407,7 @@ def test_a_finished_job_has_observed_an_edit_of_its_spec() -> None:
     status, _ = failed_once(job(backoffLimit=0))
     edited = job(backoffLimit=5)
     edited = edited.model_copy(update={"metadata": edited.metadata.model_copy(update={"generation": 2})})
-    found = look(edited, status, NOTHING)
+    found = plan_at(edited, status, NOTHING)
     assert (found.status.observed_generation, applied(found)) == (2, [])
     assert says(found.status, ConditionType.SUCCEEDED) == says(status, ConditionType.SUCCEEDED)
 
@@ -415,29 +415,29 @@ def test_a_finished_job_has_observed_an_edit_of_its_spec() -> None:
 def test_a_trainer_that_ended_stays_for_its_log_and_one_that_runs_does_not() -> None:
     of = job(backoffLimit=0)
     status, observed = failed_once(of)
-    assert "Job/job-trainer-1" not in deleted(look(of, status, observed))
-    assert "Job/job-trainer-1" in deleted(look(of, status, running(of)))
+    assert "Job/job-trainer-1" not in deleted(plan_at(of, status, observed))
+    assert "Job/job-trainer-1" in deleted(plan_at(of, status, running(of)))
 
 
 def test_the_active_deadline_does_not_count_suspension() -> None:
     of = job(activeDeadlineSeconds=100)
     status = begun(of).model_copy(update={"suspended_seconds": 50})
-    assert says(look(of, status, running(of), seconds=149).status, ConditionType.SUCCEEDED)[1] == "Running"
-    late = look(of, status, running(of), seconds=150)
+    assert says(plan_at(of, status, running(of), seconds=149).status, ConditionType.SUCCEEDED)[1] == "Running"
+    late = plan_at(of, status, running(of), seconds=150)
     assert says(late.status, ConditionType.SUCCEEDED)[:2] == ("False", "DeadlineExceeded")
 
 
 def test_the_deadline_is_looked_at_when_it_comes() -> None:
     of = job(activeDeadlineSeconds=100)
-    assert look(of, begun(of), running(of), seconds=40).requeue_after == 60
+    assert plan_at(of, begun(of), running(of), seconds=40).requeue_after == 60
 
 
 def test_an_attempt_that_is_not_ready_in_time_gives_its_nodes_back() -> None:
     of = job(preRunningDeadlineSeconds=30, backoffLimit=1)
     observed = Observed(children=serving(of, ready=False), pods=pods(of), claim=Claim.BOUND)
-    late = look(of, begun(of), observed, seconds=31).status
+    late = plan_at(of, begun(of), observed, seconds=31).status
     assert (late.restarts, says(late, ConditionType.SUCCEEDED)[1]) == (1, "Restarting")
-    last = look(of, begun(of).model_copy(update={"restarts": 1}), observed, seconds=31).status
+    last = plan_at(of, begun(of).model_copy(update={"restarts": 1}), observed, seconds=31).status
     assert says(last, ConditionType.SUCCEEDED)[:2] == ("False", "PreRunningDeadlineExceeded")
 
 
@@ -447,10 +447,10 @@ def test_an_attempt_for_which_there_is_no_room_gives_its_nodes_back_and_is_tried
         replace(p, scheduled=False, unschedulable="0/1 nodes") if p.role is Role.ROLLOUT else p for p in pods(of)
     )
     observed = Observed(children=serving(of, ready=False), pods=homeless, claim=Claim.BOUND)
-    waiting = look(of, begun(of), observed, seconds=1799)
+    waiting = plan_at(of, begun(of), observed, seconds=1799)
     assert says(waiting.status, ConditionType.ROLLOUT_READY)[1] == "Unschedulable"
     assert (waiting.status.next_attempt_time, waiting.requeue_after) == (None, 1)
-    late = look(of, begun(of), observed, seconds=1800).status
+    late = plan_at(of, begun(of), observed, seconds=1800).status
     assert late.next_attempt_time is not None and late.restarts == 0
     state, reason, message = says(late, ConditionType.SUCCEEDED)
     assert (state, reason) == ("Unknown", "Restarting") and "found no node for 1800 s" in message
@@ -458,21 +458,21 @@ def test_an_attempt_for_which_there_is_no_room_gives_its_nodes_back_and_is_tried
 
 def test_an_attempt_whose_pods_all_have_a_node_may_take_as_long_as_it_wants_to_start() -> None:
     observed = Observed(children=serving(job(), ready=False), pods=pods(job()), claim=Claim.BOUND)
-    assert look(job(), begun(job()), observed, seconds=100_000).status.next_attempt_time is None
+    assert plan_at(job(), begun(job()), observed, seconds=100_000).status.next_attempt_time is None
 
 
 def test_the_deadline_before_running_is_over_once_the_attempt_ran() -> None:
     of = job(preRunningDeadlineSeconds=30)
-    status = look(of, begun(of), running(of), seconds=10).status
+    status = plan_at(of, begun(of), running(of), seconds=10).status
     lost = running(of, children=(*serving(of, ready=False), trainer(of)))
-    assert look(of, status, lost, seconds=1000).status.restarts == 0
+    assert plan_at(of, status, lost, seconds=1000).status.restarts == 0
 
 
 def test_the_job_is_deleted_after_its_ttl_by_uid() -> None:
     of = job(backoffLimit=0, ttlSecondsAfterFinished=60)
     status, _ = failed_once(of)
-    assert look(of, status, NOTHING, seconds=59).requeue_after == pytest.approx(1)
-    found = look(of, status, NOTHING, seconds=60)
+    assert plan_at(of, status, NOTHING, seconds=59).requeue_after == pytest.approx(1)
+    found = plan_at(of, status, NOTHING, seconds=60)
     assert found.effects == (Delete(Kind.DISTILLATION_JOB, "job", of.metadata.uid),)
 
 
@@ -481,29 +481,29 @@ def test_the_job_is_deleted_after_its_ttl_by_uid() -> None:
 
 def test_suspension_is_recorded_first_and_then_releases_every_pod() -> None:
     of = job(suspend=True)
-    first = look(of, begun(job()), running(of))
+    first = plan_at(of, begun(job()), running(of))
     assert not deleted(first)
     assert says(first.status, ConditionType.SUSPENDED)[:2] == ("False", "Suspending")
-    second = look(of, first.status, running(of))
+    second = plan_at(of, first.status, running(of))
     assert deleted(second) == ["Job/job-trainer-1", "Deployment/job-teacher", "RayCluster/job-rollout"]
     assert says(second.status, ConditionType.SUCCEEDED)[:2] == ("Unknown", "Suspended")
 
 
 def test_resuming_begins_the_next_attempt_and_counts_no_restart() -> None:
     of = job(suspend=True)
-    status = look(of, look(of, begun(job()), running(of)).status, NOTHING).status
-    resumed = look(job(), status, NOTHING, seconds=70).status
+    status = plan_at(of, plan_at(of, begun(job()), running(of)).status, NOTHING).status
+    resumed = plan_at(job(), status, NOTHING, seconds=70).status
     assert resumed.suspended_seconds == 70
-    found = look(job(), resumed, NOTHING, seconds=70).status
+    found = plan_at(job(), resumed, NOTHING, seconds=70).status
     assert (found.attempts, found.restarts, found.suspended_seconds) == (2, 0, 70)
 
 
 def test_a_job_that_is_born_suspended_makes_nothing_and_its_first_attempt_is_the_first() -> None:
-    status = look(job(suspend=True), Status(), NOTHING).status
-    assert not applied(look(job(suspend=True), status, NOTHING))
-    resumed = look(job(), status, NOTHING, seconds=9).status
+    status = plan_at(job(suspend=True), Status(), NOTHING).status
+    assert not applied(plan_at(job(suspend=True), status, NOTHING))
+    resumed = plan_at(job(), status, NOTHING, seconds=9).status
     assert (resumed.attempts, resumed.suspended_seconds) == (0, 0)
-    assert look(job(), resumed, NOTHING, seconds=9).status.attempts == 1
+    assert plan_at(job(), resumed, NOTHING, seconds=9).status.attempts == 1
 
 
 # What the trainer says
@@ -512,29 +512,29 @@ def test_a_job_that_is_born_suspended_makes_nothing_and_its_first_attempt_is_the
 def test_no_step_for_long_is_stalled_and_a_step_ends_it() -> None:
     of = job(stallTimeoutSeconds=100)
     status = begun(of)
-    stalled = look(of, status, running(of), seconds=100)
+    stalled = plan_at(of, status, running(of), seconds=100)
     assert says(stalled.status, ConditionType.STALLED)[:2] == ("True", "NoStep")
     step = {"step": 1, "lastStepTime": "2026-01-01T00:01:40Z"}
     report = ProgressReport.model_validate({"phase": "Training", "progress": step})
-    found = look(of, stalled.status, running(of, report=report), seconds=101)
+    found = plan_at(of, stalled.status, running(of, report=report), seconds=101)
     assert says(found.status, ConditionType.STALLED)[0] == "False"
 
 
 def test_a_stalled_attempt_is_ended_once_its_stacks_are_written_unless_it_is_only_reported() -> None:
     of, reported = job(stallTimeoutSeconds=100), job(stallTimeoutSeconds=100, stallPolicy="Report")
     status = begun(of)
-    stalled = look(of, status, running(of), seconds=100)
+    stalled = plan_at(of, status, running(of), seconds=100)
     assert stalled.requeue_after == 60
-    waiting = look(of, stalled.status, running(of), seconds=159)
+    waiting = plan_at(of, stalled.status, running(of), seconds=159)
     assert says(waiting.status, ConditionType.SUCCEEDED)[1] == "Running" and waiting.requeue_after == 1
-    ended = look(of, stalled.status, running(of), seconds=160).status
+    ended = plan_at(of, stalled.status, running(of), seconds=160).status
     assert says(ended, ConditionType.SUCCEEDED)[1] == "Restarting" and ended.restarts == 1
     assert "stallPolicy: Report" in says(ended, ConditionType.SUCCEEDED)[2]
     assert says(ended, ConditionType.TRAINER_READY)[1] == "NoStep"
-    assert says(look(reported, stalled.status, running(of), seconds=9999).status, ConditionType.STALLED)[0] == "True"
+    assert says(plan_at(reported, stalled.status, running(of), seconds=9999).status, ConditionType.STALLED)[0] == "True"
     step = {"step": 1, "lastStepTime": "2026-01-01T00:02:39Z"}
     late = ProgressReport.model_validate({"phase": "Training", "progress": step})
-    found = look(of, stalled.status, running(of, report=late), seconds=160).status
+    found = plan_at(of, stalled.status, running(of, report=late), seconds=160).status
     assert says(found, ConditionType.SUCCEEDED)[1] == "Running" and says(found, ConditionType.STALLED)[0] == "False"
 
 
@@ -543,10 +543,10 @@ def test_a_trainer_that_starts_again_does_not_set_the_step_back() -> None:
     status = begun(of).model_copy(update={"progress": Progress(step=481, reverse_kl="0.4", checkpoint_step=480)})
     load = [{"name": "teacher", "requests": 7}]
     starting = {"phase": "Starting", "progress": {"step": 0, "teachers": load}}
-    found = look(of, status, running(of, report=ProgressReport.model_validate(starting))).status.progress
+    found = plan_at(of, status, running(of, report=ProgressReport.model_validate(starting))).status.progress
     assert found is not None and (found.step, found.reverse_kl, found.teachers[0].requests) == (481, "0.4", 7)
     stepped = {"phase": "Training", "progress": {"step": 100, "lastStepTime": "2026-01-01T00:01:00Z"}}
-    after = look(of, status, running(of, report=ProgressReport.model_validate(stepped))).status.progress
+    after = plan_at(of, status, running(of, report=ProgressReport.model_validate(stepped))).status.progress
     assert after is not None and after.step == 100, "from another checkpoint, and by what it has done itself"
 
 
@@ -554,7 +554,7 @@ def test_the_summary_names_the_role_that_has_a_problem_and_not_the_first_that_ta
     of = job()
     stuck = Pod("x", "x", Role.TRAINER, attempt=1, waiting_reason="ImagePullBackOff", waiting_message="no such image")
     observed = running(of, children=(*serving(of, ready=False), trainer(of, ready=0)), pods=(*pods(of), stuck))
-    status = look(of, begun(of), observed).status
+    status = plan_at(of, begun(of), observed).status
     words = "trainer: x: ImagePullBackOff: no such image"
     assert says(status, ConditionType.READY)[1:] == ("ImagePullFailed", words)
     assert says(status, ConditionType.SUCCEEDED)[2] == f"attempt 1 is starting; {words}"
@@ -563,8 +563,8 @@ def test_the_summary_names_the_role_that_has_a_problem_and_not_the_first_that_ta
 def test_progress_outlives_the_answer() -> None:
     of = job()
     report = ProgressReport.model_validate({"phase": "Training", "preflightPassed": True, "progress": {"step": 4}})
-    status = look(of, begun(of), running(of, report=report)).status
-    found = look(of, status, running(of)).status
+    status = plan_at(of, begun(of), running(of, report=report)).status
+    found = plan_at(of, status, running(of)).status
     assert found.progress is not None and found.progress.step == 4
     assert says(found, ConditionType.PREFLIGHT)[0] == "True"
 
@@ -573,7 +573,7 @@ def test_the_preflights_notes_stand_in_its_condition() -> None:
     """What is unusual and may be meant: the run goes on."""
     of, note = job(), "TeacherIsLarger: the student has 8 parameters and teacher a has 4"
     told = {"phase": "Training", "preflightPassed": True, "notes": [note, "x" * 3000], "progress": {"step": 4}}
-    status = look(of, begun(of), running(of, report=ProgressReport.model_validate(told))).status
+    status = plan_at(of, begun(of), running(of, report=ProgressReport.model_validate(told))).status
     state, reason, message = says(status, ConditionType.PREFLIGHT)
     assert (state, reason) == ("True", "Passed") and message.startswith(f"{note}; xxx") and len(message) == 2000
 
@@ -584,7 +584,7 @@ def test_the_preflights_notes_stand_in_its_condition() -> None:
 def test_a_lost_status_does_not_use_an_attempts_number_again() -> None:
     of = job()
     observed = running(of, children=(*serving(of), trainer(of, attempt=5)))
-    found = look(of, Status(), observed)
+    found = plan_at(of, Status(), observed)
     assert found.status.attempts == 5
     assert not applied(found) and not deleted(found)
 
@@ -592,7 +592,7 @@ def test_a_lost_status_does_not_use_an_attempts_number_again() -> None:
 def test_a_trainer_of_an_earlier_attempt_is_removed() -> None:
     of = job()
     observed = running(of, children=(*serving(of), trainer(of, 1), trainer(of, 2)))
-    assert deleted(look(of, begun(of, attempt=2), observed)) == ["Job/job-trainer-1"]
+    assert deleted(plan_at(of, begun(of, attempt=2), observed)) == ["Job/job-trainer-1"]
 
 
 def test_what_was_changed_by_hand_is_written_again() -> None:
@@ -601,7 +601,7 @@ def test_what_was_changed_by_hand_is_written_again() -> None:
     index = next(i for i, c in enumerate(children) if c.kind is Kind.DEPLOYMENT)
     content = {**children[index].content, "spec": {**children[index].content["spec"], "replicas": 9}}
     children[index] = replace(children[index], content=content)
-    assert applied(look(of, begun(of), running(of, children=tuple(children)))) == ["Deployment/job-teacher"]
+    assert applied(plan_at(of, begun(of), running(of, children=tuple(children)))) == ["Deployment/job-teacher"]
 
 
 def test_a_trainer_scaled_by_hand_is_put_right_and_one_of_another_version_is_left_alone() -> None:
@@ -609,7 +609,7 @@ def test_a_trainer_scaled_by_hand_is_put_right_and_one_of_another_version_is_lef
     made = trainer(of, ready=2)
     scaled = replace(made, content={**made.content, "spec": {**made.content["spec"], "parallelism": 0}})
     for child_, wanted in ((made, []), (scaled, ["Job/job-trainer-1"]), (replace(scaled, fixed_hash="other"), [])):
-        assert applied(look(of, begun(of), running(of, children=(*serving(of), child_)))) == wanted
+        assert applied(plan_at(of, begun(of), running(of, children=(*serving(of), child_)))) == wanted
 
 
 def test_every_reason_of_the_api_that_the_operator_may_give_is_one_of_the_enum() -> None:
@@ -619,9 +619,9 @@ def test_every_reason_of_the_api_that_the_operator_may_give_is_one_of_the_enum()
 
 def test_an_event_tells_each_turn_once() -> None:
     of = job()
-    first = look(of, Status(), NOTHING)
+    first = plan_at(of, Status(), NOTHING)
     assert not [e.reason for e in first.effects if isinstance(e, Event)], "when it began stands in the status"
-    second = look(of, first.status, running(of))
+    second = plan_at(of, first.status, running(of))
     assert [e.reason for e in second.effects if isinstance(e, Event)] == ["Running"]
-    third = look(of, second.status, running(of))
+    third = plan_at(of, second.status, running(of))
     assert not third.effects

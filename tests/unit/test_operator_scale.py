@@ -26,7 +26,7 @@ from distill_operator.runtime.ownership import Key
 
 def test_a_job_takes_eleven_writes_until_it_runs() -> None:
     sim = Simulation()
-    asyncio.run(sim.settle(seconds=60))
+    asyncio.run(sim.run_until_quiet(seconds=60))
     assert sim.condition("Succeeded")[1] == "Running"
     found = Counter(write.partition(" ")[0] for write in sim.cluster.writes)
     assert found == {"apply": 7, "create": 1, "event": 1, "status": 2}
@@ -41,7 +41,7 @@ def test_children_that_are_as_they_should_be_are_not_built_again(monkeypatch: py
         return serving(*arguments)
 
     async def run() -> None:
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         await sim.reconcile()
         monkeypatch.setattr(plan.rendering, "serving", counted)
         for _ in range(3):
@@ -52,12 +52,12 @@ def test_children_that_are_as_they_should_be_are_not_built_again(monkeypatch: py
         await sim.reconcile()
         assert built, "a child that somebody changed is compared"
         assert sim.cluster.objects[Kind.DEPLOYMENT, "job-teacher"]["spec"]["replicas"] == 1
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         built.clear()
         sim.cluster.remove(Kind.RAY_CLUSTER, "job-rollout")
         await sim.reconcile()
         assert built and (Kind.RAY_CLUSTER, "job-rollout") in sim.cluster.objects, "so is one that is gone"
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         built.clear()
         sim.edit(rollout={"replicas": 2})
         await sim.reconcile()
@@ -91,7 +91,7 @@ def test_the_progress_of_all_jobs_together_has_a_budget_of_writes(jobs: int, wai
     sim = Simulation()
 
     async def run() -> float | None:
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         sim.reconciler._held |= {Key(Kind.DISTILLATION_JOB, "default", f"job-{n}"): sim.now for n in range(jobs - 1)}
         told(sim, step=3)
         before = len(sim.cluster.writes)
@@ -109,7 +109,7 @@ def test_requests_to_teachers_alone_are_not_written() -> None:
     sim = Simulation()
 
     async def run() -> None:
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         for requests in (0, 7, 9):
             told(sim, step=3, teachers=[{"name": "teacher", "requests": requests}])
             sim.pass_time(5)

@@ -189,13 +189,13 @@ class Blind(FakeCluster):
 
 def suspended_and_resumed(simulation: Simulation, meanwhile: Any = None) -> None:
     async def act() -> None:
-        await simulation.settle()
+        await simulation.run_until_quiet()
         simulation.edit(suspend=True)
-        await simulation.settle()
+        await simulation.run_until_quiet()
         if meanwhile:
             meanwhile()
         simulation.edit(suspend=False)
-        await simulation.settle()
+        await simulation.run_until_quiet()
 
     asyncio.run(act())
     assert simulation.job_status["attempts"] == 2
@@ -228,7 +228,7 @@ def test_the_key_of_an_earlier_job_of_this_name_is_another_object() -> None:
 
 
 def condition(settings: Settings, **spec: Any) -> tuple[str, str]:
-    """Of SpecValid after the first look: status, message."""
+    """Of SpecValid after the first reconcile: status, message."""
     found = plan(job(**spec), Status(), Observed(claim=Claim.BOUND), settings, EPOCH)
     condition = conditions.find(found.status, ConditionType.SPEC_VALID)
     assert condition is not None
@@ -265,7 +265,7 @@ def test_a_job_that_needs_the_hub_is_refused_where_nothing_may_be_reached() -> N
 
 def test_nothing_is_started_of_a_job_that_is_not_allowed() -> None:
     simulation = Simulation(spec={"trustRemoteCode": True})
-    asyncio.run(simulation.settle())
+    asyncio.run(simulation.run_until_quiet())
     assert simulation.condition("Succeeded")[1] == "InvalidSpec"
     assert {write for write in simulation.cluster.writes if not write.startswith("event")} == {"status"}
 

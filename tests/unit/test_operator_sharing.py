@@ -68,7 +68,7 @@ class Lab(Simulation):
     async def begin(self) -> None:
         for key in await self.cache.sync():
             self.wake(key)
-        # No look that time alone brings is due at its end.
+        # No reconcile that time alone brings is due at its end.
         await self.calm(13)
 
     def _heard(self) -> list[tuple[Kind, Json, bool]]:

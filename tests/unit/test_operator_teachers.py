@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from operator_fakes import KEY, SETTINGS, job
-from test_operator_plan import applied, begun, child, deleted, look, pods, running, says, trainer
+from test_operator_plan import applied, begun, child, deleted, plan_at, pods, running, says, trainer
 
 from distill_api.job import DistillationJob
 from distill_api.names import Role
@@ -45,13 +45,13 @@ def up(of: DistillationJob, **ready: int) -> Observed:
 
 
 def roles(of: DistillationJob, observed: Observed) -> dict[str, Any]:
-    status = look(of, begun(of), observed).status
+    status = plan_at(of, begun(of), observed).status
     return {r.name: (r.ready, r.desired) for r in status.roles or []}
 
 
 def test_a_teacher_that_is_not_the_jobs_own_is_ready_as_external_and_the_preflight_judges_it() -> None:
     of = external()
-    found = look(of, begun(of), up(of))
+    found = plan_at(of, begun(of), up(of))
     state, reason, message = says(found.status, ConditionType.TEACHER_READY)
     assert (state, reason) == ("True", "External")
     assert message == "http://sglang.example:30000: not the job's own, so the trainer's preflight judges"
@@ -63,27 +63,29 @@ def test_the_replicas_of_all_teachers_that_the_job_serves_count_and_none_stands_
     assert roles(of, up(of, math=2, code=1))["teacher"] == (3, 3)
     waiting = up(of, math=3, code=0)
     assert roles(of, waiting)["teacher"] == (2, 3)
-    assert says(look(of, begun(of), waiting).status, ConditionType.TEACHER_READY)[:2] == ("False", "NotReady")
+    assert says(plan_at(of, begun(of), waiting).status, ConditionType.TEACHER_READY)[:2] == ("False", "NotReady")
 
 
 def test_the_trainer_waits_until_every_teachers_pod_has_a_node() -> None:
     of = several()
     seen = up(of, math=2, code=1)
-    assert not applied(look(of, begun(of), replace(seen, pods=seen.pods[1:])))
-    assert applied(look(of, begun(of), seen)) == ["Job/job-trainer-1"]
+    assert not applied(plan_at(of, begun(of), replace(seen, pods=seen.pods[1:])))
+    assert applied(plan_at(of, begun(of), seen)) == ["Job/job-trainer-1"]
 
 
 def test_all_teachers_are_released_when_the_job_is_suspended() -> None:
     of = several()
     stopped = job(teacher=None, teachers=_teachers(of), data=ROUTED, suspend=True)
     seen = replace(up(of, math=2, code=1), children=(*up(of, math=2, code=1).children, trainer(of)))
-    suspended = look(stopped, begun(of), seen).status
-    assert {"Deployment/job-teacher-math", "Deployment/job-teacher-code"} < set(deleted(look(stopped, suspended, seen)))
+    suspended = plan_at(stopped, begun(of), seen).status
+    assert {"Deployment/job-teacher-math", "Deployment/job-teacher-code"} < set(
+        deleted(plan_at(stopped, suspended, seen))
+    )
 
 
 def test_more_replicas_of_a_running_teacher_change_its_deployment_and_leave_the_trainer_alone() -> None:
     before, after = job(), job(teacher={"model": "/models/teacher", "replicas": 3})
-    found = look(after, begun(before), replace(running(before), pods=pods(before)))
+    found = plan_at(after, begun(before), replace(running(before), pods=pods(before)))
     bodies = {e.body["kind"]: e.body for e in found.effects if isinstance(e, Apply)}
     assert bodies.keys() == {"ConfigMap", "Deployment"}, "and the trainer's Job is not made anew"
     assert bodies["Deployment"]["spec"]["replicas"] == 3

@@ -21,7 +21,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from operator_fakes import SETTINGS, UID, Json, Simulation, job, manifest
-from test_operator_plan import NOTHING, applied, begun, deleted, look, pods, says
+from test_operator_plan import NOTHING, applied, begun, deleted, plan_at, pods, says
 
 from distill_api.job import DistillationJob, load_job, parse_job
 from distill_api.spec.job_spec import Rollout, Spec, TeacherSource
@@ -151,7 +151,7 @@ def bodies(found: Any) -> dict[str, Json]:
 def test_a_running_job_of_another_operator_is_left_as_it_is(write: Write, spec: dict[str, Any]) -> None:
     of = job(**spec)
     observed = running(write(**spec))
-    found = look(of, begun(of), observed)
+    found = plan_at(of, begun(of), observed)
     assert bodies(found) == {} and not deleted(found)
     assert says(found.status, ConditionType.SUCCEEDED)[1] == "Running", "its children are read as ever"
     assert says(found.status, ConditionType.READY)[0] == "True"
@@ -164,7 +164,7 @@ def test_the_numbers_that_a_user_changes_are_written_into_what_is_there_and_noth
         "teacher": {"model": "/models/teacher", "replicas": 2},
     }
     of = job(**GANG, **wanted)
-    made = bodies(look(of, begun(of), running(before)))
+    made = bodies(plan_at(of, begun(of), running(before)))
     assert set(made) == {"ConfigMap/job-job", "Deployment/job-teacher", "RayCluster/job-rollout", "PodGroup/job-gang"}
     expected = {f"{body['kind']}/{body['metadata']['name']}": copy.deepcopy(body) for body in before}
     expected["Deployment/job-teacher"]["spec"]["replicas"] = 2
@@ -179,7 +179,7 @@ def test_the_numbers_that_a_user_changes_are_written_into_what_is_there_and_noth
     del old["spec"]["teacher"]
     assert file == old, "an older worker knows no other field than it knew"
     after = [made.get(f"{body['kind']}/{body['metadata']['name']}", body) for body in before]
-    assert not bodies(look(of, begun(of), running(after))), "once"
+    assert not bodies(plan_at(of, begun(of), running(after))), "once"
 
 
 def test_all_that_may_change_within_a_part_of_a_spec_is_a_number_that_is_carried_over() -> None:
@@ -196,7 +196,7 @@ def test_of_several_teachers_the_one_that_is_resized_changes_alone(write: Write)
     before = write(**SEVERAL)
     math, code = SEVERAL["teachers"]
     of = job(**{**SEVERAL, "teachers": [math, {**code, "replicas": 3}]})
-    made = bodies(look(of, begun(of), running(before)))
+    made = bodies(plan_at(of, begun(of), running(before)))
     assert set(made) == {"ConfigMap/job-job", "Deployment/job-teacher-code"}
     assert made["Deployment/job-teacher-code"]["spec"]["replicas"] == 3
     file = json.loads(made["ConfigMap/job-job"]["data"]["job.yaml"])["spec"]
@@ -207,12 +207,12 @@ def test_between_attempts_everything_gets_the_words_of_the_operator_that_begins_
     of = job()
     children = there(write())
     failed = tuple(replace(c, outcome=Outcome.FAILED) if c.kind is Kind.JOB else c for c in children)
-    status = look(of, begun(of), running(failed)).status
+    status = plan_at(of, begun(of), running(failed)).status
     lasting = tuple(c for c in children if c.kind not in WITH_PODS)
     left = Observed(lasting, claim=Claim.BOUND)
-    second = look(of, status, left, seconds=60).status
+    second = plan_at(of, status, left, seconds=60).status
     assert second.attempts == 2
-    made = bodies(look(of, second, left, seconds=60))
+    made = bodies(plan_at(of, second, left, seconds=60))
     ours = {f"{body['kind']}/{body['metadata']['name']}": body for body in present(of, SETTINGS)[:-1]}
     own = {name for name, body in ours.items() if annotations(body) in [annotations(c.content) for c in lasting]}
     assert made == {name: body for name, body in ours.items() if name not in own}
@@ -222,12 +222,12 @@ def test_between_attempts_everything_gets_the_words_of_the_operator_that_begins_
 def test_a_child_that_is_gone_is_made_again_with_the_image_of_the_others(write: Write, lost: str) -> None:
     of = job()
     left = [body for body in write() if body["kind"] != lost]
-    made = bodies(look(of, begun(of), running(left)))
+    made = bodies(plan_at(of, begun(of), running(left)))
     assert {body["kind"] for body in made.values()} == {lost}
     images = {t["spec"]["containers"][0]["image"] for body in made.values() for t in templates(body)}
     assert images <= {"registry.test/workers:0"}
     after = [*left, *made.values()]
-    assert not bodies(look(of, begun(of), running(after))), "once"
+    assert not bodies(plan_at(of, begun(of), running(after))), "once"
 
 
 def test_an_image_that_the_user_chose_is_not_taken_for_the_operators() -> None:
@@ -249,7 +249,7 @@ def test_drift_made_by_hand_is_put_right_after_another_image_was_configured() ->
     for body in spoiled:
         for template in templates(body) if body["kind"] == "Deployment" else ():
             template["spec"]["containers"][0]["command"] = ["sleep"]
-    [made] = bodies(look(of, begun(of), running(spoiled))).values()
+    [made] = bodies(plan_at(of, begun(of), running(spoiled))).values()
     assert made == next(body for body in children if body["kind"] == "Deployment")
 
 
@@ -260,7 +260,7 @@ def test_a_file_that_somebody_spoiled_is_written_anew(write: Write) -> None:
         for body in children:
             if body["kind"] == "ConfigMap":
                 body["data"] = {"job.yaml": text}
-        made = bodies(look(job(rollout={"replicas": 2}), begun(of), running(children)))
+        made = bodies(plan_at(job(rollout={"replicas": 2}), begun(of), running(children)))
         assert json.loads(made["ConfigMap/job-job"]["data"]["job.yaml"])["spec"]["rollout"] == {"replicas": 2}
 
 
@@ -274,7 +274,7 @@ def test_an_attempt_whose_image_cannot_be_pulled_begins_anew_once_the_operator_h
     children = present(of, replace(SETTINGS, workers_image=image))
     waiting = tuple(replace(c, ready=0) for c in there(children))
     stuck = pods(of, waiting_reason="ImagePullBackOff", waiting_message="no such tag")
-    found = look(of, begun(of), Observed(waiting, stuck, Claim.BOUND)).status
+    found = plan_at(of, begun(of), Observed(waiting, stuck, Claim.BOUND)).status
     assert (says(found, ConditionType.SUCCEEDED)[1], found.restarts) == (turn, 0)
     if turn == "Restarting":
         assert "not counted, as it never ran" in says(found, ConditionType.SUCCEEDED)[2]
@@ -287,11 +287,11 @@ def test_what_an_installation_no_longer_allows_ends_no_attempt_and_begins_none()
     closed = replace(SETTINGS, job_egress=Egress.CLOSED)
     children = there(present(of, SETTINGS))
     with patch("test_operator_plan.SETTINGS", closed):
-        assert not bodies(look(of, status, running(children)))
+        assert not bodies(plan_at(of, status, running(children)))
         done = tuple(replace(c, outcome=Outcome.COMPLETE) if c.kind is Kind.JOB else c for c in children)
-        assert says(look(of, status, running(done)).status, ConditionType.SUCCEEDED)[1] == "Completed"
+        assert says(plan_at(of, status, running(done)).status, ConditionType.SUCCEEDED)[1] == "Completed"
         over = status.model_copy(update={"next_attempt_time": "2026-01-01T00:00:00Z"})
-        refused = look(of, over, NOTHING, seconds=9)
+        refused = plan_at(of, over, NOTHING, seconds=9)
         assert not applied(refused) and refused.status.attempts == 1
         assert "jobEgress" in says(refused.status, ConditionType.SPEC_VALID)[2]
 
@@ -361,7 +361,7 @@ def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: lis
                 assert began.setdefault(body["metadata"]["uid"], templates(body)) == templates(body), name
 
     async def run(stack: ExitStack) -> None:
-        await sim.settle(seconds=60)
+        await sim.run_until_quiet(seconds=60)
         for number, action in enumerate(actions):
             if action in OPERATORS:
                 stack.close()
@@ -395,7 +395,7 @@ def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: lis
                 sim.cluster.remove(Kind.RAY_CLUSTER, "job-rollout")
             check()
         sim.edit(suspend=False)
-        await sim.settle(limit=200)
+        await sim.run_until_quiet(limit=200)
         check()
         assert sim.condition("Succeeded")[1] == "Running"
         of = parse_job({**sim.cluster.objects[Kind.DISTILLATION_JOB, "job"], **TYPES})
@@ -406,7 +406,7 @@ def test_no_order_of_upgrades_changes_a_pod_of_an_attempt_under_way(actions: lis
         assert {engines[n] for n in ("replicas", "minReplicas", "maxReplicas")} == {of.spec.rollout.replicas}
         assert file["rollout"]["replicas"] == of.spec.rollout.replicas
         sim.trainers[sim.job_status["attempts"]] = (0, '{"reason": "Completed", "message": "done", "step": 10}')
-        await sim.settle(limit=200)
+        await sim.run_until_quiet(limit=200)
 
     with ExitStack() as stack:
         asyncio.run(run(stack))

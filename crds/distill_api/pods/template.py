@@ -1,7 +1,7 @@
 """The pods of a role as Kubernetes writes them, to be merged over what the operator writes.
 
-The schema leaves `spec` open, so that the CRD stays small: refusals.py refuses what may not be overridden, and a dry run
-of the API server judges the rest before the first pod. The other fields of a role's template are those of release
+The schema leaves `spec` open, so that the CRD stays small: refusals.py names what may not be overridden, and a dry
+run of the API server judges the rest before the first pod. The other fields of a role's template are those of release
 0.2.0, which former_template.py turns into pods.
 """
 
