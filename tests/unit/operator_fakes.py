@@ -344,7 +344,7 @@ class Simulation:
         for _ in range(limit):
             before = (len(self.cluster.writes), self.crashes)
             self.deliver()
-            await self.plan_at()
+            await self.reconcile_if_due()
             changed = self.play()
             if changed or (len(self.cluster.writes), self.crashes) != before or self.due <= self.now:
                 quiet = 0

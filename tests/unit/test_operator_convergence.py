@@ -317,7 +317,7 @@ def test_a_job_that_its_ttl_removes_is_forgotten_at_once() -> None:
 
     async def run() -> None:
         while (Kind.DISTILLATION_JOB, "job") in sim.cluster.objects:
-            await sim.plan_at()
+            await sim.reconcile_if_due()
             sim.play()
             sim.pass_time(1)
 

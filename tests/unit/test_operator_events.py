@@ -134,7 +134,7 @@ async def live(seed: int) -> Simulation:
     sim = simulation(rng)
     for _ in range(rng.randrange(5, 40)):
         sim.deliver()
-        await sim.plan_at()
+        await sim.reconcile_if_due()
         if rng.random() < 0.7:
             sim.play(collect=rng.random() < 0.4)
         if rng.random() < 0.3:
@@ -201,7 +201,7 @@ async def stays(sim: Simulation) -> None:
     for _ in range(3):
         sim.pass_time(61)
         sim.deliver()
-        await sim.plan_at()
+        await sim.reconcile_if_due()
     assert sim.cluster.writes == before
 
 
