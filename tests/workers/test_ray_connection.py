@@ -53,6 +53,25 @@ async def test_an_engine_actor_serves_is_updated_and_comes_back_when_it_dies(
         await asyncio.to_thread(disconnect)
 
 
+async def test_a_private_ray_that_was_too_slow_to_start_is_tried_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = [RuntimeError("The current node timed out during startup.")]
+    folders: list[str] = []
+
+    def init(*, _temp_dir: str, **_: object) -> None:
+        folders.append(_temp_dir)
+        if failures:
+            raise failures.pop()
+
+    monkeypatch.setattr(ray, "init", init)
+    connect(None)
+    assert len(set(folders)) == 2
+    failures += [RuntimeError("the second"), RuntimeError("the first")]
+    with pytest.raises(RayUnreachable, match=f"RuntimeError: the second.*{folders[0][:9]}"):
+        connect(None)
+    disconnect()
+    assert not any(Path(folder).exists() for folder in folders)
+
+
 async def test_a_lost_connection_is_not_mended_by_a_ray_of_the_trainers_own(
     tiny_model: TinyModel, tmp_path: Path
 ) -> None:

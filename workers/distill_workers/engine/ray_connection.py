@@ -26,6 +26,8 @@ auto_init_hook.enable_auto_connect = False
 
 CONNECT_SECONDS = 300.0
 RETRY_SECONDS = 2.0
+PRIVATE_TRIES = 2
+"""On a busy machine the first may fail: Ray gives its own processes 30 s to start (ray._private.node)."""
 
 _private_folders: list[str] = []
 
@@ -45,25 +47,7 @@ def connect(address: str | None, timeout_seconds: float = CONNECT_SECONDS) -> No
     # An engine takes the accelerators of its pod, whatever Ray has counted.
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if address is None:
-        # The paths of Unix sockets have a small limit, so the folder has a short one.
-        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
-        _private_folders.append(folder)
-        try:
-            ray.init(
-                address="local",
-                num_cpus=1,
-                include_dashboard=False,
-                object_store_memory=100_000_000,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                _temp_dir=folder,
-            )
-        except Exception as error:  # Ray raises whatever its parts do
-            why = " ".join(str(error).split())[:300]
-            raise RayUnreachable(
-                f"no Ray could be started on this machine ({type(error).__name__}: {why}); its logs are in "
-                f"{folder}/session_latest/logs"
-            ) from None
+        _start_private()
         return
     deadline, tries = time.monotonic() + timeout_seconds, 0
     while True:
@@ -83,6 +67,34 @@ def connect(address: str | None, timeout_seconds: float = CONNECT_SECONDS) -> No
                 ) from None
             log.warning("Ray at %s, try %d: %s", address, tries, why)
             time.sleep(RETRY_SECONDS)
+
+
+def _start_private() -> None:
+    """Start a Ray of this process alone. Raises RayUnreachable."""
+    for tries in range(1, PRIVATE_TRIES + 1):
+        # The paths of Unix sockets have a small limit, so the folder has a short one.
+        folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
+        _private_folders.append(folder)
+        try:
+            ray.init(
+                address="local",
+                num_cpus=1,
+                include_dashboard=False,
+                object_store_memory=100_000_000,
+                log_to_driver=False,
+                logging_level=logging.WARNING,
+                _temp_dir=folder,
+            )
+            return
+        except Exception as error:  # Ray raises whatever its parts do
+            why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+            with contextlib.suppress(Exception):
+                ray.shutdown()
+            if tries == PRIVATE_TRIES:
+                raise RayUnreachable(
+                    f"no Ray could be started on this machine ({why}); its logs are in {folder}/session_latest/logs"
+                ) from None
+            log.warning("Ray on this machine, try %d: %s", tries, why)
 
 
 def disconnect() -> None:
