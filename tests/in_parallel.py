@@ -33,8 +33,10 @@ def pytest_runtestloop(session: pytest.Session) -> bool | None:
         if not claim(Path(folder), path, session.config.rootpath):
             continue
         items = modules[path]
-        # A test of any other module: what belongs to this one is torn down, what belongs to the session is not.
-        after = next((others[0] for other, others in modules.items() if other != path), None)
+        # A test of another module: what belongs to this one is torn down, what belongs to the session is not. One of
+        # another folder, if there is one: which module comes next is not known, and this folder may be left.
+        others = [items[0] for other, items in modules.items() if other != path]
+        after = next((test for test in others if test.path.parent != path.parent), others[0] if others else None)
         for item, following in zip(items, [*items[1:], after], strict=True):
             item.config.hook.pytest_runtest_protocol(item=item, nextitem=following)
             if session.shouldfail:

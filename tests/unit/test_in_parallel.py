@@ -26,8 +26,11 @@ def test_it(i, made):
 def layer(tmp_path: Path) -> Path:
     for name in ("claims", "report", "tests"):
         (tmp_path / name).mkdir()
+    (tmp_path / "tests" / "inner").mkdir()
     for number in range(6):
         (tmp_path / "tests" / f"test_{number}.py").write_text(MODULE.format(right=True))
+    for number in range(6, 9):
+        (tmp_path / "tests" / "inner" / f"test_{number}.py").write_text(MODULE.format(right=True))
     return tmp_path
 
 
@@ -55,8 +58,8 @@ def test_each_test_runs_once_and_what_a_module_made_is_torn_down(layer: Path) ->
     found = both(layer)
 
     assert [code for code, _ in found] == [0, 0], found
-    assert sum(int(n) for _, text in found for n in re.findall(r"(\d+) passed", text)) == 18
-    expected = {f"test_{m}-{i}" for m in range(6) for i in range(3)} | {f"torn-test_{m}" for m in range(6)}
+    assert sum(int(n) for _, text in found for n in re.findall(r"(\d+) passed", text)) == 27
+    expected = {f"test_{m}-{i}" for m in range(9) for i in range(3)} | {f"torn-test_{m}" for m in range(9)}
     assert {path.name for path in (layer / "report").iterdir()} == expected
 
 
@@ -67,4 +70,4 @@ def test_a_failure_is_told_by_the_process_that_found_it(layer: Path) -> None:
 
     assert sorted(code for code, _ in found) == [0, 1]
     assert any("FAILED" in text and "test_3.py::test_it[1]" in text for _, text in found)
-    assert len(list((layer / "report").glob("test_*"))) == 18, "the others run all the same"
+    assert len(list((layer / "report").glob("test_*"))) == 27, "the others run all the same"

@@ -97,9 +97,9 @@ def test_ranks_are_numbered_over_all_nodes(monkeypatch: pytest.MonkeyPatch) -> N
     }
 
 
-def manifest(tmp_path: Path, **trainer: Any) -> Path:
+def manifest(tmp_path: Path, accelerator: str = "none", **trainer: Any) -> Path:
     spec = {
-        "accelerator": "none",
+        "accelerator": accelerator,
         "student": {"model": "/none"},
         "teacher": {"model": "/none"},
         "data": {"prompts": {"path": "/none"}},
@@ -131,15 +131,24 @@ def test_an_invalid_job_is_a_configuration_error_with_a_report(tmp_path: Path) -
     assert json.loads(report.read_text())["reason"] == "ConfigurationError"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-def test_the_real_trainer_is_what_it_starts(tmp_path: Path, ranks: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    ("accelerator", "ranks", "trainer"),
+    [
+        ("none", 1, "distill_workers.trainer_on_cpu"),
+        ("none", 2, "distill_workers.trainer_on_cpu"),
+        ("nvidia.com/gpu", 2, "distill_workers.trainer"),
+    ],
+)
+def test_the_real_trainer_is_what_it_starts(
+    tmp_path: Path, accelerator: str, ranks: int, trainer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     import distill_workers.launch as module
 
     started: list[Any] = []
     monkeypatch.setattr(ChildProcesses, "run", lambda self: started.extend(self._commands) or 0)
     monkeypatch.setattr(module, "exit_on_signal", lambda: None)
-    assert module.main(["--job", str(manifest(tmp_path, gpusPerNode=ranks))]) == 0
-    assert [command[1:] for command, _ in started] == [["-m", "distill_workers.trainer"]] * ranks
+    assert module.main(["--job", str(manifest(tmp_path, accelerator, gpusPerNode=ranks))]) == 0
+    assert [command[1:] for command, _ in started] == [["-m", trainer]] * ranks
     assert [environment["RANK"] for _, environment in started] == [str(rank) for rank in range(ranks)]
     assert {environment["WORLD_SIZE"] for _, environment in started} == {str(ranks)}
 

@@ -297,6 +297,7 @@ def test_an_evaluation_places_its_engine_and_its_teacher(
         raise ConfigurationError("no further")
 
     monkeypatch.setattr(SGLangServer, "wait_ready", stop)
+    monkeypatch.setattr(SGLangServer, "exit_code", lambda self: None)
     with pytest.raises(ConfigurationError, match="no further"):
         asyncio.run(evaluate(spec, str(tiny_model(0)), [], HERE))
     assert sorted(environment["CUDA_VISIBLE_DEVICES"] for environment in children) == ["0", "1"]
