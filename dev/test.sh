@@ -1,18 +1,19 @@
 #!/bin/bash
 # test.sh LAYER... - runs the test layers in the order given, says how long each took, stops at the first that fails.
 #
-# Two processes, or four, share the modules of a layer (tests/in_parallel.py), whose lines begin with [1], [2], …;
+# Two processes share the modules of a layer (tests/in_parallel.py), whose lines begin with [1] and [2];
 # TEST_PROCESSES=1 runs one. docs/testing.md says what each layer promises.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${DISTILL_CACHE:-}" ] || export DISTILL_CACHE="$HOME/.cache/distillation-operator"
+PROCESSES=${TEST_PROCESSES:-2}
 
-# in_parallel PROCESSES PYTHON FOLDER...: the tests of the folders. Fails if one process does; the others run to their end.
+# in_parallel PYTHON FOLDER...: the tests of the folders. Fails if one process does; the others run to their end.
 in_parallel() {
-  local processes=${TEST_PROCESSES:-$1} python=$2 claims number failed=0 pids=()
-  shift 2
+  local python=$1 claims number failed=0 pids=()
+  shift
   claims=$(mktemp -d)
-  for ((number = 0; number < processes; number++)); do
+  for ((number = 0; number < PROCESSES; number++)); do
     (
       set -o pipefail
       DISTILL_TEST_PARALLEL="$number:$claims" PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}" \
@@ -36,7 +37,7 @@ instruction_sets() {
       avx512) grep -qw avx512f /proc/cpuinfo || continue ;;
     esac
     echo "=== isa: ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn"
-    ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn OMP_NUM_THREADS=1 in_parallel 2 workers/.venv/bin/python \
+    ATEN_CPU_CAPABILITY=$aten ONEDNN_MAX_CPU_ISA=$onednn OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python \
       tests/workers/test_megatron_*.py tests/workers/test_objective_*.py tests/workers/test_vocabulary_divergence.py ||
       return 1
   done
@@ -45,10 +46,8 @@ instruction_sets() {
 layer() {
   case $1 in
     lint) make --no-print-directory lint ;;
-    unit | chart) in_parallel 2 operator/.venv/bin/python "tests/$1" ;;
-    # The tests of the API server wait more than they compute.
-    api) in_parallel 4 operator/.venv/bin/python "tests/$1" ;;
-    workers) make --no-print-directory models && OMP_NUM_THREADS=1 in_parallel 2 workers/.venv/bin/python tests/workers ;;
+    unit | api | chart) in_parallel operator/.venv/bin/python "tests/$1" ;;
+    workers) make --no-print-directory models && OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python tests/workers ;;
     isa) make --no-print-directory models && instruction_sets ;;
     e2e) make --no-print-directory models && operator/.venv/bin/python -m pytest -q tests/e2e ;;
     *) echo "no test layer $1: unit, api, chart, workers, isa, e2e or lint" >&2; return 2 ;;
