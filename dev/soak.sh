@@ -7,7 +7,7 @@ cd "$(dirname "$0")/.."
 export SOAK_MINUTES=${SOAK_MINUTES:-120} OMP_NUM_THREADS=1 PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}"
 
 failed=()
-for part in operator/unit operator/api workers/workers; do
+for part in operator/unit operator/api workers/workers operator/e2e; do
   echo "=== soak: tests/${part#*/}"
   "${part%/*}/.venv/bin/python" -m pytest -q -s -m soak "tests/${part#*/}" || failed+=("tests/${part#*/}")
 done

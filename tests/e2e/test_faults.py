@@ -124,6 +124,7 @@ def test_a_job_outlives_the_api_server_its_node_and_its_ray_head(jobs: Jobs) -> 
     jobs.delete(name)
 
 
+@pytest.mark.soak
 def test_a_full_output_volume_is_named_and_with_room_again_the_job_goes_on(jobs: Jobs, small: Path) -> None:
     name = "fills"
     folder, ballast = small / name, small / "ballast"
