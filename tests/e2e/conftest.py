@@ -47,9 +47,9 @@ class Jobs:
     def names(self, kind: str, selector: str = "") -> list[str]:
         return self.kubectl("get", kind, "-l", selector, "-o", "name").split()
 
-    def arithmetic(self, name: str, example: str = "arithmetic-cpu", **changes: Any) -> None:
+    def arithmetic(self, name: str, example: str = "examples/arithmetic-cpu", **changes: Any) -> None:
         """Applies an example under a name; `changes` are merged into spec, two levels deep."""
-        manifest = yaml.safe_load((REPO / "examples" / f"{example}.yaml").read_text())
+        manifest = yaml.safe_load((REPO / f"{example}.yaml").read_text())
         manifest["metadata"]["name"] = name
         manifest["spec"]["output"]["volume"]["claimName"] = "output"
         for key, value in changes.items():

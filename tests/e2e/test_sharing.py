@@ -16,7 +16,7 @@ def test_a_job_learns_from_a_shared_teacher_while_engines_join_and_leave(jobs: J
     jobs.kubectl("apply", "-f", "-", stdin=json.dumps(teacher))
     name = "shares"
     schedule = {"steps": 60, "checkpointEverySteps": 60}
-    jobs.arithmetic(name, "shared-teacher-cpu", schedule=schedule, evaluation=[])
+    jobs.arithmetic(name, "examples/shared-teacher-cpu", schedule=schedule, evaluation=[])
     log = jobs.output / name / "logs" / "rank-0.log"
 
     def said(text: str) -> bool:

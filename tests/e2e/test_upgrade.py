@@ -86,7 +86,9 @@ def test_a_running_job_goes_on_untouched_through_an_upgrade_and_the_next_is_of_t
         chart, image, _ = installed()
         assert (chart, image.rpartition(":")[2]) == (f"distillation-operator-{BEFORE}", BEFORE)
         schedule = {"steps": 60, "checkpointEverySteps": 60}
-        jobs.arithmetic(name, schedule=schedule, rollout={"promptsPerStep": 32}, evaluation=[])
+        # As users had written it: the release does not know podTemplate.
+        example = "tests/releases/examples-0.2.0/arithmetic-cpu"
+        jobs.arithmetic(name, example, schedule=schedule, rollout={"promptsPerStep": 32}, evaluation=[])
         jobs.wait("the first steps", lambda: jobs.step(name) >= 2, 600)
         pods, children = pods_of(jobs, name), children_of(jobs, name)
         assert images_of(pods) == {f"local.test/distillation-workers:{BEFORE}"}
