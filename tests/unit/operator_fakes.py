@@ -282,6 +282,7 @@ class Simulation:
     def start(self) -> None:
         """A new process, which remembers nothing."""
         poller = ProgressPoller(1.0, lambda _: None)
+        poller.is_silent = lambda key, pod_uid: True  # type: ignore[method-assign]  # its trainers answer nobody
         recorder = EventRecorder(self.cluster, "test/operator", "test", lambda: self.now)
         self.cache = Cache(self.cluster, OWNERSHIP, clock=lambda: self.now.timestamp())
         self.reconciler = JobController(self.cache, self.settings, recorder, poller, JobRegistry(), lambda: self.now)

@@ -527,7 +527,9 @@ def test_a_stalled_attempt_is_ended_once_its_stacks_are_written_unless_it_is_onl
     assert stalled.requeue_after == 60
     waiting = plan_at(of, stalled.status, running(of), seconds=159)
     assert says(waiting.status, ConditionType.SUCCEEDED)[1] == "Running" and waiting.requeue_after == 1
-    ended = plan_at(of, stalled.status, running(of), seconds=160).status
+    unasked = plan_at(of, stalled.status, running(of), seconds=9999).status
+    assert says(unasked, ConditionType.SUCCEEDED)[1] == "Running", "this process has not asked the trainer yet"
+    ended = plan_at(of, stalled.status, running(of, trainer_silent=True), seconds=160).status
     assert says(ended, ConditionType.SUCCEEDED)[1] == "Restarting" and ended.restarts == 1
     assert "stallPolicy: Report" in says(ended, ConditionType.SUCCEEDED)[2]
     assert says(ended, ConditionType.TRAINER_READY)[1] == "NoStep"

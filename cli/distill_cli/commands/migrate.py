@@ -2,6 +2,7 @@
 
 import bisect
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,10 @@ def migrate(file: Path, write: bool) -> int:
     except yaml.YAMLError as error:
         raise CommandFailed(f"{file}: is not YAML: {' '.join(str(error).split())}") from None
     if write:
-        file.write_text(found, encoding="utf-8")
+        aside = file.with_name(f".{file.name}.new")
+        aside.write_text(found, encoding="utf-8")
+        shutil.copymode(file, aside)
+        aside.replace(file)
         click.echo(f"{file}: {'nothing to migrate' if found == text else 'migrated'}")
     else:
         click.echo(found, nl=False)

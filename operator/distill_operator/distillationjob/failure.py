@@ -113,12 +113,17 @@ def restart_seconds_left(job: DistillationJob, status: Status, now: datetime) ->
 
 
 def trainer_stalled(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Failure | None:
-    """Return the failure of an attempt that has stalled; None where it has not, or a step has just ended."""
+    """Return the failure of an attempt that has stalled; None where it has not.
+
+    The condition alone does not tell: steps may have ended while no operator ran, and the trainer is not asked yet.
+    """
     left = restart_seconds_left(job, status, now)
     if left is None or left > 0:
         return None
-    progress = observed.report.progress if observed.report else None
-    if progress and progress.last_step_time and seconds_since(progress.last_step_time, now) < STACKS_SECONDS:
+    last_step = observed.report.progress.last_step_time if observed.report else None
+    if observed.report is None and not observed.trainer_silent:
+        return None
+    if last_step and seconds_since(last_step, now) < job.spec.stall_timeout_seconds:
         return None
     message = (
         f"no step has ended for {job.spec.stall_timeout_seconds} s (stallTimeoutSeconds); the log of a rank that hangs "

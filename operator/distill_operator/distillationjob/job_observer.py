@@ -58,6 +58,7 @@ class JobObserver:
         live = not conditions.is_finished(status) and (ended or between or suspending or first)
         found_pods = await self._cache.pods(key, live=True) if live else known
         pods = pods_of(found_pods, uid, children)
+        report, silent = self._report(key, pods)
         return Observed(
             children=children,
             pods=pods,
@@ -65,7 +66,8 @@ class JobObserver:
             claim=await self._claim(key.namespace, job, status),
             kuberay_installed=await self._cache.serves(Kind.RAY_CLUSTER),
             gang_problem=gang_problem,
-            report=self._report(key, pods),
+            report=report,
+            trainer_silent=silent,
             teachers=await self._teachers(key.namespace, job),
             unwatched=self._cache.unwatched or pod_group.dialect(job) is not None,
         )
@@ -135,12 +137,12 @@ class JobObserver:
             storage_class = await self._cache.storage_class(class_name) if class_name else {}
         return reading.read_claim(claim, storage_class)
 
-    def _report(self, key: Key, pods: tuple[Pod, ...]) -> Any:
-        """Return what rank 0 of the newest attempt reported last."""
+    def _report(self, key: Key, pods: tuple[Pod, ...]) -> tuple[Any, bool]:
+        """Return what rank 0 of the newest attempt reported last, and whether it does not answer."""
         ranks = [p for p in pods if p.role is Role.TRAINER and p.index == 0]
         if not ranks:
             self._progress.pause(key)
-            return None
+            return None, False
         newest = max(ranks, key=lambda p: (p.attempt, not p.deleting, p.running))
         if newest.running and newest.ip:
             self._progress.follow(key, newest.uid, newest.ip)
@@ -149,7 +151,7 @@ class JobObserver:
         # The termination message of a trainer holds its last numbers: no poll has to be in time for them.
         ended = reading.exit_report(newest.exit_message) if newest.exit_message else None
         report = ended.final if ended and ended.final else self._progress.latest(key, newest.uid)
-        return reading.usable(report) if report else None
+        return reading.usable(report) if report else None, self._progress.is_silent(key, newest.uid)
 
 
 def _under_way(job: DistillationJob, status: Status) -> bool:

@@ -81,6 +81,12 @@ class ProgressPoller:
         known = self._watched.get(key)
         return known.report if known and known.pod == pod_uid else None
 
+    def is_silent(self, key: Key, pod_uid: str) -> bool:
+        """Return whether a pod was asked, and has not answered for SILENCE_SECONDS."""
+        known = self._watched.get(key)
+        since = known.silent_since if known and known.pod == pod_uid else None
+        return since is not None and self._clock() - since >= SILENCE_SECONDS
+
     async def run(self) -> None:
         """Poll until cancelled."""
         timeout, beat = aiohttp.ClientTimeout(total=TIMEOUT_SECONDS), self._heart("progress")

@@ -140,6 +140,8 @@ class Observed:
     """Why no group of pods can be made, where the spec wants one."""
     report: ProgressReport | None = None
     """The newest answer of trainer rank 0, if any."""
+    trainer_silent: bool = False
+    """Trainer rank 0 has not answered this process for a minute: no report does not mean that none was asked for."""
     teachers: tuple[ObservedTeacher, ...] = ()
     """Those of the Teachers it names that exist."""
     unwatched: bool = False

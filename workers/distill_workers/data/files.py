@@ -49,7 +49,7 @@ def files_of(path: Path) -> list[Path]:
         return found
     if not path.exists():
         raise PromptError(
-            f"{path}: does not exist; mount the volume that holds it through trainer.template.volumes (distill run: "
+            f"{path}: does not exist; mount the volume that holds it in podTemplate (distill run: "
             f"--volume {path.parent}=FOLDER)"
         )
     return [path]

@@ -82,7 +82,7 @@ def hub_rows(dataset: Dataset) -> Iterator[Row]:
         raise PromptError(
             f"{where}: could not be had from the Hugging Face hub (config {dataset.config or 'default'}, split "
             f"{dataset.split}, revision {dataset.revision or 'newest'}): {type(error).__name__}: {one_line(error)}; "
-            "give one that exists there (for a gated one set HF_TOKEN: in trainer.template.env, or for distill run in "
+            "give one that exists there (for a gated one set HF_TOKEN: in podTemplate for main, or for distill run in "
             "the environment), or a path"
         ) from None
     yield from table_rows(table, f"{where}, split {dataset.split},")

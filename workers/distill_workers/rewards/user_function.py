@@ -71,8 +71,8 @@ class UserFunction:
             function = getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             return Outcome(
-                refused=f"{error}; put the module on PYTHONPATH: in trainer.template.env, or for distill run in the "
-                "environment"
+                refused=f"{error}; put the module on PYTHONPATH: in trainer.template for main, or for distill run in "
+                "the environment"
             )
         except BaseException as error:
             return Outcome(refused=f"its module {module} raised {_raised(error)} while it was imported")
