@@ -24,6 +24,6 @@ def model_folder(model: str, field: str) -> Path:
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigurationError(
             f"{field}: {model} could not be had from the Hugging Face hub: {' '.join(str(error).split())[:500]}; "
-            "give a model that exists there (for a gated one set HF_TOKEN: in podTemplate for main, or for distill run in "
-            "the environment), or a path"
+            "give a model that exists there (for a gated one set HF_TOKEN: in podTemplate for main, or for distill run "
+            "in the environment), or a path"
         ) from None
