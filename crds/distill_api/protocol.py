@@ -7,9 +7,9 @@ pod, and state.json in the run folder, are the JSON of `ExitReport`.
 
 from collections.abc import Mapping
 from enum import IntEnum, StrEnum
-from typing import Annotated
+from typing import Annotated, Any
 
-from pydantic import Field
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer
 
 from distill_api.base import Model
 from distill_api.names import ONLY_TEACHER
@@ -123,6 +123,12 @@ class ProgressReport(Model):
     )
     progress: Progress = Field(description="Progress, which is copied into status.progress.")
     result: Result | None = Field(None, description="Result, which is copied into status.result when phase is Done.")
+
+    @model_serializer(mode="wrap")
+    def _without_empty_notes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Operators of release 0.1.0 read no report with a field that they do not know."""
+        found: dict[str, Any] = handler(self)
+        return found if self.notes else {name: value for name, value in found.items() if name != "notes"}
 
 
 class ExitReport(Model):

@@ -24,8 +24,10 @@ from operator_fakes import SETTINGS, UID, Json, Simulation, job, manifest
 from test_operator_plan import NOTHING, applied, begun, deleted, plan_at, pods, says
 
 from distill_api.job import DistillationJob, load_job, parse_job
+from distill_api.protocol import Phase, ProgressReport
 from distill_api.spec.job_spec import Rollout, Spec, TeacherSource
-from distill_api.status import ConditionType
+from distill_api.status import ConditionType, Progress
+from distill_operator.distillationjob import progress_poller
 from distill_operator.kinds import Kind
 from distill_operator.model.observed import Child, Claim, Observed, Outcome
 from distill_operator.model.reading import exit_report, read_child
@@ -73,6 +75,25 @@ def run_release(folder: Path, program: str, text: str = "") -> str:
     environment = {"PYTHONPATH": f"{folder / 'crds'}:{folder / 'operator'}"}
     command = [sys.executable, "-c", program]
     return subprocess.run(command, input=text, env=environment, capture_output=True, check=True, text=True).stdout
+
+
+READ = """
+import sys
+from distill_api.wire import ProgressReport
+print(ProgressReport.model_validate_json(sys.stdin.read()))
+"""
+REPORT = ProgressReport(phase=Phase.TRAINING, progress=Progress(step=3, total_steps=9))
+
+
+def test_operators_read_the_reports_of_trainers_of_another_release(release: Path) -> None:
+    """Workers of another release run where an image is set by hand, and while an upgrade goes back."""
+    text = REPORT.model_dump_json(by_alias=True, exclude_none=True)
+    assert "step=3" in run_release(release, READ, text), "nothing that older operators do not know is sent without need"
+    later = json.loads(text)
+    later["mood"] = later["progress"]["mood"] = "good"
+    assert progress_poller._read(json.dumps(later).encode()) == REPORT
+    ended = exit_report(json.dumps({"reason": "Completed", "message": "", "final": later, "mood": "good"}))
+    assert ended is not None and ended.final == REPORT
 
 
 def present(of: DistillationJob, by: Settings) -> list[Json]:

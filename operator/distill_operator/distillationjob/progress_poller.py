@@ -142,7 +142,8 @@ def _idle(report: ProgressReport) -> ProgressReport:
 
 def _read(body: bytes | None) -> ProgressReport | None:
     try:
-        return ProgressReport.model_validate_json(body or b"")
+        # Trainers of a later release may say more.
+        return ProgressReport.model_validate_json(body or b"", extra="ignore")
     except ValidationError:
         return None
 

@@ -152,7 +152,7 @@ def _usable_time(text: str | None) -> str | None:
 def exit_report(text: str) -> ExitReport | None:
     """Return the report in a termination message; None where the process ended without writing one."""
     try:
-        return ExitReport.model_validate(json.loads(text))
+        return ExitReport.model_validate(json.loads(text), extra="ignore")
     except (ValueError, ValidationError):
         return None
 
