@@ -187,6 +187,33 @@ def test_fields_of_a_pod_that_the_operator_does_not_know_are_passed_on(role: str
     assert container(made)["resources"]["claims"] == [{"name": "gpu"}]
 
 
+@pytest.mark.parametrize("role", ["trainer", "teacher"])
+def test_a_container_that_is_deleted_as_it_starts_has_time_to_set_its_handler_of_the_signal(role: str) -> None:
+    """As the first process of its container it would never receive a SIGTERM that came before."""
+    made = rendered(role, {})
+    assert container(made)["lifecycle"] == {"preStop": {"exec": {"command": ["sleep", "2"]}}}
+    assert made["spec"]["terminationGracePeriodSeconds"] >= 30, "the delay counts towards the grace period"
+
+
+@in_every_role
+def test_a_hook_of_the_user_before_the_signal_replaces_that_of_the_operator(role: str) -> None:
+    own = {"preStop": {"httpGet": {"path": "/drain", "port": 8080}}}
+    assert container(rendered(role, main(lifecycle=own)))["lifecycle"] == own
+    assert "lifecycle" not in container(rendered(role, main(lifecycle=None)))
+
+
+@pytest.mark.parametrize("role", FIELDS)
+def test_a_hook_of_the_user_for_all_roles_replaces_that_of_the_operator(role: str) -> None:
+    own = {"preStop": {"httpGet": {"path": "/drain", "port": 8080}}}
+    assert container(rendered(role, {}, podTemplate=main(lifecycle=own)))["lifecycle"] == own
+
+
+@pytest.mark.parametrize("role", ["trainer", "teacher"])
+def test_a_hook_of_the_user_after_the_start_is_beside_that_of_the_operator(role: str) -> None:
+    own = {"postStart": {"exec": {"command": ["true"]}}}
+    assert set(container(rendered(role, main(lifecycle=own)))["lifecycle"]) == {"postStart", "preStop"}
+
+
 @in_every_role
 def test_the_environment_may_come_from_elsewhere(role: str) -> None:
     made = container(rendered(role, main(envFrom=[{"secretRef": {"name": "hub"}}])))

@@ -14,7 +14,6 @@ from distill_api.pods import refusals
 from distill_api.pods.agreement import main_environment
 from distill_api.pods.refusals import MAIN
 from distill_api.pods.template import PodTemplate, main_containers
-from distill_api.spec.job_spec import WeightSync
 from distill_api.teacher.kind import Teacher
 from distill_operator.resources.strategic_merge import merged
 from distill_operator.settings import Settings
@@ -29,6 +28,9 @@ KEY_ENTRY = "key"
 """Entry of the Secret that holds the key (secret.py)."""
 CPU_REQUESTS = {"cpu": "100m", "memory": "1Gi"}
 """Requests of a pod without accelerators: for a small model on a small machine; a template sizes anything larger."""
+STOP_DELAY_SECONDS = 2
+"""Time between a deletion and SIGTERM, which a container's first process never receives before it has a handler, and
+would live on for its grace period. It is an exec, since the `sleep` of a hook needs Kubernetes 1.30."""
 ACCELERATOR_CPU = 2
 ACCELERATOR_MEMORY_GIB = 16
 """Requests per accelerator. There are no limits by default: an estimate must not end a pod that the node could hold."""
@@ -49,6 +51,8 @@ class Container:
     needs_shared_memory: bool = False
     """Whether NCCL needs a /dev/shm above the runtime's 64 MB. KubeRay gives one to its pods by itself."""
     grace_seconds: int = 30
+    handles_signals: bool = False
+    """Whether the command handles SIGTERM: it has STOP_DELAY_SECONDS to begin to, out of the grace period."""
 
 
 def metadata(owner: Owner, name: str, role: Role | None = None, attempt: int | None = None) -> Json:
@@ -209,8 +213,16 @@ def _main_container(job: Owner, settings: Settings, mine: list[Json], container:
         },
         "volumeMounts": mounts,
         **container.probes,
+        "lifecycle": _lifecycle(mine, container),
     }
     return {key: value for key, value in spec.items() if value not in (None, [], {})}
+
+
+def _lifecycle(mine: list[Json], container: Container) -> Json:
+    # Two handlers of one hook would be refused.
+    if not container.handles_signals or any((each.get("lifecycle") or {}).get("preStop") for each in mine):
+        return {}
+    return {"preStop": {"exec": {"command": ["sleep", str(STOP_DELAY_SECONDS)]}}}
 
 
 def _environment(job: Owner) -> list[Json]:
@@ -282,8 +294,3 @@ def config_map_name(owner: Owner) -> str:
     """Return the name of the ConfigMap that shows the owner's manifest to its pods."""
     name = owner.metadata.name
     return names.config_map(name) if isinstance(owner, DistillationJob) else names.shared_teacher(name)
-
-
-def shares_weights_by_disk(job: DistillationJob) -> bool:
-    """Return whether engines read the weights from the output volume."""
-    return job.spec.trainer.weight_sync is WeightSync.DISK

@@ -9,14 +9,8 @@ from distill_api import names, protocol
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.pods import refusals
-from distill_operator.resources.pod_template import (
-    Container,
-    Json,
-    metadata,
-    pod_labels,
-    pod_template,
-    shares_weights_by_disk,
-)
+from distill_api.spec.job_spec import WeightSync
+from distill_operator.resources.pod_template import Container, Json, metadata, pod_labels, pod_template
 from distill_operator.settings import Settings
 
 RAY_VERSION = "2.60.0"
@@ -43,7 +37,7 @@ def ray_cluster(job: DistillationJob, settings: Settings) -> Json:
             (protocol.RAY_METRICS_PORT_NAME, protocol.RAY_METRICS_PORT),
         ],
         accelerators=rollout.tensor_parallel_size,
-        needs_output=shares_weights_by_disk(job),
+        needs_output=job.spec.trainer.weight_sync is WeightSync.DISK,
     )
     return {
         "apiVersion": "ray.io/v1",

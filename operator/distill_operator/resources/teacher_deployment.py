@@ -37,6 +37,7 @@ def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacherSo
         accelerators=teacher.tensor_parallel_size,
         probes=PROBES,
         needs_shared_memory=teacher.tensor_parallel_size > 1,
+        handles_signals=True,
     )
     return {
         "apiVersion": "apps/v1",

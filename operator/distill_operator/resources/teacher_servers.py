@@ -36,6 +36,7 @@ def deployment(teacher: Teacher, settings: Settings, replicas: int) -> Json:
         accelerators=spec.tensor_parallel_size,
         probes=PROBES,
         needs_shared_memory=spec.tensor_parallel_size > 1,
+        handles_signals=True,
     )
     own_labels = pod_labels(teacher, Role.TEACHER)
     return {

@@ -43,6 +43,7 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
         needs_output=True,
         needs_shared_memory=trainer.gpus_per_node > 1,
         grace_seconds=GRACE_SECONDS,
+        handles_signals=True,
     )
     return {
         "apiVersion": "batch/v1",
