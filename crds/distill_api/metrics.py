@@ -194,7 +194,7 @@ OPERATOR_METRICS = (
     Metric(
         "distill_operator_namespaces_failing",
         Kind.GAUGE,
-        "Watched namespaces whose last list failed; without watchNamespaces all of them count as one.",
+        "Watched namespaces whose last list failed; where all are watched they count as one.",
     ),
     Metric("distill_operator_api_requests", Kind.COUNTER, "Requests to the API server.", ("verb", "code")),
     Metric("distill_job_info", Kind.GAUGE, "1 for each job.", ("namespace", "name", "student", "teacher")),

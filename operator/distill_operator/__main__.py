@@ -33,6 +33,7 @@ from distill_operator.runtime.leader_election import Election, LeaseNotRenewed
 from distill_operator.runtime.ownership import Key
 from distill_operator.runtime.watcher import Watches
 from distill_operator.runtime.work_queue import Retry, WorkQueue
+from distill_operator.selected_namespaces import SelectedNamespaces
 from distill_operator.settings import InvalidSettings, Settings
 from distill_operator.teacher.controller import TeacherController
 from distill_operator.teacher.teacher_registry import TeacherRegistry
@@ -105,6 +106,7 @@ async def operate(settings: Settings) -> None:
         wake=queue.add_after,
         renew_watches=watches.renew,
         heart=hearts.heart,
+        end_heart=hearts.end,
     )
     election = _election(settings, cluster, hearts)
     work: dict[str, Callable[[], Awaitable[None]]] = {
@@ -113,6 +115,15 @@ async def operate(settings: Settings) -> None:
         "progress": progress.run,
         "watches": watches.run,
     }
+    if settings.watch_namespace_selector:
+        cache.namespaces = settings.watch_namespaces
+        work["namespaces"] = SelectedNamespaces(
+            cluster,
+            settings.watch_namespace_selector,
+            settings.watch_namespaces,
+            turn_to=resync.turn_to,
+            heart=hearts.heart,
+        ).run
     tasks: dict[str, asyncio.Future[Any]] = {
         "health": asyncio.ensure_future(health_server.serve(settings, hearts, metrics.registry()))
     }

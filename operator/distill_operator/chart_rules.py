@@ -3,7 +3,7 @@
 import sys
 from collections.abc import Iterable
 
-from distill_operator.rbac import CLUSTER_RULES, GANG_RULES, LEASE_RULES, NAMESPACED_RULES, Rule
+from distill_operator.rbac import CLUSTER_RULES, GANG_RULES, LEASE_RULES, NAMESPACE_RULES, NAMESPACED_RULES, Rule
 
 GANG_GROUPS = {
     "scheduler-plugins": "scheduling.x-k8s.io",
@@ -29,7 +29,9 @@ def rules_template() -> str:
         + "{{- end }}\n"
     )
     namespaced = _define("namespacedRules", _rules(NAMESPACED_RULES) + gang)
-    return HEAD + "\n".join((namespaced, _define("clusterRules", _rules(CLUSTER_RULES)), _lease_rules()))
+    selected = "{{- if .Values.watchNamespaceSelector }}\n" + _rules(NAMESPACE_RULES) + "{{- end }}\n"
+    cluster = _define("clusterRules", _rules(CLUSTER_RULES) + selected)
+    return HEAD + "\n".join((namespaced, cluster, _lease_rules()))
 
 
 def _lease_rules() -> str:

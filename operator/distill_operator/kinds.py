@@ -40,6 +40,7 @@ class Kind(Enum):
     VOLCANO_GROUP = Resource("PodGroup", "scheduling.volcano.sh/v1beta1", "podgroups")
     KAI_GROUP = Resource("PodGroup", "scheduling.run.ai/v2alpha2", "podgroups")
     EVENT = Resource("Event", "events.k8s.io/v1", "events")
+    NAMESPACE = Resource("Namespace", "v1", "namespaces")
     LEASE = Resource("Lease", "coordination.k8s.io/v1", "leases")
     DISTILLATION_JOB = Resource(KIND, API_VERSION, PLURAL)
     TEACHER = Resource(teacher_kind.KIND, API_VERSION, teacher_kind.PLURAL)

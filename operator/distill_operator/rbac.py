@@ -59,6 +59,12 @@ LEASE_RULES: tuple[Rule, ...] = (
 )
 """For a Role in the operator's own namespace, when DISTILL_LEADER_ELECTION is true."""
 
+NAMESPACE_RULES: tuple[Rule, ...] = (
+    # Which namespaces have the label.
+    {"apiGroups": [""], "resources": ["namespaces"], "verbs": ["list"]},
+)
+"""With CLUSTER_RULES, when DISTILL_WATCH_NAMESPACE_SELECTOR is set."""
+
 CLUSTER_RULES: tuple[Rule, ...] = (
     # WaitForFirstConsumer claims stay Pending until a pod wants them; without this right every pending claim is
     # taken for one of those, and the trainer's pods tell what is wrong instead.

@@ -7,7 +7,7 @@ it was listed once: what is not known yet would be taken for gone.
 import asyncio
 import logging
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.errors import ApiError
@@ -38,6 +38,7 @@ class Resync:
         wake: Callable[[Key, float], None],
         renew_watches: Callable[[str], None],
         heart: Heart,
+        end_heart: Callable[[str], None] = lambda part: None,
         jitter: Callable[[], float] = random.random,
     ) -> None:
         self.failing: set[str] = set()
@@ -52,11 +53,15 @@ class Resync:
         """Called with an owner, and in how many seconds it is to be reconciled."""
         self._renew_watches = renew_watches
         self._heart = heart
+        self._end_heart = end_heart
+        """Called with a part whose work is over."""
         self._jitter = jitter
         self._listed: set[str] = set()
         self._left: set[str] = set()
-        """Namespaces that were listed once, and are forbidden by now."""
+        """Namespaces that were listed once, and are forbidden or not watched by now."""
         self._went_back = 0
+        self._turned = asyncio.Event()
+        """Set when other namespaces are to be watched."""
 
     def may_reconcile(self, key: Key) -> bool:
         """Return whether enough is known of an owner's namespace; of one that is left, owners are only forgotten."""
@@ -71,15 +76,29 @@ class Resync:
 
     async def run(self) -> None:
         """List until cancelled."""
+        kept: dict[str, asyncio.Task[None]] = {}
         async with asyncio.TaskGroup() as tasks:
-            for namespace in self._cache.namespaces:
-                tasks.create_task(self._keep(namespace))
             while True:
-                await asyncio.sleep(self._interval)
-                self._cache.expire()
+                self._turned.clear()
+                for namespace in kept.keys() - set(self._cache.namespaces):
+                    kept.pop(namespace).cancel()
+                    self._end_heart(_part(namespace))
+                    self.failing.discard(namespace)
+                    self._leave(namespace)
+                for namespace in set(self._cache.namespaces) - kept.keys():
+                    kept[namespace] = tasks.create_task(self._keep(namespace))
+                try:
+                    await asyncio.wait_for(self._turned.wait(), self._interval)
+                except TimeoutError:
+                    self._cache.expire()
+
+    def turn_to(self, namespaces: Collection[str]) -> None:
+        """Watch these namespaces from now on, and no other."""
+        self._cache.namespaces = tuple(namespaces)
+        self._turned.set()
 
     async def _keep(self, namespace: str) -> None:
-        beat, failures = self._heart(f"lists of {namespace or 'all namespaces'}"), 0
+        beat, failures = self._heart(_part(namespace)), 0
         while True:
             try:
                 await self._list(namespace)
@@ -124,12 +143,16 @@ class Resync:
         forbidden = isinstance(error, ApiError) and error.status == 403 and not self.all_failing
         if namespace in self._listed and forbidden and failures >= LEFT_AFTER:
             logger.warning("namespace %s is forbidden: its jobs are forgotten until it is not", namespace)
-            self._listed.discard(namespace)
-            self._left.add(namespace)
-            left = self._known_in(namespace)
-            self._cache.leave(namespace)
-            for key in left:
-                self._wake(key, 0.0)
+            self._leave(namespace)
+
+    def _leave(self, namespace: str) -> None:
+        """Forget the owners of a namespace. Nothing in it is changed."""
+        self._listed.discard(namespace)
+        self._left.add(namespace)
+        left = self._known_in(namespace)
+        self._cache.leave(namespace)
+        for key in left:
+            self._wake(key, 0.0)
 
     def _look_back(self) -> None:
         if self._cache.store.went_back != self._went_back:
@@ -138,3 +161,8 @@ class Resync:
 
     def _known_in(self, namespace: str) -> set[Key]:
         return {key for key in self._known() if namespace in ("", key.namespace)}
+
+
+def _part(namespace: str) -> str:
+    """Return the name of the lists of a namespace, as a part of the process that shows that it works."""
+    return f"lists of {namespace or 'all namespaces'}"

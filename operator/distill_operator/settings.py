@@ -63,7 +63,10 @@ class Settings:
     workers_image_pull_secrets: tuple[str, ...] = ()
     """DISTILL_WORKERS_IMAGE_PULL_SECRETS: comma separated; Secrets must exist in the namespace of the job."""
     watch_namespaces: tuple[str, ...] = ()
-    """DISTILL_WATCH_NAMESPACES: comma separated; empty means every namespace."""
+    """DISTILL_WATCH_NAMESPACES: comma separated; empty means every namespace, without a selector."""
+    watch_namespace_selector: str = ""
+    """DISTILL_WATCH_NAMESPACE_SELECTOR: a label selector, such as distillation=enabled; namespaces that have the label
+    are watched too, from when they get it until they lose it."""
     scrape_namespaces: tuple[str, ...] = ()
     """DISTILL_SCRAPE_NAMESPACES: comma separated; Prometheus may read the metrics of jobs there. Empty: nowhere."""
     job_egress: Egress = Egress.NO_METADATA
@@ -121,6 +124,7 @@ class Settings:
             ),
             workers_image_pull_secrets=_comma_separated(environment, "DISTILL_WORKERS_IMAGE_PULL_SECRETS"),
             watch_namespaces=_comma_separated(environment, "DISTILL_WATCH_NAMESPACES"),
+            watch_namespace_selector=environment.get("DISTILL_WATCH_NAMESPACE_SELECTOR", "").strip(),
             scrape_namespaces=_comma_separated(environment, "DISTILL_SCRAPE_NAMESPACES"),
             job_egress=Egress(_one_of(environment, "DISTILL_JOB_EGRESS", tuple(Egress))),
             metadata_addresses=_networks(environment, "DISTILL_METADATA_ADDRESSES") or METADATA_ADDRESSES,

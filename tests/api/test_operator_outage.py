@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 from fault_proxy import OUTAGE_SECONDS, WATCHED, Proxy, notice
+from operator_fixtures import grant
 from operator_world import World
 
-from distill_operator.rbac import NAMESPACED_RULES
+from distill_operator.rbac import NAMESPACE_RULES, NAMESPACED_RULES
 
 pytest_plugins = ["operator_fixtures", "fault_proxy"]
 
@@ -94,5 +95,42 @@ def test_a_namespace_that_is_forbidden_touches_no_other_and_is_watched_again(
     notice(world, "while-it-is-forbidden")
     set_allowed(crds_installed, world, neighbour, allowed=True)
     notice(neighbour, "second")
+    assert "distill_operator_watch_restarts_total 0.0" in operator.get("/metrics")
+    assert operator.process.poll() is None
+
+
+@pytest.mark.usefixtures("kuberay")
+def test_a_namespace_is_taken_up_and_let_go_with_its_label_and_one_that_is_deleted_touches_no_other(
+    crds_installed: Any, world: World, neighbour: World
+) -> None:
+    """By watches, as nothing is listed for ten minutes but a namespace that is taken up."""
+    name, account = f"namespaces-of-{world.namespace}", f"--serviceaccount=default:only-{world.namespace}"
+    role = {"kind": "ClusterRole", "metadata": {"name": name}, "rules": [*NAMESPACE_RULES]}
+    grant(crds_installed, role)
+    crds_installed.kubectl("create", "clusterrolebinding", name, f"--clusterrole={name}", account)
+    set_allowed(crds_installed, world, neighbour, allowed=True)
+    labelled = f"team={world.namespace}"
+    operator = world.operator(DISTILL_WATCH_NAMESPACE_SELECTOR=labelled, DISTILL_RESYNC_SECONDS="600")
+    notice(world, "of-the-list")
+    neighbour.submit("before")
+
+    def label(what: str) -> None:
+        crds_installed.kubectl("label", "namespace", neighbour.namespace, what)
+
+    label(labelled)
+    neighbour.until("a job from before is noticed", lambda: neighbour.job("before").get("status", {}).get("conditions"))
+    notice(neighbour, "with-the-label")
+    label("team-")
+    world.until("the namespace is let go", lambda: "namespaces let go" in operator.log())
+    neighbour.submit("without-the-label")
+    notice(world, "meanwhile")
+    time.sleep(2)
+    assert "status" not in neighbour.job("without-the-label")
+    assert neighbour.job("with-the-label")["status"]["conditions"], "it is left as it is"
+    label(labelled)
+    neighbour.until("it is noticed", lambda: neighbour.job("without-the-label").get("status", {}).get("conditions"))
+    crds_installed.kubectl("delete", "namespace", neighbour.namespace, "--wait=false")
+    set_allowed(crds_installed, world, neighbour, allowed=False)
+    notice(world, "after-the-end")
     assert "distill_operator_watch_restarts_total 0.0" in operator.get("/metrics")
     assert operator.process.poll() is None

@@ -9,7 +9,7 @@ import yaml
 from conftest import ALL_ON, CHART, MONITORING, ROOT, Render, Tool, one
 
 from distill_api import names, protocol
-from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
+from distill_operator.rbac import CLUSTER_RULES, NAMESPACE_RULES, NAMESPACED_RULES
 from distill_operator.settings import ClusterDns, Egress, Settings
 
 CRD_FILES = sorted((CHART / "files" / "crds").glob("*.yaml"))
@@ -145,6 +145,14 @@ def test_the_operator_of_some_namespaces_has_no_right_outside_them(render: Rende
     assert bound == ["team-a", "team-b"]
 
 
+def test_the_operator_of_labelled_namespaces_may_list_namespaces_and_has_its_rights_in_each(render: Render) -> None:
+    for values in (["watchNamespaceSelector=a=b"], ["watchNamespaceSelector=a=b", "watchNamespaces={team-a}"]):
+        manifests = render(*values)
+        role = one(manifests, "ClusterRole", "distillation-operator")
+        assert role["rules"] == [*NAMESPACED_RULES, *CLUSTER_RULES, *NAMESPACE_RULES]
+        assert not [m for m in manifests if m["metadata"].get("namespace") == "team-a"]
+
+
 def test_people_may_view_edit_and_administer_jobs_by_the_roles_they_have(render: Render) -> None:
     rights = {}
     for word, aggregate in (("viewer", "view"), ("editor", "edit"), ("admin", "admin")):
@@ -183,6 +191,7 @@ def test_the_operator_reads_its_settings_from_the_values(render: Render) -> None
         "workersImagePullPolicy=Always",
         "workersImagePullSecrets={one,two}",
         "watchNamespaces={team-a,team-b}",
+        "watchNamespaceSelector=distillation=enabled",
         "scrapeNamespaces={monitoring}",
         "allowTrustRemoteCode=true",
         "jobEgress=closed",
@@ -206,6 +215,7 @@ def test_the_operator_reads_its_settings_from_the_values(render: Render) -> None
         workers_image_pull_policy="Always",
         workers_image_pull_secrets=("one", "two"),
         watch_namespaces=("team-a", "team-b"),
+        watch_namespace_selector="distillation=enabled",
         scrape_namespaces=("monitoring",),
         namespace="distillation-system",
         leader_election=True,
@@ -259,6 +269,8 @@ def test_pods_of_jobs_are_sought_only_in_watched_namespaces(render: Render) -> N
     assert one(render(*ALL_ON), "PodMonitor")["spec"]["namespaceSelector"] == {"any": True}
     some = one(render(*ALL_ON, "watchNamespaces={team-a}"), "PodMonitor")
     assert some["spec"]["namespaceSelector"] == {"matchNames": ["team-a"]}
+    labelled = one(render(*ALL_ON, "watchNamespaces={team-a}", "watchNamespaceSelector=a=b"), "PodMonitor")
+    assert labelled["spec"]["namespaceSelector"] == {"any": True}
 
 
 def test_the_readme_names_values_that_exist(render: Render) -> None:

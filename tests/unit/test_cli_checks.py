@@ -15,8 +15,11 @@ from distill_cli.diagnosis.observed import RIGHTS, Observed
 Json = dict[str, Any]
 
 
-def deployment(name: str, image: str = "i:v1.6.1", ready: int = 1, watched: str | None = None, **labels: str) -> Json:
+def deployment(
+    name: str, image: str = "i:v1.6.1", ready: int = 1, watched: str | None = None, selector: str = "", **labels: str
+) -> Json:
     env = [] if watched is None else [{"name": "DISTILL_WATCH_NAMESPACES", "value": watched}]
+    env.append({"name": "DISTILL_WATCH_NAMESPACE_SELECTOR", "value": selector})
     return {
         "metadata": {"namespace": "system", "name": name, "labels": labels},
         "spec": {"template": {"spec": {"containers": [{"image": image, "env": env}]}}},
@@ -81,6 +84,8 @@ FAIL, WARN, OK = Level.FAIL, Level.WARN, Level.OK
         ({"operators": [deployment("a"), deployment("b")]}, "operator", FAIL, "system/a, system/b"),
         ({"operators": [deployment("a", watched="x"), deployment("b", watched="y,z")]}, "operator", OK, "is ready"),
         ({"operators": [deployment("a", watched="x"), deployment("b", watched="x")]}, "operator", FAIL, "same jobs"),
+        ({"operators": [deployment("a", selector="x=y"), deployment("b", watched="x")]}, "operator", OK, "is ready"),
+        ({"operators": [deployment("a", selector="x"), deployment("b", selector="x")]}, "operator", FAIL, "same jobs"),
         ({"own_version": "0.2.0"}, "operator", WARN, "of version 0.1.0, this program of 0.2.0"),
         ({"groups": {}}, "kuberay", FAIL, "ray.io/v1 is not served"),
         ({"kuberays": None}, "kuberay", WARN, "may not be looked at"),

@@ -314,6 +314,7 @@ def test_settings_are_read_from_the_environment() -> None:
         {
             "DISTILL_WORKERS_IMAGE": "w:1",
             "DISTILL_WATCH_NAMESPACES": "a, b",
+            "DISTILL_WATCH_NAMESPACE_SELECTOR": "team in (x, y)",
             "DISTILL_SCRAPE_NAMESPACES": "monitoring",
             "DISTILL_RESYNC_SECONDS": "30",
             "DISTILL_WORKERS_IMAGE_PULL_POLICY": "Never",
@@ -322,6 +323,7 @@ def test_settings_are_read_from_the_environment() -> None:
     assert found == Settings(
         workers_image="w:1",
         watch_namespaces=("a", "b"),
+        watch_namespace_selector="team in (x, y)",
         scrape_namespaces=("monitoring",),
         resync_seconds=30.0,
         workers_image_pull_policy="Never",

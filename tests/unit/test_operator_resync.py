@@ -1,6 +1,7 @@
 """The lists of each namespace: one that is gone, forbidden or broken touches no other."""
 
 import asyncio
+import random
 from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from typing import Any
@@ -9,12 +10,15 @@ import pytest
 from operator_fakes import FakeCluster, Json, manifest
 
 from distill_operator import resync as resync_module
+from distill_operator import selected_namespaces
 from distill_operator.kinds import Kind
 from distill_operator.model.ownership import OWNERSHIP
 from distill_operator.resync import Resync
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.errors import ApiError
+from distill_operator.runtime.health_server import no_heart
 from distill_operator.runtime.ownership import Key
+from distill_operator.selected_namespaces import SelectedNamespaces
 
 A, B = (Key(Kind.DISTILLATION_JOB, namespace, f"job-{namespace}") for namespace in "ab")
 FORBIDDEN = ApiError(403, "forbidden")
@@ -43,6 +47,7 @@ class World:
         self.filled: list[str] = []
         self.renewed: list[str] = []
         self.beats: Counter[str] = Counter()
+        self.ended: list[str] = []
         self.remembered: set[Key] = set()
         self.resync = Resync(
             self.cache,
@@ -52,6 +57,7 @@ class World:
             wake=lambda key, _: self.woken.update([key]),
             renew_watches=self.renewed.append,
             heart=lambda part: lambda: self.beats.update([part]),
+            end_heart=self.ended.append,
             jitter=lambda: 0.0,
         )
 
@@ -122,6 +128,71 @@ async def test_jobs_of_a_namespace_that_stays_forbidden_are_forgotten_until_it_i
         assert world.filled.count("b") == 2
 
     await world.run(act)
+
+
+async def test_a_namespace_that_is_let_go_is_forgotten_and_one_that_is_taken_up_is_listed() -> None:
+    world = World("a")
+
+    async def act() -> None:
+        await world.until(lambda: world.woken[A])
+        world.resync.turn_to(["a", "b"])
+        await world.until(lambda: world.woken[B])
+        assert world.resync.may_reconcile(B)
+        world.resync.turn_to(["a"])
+        await world.until(lambda: world.cache.owner(B) is None)
+        assert world.ended == ["lists of b"], "what is over is not waited for by /healthz"
+        assert world.resync.may_reconcile(B), "to be forgotten"
+        assert world.cache.owner(A) is not None and world.resync.may_reconcile(A)
+        world.woken.clear()
+        world.resync.turn_to(["a", "b"])
+        await world.until(lambda: world.woken[B])
+        assert world.filled.count("b") == 2 and world.filled.count("a") == 1
+
+    await world.run(act)
+
+
+async def test_a_namespace_that_is_let_go_while_it_failed_does_not_count_as_failing() -> None:
+    world = World("a", "b")
+    world.cluster.failing["b"] = FORBIDDEN
+
+    async def act() -> None:
+        await world.until(lambda: world.resync.failing == {"b"})
+        world.resync.turn_to(["a"])
+        await world.until(lambda: not world.resync.failing)
+
+    await world.run(act)
+
+
+async def test_the_label_says_which_namespaces_are_watched_and_a_failure_leaves_them_as_they_are(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for name in ("INTERVAL", "FIRST_DELAY", "LONGEST_DELAY"):
+        monkeypatch.setattr(selected_namespaces, f"{name}_SECONDS", 0.005)
+    cluster, turns = FakeCluster(), [["a"]]
+    found = SelectedNamespaces(cluster, "team=x", ["a"], turn_to=lambda n: turns.append(list(n)), heart=no_heart)
+
+    def labelled(name: str, **labels: str) -> None:
+        cluster.put(Kind.NAMESPACE, name, {"metadata": {"name": name, "namespace": "", "labels": labels}})
+
+    async def until(names: list[str]) -> None:
+        async with asyncio.timeout(10):
+            while turns[-1] != names:
+                await asyncio.sleep(0.005)
+
+    running = asyncio.create_task(found.run())
+    labelled("b", team="x")
+    labelled("c", team="y")
+    await until(["a", "b"])
+    labelled("c", team="x")
+    await until(["a", "b", "c"])
+    cluster.fail = random.Random(1)
+    await asyncio.sleep(0.1)
+    cluster.fail = None
+    labelled("b")
+    await until(["a", "c"])
+    assert turns == [["a"], ["a", "b"], ["a", "b", "c"], ["a", "c"]]
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
 
 
 async def test_jobs_are_not_forgotten_when_everything_is_forbidden_or_a_namespace_fails_otherwise(

@@ -54,6 +54,11 @@
 - apiGroups: [apiextensions.k8s.io]
   resources: [customresourcedefinitions]
   verbs: [list, watch]
+{{- if .Values.watchNamespaceSelector }}
+- apiGroups: [""]
+  resources: [namespaces]
+  verbs: [list]
+{{- end }}
 {{- end -}}
 
 {{- define "distillation-operator.leaseRules" -}}

@@ -64,14 +64,19 @@ def operator(observed: Observed) -> Finding:
 
 
 def _watch_apart(operators: Sequence[Json]) -> bool:
-    """Return whether no namespace is watched by two of the operators; an empty list of namespaces means all."""
+    """Return whether no namespace is watched by two of the operators; neither list nor selector means all.
+
+    Two selectors that differ are taken for apart.
+    """
     watched: list[str] = []
     for deployment in operators:
         environment = deployment["spec"]["template"]["spec"]["containers"][0].get("env", [])
-        value = next((e.get("value", "") for e in environment if e["name"] == "DISTILL_WATCH_NAMESPACES"), "")
-        if not value:
+        given = {e["name"]: e.get("value", "") for e in environment}
+        names, selector = given.get("DISTILL_WATCH_NAMESPACES"), given.get("DISTILL_WATCH_NAMESPACE_SELECTOR")
+        if not names and not selector:
             return False
-        watched += value.split(",")
+        watched += names.split(",") if names else []
+        watched += [f"selector {selector}"] if selector else []
     return len(watched) == len(set(watched))
 
 

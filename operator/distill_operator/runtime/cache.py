@@ -47,7 +47,7 @@ class Cache:
         self.ownership = ownership
         self.store = Store(ownership)
         self.namespaces = tuple(namespaces) or ("",)
-        """The namespaces that are watched; one that is empty is all of them."""
+        """The namespaces that are watched; one that is empty is all of them. They may change."""
         self._clock = clock
         self._not_served: dict[Kind, float] = {}
         """Kinds that the API server does not know, and when it was asked last."""

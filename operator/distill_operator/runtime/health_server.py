@@ -45,6 +45,10 @@ class Hearts:
         """Add a part that knows itself for how long it has done nothing of what it should."""
         self._ages[part] = seconds
 
+    def end(self, part: str) -> None:
+        """Leave out a part that has ended as it should."""
+        self._ages.pop(part, None)
+
     def ages_seconds(self) -> dict[str, float]:
         """Return by part the seconds since it last worked."""
         return {part: seconds() for part, seconds in self._ages.items()}

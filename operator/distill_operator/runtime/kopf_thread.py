@@ -8,12 +8,15 @@ import asyncio
 import contextlib
 import itertools
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from concurrent.futures import Future
 from threading import Thread
 from typing import Any
 
 import kopf
+
+# Where kopf keeps the namespaces that it watches. It has no public way to change them but a pattern of their names.
+from kopf._cogs.structs.references import Insights
 
 from distill_operator.kinds import Kind
 from distill_operator.runtime.ownership import Key, Ownership
@@ -85,7 +88,7 @@ def kopf_settings(settings: Settings, ownership: Ownership) -> Any:
     # By default kopf kills the process ten minutes after it has failed.
     found.process.ultimate_exiting_timeout = None
     # Without cluster-wide rights there is nothing to scan; KubeRay installed later is found by the resync then.
-    found.scanning.disabled = bool(settings.watch_namespaces)
+    found.scanning.disabled = bool(settings.watch_namespaces or settings.watch_namespace_selector)
     selector = ownership.managed_selector
     for _, version, plural in map(gvr, ownership.watched):
         # Selected by the server, or every pod of the cluster would come by.
@@ -113,7 +116,13 @@ def watch_name(kind: Kind, namespace: str) -> str:
 class KopfThread:
     """A kopf operator that runs once, until it is stopped or fails."""
 
-    def __init__(self, settings: Settings, ownership: Ownership, on_event: OnEvent) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        ownership: Ownership,
+        on_event: OnEvent,
+        namespaces: Callable[[], Collection[str]] = tuple,
+    ) -> None:
         self.ended: Future[str] = Future()
         """Done when kopf has ended; its result says why."""
         self.watching: frozenset[str] = frozenset()
@@ -123,6 +132,8 @@ class KopfThread:
         self._settings = settings
         self._ownership = ownership
         self._on_event = on_event
+        self._namespaces = namespaces
+        """Return the namespaces to watch, where a selector changes them; called on kopf's thread."""
         self._loop = asyncio.new_event_loop()
         # An Event of the loop: kopf would wait for one of threads on another thread, which it could not end.
         self._stop = asyncio.Event()
@@ -159,7 +170,9 @@ class KopfThread:
             self.ended.set_result(why)
 
     async def _operate(self) -> None:
-        namespaces = self._settings.watch_namespaces
+        selected, insights = bool(self._settings.watch_namespace_selector), Insights()
+        # With scanning disabled a pattern stands for no namespace: kopf begins with none.
+        namespaces = ("*",) if selected else self._settings.watch_namespaces
         self._operator = asyncio.ensure_future(
             kopf.operator(
                 registry=registry(self._ownership, self._on_event),
@@ -167,12 +180,24 @@ class KopfThread:
                 standalone=True,
                 clusterwide=not namespaces,
                 namespaces=namespaces,
+                insights=insights,
                 stop_flag=self._stop,
             )
         )
         while not self._operator.done():
+            # Later than kopf's own beginning, which would not notice.
+            if selected and insights.ready_namespaces.is_set() and insights.ready_resources.is_set():
+                await self._turn_to_namespaces(insights)
             names = [task.get_name() for task in asyncio.all_tasks()]
             self.watching = frozenset(name.removeprefix(WATCH) for name in names if name.startswith(WATCH))
             self.alive_at = time.monotonic()
             await asyncio.wait({self._operator}, timeout=REPORT_SECONDS)
         self._operator.result()
+
+    async def _turn_to_namespaces(self, insights: Any) -> None:
+        wanted = set(self._namespaces())
+        if wanted != insights.namespaces:
+            async with insights.revised:
+                insights.namespaces.clear()
+                insights.namespaces.update(wanted)
+                insights.revised.notify_all()

@@ -66,7 +66,7 @@ class Watches:
         """Watch until stop()."""
         self._beat, failures = self._heart("watches"), 0
         while not self._stopping.is_set():
-            kopf = KopfThread(self._settings, self._cache.ownership, self._on_event)
+            kopf = KopfThread(self._settings, self._cache.ownership, self._on_event, lambda: self._cache.namespaces)
             began = time.monotonic()
             kopf.start()
             why = await self._until_broken(kopf)
@@ -140,6 +140,9 @@ class Watches:
             self._loop.call_soon_threadsafe(self._handle, kind, raw, gone, owner)
 
     def _handle(self, kind: Kind, raw: dict[str, Any], gone: bool, owner: Key) -> None:
+        if not {"", owner.namespace}.intersection(self._cache.namespaces):
+            # Its watch ends in a moment.
+            return
         # The echo of our own write tells nothing new.
         if self._cache.observe(kind, raw, gone=gone):
             self._wake(owner)
