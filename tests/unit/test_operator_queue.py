@@ -78,6 +78,49 @@ async def test_a_key_added_while_it_is_handled_is_handled_once_more() -> None:
     assert handled == [A, A]
 
 
+async def test_events_one_after_the_other_are_handled_once_in_each_spacing() -> None:
+    """A start tells of itself by forty events, milliseconds apart, each of which would be handled by itself."""
+    handled: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def handle(key: Key) -> None:
+        handled.append(loop.time())
+
+    queue = WorkQueue(handle, concurrency=4, spacing_seconds=0.2)
+    workers = asyncio.create_task(queue.run())
+    began = loop.time()
+    while loop.time() - began < 0.5:
+        queue.add(A)
+        await asyncio.sleep(0.005)
+    last = loop.time()
+    await asyncio.sleep(0.4)
+    queue.stop()
+    await asyncio.wait_for(workers, 2)
+    assert handled[0] - began < 0.1, "the first is handled at once"
+    assert handled[-1] >= last - 0.01, "the last is not missed"
+    assert all(after - before >= 0.19 for before, after in itertools.pairwise(handled))
+    assert not queue.keys()
+
+
+async def test_a_key_that_was_quiet_for_the_spacing_is_handled_at_once_again() -> None:
+    handled: list[float] = []
+    loop = asyncio.get_running_loop()
+
+    async def handle(key: Key) -> None:
+        handled.append(loop.time())
+
+    async def act(queue: WorkQueue) -> None:
+        queue.add(A)
+        await asyncio.sleep(0.1)
+        assert not queue.keys(), "nothing is remembered of a quiet key"
+        queue.add(A)
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        assert len(handled) == 2
+
+    await run(handle, act)
+
+
 async def test_the_time_that_a_handler_asks_for_is_kept_and_an_event_comes_first() -> None:
     handled: list[float] = []
     loop = asyncio.get_running_loop()

@@ -33,6 +33,8 @@ class _Entry:
     conflicts: int = 0
     began: float = 0.0
     """When it was handed to the handler last."""
+    ended: float = float("-inf")
+    """When the handler was done with it last."""
     timer: asyncio.TimerHandle | None = None
     due: float = field(default=float("inf"))
 
@@ -51,7 +53,7 @@ class WorkQueue:
         self._handler = handler
         self._concurrency = concurrency
         self._spacing = spacing_seconds
-        """Least time between two reconciles of a key that is added while it is being reconciled."""
+        """Least time between the end of a reconcile and the next one for an event."""
         self._jitter = jitter
         self._entries: dict[Key, _Entry] = {}
         self._ready: asyncio.Queue[Key | None] = asyncio.Queue()
@@ -75,10 +77,21 @@ class WorkQueue:
 
     def keys(self) -> set[Key]:
         """Return the keys that wait, are being reconciled, or are due later."""
-        return set(self._entries)
+        return {k for k, e in self._entries.items() if e.waiting or e.running or e.due < float("inf")}
 
     def add(self, key: Key) -> None:
-        """Have a key reconciled as soon as a worker is free; once more, if it is being reconciled now."""
+        """Have a key reconciled as soon as a worker is free; once more, if it is being reconciled now.
+
+        One that was reconciled within the spacing waits for its end, so that a burst of events is one reconcile more.
+        """
+        entry = self._entries.setdefault(key, _Entry())
+        left = entry.ended + self._spacing - time.monotonic()
+        if left > 0.0 and not entry.running:
+            self.add_after(key, left)
+        else:
+            self._put(key)
+
+    def _put(self, key: Key) -> None:
         if self.stopped:
             return
         entry = self._entries.setdefault(key, _Entry())
@@ -98,7 +111,7 @@ class WorkQueue:
             return
         self._cancel_timer(entry)
         entry.due = due
-        entry.timer = asyncio.get_running_loop().call_later(seconds, self.add, key)
+        entry.timer = asyncio.get_running_loop().call_later(seconds, self._put, key)
 
     async def run(self) -> None:
         """Work until stop()."""
@@ -139,7 +152,7 @@ class WorkQueue:
             again = self.retry_seconds(entry.failures)
             logger.exception("%s failed %d times, next in %.1f s", key, entry.failures, again)
         finally:
-            entry.running = False
+            entry.running, entry.ended = False, time.monotonic()
         if entry.waiting:
             # Events that came meanwhile are one reconcile, after the spacing.
             entry.waiting = False
@@ -147,7 +160,8 @@ class WorkQueue:
         if again is not None:
             self.add_after(key, max(again, 0.0))
         elif entry.timer is None:
-            del self._entries[key]
+            # The end of the reconcile is remembered for as long as it counts.
+            entry.timer = asyncio.get_running_loop().call_later(self._spacing, self._entries.pop, key, None)
 
     def retry_seconds(self, failures: int) -> float:
         """Return how long a key waits after so many failures in a row."""
