@@ -13,13 +13,13 @@ from distill_cli.snapshot import End, JobEvent, RoleState
 Json = dict[str, Any]
 MAX_EVENTS = 4
 """Events that are shown, newest last."""
-FINAL_REASONS = {Reason.CONFIGURATION_ERROR, Reason.PREFLIGHT_FAILED, Reason.INVALID_SPEC}
+FINAL_REASONS = {Reason.CONFIGURATION_ERROR, Reason.PREFLIGHT_FAILED}
 """Reasons of a failure that another attempt at the same spec does not change."""
 
 
 @dataclass(frozen=True)
 class JobState:
-    """A DistillationJob as `list` shows it; `end` is None while it is on its way."""
+    """A DistillationJob as `list` shows it; `end` is None while it is on its way, and set for an invalid spec."""
 
     namespace: str
     name: str
@@ -57,6 +57,9 @@ def job_state(job: Json, now: datetime) -> JobState:
 
 def _job_end(name: str, status: Status) -> End | None:
     summary = next(c for c in status.conditions if c.type == ConditionType.SUCCEEDED)
+    if summary.reason == Reason.INVALID_SPEC:
+        # Its condition leaves it open, as somebody may mend it; who waits for it to run waits in vain until then.
+        return End(ExitCode.CONFIGURATION, f"job {name} is not started, {summary.reason}: {summary.message}")
     if summary.status is ConditionStatus.UNKNOWN:
         return None
     if summary.status is ConditionStatus.TRUE:

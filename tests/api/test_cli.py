@@ -73,11 +73,11 @@ def test_submit_with_watch_ends_as_the_job_does(
 ) -> None:
     def play() -> None:
         mine.until("the job", lambda: mine.api.items(mine.path(JOBS)))
-        set_status(mine, "sums", "InvalidSpec", "False", "no such volume")
+        set_status(mine, "sums", "InvalidSpec", "Unknown", "no such volume")
 
     threading.Thread(target=play).start()
     assert distill("submit", "-f", str(job_file), "--watch") == 78
-    assert capsys.readouterr().err == "job sums failed, InvalidSpec: no such volume\n"
+    assert capsys.readouterr().err == "job sums is not started, InvalidSpec: no such volume\n"
 
 
 def test_kubectl_has_the_commands_and_their_completion(

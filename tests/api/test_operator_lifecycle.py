@@ -222,7 +222,7 @@ def test_what_only_the_operator_may_set_is_refused_by_name_before_anything_start
     world.claim()
     world.operator()
     world.submit(trainer={"template": {"spec": {"containers": [{"name": "main", "command": ["sleep"]}]}}})
-    said = world.until_condition("Succeeded", "InvalidSpec", "False")
+    said = world.until_condition("Succeeded", "InvalidSpec", "Unknown")
     assert "containers[main].command may not be set" in said["message"]
     assert not world.children()
 
@@ -290,7 +290,7 @@ def test_a_missing_claim_starts_nothing_and_says_what_to_do(world: World, kubele
 def test_an_invalid_spec_starts_nothing_and_says_what_to_do(world: World, kubelet: Kubelet) -> None:
     world.operator()
     world.submit(trustRemoteCode=True)
-    said = world.until_condition("Succeeded", "InvalidSpec", "False")
+    said = world.until_condition("Succeeded", "InvalidSpec", "Unknown")
     assert "spec.trustRemoteCode: this installation does not allow" in said["message"]
     assert world.condition("SpecValid")["status"] == "False"
     assert not world.children()
@@ -302,7 +302,7 @@ def test_a_pod_template_that_the_api_server_refuses_starts_nothing(world: World,
     world.operator()
     wrong = {"volumes": [{"name": "Not_A_Name", "emptyDir": {}}]}
     world.submit(trainer={"template": wrong})
-    said = world.until_condition("Succeeded", "InvalidSpec", "False")
+    said = world.until_condition("Succeeded", "InvalidSpec", "Unknown")
     assert "Not_A_Name" in said["message"]
     assert not world.children()
 

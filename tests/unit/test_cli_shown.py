@@ -59,7 +59,7 @@ def test_a_job_that_is_being_deleted_says_so() -> None:
     [
         ("Completed", "True", 0, "job sums is complete: model /output/model"),
         ("PreflightFailed", "False", 78, "job sums failed, PreflightFailed: why"),
-        ("InvalidSpec", "False", 78, "job sums failed, InvalidSpec: why"),
+        ("InvalidSpec", "Unknown", 78, "job sums is not started, InvalidSpec: why"),
         ("DeadlineExceeded", "False", 1, "job sums failed, DeadlineExceeded: why"),
     ],
 )

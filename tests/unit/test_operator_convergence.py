@@ -242,7 +242,7 @@ def test_a_refused_child_starts_nothing_until_the_spec_is_mended() -> None:
 
     async def run() -> None:
         await sim.run_until_quiet(seconds=30)
-        assert sim.condition("Succeeded")[:2] == ("False", "InvalidSpec")
+        assert sim.condition("Succeeded")[:2] == ("Unknown", "InvalidSpec")
         assert "job-trainer-1 is wrong" in sim.condition("SpecValid")[2]
         assert not sim.cluster.shape()
         sim.cluster.refuse = ""
@@ -258,7 +258,7 @@ def test_a_stored_spec_that_no_longer_parses_is_reported_and_no_crash() -> None:
     sim = Simulation()
     sim.edit(schedule={"steps": "many"}, unknown=1)
     asyncio.run(sim.run_until_quiet(seconds=30))
-    assert sim.condition("Succeeded")[:2] == ("False", "InvalidSpec")
+    assert sim.condition("Succeeded")[:2] == ("Unknown", "InvalidSpec")
     assert "spec.schedule.steps" in sim.condition("SpecValid")[2]
     assert not sim.cluster.shape()
 

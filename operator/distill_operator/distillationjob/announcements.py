@@ -67,7 +67,7 @@ def _is_warning(condition_type: str, status: ConditionStatus, reason: str, attem
     if condition_type == ConditionType.SUCCEEDED:
         if reason in QUIET:
             return None
-        return status is ConditionStatus.FALSE or reason == Reason.RESTARTING
+        return status is ConditionStatus.FALSE or reason in (Reason.RESTARTING, Reason.INVALID_SPEC)
     if condition_type in ROLES:
         return True if reason in PROBLEMS else None
     if condition_type == ConditionType.STALLED:

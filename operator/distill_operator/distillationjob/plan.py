@@ -91,7 +91,8 @@ def invalid(uid: str, status: Status, problems: list[str], generation: int, now:
     if not status.attempts:
         waiting = ConditionValue(FALSE, Reason.INVALID_SPEC, "nothing is started, as the spec is invalid")
         values |= {
-            ConditionType.SUCCEEDED: condition,
+            # False would tell others that the job has ended: an edit of the spec, or of the installation, mends it.
+            ConditionType.SUCCEEDED: replace(condition, status=UNKNOWN),
             ConditionType.READY: waiting,
             **{c: waiting for c in ROLE_CONDITIONS.values()},
             ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED,
