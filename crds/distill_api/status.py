@@ -77,6 +77,8 @@ class Reason(StrEnum):
     """A pod should have ended, and its node does not confirm it."""
     TEACHER_NOT_FOUND = "TeacherNotFound"
     """A Teacher that the job names does not exist."""
+    SCALED_TO_ZERO = "ScaledToZero"
+    """The Teacher is to have no server."""
     TEACHER_UNREACHABLE = "TeacherUnreachable"
     """The teacher was unreachable for longer than the trainer waits."""
     ENGINES_LOST = "EnginesLost"

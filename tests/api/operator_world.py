@@ -292,6 +292,10 @@ class Kubelet(threading.Thread):
         for (kind, name), child in children.items():
             if kind == "Deployment":
                 count = child["spec"]["replicas"]
+                for pod_name, pod in pods.items():
+                    of_it = pod["metadata"].get("annotations", {}).get("owner") == child["metadata"]["uid"]
+                    if of_it and int(pod_name.rpartition("-")[2]) >= count:
+                        self.api.call("DELETE", self.world.path(PODS, pod_name), {"gracePeriodSeconds": 0})
                 ready = self._pods(child, pods, count, "teacher", child["spec"]["template"])
                 self._status(kind, child, {"replicas": count, "updatedReplicas": count, "readyReplicas": ready})
             if kind == "RayCluster":

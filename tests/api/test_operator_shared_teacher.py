@@ -56,6 +56,34 @@ def test_a_teacher_serves_and_is_scaled_by_hand_and_what_was_changed_is_put_righ
     world.until("it is not made again", lambda: not world.children(), seconds=5)
 
 
+def test_an_autoscaler_scales_a_teacher_by_its_scale_subresource_to_zero_and_back(
+    world: World, kubelet: Kubelet
+) -> None:
+    """As HPA and KEDA do: replicas and selector are read from the subresource, and replicas written to it."""
+    world.claim()
+    world.operator()
+    world.api.call("POST", world.path(TEACHERS), teacher("poet", replicas=2))
+    until_ready(world, 2)
+    path = f"{world.path(TEACHERS, 'poet')}/scale"
+
+    def scale() -> Json:
+        found: Json = world.api.call("GET", path)
+        return found
+
+    world.until("two pods are counted", lambda: scale()["status"]["replicas"] == 2)
+    assert scale()["spec"] == {"replicas": 2}
+    selector = dict(part.split("=") for part in scale()["status"]["selector"].split(","))
+    assert len([pod for pod in world.pods() if selector.items() <= pod["metadata"]["labels"].items()]) == 2
+    world.api.merge(path, {"spec": {"replicas": 0}})
+    world.until("no pod is left", lambda: not world.pods() and scale()["status"]["replicas"] == 0)
+    world.submit(teacher={"ref": {"name": "poet"}})
+    world.until_condition("TeacherReady", "ScaledToZero", "False")
+    assert not [name for kind, name in world.children() if kind in ("RayCluster", "Job")], "it holds nothing"
+    world.api.merge(path, {"spec": {"replicas": 1}})
+    world.until_condition("Succeeded", "Running")
+    assert scale()["status"]["replicas"] == 1
+
+
 def test_a_job_that_names_it_makes_no_teacher_and_its_requests_add_servers(world: World, kubelet: Kubelet) -> None:
     world.claim()
     server = kubelet.serve_progress()

@@ -214,6 +214,32 @@ def test_a_hook_of_the_user_after_the_start_is_beside_that_of_the_operator(role:
     assert set(container(rendered(role, main(lifecycle=own)))["lifecycle"]) == {"postStart", "preStop"}
 
 
+def test_each_role_may_have_an_accelerator_of_its_own() -> None:
+    made = pod_templates(
+        job(
+            accelerator="nvidia.com/gpu",
+            teacher={"model": "/models/teacher", "accelerator": "amd.com/gpu", "tensorParallelSize": 4},
+            rollout={"accelerator": "nvidia.com/mig-3g.40gb"},
+            trainer={"gpusPerNode": 2},
+        )
+    )
+    limits = {role: container(template)["resources"].get("limits", {}) for role, template in made.items()}
+    assert limits == {
+        "teacher": {"amd.com/gpu": "4"},
+        "head": {},
+        "engine": {"nvidia.com/mig-3g.40gb": "1"},
+        "trainer": {"nvidia.com/gpu": "2"},
+    }
+
+
+def test_the_trainer_may_have_another_accelerator_than_the_engines_by_weights_on_disk() -> None:
+    made = pod_templates(
+        job(accelerator="nvidia.com/gpu", trainer={"accelerator": "amd.com/gpu", "weightSync": "disk"})
+    )
+    assert container(made["trainer"])["resources"]["limits"] == {"amd.com/gpu": "1"}
+    assert container(made["engine"])["resources"]["limits"] == {"nvidia.com/gpu": "1"}
+
+
 @in_every_role
 def test_the_environment_may_come_from_elsewhere(role: str) -> None:
     made = container(rendered(role, main(envFrom=[{"secretRef": {"name": "hub"}}])))

@@ -13,10 +13,11 @@ from distill_api.names import Role
 from distill_api.status import ConditionType
 from distill_api.teacher.kind import Teacher, TeacherStatus, parse_teacher
 from distill_operator.kinds import Kind, kind_of
-from distill_operator.model.observed import Child, Observed, Pod
+from distill_operator.model.observed import Child, Observed, ObservedTeacher, Pod
 from distill_operator.resources import teacher_servers
 from distill_operator.runtime.effects import Apply, CreateSecret, Event
 from distill_operator.teacher.plan import TeacherPlan, plan_teacher
+from distill_operator.teacher.view import NEVER_SERVES, view
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SCALED = {"minReplicas": 1, "maxReplicas": 8, "targetRequests": 10, "scaleDownSeconds": 300}
@@ -108,6 +109,30 @@ def test_nothing_is_written_when_all_is_as_it_should_be() -> None:
     assert (found.status.ready_replicas, found.status.desired_replicas) == (2, 2)
     again = plan_teacher(of, found.status, seen(of, 2, ready=2), (), SETTINGS, NOW + timedelta(hours=1))
     assert (again.effects, again.status) == ((), found.status)
+
+
+def test_a_teacher_that_is_scaled_to_zero_holds_nothing_and_says_so_without_a_warning() -> None:
+    of = teacher(replicas=0)
+    before = planned(teacher(), seen(teacher(), 1, ready=1)).status
+    found = planned(of, seen(teacher(), 1, ready=1), status=before)
+    [deployment] = [body for body in applied(found) if body["kind"] == "Deployment"]
+    assert deployment["spec"]["replicas"] == 0
+    assert ready_of(found) == ("False", "ScaledToZero")
+    assert [(e.reason, e.warning) for e in events(found)] == [("ScaledToZero", False)]
+    assert view("poet", ObservedTeacher("poet", status=found.status)).condition.reason in NEVER_SERVES
+
+
+def test_the_pods_that_count_are_those_that_the_selector_finds_and_that_run() -> None:
+    of = teacher(replicas=3)
+    names_of = ("runs", "ended", "deleting")
+    pods = tuple(Pod(n, n, Role.TEACHER, ended=n == "ended", deleting=n == "deleting") for n in names_of)
+    found = planned(of, seen(of, 3, pods=pods))
+    assert found.status.replicas == 1
+    [made] = [b for b in teacher_servers.children(of, SETTINGS, 3) if b["kind"] == "Deployment"]
+    labels = made["spec"]["template"]["metadata"]["labels"]
+    wanted = dict(part.split("=") for part in str(found.status.selector).split(","))
+    assert wanted == made["spec"]["selector"]["matchLabels"]
+    assert wanted.items() <= labels.items()
 
 
 def test_what_somebody_changed_is_put_right() -> None:

@@ -48,6 +48,12 @@ def test_a_gpu_server_keeps_logits_in_fp32_and_an_engine_outlives_a_peer_that_di
     assert "TORCH_NCCL_ASYNC_ERROR_HANDLING" not in flags()[1]
 
 
+def test_a_server_is_started_for_the_accelerator_of_its_own_role() -> None:
+    mixed = {"accelerator": "nvidia.com/gpu", "teacher": {"model": "/models/teacher", "accelerator": "amd.com/gpu"}}
+    assert "--enable-fp32-lm-head" not in flags("teacher", **mixed)[0]
+    assert "--enable-fp32-lm-head" in flags("engine", **mixed)[0]
+
+
 def test_a_cpu_server_is_started_through_the_cpu_package_with_a_bounded_cache() -> None:
     argv, environment = flags(rollout={"maxPromptTokens": 100, "maxResponseTokens": 60})
     assert argv[4] == "distill_workers.cpu.sglang_launch"

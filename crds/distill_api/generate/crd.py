@@ -254,7 +254,16 @@ TEACHER = Definition(
     TeacherSpec,
     TeacherStatus,
     tuple(teacher_columns()),
-    (("scale", {"specReplicasPath": ".spec.replicas", "statusReplicasPath": ".status.readyReplicas"}),),
+    (
+        (
+            "scale",
+            {
+                "specReplicasPath": ".spec.replicas",
+                "statusReplicasPath": ".status.replicas",
+                "labelSelectorPath": ".status.selector",
+            },
+        ),
+    ),
 )
 
 

@@ -9,6 +9,7 @@ from distill_api.fields import AcceleratorName, ControllerName, Precision, Secon
 from distill_api.names import ONLY_TEACHER
 from distill_api.pods import agreement
 from distill_api.pods.template import PodTemplate
+from distill_api.role_accelerators import ACCELERATOR_RULES
 from distill_api.rules import ListMap, Rule
 from distill_api.spec.data import Data, Source
 from distill_api.spec.evaluation import Evaluation
@@ -116,6 +117,7 @@ class Spec(Model):
     )
     rules = (
         *ROUTING_RULES,
+        *ACCELERATOR_RULES,
         Rule(
             "deterministic goes with rollout.maxPolicyLag 0 only",
             "!self.deterministic || self.rollout.maxPolicyLag == 0",
@@ -175,7 +177,8 @@ class Spec(Model):
     )
     accelerator: AcceleratorName = Field(
         "nvidia.com/gpu",
-        description="Resource name of the accelerator that all roles request, or none for the CPU mode.",
+        description="Resource name of the accelerator of all roles that name none of their own, or none for the CPU "
+        "mode.",
     )
     precision: Precision = Field(
         Precision.AUTO,

@@ -8,6 +8,7 @@ from pydantic import Field
 from distill_api.base import Argument, Model, Tokens
 from distill_api.fields import Count
 from distill_api.pods.template import RoleTemplate
+from distill_api.role_accelerators import ACCELERATOR_IS_IMMUTABLE, DESCRIPTION, RoleAccelerator
 from distill_api.rules import Rule
 
 # Strict, as the API server is: no text becomes a number in a list.
@@ -35,6 +36,7 @@ class Rollout(Model):
     """Generation by the student: SGLang engines in a RayCluster."""
 
     mutable = frozenset({"replicas"})
+    transitions = (ACCELERATOR_IS_IMMUTABLE,)
     rules = (
         # The teacher scores at temperature 1 over the whole vocabulary: any other sampling is off-policy.
         Rule(
@@ -54,6 +56,7 @@ class Rollout(Model):
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="Tensor parallel size: accelerators of one engine, all in one pod."
     )
+    accelerator: RoleAccelerator | None = Field(None, description=DESCRIPTION)
     prompts_per_step: Count = Field(16, description="Number of prompts per optimiser step.")
     samples_per_prompt: Annotated[int, Field(ge=1, le=1024)] = Field(
         4, description="Number of responses sampled for each prompt."

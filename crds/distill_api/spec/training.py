@@ -7,6 +7,7 @@ from pydantic import Field
 
 from distill_api.base import Model, Tokens
 from distill_api.pods.template import RoleTemplate
+from distill_api.role_accelerators import DESCRIPTION, RoleAccelerator
 from distill_api.rules import Rule
 
 
@@ -148,6 +149,7 @@ class Trainer(Model):
     gpus_per_node: Annotated[int, Field(ge=1, le=16)] = Field(
         1, description="Accelerators of one pod, and so its ranks; with accelerator none, its processes."
     )
+    accelerator: RoleAccelerator | None = Field(None, description=DESCRIPTION)
     parallelism: Parallelism = Field(default_factory=Parallelism, description="Parallelism of the student.")
     optimizer: Optimizer = Field(default_factory=Optimizer, description="Optimiser and learning rate schedule.")
     lora: LoRA | None = Field(

@@ -52,6 +52,11 @@ class TeacherSpec(Serving):
             lambda spec: spec.autoscaling is None or spec.replicas == 1,
         ),
     )
+    replicas: Annotated[int, Field(ge=0, le=256)] = Field(
+        1,
+        description="Number of SGLang servers behind the Service, which kubectl scale, an HPA or KEDA may change. With "
+        "0 it holds nothing, and jobs that name it wait.",
+    )
     model: Path = Field(description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint.")
     accelerator: AcceleratorName = Field(
         "nvidia.com/gpu",
@@ -110,6 +115,10 @@ class TeacherStatus(Model):
         None, description="HOST:PORT of the headless Service; each of its addresses is one server."
     )
     desired_replicas: StatusCount = Field(0, description="Servers wanted, by replicas or by the autoscaler.")
+    replicas: StatusCount = Field(0, description="Servers that there are, ready or not.")
+    selector: StatusText | None = Field(
+        None, description="Label selector of the servers' pods, for the scale subresource."
+    )
     ready_replicas: StatusCount = Field(0, description="Servers that are ready.")
     jobs: StatusCount = Field(0, description="Running jobs that use this Teacher.")
     requests: StatusCount = Field(0, description="Scoring requests of those jobs, waiting and in flight.")

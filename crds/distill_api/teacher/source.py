@@ -8,6 +8,7 @@ from distill_api.base import Argument, Model, Path
 from distill_api.fields import ObjectName
 from distill_api.names import MAX_TEACHER_NAME, ONLY_TEACHER
 from distill_api.pods.template import RoleTemplate, is_untouched, is_untouched_cel
+from distill_api.role_accelerators import ACCELERATOR_IS_IMMUTABLE, DESCRIPTION, RoleAccelerator
 from distill_api.rules import Rule, matching
 from distill_api.teacher.endpoint import Endpoint
 
@@ -35,6 +36,7 @@ class Serving(Model):
     tensor_parallel_size: Annotated[int, Field(ge=1, le=64)] = Field(
         1, description="Tensor parallel size: accelerators of one server, all in one pod."
     )
+    accelerator: RoleAccelerator | None = Field(None, description=DESCRIPTION)
     max_concurrent_requests: Annotated[int, Field(ge=1, le=4096)] = Field(
         32, description="Upper bound of scoring requests in flight per server; further ones wait in the trainer."
     )
@@ -54,6 +56,7 @@ class TeacherSource(Serving):
             "has(self.model) == has(oldSelf.model) && has(self.ref) == has(oldSelf.ref) && "
             "has(self.endpoint) == has(oldSelf.endpoint)",
         ),
+        ACCELERATOR_IS_IMMUTABLE,
     )
     rules = (
         Rule(
@@ -62,12 +65,16 @@ class TeacherSource(Serving):
             lambda t: [t.model, t.ref, t.endpoint].count(None) == 2,
         ),
         Rule(
-            "replicas, tensorParallelSize, engineArgs and template go with model only: they are how the job serves it",
-            "has(self.model) || (self.replicas == 1 && self.tensorParallelSize == 1 && self.engineArgs.size() == 0 && "
-            f"{is_untouched_cel('self.template')})",
+            "replicas, tensorParallelSize, accelerator, engineArgs and template go with model only: they are how the "
+            "job serves it",
+            "has(self.model) || (self.replicas == 1 && self.tensorParallelSize == 1 && !has(self.accelerator) && "
+            f"self.engineArgs.size() == 0 && {is_untouched_cel('self.template')})",
             lambda t: (
                 t.model is not None
-                or ((t.replicas, t.tensor_parallel_size, t.engine_args) == (1, 1, []) and is_untouched(t.template))
+                or (
+                    (t.replicas, t.tensor_parallel_size, t.accelerator, t.engine_args) == (1, 1, None, [])
+                    and is_untouched(t.template)
+                )
             ),
         ),
     )

@@ -46,6 +46,8 @@ class Container:
     environment: Sequence[Json] = ()
     accelerators: int = 0
     """Accelerators of one pod; ignored in the CPU mode."""
+    accelerator: str | None = None
+    """Their resource name, where it is not that of the owner's spec."""
     probes: Json = field(default_factory=dict)
     needs_output: bool = False
     needs_shared_memory: bool = False
@@ -264,7 +266,7 @@ def _resources(job: Owner, mine: list[Json], container: Container) -> Json:
     limits: dict[str, str] = {}
     if count:
         requests = {"cpu": str(ACCELERATOR_CPU * count), "memory": f"{ACCELERATOR_MEMORY_GIB * count}Gi"}
-        limits[job.spec.accelerator] = str(count)
+        limits[container.accelerator or job.spec.accelerator] = str(count)
     # A limit that the user sets replaces the default request of its name: a request above its limit is refused.
     of_user = [(each.get("resources") or {}).get("limits") or {} for each in mine]
     limited = {name for limits_of_user in of_user for name, amount in limits_of_user.items() if amount is not None}

@@ -37,6 +37,7 @@ def ray_cluster(job: DistillationJob, settings: Settings) -> Json:
             (protocol.RAY_METRICS_PORT_NAME, protocol.RAY_METRICS_PORT),
         ],
         accelerators=rollout.tensor_parallel_size,
+        accelerator=rollout.accelerator,
         needs_output=job.spec.trainer.weight_sync is WeightSync.DISK,
     )
     return {

@@ -35,6 +35,7 @@ def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacherSo
         command=["python3", "-m", "distill_workers.serve", "teacher", *([] if _is_only(teacher) else [teacher.name])],
         ports=[(protocol.METRICS_PORT_NAME, protocol.SGLANG_PORT)],
         accelerators=teacher.tensor_parallel_size,
+        accelerator=teacher.accelerator,
         probes=PROBES,
         needs_shared_memory=teacher.tensor_parallel_size > 1,
         handles_signals=True,

@@ -40,6 +40,7 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
             *_tracking_key(job),
         ],
         accelerators=trainer.gpus_per_node,
+        accelerator=trainer.accelerator,
         needs_output=True,
         needs_shared_memory=trainer.gpus_per_node > 1,
         grace_seconds=GRACE_SECONDS,

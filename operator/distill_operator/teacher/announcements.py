@@ -28,13 +28,14 @@ def announcements(uid: str, before: TeacherStatus, after: TeacherStatus) -> tupl
         now, then = conditions.find(after, condition_type), conditions.find(before, condition_type)
         if now is None or (then is not None and (then.status, then.reason) == (now.status, now.reason)):
             continue
-        warning = now.status is not ConditionStatus.TRUE
+        failed = now.status is not ConditionStatus.TRUE
+        warning = failed and now.reason != Reason.SCALED_TO_ZERO
         if condition_type is ConditionType.READY:
             # What is wrong with the spec is said by SpecValid; that no server answers yet is how each begins.
             lost = then is not None and then.status is ConditionStatus.TRUE
-            if warning and not lost and now.reason not in PROBLEMS:
+            if failed and not lost and now.reason not in PROBLEMS:
                 continue
-        elif not warning:
+        elif not failed:
             continue
         key = f"{uid}/{condition_type}/{now.reason}/{after.observed_generation}"
         found.append(Event(key, now.reason, now.message, warning))

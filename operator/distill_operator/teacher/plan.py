@@ -18,7 +18,7 @@ from distill_operator.model.pod_problems import no_pods, pods_problem
 from distill_operator.model.times import format_time, parse_time
 from distill_operator.resources import teacher_servers
 from distill_operator.resources.drift import has_drifted
-from distill_operator.resources.pod_template import KEY_ENTRY
+from distill_operator.resources.pod_template import KEY_ENTRY, selector
 from distill_operator.runtime.effects import Apply, CreateSecret, Effect
 from distill_operator.settings import Settings
 from distill_operator.teacher.announcements import announcements, scaling
@@ -27,6 +27,9 @@ from distill_operator.teacher.autoscaler import Scale, rescaled, seconds_to_scal
 RETRY_SECONDS = 60.0
 """Until the next reconcile after a wrong spec, a taken name, or a quota: all are for a person to mend."""
 VALID = ConditionValue(TRUE, Reason.VALID)
+SCALED_TO_ZERO = ConditionValue(
+    FALSE, Reason.SCALED_TO_ZERO, "spec.replicas is 0: it has no server, and jobs that name it wait for one"
+)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def plan_teacher(
             update={
                 "address": f"{names.shared_teacher(meta.name)}.{meta.namespace}:{protocol.SGLANG_PORT}",
                 "desired_replicas": scale.replicas,
+                "replicas": sum(not pod.ended for pod in observed.pods_of(Role.TEACHER)),
+                "selector": ",".join(f"{key}={value}" for key, value in selector(teacher, Role.TEACHER).items()),
                 "ready_replicas": min(_ready(meta, observed), scale.replicas),
                 "jobs": len(requests),
                 "requests": sum(requests),
@@ -128,6 +133,8 @@ def _ready(meta: Metadata, observed: Observed) -> int:
 
 def _readiness(meta: Metadata, observed: Observed, wanted: int) -> ConditionValue:
     """Return the condition Ready: one server that answers is enough; the message says what keeps the others."""
+    if wanted == 0:
+        return SCALED_TO_ZERO
     ready = min(_ready(meta, observed), wanted)
     text = f"{ready} of {wanted} servers answer"
     deployment = observed.child(Kind.DEPLOYMENT, names.shared_teacher(meta.name))

@@ -117,7 +117,7 @@ def sglang_command(
         }
     else:
         module = "distill_workers.serving.sglang_launch"
-    if spec.accelerator.startswith("nvidia.com/"):
+    if (part.accelerator or spec.accelerator).startswith("nvidia.com/"):
         # As the trainer (megatron/logits.py): a logit of 16 to 32 rounded to bfloat16 is off by up to 0.06 nats. Here
         # the product with the head sums up into fp32 (SGLang: logits_processor.py, torch.mm with out_dtype) at no cost.
         flags += ["--enable-fp32-lm-head"]
