@@ -101,6 +101,12 @@ WORKER_METRICS = (
     Metric("distill_sequence_masked_ratio", Kind.GAUGE, "Share of tokens left out by the ratios of their response."),
     Metric("distill_ratio_clipped_ratio", Kind.GAUGE, "Share of tokens whose gradient the ratio clip stopped."),
     Metric("distill_advantage_clipped_ratio", Kind.GAUGE, "Share of tokens whose sampled term was bounded."),
+    Metric(
+        "distill_advantage_square_nats2",
+        Kind.GAUGE,
+        "Mean square of what the divergence adds to a token's advantage, after the baseline; support sampled-token.",
+    ),
+    Metric("distill_baseline_nats", Kind.GAUGE, "Mean of objective.baseline over the tokens."),
     Metric("distill_response_tokens_mean", Kind.GAUGE, "Mean length of the last step's responses."),
     Metric(
         "distill_truncated_ratio",

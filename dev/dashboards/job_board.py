@@ -169,6 +169,14 @@ LEARNING = [
         },
     ),
     Panel(
+        "Sampled advantage",
+        "With support sampled-token. What a baseline is for: its mean square should be lower than without one.",
+        {
+            "mean square, nats²": of("distill_advantage_square_nats2"),
+            "baseline, nats": of("distill_baseline_nats"),
+        },
+    ),
+    Panel(
         "Coefficients",
         "By schedule, and lowered by guards.",
         {"divergence": of("distill_coefficient"), "reward": of("distill_reward_coefficient")},

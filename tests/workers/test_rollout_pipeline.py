@@ -139,6 +139,29 @@ async def test_a_sample_has_its_advantage_without_a_coefficient(tmp_path: Path, 
     assert [(s.reward, s.advantage) for s in samples] == [(1.0, -1.0), (2.0, 1.0)]
 
 
+class Changing(Teacher):
+    """Gives each response other scores."""
+
+    calls = 0
+
+    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        self.calls += 1
+        return Scores([-0.1 * self.calls, -0.6], None, None)
+
+
+async def test_a_sample_has_the_mean_divergence_of_the_others_to_its_prompt(tmp_path: Path, metrics: Metrics) -> None:
+    objective = {"support": "sampled-token", "topK": 16, "baseline": "leave-one-out", "advantageClip": 0.5}
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Changing({}), objective=objective, samplesPerPrompt=3)
+    samples = await samples_of(rollouts.take(0, 1))
+    assert len(samples) == 12
+    for sample in samples:
+        others = [s for s in samples if s.prompt_index == sample.prompt_index and s is not sample]
+        gaps = [e - t for s in others for e, t in zip(s.engine_logprobs, s.teacher_logprobs, strict=True)]
+        expected = sum(max(-0.5, min(0.5, gap)) for gap in gaps) / len(gaps)
+        assert sample.baseline == pytest.approx(expected) and sample.reward is None
+    assert len({s.baseline for s in samples}) > 1
+
+
 async def test_a_reward_that_raises_fails_its_own_sample_alone(tmp_path: Path, metrics: Metrics) -> None:
     rewards, engines = {"sums": Counting(fails=2)}, Engines(set())
     rollouts = pipeline(tmp_path, metrics, engines, Teacher({}), rewards, promptsPerStep=1, samplesPerPrompt=3)

@@ -21,6 +21,17 @@ class Support(StrEnum):
     TOP_K = "top-k"
 
 
+class Baseline(StrEnum):
+    NONE = "none"
+    TOP_K = "top-k"
+    LEAVE_ONE_OUT = "leave-one-out"
+
+
+class DiscountedReturn(StrEnum):
+    MEAN = "mean"
+    SUM = "sum"
+
+
 class Advantage(StrEnum):
     GROUP = "group"
     LEAVE_ONE_OUT = "leave-one-out"
@@ -105,9 +116,20 @@ class Objective(Model):
             lambda o: o.support is Support.SAMPLED_TOKEN or o.discount == 0,
         ),
         Rule(
-            "topK goes with support top-k only",
-            "self.support == 'top-k' || self.topK == 16",
-            lambda o: o.support is Support.TOP_K or o.top_k == 16,
+            "discountedReturn sum goes with discount above 0 only: without one there is nothing to add up",
+            "self.discount > 0.0 || self.discountedReturn == 'mean'",
+            lambda o: o.discount > 0 or o.discounted_return is DiscountedReturn.MEAN,
+        ),
+        # A differentiated divergence has no sampled gradient whose variance a baseline could lower.
+        Rule(
+            "baseline goes with support sampled-token only; top-k differentiates the divergence of each token",
+            "self.support == 'sampled-token' || self.baseline == 'none'",
+            lambda o: o.support is Support.SAMPLED_TOKEN or o.baseline is Baseline.NONE,
+        ),
+        Rule(
+            "topK goes with support top-k or baseline top-k only: nothing else reads the teacher's top-k",
+            "self.support == 'top-k' || self.baseline == 'top-k' || self.topK == 16",
+            lambda o: o.teacher_top_k is not None or o.top_k == 16,
         ),
         Rule(
             "jsdBeta goes with divergence jsd only",
@@ -130,7 +152,7 @@ class Objective(Model):
         "top-k: over the teacher's top-k tokens and a tail bucket, differentiated.",
     )
     top_k: Annotated[int, Field(ge=1, le=256)] = Field(
-        16, description="Number k of the teacher's tokens in support top-k."
+        16, description="Number k of the teacher's likeliest tokens, in support top-k and baseline top-k."
     )
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Weight beta of the teacher in the mixture of divergence jsd (GKD, arXiv 2306.13649)."
@@ -151,9 +173,18 @@ class Objective(Model):
     )
     discount: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="Credit of a token for later divergence, with support sampled-token. 0: its own divergence alone; "
-        "1: also the mean of those after it (MiniLLM, arXiv 2306.08543); between: also their discounted mean, times "
-        "discount.",
+        description="Credit of a token for later divergence, with support sampled-token; 0: its own divergence alone.",
+    )
+    discounted_return: DiscountedReturn = Field(
+        DiscountedReturn.MEAN,
+        description="What a token gets, times discount, of those after it. mean: their discounted mean (MiniLLM, arXiv "
+        "2306.08543); sum: their discounted sum: with discount 1, the reverse KL of whole responses.",
+    )
+    baseline: Baseline = Field(
+        Baseline.NONE,
+        description="What is subtracted from a token's divergence, in support sampled-token, for less variance and the "
+        "same expected gradient. top-k: its expected value, over the teacher's top-k and a tail bucket (vOPD, arXiv "
+        "2605.07865); leave-one-out: the mean over the other responses to the prompt.",
     )
     correction: Correction = Field(
         default_factory=Correction, description="Off-policy corrections of the policy gradient."
@@ -171,3 +202,8 @@ class Objective(Model):
         "centred and scaled (GRPO, arXiv 2402.03300); leave-one-out: minus the mean of the others (RLOO, arXiv "
         "2402.14740); none: the reward itself.",
     )
+
+    @property
+    def teacher_top_k(self) -> int | None:
+        """Return how many of the teacher's likeliest tokens are needed at each response token; None for none."""
+        return self.top_k if self.support is Support.TOP_K or self.baseline is Baseline.TOP_K else None

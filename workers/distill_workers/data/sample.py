@@ -59,6 +59,9 @@ class Sample:
     reward: float | None = None
     advantage: float = 0.0
     """Advantage of the reward (objective.advantage), without its coefficient; the same for every token."""
+    baseline: float = 0.0
+    """Mean divergence at the tokens of the other responses to the prompt, nats, where objective.baseline is
+    leave-one-out."""
 
     @property
     def weight_version(self) -> int:

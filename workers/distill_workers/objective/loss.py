@@ -2,11 +2,12 @@
 
 sampled-token (on-policy distillation as in the Qwen3 report, Thinking Machines and slime):
     d_t  = clip(log pi_old(y_t) - log pi_T(y_t), +-advantage_clip)                                detached
-    A'_t = c_reward A_t - c_divergence c_teacher (d_t + discount mean_discount(d_s: s > t))                 detached
+    A'_t = c_reward A_t - c_divergence c_teacher (d_t - b_t + discount return_discount(d_s: s > t))         detached
     L_t  = -w_t min(rho_t A'_t, clip(rho_t, 1 - ratio_clip, 1 + ratio_clip) A'_t),  rho_t = pi_theta(y_t) / pi_old(y_t)
 w_t is made of pi_old(y_t) / mu(y_t) (corrections.py), mu being the engine's own probability when it sampled y_t: it
 corrects the train-rollout mismatch, which other arithmetic and older weights cause. With w_t that ratio itself and
-discount 0 the gradient at rho = 1 is, in expectation and with no reward, that of the reverse KL.
+discount 0 the gradient at rho = 1 is, in expectation and with no reward, that of the reverse KL, whatever the baseline
+b_t (baselines.py). The return of later tokens is their discounted mean or sum.
 
 top-k:
     L_t = c_divergence c_teacher D(student, teacher; top-k and the sampled token, tail)
@@ -15,15 +16,15 @@ The divergence is taken on any sequence, the data set's included (GKD, arXiv 230
 student's own alone.
 """
 
-import math
-
 import torch
 
-from distill_api.spec.job_spec import Divergence, Objective, RewardSource, Support
+from distill_api.spec.job_spec import Baseline, DiscountedReturn, Objective, RewardSource, Support
+from distill_workers.objective.baselines import top_k_value
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.objective.corrections import correct
-from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl, support_divergence
-from distill_workers.objective.responses import future_mean
+from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl
+from distill_workers.objective.responses import future_mean, future_sum
+from distill_workers.objective.teacher_top_k import TeacherTopK
 
 
 def policy_gradient(
@@ -52,6 +53,7 @@ def token_losses(
     teacher_support_logprobs: torch.Tensor | None = None,
     sampled_in_support: torch.Tensor | None = None,
     teacher_coefficients: torch.Tensor | float = 1.0,
+    baselines: torch.Tensor | float = 0.0,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss of each token [tokens], nats, and statistics by name (of statistics.SCOPES), each [tokens] and
     detached.
@@ -63,9 +65,11 @@ def token_losses(
 
     teacher_coefficients [tokens]: of the teacher that scored each, c_teacher above, where a job has several.
 
-    Support top-k needs the student's log-probs [tokens, k], with gradient, at the teacher's top-k ids (-inf at one that
-    the student lacks), the teacher's own [tokens, k], and `sampled_in_support` [tokens], bool: the sampled token is one
-    of the k, and not counted again.
+    Where Objective.teacher_top_k is not None, it needs the student's log-probs [tokens, k], with gradient, at the
+    teacher's top-k ids (-inf at one that the student lacks), the teacher's own [tokens, k], and `sampled_in_support`
+    [tokens], bool: the sampled token is one of the k, and not counted again.
+
+    baselines [tokens]: of baseline leave-one-out, the mean divergence over the other responses to the prompt, nats.
     """
     old, current = old_logprobs.detach(), logprobs.detach()
     weights = correct(objective.correction, old, engine_logprobs, lengths)
@@ -73,35 +77,34 @@ def token_losses(
     importance = torch.where(supervised, 0.0, weights.values)
     reverse_kl = sampled_reverse_kl(current, teacher_logprobs)
     total_advantages = coefficients.reward * advantages
-    at_support: dict[str, torch.Tensor] = {}
+    top_k: TeacherTopK | None = None
+    if objective.teacher_top_k is not None:
+        if support_logprobs is None or teacher_support_logprobs is None or sampled_in_support is None:
+            which = "support top-k" if objective.support is Support.TOP_K else "baseline top-k"
+            raise ValueError(f"{which} needs the log-probs of student and teacher at the teacher's top-k tokens")
+        top_k = TeacherTopK(support_logprobs, teacher_support_logprobs, logprobs, teacher_logprobs, sampled_in_support)
+    of_method: dict[str, torch.Tensor] = {}
     if objective.support is Support.SAMPLED_TOKEN:
         clip = objective.advantage_clip
         penalty = sampled_reverse_kl(old, teacher_logprobs).clamp(-clip, clip)
-        if objective.discount > 0:
-            penalty = penalty + objective.discount * future_mean(penalty, lengths, objective.discount)
+        later = 0.0 if objective.discount == 0 else objective.discount * _later(objective, penalty, lengths)
+        if objective.baseline is not Baseline.NONE:
+            of_method["baseline"] = _baseline(objective, top_k, baselines, penalty)
+            penalty = penalty - of_method["baseline"]
+        penalty = penalty + later
+        of_method["advantage_square"] = penalty.square()
         total_advantages = total_advantages - coefficients.divergence * (teacher_coefficients * penalty)
         loss = torch.zeros_like(logprobs)
         divergence, clipped = reverse_kl, reverse_kl.abs() > clip
         has_policy_gradient = True
     else:
-        if support_logprobs is None or teacher_support_logprobs is None or sampled_in_support is None:
-            raise ValueError("support top-k needs the log-probs of student and teacher at the teacher's top-k tokens")
-        # Not isfinite: NaN must not pass for an id that the student lacks.
-        inside = support_logprobs != -math.inf
-        student = torch.cat([support_logprobs, logprobs[:, None]], -1)
-        teacher = torch.cat([teacher_support_logprobs, teacher_logprobs[:, None]], -1)
-        present = torch.cat([inside, ~sampled_in_support[:, None]], -1)
-        kind, beta = objective.divergence, objective.jsd_beta
-        divergence = support_divergence(kind, student, teacher, present=present, jsd_beta=beta)
-        forward_kl = support_divergence(Divergence.FORWARD_KL, student.detach(), teacher, present=present)
+        assert top_k is not None
+        divergence = top_k.divergence(objective.divergence, objective.jsd_beta)
         loss = coefficients.divergence * (teacher_coefficients * divergence)
         clipped = torch.zeros_like(supervised)
         has_policy_gradient = objective.reward.source is not RewardSource.NONE
-        at_support = {
-            "forward_kl": forward_kl,
-            "student_mass": support_logprobs.exp().sum(-1),
-            "teacher_mass": torch.where(inside, teacher_support_logprobs.exp(), 0.0).sum(-1),
-        }
+    if top_k is not None:
+        of_method |= top_k.statistics()
     held = torch.zeros_like(supervised)
     if has_policy_gradient:
         clip_range = objective.correction.ratio_clip
@@ -121,6 +124,25 @@ def token_losses(
         "sequence_masked_ratio": weights.masked,
         "ratio_clipped_ratio": held,
         "advantage_clipped_ratio": clipped,
-        **at_support,
+        **of_method,
     }
     return loss, {name: value.detach().to(current.dtype) for name, value in stats.items()}
+
+
+def _later(objective: Objective, penalty: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return the return of the later tokens of a response at each token, nats: [tokens]."""
+    match objective.discounted_return:
+        case DiscountedReturn.MEAN:
+            return future_mean(penalty, lengths, objective.discount)
+        case DiscountedReturn.SUM:
+            return future_sum(penalty, lengths, objective.discount)
+
+
+def _baseline(
+    objective: Objective, top_k: TeacherTopK | None, baselines: torch.Tensor | float, penalty: torch.Tensor
+) -> torch.Tensor:
+    """Return the baseline of each token, nats: [tokens], detached, in the dtype of the penalty."""
+    if objective.baseline is Baseline.TOP_K:
+        assert top_k is not None
+        return top_k_value(top_k.student, top_k.teacher)
+    return torch.zeros_like(penalty) + baselines

@@ -37,13 +37,17 @@ SCOPES = {
     "sequence_masked_ratio": Scope.OWN,
     "ratio_clipped_ratio": Scope.OWN,
     "advantage_clipped_ratio": Scope.OWN,
+    "advantage_square": Scope.OWN,
+    "baseline": Scope.OWN,
     "entropy": Scope.OWN,
     "overlap_ratio": Scope.MEASURED,
 }
 """Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate.
-importance_weight is the factor of a token's policy gradient. Only support top-k has forward_kl, that of teacher to
-student over the teacher's top-k and the tail; student_mass and teacher_mass, the mass that each gives to that top-k;
-and overlap_ratio, the share of the student's own top-k among it (as verl reports them)."""
+importance_weight is the factor of a token's policy gradient. advantage_square, of sampled-token, is the square of what
+the divergence adds to a token's advantage, without coefficients: it falls with a baseline. Only where the teacher's
+top-k is at hand are there forward_kl, that of teacher to student over the top-k and the tail; student_mass and
+teacher_mass, the mass that each gives to that top-k; and overlap_ratio, the share of the student's own top-k among it
+(as verl reports them)."""
 
 
 def no_sums(device: torch.device) -> torch.Tensor:

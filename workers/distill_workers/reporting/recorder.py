@@ -54,6 +54,8 @@ GAUGES = {
     "distill_sequence_masked_ratio": "sequence_masked_ratio",
     "distill_ratio_clipped_ratio": "ratio_clipped_ratio",
     "distill_advantage_clipped_ratio": "advantage_clipped_ratio",
+    "distill_advantage_square_nats2": "advantage_square",
+    "distill_baseline_nats": "baseline",
     "distill_truncated_ratio": "truncated_ratio",
     "distill_policy_lag_steps": "policy_lag",
 }
