@@ -66,6 +66,15 @@ def test_every_description_is_a_sentence() -> None:
     assert {p: n["description"] for p, n in OURS.items() if n.get("description", ".")[-1] not in ".;"} == {}
 
 
+@BOTH
+def test_a_long_description_stands_once_and_where_it_recurs_the_field_that_has_it_is_named(of: Definition) -> None:
+    spec = {p.replace("[]", ""): n for p, n in NODES.items() if p.startswith(f"{of.kind}.spec") and p[-1] != "]"}
+    texts = [n["description"] for n in spec.values() if len(n.get("description", "")) > 80]
+    assert len(texts) == len(set(texts))
+    named = {n["description"][3:-1] for n in spec.values() if n.get("description", "").startswith("As spec.")}
+    assert all(len(spec[f"{of.kind}.{path}"]["description"]) > 80 for path in named)
+
+
 def test_every_list_has_a_type_and_a_bound() -> None:
     lists = {p: n for p, n in NODES.items() if n.get("type") == "array"}
     assert lists

@@ -27,6 +27,8 @@ _KEPT = {
     "type", "description", "default", "enum", "format", "pattern", "required",
     "minimum", "maximum", "minLength", "maxLength", "maxItems", "maxProperties",
 }  # fmt: skip
+_LONG = 80
+"""The characters above which a description is written once."""
 
 
 @dataclass(frozen=True)
@@ -138,7 +140,7 @@ def _root(of: Definition) -> Schema:
             "apiVersion": {"type": "string", "maxLength": 253, "description": f"{GROUP}/{VERSION}"},
             "kind": {"type": "string", "maxLength": 63, "description": of.kind},
             "metadata": {"type": "object"},  # the server allows nothing more here
-            "spec": structural(of.spec),
+            "spec": _described_once(structural(of.spec), "spec", {}),
             "status": _without_defaults(structural(of.status)),
         },
         VALIDATIONS: [
@@ -190,6 +192,22 @@ def _plain(node: Schema, definitions: dict[str, Schema]) -> Schema:
     return {**target, **own, **({VALIDATIONS: rules} if rules else {})}
 
 
+def _described_once(node: Schema, path: str, seen: dict[str, str]) -> Schema:
+    """Return a schema in which a long description that stands at several fields stands once; the others refer to it.
+
+    seen: each long description so far, with the path of its field; what is found is added.
+    """
+    out = dict(node)
+    text = out.get("description", "")
+    if len(text) > _LONG and seen.setdefault(text, path) != path:
+        out["description"] = f"As {seen[text]}."
+    if "properties" in out:
+        out["properties"] = {n: _described_once(p, f"{path}.{n}", seen) for n, p in out["properties"].items()}
+    if "items" in out:
+        out["items"] = _described_once(out["items"], path, seen)
+    return out
+
+
 def _without_defaults(node: Schema) -> Schema:
     """Return a schema without defaults: a status has only what the operator observed, nothing that the server added."""
     out = {key: value for key, value in node.items() if key != "default"}
@@ -208,8 +226,8 @@ class _Dumper(yaml.SafeDumper):
 
 
 def to_yaml(manifest: Schema) -> str:
-    """Return a manifest as YAML, with the comment that it is generated."""
-    return HEADER + yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=120, allow_unicode=True)
+    """Return a manifest as YAML, each text on a line of its own, with the comment that it is generated."""
+    return HEADER + yaml.dump(manifest, Dumper=_Dumper, sort_keys=False, width=sys.maxsize, allow_unicode=True)
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -40,15 +40,14 @@ Quantity = Annotated[
 ]
 ResourceList = Annotated[dict[str, Quantity], Field(max_length=16), SHORT_KEYS, WITHOUT_NULLS]
 _RESERVED = (
-    r"^((distillation-operator\.io|ray\.io|batch\.kubernetes\.io|kueue\.x-k8s\.io)/.*"
+    r"^((distillation-operator|ray|batch\.kubernetes|kueue\.x-k8s)\.io/.*"
     r"|app\.kubernetes\.io/(managed-by|part-of)|job-name|controller-uid)$"
 )
 PodLabels = Annotated[
     StringMap,
     Rule(
         "may not have keys under distillation-operator.io/, ray.io/, batch.kubernetes.io/ or kueue.x-k8s.io/, nor "
-        "app.kubernetes.io/managed-by, app.kubernetes.io/part-of, job-name or controller-uid: controllers know their "
-        "pods by these; use a prefix of your own",
+        "app.kubernetes.io/managed-by or part-of, job-name or controller-uid: controllers know their pods by these",
         f"self.all(key, !key.matches(r'{_RESERVED}'))",
         lambda labels: not any(re.fullmatch(_RESERVED, key) for key in labels),
     ),
@@ -93,11 +92,14 @@ class Resources(Model):
 
 
 def _former(place: str) -> str:
-    return f"Of release 0.2.0, see `distill migrate`; now {place}."
+    return f"Deprecated: now {place}."
 
 
 class RoleTemplate(PodTemplate):
-    """A PodTemplate of one role, merged over the job's podTemplate; the other fields are those of release 0.2.0."""
+    """A PodTemplate of one role, merged over the job's podTemplate.
+
+    The deprecated fields are those of release 0.2.0; `distill migrate` rewrites them.
+    """
 
     image: ShortText | None = Field(None, description=_former("image of the container main"))
     image_pull_policy: Literal["Always", "IfNotPresent", "Never"] | None = Field(
@@ -140,14 +142,14 @@ def is_untouched_cel(template: str) -> str:
     """Return the CEL that says of the template at a path what `is_untouched` says of a model."""
     fields = {name: field.alias or name for name, field in RoleTemplate.model_fields.items()}
     sized = [*former_template.LISTS, *former_template.MAPS]
-    default = f"(!has({template}.imagePullPolicy) || {template}.imagePullPolicy == '{former_template.PULL_POLICY}')"
+    default = f"(!has(t.imagePullPolicy) || t.imagePullPolicy == '{former_template.PULL_POLICY}')"
     resources = " && ".join(
-        f"(!has({template}.resources.{part}) || {template}.resources.{part}.size() == 0)"
-        for part in ("requests", "limits")
+        f"(!has(t.resources.{part}) || t.resources.{part}.size() == 0)" for part in ("requests", "limits")
     )
-    others = {"imagePullPolicy": default, "resources": f"(!has({template}.resources) || ({resources}))"}
-    others |= {field: f"(!has({template}.{field}) || {template}.{field}.size() == 0)" for field in sized}
-    return " && ".join(others.get(field, f"!has({template}.{field})") for field in fields.values())
+    others = {"imagePullPolicy": default, "resources": f"(!has(t.resources) || ({resources}))"}
+    others |= {field: f"(!has(t.{field}) || t.{field}.size() == 0)" for field in sized}
+    said = " && ".join(others.get(field, f"!has(t.{field})") for field in fields.values())
+    return f"[{template}].all(t, {said})"
 
 
 def is_untouched(template: RoleTemplate) -> bool:
