@@ -5,7 +5,8 @@ No rules of the API server: a job may be such on purpose, to measure something, 
 
 from collections.abc import Iterator
 
-from distill_api.spec.job_spec import Advantage, Baseline, Decay, RewardSource, Spec
+from distill_api.spec.job_spec import Advantage, Decay, RewardSource, Spec
+from distill_api.spec.objective import Baseline
 
 
 def obstacles(spec: Spec) -> list[str]:

@@ -107,6 +107,18 @@ WORKER_METRICS = (
         "Mean square of what the divergence adds to a token's advantage, after the baseline; support sampled-token.",
     ),
     Metric("distill_baseline_nats", Kind.GAUGE, "Mean of objective.baseline over the tokens."),
+    Metric(
+        "distill_divergence_weight_mean",
+        Kind.GAUGE,
+        "Mean weight of a token's divergence: the teacher's coefficient times objective.weighting.",
+    ),
+    Metric("distill_divergence_selected_ratio", Kind.GAUGE, "Share of tokens whose divergence has a weight above 0."),
+    Metric(
+        "distill_teacher_entropy_nats",
+        Kind.GAUGE,
+        "Mean entropy of the teacher over its top-k and the tail.",
+    ),
+    Metric("distill_forward_kl_added_ratio", Kind.GAUGE, "Share of tokens above objective.forwardKlAboveEntropy."),
     Metric("distill_response_tokens_mean", Kind.GAUGE, "Mean length of the last step's responses."),
     Metric(
         "distill_truncated_ratio",

@@ -177,6 +177,16 @@ LEARNING = [
         },
     ),
     Panel(
+        "Weights of tokens",
+        "Which tokens the divergence teaches at, and where forward KL is added to it.",
+        {
+            "mean weight": of("distill_divergence_weight_mean"),
+            "share with a weight above 0": of("distill_divergence_selected_ratio"),
+            "share with forward KL": of("distill_forward_kl_added_ratio"),
+            "entropy of the teacher, nats": of("distill_teacher_entropy_nats"),
+        },
+    ),
+    Panel(
         "Coefficients",
         "By schedule, and lowered by guards.",
         {"divergence": of("distill_coefficient"), "reward": of("distill_reward_coefficient")},

@@ -142,5 +142,5 @@ def test_the_mean_of_the_others_is_over_their_tokens_and_a_response_alone_has_no
 
 
 def test_a_baseline_of_the_top_k_without_the_teachers_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="baseline top-k needs"):
+    with pytest.raises(ValueError, match="baseline top-k and forwardKlAboveEntropy need"):
         TinyLanguage.random().token_losses(objective(baseline="top-k"), support_logprobs=None)

@@ -57,6 +57,7 @@ class TinyLanguage:
             "advantages": torch.zeros_like(student).detach(),
             "lengths": torch.full((len(self.responses),), TOKENS),
             "supervised": torch.zeros(len(student), dtype=torch.bool),
+            "entropy": -(self.student.exp() * self.student).sum(-1).detach()[states],
         }
         if objective.teacher_top_k is not None:
             defaults |= {

@@ -15,11 +15,9 @@ from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.guards import Guard, GuardAction
 from distill_api.spec.objective import (
     Advantage,
-    Baseline,
     CoefficientSchedule,
     Correction,
     Decay,
-    DiscountedReturn,
     Divergence,
     ImportanceWeight,
     Objective,
@@ -47,13 +45,11 @@ from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSourc
 
 __all__ = [
     "Advantage",
-    "Baseline",
     "CoefficientSchedule",
     "Correction",
     "Data",
     "Dataset",
     "Decay",
-    "DiscountedReturn",
     "Divergence",
     "Evaluation",
     "Extract",

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from distill_api.base import Model
 from distill_api.rules import Rule
-from distill_api.spec.reward import Reward
+from distill_api.spec.reward import Reward, RewardSource
 
 
 class Divergence(StrEnum):
@@ -101,6 +101,25 @@ class Correction(Model):
     )
 
 
+class Weighting(Model):
+    """Weights of tokens in the divergence; a reward has its own coefficient."""
+
+    prefix: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0,
+        description="gamma of a token's weight 1 + gamma (1 - the part of the response's divergence before it) "
+        "(IW-OPD, arXiv 2606.22600).",
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Share of a response's tokens that are kept, those with the most entropy or divergence (TIP, arXiv "
+        "2604.14084).",
+    )
+    correct: Annotated[float, Field(ge=0, le=1000)] = Field(
+        1.0, description="Weight of responses with a reward of 1 or more."
+    )
+    wrong: Annotated[float, Field(ge=0, le=1000)] = Field(1.0, description="Weight of responses with a lower reward.")
+
+
 class Objective(Model):
     """The training objective: a divergence from the teacher on the student's own samples, and a task reward."""
 
@@ -122,13 +141,29 @@ class Objective(Model):
         ),
         # A differentiated divergence has no sampled gradient whose variance a baseline could lower.
         Rule(
-            "baseline goes with support sampled-token only; top-k differentiates the divergence of each token",
+            "baseline goes with support sampled-token only",
             "self.support == 'sampled-token' || self.baseline == 'none'",
             lambda o: o.support is Support.SAMPLED_TOKEN or o.baseline is Baseline.NONE,
         ),
         Rule(
-            "topK goes with support top-k or baseline top-k only: nothing else reads the teacher's top-k",
-            "self.support == 'top-k' || self.baseline == 'top-k' || self.topK == 16",
+            "forwardKlAboveEntropy goes with divergence reverse-kl only",
+            "!has(self.forwardKlAboveEntropy) || self.divergence == 'reverse-kl'",
+            lambda o: o.forward_kl_above_entropy is None or o.divergence is Divergence.REVERSE_KL,
+        ),
+        # A differentiated divergence is that of a state; |log pi - log pi_T| depends on the token that was drawn.
+        Rule(
+            "weighting.share goes with support top-k only: chosen by a sampled token, its gradient is biased",
+            "self.support == 'top-k' || self.weighting.share == 1.0",
+            lambda o: o.support is Support.TOP_K or o.weighting.share == 1,
+        ),
+        Rule(
+            "weighting.correct and wrong go with a reward only: it says which responses are correct",
+            "self.reward.source != 'none' || (self.weighting.correct == 1.0 && self.weighting.wrong == 1.0)",
+            lambda o: o.reward.source is not RewardSource.NONE or o.weighting.correct == o.weighting.wrong == 1,
+        ),
+        Rule(
+            "topK goes with support top-k, baseline top-k or forwardKlAboveEntropy only",
+            "self.support == 'top-k' || self.baseline == 'top-k' || has(self.forwardKlAboveEntropy) || self.topK == 16",
             lambda o: o.teacher_top_k is not None or o.top_k == 16,
         ),
         Rule(
@@ -152,7 +187,7 @@ class Objective(Model):
         "top-k: over the teacher's top-k tokens and a tail bucket, differentiated.",
     )
     top_k: Annotated[int, Field(ge=1, le=256)] = Field(
-        16, description="Number k of the teacher's likeliest tokens, in support top-k and baseline top-k."
+        16, description="Number k of the teacher's likeliest tokens, where support, baseline or forward KL take them."
     )
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Weight beta of the teacher in the mixture of divergence jsd (GKD, arXiv 2306.13649)."
@@ -177,15 +212,21 @@ class Objective(Model):
     )
     discounted_return: DiscountedReturn = Field(
         DiscountedReturn.MEAN,
-        description="What a token gets, times discount, of those after it. mean: their discounted mean (MiniLLM, arXiv "
-        "2306.08543); sum: their discounted sum: with discount 1, the reverse KL of whole responses.",
+        description="What discount weighs of later tokens. mean: their discounted mean (MiniLLM, arXiv 2306.08543); "
+        "sum: their discounted sum.",
     )
     baseline: Baseline = Field(
         Baseline.NONE,
-        description="What is subtracted from a token's divergence, in support sampled-token, for less variance and the "
-        "same expected gradient. top-k: its expected value, over the teacher's top-k and a tail bucket (vOPD, arXiv "
-        "2605.07865); leave-one-out: the mean over the other responses to the prompt.",
+        description="Subtracted from a token's divergence in support sampled-token, for less variance. top-k: its "
+        "expectation, over the teacher's top-k and a tail bucket (vOPD, arXiv 2605.07865); leave-one-out: the mean "
+        "over the other responses to the prompt.",
     )
+    forward_kl_above_entropy: Annotated[float, Field(ge=0, le=20)] | None = Field(
+        None,
+        description="Entropy of the teacher, nats, above which forward KL over its top-k and a tail bucket is added "
+        "(EOPD, arXiv 2603.07079).",
+    )
+    weighting: Weighting = Field(default_factory=Weighting, description="Weights of tokens in the divergence.")
     correction: Correction = Field(
         default_factory=Correction, description="Off-policy corrections of the policy gradient."
     )
@@ -206,4 +247,9 @@ class Objective(Model):
     @property
     def teacher_top_k(self) -> int | None:
         """Return how many of the teacher's likeliest tokens are needed at each response token; None for none."""
-        return self.top_k if self.support is Support.TOP_K or self.baseline is Baseline.TOP_K else None
+        needed = (
+            self.support is Support.TOP_K,
+            self.baseline is Baseline.TOP_K,
+            self.forward_kl_above_entropy is not None,
+        )
+        return self.top_k if any(needed) else None

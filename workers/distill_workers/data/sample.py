@@ -49,7 +49,7 @@ class Sample:
     teacher: str = ""
     """Name of the teacher that scored it."""
     coefficient: float = 1.0
-    """The coefficient of that teacher: a factor of the sample's divergence."""
+    """A factor of the sample's divergence: the coefficient of that teacher, times the weight of the outcome."""
     source: str = ""
     """Name of the data source of the prompt."""
     supervised: bool = False

@@ -8,10 +8,14 @@ import torch
 
 def response_mean(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Return at each token the mean over its response: [tokens], float64."""
+    return response_sum(values, lengths) / torch.repeat_interleave(lengths, lengths)
+
+
+def response_sum(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return at each token the sum over its response: [tokens], float64."""
     response = torch.repeat_interleave(lengths)  # index of the response, at each token
     sums = torch.zeros(len(lengths), dtype=torch.float64, device=values.device)
-    means = sums.index_add(0, response, values.double()) / lengths.clamp(min=1)
-    return means.index_select(0, response)
+    return sums.index_add(0, response, values.double()).index_select(0, response)
 
 
 def future_mean(values: torch.Tensor, lengths: torch.Tensor, discount: float) -> torch.Tensor:

@@ -27,6 +27,10 @@ SCOPES = {
     "forward_kl": Scope.ALL,
     "student_mass": Scope.ALL,
     "teacher_mass": Scope.ALL,
+    "teacher_entropy": Scope.ALL,
+    "uncertain_ratio": Scope.ALL,
+    "divergence_weight": Scope.ALL,
+    "selected_ratio": Scope.ALL,
     "reverse_kl": Scope.OWN,
     "reverse_kl_k2": Scope.OWN,
     "reverse_kl_k3": Scope.OWN,
@@ -46,8 +50,9 @@ SCOPES = {
 importance_weight is the factor of a token's policy gradient. advantage_square, of sampled-token, is the square of what
 the divergence adds to a token's advantage, without coefficients: it falls with a baseline. Only where the teacher's
 top-k is at hand are there forward_kl, that of teacher to student over the top-k and the tail; student_mass and
-teacher_mass, the mass that each gives to that top-k; and overlap_ratio, the share of the student's own top-k among it
-(as verl reports them)."""
+teacher_mass, the mass that each gives to that top-k; teacher_entropy over it and the tail; and overlap_ratio, the share
+of the student's own top-k among it (as verl reports them). divergence_weight is the factor of a token's divergence but
+for the coefficient of the step, and selected_ratio the share of tokens at which it is above 0."""
 
 
 def no_sums(device: torch.device) -> torch.Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from distill_api.spec.job_spec import Divergence
-from distill_workers.objective.divergences import support_divergence
+from distill_workers.objective.divergences import coarsen, support_divergence
 
 
 @dataclass(frozen=True)
@@ -31,10 +31,19 @@ class TeacherTopK:
         present = torch.cat([self._known, ~self.sampled_inside[:, None]], -1)
         return support_divergence(kind, student, teacher, present=present, jsd_beta=jsd_beta)
 
-    def statistics(self) -> dict[str, torch.Tensor]:
-        """Return what is reported of the top-k, each [tokens]."""
+    def teacher_entropy(self) -> torch.Tensor:
+        """Return the teacher's entropy over top-k and tail, nats: [tokens], a lower bound of that of the vocabulary.
+
+        The sampled token has no column of its own, so that a state has one entropy, whatever was sampled in it.
+        """
+        outcomes = coarsen(self.teacher.detach(), self._known)
+        return -(outcomes.exp() * outcomes).sum(-1).to(self.teacher.dtype)
+
+    def statistics(self, forward_kl: torch.Tensor, entropy: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Return what is reported of the top-k, each [tokens]: with its forward KL and the teacher's entropy."""
         return {
-            "forward_kl": self.divergence(Divergence.FORWARD_KL).detach(),
+            "forward_kl": forward_kl,
+            "teacher_entropy": entropy,
             "student_mass": self.student.exp().sum(-1),
             "teacher_mass": torch.where(self._known, self.teacher.exp(), 0.0).sum(-1),
         }

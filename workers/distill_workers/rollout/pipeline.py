@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from distill_api.spec.job_spec import Baseline, Spec, Truncated
+from distill_api.spec.job_spec import Spec, Truncated
+from distill_api.spec.objective import Baseline
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
 from distill_workers.data.sample import Prompt, Sample
@@ -27,6 +28,7 @@ from distill_workers.metrics import Metrics
 from distill_workers.objective.advantages import reward_advantages
 from distill_workers.objective.baselines import leave_one_out_values
 from distill_workers.objective.divergences import sampled_reverse_kl
+from distill_workers.objective.weighting import outcome_weight
 from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.failed_samples import FailedSamples
@@ -195,6 +197,7 @@ class RolloutPipeline:
                 if not sample.response_ids:
                     return []  # there is no token to learn from, and no teacher can score it
                 await asyncio.gather(self._score(prompt, sample), self._grade(prompt, sample))
+                sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
                 return [sample]
             except RewardError as error:
                 self._failed(batch, prompt, "reward", error)
