@@ -12,6 +12,8 @@ b_t (baselines.py). The return of later tokens is their discounted mean or sum. 
 top-k:
     L_t = c_divergence c_teacher u_t D(student, teacher; top-k and the sampled token, tail)
           + L_t of sampled-token with A'_t = c_reward A_t
+Both, with forwardKlAboveEntropy (EOPD, arXiv 2603.07079):
+    L_t + c_divergence c_teacher u_t 1[H_T(s_t) > tau] KL(teacher || student; the same)
 The divergence is taken on any sequence, the data set's included (GKD, arXiv 2306.13649); the policy gradient on the
 student's own alone.
 """
@@ -90,12 +92,13 @@ def token_losses(
             )
         top_k = TeacherTopK(support_logprobs, teacher_support_logprobs, logprobs, teacher_logprobs, sampled_in_support)
     sampled = objective.support is Support.SAMPLED_TOKEN
-    divergence = reverse_kl if sampled else top_k.divergence(objective.divergence, objective.jsd_beta)
+    divergence, differentiated = reverse_kl, torch.zeros_like(logprobs)
+    if not sampled and top_k is not None:
+        divergence = differentiated = top_k.divergence(objective.divergence, objective.jsd_beta)
     of_method: dict[str, torch.Tensor] = {}
     factor = teacher_coefficients * token_weights(
         objective.weighting, reverse_kl=reverse_kl, divergence=divergence, entropy=entropy, lengths=lengths
     )
-    differentiated = torch.zeros_like(logprobs) if sampled else divergence
     if top_k is not None:
         forward_kl, teacher_entropy = top_k.divergence(Divergence.FORWARD_KL), top_k.teacher_entropy()
         of_method |= top_k.statistics(forward_kl, teacher_entropy)
@@ -106,13 +109,10 @@ def token_losses(
             of_method["uncertain_ratio"] = uncertain
     loss = coefficients.divergence * (factor * differentiated)
     if sampled:
-        clip = objective.advantage_clip
-        penalty = sampled_reverse_kl(old, teacher_logprobs).clamp(-clip, clip)
-        later = 0.0 if objective.discount == 0 else objective.discount * _later(objective, penalty, lengths)
+        baseline = _baseline(objective, top_k, baselines, current)
+        penalty = _penalty(objective, sampled_reverse_kl(old, teacher_logprobs), baseline, lengths)
         if objective.baseline is not Baseline.NONE:
-            of_method["baseline"] = _baseline(objective, top_k, baselines, penalty)
-            penalty = penalty - of_method["baseline"]
-        penalty = penalty + later
+            of_method["baseline"] = baseline
         of_method["advantage_square"] = penalty.square()
         total_advantages = total_advantages - coefficients.divergence * (factor * penalty)
     has_policy_gradient = sampled or objective.reward.source is not RewardSource.NONE
@@ -142,20 +142,28 @@ def token_losses(
     return loss, {name: value.detach().to(current.dtype) for name, value in stats.items()}
 
 
-def _later(objective: Objective, penalty: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Return the return of the later tokens of a response at each token, nats: [tokens]."""
+def _penalty(
+    objective: Objective, reverse_kl: torch.Tensor, baseline: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Return d_t - b_t + discount return(d_s: s > t), nats: [tokens]; d is reverse_kl, clipped.
+
+    The return is of the divergence alone: a later baseline depends on this token, and would bias its gradient.
+    """
+    gaps = reverse_kl.clamp(-objective.advantage_clip, objective.advantage_clip)
+    own = gaps - baseline
+    if objective.discount == 0:
+        return own
     match objective.discounted_return:
         case DiscountedReturn.MEAN:
-            return future_mean(penalty, lengths, objective.discount)
+            return own + objective.discount * future_mean(gaps, lengths, objective.discount)
         case DiscountedReturn.SUM:
-            return future_sum(penalty, lengths, objective.discount)
+            return own + objective.discount * future_sum(gaps, lengths, objective.discount)
 
 
 def _baseline(
-    objective: Objective, top_k: TeacherTopK | None, baselines: torch.Tensor | float, penalty: torch.Tensor
+    objective: Objective, top_k: TeacherTopK | None, baselines: torch.Tensor | float, like: torch.Tensor
 ) -> torch.Tensor:
-    """Return the baseline of each token, nats: [tokens], detached, in the dtype of the penalty."""
-    if objective.baseline is Baseline.TOP_K:
-        assert top_k is not None
+    """Return the baseline of each token, nats: [tokens], detached, in the dtype of `like`."""
+    if objective.baseline is Baseline.TOP_K and top_k is not None:
         return top_k_value(top_k.student, top_k.teacher)
-    return torch.zeros_like(penalty) + baselines
+    return torch.zeros_like(like) + baselines
