@@ -164,6 +164,12 @@ def _baseline(
     objective: Objective, top_k: TeacherTopK | None, baselines: torch.Tensor | float, like: torch.Tensor
 ) -> torch.Tensor:
     """Return the baseline of each token, nats: [tokens], detached, in the dtype of `like`."""
-    if objective.baseline is Baseline.TOP_K and top_k is not None:
-        return top_k_value(top_k.student, top_k.teacher)
-    return torch.zeros_like(like) + baselines
+    zeros = torch.zeros_like(like)
+    match objective.baseline:
+        case Baseline.NONE:
+            return zeros
+        case Baseline.LEAVE_ONE_OUT:
+            return zeros + baselines
+        case Baseline.TOP_K:
+            assert top_k is not None
+            return top_k_value(top_k.student, top_k.teacher)
