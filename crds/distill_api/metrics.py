@@ -79,8 +79,8 @@ WORKER_METRICS = (
     Metric(
         "distill_forward_kl_nats",
         Kind.GAUGE,
-        "Forward KL of teacher to student over the teacher's top-k and the tail, mean per response token; support "
-        "top-k alone.",
+        "Forward KL of teacher to student over the teacher's top-k and the tail, mean per response token, where "
+        "the objective takes them.",
     ),
     Metric(
         "distill_teacher_reverse_kl_nats",

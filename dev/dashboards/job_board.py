@@ -150,7 +150,7 @@ LEARNING = [
     ),
     Panel(
         "Teacher's top-k",
-        "With support top-k. What lies outside is one bucket: both masses should be near one.",
+        "Where the objective takes it. What lies outside is one bucket: both masses should be near one.",
         {
             "mass of the student": of("distill_student_mass_ratio"),
             "mass of the teacher": of("distill_teacher_mass_ratio"),

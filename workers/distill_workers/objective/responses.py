@@ -25,13 +25,14 @@ def future_mean(values: torch.Tensor, lengths: torch.Tensor, discount: float) ->
     R^Norm_{t+1} of MiniLLM (arXiv 2306.08543, section 2.2, length normalisation).
     """
     total, weight = _future_sums(values, lengths, discount)
-    return (total / weight.clamp(min=1)).to(values.dtype)
+    mean: torch.Tensor = total / weight.clamp(min=1)
+    return mean.to(values.dtype)
 
 
 def future_sum(values: torch.Tensor, lengths: torch.Tensor, discount: float) -> torch.Tensor:
     """Return at each token the discounted sum of the later values of its response, sum_{s>t} discount^(s-t-1) v_s:
     [tokens], in the dtype of values."""
-    total, _ = _future_sums(values, lengths, discount)
+    total: torch.Tensor = _future_sums(values, lengths, discount)[0]
     return total.to(values.dtype)
 
 
