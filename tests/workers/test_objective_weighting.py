@@ -165,3 +165,22 @@ def test_the_gate_depends_on_the_state_and_not_on_the_token_that_was_sampled() -
     _, stats = TinyLanguage.random(4).token_losses(objective(forwardKlAboveEntropy=0.5))
 
     assert stats["teacher_entropy"].view(-1, TOKENS)[:, 0].unique().numel() == 1
+
+
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"support": "top-k", "weighting": {"share": 0.5, "prefix": 1.0}},
+        {"baseline": "top-k", "forwardKlAboveEntropy": 0.5, "discount": 0.5, "discountedReturn": "sum"},
+    ],
+)
+def test_a_micro_batch_of_no_token_adds_nothing(fields: dict[str, Any]) -> None:
+    """As a rank has it that has fewer micro-batches than the others."""
+    language, none = TinyLanguage.random(), torch.zeros(0, dtype=torch.float64)
+    whole = {"lengths": none.long(), "supervised": none.bool(), "sampled_in_support": none.bool()}
+    rows = {name: none.view(0, TOP) for name in ("support_logprobs", "teacher_support_logprobs")}
+    tokens = ("logprobs", "old_logprobs", "engine_logprobs", "teacher_logprobs", "advantages", "entropy", "baselines")
+
+    loss, stats = language.token_losses(objective(**fields), **whole, **rows, **dict.fromkeys(tokens, none))
+
+    assert loss.shape == (0,) and all(value.shape == (0,) for value in stats.values())

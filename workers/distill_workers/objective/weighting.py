@@ -36,7 +36,7 @@ def token_weights(
 def prefix_agreement(reverse_kl: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Return 1 - sum_{s<t} |d_s| / sum_s |d_s| over the response of each token: [tokens], float64, 1 where all d are 0.
 
-    1 + gamma times that is the weight of IW-OPD (arXiv 2606.22600, algorithm 1): 1 + gamma at the first token, near 1
+    1 + gamma times that is the weight of IW-OPD (arXiv 2606.22600, as TRL has it): 1 + gamma at the first token, near 1
     where the response has left what the teacher would write. It looks at the whole response, so that the weighted
     gradient is no longer one of the reverse KL.
     """
