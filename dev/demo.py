@@ -21,7 +21,7 @@ import yaml
 
 from distill_api import names
 from distill_api.job import DistillationJob, parse_job
-from distill_api.spec.objective import RewardSource
+from distill_api.spec.reward import RewardSource
 
 REPO = Path(__file__).resolve().parent.parent
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))

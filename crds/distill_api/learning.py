@@ -6,11 +6,12 @@ No rules of the API server: a job may be such on purpose, to measure something, 
 from collections.abc import Iterator
 
 from distill_api.spec.job_spec import Advantage, Decay, RewardSource, Spec
+from distill_api.spec.objective import Baseline
 
 
 def obstacles(spec: Spec) -> list[str]:
     """Return a sentence for each part of a job that can have no effect, with what to change."""
-    return [*_rewards_without_a_group(spec), *_repeated_greedy_responses(spec)]
+    return [*_rewards_without_a_group(spec), *_baseline_without_a_group(spec), *_repeated_greedy_responses(spec)]
 
 
 def _rewards_without_a_group(spec: Spec) -> Iterator[str]:
@@ -24,6 +25,14 @@ def _rewards_without_a_group(spec: Spec) -> Iterator[str]:
             f"spec.rollout.samplesPerPrompt: is 1, and objective.advantage {objective.advantage.value} compares a "
             "response with the others to its prompt, so that the reward of each is worth 0 and teaches nothing; sample "
             "at least 2, or set objective.advantage: none"
+        )
+
+
+def _baseline_without_a_group(spec: Spec) -> Iterator[str]:
+    if spec.objective.baseline is Baseline.LEAVE_ONE_OUT and spec.rollout.samples_per_prompt == 1:
+        yield (
+            "spec.rollout.samplesPerPrompt: is 1, and objective.baseline leave-one-out is the mean over the other "
+            "responses to a prompt, so that it is 0 for each; sample at least 2, or set objective.baseline: top-k"
         )
 
 

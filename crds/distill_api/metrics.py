@@ -79,8 +79,8 @@ WORKER_METRICS = (
     Metric(
         "distill_forward_kl_nats",
         Kind.GAUGE,
-        "Forward KL of teacher to student over the teacher's top-k and the tail, mean per response token; support "
-        "top-k alone.",
+        "Forward KL of teacher to student over the teacher's top-k and the tail, mean per response token, where "
+        "the objective takes them.",
     ),
     Metric(
         "distill_teacher_reverse_kl_nats",
@@ -101,6 +101,24 @@ WORKER_METRICS = (
     Metric("distill_sequence_masked_ratio", Kind.GAUGE, "Share of tokens left out by the ratios of their response."),
     Metric("distill_ratio_clipped_ratio", Kind.GAUGE, "Share of tokens whose gradient the ratio clip stopped."),
     Metric("distill_advantage_clipped_ratio", Kind.GAUGE, "Share of tokens whose sampled term was bounded."),
+    Metric(
+        "distill_advantage_square_nats2",
+        Kind.GAUGE,
+        "Mean square of what the divergence adds to a token's advantage, after the baseline; support sampled-token.",
+    ),
+    Metric("distill_baseline_nats", Kind.GAUGE, "Mean of objective.baseline over the tokens."),
+    Metric(
+        "distill_divergence_weight_mean",
+        Kind.GAUGE,
+        "Mean weight of a token's divergence: the teacher's coefficient times objective.weighting.",
+    ),
+    Metric("distill_divergence_selected_ratio", Kind.GAUGE, "Share of tokens whose divergence has a weight above 0."),
+    Metric(
+        "distill_teacher_entropy_nats",
+        Kind.GAUGE,
+        "Mean entropy of the teacher over its top-k and the tail.",
+    ),
+    Metric("distill_forward_kl_added_ratio", Kind.GAUGE, "Share of tokens above objective.forwardKlAboveEntropy."),
     Metric("distill_response_tokens_mean", Kind.GAUGE, "Mean length of the last step's responses."),
     Metric(
         "distill_truncated_ratio",

@@ -150,7 +150,7 @@ LEARNING = [
     ),
     Panel(
         "Teacher's top-k",
-        "With support top-k. What lies outside is one bucket: both masses should be near one.",
+        "Where the objective takes it. What lies outside is one bucket: both masses should be near one.",
         {
             "mass of the student": of("distill_student_mass_ratio"),
             "mass of the teacher": of("distill_teacher_mass_ratio"),
@@ -166,6 +166,24 @@ LEARNING = [
             "left out with their response": of("distill_sequence_masked_ratio"),
             "ratio clipped": of("distill_ratio_clipped_ratio"),
             "advantage clipped": of("distill_advantage_clipped_ratio"),
+        },
+    ),
+    Panel(
+        "Sampled advantage",
+        "With support sampled-token. What a baseline is for: its mean square should be lower than without one.",
+        {
+            "mean square, nats²": of("distill_advantage_square_nats2"),
+            "baseline, nats": of("distill_baseline_nats"),
+        },
+    ),
+    Panel(
+        "Weights of tokens",
+        "Which tokens the divergence teaches at, and where forward KL is added to it.",
+        {
+            "mean weight": of("distill_divergence_weight_mean"),
+            "share with a weight above 0": of("distill_divergence_selected_ratio"),
+            "share with forward KL": of("distill_forward_kl_added_ratio"),
+            "entropy of the teacher, nats": of("distill_teacher_entropy_nats"),
         },
     ),
     Panel(

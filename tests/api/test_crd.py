@@ -22,7 +22,7 @@ from distill_api.manifest import read_manifest
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "tests" / "manifests"
-EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
+EXAMPLES = [*sorted((ROOT / "examples").glob("*.yaml")), *sorted((ROOT / "examples" / "recipes").glob("*.yaml"))]
 BAD = sorted((MANIFESTS / "bad").glob("*.yaml"))
 GOOD = [*sorted((MANIFESTS / "good").glob("*.yaml")), *EXAMPLES]
 GOOD = [path for path in GOOD if "kind: DistillationJob" in path.read_text()]

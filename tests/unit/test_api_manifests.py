@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "tests" / "manifests"
 BAD = sorted((MANIFESTS / "bad").glob("*.yaml"))
 SINGLE_BAD = [p for p in BAD if "# offline: none" not in p.read_text()]
-GOOD = [*sorted((MANIFESTS / "good").glob("*.yaml")), *sorted((ROOT / "examples").glob("*.yaml"))]
+RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+GOOD = [*sorted((MANIFESTS / "good").glob("*.yaml")), *sorted((ROOT / "examples").glob("*.yaml")), *RECIPES]
 TEACHERS = [path for path in GOOD if "kind: Teacher" in path.read_text()]
 GOOD = [path for path in GOOD if "kind: DistillationJob" in path.read_text()]
 

@@ -179,6 +179,7 @@ def test_validate_says_that_a_file_has_no_object(tmp_path: Path, capsys: pytest.
 
 
 REWARD = {"reward": {"source": "math"}}
+SAMPLED = {"support": "sampled-token", "topK": 16}
 
 
 @pytest.mark.parametrize(
@@ -188,6 +189,14 @@ REWARD = {"reward": {"source": "math"}}
         (1, {**REWARD, "advantage": "leave-one-out"}, {}, "advantage leave-one-out compares"),
         (1, {**REWARD, "advantage": "none"}, {}, None),
         (1, {**REWARD, "rewardCoefficient": 0}, {}, None),
+        (
+            1,
+            {**SAMPLED, "baseline": "leave-one-out"},
+            {},
+            "is 1, and objective.baseline leave-one-out",
+        ),
+        (1, {**SAMPLED, "baseline": "top-k"}, {}, None),
+        (2, {**SAMPLED, "baseline": "leave-one-out"}, {}, None),
         (1, {}, {}, None),
         (2, REWARD, {}, None),
         (2, {}, {"samplesPerPrompt": 8}, "spec.evaluation[heldout].samplesPerPrompt: is 8, and with sampling.temp"),

@@ -19,7 +19,9 @@ LEARNING_RATE, STEPS = 1e-3, 3
 MIXTURE = (("qwen3-moe", "sampled"),)
 TRAINED = (("qwen3-tied", "sampled"), ("qwen2", "top-k"), *MIXTURE)
 OBJECTIVES: dict[str, dict[str, Any]] = {
-    "sampled": {"reward": {"source": "exact-match"}, "discount": 0.9},
+    "sampled": {
+        "reward": {"source": "exact-match"}, "discount": 0.9, "baseline": "leave-one-out", "weighting": {"prefix": 0.5},
+    },
     "top-k": {
         "support": "top-k", "divergence": "jsd", "reward": {"source": "exact-match"}, "datasetShare": 0.25,
         "coefficientSchedule": {"decay": "linear", "steps": 4, "endValue": 3.0},
@@ -33,7 +35,10 @@ Alone = dict[tuple[str, str], dict[str, Any]]
 
 def samples_of(objective: str, step: int) -> list[Sample]:
     top_k = objective == "top-k"
-    return make_samples(12, seed=step, top_k=4 if top_k else 0, from_data=3 if top_k else 0)
+    samples = make_samples(12, seed=step, top_k=4 if top_k else 0, from_data=3 if top_k else 0)
+    for i, sample in enumerate(samples):
+        sample.baseline = 0.25 * i
+    return samples
 
 
 def train(
@@ -198,14 +203,16 @@ def test_micro_batches_and_groups_change_nothing(alone: Alone, how: str) -> None
 
 
 def naive_penalties(sample: Sample, student: list[float]) -> list[float]:
-    """Of each token of one sample: its own clipped term, and 0.9 times the mean, discounted by 0.9, of later ones."""
+    """Of each token of one sample: its own clipped term less the baseline, and 0.9 times the discounted mean of
+    later ones; times the weight of its prefix."""
     terms = [max(-10.0, min(10.0, s - t)) for s, t in zip(student, sample.teacher_logprobs, strict=True)]
     penalties = []
     for t, term in enumerate(terms):
         weights = [0.9**i for i in range(len(terms) - t - 1)]
         later = sum(w * d for w, d in zip(weights, terms[t + 1 :], strict=True))
-        penalties.append(term + (0.9 * later / sum(weights) if weights else 0.0))
-    return penalties
+        penalties.append(term - sample.baseline + (0.9 * later / sum(weights) if weights else 0.0))
+    gaps = [abs(s - t) for s, t in zip(student, sample.teacher_logprobs, strict=True)]
+    return [p * (1 + 0.5 * (1 - sum(gaps[:t]) / sum(gaps))) for t, p in enumerate(penalties)]
 
 
 def naive_losses(objective: str, sample: Sample, rows: torch.Tensor, step: int) -> torch.Tensor:

@@ -155,7 +155,7 @@ def test_top_k_adds_the_policy_gradient_only_of_a_reward() -> None:
 
 
 def test_top_k_without_the_teachers_tokens_is_refused() -> None:
-    with pytest.raises(ValueError, match="top-k needs"):
+    with pytest.raises(ValueError, match="support top-k, baseline top-k and forwardKlAboveEntropy need"):
         losses(objective(support="top-k"), torch.zeros(2))
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from distill_workers.objective.responses import future_mean, response_mean
+from distill_workers.objective.responses import future_mean, future_sum, response_mean
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=6)
 
@@ -31,6 +31,20 @@ def test_the_future_mean_equals_a_plain_loop(lengths: list[int], discount: float
     found = future_mean(values, torch.tensor(lengths), discount)
 
     expected = [x for part in values.split(lengths) for x in naive_future_mean(part.tolist(), discount)]
+    assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
+
+
+@settings(max_examples=40, deadline=None)
+@given(LENGTHS, st.floats(0.01, 1), st.integers(0, 100))
+def test_the_future_sum_equals_a_plain_loop(lengths: list[int], discount: float, seed: int) -> None:
+    values = values_of(lengths, seed)
+
+    found = future_sum(values, torch.tensor(lengths), discount)
+
+    expected = []
+    for part in values.split(lengths):
+        for t in range(len(part)):
+            expected.append(sum(discount ** (s - t - 1) * part[s].item() for s in range(t + 1, len(part))))
     assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 

@@ -79,7 +79,7 @@ async def test_a_server_that_knows_no_prompt_logprobs_is_asked_to_echo() -> None
         ask = protocol.score_request(PROMPT, RESPONSE, None)
         assert ask.body["echo"] is True and ask.body["max_tokens"] == 1
         assert protocol.read_scores(echo(ask.body), PROMPT, RESPONSE, None).logprobs == [-7.5, -7.5]
-        with pytest.raises(BadScore, match=r"objective\.support top-k cannot use it"):
+        with pytest.raises(BadScore, match="an objective that takes the teacher's top-k cannot use it"):
             protocol.score_request(PROMPT, RESPONSE, 8)
 
 

@@ -119,16 +119,16 @@ async def test_what_an_engine_refuses_is_left_out_and_the_step_goes_on(tmp_path:
 
 
 class Counting:
-    """The first reward is 1, the next 2, and so on; number `fails` fails."""
+    """The first reward is `begin`, the next 1 more, and so on; number `fails` fails."""
 
-    def __init__(self, fails: int = 0) -> None:
-        self.fails, self.calls = fails, 0
+    def __init__(self, fails: int = 0, begin: int = 1) -> None:
+        self.fails, self.begin, self.calls = fails, begin, 0
 
     async def score(self, prompt: Prompt, response: str) -> float:
         self.calls += 1
         if self.calls == self.fails:
             raise RewardError("division by zero")
-        return float(self.calls)
+        return float(self.calls - 1 + self.begin)
 
 
 async def test_a_sample_has_its_advantage_without_a_coefficient(tmp_path: Path, metrics: Metrics) -> None:
@@ -137,6 +137,40 @@ async def test_a_sample_has_its_advantage_without_a_coefficient(tmp_path: Path, 
     rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), rewards, objective, promptsPerStep=1)
     samples = await samples_of(rollouts.take(0, 1))
     assert [(s.reward, s.advantage) for s in samples] == [(1.0, -1.0), (2.0, 1.0)]
+
+
+class Changing(Teacher):
+    """Gives each response other scores."""
+
+    calls = 0
+
+    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        self.calls += 1
+        return Scores([-0.1 * self.calls, -0.6], None, None)
+
+
+async def test_a_sample_has_the_mean_divergence_of_the_others_to_its_prompt(tmp_path: Path, metrics: Metrics) -> None:
+    objective = {"support": "sampled-token", "topK": 16, "baseline": "leave-one-out", "advantageClip": 0.5}
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Changing({}), objective=objective, samplesPerPrompt=3)
+    samples = await samples_of(rollouts.take(0, 1))
+    assert len(samples) == 12
+    for sample in samples:
+        others = [s for s in samples if s.prompt_index == sample.prompt_index and s is not sample]
+        gaps = [e - t for s in others for e, t in zip(s.engine_logprobs, s.teacher_logprobs, strict=True)]
+        expected = sum(max(-0.5, min(0.5, gap)) for gap in gaps) / len(gaps)
+        assert sample.baseline == pytest.approx(expected) and sample.reward is None
+    assert len({s.baseline for s in samples}) > 1
+
+
+@pytest.mark.parametrize(("source", "expected"), [("sums", [3.0, 0.5]), ("another", [1.0, 1.0])])
+async def test_the_outcome_of_a_sample_weighs_its_divergence(
+    source: str, expected: list[float], tmp_path: Path, metrics: Metrics
+) -> None:
+    """The first is wrong, the second correct, where there is a reward."""
+    objective = {"reward": {"source": "exact-match"}, "weighting": {"correct": 0.5, "wrong": 3.0}}
+    rewards = {source: Counting(begin=0)}
+    rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), rewards, objective, promptsPerStep=1)
+    assert [s.coefficient for s in await samples_of(rollouts.take(0, 1))] == expected
 
 
 async def test_a_reward_that_raises_fails_its_own_sample_alone(tmp_path: Path, metrics: Metrics) -> None:

@@ -7,8 +7,8 @@ from pydantic import Field
 from distill_api.base import Model
 from distill_api.fields import Name
 from distill_api.rules import ListMap, Rule
-from distill_api.spec.objective import Reward
 from distill_api.spec.prompts import Prompts
+from distill_api.spec.reward import Reward
 from distill_api.teacher.routing import ONE_ROUTE
 from distill_api.teacher.source import TeacherName
 

@@ -7,8 +7,8 @@ from pydantic import Field
 from distill_api.base import Model, Tokens
 from distill_api.fields import Name
 from distill_api.rules import Rule
-from distill_api.spec.objective import NEEDS_ANSWER, Reward, RewardSource, has_needed_answer, has_needed_answer_cel
 from distill_api.spec.prompts import Prompts
+from distill_api.spec.reward import NEEDS_ANSWER, Reward, RewardSource, has_needed_answer, has_needed_answer_cel
 from distill_api.spec.rollout import Sampling
 from distill_api.teacher.routing import ONE_ROUTE
 from distill_api.teacher.source import TeacherName

@@ -15,23 +15,25 @@ from distill_api.spec.data import Data, Source
 from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.guards import Guard, GuardAction
 from distill_api.spec.objective import (
-    NEEDS_ANSWER,
     Advantage,
     CoefficientSchedule,
     Correction,
     Decay,
     Divergence,
-    Extract,
     ImportanceWeight,
     Objective,
-    Reward,
-    RewardSource,
     Support,
-    has_needed_answer,
-    has_needed_answer_cel,
 )
 from distill_api.spec.output import Output
 from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
+from distill_api.spec.reward import (
+    NEEDS_ANSWER,
+    Extract,
+    Reward,
+    RewardSource,
+    has_needed_answer,
+    has_needed_answer_cel,
+)
 from distill_api.spec.rollout import Rollout, Sampling, Truncated
 from distill_api.spec.schedule import Schedule, StallPolicy
 from distill_api.spec.scheduling import Scheduling

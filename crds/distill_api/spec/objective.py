@@ -6,20 +6,8 @@ from typing import Annotated
 from pydantic import Field
 
 from distill_api.base import Model
-from distill_api.rules import WITHOUT_CREDENTIALS, Rule, matching
-from distill_api.spec.prompts import Prompts
-
-FunctionName = Annotated[
-    str,
-    Field(max_length=253),
-    matching(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "must be module:function, such as my_rewards.code:score"),
-]
-Url = Annotated[
-    str,
-    Field(max_length=1024),
-    matching(r"^https?://[^/\s]+[^\s]*$", "must be an address that begins with http:// or https://"),
-    WITHOUT_CREDENTIALS,
-]
+from distill_api.rules import Rule
+from distill_api.spec.reward import Reward, RewardSource
 
 
 class Divergence(StrEnum):
@@ -31,6 +19,17 @@ class Divergence(StrEnum):
 class Support(StrEnum):
     SAMPLED_TOKEN = "sampled-token"
     TOP_K = "top-k"
+
+
+class Baseline(StrEnum):
+    NONE = "none"
+    TOP_K = "top-k"
+    LEAVE_ONE_OUT = "leave-one-out"
+
+
+class DiscountedReturn(StrEnum):
+    MEAN = "mean"
+    SUM = "sum"
 
 
 class Advantage(StrEnum):
@@ -49,81 +48,6 @@ class ImportanceWeight(StrEnum):
     TRUNCATED = "truncated"
     GATED = "gated"
     NONE = "none"
-
-
-class RewardSource(StrEnum):
-    NONE = "none"
-    EXACT_MATCH = "exact-match"
-    MATH = "math"
-    REASONING_GYM = "reasoning-gym"
-    PYTHON = "python"
-    HTTP = "http"
-
-
-class Extract(StrEnum):
-    BOXED = "boxed"
-    FINAL = "final"
-    ANYWHERE = "anywhere"
-
-
-class Reward(Model):
-    """A verifiable reward of a whole response."""
-
-    rules = (
-        Rule(
-            "function goes with source python, and only with it",
-            "(self.source == 'python') == has(self.function)",
-            lambda reward: (reward.source is RewardSource.PYTHON) == (reward.function is not None),
-        ),
-        Rule(
-            "url goes with source http, and only with it",
-            "(self.source == 'http') == has(self.url)",
-            lambda reward: (reward.source is RewardSource.HTTP) == (reward.url is not None),
-        ),
-        Rule(
-            "extract goes with source math only",
-            "self.source == 'math' || self.extract == 'final'",
-            lambda reward: reward.source is RewardSource.MATH or reward.extract is Extract.FINAL,
-        ),
-    )
-    source: RewardSource = Field(RewardSource.NONE, description="What computes the reward.")
-    function: FunctionName | None = Field(
-        None,
-        description="module:function of source python; called with (response, answer, metadata) in a "
-        "process of its own, returns a number.",
-    )
-    extract: Extract = Field(
-        Extract.FINAL,
-        description="The part of the response that source math compares, after the thinking has ended. boxed: the last "
-        "box; final: the last box, else the answer that a sentence states, else the last expression; anywhere: any box "
-        "or expression, so that a mention in passing scores too.",
-    )
-    url: Url | None = Field(
-        None,
-        description="Service of source http: it is sent {prompt, response, answer, metadata} as JSON by POST, and "
-        'answers {"reward": NUMBER}.',
-    )
-    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
-        30, description="A reward that takes longer fails its sample; of source http, each request."
-    )
-    retries: Annotated[int, Field(ge=0, le=20)] = Field(
-        3, description="Times that source http asks again, after a lost connection, a timeout, a 429 or a 5xx."
-    )
-
-
-NEEDS_ANSWER = "source math, or exact-match, compares with an answer"
-
-
-def has_needed_answer(reward: Reward, prompts: Prompts) -> bool:
-    """Return whether the prompts bring the reference answer that the reward compares with, or need none."""
-    compares = reward.source in (RewardSource.MATH, RewardSource.EXACT_MATCH)
-    return not compares or prompts.reasoning_gym is not None or prompts.answer_field is not None
-
-
-def has_needed_answer_cel(reward: str, prompts: str) -> str:
-    """Return `has_needed_answer` as CEL, of two paths."""
-    compares = f"{reward}.source in ['math', 'exact-match']"
-    return f"!({compares}) || has({prompts}.reasoningGym) || has({prompts}.answerField)"
 
 
 class CoefficientSchedule(Model):
@@ -177,6 +101,25 @@ class Correction(Model):
     )
 
 
+class Weighting(Model):
+    """Weights of tokens in the divergence; a reward has its own coefficient."""
+
+    prefix: Annotated[float, Field(ge=0, le=100)] = Field(
+        0.0,
+        description="gamma of a token's weight 1 + gamma (1 - the part of the response's divergence before it) "
+        "(IW-OPD, arXiv 2606.22600).",
+    )
+    share: Annotated[float, Field(gt=0, le=1)] = Field(
+        1.0,
+        description="Share of a response's tokens that are kept, those with the most entropy or divergence (TIP, arXiv "
+        "2604.14084).",
+    )
+    correct: Annotated[float, Field(ge=0, le=1000)] = Field(
+        1.0, description="Weight of responses with a reward of 1 or more."
+    )
+    wrong: Annotated[float, Field(ge=0, le=1000)] = Field(1.0, description="Weight of responses with a lower reward.")
+
+
 class Objective(Model):
     """The training objective: a divergence from the teacher on the student's own samples, and a task reward."""
 
@@ -192,9 +135,36 @@ class Objective(Model):
             lambda o: o.support is Support.SAMPLED_TOKEN or o.discount == 0,
         ),
         Rule(
-            "topK goes with support top-k only",
-            "self.support == 'top-k' || self.topK == 16",
-            lambda o: o.support is Support.TOP_K or o.top_k == 16,
+            "discountedReturn sum goes with discount above 0 only: without one there is nothing to add up",
+            "self.discount > 0.0 || self.discountedReturn == 'mean'",
+            lambda o: o.discount > 0 or o.discounted_return is DiscountedReturn.MEAN,
+        ),
+        # A differentiated divergence has no sampled gradient whose variance a baseline could lower.
+        Rule(
+            "baseline goes with support sampled-token only",
+            "self.support == 'sampled-token' || self.baseline == 'none'",
+            lambda o: o.support is Support.SAMPLED_TOKEN or o.baseline is Baseline.NONE,
+        ),
+        Rule(
+            "forwardKlAboveEntropy goes with divergence reverse-kl only",
+            "!has(self.forwardKlAboveEntropy) || self.divergence == 'reverse-kl'",
+            lambda o: o.forward_kl_above_entropy is None or o.divergence is Divergence.REVERSE_KL,
+        ),
+        # A differentiated divergence is that of a state; |log pi - log pi_T| depends on the token that was drawn.
+        Rule(
+            "weighting.share goes with support top-k only: chosen by a sampled token, its gradient is biased",
+            "self.support == 'top-k' || self.weighting.share == 1.0",
+            lambda o: o.support is Support.TOP_K or o.weighting.share == 1,
+        ),
+        Rule(
+            "weighting.correct and wrong go with a reward only: it says which responses are correct",
+            "self.reward.source != 'none' || (self.weighting.correct == 1.0 && self.weighting.wrong == 1.0)",
+            lambda o: o.reward.source is not RewardSource.NONE or o.weighting.correct == o.weighting.wrong == 1,
+        ),
+        Rule(
+            "topK goes with support top-k, baseline top-k or forwardKlAboveEntropy only",
+            "self.support == 'top-k' || self.baseline == 'top-k' || has(self.forwardKlAboveEntropy) || self.topK == 16",
+            lambda o: o.teacher_top_k is not None or o.top_k == 16,
         ),
         Rule(
             "jsdBeta goes with divergence jsd only",
@@ -217,7 +187,7 @@ class Objective(Model):
         "top-k: over the teacher's top-k tokens and a tail bucket, differentiated.",
     )
     top_k: Annotated[int, Field(ge=1, le=256)] = Field(
-        16, description="Number k of the teacher's tokens in support top-k."
+        16, description="Number k of the teacher's likeliest tokens, where support, baseline or forward KL take them."
     )
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Weight beta of the teacher in the mixture of divergence jsd (GKD, arXiv 2306.13649)."
@@ -238,10 +208,25 @@ class Objective(Model):
     )
     discount: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,
-        description="Credit of a token for later divergence, with support sampled-token. 0: its own divergence alone; "
-        "1: also the mean of those after it (MiniLLM, arXiv 2306.08543); between: also their discounted mean, times "
-        "discount.",
+        description="Credit of a token for later divergence, with support sampled-token; 0: its own divergence alone.",
     )
+    discounted_return: DiscountedReturn = Field(
+        DiscountedReturn.MEAN,
+        description="What discount weighs of later tokens. mean: their discounted mean (MiniLLM, arXiv 2306.08543); "
+        "sum: their discounted sum.",
+    )
+    baseline: Baseline = Field(
+        Baseline.NONE,
+        description="Subtracted from a token's divergence in support sampled-token, for less variance. top-k: its "
+        "expectation, over the teacher's top-k and a tail bucket (vOPD, arXiv 2605.07865); leave-one-out: the mean "
+        "over the other responses to the prompt.",
+    )
+    forward_kl_above_entropy: Annotated[float, Field(ge=0, le=20)] | None = Field(
+        None,
+        description="Entropy of the teacher, nats, above which forward KL over its top-k and a tail bucket is added "
+        "(EOPD, arXiv 2603.07079).",
+    )
+    weighting: Weighting = Field(default_factory=Weighting, description="Weights of tokens in the divergence.")
     correction: Correction = Field(
         default_factory=Correction, description="Off-policy corrections of the policy gradient."
     )
@@ -258,3 +243,13 @@ class Objective(Model):
         "centred and scaled (GRPO, arXiv 2402.03300); leave-one-out: minus the mean of the others (RLOO, arXiv "
         "2402.14740); none: the reward itself.",
     )
+
+    @property
+    def teacher_top_k(self) -> int | None:
+        """Return how many of the teacher's likeliest tokens are needed at each response token; None for none."""
+        needed = (
+            self.support is Support.TOP_K,
+            self.baseline is Baseline.TOP_K,
+            self.forward_kl_above_entropy is not None,
+        )
+        return self.top_k if any(needed) else None

@@ -17,6 +17,7 @@ from distill_workers.data.sample import Prompt, Sample
 from distill_workers.failures import ConfigurationError, PreflightFailed
 from distill_workers.metrics import Metrics
 from distill_workers.objective import loss as losses
+from distill_workers.objective import teacher_top_k
 from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.rewards.build import build_rewards
 from distill_workers.run.callbacks.base import TrainStep
@@ -47,7 +48,7 @@ async def test_the_objectives_as_they_are_pass(fields: dict[str, Any]) -> None:
     await objective_distils(Objective.model_validate(fields))
 
 
-DIVERGENCE, GRADIENT = losses.support_divergence, losses.policy_gradient
+DIVERGENCE, GRADIENT = teacher_top_k.support_divergence, losses.policy_gradient
 
 
 def without_a_tail_and_clamped(kind: Any, student: Any, teacher: Any, **_: Any) -> Any:
@@ -80,8 +81,8 @@ def with_minus_infinity(kind: Any, student: Any, teacher: Any, **_: Any) -> Any:
 async def test_a_divergence_that_does_not_distil_is_named_before_the_first_step(
     divergence: Any, said: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In objective/loss.py, which is what training runs."""
-    monkeypatch.setattr(losses, "support_divergence", divergence)
+    """In objective/teacher_top_k.py, which is what training runs."""
+    monkeypatch.setattr(teacher_top_k, "support_divergence", divergence)
     with pytest.raises(PreflightFailed, match=f"ObjectiveDistils: objective reverse-kl, support top-k: {said}"):
         await objective_distils(Objective.model_validate(TOP_K))
 

@@ -49,7 +49,7 @@ class Sample:
     teacher: str = ""
     """Name of the teacher that scored it."""
     coefficient: float = 1.0
-    """The coefficient of that teacher: a factor of the sample's divergence."""
+    """A factor of the sample's divergence: the coefficient of that teacher, times the weight of the outcome."""
     source: str = ""
     """Name of the data source of the prompt."""
     supervised: bool = False
@@ -59,6 +59,9 @@ class Sample:
     reward: float | None = None
     advantage: float = 0.0
     """Advantage of the reward (objective.advantage), without its coefficient; the same for every token."""
+    baseline: float = 0.0
+    """Mean divergence at the tokens of the other responses to the prompt, nats, where objective.baseline is
+    leave-one-out."""
 
     @property
     def weight_version(self) -> int:

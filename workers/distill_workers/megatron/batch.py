@@ -44,6 +44,8 @@ class MicroBatch:
     """[tokens, k]"""
     teacher_coefficients: torch.Tensor
     """[tokens]: factor of the divergence of each."""
+    baselines: torch.Tensor
+    """[tokens]: of objective.baseline leave-one-out, nats."""
 
     @property
     def positions(self) -> torch.Tensor:
@@ -143,6 +145,7 @@ def filler(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
         support_ids=ids.view(0, k),
         teacher_support_logprobs=values.view(0, k),
         teacher_coefficients=values,
+        baselines=values,
     )
 
 
@@ -185,6 +188,7 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
         support_ids=support_ids,
         teacher_support_logprobs=support_logprobs,
         teacher_coefficients=torch.tensor([s.coefficient for s in samples], device=device).repeat_interleave(lengths),
+        baselines=per_token([[s.baseline] * len(s.response_ids) for s in samples]),
     )
 
 

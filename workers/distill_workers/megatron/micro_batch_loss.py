@@ -2,7 +2,7 @@
 
 import torch
 
-from distill_api.spec.job_spec import Objective, Support
+from distill_api.spec.job_spec import Objective
 from distill_workers.megatron.batch import MicroBatch
 from distill_workers.megatron.context import OwnTokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
@@ -30,8 +30,8 @@ def micro_batch_loss(
     hidden [own, hidden], with gradient, the same on every rank of the vocabulary's group; head [rows + padding,
     hidden], this rank's part. Collective over that group and the one of `own`, each rank of which finds the same loss.
     """
-    # Column 0 is the sampled token; with support top-k the others are the teacher's.
-    top_k = objective.support is Support.TOP_K
+    # Column 0 is the sampled token; the others are the teacher's, where the objective needs them.
+    top_k = objective.teacher_top_k is not None
     ids = torch.cat([batch.targets[:, None], batch.support_ids], -1) if top_k else batch.targets[:, None]
     values, entropy = (own.join(x) for x in token_logprobs(hidden, head, own.pick(ids), vocabulary))
     losses, stats = token_losses(
@@ -46,6 +46,8 @@ def micro_batch_loss(
         lengths=batch.lengths,
         supervised=batch.supervised,
         teacher_coefficients=batch.teacher_coefficients,
+        baselines=batch.baselines,
+        entropy=entropy,
         support_logprobs=values[:, 1:] if top_k else None,
         teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,
         sampled_in_support=batch.sampled_in_support if top_k else None,

@@ -2,28 +2,33 @@
 
 sampled-token (on-policy distillation as in the Qwen3 report, Thinking Machines and slime):
     d_t  = clip(log pi_old(y_t) - log pi_T(y_t), +-advantage_clip)                                detached
-    A'_t = c_reward A_t - c_divergence c_teacher (d_t + discount mean_discount(d_s: s > t))                 detached
+    A'_t = c_reward A_t - c_divergence c_teacher u_t (d_t - b_t + discount return_discount(d_s: s > t))     detached
     L_t  = -w_t min(rho_t A'_t, clip(rho_t, 1 - ratio_clip, 1 + ratio_clip) A'_t),  rho_t = pi_theta(y_t) / pi_old(y_t)
 w_t is made of pi_old(y_t) / mu(y_t) (corrections.py), mu being the engine's own probability when it sampled y_t: it
 corrects the train-rollout mismatch, which other arithmetic and older weights cause. With w_t that ratio itself and
-discount 0 the gradient at rho = 1 is, in expectation and with no reward, that of the reverse KL.
+discount 0 the gradient at rho = 1 is, in expectation and with no reward, that of the reverse KL, whatever the baseline
+b_t (baselines.py). The return of later tokens is their discounted mean or sum. u_t is 1 without weighting.py.
 
 top-k:
-    L_t = c_divergence c_teacher D(student, teacher; top-k and the sampled token, tail)
+    L_t = c_divergence c_teacher u_t D(student, teacher; top-k and the sampled token, tail)
           + L_t of sampled-token with A'_t = c_reward A_t
+Both, with forwardKlAboveEntropy (EOPD, arXiv 2603.07079):
+    L_t + c_divergence c_teacher u_t 1[H_T(s_t) > tau] KL(teacher || student; the same)
 The divergence is taken on any sequence, the data set's included (GKD, arXiv 2306.13649); the policy gradient on the
 student's own alone.
 """
 
-import math
-
 import torch
 
 from distill_api.spec.job_spec import Divergence, Objective, RewardSource, Support
+from distill_api.spec.objective import Baseline, DiscountedReturn
+from distill_workers.objective.baselines import top_k_value
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.objective.corrections import correct
-from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl, support_divergence
-from distill_workers.objective.responses import future_mean
+from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl
+from distill_workers.objective.responses import future_mean, future_sum
+from distill_workers.objective.teacher_top_k import TeacherTopK
+from distill_workers.objective.weighting import token_weights
 
 
 def policy_gradient(
@@ -52,6 +57,8 @@ def token_losses(
     teacher_support_logprobs: torch.Tensor | None = None,
     sampled_in_support: torch.Tensor | None = None,
     teacher_coefficients: torch.Tensor | float = 1.0,
+    baselines: torch.Tensor | float = 0.0,
+    entropy: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss of each token [tokens], nats, and statistics by name (of statistics.SCOPES), each [tokens] and
     detached.
@@ -61,11 +68,14 @@ def token_losses(
     trainer's before the step (`logprobs.detach()` when a batch is one update); `engine_logprobs` those the token was
     sampled with. advantages [tokens]: of the task reward, 0 without one. supervised [tokens], bool: of the data set.
 
-    teacher_coefficients [tokens]: of the teacher that scored each, c_teacher above, where a job has several.
+    teacher_coefficients [tokens]: of the teacher that scored each, where a job has several, times the weight of the
+    response's outcome: c_teacher above. entropy [tokens], nats: of the student, where weighting.share is below 1.
 
-    Support top-k needs the student's log-probs [tokens, k], with gradient, at the teacher's top-k ids (-inf at one that
-    the student lacks), the teacher's own [tokens, k], and `sampled_in_support` [tokens], bool: the sampled token is one
-    of the k, and not counted again.
+    Where Objective.teacher_top_k is not None, it needs the student's log-probs [tokens, k], with gradient, at the
+    teacher's top-k ids (-inf at one that the student lacks), the teacher's own [tokens, k], and `sampled_in_support`
+    [tokens], bool: the sampled token is one of the k, and not counted again.
+
+    baselines [tokens]: of baseline leave-one-out, the mean divergence over the other responses to the prompt, nats.
     """
     old, current = old_logprobs.detach(), logprobs.detach()
     weights = correct(objective.correction, old, engine_logprobs, lengths)
@@ -73,35 +83,39 @@ def token_losses(
     importance = torch.where(supervised, 0.0, weights.values)
     reverse_kl = sampled_reverse_kl(current, teacher_logprobs)
     total_advantages = coefficients.reward * advantages
-    at_support: dict[str, torch.Tensor] = {}
-    if objective.support is Support.SAMPLED_TOKEN:
-        clip = objective.advantage_clip
-        penalty = sampled_reverse_kl(old, teacher_logprobs).clamp(-clip, clip)
-        if objective.discount > 0:
-            penalty = penalty + objective.discount * future_mean(penalty, lengths, objective.discount)
-        total_advantages = total_advantages - coefficients.divergence * (teacher_coefficients * penalty)
-        loss = torch.zeros_like(logprobs)
-        divergence, clipped = reverse_kl, reverse_kl.abs() > clip
-        has_policy_gradient = True
-    else:
+    top_k: TeacherTopK | None = None
+    if objective.teacher_top_k is not None:
         if support_logprobs is None or teacher_support_logprobs is None or sampled_in_support is None:
-            raise ValueError("support top-k needs the log-probs of student and teacher at the teacher's top-k tokens")
-        # Not isfinite: NaN must not pass for an id that the student lacks.
-        inside = support_logprobs != -math.inf
-        student = torch.cat([support_logprobs, logprobs[:, None]], -1)
-        teacher = torch.cat([teacher_support_logprobs, teacher_logprobs[:, None]], -1)
-        present = torch.cat([inside, ~sampled_in_support[:, None]], -1)
-        kind, beta = objective.divergence, objective.jsd_beta
-        divergence = support_divergence(kind, student, teacher, present=present, jsd_beta=beta)
-        forward_kl = support_divergence(Divergence.FORWARD_KL, student.detach(), teacher, present=present)
-        loss = coefficients.divergence * (teacher_coefficients * divergence)
-        clipped = torch.zeros_like(supervised)
-        has_policy_gradient = objective.reward.source is not RewardSource.NONE
-        at_support = {
-            "forward_kl": forward_kl,
-            "student_mass": support_logprobs.exp().sum(-1),
-            "teacher_mass": torch.where(inside, teacher_support_logprobs.exp(), 0.0).sum(-1),
-        }
+            raise ValueError(
+                "support top-k, baseline top-k and forwardKlAboveEntropy need the log-probs of both models at the "
+                "teacher's top-k tokens"
+            )
+        top_k = TeacherTopK(support_logprobs, teacher_support_logprobs, logprobs, teacher_logprobs, sampled_in_support)
+    sampled = objective.support is Support.SAMPLED_TOKEN
+    divergence, differentiated = reverse_kl, torch.zeros_like(logprobs)
+    if not sampled and top_k is not None:
+        divergence = differentiated = top_k.divergence(objective.divergence, objective.jsd_beta)
+    of_method: dict[str, torch.Tensor] = {}
+    factor = teacher_coefficients * token_weights(
+        objective.weighting, reverse_kl=reverse_kl, divergence=divergence, entropy=entropy, lengths=lengths
+    )
+    if top_k is not None:
+        forward_kl, teacher_entropy = top_k.divergence(Divergence.FORWARD_KL), top_k.teacher_entropy()
+        of_method |= top_k.statistics(forward_kl, teacher_entropy)
+        if objective.forward_kl_above_entropy is not None:
+            uncertain = teacher_entropy > objective.forward_kl_above_entropy
+            added = torch.where(uncertain, forward_kl, 0.0)
+            differentiated, divergence = differentiated + added, divergence + added
+            of_method["uncertain_ratio"] = uncertain
+    loss = coefficients.divergence * (factor * differentiated)
+    if sampled:
+        baseline = _baseline(objective, top_k, baselines, current)
+        penalty = _penalty(objective, sampled_reverse_kl(old, teacher_logprobs), baseline, lengths)
+        if objective.baseline is not Baseline.NONE:
+            of_method["baseline"] = baseline
+        of_method["advantage_square"] = penalty.square()
+        total_advantages = total_advantages - coefficients.divergence * (factor * penalty)
+    has_policy_gradient = sampled or objective.reward.source is not RewardSource.NONE
     held = torch.zeros_like(supervised)
     if has_policy_gradient:
         clip_range = objective.correction.ratio_clip
@@ -120,7 +134,42 @@ def token_losses(
         "importance_gated_ratio": weights.gated,
         "sequence_masked_ratio": weights.masked,
         "ratio_clipped_ratio": held,
-        "advantage_clipped_ratio": clipped,
-        **at_support,
+        "advantage_clipped_ratio": sampled & (reverse_kl.abs() > objective.advantage_clip),
+        "divergence_weight": factor,
+        "selected_ratio": factor > 0,
+        **of_method,
     }
     return loss, {name: value.detach().to(current.dtype) for name, value in stats.items()}
+
+
+def _penalty(
+    objective: Objective, reverse_kl: torch.Tensor, baseline: torch.Tensor, lengths: torch.Tensor
+) -> torch.Tensor:
+    """Return d_t - b_t + discount return(d_s: s > t), nats: [tokens]; d is reverse_kl, clipped.
+
+    The return is of the divergence alone: a later baseline depends on this token, and would bias its gradient.
+    """
+    gaps = reverse_kl.clamp(-objective.advantage_clip, objective.advantage_clip)
+    own = gaps - baseline
+    if objective.discount == 0:
+        return own
+    match objective.discounted_return:
+        case DiscountedReturn.MEAN:
+            return own + objective.discount * future_mean(gaps, lengths, objective.discount)
+        case DiscountedReturn.SUM:
+            return own + objective.discount * future_sum(gaps, lengths, objective.discount)
+
+
+def _baseline(
+    objective: Objective, top_k: TeacherTopK | None, baselines: torch.Tensor | float, like: torch.Tensor
+) -> torch.Tensor:
+    """Return the baseline of each token, nats: [tokens], detached, in the dtype of `like`."""
+    zeros = torch.zeros_like(like)
+    match objective.baseline:
+        case Baseline.NONE:
+            return zeros
+        case Baseline.LEAVE_ONE_OUT:
+            return zeros + baselines
+        case Baseline.TOP_K:
+            assert top_k is not None
+            return top_k_value(top_k.student, top_k.teacher)

@@ -8,10 +8,14 @@ import torch
 
 def response_mean(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     """Return at each token the mean over its response: [tokens], float64."""
+    return response_sum(values, lengths) / torch.repeat_interleave(lengths, lengths)
+
+
+def response_sum(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """Return at each token the sum over its response: [tokens], float64."""
     response = torch.repeat_interleave(lengths)  # index of the response, at each token
     sums = torch.zeros(len(lengths), dtype=torch.float64, device=values.device)
-    means = sums.index_add(0, response, values.double()) / lengths.clamp(min=1)
-    return means.index_select(0, response)
+    return sums.index_add(0, response, values.double()).index_select(0, response)
 
 
 def future_mean(values: torch.Tensor, lengths: torch.Tensor, discount: float) -> torch.Tensor:
@@ -19,11 +23,26 @@ def future_mean(values: torch.Tensor, lengths: torch.Tensor, discount: float) ->
 
     sum_{s>t} discount^(s-t-1) v_s / sum_{s>t} discount^(s-t-1), and 0 at the last token. With discount 1 it is
     R^Norm_{t+1} of MiniLLM (arXiv 2306.08543, section 2.2, length normalisation).
+    """
+    total, weight = _future_sums(values, lengths, discount)
+    mean: torch.Tensor = total / weight.clamp(min=1)
+    return mean.to(values.dtype)
+
+
+def future_sum(values: torch.Tensor, lengths: torch.Tensor, discount: float) -> torch.Tensor:
+    """Return at each token the discounted sum of the later values of its response, sum_{s>t} discount^(s-t-1) v_s:
+    [tokens], in the dtype of values."""
+    total: torch.Tensor = _future_sums(values, lengths, discount)[0]
+    return total.to(values.dtype)
+
+
+def _future_sums(values: torch.Tensor, lengths: torch.Tensor, discount: float) -> torch.Tensor:
+    """Return the discounted sums of the later values and of as many ones: [2, tokens], float64.
 
     By doubling: from sums of the next n terms, S_n(t), come those of 2n, S_n(t) + discount^n S_n(t + n).
     """
     if not len(values):
-        return values
+        return values.double().expand(2, 0)
     places = torch.arange(len(values), device=values.device)
     later = torch.repeat_interleave(lengths.cumsum(0), lengths) - 1 - places  # tokens after this one in its response
 
@@ -37,6 +56,4 @@ def future_mean(values: torch.Tensor, lengths: torch.Tensor, discount: float) ->
     while reach < longest:
         sums = sums + discount**reach * ahead(sums, reach)
         reach *= 2
-    total, weight = ahead(sums, 1)
-    mean: torch.Tensor = total / weight.clamp(min=1)
-    return mean.to(values.dtype)
+    return ahead(sums, 1)

@@ -27,6 +27,10 @@ SCOPES = {
     "forward_kl": Scope.ALL,
     "student_mass": Scope.ALL,
     "teacher_mass": Scope.ALL,
+    "teacher_entropy": Scope.ALL,
+    "uncertain_ratio": Scope.ALL,
+    "divergence_weight": Scope.ALL,
+    "selected_ratio": Scope.ALL,
     "reverse_kl": Scope.OWN,
     "reverse_kl_k2": Scope.OWN,
     "reverse_kl_k3": Scope.OWN,
@@ -37,13 +41,18 @@ SCOPES = {
     "sequence_masked_ratio": Scope.OWN,
     "ratio_clipped_ratio": Scope.OWN,
     "advantage_clipped_ratio": Scope.OWN,
+    "advantage_square": Scope.OWN,
+    "baseline": Scope.OWN,
     "entropy": Scope.OWN,
     "overlap_ratio": Scope.MEASURED,
 }
 """Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate.
-importance_weight is the factor of a token's policy gradient. Only support top-k has forward_kl, that of teacher to
-student over the teacher's top-k and the tail; student_mass and teacher_mass, the mass that each gives to that top-k;
-and overlap_ratio, the share of the student's own top-k among it (as verl reports them)."""
+importance_weight is the factor of a token's policy gradient. advantage_square, of sampled-token, is the square of what
+the divergence adds to a token's advantage, without coefficients: it falls with a baseline. Only where the teacher's
+top-k is at hand are there forward_kl, that of teacher to student over the top-k and the tail; student_mass and
+teacher_mass, the mass that each gives to that top-k; teacher_entropy over it and the tail; and overlap_ratio, the share
+of the student's own top-k among it (as verl reports them). divergence_weight is the factor of a token's divergence but
+for the coefficient of the step, and selected_ratio the share of tokens at which it is above 0."""
 
 
 def no_sums(device: torch.device) -> torch.Tensor:

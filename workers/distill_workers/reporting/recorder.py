@@ -54,6 +54,12 @@ GAUGES = {
     "distill_sequence_masked_ratio": "sequence_masked_ratio",
     "distill_ratio_clipped_ratio": "ratio_clipped_ratio",
     "distill_advantage_clipped_ratio": "advantage_clipped_ratio",
+    "distill_advantage_square_nats2": "advantage_square",
+    "distill_baseline_nats": "baseline",
+    "distill_divergence_weight_mean": "divergence_weight",
+    "distill_divergence_selected_ratio": "selected_ratio",
+    "distill_teacher_entropy_nats": "teacher_entropy",
+    "distill_forward_kl_added_ratio": "uncertain_ratio",
     "distill_truncated_ratio": "truncated_ratio",
     "distill_policy_lag_steps": "policy_lag",
 }

@@ -1,30 +1,34 @@
 """The rollout pipeline: prompts in, scored samples out.
 
 Each response is one task: an engine generates it, and at once the teacher scores it, the reward grades it and the
-trainer may take it, while others are still being generated. Where rewards are compared within the group of a prompt's
-samples, the group arrives as a whole. A batch is all prompts of one optimiser step: none is swapped for one that
-happens to finish earlier, since that would prefer short responses. With maxPolicyLag n, the tasks of the next n batches
-are already running; a task starts with whatever weights the engines have then, so pacing alone keeps every sample
-within n steps.
+trainer may take it, while others are still being generated. Where rewards or divergences are compared within the group
+of a prompt's samples, the group arrives as a whole. A batch is all prompts of one optimiser step: none is swapped for
+one that happens to finish earlier, since that would prefer short responses. With maxPolicyLag n, the tasks of the next
+n batches are already running; a task starts with whatever weights the engines have then, so pacing alone keeps every
+sample within n steps.
 """
 
 import asyncio
 import hashlib
 import logging
 import time
-from collections.abc import AsyncIterator, Coroutine, Mapping
+from collections.abc import AsyncIterator, Coroutine, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 
-from distill_api.spec.job_spec import Spec, Support, Truncated
+from distill_api.spec.job_spec import Spec, Truncated
+from distill_api.spec.objective import Baseline
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused
 from distill_workers.metrics import Metrics
 from distill_workers.objective.advantages import reward_advantages
+from distill_workers.objective.baselines import leave_one_out_values
+from distill_workers.objective.divergences import sampled_reverse_kl
+from distill_workers.objective.weighting import outcome_weight
 from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.failed_samples import FailedSamples
@@ -86,7 +90,8 @@ class RolloutPipeline:
         self._rewards, self._tokenizer, self._metrics = rewards, tokenizer, metrics
         self._batches: dict[int, Batch] = {}
         self._prefetches: set[asyncio.Task[None]] = set()
-        self._top_k = spec.objective.top_k if spec.objective.support is Support.TOP_K else None
+        self._top_k = spec.objective.teacher_top_k
+        self._leave_one_out = spec.objective.baseline is Baseline.LEAVE_ONE_OUT
 
     def start_ahead(self, step: int, last_step: int) -> None:
         """Start the tasks of the batches of `step` and of the next maxPolicyLag steps."""
@@ -124,7 +129,7 @@ class RolloutPipeline:
                 parts.append(self._supervised(batch, prompt))
                 continue
             self._prefetch(prompt)
-            if prompt.source in self._rewards:
+            if prompt.source in self._rewards or self._leave_one_out:
                 parts.append(self._group(batch, prompt, place))
             else:
                 parts += [
@@ -153,16 +158,29 @@ class RolloutPipeline:
         return [sample]
 
     async def _group(self, batch: Batch, prompt: Prompt, place: int) -> list[Sample]:
-        """Return the samples of a prompt, with the advantages of their rewards within the group."""
+        """Return the samples of a prompt, with what compares each with the others: advantage and baseline."""
         indices = range(self._spec.rollout.samples_per_prompt)
         sampled = await asyncio.gather(*(self._sample(batch, prompt, place, index) for index in indices))
         samples = [sample for part in sampled for sample in part]
-        rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
-        groups = torch.zeros(len(samples), dtype=torch.long)
-        advantages = reward_advantages(self._spec.objective.advantage, rewards, groups)
-        for sample, advantage in zip(samples, advantages.tolist(), strict=True):
-            sample.advantage = advantage
+        if prompt.source in self._rewards:
+            rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
+            groups = torch.zeros(len(samples), dtype=torch.long)
+            advantages = reward_advantages(self._spec.objective.advantage, rewards, groups)
+            for sample, advantage in zip(samples, advantages.tolist(), strict=True):
+                sample.advantage = advantage
+        if self._leave_one_out:
+            for sample, baseline in zip(samples, self._baselines(samples), strict=True):
+                sample.baseline = baseline
         return samples
+
+    def _baselines(self, samples: Sequence[Sample]) -> list[float]:
+        """Return the mean divergence over the other samples of each, by the engines' log-probs, nats."""
+        engine = torch.tensor([x for s in samples for x in s.engine_logprobs], dtype=torch.float64)
+        teacher = torch.tensor([x for s in samples for x in s.teacher_logprobs], dtype=torch.float64)
+        clip = self._spec.objective.advantage_clip
+        penalties = sampled_reverse_kl(engine, teacher).clamp(-clip, clip)
+        lengths = torch.tensor([len(s.response_ids) for s in samples], dtype=torch.long)
+        return leave_one_out_values(penalties, lengths).tolist()
 
     async def _sample(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int) -> list[Sample]:
         """Return one sample, scored and graded, or none. A response whose score is unusable is generated anew."""
@@ -179,6 +197,7 @@ class RolloutPipeline:
                 if not sample.response_ids:
                     return []  # there is no token to learn from, and no teacher can score it
                 await asyncio.gather(self._score(prompt, sample), self._grade(prompt, sample))
+                sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
                 return [sample]
             except RewardError as error:
                 self._failed(batch, prompt, "reward", error)

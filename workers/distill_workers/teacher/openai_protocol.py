@@ -4,7 +4,7 @@ Two forms of answer are read; which of them the server gives is detected once.
 - prompt_logprobs, as vLLM's: a list over all P + R tokens, null first, then {id: {logprob, rank, decoded_token}} with
   the n likeliest tokens and always the token itself. Looked up by id: a missing one is an error, never probability 1.
 - echo with logprobs, as OpenAI had it and SGLang still has: token_logprobs over all tokens, null first. Its likeliest
-  tokens are named by their texts, from which their ids do not follow, so objective.support top-k cannot use them.
+  tokens are named by their texts, from which their ids do not follow, so an objective that takes a top-k cannot.
 Both compute the whole prompt anew for each response: a cached prefix has no log-probs.
 """
 
@@ -50,7 +50,8 @@ class OpenAIProtocol:
             raise BadScore(
                 "refused",
                 "the server gives no prompt_logprobs, and echo names the likeliest tokens by their texts alone, so "
-                "objective.support top-k cannot use it; take sampled-token, or a server such as vLLM or SGLang's own",
+                "an objective that takes the teacher's top-k cannot use it; take support sampled-token without "
+                "baseline top-k and forwardKlAboveEntropy, or a server such as vLLM or SGLang's own",
             )
         return self._by_echo(ids)
 

@@ -9,7 +9,7 @@ import math
 
 import torch
 
-from distill_api.spec.job_spec import Divergence, Objective, Reward, Support
+from distill_api.spec.job_spec import Divergence, Objective, Support
 from distill_workers.objective import loss as losses
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.run.preflight.check import Check
@@ -29,10 +29,12 @@ TOLERANCE = 1e-5
 async def objective_distils(objective: Objective) -> None:
     """Compare value and gradient by every token of a vocabulary that the student may have sampled.
 
-    The divergence alone: reward, clips and corrections are left out. A column of the support that the student lacks
-    is among them: its -inf must not become NaN (trl#5594).
+    The divergence alone: reward, clips, corrections, baselines and weights are left out. A column of the support that
+    the student lacks is among them: its -inf must not become NaN (trl#5594).
     """
-    plain = objective.model_copy(update={"advantage_clip": 1000.0, "discount": 0.0, "reward": Reward()})
+    plain = Objective(
+        divergence=objective.divergence, support=objective.support, jsd_beta=objective.jsd_beta, advantage_clip=1000.0
+    )
     logits = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor(TEACHER, dtype=torch.float64).log_softmax(-1)
     top_k = plain.support is Support.TOP_K

@@ -4,7 +4,7 @@ import logging
 import time
 from typing import Any
 
-from distill_api.spec.job_spec import Spec, Support
+from distill_api.spec.job_spec import Spec
 from distill_workers.data.cursor import Cursor
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.run.preflight.objective import OBJECTIVE_DISTILS, objective_distils
@@ -43,7 +43,7 @@ async def preflight(
     for teacher in teachers.pools.values():
         if teacher.teacher.endpoint is not None:
             await TEACHER_ANSWERS.passing(teacher_answers(teacher))
-        if spec.objective.support is Support.TOP_K:
+        if spec.objective.teacher_top_k is not None:
             await TOP_K_FITS.passing(top_k_fits(spec, len(tokenizer), teacher))
         await SAME_VOCABULARY.passing(same_vocabulary(tokenizer, teacher))
     samples = await ENGINE_GENERATES.passing(probe(spec, engines, cursor))

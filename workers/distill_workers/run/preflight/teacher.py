@@ -3,7 +3,7 @@
 import math
 import statistics
 
-from distill_api.spec.job_spec import RewardSource, Spec, Support
+from distill_api.spec.job_spec import RewardSource, Spec
 from distill_workers.data.sample import Sample
 from distill_workers.run.preflight.check import Check
 from distill_workers.teacher.pool import BadScore, TeacherPool
@@ -51,7 +51,7 @@ async def teacher_is_sane(
     spec: Spec, samples: list[Sample], teacher: TeacherPool, vocabulary: int
 ) -> list[list[float]]:
     """Return the log-probs of each sample's tokens, nats: scored as training will ask for it, and no nonsense."""
-    top_k = spec.objective.top_k if spec.objective.support is Support.TOP_K else None
+    top_k = spec.objective.teacher_top_k
     try:
         scores = [await teacher.score(s.prompt_ids, s.response_ids, top_k) for s in samples]
     except BadScore as error:
