@@ -50,10 +50,10 @@ def card_of_run(job: DistillationJob, run_folder: Path, student: Path, step: int
 
 def licence_of(student: Path) -> dict[str, Any]:
     """Return the licence fields of the model card in a folder; none where it has no card that can be read."""
-    if not (student / CARD).is_file():
-        return {}
     try:
         card = metadata_load(student / CARD) or {}
+    except FileNotFoundError:
+        return {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         log.warning("no licence is taken from %s: %s", student / CARD, " ".join(str(error).split()))
         return {}
