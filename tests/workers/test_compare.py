@@ -1,6 +1,7 @@
 """`distill compare`: what it shows of two runs, on a terminal, for programs and on a page."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -174,6 +175,19 @@ def test_a_folder_whose_job_cannot_be_read_is_named(
 def test_a_section_without_rows_is_left_out(tmp_path: Path) -> None:
     folders = [run_of(manifest_of(tmp_path, name), steps=0)[1].root for name in ("a", "b")]
     assert [section.title for section in sections(read_runs(folders))] == ["Runs"]
+
+
+def test_a_run_folder_without_its_checkpoints_can_be_reported_compared_and_exported(tmp_path: Path) -> None:
+    """As docs/guides/results.md takes it out of a cluster."""
+    one, two_ = (Path(folder) for folder in two(tmp_path))
+    (one / "model").mkdir()
+    (one / "model" / "config.json").write_text("{}")
+    shutil.rmtree(one / "checkpoints")
+    folder = str(one)
+    for command in (["report", folder], ["samples", folder], ["compare", folder, str(two_)]):
+        assert main(command) == 0
+    assert main(["export", folder, str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / "README.md").exists()
 
 
 def test_a_terminal_shows_names_in_brackets(
