@@ -47,6 +47,7 @@ from distill_workers.run.callbacks.evaluation import EvaluationCallback
 from distill_workers.run.callbacks.guards import GuardCallback
 from distill_workers.run.callbacks.metrics import MetricsCallback
 from distill_workers.run.callbacks.next_batches import NextBatchesCallback
+from distill_workers.run.callbacks.traces import traces_of
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.guard_actions import GuardActions
 from distill_workers.run.preflight.preflight import preflight
@@ -95,10 +96,12 @@ class Loop:
         guard = GuardCallback(guards, folder, trainer, rollouts, recorder, self.checkpoints, state)
         checkpoint = CheckpointCallback(self.checkpoints, self.evaluation)
         next_batches = NextBatchesCallback(rollouts, self._last_step)
+        self.traces = traces_of(job)
         self.callbacks = Callbacks(
-            before=[self.evaluation, guard, checkpoint],
+            before=[self.evaluation, *self.traces, guard, checkpoint],
             after=[
                 MetricsCallback(recorder),
+                *self.traces,
                 EngineAgreementCallback(spec),
                 guard,
                 self.evaluation,
