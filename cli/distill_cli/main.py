@@ -7,6 +7,7 @@ import click
 
 from distill_api.job import InvalidManifest
 from distill_cli.commands import (
+    compare,
     completion,
     doctor,
     grade,
@@ -32,6 +33,7 @@ COMMANDS = (
     logs.logs,
     samples.samples,
     local.report,
+    compare.compare,
     local.evaluate,
     grade.grade,
     local.export,

@@ -42,6 +42,7 @@ distill run -f job.yaml --volume /models=./models --volume /output=./runs
 distill watch ./runs/arithmetic                 # from another terminal
 distill samples ./runs/arithmetic               # what the student writes, coloured by where its teacher disagrees
 distill report ./runs/arithmetic                # one HTML file: curves, stage times, rollouts, configuration, versions
+distill compare ./runs/arithmetic ./runs/top-k --html comparison.html
 distill evaluate --model ./runs/arithmetic/model -f job.yaml --volume /models=./models
 distill export ./runs/arithmetic ./step-20 --step 20
 ```

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from megatron_ranks import make_checkpoint, make_samples, make_spec, make_trainer, run_ranks, train_step
 from safetensors.torch import load_file
 
@@ -51,7 +52,7 @@ def trained(folder: Path) -> None:
         dist.barrier()
         if dist.get_rank() == 0:
             run.publish_checkpoint(run.checkpoints / "step-000003.tmp", {"step": 3}, Schedule(steps=3))
-        student.export(folder / "expected" / case)
+        student.export(folder / "expected" / case, "# A card")
 
 
 def converted(folder: Path) -> tuple[list[int], str]:
@@ -64,6 +65,7 @@ def converted(folder: Path) -> tuple[list[int], str]:
 
 def test_a_checkpoint_of_several_ranks_becomes_the_model_that_the_run_would_have_exported(tmp_path: Path) -> None:
     make_checkpoint(tmp_path / "qwen2", "qwen2")
+    (tmp_path / "qwen2" / "README.md").write_text("---\nlicense: apache-2.0\n---\n# The student\n")
     run_ranks(2, trained, folder=tmp_path)
     [(codes, said)] = run_ranks(1, converted, folder=tmp_path)
     assert codes == [0, 0] and f"{tmp_path}/made/whole: the model of step 3\n" in said
@@ -73,6 +75,12 @@ def test_a_checkpoint_of_several_ranks_becomes_the_model_that_the_run_would_have
         assert found.keys() == wanted.keys()
         assert all(found[name].dtype == tensor.dtype and found[name].equal(tensor) for name, tensor in wanted.items())
         assert {path.name for path in made.iterdir()} == {path.name for path in expected.iterdir()}
+        card = ModelCard.load(made / "README.md")
+        assert (
+            card.data.license == "apache-2.0" and "`qwen2`, distilled from" in card.text and "3 of 3 steps" in card.text
+        )
+        assert "model: /models/qwen2" in card.text, "the job as the run had it, not as its volumes are here"
+        assert (expected / "README.md").read_text() == "# A card"
     assert {path.name for path in (tmp_path / "made").iterdir()} == set(CASES), "nothing half is left"
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+from huggingface_hub import ModelCard
 from runs import REPO
 
 sys.path.insert(0, str(REPO / "bench"))
@@ -67,7 +68,11 @@ class Weights(Trainer):
         self.steps = int((folder / "rank").read_text())
         self.note("load", self.steps)
 
-    async def export(self, folder: Path) -> None: ...
+    model_path = Path("/models/student")
+
+    async def export(self, folder: Path, card: str) -> None:
+        folder.mkdir()
+        (folder / "README.md").write_text(card)
 
 
 class Told:
@@ -313,3 +318,19 @@ def test_an_evaluation_that_a_stop_cuts_short_is_made_by_the_next_attempt(tmp_pa
     virtually(resumed)
     assert [line["step"] for line in lines(tmp_path, "evaluation")] == [2, 4]
     assert [line["step"] for line in lines(tmp_path, "step")] == [2, 3, 4]
+
+
+def test_a_finished_run_exports_its_model_with_a_card_of_the_last_evaluation(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def passed(*_: Any) -> None: ...
+
+    monkeypatch.setattr("distill_workers.run.loop.preflight", passed)
+
+    async def work() -> None:
+        await loop_of(tmp_path, Weights(), Told({4: 0.25}), {"steps": 4, "evaluateEverySteps": 2}).run()
+
+    virtually(work)
+    card = ModelCard.load(tmp_path / "stages" / "model" / "README.md")
+    assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("reverse_kl", 0.25)]
+    assert "4 of 4 steps" in card.text

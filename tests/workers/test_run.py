@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from huggingface_hub import ModelCard
 from runs import MODELS, Outcome, Run, arithmetic
 
 import soak
@@ -154,6 +155,8 @@ def exported_model_is_what_was_measured(outcome: Outcome, score: float) -> None:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     folder = outcome.folder / "model"
+    results = ModelCard.load(folder / "README.md").data.eval_results
+    assert score in [pytest.approx(result.metric_value, abs=1e-4) for result in results]
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
     lines = [json.loads(x) for x in (MODELS / "arithmetic" / "test.jsonl").read_text().splitlines()[:64]]

@@ -4,6 +4,10 @@ from pathlib import Path
 
 from distill_workers.failures import ConfigurationError
 
+FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
+"""Patterns of the files that are downloaded of a model: its weights, its tokenizer, and the terms that an exported
+model takes over."""
+
 
 def model_folder(model: str, field: str) -> Path:
     """Return the local folder of a model; a hub id is downloaded. Raises ConfigurationError, which names `field`."""
@@ -20,7 +24,7 @@ def model_folder(model: str, field: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja"]))
+        return Path(snapshot_download(model, allow_patterns=FILES))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigurationError(
             f"{field}: {model} could not be had from the Hugging Face hub: {' '.join(str(error).split())[:500]}; "

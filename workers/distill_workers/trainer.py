@@ -32,6 +32,7 @@ from distill_workers.reporting.trackers import Trackers
 from distill_workers.rewards.build import build_rewards
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
+from distill_workers.run.callbacks.traces import is_traced
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
 from distill_workers.run.loop import Loop
 from distill_workers.run.preflight.environment import check_environment
@@ -88,6 +89,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
                 raise
             finally:
                 rollouts.cancel()
+                await asyncio.gather(*(traces.close() for traces in loop.traces))
         finally:
             await engines.close()
             await teachers.close()
@@ -135,6 +137,7 @@ def main() -> int:
     try:
         job = load_job(Path(os.environ.get(Variable.JOB_FILE, JOB_FILE)))
         check_environment(os.environ)
+        is_traced(os.environ)  # an address that no span can be sent to is said before anything starts
         if job.spec.on_cpu:
             from distill_workers.cpu import megatron_shim
 

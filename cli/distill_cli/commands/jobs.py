@@ -10,6 +10,7 @@ import click
 
 from distill_cli.job_state import JobState, job_state, now_utc
 from distill_cli.options import job_name, output, with_cluster, write_json
+from distill_cli.views.tables import write_table
 
 if TYPE_CHECKING:
     from distill_cli.cluster import Cluster
@@ -53,23 +54,6 @@ def rows(states: Sequence[JobState], everywhere: bool) -> list[list[str]]:
     if everywhere:
         return [["NAMESPACE", *head], *([state.namespace, *row] for state, row in zip(states, found, strict=True))]
     return [head, *found]
-
-
-def write_table(cells: list[list[str]]) -> None:
-    """Print a table: by rich on a terminal, else in columns of at least three spaces between, for cut and awk."""
-    from rich.console import Console
-    from rich.table import Table
-
-    console = Console()
-    if not console.is_terminal:
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        for row in cells:
-            print("   ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-        return
-    table = Table(*cells[0], box=None, pad_edge=False, header_style="bold")
-    for row in cells[1:]:
-        table.add_row(*row)
-    console.print(table)
 
 
 def age(seconds: float) -> str:

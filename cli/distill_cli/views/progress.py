@@ -132,14 +132,21 @@ def _role(role: RoleState) -> Text:
 
 def sparkline(values: Sequence[float], cells: int = CURVE_CELLS) -> str:
     """Return a block for each of up to `cells` means of neighbouring values, scaled from the lowest to the highest."""
-    if not values:
-        return ""
+    means = cell_means(values, cells)
+    return blocks(means, min(means), max(means)) if means else ""
+
+
+def cell_means(values: Sequence[float], cells: int) -> list[float]:
+    """Return up to `cells` means of neighbouring values, of as many values each as can be."""
     count = min(cells, len(values))
-    bounds = [i * len(values) // count for i in range(count + 1)]
-    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
-    low, high = min(means), max(means)
+    bounds = [i * len(values) // count for i in range(count + 1)] if count else []
+    return [sum(values[a:b]) / (b - a) for a, b in pairwise(bounds)]
+
+
+def blocks(means: Sequence[float], low: float, high: float) -> str:
+    """Return a block for each value, the lowest one for `low` and the highest for `high`."""
     if high == low:
-        return BLOCKS[len(BLOCKS) // 2] * count
+        return BLOCKS[len(BLOCKS) // 2] * len(means)
     return "".join(BLOCKS[round((mean - low) / (high - low) * (len(BLOCKS) - 1))] for mean in means)
 
 

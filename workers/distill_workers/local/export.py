@@ -7,10 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from distill_api.job import DistillationJob, parse_job
+from distill_api.protocol import ProgressReport
 from distill_api.spec.job_spec import Parallelism
 from distill_workers.failures import ConfigurationError
 from distill_workers.local.run import with_volumes
 from distill_workers.model_folder import model_folder
+from distill_workers.results.model_card import CARD, card_of_run
 from distill_workers.run_folder.checkpoints import STATE, Checkpoints, best_step
 
 
@@ -33,13 +35,15 @@ def export(folder: Path, destination: Path, *, step: int | None, best: bool, vol
         raise ConfigurationError(f"{destination} is not empty: choose another folder, or remove it")
     source = chosen(folder, step=step, best=best)
     destination.parent.mkdir(parents=True, exist_ok=True)
-    if source.step is None:
-        _copy(source.folder, destination)
-        return "the model that the run exported"
     manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))["job"]
     job = parse_job(with_volumes(manifest, dict(volumes)))
+    if source.step is None:
+        _copy(source.folder, destination, _missing_card(folder, parse_job(manifest), job.spec.student.model))
+        return "the model that the run exported"
     student = model_folder(job.spec.student.model, "spec.student.model")
-    convert(job, student, source.folder, destination)
+    # The card shows the job as the run had it, wherever its volumes are here.
+    card = card_of_run(parse_job(manifest), folder, student, source.step)
+    convert(job, student, source.folder, destination, card)
     return f"the model of step {source.step}"
 
 
@@ -65,8 +69,8 @@ def chosen(folder: Path, *, step: int | None, best: bool) -> Source:
     return Source(there[wanted], wanted)
 
 
-def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: Path) -> None:
-    """The weights of a checkpoint, by whatever ranks it was written, as a Hugging Face folder."""
+def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: Path, card: str) -> None:
+    """The weights of a checkpoint, by whatever ranks it was written, as a Hugging Face folder with a card."""
     import torch
     import torch.distributed as dist
 
@@ -92,13 +96,25 @@ def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: 
         hugging_face.load(model, shape, ranks, student)
         lora.attach(model, shape, ranks, adapters, spec.seed)
     state.load_parameters(checkpoint, ranks, shape, model)
-    hugging_face.export(model, shape, ranks, student, destination, trust_remote_code=spec.trust_remote_code)
+    parts = (model, shape, ranks, student, destination)
+    hugging_face.export(*parts, trust_remote_code=spec.trust_remote_code, card=card)
 
 
-def _copy(model: Path, destination: Path) -> None:
+def _missing_card(folder: Path, job: DistillationJob, student: str) -> str | None:
+    """Return a card for the model that a release without cards has exported; None where it has one."""
+    state = folder / "state.json"
+    if (folder / "model" / CARD).exists() or not state.exists():
+        return None
+    report = ProgressReport.model_validate(json.loads(state.read_text(encoding="utf-8")), extra="ignore")
+    return None if report.result is None else card_of_run(job, folder, Path(student).expanduser(), report.result.step)
+
+
+def _copy(model: Path, destination: Path, card: str | None) -> None:
     aside = destination.with_name(f".{destination.name}.writing")
     shutil.rmtree(aside, ignore_errors=True)
     shutil.copytree(model, aside)
+    if card is not None:
+        (aside / CARD).write_text(card, encoding="utf-8")
     if destination.exists():
         destination.rmdir()
     aside.rename(destination)

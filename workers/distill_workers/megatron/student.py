@@ -215,14 +215,14 @@ class MegatronStudent:
         for _ in self.hf_tensors():
             pass
 
-    def export(self, folder: Path) -> None:
-        """Write the Hugging Face checkpoint, whole or not at all (hugging_face.export); adapters also alone, beside
-        it."""
+    def export(self, folder: Path, card: str | None = None) -> None:
+        """Write the Hugging Face checkpoint with its card, whole or not at all (hugging_face.export); adapters also
+        alone, beside it."""
         if self._lora is not None:
             adapter = folder.with_name("adapter")
             lora.export(self._model, self.shape, self.ranks, self._lora, self.model_path, adapter)
-        trusted = self.spec.trust_remote_code
-        hugging_face.export(self._model, self.shape, self.ranks, self.model_path, folder, trust_remote_code=trusted)
+        parts = (self._model, self.shape, self.ranks, self.model_path, folder)
+        hugging_face.export(*parts, trust_remote_code=self.spec.trust_remote_code, card=card)
 
     def save(self, folder: Path) -> None:
         """Write this rank's exact state into an existing folder (state.write), as `snapshot` has it."""

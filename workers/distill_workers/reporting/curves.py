@@ -34,7 +34,7 @@ def draw(run: Run, job: DistillationJob) -> Figure:
 
 def _divergence(ax: Axes, run: Run) -> None:
     ax.set_title("Reverse KL to the teacher, nats per token")
-    _noisy(ax, run, lambda s: s.reverse_kl, "rollouts", COLOURS[0])
+    noisy(ax, run, lambda s: s.reverse_kl, "rollouts", COLOURS[0])
     _held_out(ax, run, lambda e: e.reverse_kl)
     if ax.has_data():
         ax.axhline(0, color="#cccccc", linewidth=0.8, zorder=0)
@@ -42,7 +42,7 @@ def _divergence(ax: Axes, run: Run) -> None:
 
 def _scores(ax: Axes, run: Run) -> None:
     ax.set_title("Evaluation and reward")
-    _noisy(ax, run, lambda s: s.reward, "reward of rollouts", COLOURS[0])
+    noisy(ax, run, lambda s: s.reward, "reward of rollouts", COLOURS[0])
     _held_out(ax, run, lambda e: e.score)
     for number, (name, measured) in enumerate(run.evaluations.items(), 1):
         teacher = next((e.teacher_score for e in measured if e.teacher_score is not None), None)
@@ -61,7 +61,7 @@ def _seconds(ax: Axes, run: Run) -> None:
 
 def _lengths(ax: Axes, run: Run) -> None:
     ax.set_title("Length of responses, tokens")
-    _noisy(ax, run, lambda s: s.response_tokens_mean, "mean length", COLOURS[0])
+    noisy(ax, run, lambda s: s.response_tokens_mean, "mean length", COLOURS[0])
     cut = [s for s in run.steps if s.truncated_ratio]
     if cut:
         ax.plot([], [], color=COLOURS[1], label="share cut off (right)")
@@ -70,7 +70,7 @@ def _lengths(ax: Axes, run: Run) -> None:
         right.set_ylim(0, 1)
 
 
-def _noisy(ax: Axes, run: Run, value: Callable[[Step], float | None], label: str, colour: str) -> None:
+def noisy(ax: Axes, run: Run, value: Callable[[Step], float | None], label: str, colour: str) -> None:
     """Draw each step faintly, and their moving average."""
     points = [(s.step, y) for s in run.steps if (y := value(s)) is not None]
     if not points:

@@ -5,6 +5,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from distill_workers.evaluation.estimates import Estimate
+
 
 @dataclass(frozen=True)
 class Step:
@@ -16,6 +18,9 @@ class Step:
     response_tokens_mean: float | None
     truncated_ratio: float | None
     stages: dict[str, float]
+    seconds: float | None = None
+    """Of the whole step."""
+    response_tokens: int | None = None
 
 
 @dataclass(frozen=True)
@@ -27,6 +32,11 @@ class Evaluated:
     score: float | None
     reverse_kl: float | None
     teacher_score: float | None
+    score_low: float | None = None
+    """Bounds of the 95 % confidence interval of the score."""
+    score_high: float | None = None
+    pass_at: dict[int, Estimate] = field(default_factory=dict)
+    """Pass@k by k."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,15 @@ class Run:
     evaluations: dict[str, list[Evaluated]] = field(default_factory=dict)
     guarded: list[Guarded] = field(default_factory=list)
 
+    def until(self, step: int) -> "Run":
+        """Return the run as it stood after `step` steps."""
+        evaluations = {name: [e for e in found if e.step <= step] for name, found in self.evaluations.items()}
+        return Run(
+            [s for s in self.steps if s.step <= step],
+            {name: found for name, found in evaluations.items() if found},
+            [g for g in self.guarded if g.step <= step],
+        )
+
 
 def read_run(path: Path) -> Run:
     """Return what the file tells. A missing one is an empty run; a last line that a kill cut short is left out."""
@@ -60,8 +79,7 @@ def read_run(path: Path) -> Run:
         if line["kind"] == "step":
             run.steps.append(_step(line))
         elif line["kind"] == "evaluation":
-            keys = ("name", "step", "score", "reverse_kl", "teacher_score")
-            run.evaluations.setdefault(line["name"], []).append(Evaluated(**{key: line.get(key) for key in keys}))
+            run.evaluations.setdefault(line["name"], []).append(_evaluated(line))
         elif line["kind"] == "guard":
             run.guarded.append(Guarded(**{name: line[name] for name in Guarded.__dataclass_fields__}))
     return run
@@ -76,4 +94,14 @@ def _step(line: dict[str, Any]) -> Step:
         response_tokens_mean=tokens / samples if tokens is not None and samples else None,
         truncated_ratio=line.get("truncated_ratio"),
         stages=line.get("stages", {}),
+        seconds=line.get("seconds"),
+        response_tokens=tokens,
     )
+
+
+def _evaluated(line: dict[str, Any]) -> Evaluated:
+    keys = ("name", "step", "score", "reverse_kl", "teacher_score", "score_low", "score_high")
+    # The names of JSON's fields are text.
+    pass_at = {int(k): Estimate(**estimate) for k, estimate in line.get("pass_at", {}).items()}
+    known: dict[str, Any] = {key: line.get(key) for key in keys}
+    return Evaluated(**known, pass_at=pass_at)

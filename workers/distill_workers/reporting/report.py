@@ -5,7 +5,6 @@ or was resumed.
 """
 
 import html
-import json
 from pathlib import Path
 
 import yaml
@@ -15,7 +14,7 @@ from distill_workers.reporting.curves import draw, svg
 from distill_workers.reporting.metrics_file import Run, read_run
 from distill_workers.reporting.samples_file import Rollout, read_rollouts
 from distill_workers.reporting.samples_page import ROLLOUT_STYLE, rollouts_html
-from distill_workers.run_folder.run_folder import versions, write_whole
+from distill_workers.run_folder.run_folder import versions_of, write_whole
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 1000px; margin: 2rem auto; padding: 0 1rem; color: #222;
@@ -106,10 +105,3 @@ def _configuration(job: DistillationJob) -> str:
     """Return what differs from the defaults, as the user would write it."""
     manifest = job.model_dump(mode="json", by_alias=True, exclude_defaults=True)
     return yaml.safe_dump(manifest, sort_keys=False, allow_unicode=True)
-
-
-def versions_of(run_folder: Path) -> dict[str, str]:
-    """Return the versions that the run was last begun with; of a folder without a run, those installed here."""
-    mark = run_folder / "run.json"
-    recorded: dict[str, str] = json.loads(mark.read_text(encoding="utf-8")).get("versions", {}) if mark.exists() else {}
-    return recorded or versions()

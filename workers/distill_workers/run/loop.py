@@ -20,6 +20,7 @@ Rank 0 of the trainer runs this; the other ranks only take part in what `Trainer
 the weights after n optimiser steps.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -36,6 +37,7 @@ from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.recorder import Recorder
+from distill_workers.results.model_card import card_of_run
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import Batch, RolloutPipeline
 from distill_workers.run.callbacks.base import Callbacks, RepeatStep, RollBack, StopRun, TrainStep
@@ -45,6 +47,7 @@ from distill_workers.run.callbacks.evaluation import EvaluationCallback
 from distill_workers.run.callbacks.guards import GuardCallback
 from distill_workers.run.callbacks.metrics import MetricsCallback
 from distill_workers.run.callbacks.next_batches import NextBatchesCallback
+from distill_workers.run.callbacks.traces import traces_of
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.guard_actions import GuardActions
 from distill_workers.run.preflight.preflight import preflight
@@ -72,7 +75,7 @@ class Loop:
         reporter: ProgressReporter,
         tokenizer: Any,
     ) -> None:
-        spec = job.spec
+        spec, self._job = job.spec, job
         self._spec, self._folder, self._trainer, self._engines = spec, folder, trainer, engines
         self._teachers, self._cursor, self._rollouts = teachers, cursor, rollouts
         self._reporter, self._tokenizer, self._last_step = reporter, tokenizer, spec.schedule.steps
@@ -93,10 +96,12 @@ class Loop:
         guard = GuardCallback(guards, folder, trainer, rollouts, recorder, self.checkpoints, state)
         checkpoint = CheckpointCallback(self.checkpoints, self.evaluation)
         next_batches = NextBatchesCallback(rollouts, self._last_step)
+        self.traces = traces_of(job)
         self.callbacks = Callbacks(
-            before=[self.evaluation, guard, checkpoint],
+            before=[self.evaluation, *self.traces, guard, checkpoint],
             after=[
                 MetricsCallback(recorder),
+                *self.traces,
                 EngineAgreementCallback(spec),
                 guard,
                 self.evaluation,
@@ -121,7 +126,8 @@ class Loop:
         await self.checkpoints.finish()
         self._reporter.update(phase=Phase.EXPORTING)
         self._folder.check_ownership()
-        await self._trainer.export(self._folder.model)
+        about = (self._job, self._folder.root, self._trainer.model_path, self._state.step)
+        await self._trainer.export(self._folder.model, await asyncio.to_thread(card_of_run, *about))
         result = Result(
             model_path=str(self._folder.model),
             step=self._state.step,

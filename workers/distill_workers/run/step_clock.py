@@ -13,21 +13,35 @@ class StepClock:
     """Seconds of one step that the loop spends on each stage, computing or waiting."""
 
     def __init__(self) -> None:
-        self._begin = time.monotonic()
-        self._spent: dict[StepStage, float] = {}
+        self.begin = time.monotonic()
+        self._intervals: dict[StepStage, list[tuple[float, float]]] = {}
         self._waits: list[tuple[float, float]] = []
 
     @property
     def seconds(self) -> float:
         """Since the step began."""
-        return time.monotonic() - self._begin
+        return time.monotonic() - self.begin
+
+    @property
+    def arrived_at(self) -> float:
+        """time.monotonic of the end of the last wait for samples; the beginning of the step before the first."""
+        return self._waits[-1][1] if self._waits else self.begin
 
     async def timed(self, stage: StepStage, work: Awaitable[T]) -> T:
         """Return the result of `work`, whose time is the stage's."""
         begin = time.monotonic()
         result = await work
-        self._spent[stage] = self._spent.get(stage, 0.0) + time.monotonic() - begin
+        self.add(stage, begin, time.monotonic())
         return result
+
+    def add(self, stage: StepStage, begin: float, end: float) -> None:
+        """Note that a stage went on between two times of time.monotonic."""
+        self._intervals.setdefault(stage, []).append((begin, end))
+
+    def extent(self, stage: StepStage) -> tuple[float, float] | None:
+        """Return the beginning and the end of a stage, with whatever came between its parts; None if it was not."""
+        found = self._intervals.get(stage)
+        return (found[0][0], found[-1][1]) if found else None
 
     async def waited(self, work: Awaitable[T]) -> T:
         """Return the result of `work`, which is a wait for samples."""
@@ -45,8 +59,11 @@ class StepClock:
             rollout += generated - begin
             scoring += end - generated
         return {
-            StepStage.WEIGHT_SYNC: self._spent.get(StepStage.WEIGHT_SYNC, 0.0),
-            StepStage.TRAIN: self._spent.get(StepStage.TRAIN, 0.0),
-            StepStage.ROLLOUT: self._spent.get(StepStage.ROLLOUT, 0.0) + rollout,
+            StepStage.WEIGHT_SYNC: self._spent(StepStage.WEIGHT_SYNC),
+            StepStage.TRAIN: self._spent(StepStage.TRAIN),
+            StepStage.ROLLOUT: self._spent(StepStage.ROLLOUT) + rollout,
             StepStage.TEACHER_SCORE: scoring,
         }
+
+    def _spent(self, stage: StepStage) -> float:
+        return sum(end - begin for begin, end in self._intervals.get(stage, ()))

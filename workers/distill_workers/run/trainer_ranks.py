@@ -9,6 +9,7 @@ import datetime
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
@@ -58,6 +59,11 @@ class TrainerRanks:
         self._group = control_group()
         # One thread: collectives must be entered in one order on every rank.
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="megatron")
+
+    @property
+    def model_path(self) -> Path:
+        """The folder of the model that the student began with."""
+        return self._student.model_path
 
     @property
     def replicas(self) -> int:

@@ -48,6 +48,14 @@ def versions() -> dict[str, str]:
     return found
 
 
+def versions_of(folder: Path) -> dict[str, str]:
+    """Return the versions that the run in a folder was last begun with; of a folder without one, those installed
+    here."""
+    mark = folder / "run.json"
+    recorded: dict[str, str] = json.loads(mark.read_text(encoding="utf-8")).get("versions", {}) if mark.exists() else {}
+    return recorded or versions()
+
+
 class RunFolder:
     """Paths and atomic writes of `<spec.output.path>/<metadata.name>/`."""
 

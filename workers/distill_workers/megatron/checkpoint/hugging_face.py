@@ -115,10 +115,11 @@ def export(
     folder: Path,
     *,
     trust_remote_code: bool = False,
+    card: str | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write the model as a Hugging Face checkpoint that differs from `source` in its weights and its dtype, and has its
-    code only with `trust_remote_code`.
+    code only with `trust_remote_code`; `card` is its README.md.
 
     Collective as `iterate`; rank 0 writes, beside the folder, and renames when all is on disk: a reader sees the whole
     model or none. An earlier export in the folder is replaced.
@@ -134,6 +135,8 @@ def export(
     dtype = next(model.parameters()).dtype
     (aside / "config.json").write_text(json.dumps(_config_with_dtype(source, dtype), indent=2) + "\n")
     companions.copy(source, aside, trust_remote_code=trust_remote_code)
+    if card is not None:
+        (aside / "README.md").write_text(card, encoding="utf-8")
     _sync(aside)
     replaced = folder.with_name(f".{folder.name}.replaced")
     shutil.rmtree(replaced, ignore_errors=True)

@@ -1,6 +1,7 @@
 """Evaluation of step v beside the rollouts and the gradient of step v + 1, awaited before that gradient is applied."""
 
 import asyncio
+import time
 
 from distill_api.metrics import StepStage
 from distill_api.spec.job_spec import Schedule
@@ -32,6 +33,8 @@ class EvaluationCallback:
         self._schedule, self._evaluators, self._engines, self._teachers = schedule, evaluators, engines, teachers
         self._recorder, self._checkpoints, self._state, self._stop = recorder, checkpoints, state, stop
         self._measuring: asyncio.Task[list[Measurement]] | None = None
+        self._interval = (0.0, 0.0)
+        """Beginning and end of the last evaluation, time.monotonic seconds."""
 
     @property
     def under_way(self) -> bool:
@@ -46,6 +49,8 @@ class EvaluationCallback:
 
     async def before_update(self, step: TrainStep) -> None:
         step.evaluations = await self.await_evaluation()
+        if step.evaluations:
+            step.clock.add(StepStage.EVALUATE, *self._interval)
 
     async def after_step(self, step: TrainStep) -> None:
         self._begin_if_due()
@@ -73,4 +78,7 @@ class EvaluationCallback:
             self._measuring = asyncio.create_task(self._measure(step))
 
     async def _measure(self, step: int) -> list[Measurement]:
-        return await asyncio.gather(*(e.measure(step, self._engines, self._teachers) for e in self._evaluators))
+        begin = time.monotonic()
+        found = await asyncio.gather(*(e.measure(step, self._engines, self._teachers) for e in self._evaluators))
+        self._interval = (begin, time.monotonic())
+        return found
