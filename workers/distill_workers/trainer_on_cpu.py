@@ -4,9 +4,15 @@ accelerator, where it starts sooner (cpu/lean_imports.py)."""
 from distill_workers.cpu.lean_imports import lean_imports
 
 
-def main() -> None:
+def import_trainer() -> None:
+    """Import what the trainer needs."""
     with lean_imports():
-        from distill_workers import trainer
+        import distill_workers.trainer  # noqa: F401
+
+
+def main() -> None:
+    import_trainer()
+    from distill_workers import trainer
 
     trainer.run_and_exit()
 

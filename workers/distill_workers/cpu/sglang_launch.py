@@ -54,18 +54,24 @@ def keep_receive_buffer() -> None:
     FlattenedTensorBucket.empty = classmethod(empty)
 
 
-def main() -> None:
+def import_sglang() -> None:
+    """Import what a server needs, so that the processes that are forked from this one share the pages."""
     sys.path.insert(0, str(Path(__file__).parent / "stubs"))
-    fork_instead_of_spawn()
-    # Imported before the fork, so that the children share the pages.
+    # SGLang's debug_utils/dumper.py imports Megatron where it can be had, which takes each scheduler 7 seconds.
+    sys.modules["megatron"] = None  # type: ignore[assignment]
     with lean_imports():
         import sglang.launch_server
+        import sglang.srt.dllm.algorithm
         import sglang.srt.entrypoints.http_server
         import sglang.srt.managers.detokenizer_manager
         import sglang.srt.managers.scheduler
-        import sglang.srt.models.llama
-        import sglang.srt.models.qwen3  # noqa: F401
+        import sglang.srt.model_executor.model_runner
+        import sglang.srt.models.registry  # noqa: F401
 
+
+def main() -> None:
+    fork_instead_of_spawn()
+    import_sglang()
     keep_receive_buffer()
     if os.environ.get(SEEDED) == "1":
         from distill_workers.cpu import seeded_sampling
