@@ -12,9 +12,12 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import fork_servers
 import pytest_asyncio
 
 from distill_api.spec.job_spec import Spec
+
+fork_servers.start_in_a_layer()
 
 TinyModel = Callable[..., Path]
 CHAT_TEMPLATE = (

@@ -1,0 +1,41 @@
+"""The processes from which a layer's servers and trainers are forked (preloaded/), one for each module."""
+
+import atexit
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from distill_workers.serving.server import ARCHITECTURES
+
+FOLDER = Path(__file__).parent / "preloaded"
+SERVER, TRAINER = "distill_workers.cpu.sglang_launch", "distill_workers.trainer_on_cpu"
+VARIABLES = {SERVER: {"SGLANG_USE_CPU_ENGINE": "1", ARCHITECTURES[0]: ARCHITECTURES[1]}, TRAINER: {}}
+"""For each module what its processes have in their environment beside ours when they import."""
+
+
+def start_in_a_layer() -> None:
+    """Have this process and those that it starts fork servers and trainers, if it is one of a layer (dev/test.sh).
+
+    A single file is run without: there what starts is what users start.
+    """
+    if "DISTILL_TEST_PARALLEL" not in os.environ:
+        return
+    sockets = tempfile.mkdtemp(prefix="preloaded-")
+    atexit.register(shutil.rmtree, sockets, ignore_errors=True)
+    os.environ["DISTILL_TEST_PRELOADED"] = sockets
+    os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
+    for module, variables in VARIABLES.items():
+        with Path(sockets, f"{module}.log").open("wb") as log:
+            subprocess.Popen(
+                [sys.executable, "-W", "ignore", FOLDER / "fork_server.py", Path(sockets, module), module],
+                env=os.environ | variables,
+                stdout=log,
+                stderr=log,
+            )
+    sys.path.insert(0, str(FOLDER))
+    import forked_popen
+
+    forked_popen.install()
