@@ -194,6 +194,25 @@ def test_a_base_model_is_named_where_the_hub_knows_it(model: str, name: str | No
             {"GKD", "MiniLLM", "PPO", "RLOO", "IcePop"},
             "gated to 0 … 2",
         ),
+        (
+            {"baseline": "top-k", "discount": 1, "discountedReturn": "sum", "weighting": {"prefix": 2}},
+            {"GKD", "MiniLLM", "PPO", "vOPD", "IW-OPD"},
+            "the discounted sum of the divergence of later ones, discount 1",
+        ),
+        (
+            {"baseline": "leave-one-out", "forwardKlAboveEntropy": 0.5},
+            {"GKD", "MiniLLM", "PPO", "EOPD"},
+            "Its mean over the other responses to the prompt is subtracted",
+        ),
+        (
+            {
+                "support": "top-k",
+                "reward": {"source": "math"},
+                "weighting": {"share": 0.5, "correct": 1, "wrong": 0.25},
+            },
+            {"GKD", "PPO", "GRPO", "TIP"},
+            "Correct responses have the weight 1, others 0.25.",
+        ),
     ],
 )
 def test_the_objective_is_told_with_the_papers_it_is_from_and_no_others(

@@ -1,6 +1,9 @@
 """The objective of a job in sentences, with the papers that it is from."""
 
+from collections.abc import Iterator
+
 from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Support
+from distill_api.spec.objective import Baseline
 
 PAPERS = {
     "GKD": ("On-Policy Distillation of Language Models", "2306.13649"),
@@ -9,6 +12,10 @@ PAPERS = {
     "GRPO": ("DeepSeekMath", "2402.03300"),
     "RLOO": ("Back to Basics", "2402.14740"),
     "IcePop": ("Every Step Evolves", "2510.18855"),
+    "vOPD": ("vOPD", "2605.07865"),
+    "EOPD": ("EOPD", "2603.07079"),
+    "IW-OPD": ("IW-OPD", "2606.22600"),
+    "TIP": ("TIP", "2604.14084"),
 }
 """Title, or its beginning, and arXiv number."""
 DIVERGENCES = {
@@ -24,9 +31,10 @@ def method(objective: Objective) -> list[str]:
     found.append(_divergence(objective))
     if objective.discount:
         found.append(
-            f"A token has credit for the divergence of later ones, discount {objective.discount:g} "
-            f"({paper('MiniLLM')})."
+            f"A token has credit for the discounted {objective.discounted_return.value} of the divergence of later "
+            f"ones, discount {objective.discount:g} ({paper('MiniLLM')})."
         )
+    found.extend(_variants(objective))
     if objective.dataset_share:
         found.append(
             f"A share of {objective.dataset_share:g} of a step's sequences is text of the data set ({paper('GKD')})."
@@ -53,6 +61,27 @@ def _divergence(objective: Objective) -> str:
     else:
         how = f"over the {objective.top_k} likeliest tokens of the teacher and a bucket for all others, differentiated"
     return f"The divergence is the {name}, {how}; its coefficient is {objective.coefficient:g}."
+
+
+def _variants(objective: Objective) -> Iterator[str]:
+    """Yield a sentence for each baseline, addition and weight of the divergence."""
+    match objective.baseline:
+        case Baseline.TOP_K:
+            yield (
+                "Its expectation over the teacher's top-k and a bucket for all others is subtracted, as a baseline "
+                f"({paper('vOPD')})."
+            )
+        case Baseline.LEAVE_ONE_OUT:
+            yield "Its mean over the other responses to the prompt is subtracted, as a baseline."
+    if (entropy := objective.forward_kl_above_entropy) is not None:
+        yield f"Where the teacher's entropy is above {entropy:g} nats, the forward KL is added ({paper('EOPD')})."
+    weighting = objective.weighting
+    if (gamma := weighting.prefix) > 0:
+        yield f"A token weighs more the less divergence stands before it, gamma {gamma:g} ({paper('IW-OPD')})."
+    if (share := weighting.share) < 1:
+        yield f"A share of {share:g} of a response's tokens is kept, those that can teach most ({paper('TIP')})."
+    if (weighting.correct, weighting.wrong) != (1, 1):
+        yield f"Correct responses have the weight {weighting.correct:g}, others {weighting.wrong:g}."
 
 
 def _reward(objective: Objective) -> str:
