@@ -114,7 +114,6 @@ def test_a_running_job_goes_on_untouched_through_an_upgrade_and_the_next_is_of_t
     jobs.arithmetic("is-new", schedule={"steps": 2, "checkpointEverySteps": 2}, evaluation=[])
     jobs.wait("its teacher and its engines have pods", lambda: len(jobs.pods_of("is-new")) >= 3)
     assert images_of(pods_of(jobs, "is-new")) == {"local.test/distillation-workers:dev"}
-    # A container that is told to stop within milliseconds of its start does not hear it: no handler is there yet, and
-    # the first process of a container has no other. It then lives as long as its grace period.
-    jobs.wait("its trainer runs", (jobs.output / "is-new" / "owner.json").exists)
+    # Also a trainer whose container has just been started receives its SIGTERM: else it would live for two minutes.
+    jobs.wait("its trainer is being started", lambda: jobs.names("pods", f"{LABEL_JOB}=is-new,job-name"), 120)
     jobs.delete("is-new")
