@@ -70,9 +70,10 @@ class Weights(Trainer):
 
     model_path = Path("/models/student")
 
-    async def export(self, folder: Path, card: str) -> None:
+    async def export(self, folder: Path, card: str | None) -> None:
         folder.mkdir()
-        (folder / "README.md").write_text(card)
+        if card is not None:
+            (folder / "README.md").write_text(card)
 
 
 class Told:
@@ -334,3 +335,22 @@ def test_a_finished_run_exports_its_model_with_a_card_of_the_last_evaluation(
     card = ModelCard.load(tmp_path / "stages" / "model" / "README.md")
     assert [(r.metric_type, r.metric_value) for r in card.data.eval_results] == [("reverse_kl", 0.25)]
     assert "4 of 4 steps" in card.text
+
+
+def test_a_model_is_exported_also_where_no_card_can_be_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    async def passed(*_: Any) -> None: ...
+
+    def broken(*_: Any) -> str:
+        raise KeyError("a line of metrics.jsonl")
+
+    monkeypatch.setattr("distill_workers.run.loop.preflight", passed)
+    monkeypatch.setattr("distill_workers.run.loop.card_of_run", broken)
+
+    async def work() -> None:
+        await loop_of(tmp_path, Weights(), Told({4: 0.25}), {"steps": 4, "evaluateEverySteps": 2}).run()
+
+    virtually(work)
+    assert [path.name for path in (tmp_path / "stages" / "model").iterdir()] == []
+    assert "exported without a card" in caplog.text and "a line of metrics.jsonl" in caplog.text
