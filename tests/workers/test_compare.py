@@ -109,6 +109,29 @@ def test_a_difference_is_escaped_on_the_page(tmp_path: Path) -> None:
     assert "<td>/&lt;a&gt;</td><td>/&lt;b&gt;</td>" in (tmp_path / "page.html").read_text()
 
 
+def test_what_may_hold_a_credential_differs_without_being_shown(tmp_path: Path) -> None:
+    def run(name: str, key: str) -> Path:
+        environment = {"containers": [{"name": "main", "env": [{"name": "HF_TOKEN", "value": f"hf_{key}"}]}]}
+        manifest = manifest_of(
+            tmp_path,
+            name,
+            podTemplate={"spec": environment},
+            rollout={"engineArgs": [f"--api-key={key}"]},
+            objective={"reward": {"source": "http", "url": f"http://reward/score?key={key}"}},
+        )
+        return run_of(manifest)[1].root
+
+    rows = differences(read_runs([run("one", "secret"), run("two", "hidden"), run("three", "secret")]))
+    found = {path: values for path, *values in rows}
+    assert found.keys() == {
+        "spec.podTemplate",
+        "spec.rollout.engineArgs",
+        "spec.objective.reward.query of url",
+    }
+    for values in found.values():
+        assert values[0] == values[2] != values[1] and all(value.startswith("not shown, ") for value in values)
+
+
 def test_equal_specs_are_said_to_be_equal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     [one, _] = [run_of(manifest_of(tmp_path, name), steps=3)[1].root for name in ("a", "b")]
     one.rename(tmp_path / "seed-0")

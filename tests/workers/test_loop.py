@@ -346,7 +346,7 @@ def test_a_model_is_exported_also_where_no_card_can_be_made(
         raise KeyError("a line of metrics.jsonl")
 
     monkeypatch.setattr("distill_workers.run.loop.preflight", passed)
-    monkeypatch.setattr("distill_workers.run.loop.card_of_run", broken)
+    monkeypatch.setattr("distill_workers.results.model_card.card_of_run", broken)
 
     async def work() -> None:
         await loop_of(tmp_path, Weights(), Told({4: 0.25}), {"steps": 4, "evaluateEverySteps": 2}).run()

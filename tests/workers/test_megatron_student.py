@@ -20,10 +20,11 @@ MIXTURE = (("qwen3-moe", "sampled"),)
 TRAINED = (("qwen3-tied", "sampled"), ("qwen2", "top-k"), *MIXTURE)
 OBJECTIVES: dict[str, dict[str, Any]] = {
     "sampled": {
-        "reward": {"source": "exact-match"}, "discount": 0.9, "baseline": "leave-one-out", "weighting": {"prefix": 0.5},
+        "reward": {"source": "exact-match"}, "discount": 0.9, "baseline": "leave-one-out",
     },
     "top-k": {
         "support": "top-k", "divergence": "jsd", "reward": {"source": "exact-match"}, "datasetShare": 0.25,
+        "weighting": {"prefix": 0.5},
         "coefficientSchedule": {"decay": "linear", "steps": 4, "endValue": 3.0},
         "rewardCoefficientSchedule": {"decay": "cosine", "steps": 2, "endValue": 0.5},
     },
@@ -204,15 +205,20 @@ def test_micro_batches_and_groups_change_nothing(alone: Alone, how: str) -> None
 
 def naive_penalties(sample: Sample, student: list[float]) -> list[float]:
     """Of each token of one sample: its own clipped term less the baseline, and 0.9 times the discounted mean of
-    later ones; times the weight of its prefix."""
+    later ones."""
     terms = [max(-10.0, min(10.0, s - t)) for s, t in zip(student, sample.teacher_logprobs, strict=True)]
     penalties = []
     for t, term in enumerate(terms):
         weights = [0.9**i for i in range(len(terms) - t - 1)]
         later = sum(w * d for w, d in zip(weights, terms[t + 1 :], strict=True))
         penalties.append(term - sample.baseline + (0.9 * later / sum(weights) if weights else 0.0))
+    return penalties
+
+
+def naive_weights(sample: Sample, student: list[float]) -> list[float]:
+    """Of each token of one sample: the more, the less divergence stands before it."""
     gaps = [abs(s - t) for s, t in zip(student, sample.teacher_logprobs, strict=True)]
-    return [p * (1 + 0.5 * (1 - sum(gaps[:t]) / sum(gaps))) for t, p in enumerate(penalties)]
+    return [1 + 0.5 * (1 - sum(gaps[:t]) / sum(gaps)) for t in range(len(gaps))]
 
 
 def naive_losses(objective: str, sample: Sample, rows: torch.Tensor, step: int) -> torch.Tensor:
@@ -220,6 +226,7 @@ def naive_losses(objective: str, sample: Sample, rows: torch.Tensor, step: int) 
     losses = []
     drawn = [rows[t, token] for t, token in enumerate(sample.response_ids)]
     penalties = naive_penalties(sample, [d.item() for d in drawn])
+    weights = naive_weights(sample, [d.item() for d in drawn])
     for t, (token, student) in enumerate(zip(sample.response_ids, drawn, strict=True)):
         teacher = sample.teacher_logprobs[t]
         weight = min(math.exp(student.item() - sample.engine_logprobs[t]), 2.0)
@@ -234,7 +241,7 @@ def naive_losses(objective: str, sample: Sample, rows: torch.Tensor, step: int) 
         s, p = torch.cat([s, 1 - s.sum()[None]]), torch.cat([p, 1 - p.sum()[None]])
         m = (s + p) / 2
         jsd = ((p * (p / m).log()).sum() + (s * (s / m).log()).sum()) / 2
-        loss = (1.0 + step * 0.5) * jsd
+        loss = (1.0 + step * 0.5) * weights[t] * jsd
         if not sample.supervised:
             reward_coefficient = (1.0, 0.75, 0.5)[step]
             loss = loss - weight * reward_coefficient * sample.advantage * (student - student.detach()).exp()

@@ -195,8 +195,8 @@ def test_a_base_model_is_named_where_the_hub_knows_it(model: str, name: str | No
             "gated to 0 … 2",
         ),
         (
-            {"baseline": "top-k", "discount": 1, "discountedReturn": "sum", "weighting": {"prefix": 2}},
-            {"GKD", "MiniLLM", "PPO", "vOPD", "IW-OPD"},
+            {"baseline": "top-k", "discount": 1, "discountedReturn": "sum"},
+            {"GKD", "MiniLLM", "PPO", "vOPD"},
             "the discounted sum of the divergence of later ones, discount 1",
         ),
         (
@@ -208,9 +208,9 @@ def test_a_base_model_is_named_where_the_hub_knows_it(model: str, name: str | No
             {
                 "support": "top-k",
                 "reward": {"source": "math"},
-                "weighting": {"share": 0.5, "correct": 1, "wrong": 0.25},
+                "weighting": {"share": 0.5, "prefix": 2, "correct": 1, "wrong": 0.25},
             },
-            {"GKD", "PPO", "GRPO", "TIP"},
+            {"GKD", "PPO", "GRPO", "TIP", "IW-OPD"},
             "Correct responses have the weight 1, others 0.25.",
         ),
     ],
@@ -223,6 +223,19 @@ def test_the_objective_is_told_with_the_papers_it_is_from_and_no_others(
     ).text
     assert sentence in text
     assert {name for name, (_, number) in PAPERS.items() if f"https://arxiv.org/abs/{number}" in text} == papers
+
+
+@pytest.mark.parametrize("damaged", ["run.json", "metrics.jsonl", "state.json"])
+def test_a_model_is_copied_also_where_no_card_can_be_made(
+    damaged: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    _, folder = run_of(manifest_of(tmp_path, evaluation=[GSM8K]), measured=[m for m in MEASURED if m.name == "gsm8k"])
+    folder.model.mkdir()
+    (folder.model / "config.json").write_text("{}")
+    (folder.root / damaged).write_text('{"kind": "evaluation"}\n' * 2)
+    assert main(["export", str(folder.root), str(tmp_path / "mine")]) == 0
+    assert (tmp_path / "mine" / "config.json").exists() and not (tmp_path / "mine" / "README.md").exists()
+    assert "without a card" in caplog.text
 
 
 def test_a_model_that_was_exported_without_a_card_is_copied_with_one(tmp_path: Path) -> None:

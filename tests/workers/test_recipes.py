@@ -34,7 +34,11 @@ def test_a_recipe_brings_the_student_to_its_teacher(recipe: Path) -> None:
     outcomes = torch.tensor([outcome_weight(objective.weighting, reward) for reward in rewards], dtype=torch.float64)
     before = distance(language)
     for _ in range(STEPS):
-        loss, _ = language.token_losses(objective, teacher_coefficients=outcomes.repeat_interleave(TOKENS))
+        # Of baseline leave-one-out: what the mean of the others is expected to be.
+        others = (language.visits() @ language.reverse_kl()).detach() / TOKENS
+        loss, _ = language.token_losses(
+            objective, teacher_coefficients=outcomes.repeat_interleave(TOKENS), baselines=others
+        )
         expected = (language.probabilities.detach() * loss.view(-1, TOKENS).sum(-1)).sum()
         with torch.no_grad():
             language.logits.sub_(RATE * language.gradient(expected))

@@ -145,6 +145,15 @@ class Objective(Model):
             "self.support == 'sampled-token' || self.baseline == 'none'",
             lambda o: o.support is Support.SAMPLED_TOKEN or o.baseline is Baseline.NONE,
         ),
+        # E[u b grad log pi] is 0 only if the weight u does not depend on what was sampled.
+        Rule(
+            "baseline goes without weighting.prefix, and with weighting.correct as wrong: else it moves the gradient",
+            "self.baseline == 'none' || "
+            "(self.weighting.prefix == 0.0 && self.weighting.correct == self.weighting.wrong)",
+            lambda o: (
+                o.baseline is Baseline.NONE or (o.weighting.prefix == 0 and o.weighting.correct == o.weighting.wrong)
+            ),
+        ),
         Rule(
             "forwardKlAboveEntropy goes with divergence reverse-kl only",
             "!has(self.forwardKlAboveEntropy) || self.divergence == 'reverse-kl'",

@@ -1,6 +1,7 @@
 """`distill export`: the model of a run, as a Hugging Face folder anywhere, also where the run has not exported it."""
 
 import json
+import logging
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,8 +13,10 @@ from distill_api.spec.job_spec import Parallelism
 from distill_workers.failures import ConfigurationError
 from distill_workers.local.run import with_volumes
 from distill_workers.model_folder import model_folder
-from distill_workers.results.model_card import CARD, card_of_run
+from distill_workers.results.model_card import CARD, card_if_possible
 from distill_workers.run_folder.checkpoints import STATE, Checkpoints, best_step
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -35,14 +38,14 @@ def export(folder: Path, destination: Path, *, step: int | None, best: bool, vol
         raise ConfigurationError(f"{destination} is not empty: choose another folder, or remove it")
     source = chosen(folder, step=step, best=best)
     destination.parent.mkdir(parents=True, exist_ok=True)
+    if source.step is None:
+        _copy(source.folder, destination, _missing_card(folder, volumes))
+        return "the model that the run exported"
     manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))["job"]
     job = parse_job(with_volumes(manifest, dict(volumes)))
-    if source.step is None:
-        _copy(source.folder, destination, _missing_card(folder, parse_job(manifest), job.spec.student.model))
-        return "the model that the run exported"
     student = model_folder(job.spec.student.model, "spec.student.model")
     # The card shows the job as the run had it, wherever its volumes are here.
-    card = card_of_run(parse_job(manifest), folder, student, source.step)
+    card = card_if_possible(parse_job(manifest), folder, student, source.step)
     convert(job, student, source.folder, destination, card)
     return f"the model of step {source.step}"
 
@@ -69,7 +72,7 @@ def chosen(folder: Path, *, step: int | None, best: bool) -> Source:
     return Source(there[wanted], wanted)
 
 
-def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: Path, card: str) -> None:
+def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: Path, card: str | None) -> None:
     """The weights of a checkpoint, by whatever ranks it was written, as a Hugging Face folder with a card."""
     import torch
     import torch.distributed as dist
@@ -100,13 +103,21 @@ def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: 
     hugging_face.export(*parts, trust_remote_code=spec.trust_remote_code, card=card)
 
 
-def _missing_card(folder: Path, job: DistillationJob, student: str) -> str | None:
-    """Return a card for the model that a release without cards has exported; None where it has one."""
-    state = folder / "state.json"
-    if (folder / "model" / CARD).exists() or not state.exists():
+def _missing_card(folder: Path, volumes: Mapping[str, str]) -> str | None:
+    """Return a card for the model that a release without cards has exported; None where it has one, or none can be
+    made: the copy needs nothing but the model."""
+    if (folder / "model" / CARD).exists():
         return None
-    report = ProgressReport.model_validate(json.loads(state.read_text(encoding="utf-8")), extra="ignore")
-    return None if report.result is None else card_of_run(job, folder, Path(student).expanduser(), report.result.step)
+    try:
+        report = json.loads((folder / "state.json").read_text(encoding="utf-8"))
+        manifest = json.loads((folder / "run.json").read_text(encoding="utf-8"))["job"]
+        result = ProgressReport.model_validate(report, extra="ignore").result
+        student = parse_job(with_volumes(manifest, dict(volumes))).spec.student.model
+        job = parse_job(manifest)
+    except (OSError, ValueError, LookupError, TypeError) as error:
+        log.warning("the model is exported without a card: %s", " ".join(str(error).split())[:300])
+        return None
+    return None if result is None else card_if_possible(job, folder, Path(student).expanduser(), result.step)
 
 
 def _copy(model: Path, destination: Path, card: str | None) -> None:

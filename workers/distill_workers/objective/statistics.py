@@ -48,7 +48,7 @@ SCOPES = {
 }
 """Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate.
 importance_weight is the factor of a token's policy gradient. advantage_square, of sampled-token, is the square of what
-the divergence adds to a token's advantage, without coefficients: it falls with a baseline. Only where the teacher's
+the divergence adds to a token's advantage, without coefficients: a baseline is to lower it. Only where the teacher's
 top-k is at hand are there forward_kl, that of teacher to student over the top-k and the tail; student_mass and
 teacher_mass, the mass that each gives to that top-k; teacher_entropy over it and the tail; and overlap_ratio, the share
 of the student's own top-k among it (as verl reports them). divergence_weight is the factor of a token's divergence but

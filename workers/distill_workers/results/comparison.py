@@ -12,6 +12,7 @@ from distill_api.metrics import StepStage
 from distill_workers.failures import ConfigurationError
 from distill_workers.reporting.cost import accelerators
 from distill_workers.reporting.metrics_file import Evaluated, Run, read_run
+from distill_workers.results.public_job import secretive
 
 LAST_STEPS = 10
 """Steps whose mean stands for the end of a curve."""
@@ -97,11 +98,12 @@ def sections(runs: Sequence[ComparedRun]) -> list[Section]:
 
 def differences(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
     """Return rows of field and value of each run, for every field of the spec and every version that is not equal in
-    all."""
+    all. Of pods, arguments of servers and what follows the path of a URL it is said that they differ, and not how."""
+    specs = [flat(secretive(run.job.spec.model_dump(mode="json", by_alias=True))) for run in runs]
     known = [
-        {f"spec.{path}": value for path, value in flat(run.job.spec.model_dump(mode="json", by_alias=True)).items()}
+        {f"spec.{path}": value for path, value in spec.items()}
         | {f"version of {package}": number for package, number in run.versions.items()}
-        for run in runs
+        for run, spec in zip(runs, specs, strict=True)
     ]
     paths = list(dict.fromkeys(path for one in known for path in one))
     rows = [(path, *(one.get(path, ABSENT) for one in known)) for path in paths]

@@ -24,7 +24,7 @@ from distill_workers.evaluation.estimates import Estimate
 from distill_workers.reporting.metrics_file import Evaluated, Run, Step, read_run
 from distill_workers.results.method import method
 from distill_workers.results.public_job import public_yaml
-from distill_workers.run_folder.run_folder import versions_of
+from distill_workers.run_folder.run_folder import recorded_versions
 
 CARD = "README.md"
 CURVE_ROWS = 10
@@ -45,7 +45,16 @@ def card_of_run(job: DistillationJob, run_folder: Path, student: Path, step: int
     """Return the card of the weights after `step` steps of a run; `student` is the folder of the model that it began
     with, here."""
     run = read_run(run_folder / "metrics.jsonl").until(step)
-    return model_card(job, run, step, licence_of(student), versions_of(run_folder))
+    return model_card(job, run, step, licence_of(student), recorded_versions(run_folder))
+
+
+def card_if_possible(job: DistillationJob, run_folder: Path, student: Path, step: int) -> str | None:
+    """Return `card_of_run`; None, with the error in the log, where none can be made: the model matters more."""
+    try:
+        return card_of_run(job, run_folder, student, step)
+    except Exception:
+        log.exception("the model is exported without a card")
+        return None
 
 
 def licence_of(student: Path) -> dict[str, Any]:

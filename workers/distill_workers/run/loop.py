@@ -21,7 +21,6 @@ the weights after n optimiser steps.
 """
 
 import asyncio
-import logging
 from collections.abc import AsyncIterator, Iterator
 from typing import Any
 
@@ -38,7 +37,7 @@ from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.results.model_card import card_of_run
+from distill_workers.results.model_card import card_if_possible
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import Batch, RolloutPipeline
 from distill_workers.run.callbacks.base import Callbacks, RepeatStep, RollBack, StopRun, TrainStep
@@ -58,8 +57,6 @@ from distill_workers.run.stop_signal import StopSignal
 from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.teacher.teachers import Teachers
-
-log = logging.getLogger(__name__)
 
 
 class Loop:
@@ -129,7 +126,8 @@ class Loop:
         await self.checkpoints.finish()
         self._reporter.update(phase=Phase.EXPORTING)
         self._folder.check_ownership()
-        await self._trainer.export(self._folder.model, await self._card())
+        about = (self._job, self._folder.root, self._trainer.model_path, self._state.step)
+        await self._trainer.export(self._folder.model, await asyncio.to_thread(card_if_possible, *about))
         result = Result(
             model_path=str(self._folder.model),
             step=self._state.step,
@@ -149,15 +147,6 @@ class Loop:
         """Save the run as it stands, and wait until that is on disk."""
         await self.checkpoints.save()
         await self.checkpoints.finish()
-
-    async def _card(self) -> str | None:
-        """Return the card of the model; None, with the error in the log, where none can be made."""
-        about = (self._job, self._folder.root, self._trainer.model_path, self._state.step)
-        try:
-            return await asyncio.to_thread(card_of_run, *about)
-        except Exception:
-            log.exception("the model is exported without a card")
-            return None
 
     async def _train(self) -> Decision | None:
         """Train to the last step, or until a guard stops the run. Returns that guard's decision; None without one."""

@@ -51,9 +51,14 @@ def versions() -> dict[str, str]:
 def versions_of(folder: Path) -> dict[str, str]:
     """Return the versions that the run in a folder was last begun with; of a folder without one, those installed
     here."""
+    return recorded_versions(folder) or versions()
+
+
+def recorded_versions(folder: Path) -> dict[str, str]:
+    """Return the versions that the run in a folder was last begun with, as far as it tells."""
     mark = folder / "run.json"
-    recorded: dict[str, str] = json.loads(mark.read_text(encoding="utf-8")).get("versions", {}) if mark.exists() else {}
-    return recorded or versions()
+    found: dict[str, str] = json.loads(mark.read_text(encoding="utf-8")).get("versions", {}) if mark.exists() else {}
+    return found
 
 
 class RunFolder:
