@@ -36,6 +36,16 @@ class Namespaces(FakeCluster):
             yield [raw for raw in page if namespace in ("", raw["metadata"]["namespace"])], version
 
 
+class Always(random.Random):
+    """Makes every request fail, and counts them."""
+
+    failures = 0
+
+    def random(self) -> float:
+        self.failures += 1
+        return 0.0
+
+
 class World:
     def __init__(self, *namespaces: str) -> None:
         self.cluster = Namespaces()
@@ -245,12 +255,17 @@ async def test_the_label_says_which_namespaces_are_watched_and_a_failure_leaves_
     await until(["a", "b"])
     labelled("c", team="x")
     await until(["a", "b", "c"])
-    cluster.fail = random.Random(1)
-    await asyncio.sleep(0.1)
+    assert not found.failing
+    cluster.fail = Always()
+    async with asyncio.timeout(10):
+        while cluster.fail.failures < 2:
+            await asyncio.sleep(0.005)
+    assert found.failing
     cluster.fail = None
     labelled("b")
     await until(["a", "c"])
     assert turns == [["a"], ["a", "b"], ["a", "b", "c"], ["a", "c"]]
+    assert not found.failing
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 
