@@ -53,9 +53,7 @@ _WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
 _DOMAIN = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
 _KEY = rf"(?:{_DOMAIN}(?:\.{_DOMAIN})*/)?{_WORD}"
 _VALUES = rf"\((?!\s*\))\s*(?:{_WORD})?(?:\s*,\s*(?:{_WORD})?)*\s*\)"
-_REQUIREMENT = (
-    rf"(?:!\s*{_KEY}|{_KEY}(?:\s*(?:==?|!=)\s*(?:{_WORD})?|\s+(?:not)?in\s*{_VALUES}|\s*[<>]\s*-?[0-9]+)?)"
-)
+_REQUIREMENT = rf"(?:!\s*{_KEY}|{_KEY}(?:\s*(?:==?|!=)\s*(?:{_WORD})?|\s+(?:not)?in\s*{_VALUES}|\s*[<>]\s*-?[0-9]+)?)"
 _SELECTOR = re.compile(rf"{_REQUIREMENT}(?:\s*,\s*{_REQUIREMENT})*")
 """What the API server takes for labelSelector, its operators gt and lt included."""
 
