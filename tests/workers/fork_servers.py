@@ -16,6 +16,13 @@ VARIABLES = {SERVER: {"SGLANG_USE_CPU_ENGINE": "1", ARCHITECTURES[0]: ARCHITECTU
 """For each module what its processes have in their environment beside ours when they import."""
 
 
+sys.path.insert(0, str(FOLDER))
+
+from forked_popen import VARIABLE, install, wait_for_children_of  # noqa: E402
+
+__all__ = ["start_in_a_layer", "wait_for_children_of"]
+
+
 def start_in_a_layer() -> None:
     """Have this process and those that it starts fork servers and trainers, if it is one of a layer (dev/test.sh).
 
@@ -25,7 +32,7 @@ def start_in_a_layer() -> None:
         return
     sockets = tempfile.mkdtemp(prefix="preloaded-")
     atexit.register(shutil.rmtree, sockets, ignore_errors=True)
-    os.environ["DISTILL_TEST_PRELOADED"] = sockets
+    os.environ[VARIABLE] = sockets
     os.environ["PYTHONPATH"] = os.pathsep.join([str(FOLDER), *filter(None, [os.environ.get("PYTHONPATH")])])
     for module, variables in VARIABLES.items():
         with Path(sockets, f"{module}.log").open("wb") as log:
@@ -35,7 +42,4 @@ def start_in_a_layer() -> None:
                 stdout=log,
                 stderr=log,
             )
-    sys.path.insert(0, str(FOLDER))
-    import forked_popen
-
-    forked_popen.install()
+    install()

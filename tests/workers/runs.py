@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import fork_servers
 import yaml
 
 from distill_api.protocol import ExitReport, Variable
@@ -95,6 +96,8 @@ class Run:
         """As a node that goes: every process of the pod, at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait()
+        # Ranks that were forked (fork_servers.py) have sessions of their own, and end after it.
+        fork_servers.wait_for_children_of(self.process.pid)
 
     def log(self) -> str:
         return self._log.read_text(errors="replace")[-6000:]

@@ -2,9 +2,9 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,12 +83,37 @@ def test_a_signal_is_its_exit_code(preloaded: Path) -> None:
 def test_a_forked_process_ends_with_the_one_that_started_it(preloaded: Path, tmp_path: Path) -> None:
     program = (
         "import forked_popen, os, sys, time\n"
-        f"p = forked_popen.PreloadedPopen([sys.executable, '-m', '{MODULE}', 'sleep'])\n"
+        f"p = forked_popen.PreloadedPopen([sys.executable, '-m', '{MODULE}', 'sleep'], stdout=-3)\n"
         "print(p.pid, flush=True); os.kill(os.getpid(), 9)"
     )
-    starter = subprocess.run(
-        [sys.executable, "-c", program], env={**os.environ, "SAID": ""}, stdout=subprocess.PIPE, check=False
+    starter = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "SAID": ""}, stdout=subprocess.PIPE, text=True
     )
-    pid = int(starter.stdout.split()[0])
-    while Path(f"/proc/{pid}").exists():
-        time.sleep(0.05)
+    pid = int(starter.communicate()[0])
+    forked_popen.wait_for_children_of(starter.pid)
+    assert not Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("said", [b"", b"\0\0\1\0{}", b"\0\0\0\2{}"])
+def test_a_client_that_goes_in_the_middle_of_its_request_ends_no_other_process(preloaded: Path, said: bytes) -> None:
+    process = start("sleep", env={**os.environ, "SAID": ""}, stdout=subprocess.DEVNULL)
+    for _ in range(3):
+        with socket.socket(socket.AF_UNIX) as client:
+            client.connect(str(preloaded / MODULE))
+            client.sendall(said)
+    assert start("3", env={**os.environ, "SAID": ""}, stdout=subprocess.DEVNULL).wait(60) == 3
+    assert process.poll() is None
+    process.kill()
+    assert process.wait(60) == -signal.SIGKILL
+    process.send_signal(signal.SIGTERM)
+
+
+def test_processes_that_end_as_their_starters_do_leave_the_server_serving(preloaded: Path) -> None:
+    program = (
+        "import forked_popen, os, signal, sys\n"
+        f"p = forked_popen.PreloadedPopen([sys.executable, '-m', '{MODULE}', 'sleep'], stdout=-3)\n"
+        "p.kill(); os.kill(os.getpid(), 9)"
+    )
+    for _ in range(10):
+        subprocess.run([sys.executable, "-c", program], env={**os.environ, "SAID": ""}, check=False)
+    assert start("3", env={**os.environ, "SAID": ""}, stdout=subprocess.DEVNULL).wait(60) == 3

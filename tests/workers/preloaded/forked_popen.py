@@ -13,7 +13,9 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,8 @@ class ForkedPopen:
 
     def __init__(self, args: Any, pid: int, connection: socket.socket) -> None:
         self.args, self.pid, self.returncode, self._connection = args, pid, None, connection
+        self._reading = threading.Lock()
+        """Held while the exit code is read: a signal's handler may ask for it in the middle of that."""
 
     @classmethod
     def start(cls, args: Any, options: Mapping[str, Any]) -> "ForkedPopen | None":
@@ -77,10 +81,10 @@ class ForkedPopen:
         request = {"arguments": arguments, "environment": environment, "folder": str(options.get("cwd") or os.getcwd())}
         connection = socket.socket(socket.AF_UNIX)
         with contextlib.ExitStack() as files:
-            connection.connect(str(path))
             given = [descriptor(options.get(name), number, files) for number, name in enumerate(STREAMS)]
             given[2] = given[1] if options.get("stderr") == subprocess.STDOUT else given[2]
             text = json.dumps(request).encode()
+            connection.connect(str(path))
             socket.send_fds(connection, [len(text).to_bytes(LENGTH_BYTES, "big")], given)
             connection.sendall(text)
         answer = json.loads(receive(connection))
@@ -96,17 +100,28 @@ class ForkedPopen:
 
     def wait(self, timeout: float | None = None) -> int:
         if self.returncode is None:
+            if not self._reading.acquire(blocking=False):
+                raise subprocess.TimeoutExpired(self.args, 0.0)
+            try:
+                self._read_exit_code(timeout)
+            finally:
+                self._reading.release()
+        assert self.returncode is not None
+        return self.returncode
+
+    def _read_exit_code(self, timeout: float | None) -> None:
+        if self.returncode is None:
             if not select.select([self._connection], [], [], timeout)[0]:
                 raise subprocess.TimeoutExpired(self.args, timeout or 0.0)
             with contextlib.closing(self._connection):
                 answer = receive(self._connection)
             # Nothing: the fork server itself was killed, and its children with it.
             self.returncode = json.loads(answer)["code"] if answer else -signal.SIGKILL
-        return self.returncode
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, number)
+            with contextlib.suppress(ProcessLookupError):  # it has ended, and that is on its way here
+                os.kill(self.pid, number)
 
     def terminate(self) -> None:
         self.send_signal(signal.SIGTERM)
@@ -133,6 +148,18 @@ def module_of(args: Any) -> tuple[str, list[str]] | None:
     if rest[:2] == ["-W", "ignore"]:
         rest = rest[2:]
     return (rest[1], rest[2:]) if len(rest) > 1 and rest[0] == "-m" else None
+
+
+def note_of(folder: Path, pid: int) -> Path:
+    """Return a new path of a file that is there while a process that `pid` has started runs."""
+    return folder / f"child-{pid}-{uuid.uuid4().hex}"
+
+
+def wait_for_children_of(pid: int) -> None:
+    """Wait until nothing runs that a process, which has ended, had started here."""
+    folder = os.environ.get(VARIABLE)
+    while folder and any(Path(folder).glob(f"child-{pid}-*")):
+        time.sleep(0.01)
 
 
 def descriptor(stream: Any, number: int, files: contextlib.ExitStack) -> int:
