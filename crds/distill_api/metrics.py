@@ -212,7 +212,8 @@ OPERATOR_METRICS = (
     Metric(
         "distill_operator_namespaces_failing",
         Kind.GAUGE,
-        "Watched namespaces whose last list failed; where all are watched they count as one.",
+        "Watched namespaces whose last list failed; where all are watched they count as one, and so does the list of "
+        "the namespaces that have the label of watchNamespaceSelector.",
     ),
     Metric("distill_operator_api_requests", Kind.COUNTER, "Requests to the API server.", ("verb", "code")),
     Metric("distill_job_info", Kind.GAUGE, "1 for each job.", ("namespace", "name", "student", "teacher")),

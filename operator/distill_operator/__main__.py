@@ -94,7 +94,7 @@ async def operate(settings: Settings) -> None:
         queue_retries=lambda: queue.retries,
         queue_conflicts=lambda: queue.conflicts,
         watch_restarts=lambda: watches.restarts,
-        namespaces_failing=lambda: len(resync.failing),
+        namespaces_failing=lambda: len(resync.failing) + (selected is not None and selected.failing),
         api_requests=cluster.requests,
     )
     watches = Watches(settings, cache, queue.add, heart=hearts.heart, excused=lambda: resync.all_failing)
@@ -115,15 +115,17 @@ async def operate(settings: Settings) -> None:
         "progress": progress.run,
         "watches": watches.run,
     }
+    selected: SelectedNamespaces | None = None
     if settings.watch_namespace_selector:
         cache.namespaces = settings.watch_namespaces
-        work["namespaces"] = SelectedNamespaces(
+        selected = SelectedNamespaces(
             cluster,
             settings.watch_namespace_selector,
             settings.watch_namespaces,
             turn_to=resync.turn_to,
             heart=hearts.heart,
-        ).run
+        )
+        work["namespaces"] = selected.run
     tasks: dict[str, asyncio.Future[Any]] = {
         "health": asyncio.ensure_future(health_server.serve(settings, hearts, metrics.registry()))
     }

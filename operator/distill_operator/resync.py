@@ -5,6 +5,7 @@ it was listed once: what is not known yet would be taken for gone.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 from collections.abc import Callable, Collection
@@ -67,7 +68,12 @@ class Resync:
         """Return whether enough is known of an owner's namespace; of one that is left, owners are only forgotten."""
         if not self._listed.isdisjoint(("", key.namespace)):
             return True
-        return key.namespace in self._left and self._cache.owner(key) is None
+        if key.namespace not in self._left:
+            return False
+        if self._cache.owner(key) is not None and key.namespace not in self._cache.namespaces:
+            # The answer to a write that was under way when it was let go has brought it back.
+            self._cache.leave(key.namespace)
+        return self._cache.owner(key) is None
 
     @property
     def all_failing(self) -> bool:
@@ -77,6 +83,8 @@ class Resync:
     async def run(self) -> None:
         """List until cancelled."""
         kept: dict[str, asyncio.Task[None]] = {}
+        loop = asyncio.get_running_loop()
+        expires = loop.time() + self._interval
         async with asyncio.TaskGroup() as tasks:
             while True:
                 self._turned.clear()
@@ -87,10 +95,12 @@ class Resync:
                     self._leave(namespace)
                 for namespace in set(self._cache.namespaces) - kept.keys():
                     kept[namespace] = tasks.create_task(self._keep(namespace))
-                try:
-                    await asyncio.wait_for(self._turned.wait(), self._interval)
-                except TimeoutError:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._turned.wait(), expires - loop.time())
+                # Also where namespaces come and go more often than that.
+                if loop.time() >= expires:
                     self._cache.expire()
+                    expires = loop.time() + self._interval
 
     def turn_to(self, namespaces: Collection[str]) -> None:
         """Watch these namespaces from now on, and no other."""

@@ -34,6 +34,8 @@ class SelectedNamespaces:
         heart: Heart,
         jitter: Callable[[], float] = random.random,
     ) -> None:
+        self.failing = False
+        """Whether the last list failed."""
         self._cluster = cluster
         self._selector = selector
         self._always = frozenset(always)
@@ -52,6 +54,7 @@ class SelectedNamespaces:
                 wanted = self._always | {raw["metadata"]["name"] for raw in found}
             except Exception as error:
                 failures += 1
+                self.failing = True
                 if failures.bit_count() == 1:
                     trace = None if isinstance(error, ApiError) else error
                     logger.warning("namespaces cannot be listed, try %d: %s", failures, error, exc_info=trace)
@@ -60,6 +63,7 @@ class SelectedNamespaces:
                 seconds = backoff_seconds(failures, FIRST_DELAY_SECONDS, LONGEST_DELAY_SECONDS, self._jitter())
             else:
                 failures, seconds = 0, INTERVAL_SECONDS
+                self.failing = False
                 beat()
                 if wanted != watched:
                     for word, names in (("taken up", wanted - watched), ("let go", watched - wanted)):

@@ -1,5 +1,6 @@
 """The operator's settings, read from the environment once, at start. The chart's values map one to one to them."""
 
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -46,6 +47,15 @@ METADATA_ADDRESSES = (
     "fd00:100::100:200/128",  # Alibaba
 )
 """The addresses at which clouds give out the credentials of a node or a pod to whoever sends a request."""
+
+
+_WORD = r"[A-Za-z0-9](?:[A-Za-z0-9_.-]{0,61}[A-Za-z0-9])?"
+_DOMAIN = r"[a-z0-9](?:[a-z0-9-]*[a-z0-9])?"
+_KEY = rf"(?:{_DOMAIN}(?:\.{_DOMAIN})*/)?{_WORD}"
+_VALUES = rf"\((?!\s*\))\s*(?:{_WORD})?(?:\s*,\s*(?:{_WORD})?)*\s*\)"
+_REQUIREMENT = rf"(?:!\s*{_KEY}|{_KEY}(?:\s*(?:==?|!=)\s*(?:{_WORD})?|\s+(?:not)?in\s*{_VALUES}|\s*[<>]\s*-?[0-9]+)?)"
+_SELECTOR = re.compile(rf"{_REQUIREMENT}(?:\s*,\s*{_REQUIREMENT})*")
+"""What the API server takes for labelSelector, its operators gt and lt included."""
 
 
 class InvalidSettings(ValueError):
@@ -124,7 +134,7 @@ class Settings:
             ),
             workers_image_pull_secrets=_comma_separated(environment, "DISTILL_WORKERS_IMAGE_PULL_SECRETS"),
             watch_namespaces=_comma_separated(environment, "DISTILL_WATCH_NAMESPACES"),
-            watch_namespace_selector=environment.get("DISTILL_WATCH_NAMESPACE_SELECTOR", "").strip(),
+            watch_namespace_selector=_selector(environment, "DISTILL_WATCH_NAMESPACE_SELECTOR"),
             scrape_namespaces=_comma_separated(environment, "DISTILL_SCRAPE_NAMESPACES"),
             job_egress=Egress(_one_of(environment, "DISTILL_JOB_EGRESS", tuple(Egress))),
             metadata_addresses=_networks(environment, "DISTILL_METADATA_ADDRESSES") or METADATA_ADDRESSES,
@@ -152,6 +162,13 @@ def _dns(environment: Mapping[str, str]) -> ClusterDns:
         addresses=_networks(environment, "DISTILL_DNS_ADDRESSES") or usual.addresses,
         ports=_ports(environment, "DISTILL_DNS_PORTS") or usual.ports,
     )
+
+
+def _selector(environment: Mapping[str, str], name: str) -> str:
+    text = environment.get(name, "").strip()
+    if text and not _SELECTOR.fullmatch(text):
+        raise InvalidSettings(f"{name} is {text!r}; it must be a label selector, such as distillation=enabled")
+    return text
 
 
 def _networks(environment: Mapping[str, str], name: str) -> tuple[str, ...]:

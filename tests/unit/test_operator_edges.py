@@ -339,6 +339,47 @@ def test_a_wrong_setting_is_named_with_its_value(name: str, value: str) -> None:
         Settings.from_environment({"DISTILL_WORKERS_IMAGE": "w", name: value})
 
 
+@pytest.mark.parametrize(
+    "value",
+    [
+        "team",
+        "!team",
+        "team=",
+        "team=x",
+        "example.com/team==x",
+        "team != x",
+        "team in (x, y),!old",
+        "team notin (x,y) , tier=1",
+        "rank > 3,rank<9",
+    ],
+)
+def test_a_label_selector_is_taken_as_it_is(value: str) -> None:
+    found = Settings.from_environment({"DISTILL_WORKERS_IMAGE": "w", "DISTILL_WATCH_NAMESPACE_SELECTOR": value})
+    assert found.watch_namespace_selector == value
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        "team in x",
+        "team in ()",
+        "team=x,",
+        ",team",
+        "=x",
+        "team=x y",
+        "team: x",
+        "a/b/c=x",
+        "-team",
+        "team=" + "x" * 64,
+        '{"matchLabels": {"team": "x"}}',
+    ],
+)
+def test_what_is_no_label_selector_is_refused_at_the_start(value: str) -> None:
+    """The API server would refuse every list of namespaces: none would ever be watched."""
+    with pytest.raises(InvalidSettings, match=r"DISTILL_WATCH_NAMESPACE_SELECTOR.*must be a label selector"):
+        Settings.from_environment({"DISTILL_WORKERS_IMAGE": "w", "DISTILL_WATCH_NAMESPACE_SELECTOR": value})
+
+
 # kopf
 
 

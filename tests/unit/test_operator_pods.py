@@ -431,6 +431,8 @@ def test_nothing_is_mounted_over_the_output() -> None:
         ({"containers": [{"name": "main", "env": {"A": "b"}}]}, r"containers\[main\].env must be a list of mappings"),
         ({"containers": [{"name": "main", "resources": {"limits": {"memory": "16 GB"}}}]}, "must be a quantity"),
         ({"containers": [{"name": "main", "resources": {"limits": ["x"]}}]}, "resources.limits must be a mapping"),
+        ({"containers": [{"name": "main", "lifecycle": "abc"}]}, r"containers\[main\].lifecycle must be a mapping"),
+        ({"containers": [{"name": "main", "lifecycle": ["x"]}]}, r"containers\[main\].lifecycle must be a mapping"),
         ({"initContainers": [{"name": "a", "resources": "x"}]}, r"initContainers\[a\].resources must be a mapping"),
     ],
 )

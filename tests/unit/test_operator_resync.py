@@ -36,6 +36,16 @@ class Namespaces(FakeCluster):
             yield [raw for raw in page if namespace in ("", raw["metadata"]["namespace"])], version
 
 
+class Always(random.Random):
+    """Makes every request fail, and counts them."""
+
+    failures = 0
+
+    def random(self) -> float:
+        self.failures += 1
+        return 0.0
+
+
 class World:
     def __init__(self, *namespaces: str) -> None:
         self.cluster = Namespaces()
@@ -65,6 +75,10 @@ class World:
         body = manifest()
         names = {"name": key.name, "namespace": key.namespace, "uid": f"uid-of-{key.name}"}
         self.cluster.put(key.kind, key.name, {**body, "metadata": {**body["metadata"], **names, **meta}})
+
+    async def write_status(self, key: Key) -> None:
+        version = self.cluster.objects[key.kind, key.name]["metadata"]["resourceVersion"]
+        await self.cache.patch_status(key, {"metadata": {"resourceVersion": version}, "status": {"attempts": 1}})
 
     async def run(self, act: Callable[[], Any]) -> None:
         running = asyncio.create_task(self.resync.run())
@@ -151,6 +165,62 @@ async def test_a_namespace_that_is_let_go_is_forgotten_and_one_that_is_taken_up_
     await world.run(act)
 
 
+async def test_an_owner_that_the_answer_to_a_write_brings_back_after_its_namespace_was_let_go_is_forgotten() -> None:
+    world = World("a", "b")
+    answer, patch_status = asyncio.Event(), world.cluster.patch_status
+
+    async def late(*arguments: Any) -> Json:
+        found = await patch_status(*arguments)
+        await answer.wait()
+        return found
+
+    async def act() -> None:
+        await world.until(lambda: world.woken[A] and world.woken[B])
+        world.cluster.patch_status = late  # type: ignore[method-assign]
+        writing = asyncio.create_task(world.write_status(B))
+        await asyncio.sleep(0)
+        world.resync.turn_to(["a"])
+        await world.until(lambda: world.cache.owner(B) is None)
+        answer.set()
+        await writing
+        assert world.cache.owner(B) is not None
+        assert world.resync.may_reconcile(B), "to be forgotten"
+        assert world.cache.owner(B) is None
+
+    await world.run(act)
+
+
+async def test_an_owner_in_a_namespace_that_is_taken_up_again_is_not_forgotten_before_its_first_list_is_whole() -> None:
+    world = World("a", "b")
+
+    async def act() -> None:
+        await world.until(lambda: world.woken[A] and world.woken[B])
+        world.resync.turn_to(["a"])
+        await world.until(lambda: world.cache.owner(B) is None)
+        world.cluster.failing["b"] = ApiError(500, "etcd")
+        world.resync.turn_to(["a", "b"])
+        await world.until(lambda: world.resync.failing == {"b"})
+        await world.write_status(B)
+        assert not world.resync.may_reconcile(B)
+        assert world.cache.owner(B) is not None
+
+    await world.run(act)
+
+
+async def test_what_need_not_be_known_any_more_is_forgotten_also_while_namespaces_come_and_go() -> None:
+    world = World("a")
+    expired: list[None] = []
+    world.cache.expire = lambda: expired.append(None)  # type: ignore[method-assign]
+
+    async def act() -> None:
+        for turn in range(40):
+            world.resync.turn_to(["a", "b"] if turn % 2 else ["a"])
+            await asyncio.sleep(0.01)
+        assert len(expired) >= 2
+
+    await world.run(act)
+
+
 async def test_a_namespace_that_is_let_go_while_it_failed_does_not_count_as_failing() -> None:
     world = World("a", "b")
     world.cluster.failing["b"] = FORBIDDEN
@@ -185,12 +255,17 @@ async def test_the_label_says_which_namespaces_are_watched_and_a_failure_leaves_
     await until(["a", "b"])
     labelled("c", team="x")
     await until(["a", "b", "c"])
-    cluster.fail = random.Random(1)
-    await asyncio.sleep(0.1)
+    assert not found.failing
+    cluster.fail = Always()
+    async with asyncio.timeout(10):
+        while cluster.fail.failures < 2:
+            await asyncio.sleep(0.005)
+    assert found.failing
     cluster.fail = None
     labelled("b")
     await until(["a", "c"])
     assert turns == [["a"], ["a", "b"], ["a", "b", "c"], ["a", "c"]]
+    assert not found.failing
     running.cancel()
     await asyncio.gather(running, return_exceptions=True)
 

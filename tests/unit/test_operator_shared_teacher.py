@@ -266,6 +266,14 @@ def test_code_of_a_model_repository_is_refused_by_policy() -> None:
     assert ready_of(found) == ("False", "InvalidSpec")
 
 
+def test_a_teacher_that_is_refused_tells_its_autoscaler_how_many_pods_it_has() -> None:
+    status = TeacherStatus(replicas=3, ready_replicas=3)
+    pods = tuple(Pod(name=f"p{n}", uid=f"p{n}", role=Role.TEACHER, ended=n == 2) for n in range(3))
+    found = planned(teacher(trustRemoteCode=True), Observed(pods=pods), status=status)
+    assert found.status.replicas == 2
+    assert found.status.selector == planned(teacher(), Observed()).status.selector != ""
+
+
 @pytest.mark.parametrize(
     ("spec", "said"),
     [

@@ -43,8 +43,15 @@ def operator(observed: Observed) -> Finding:
             f"kubectl -n {where.split('/')[0]} describe pods; kubectl logs",
         )
     version = ready[0]["metadata"].get("labels", {}).get("app.kubernetes.io/version")
-    if len(observed.operators) > 1 and not _watch_apart(observed.operators):
+    if len(observed.operators) > 1 and not (apart := _watch_apart(observed.operators)):
         names = ", ".join(_full_name(d) for d in observed.operators)
+        if apart is None:
+            return Finding(
+                "operator",
+                Level.WARN,
+                f"cannot tell whether several operators watch the same namespaces, by their selectors: {names}",
+                "see that no namespace has the labels of two of them, or is in watchNamespaces of another",
+            )
         return Finding(
             "operator",
             Level.FAIL,
@@ -63,10 +70,10 @@ def operator(observed: Observed) -> Finding:
     )
 
 
-def _watch_apart(operators: Sequence[Json]) -> bool:
+def _watch_apart(operators: Sequence[Json]) -> bool | None:
     """Return whether no namespace is watched by two of the operators; neither list nor selector means all.
 
-    Two selectors that differ are taken for apart.
+    None when that depends on the labels of the namespaces.
     """
     watched: list[str] = []
     for deployment in operators:
@@ -77,7 +84,9 @@ def _watch_apart(operators: Sequence[Json]) -> bool:
             return False
         watched += names.split(",") if names else []
         watched += [f"selector {selector}"] if selector else []
-    return len(watched) == len(set(watched))
+    if len(watched) > len(set(watched)):
+        return False
+    return None if any(each.startswith("selector ") for each in watched) else True
 
 
 def kuberay(observed: Observed) -> Finding:

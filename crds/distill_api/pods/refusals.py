@@ -46,7 +46,7 @@ JOB_FOLDER = protocol.JOB_FILE.rpartition("/")[0]
 _LISTS = ("containers", "initContainers", "volumes", "tolerations", "imagePullSecrets", "resourceClaims")
 _LISTS_OF_CONTAINER = ("env", "envFrom", "volumeMounts")
 _MAPS = ("nodeSelector", "affinity", "securityContext")
-_MAPS_OF_CONTAINER = ("resources", "securityContext")
+_MAPS_OF_CONTAINER = ("resources", "securityContext", "lifecycle")
 _AMOUNTS = ("requests", "limits")
 _QUANTITY = re.compile(r"[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi|E|Ei)?")
 

@@ -55,7 +55,8 @@ class TeacherSpec(Serving):
     replicas: Annotated[int, Field(ge=0, le=256)] = Field(
         1,
         description="Number of SGLang servers behind the Service, which kubectl scale, an HPA or KEDA may change. With "
-        "0 it holds nothing, and jobs that name it wait.",
+        "0 it holds nothing: jobs that have not begun wait, and a running attempt ends after five minutes, as with a "
+        "Teacher that is gone.",
     )
     model: Path = Field(description="Hub id, or a path on a mounted volume, of a Hugging Face checkpoint.")
     accelerator: AcceleratorName = Field(

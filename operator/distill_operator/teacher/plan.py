@@ -18,7 +18,7 @@ from distill_operator.model.pod_problems import no_pods, pods_problem
 from distill_operator.model.times import format_time, parse_time
 from distill_operator.resources import teacher_servers
 from distill_operator.resources.drift import has_drifted
-from distill_operator.resources.pod_template import KEY_ENTRY, selector
+from distill_operator.resources.pod_template import KEY_ENTRY
 from distill_operator.runtime.effects import Apply, CreateSecret, Effect
 from distill_operator.settings import Settings
 from distill_operator.teacher.announcements import announcements, scaling
@@ -78,8 +78,7 @@ def plan_teacher(
             update={
                 "address": f"{names.shared_teacher(meta.name)}.{meta.namespace}:{protocol.SGLANG_PORT}",
                 "desired_replicas": scale.replicas,
-                "replicas": sum(not pod.ended for pod in observed.pods_of(Role.TEACHER)),
-                "selector": ",".join(f"{key}={value}" for key, value in selector(teacher, Role.TEACHER).items()),
+                **_for_autoscaler(meta, observed),
                 "ready_replicas": min(_ready(meta, observed), scale.replicas),
                 "jobs": len(requests),
                 "requests": sum(requests),
@@ -106,7 +105,8 @@ def refused(
     # A quota, or a garbage collector that has not come yet: the spec is not at fault.
     valid = condition if condition.reason in (Reason.INVALID_SPEC, Reason.NAME_TAKEN) else VALID
     found = {ConditionType.SPEC_VALID: valid, ConditionType.READY: serves if ready else condition}
-    after = _revised(meta, status.model_copy(update={"ready_replicas": ready}), found, now)
+    update = {"ready_replicas": ready, **_for_autoscaler(meta, observed)}
+    after = _revised(meta, status.model_copy(update=update), found, now)
     return TeacherPlan(announcements(meta.uid, status, after), after, RETRY_SECONDS)
 
 
@@ -115,6 +115,15 @@ def _revised(
 ) -> TeacherStatus:
     found = conditions.merged(status.conditions, values, meta.generation, now)
     return status.model_copy(update={"observed_generation": meta.generation, "conditions": found})
+
+
+def _for_autoscaler(meta: Metadata, observed: Observed) -> dict[str, int | str]:
+    """Return what the scale subresource shows: the number of pods, and the labels that select them."""
+    labels = {names.LABEL_SHARED_TEACHER: meta.name, names.LABEL_ROLE: Role.TEACHER.value}
+    return {
+        "replicas": sum(not pod.ended for pod in observed.pods_of(Role.TEACHER)),
+        "selector": ",".join(f"{key}={value}" for key, value in labels.items()),
+    }
 
 
 def _scale(teacher: Teacher, status: TeacherStatus, requests: int, now: datetime) -> Scale:
