@@ -114,6 +114,11 @@ WORKER_METRICS = (
     ),
     Metric("distill_divergence_selected_ratio", Kind.GAUGE, "Share of tokens whose divergence has a weight above 0."),
     Metric(
+        "distill_privileged_copied_ratio",
+        Kind.GAUGE,
+        "Share of the responses' tokens in runs of four that prompts.teacherPrompt has and the student's prompt lacks.",
+    ),
+    Metric(
         "distill_teacher_entropy_nats",
         Kind.GAUGE,
         "Mean entropy of the teacher over its top-k and the tail.",

@@ -204,6 +204,13 @@ SAMPLES = [
         "Truncated responses", "Cut off at maxResponseTokens.", {"share": of("distill_truncated_ratio")}, "percentunit"
     ),
     Panel(
+        "Copied from the teacher's prompt",
+        "Share of the responses' tokens in runs of four that only the teacher was told: the student cannot know them.",
+        {"share": of("distill_privileged_copied_ratio")},
+        "percentunit",
+        needs="prompts.teacherPrompt",
+    ),
+    Panel(
         "Policy lag",
         "Steps that the last samples lagged behind the trainer; at most maxPolicyLag.",
         {"steps": of("distill_policy_lag_steps")},

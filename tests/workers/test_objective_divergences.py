@@ -48,6 +48,32 @@ def random_problem(k: int, seed: int = 0, tokens: int = 7) -> tuple[torch.Tensor
     return student.requires_grad_(), teacher, teacher.topk(k, -1).indices
 
 
+@pytest.mark.parametrize("clip", [0.05, 0.3, 100.0])
+def test_forward_kl_with_clipped_entries_equals_the_naive_reference(clip: float) -> None:
+    """OPSD: the term of each outcome is at most `clip`, and one that is clipped has no gradient."""
+    logits, teacher, ids = random_problem(4)
+    s, t = (x.log_softmax(-1).gather(-1, ids) for x in (logits, teacher))
+
+    value = support_divergence(Divergence.FORWARD_KL, s, t, entry_clip=clip)
+    (gradient,) = torch.autograd.grad(value.sum(), logits)
+
+    p, q = bucketed(teacher.softmax(-1), ids), bucketed(logits.softmax(-1), ids)
+    terms = p * torch.log(p / q)
+    naive = torch.where(terms < clip, terms, clip).sum(-1)
+    (right,) = torch.autograd.grad(naive.sum(), logits)
+    torch.testing.assert_close(value, naive)
+    torch.testing.assert_close(gradient, right)
+    assert (terms >= clip).any() == (clip < 1)
+
+
+def test_entries_are_clipped_in_forward_kl_alone() -> None:
+    logits, teacher, ids = random_problem(4)
+    s, t = (x.log_softmax(-1).gather(-1, ids) for x in (logits, teacher))
+    for divergence in (Divergence.REVERSE_KL, Divergence.JSD):
+        plain = support_divergence(divergence, s, t)
+        torch.testing.assert_close(support_divergence(divergence, s, t, entry_clip=1e-3), plain)
+
+
 @pytest.mark.parametrize("divergence", ALL)
 @pytest.mark.parametrize("k", [1, 4, 11])
 @pytest.mark.parametrize("beta", [0.1, 0.5, 0.9])

@@ -54,3 +54,18 @@ def test_the_guide_names_every_recipe() -> None:
     guide = (REPO / "docs" / "guides" / "objective.md").read_text()
     assert RECIPES
     assert [recipe.name for recipe in RECIPES if f"`examples/recipes/{recipe.name}`" not in guide] == []
+
+
+def test_a_clip_below_the_gaps_drives_the_student_away() -> None:
+    """The danger that the guide names: a clipped entry has no gradient, and the others push what they can."""
+    language = TinyLanguage.random(5)
+    before = distance(language)
+    objective = Objective.model_validate(
+        {"support": "top-k", "divergence": "forward-kl", "topK": 32, "entryClip": 0.05}
+    )
+    for _ in range(STEPS):
+        loss, _ = language.token_losses(objective)
+        expected = (language.probabilities.detach() * loss.view(-1, TOKENS).sum(-1)).sum()
+        with torch.no_grad():
+            language.logits.sub_(RATE * language.gradient(expected))
+    assert distance(language) > before

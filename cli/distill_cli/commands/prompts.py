@@ -57,6 +57,8 @@ def _lines(source: "SourceRows") -> list[str]:
         facts += [f"teacher {row.prompt.teacher}"] if row.prompt.teacher != ONLY_TEACHER else []
         facts += [f"left out: {row.left_out}"] if row.left_out else []
         lines += [f"--- {', '.join(facts)}", row.prompt.text]
+        if row.teacher_text is not None:
+            lines += [f"--- the teacher is asked, {len(row.prompt.teacher_ids)} tokens", row.teacher_text]
     lines.append(f"--- {source.read} rows read, {source.left_out} left out")
     return [*lines, *(f"note: {note}" for note in source.notes), ""]
 
@@ -81,5 +83,6 @@ def _row(row: "PromptRow") -> dict[str, Any]:
         "answer": prompt.answer,
         "response": prompt.response,
         "teacher": prompt.teacher,
+        "teacherText": row.teacher_text,
         "leftOut": row.left_out,
     }

@@ -176,6 +176,11 @@ class Objective(Model):
             lambda o: o.teacher_top_k is not None or o.top_k == 16,
         ),
         Rule(
+            "entryClip goes with divergence forward-kl only: there one token of the vocabulary can outweigh all others",
+            "!has(self.entryClip) || self.divergence == 'forward-kl'",
+            lambda o: o.entry_clip is None or o.divergence is Divergence.FORWARD_KL,
+        ),
+        Rule(
             "jsdBeta goes with divergence jsd only",
             "self.divergence == 'jsd' || self.jsdBeta == 0.5",
             lambda o: o.divergence is Divergence.JSD or o.jsd_beta == 0.5,
@@ -200,6 +205,11 @@ class Objective(Model):
     )
     jsd_beta: Annotated[float, Field(gt=0, lt=1)] = Field(
         0.5, description="Weight beta of the teacher in the mixture of divergence jsd (GKD, arXiv 2306.13649)."
+    )
+    entry_clip: Annotated[float, Field(gt=0, le=1000)] | None = Field(
+        None,
+        description="Upper bound, in nats, of what one token of the vocabulary adds to divergence forward-kl (OPSD, "
+        "arXiv 2601.18734).",
     )
     dataset_share: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0,

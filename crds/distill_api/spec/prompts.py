@@ -1,5 +1,6 @@
 """The sources of prompts: files, data sets of the hub, and generated tasks."""
 
+import re
 from typing import Annotated, Any
 
 from pydantic import Field
@@ -15,6 +16,10 @@ HubId = Annotated[
         "must be a name of the Hugging Face hub, such as openai/gsm8k; a file or a folder goes into path",
     ),
 ]
+
+
+ROW_FIELD = re.compile(r"\{([A-Za-z_][A-Za-z0-9_.-]*)\}")
+"""The name of a field of a row, in a text for the teacher."""
 
 
 class ReasoningGym(Model):
@@ -63,6 +68,16 @@ class Prompts(Model):
             "!has(self.chatTemplateArguments) || self.applyChatTemplate",
             lambda p: p.chat_template_arguments is None or p.apply_chat_template,
         ),
+        Rule(
+            "teacherPrompt must have {prompt} or another {field} of the row: else the teacher is always asked the same",
+            f"!has(self.teacherPrompt) || self.teacherPrompt.matches(r'{ROW_FIELD.pattern}')",
+            lambda p: p.teacher_prompt is None or ROW_FIELD.search(p.teacher_prompt) is not None,
+        ),
+        Rule(
+            "teacherSystemPrompt goes with applyChatTemplate: true",
+            "!has(self.teacherSystemPrompt) || self.applyChatTemplate",
+            lambda p: p.teacher_system_prompt is None or p.apply_chat_template,
+        ),
     )
     path: Path | None = Field(
         None,
@@ -103,4 +118,13 @@ class Prompts(Model):
     )
     system_prompt: Text | None = Field(
         None, description="System message before the prompt, where the chat template is applied."
+    )
+    teacher_prompt: Text | None = Field(
+        None,
+        description="What the teacher is asked instead, as privileged context (OPSD, arXiv 2601.18734): a text with "
+        "{prompt}, the prompt or the last message of a chat, {answer}, {response}, and {field} for any other field of "
+        "the row.",
+    )
+    teacher_system_prompt: Text | None = Field(
+        None, description="System message that the teacher is given instead; a text as teacherPrompt."
     )

@@ -43,4 +43,5 @@ def supervised_sample(prompt: Prompt, tokenizer: Any, max_response_tokens: int, 
         truncated=len(kept) < len(ids),
         source=prompt.source,
         supervised=True,
+        privileged_ids=prompt.privileged_ids,
     )

@@ -22,6 +22,8 @@ def content_of(prompts: Sequence[Prompt]) -> dict[str, str]:
     for prompt in prompts:
         _add(hashes["prompts"], prompt.text)
         hashes["prompts"].update(array.array("q", prompt.ids).tobytes())
+        if prompt.privileged_ids is not None:
+            hashes["prompts"].update(b"teacher" + array.array("q", prompt.privileged_ids).tobytes())
         _add(hashes["answers"], prompt.answer)
         _add(hashes["responses"], prompt.response)
         _add(hashes["teachers"], prompt.teacher)

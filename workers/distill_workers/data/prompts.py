@@ -4,14 +4,14 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distill_api.spec.job_spec import Prompts, Spec
-from distill_workers.data.entries import entries_of, name_of
+from distill_workers.data.entries import Entry, entries_of, name_of
 from distill_workers.data.findings import Findings
-from distill_workers.data.rendering import Renderer
+from distill_workers.data.rendering import Renderer, TeacherRenderer
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import PromptError
@@ -65,6 +65,8 @@ class PromptRow:
     prompt: Prompt
     left_out: str = ""
     """Why the prompt is no part of the run; empty for one that is."""
+    teacher_text: str | None = None
+    """What the teacher is asked instead, where it is privileged."""
 
 
 class PromptReader:
@@ -73,8 +75,8 @@ class PromptReader:
     def __init__(self, prompts: Prompts, tokenizer: Any, max_prompt_tokens: int, route: Route = SINGLE_TEACHER) -> None:
         """Raises PromptError for a student that cannot render such prompts."""
         self._prompts, self._longest, self._route = prompts, max_prompt_tokens, route
-        self._renderer = Renderer(prompts, tokenizer)
-        self.findings = Findings()
+        self._renderer, self._teachers = Renderer(prompts, tokenizer), TeacherRenderer.of(prompts, tokenizer)
+        self.findings, self._teacher_findings = Findings(), Findings()
         self.seen = self.long = 0
 
     def read(self, *, kept: int | None = None, rows: int | None = None) -> Iterator[PromptRow]:
@@ -85,16 +87,17 @@ class PromptReader:
         entries = itertools.islice(entries_of(self._prompts, self._route, self.findings), rows)
         told, left = time.monotonic(), kept
         while batch := list(itertools.islice(entries, BATCH if left is None else min(BATCH, left))):
-            for entry, (text, ids) in zip(batch, self._renderer.encode(batch, self.findings), strict=True):
-                prompt = Prompt(
-                    self.seen, ids, text, entry.answer, entry.metadata, "", entry.response, entry.teacher, entry.key
-                )
+            rendered = self._renderer.encode(batch, self.findings)
+            for entry, (text, ids), (asked, privileged) in zip(batch, rendered, self._privileged(batch), strict=True):
+                row = (entry.answer, entry.metadata, "", entry.response, entry.teacher, entry.key)
+                prompt = Prompt(self.seen, ids, text, *row, privileged_ids=privileged)
                 self.seen += 1
-                too_long = len(ids) > self._longest
+                too_long = max(len(ids), len(prompt.teacher_ids)) > self._longest
                 self.long += too_long
                 left = left if left is None or too_long else left - 1
-                reason = f"longer than rollout.maxPromptTokens {self._longest}" if too_long else ""
-                yield PromptRow(entry.where, prompt, reason)
+                whose = "" if len(ids) > self._longest else "the teacher's prompt is "
+                reason = f"{whose}longer than rollout.maxPromptTokens {self._longest}" if too_long else ""
+                yield PromptRow(entry.where, prompt, reason, asked)
             if time.monotonic() - told > PROGRESS_SECONDS:
                 told = time.monotonic()
                 log.info(
@@ -104,4 +107,11 @@ class PromptReader:
     def sentences(self) -> list[str]:
         """Return what should be known of the rows that were read, with counts."""
         long = f"{self.long} of {self.seen} prompts left out, longer than rollout.maxPromptTokens {self._longest}"
-        return [*([long] if self.long else []), *self.findings.sentences(self.seen)]
+        of_teacher = (f"as the teacher is asked: {s}" for s in self._teacher_findings.sentences(self.seen))
+        return [*([long] if self.long else []), *self.findings.sentences(self.seen), *of_teacher]
+
+    def _privileged(self, batch: list[Entry]) -> Sequence[tuple[str, list[int]] | tuple[None, None]]:
+        """Return what the teacher is asked in each entry, as text and ids; None where it is asked the same."""
+        if self._teachers is None:
+            return [(None, None)] * len(batch)
+        return self._teachers.encode(batch, self._teacher_findings)

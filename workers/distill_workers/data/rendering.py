@@ -1,12 +1,16 @@
 """Rendering: from a question to the text that the student continues, and its token ids."""
 
 import asyncio
+import dataclasses
+import json
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from distill_api.spec.job_spec import Prompts, Spec
+from distill_api.spec.prompts import ROW_FIELD
 from distill_workers.data.entries import Entry
+from distill_workers.data.fields import MISSING, find
 from distill_workers.data.findings import Finding, Findings
 from distill_workers.data.rows import one_line
 from distill_workers.failures import PromptError
@@ -124,6 +128,54 @@ class Renderer:
             else "leave it out of the field, or set add_eos_token: false in the student's tokenizer_config.json"
         )
         raise PromptError(f"{where}: the prompt ends with the student's end token {self._eos_text}; {what}")
+
+
+class TeacherRenderer(Renderer):
+    """The prompts of a source as its teacher is asked them, where that is another question: privileged context."""
+
+    def __init__(self, prompts: Prompts, tokenizer: Any) -> None:
+        super().__init__(prompts, tokenizer)
+        self._prompt, self._teacher_system = prompts.teacher_prompt, prompts.teacher_system_prompt
+
+    @staticmethod
+    def of(prompts: Prompts, tokenizer: Any) -> "TeacherRenderer | None":
+        """Return the renderer of a source; None where the teacher is asked the same."""
+        same = prompts.teacher_prompt is None and prompts.teacher_system_prompt is None
+        return None if same else TeacherRenderer(prompts, tokenizer)
+
+    def encode(self, entries: Sequence[Entry], findings: Findings) -> list[tuple[str, list[int]]]:
+        return super().encode([self._privileged(entry) for entry in entries], findings)
+
+    def _privileged(self, entry: Entry) -> Entry:
+        """Return the entry with the teacher's question in place of the student's. Raises PromptError."""
+        question = entry.question
+        last = question if isinstance(question, str) else question[-1]["content"]
+        if self._prompt is not None:
+            asked = filled(self._prompt, entry, last, "teacherPrompt")
+            question = asked if isinstance(question, str) else [*question[:-1], {**question[-1], "content": asked}]
+        if self._teacher_system is not None:
+            chat = [{"role": "user", "content": question}] if isinstance(question, str) else question
+            system = filled(self._teacher_system, entry, last, "teacherSystemPrompt")
+            others = chat[1:] if chat[0]["role"] == "system" else chat
+            question = [{"role": "system", "content": system}, *others]
+        return dataclasses.replace(entry, question=question)
+
+
+def filled(template: str, entry: Entry, prompt: str, setting: str) -> str:
+    """Return a text with the fields of a row in place of their names in braces. Raises PromptError for one it lacks."""
+    known = {"prompt": prompt, "answer": entry.answer, "response": entry.response}
+
+    def value(match: re.Match[str]) -> str:
+        name = match[1]
+        found = known.get(name)
+        if found is None:
+            found = find(entry.metadata, name)
+        if found is MISSING or found is None:
+            has = ", ".join([*(key for key, text in known.items() if text is not None), *map(str, entry.metadata)])
+            raise PromptError(f"{entry.where}: has no {{{name}}} for prompts.{setting}; it has {has}")
+        return found if isinstance(found, str) else json.dumps(found, ensure_ascii=False, default=str)
+
+    return ROW_FIELD.sub(value, template)
 
 
 class WithArguments:

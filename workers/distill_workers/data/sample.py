@@ -6,6 +6,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+COPIED_TOKENS = 4
+"""Shortest run of tokens that counts as copied from a text: shorter ones stand in any two texts."""
+
 
 @dataclass(frozen=True, slots=True)
 class Prompt:
@@ -24,6 +27,13 @@ class Prompt:
     """Name of the teacher that scores its responses."""
     key: int = 0
     """Hash of what is asked, but for white space, system prompt and template: the same for copies, in this process."""
+    privileged_ids: list[int] | None = None
+    """What the teacher is asked instead (prompts.teacherPrompt); None where it is asked the same."""
+
+    @property
+    def teacher_ids(self) -> list[int]:
+        """Ids of the prompt as the teacher is asked it."""
+        return self.ids if self.privileged_ids is None else self.privileged_ids
 
 
 @dataclass(slots=True)
@@ -62,6 +72,26 @@ class Sample:
     baseline: float = 0.0
     """Mean divergence at the tokens of the other responses to the prompt, nats, where objective.baseline is
     leave-one-out."""
+    privileged_ids: list[int] | None = None
+    """What the teacher is asked instead of the prompt; None where it is asked the same."""
+
+    @property
+    def teacher_prompt_ids(self) -> list[int]:
+        """Ids of the prompt before the response as the teacher is asked it."""
+        return self.prompt_ids if self.privileged_ids is None else self.privileged_ids
+
+    @property
+    def copied_share(self) -> float | None:
+        """Share of the response in runs of COPIED_TOKENS tokens which the teacher's prompt has and the student's lacks:
+        what the student cannot know. None without privileged context."""
+        if self.privileged_ids is None:
+            return None
+        hints = _runs(self.privileged_ids) - _runs(self.prompt_ids)
+        ids, found = self.response_ids, set[int]()
+        for i in range(len(ids) - COPIED_TOKENS + 1):
+            if tuple(ids[i : i + COPIED_TOKENS]) in hints:
+                found.update(range(i, i + COPIED_TOKENS))
+        return len(found) / max(len(ids), 1)
 
     @property
     def weight_version(self) -> int:
@@ -72,3 +102,7 @@ class Sample:
     def tokens(self) -> int:
         """Tokens of prompt and response together."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+
+def _runs(ids: list[int]) -> set[tuple[int, ...]]:
+    return {tuple(ids[i : i + COPIED_TOKENS]) for i in range(len(ids) - COPIED_TOKENS + 1)}

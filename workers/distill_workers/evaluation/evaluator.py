@@ -191,7 +191,7 @@ class Evaluator:
             if not response.ids:
                 return []
             try:
-                scores = await teachers.of(prompt.teacher).score(prompt.ids, response.ids, None)
+                scores = await teachers.of(prompt.teacher).score(prompt.teacher_ids, response.ids, None)
             except BadScore:
                 result.failed += 1
                 return []
@@ -208,7 +208,7 @@ class Evaluator:
 
         async def one(prompt: Prompt) -> float | None:
             try:
-                ids = await teachers.of(prompt.teacher).generate(prompt.ids, self._max_tokens)
+                ids = await teachers.of(prompt.teacher).generate(prompt.teacher_ids, self._max_tokens)
                 return await reward.score(prompt, self._decode(ids))
             except (BadScore, RewardError):
                 return None

@@ -45,9 +45,9 @@ def coarsen(logprobs: torch.Tensor, present: torch.Tensor | None = None) -> torc
     return torch.log_softmax(torch.cat([inside, tail], -1), -1)
 
 
-def kl(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
-    """Return KL(p || q) of log-probs [..., outcomes], nats: [...]."""
-    return (p.exp() * (p - q)).sum(-1)
+def kl(p: torch.Tensor, q: torch.Tensor, entry_clip: float = math.inf) -> torch.Tensor:
+    """Return KL(p || q) of log-probs [..., outcomes], nats: [...]; with entry_clip, of terms that are at most so."""
+    return (p.exp() * (p - q)).clamp(max=entry_clip).sum(-1)
 
 
 def jensen_shannon(teacher: torch.Tensor, student: torch.Tensor, beta: float) -> torch.Tensor:
@@ -67,13 +67,15 @@ def support_divergence(
     *,
     present: torch.Tensor | None = None,
     jsd_beta: float = 0.5,
+    entry_clip: float | None = None,
 ) -> torch.Tensor:
     """Return the divergence over support and tail, nats: [tokens], differentiable in `student`, in its dtype.
 
     student, teacher [tokens, k]: log-probs of the same ids, normalised over the whole vocabulary. An id that the
     student lacks (log-prob -inf) is no part of the support: what the teacher gives to it is in the tail. Reverse KL is
     KL(student || teacher), forward KL is KL(teacher || student). The tail bucket makes this the coarsened form of
-    GKD (arXiv 2306.13649); one detached number per token instead would not distil (miles#2362).
+    GKD (arXiv 2306.13649); one detached number per token instead would not distil (miles#2362). entry_clip bounds the
+    term of each outcome in forward KL (OPSD, arXiv 2601.18734): a clipped one has no gradient.
     """
     possible = student != -math.inf
     present = possible if present is None else present & possible
@@ -82,7 +84,7 @@ def support_divergence(
         case Divergence.REVERSE_KL:
             value = kl(s, t)
         case Divergence.FORWARD_KL:
-            value = kl(t, s)
+            value = kl(t, s, math.inf if entry_clip is None else entry_clip)
         case Divergence.JSD:
             value = jensen_shannon(t, s, jsd_beta)
     return value.to(student.dtype)

@@ -94,7 +94,7 @@ def token_losses(
     sampled = objective.support is Support.SAMPLED_TOKEN
     divergence, differentiated = reverse_kl, torch.zeros_like(logprobs)
     if not sampled and top_k is not None:
-        divergence = differentiated = top_k.divergence(objective.divergence, objective.jsd_beta)
+        divergence = differentiated = top_k.divergence(objective.divergence, objective.jsd_beta, objective.entry_clip)
     of_method: dict[str, torch.Tensor] = {}
     factor = teacher_coefficients * token_weights(
         objective.weighting, reverse_kl=reverse_kl, divergence=divergence, entropy=entropy, lengths=lengths

@@ -24,12 +24,12 @@ class TeacherTopK:
     sampled_inside: torch.Tensor
     """[tokens], bool: the sampled token is one of the k, and not counted again."""
 
-    def divergence(self, kind: Divergence, jsd_beta: float = 0.5) -> torch.Tensor:
+    def divergence(self, kind: Divergence, jsd_beta: float = 0.5, entry_clip: float | None = None) -> torch.Tensor:
         """Return the divergence over top-k, sampled token and tail, nats: [tokens], with gradient."""
         student = torch.cat([self.student, self.student_sampled[:, None]], -1)
         teacher = torch.cat([self.teacher, self.teacher_sampled[:, None]], -1)
         present = torch.cat([self._known, ~self.sampled_inside[:, None]], -1)
-        return support_divergence(kind, student, teacher, present=present, jsd_beta=jsd_beta)
+        return support_divergence(kind, student, teacher, present=present, jsd_beta=jsd_beta, entry_clip=entry_clip)
 
     def teacher_entropy(self) -> torch.Tensor:
         """Return the teacher's entropy over top-k and tail, nats: [tokens], a lower bound of that of the vocabulary.

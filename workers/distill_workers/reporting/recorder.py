@@ -61,6 +61,7 @@ GAUGES = {
     "distill_teacher_entropy_nats": "teacher_entropy",
     "distill_forward_kl_added_ratio": "uncertain_ratio",
     "distill_truncated_ratio": "truncated_ratio",
+    "distill_privileged_copied_ratio": "copied_ratio",
     "distill_policy_lag_steps": "policy_lag",
 }
 """Gauges by the field of a step's line that they show."""

@@ -29,6 +29,7 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
     """Return the step's line of metrics.jsonl: nats, seconds, tokens. `stages` has the seconds of each stage."""
     samples, trained = step.samples, step.trained
     rewards = [s.reward for s in samples if s.reward is not None]
+    copied = [share for s in samples if (share := s.copied_share) is not None]
     return {
         "kind": "step",
         "step": step.number,
@@ -39,6 +40,7 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         # What had no token to be measured at is not there.
         **{key: trained.get(key) for key in TRAINED},
         "policy_lag": step.policy_lag,
+        "copied_ratio": statistics.fmean(copied) if copied else None,
         "truncated_ratio": statistics.fmean(s.truncated for s in samples),
         "reward": statistics.fmean(rewards) if rewards else None,
         "reward_stddev": statistics.pstdev(rewards) if rewards else None,

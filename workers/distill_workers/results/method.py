@@ -16,6 +16,7 @@ PAPERS = {
     "EOPD": ("EOPD", "2603.07079"),
     "IW-OPD": ("IW-OPD", "2606.22600"),
     "TIP": ("TIP", "2604.14084"),
+    "OPSD": ("OPSD", "2601.18734"),
 }
 """Title, or its beginning, and arXiv number."""
 DIVERGENCES = {
@@ -73,6 +74,8 @@ def _variants(objective: Objective) -> Iterator[str]:
             )
         case Baseline.LEAVE_ONE_OUT:
             yield "Its mean over the other responses to the prompt is subtracted, as a baseline."
+    if (clip := objective.entry_clip) is not None:
+        yield f"What one token of the vocabulary adds is at most {clip:g} nats ({paper('OPSD')})."
     if (entropy := objective.forward_kl_above_entropy) is not None:
         yield f"Where the teacher's entropy is above {entropy:g} nats, the forward KL is added ({paper('EOPD')})."
     weighting = objective.weighting

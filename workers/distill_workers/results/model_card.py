@@ -22,7 +22,7 @@ from distill_api.spec.job_spec import RewardSource, Spec
 from distill_api.spec.prompts import Prompts
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.reporting.metrics_file import Evaluated, Run, Step, read_run
-from distill_workers.results.method import method
+from distill_workers.results.method import method, paper
 from distill_workers.results.public_job import public_yaml
 from distill_workers.run_folder.run_folder import recorded_versions
 
@@ -124,7 +124,11 @@ def _teachers(spec: Spec) -> str:
 
 
 def _data(spec: Spec) -> list[str]:
-    return [f"Prompts: {_code(_prompts(source.prompts))}." for source in spec.data.all_sources]
+    sources = [source.prompts for source in spec.data.all_sources]
+    said = [f"Prompts: {_code(_prompts(prompts))}." for prompts in sources]
+    if any(prompts.teacher_prompt or prompts.teacher_system_prompt for prompts in sources):
+        said.append(f"The teacher was asked with what the student does not see ({paper('OPSD')}).")
+    return said
 
 
 def _prompts(prompts: Prompts) -> str:

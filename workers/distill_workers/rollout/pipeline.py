@@ -152,7 +152,7 @@ class RolloutPipeline:
     def _prefetch(self, prompt: Prompt) -> None:
         """Have the teacher cache the prompt while the student answers it."""
         if self._spec.rollout.samples_per_prompt > 1:
-            task = asyncio.create_task(self._teachers.of(prompt.teacher).prefetch(prompt.ids))
+            task = asyncio.create_task(self._teachers.of(prompt.teacher).prefetch(prompt.teacher_ids))
             self._prefetches.add(task)
             task.add_done_callback(self._prefetches.discard)
 
@@ -245,11 +245,13 @@ class RolloutPipeline:
             truncated=response.truncated,
             masked=response.truncated and rollout.truncated is Truncated.MASK,
             source=prompt.source,
+            privileged_ids=prompt.privileged_ids,
         )
 
     async def _score(self, prompt: Prompt, sample: Sample) -> None:
         sample.teacher, sample.coefficient = prompt.teacher, self._teachers.coefficient(prompt.teacher)
-        scores = await self._teachers.of(prompt.teacher).score(sample.prompt_ids, sample.response_ids, self._top_k)
+        asked, said = sample.teacher_prompt_ids, sample.response_ids
+        scores = await self._teachers.of(prompt.teacher).score(asked, said, self._top_k)
         sample.teacher_logprobs = scores.logprobs
         sample.teacher_top_ids, sample.teacher_top_logprobs = scores.top_ids, scores.top_logprobs
         self._metrics.add("distill_tokens", len(sample.response_ids), kind="teacher")

@@ -144,7 +144,8 @@ def spans(step: TrainStep) -> Iterator[Span]:
     scoring_since = batch.launched_at if batch.first_generated_at is None else batch.first_generated_at
     # A sample that arrived in an earlier pass, which a guard had repeated, was scored before this one began to wait.
     scored_at = max(scoring_since, clock.arrived_at)
-    yield "score", (scoring_since, scored_at), {SAMPLES: len(step.samples), INPUT: sum(s.tokens for s in step.samples)}
+    read = sum(len(s.teacher_prompt_ids) + len(s.response_ids) for s in step.samples)
+    yield "score", (scoring_since, scored_at), {SAMPLES: len(step.samples), INPUT: read}
     if (trained := clock.extent(StepStage.TRAIN)) is not None:
         yield "train", trained, {VERSION: step.index, TOKENS: sum(s.tokens for s in step.samples if not s.masked)}
     if (synced := clock.extent(StepStage.WEIGHT_SYNC)) is not None:

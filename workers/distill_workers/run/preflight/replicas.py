@@ -35,9 +35,10 @@ async def replicas_agree(spec: Spec, samples: list[Sample], teacher: TeacherPool
     found: dict[tuple[str, int], list[float]] = {}
     try:
         for sample in samples:
+            asked = sample.teacher_prompt_ids
             # One after the other: where an address is a load balancer, they go to different servers.
             for time in range(TIMES if own else TIMES_BEHIND_ONE_ADDRESS):
-                for address, scores in await teacher.score_everywhere(sample.prompt_ids, sample.response_ids, None):
+                for address, scores in await teacher.score_everywhere(asked, sample.response_ids, None):
                     found.setdefault((address, time), []).extend(scores.logprobs)
     except BadScore as error:
         raise TEACHER_SCORES.failure(f"{named(teacher)} scored a probe unusably: {error}") from None

@@ -59,7 +59,9 @@ async def probe(spec: Spec, engines: EnginePool, cursor: Cursor) -> list[Sample]
         if not response.ids:
             return []
         ids, logprobs, versions = response.ids, response.logprobs, response.versions
-        return [Sample(prompt.index, number, prompt.ids, ids, logprobs, versions, response.truncated)]
+        sample = Sample(prompt.index, number, prompt.ids, ids, logprobs, versions, response.truncated)
+        sample.privileged_ids = prompt.privileged_ids
+        return [sample]
 
     places = [divmod(i, len(prompts)) for i in range(max(len(prompts), engines.count_placed()))] if prompts else []
     drawn = await asyncio.gather(*(draw(prompts[at], number) for number, at in places))

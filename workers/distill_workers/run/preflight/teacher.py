@@ -53,7 +53,7 @@ async def teacher_is_sane(
     """Return the log-probs of each sample's tokens, nats: scored as training will ask for it, and no nonsense."""
     top_k = spec.objective.teacher_top_k
     try:
-        scores = [await teacher.score(s.prompt_ids, s.response_ids, top_k) for s in samples]
+        scores = [await teacher.score(s.teacher_prompt_ids, s.response_ids, top_k) for s in samples]
     except BadScore as error:
         hint = "" if top_k is None else f" (it must give {top_k} likeliest tokens, objective.topK)"
         raise TEACHER_SCORES.failure(f"{named(teacher)} scored a probe unusably{hint}: {error}") from None
