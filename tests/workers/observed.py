@@ -265,7 +265,8 @@ def world(folder: Path, manifest_changes: dict[str, Any] | None = None, interval
         teacher = SGLangServer(spec.teacher.model, spec, "teacher", port=reserve_port(), log=folder / "teacher.log")
         teacher.start()
         stack.callback(teacher.stop)
-        run = Run(manifest, f"127.0.0.1:{teacher.port}", folder)
+        # Not forked: whose process an engine is, and its command line, tell the ports to ask.
+        run = Run(manifest, f"127.0.0.1:{teacher.port}", folder, DISTILL_TEST_PRELOADED="")
         stack.callback(run.kill)
         operator = Operator()
         stack.callback(operator.close)

@@ -88,6 +88,39 @@ async def test_a_lost_connection_is_not_mended_by_a_ray_of_the_trainers_own(
         await asyncio.to_thread(disconnect)
 
 
+async def test_an_actor_whose_process_does_not_come_up_is_created_anew_on_one_machine(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Met once on a busy machine, where the run stood still for ten minutes."""
+    spec = spec_of(tiny_model(0), tiny_model(1))
+    manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "local"}}
+    job = parse_job({**manifest, "spec": spec.model_dump(mode="json", by_alias=True)})
+    created, killed, called = [], [], []
+
+    class Played(RayEngine):
+        def _create_actor(self) -> str:
+            created.append(f"actor {len(created)}")
+            return created[-1]
+
+        async def _kill(self) -> None:
+            killed.append(self._actor)
+            self._actor = None
+
+        async def _call(self, method: str, *arguments: object, timeout_seconds: float = 0) -> float:
+            called.append((method, timeout_seconds))
+            if method == "info" and len(created) < 3:
+                raise EngineUnavailable("info was not answered")
+            return 1.0
+
+    assert await Played(0, job, local=True, log_folder=str(tmp_path)).start("/model") == 1.0
+    assert (created, killed) == (["actor 0", "actor 1", "actor 2"], ["actor 0", "actor 1"])
+    assert [seconds for method, seconds in called if method == "info"] == [120.0] * 3
+    created.clear()
+    with pytest.raises(EngineUnavailable, match="info was not answered"):
+        await Played(0, job, local=False, log_folder=str(tmp_path)).start("/model")
+    assert created == ["actor 0"] and called[-1] == ("info", 600.0), "a pod may take long to be made again"
+
+
 async def test_a_ray_that_is_not_there_is_an_error_with_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
     # Ray's own patience with one connection, half a minute, is not what is tested.
     monkeypatch.setattr("ray.util.client.worker.INITIAL_TIMEOUT_SEC", 0.2)

@@ -110,7 +110,7 @@ async def test_top_k_from_a_server_that_only_echoes_fails_the_preflight_with_wha
     spec = external(f"http://127.0.0.1:{teacher_server.port}", "openai", objective=objective)
     pool = await pool_of(spec)
     with pytest.raises(
-        PreflightFailed, match=r"TeacherScores: .*8 likeliest tokens, objective.topK.*take sampled-token"
+        PreflightFailed, match=r"TeacherScores: .*8 likeliest tokens, objective.topK.*take support sampled-token"
     ):
         await teacher_is_sane(spec, PROBE, pool, 384)
     await pool.close()

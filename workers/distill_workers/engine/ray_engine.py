@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 PLACE_SECONDS = 600.0
 """An actor must be placed on a worker within so long: a lost worker pod is made again meanwhile."""
+LOCAL_PLACE_SECONDS, LOCAL_TRIES = 120.0, 4
+"""On one machine there is no pod to wait for: an actor whose process did not come up, as was seen on a busy machine, is
+created anew."""
 PING_SECONDS = 20.0
 CALL_SLACK_SECONDS = 15.0
 """Ray may add so much to the engine's own timeout."""
@@ -58,13 +61,26 @@ class RayEngine:
                 log.warning("engine %d: its actor is lost, a new one is created: %s", self.number, error)
                 await self._kill()
         if self._actor is None:
+            await self._place()
+        self.placed = True
+        return float(await self._call("start", model, timeout_seconds=START_TIMEOUT_SECONDS))
+
+    async def _place(self) -> None:
+        """Create the actor, and wait until its process answers."""
+        seconds, tries = (LOCAL_PLACE_SECONDS, LOCAL_TRIES) if self._local else (PLACE_SECONDS, 1)
+        for left in reversed(range(tries)):
             try:
                 self._actor = await asyncio.get_running_loop().run_in_executor(_CALLS, self._create_actor)
             except Exception as error:
                 raise EngineUnavailable(f"no actor can be created: {type(error).__name__}: {error}") from None
-            await self._call("info", timeout_seconds=PLACE_SECONDS)
-        self.placed = True
-        return float(await self._call("start", model, timeout_seconds=START_TIMEOUT_SECONDS))
+            try:
+                await self._call("info", timeout_seconds=seconds)
+                return
+            except EngineUnavailable as error:
+                if not left:
+                    raise
+                log.warning("engine %d: its actor has no process, a new one is created: %s", self.number, error)
+                await self._kill()
 
     async def stop(self) -> None:
         if self._actor is None:
