@@ -10,6 +10,7 @@ from conftest import REPO, Jobs
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
 
 
+@pytest.mark.soak
 def test_a_job_learns_from_a_shared_teacher_while_engines_join_and_leave(jobs: Jobs) -> None:
     teacher = yaml.safe_load((REPO / "examples" / "teacher-cpu.yaml").read_text())
     teacher["spec"]["autoscaling"]["maxReplicas"] = 1  # two cores have no room for more
