@@ -8,15 +8,11 @@ import sys
 import tempfile
 from pathlib import Path
 
-from distill_workers.launch import RAYLET_CONNECT_TRIES
 from distill_workers.serving.server import ARCHITECTURES
 
 FOLDER = Path(__file__).parent / "preloaded"
 SERVER, TRAINER = "distill_workers.cpu.sglang_launch", "distill_workers.trainer_on_cpu"
-VARIABLES = {
-    SERVER: {"SGLANG_USE_CPU_ENGINE": "1", ARCHITECTURES[0]: ARCHITECTURES[1]},
-    TRAINER: dict([RAYLET_CONNECT_TRIES]),
-}
+VARIABLES = {SERVER: {"SGLANG_USE_CPU_ENGINE": "1", ARCHITECTURES[0]: ARCHITECTURES[1]}, TRAINER: {}}
 """For each module what its processes have in their environment beside ours when they import."""
 
 
@@ -42,7 +38,7 @@ def start_in_a_layer() -> None:
         with Path(sockets, f"{module}.log").open("wb") as log:
             subprocess.Popen(
                 [sys.executable, "-W", "ignore", FOLDER / "fork_server.py", Path(sockets, module), module],
-                env={name: value for name, value in os.environ.items() if not name.startswith("RAY_")} | variables,
+                env=os.environ | variables,
                 stdout=log,
                 stderr=log,
             )

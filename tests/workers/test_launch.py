@@ -94,8 +94,6 @@ def test_ranks_are_numbered_over_all_nodes(monkeypatch: pytest.MonkeyPatch) -> N
         "LOCAL_WORLD_SIZE": "2",
         "MASTER_ADDR": "job-trainer-0-0.job-trainer",
         "MASTER_PORT": "29500",
-        # Ray aborts a trainer whose private raylet is slow to listen, by itself after ten seconds.
-        "RAY_raylet_client_num_connect_attempts": "120",
     }
 
 

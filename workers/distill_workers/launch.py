@@ -14,10 +14,6 @@ from distill_workers.child_processes import ChildProcesses, exit_on_signal
 
 TRAINER, CPU_TRAINER = "distill_workers.trainer", "distill_workers.trainer_on_cpu"
 
-RAYLET_CONNECT_TRIES = ("RAY_raylet_client_num_connect_attempts", "120")
-"""Ray reads it as it is imported. It aborts a process whose private raylet does not listen within so many seconds, of
-which its own 10 are too few for two busy cores."""
-
 
 def rank_environment(nodes: int, ranks_per_node: int, node: int, local_rank: int) -> dict[str, str]:
     """Return the variables of one rank for torch.distributed's env:// rendezvous."""
@@ -30,7 +26,6 @@ def rank_environment(nodes: int, ranks_per_node: int, node: int, local_rank: int
         "LOCAL_WORLD_SIZE": str(ranks_per_node),
         Variable.MASTER_ADDR.value: os.environ.get(Variable.MASTER_ADDR, "127.0.0.1"),
         "MASTER_PORT": os.environ.get("MASTER_PORT", str(MASTER_PORT)),
-        RAYLET_CONNECT_TRIES[0]: os.environ.get(*RAYLET_CONNECT_TRIES),
     }
 
 
