@@ -175,6 +175,7 @@ LEARNING = [
             "mean square, nats²": of("distill_advantage_square_nats2"),
             "baseline, nats": of("distill_baseline_nats"),
         },
+        needs="support sampled-token, and a baseline",
     ),
     Panel(
         "Weights of tokens",
@@ -185,6 +186,7 @@ LEARNING = [
             "share with forward KL": of("distill_forward_kl_added_ratio"),
             "entropy of the teacher, nats": of("distill_teacher_entropy_nats"),
         },
+        needs="objective.forwardKlAboveEntropy for that share",
     ),
     Panel(
         "Coefficients",

@@ -17,6 +17,9 @@ ABSENT_PANELS = {
     "Memory of the GPUs": "a GPU, and DCGM's exporter",
     "Restarts of containers": "kube-state-metrics",
     "Requests that the API server refuses": "a fault: a request that is refused",
+    "Sampled advantage": "support sampled-token, and a baseline",
+    "Weights of tokens": "objective.forwardKlAboveEntropy for that share",
+    "Copied from the teacher's prompt": "prompts.teacherPrompt",
 }
 """Panels that this run leaves empty, and what they need; it has a reward, data sources, guards and failing samples."""
 ABSENT_SELECTORS = {

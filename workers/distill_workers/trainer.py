@@ -9,9 +9,10 @@ import logging
 import os
 import signal
 import sys
+from collections.abc import Coroutine
 from pathlib import Path
 from types import FrameType
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import torch.distributed as dist
 
@@ -78,7 +79,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             for note in notes:
                 log.warning("preflight: %s", note)
             reporter.update(notes=notes)
-            await asyncio.gather(teachers.start(), engines.start(str(model)))
+            await both(teachers.start(), engines.start(str(model)))
             rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)
             loop = Loop(job, folder, ranks, engines, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
@@ -98,6 +99,17 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
     finally:
         ranks.dismiss()
+
+
+async def both(*parts: Coroutine[Any, Any, None]) -> None:
+    """Await all parts; where one fails, the others are cancelled and over before its error is raised."""
+    tasks = [asyncio.ensure_future(part) for part in parts]
+    try:
+        await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
 def add_file_log(folder: RunFolder) -> None:

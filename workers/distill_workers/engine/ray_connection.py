@@ -111,6 +111,7 @@ class RayConnection:
     def __init__(self, address: str | None) -> None:
         self._address = address
         self._thread: threading.Thread | None = None
+        self._opening: asyncio.Task[None] | None = None
 
     @property
     def private(self) -> bool:
@@ -118,7 +119,8 @@ class RayConnection:
 
     async def open(self) -> None:
         """Connect. Raises RayUnreachable."""
-        await asyncio.to_thread(connect, self._address)
+        self._opening = asyncio.create_task(asyncio.to_thread(connect, self._address))
+        await asyncio.shield(self._opening)
 
     async def reconnect(self) -> None:
         """Connect anew, since the head may be lost, and every actor with it: each RayEngine must then be started again.
@@ -135,6 +137,9 @@ class RayConnection:
 
     async def close(self) -> None:
         """Disconnect, unless a reconnection is under way."""
+        if self.private and self._opening is not None and not self._opening.done():
+            # Ray would abort this process if its raylet were ended while it starts.
+            await asyncio.wait({self._opening})
         if not self._is_trying():
             await asyncio.to_thread(disconnect)
 
