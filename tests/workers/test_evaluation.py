@@ -114,10 +114,10 @@ def only(teacher: Any) -> Teachers:
     return Teachers({"teacher": teacher})
 
 
-def evaluator(tmp_path: Path, **fields: Any) -> Evaluator:
+def evaluator(tmp_path: Path, of_prompts: dict[str, Any] | None = None, **fields: Any) -> Evaluator:
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps({"prompt": f"{n}", "answer": "42"}) + "\n" for n in range(3)))
-    prompts = {"path": str(file), "answerField": "answer", "applyChatTemplate": False}
+    prompts = {"path": str(file), "answerField": "answer", "applyChatTemplate": False, **(of_prompts or {})}
     spec = spec_of(
         Path("/m"),
         Path("/m"),
@@ -136,6 +136,26 @@ async def test_an_evaluation_has_score_pass_at_k_and_reverse_kl(tmp_path: Path) 
     assert {k: e.value for k, e in found.pass_at.items()} == {1: 0.25, 2: 0.5, 4: 1.0}
     assert found.reverse_kl == pytest.approx(0.5)
     await made.close()
+
+
+async def test_a_privileged_teacher_scores_and_answers_what_it_is_asked_itself(tmp_path: Path) -> None:
+    asked: list[str] = []
+    tokenizer = tiny_tokenizer()
+
+    class Privileged(Teacher):
+        async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+            asked.append(tokenizer.decode(prompt_ids))
+            return await super().score(prompt_ids, response_ids, top_k)
+
+        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+            asked.append(tokenizer.decode(prompt_ids))
+            return await super().generate(prompt_ids, max_new_tokens)
+
+    made = evaluator(tmp_path, {"teacherPrompt": "{prompt} is {answer}"}, scoreTeacher=True)
+    sampled = await made.sample(5, Engines(["42"]))
+    sampled.step = 0
+    await made.grade(sampled, only(Privileged()))
+    assert sorted(asked) == sorted([f"{n} is 42" for n in range(3)] * 2)
 
 
 async def test_responses_that_fail_are_counted_and_leave_no_score_of_their_own(tmp_path: Path) -> None:

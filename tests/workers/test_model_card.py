@@ -200,6 +200,11 @@ def test_a_base_model_is_named_where_the_hub_knows_it(model: str, name: str | No
             "the discounted sum of the divergence of later ones, discount 1",
         ),
         (
+            {"support": "top-k", "divergence": "forward-kl", "entryClip": 0.5},
+            {"GKD", "OPSD"},
+            "What one token of the vocabulary adds is at most 0.5 nats",
+        ),
+        (
             {"baseline": "leave-one-out", "forwardKlAboveEntropy": 0.5},
             {"GKD", "MiniLLM", "PPO", "EOPD"},
             "Its mean over the other responses to the prompt is subtracted",
@@ -223,6 +228,14 @@ def test_the_objective_is_told_with_the_papers_it_is_from_and_no_others(
     ).text
     assert sentence in text
     assert {name for name, (_, number) in PAPERS.items() if f"https://arxiv.org/abs/{number}" in text} == papers
+
+
+def test_it_is_told_that_the_teacher_was_asked_another_question(tmp_path: Path) -> None:
+    prompts = {"path": "/inputs/train.jsonl", "answerField": "answer"}
+    said = "The teacher was asked with what the student does not see"
+    assert said not in card_of(tmp_path / "plain", data={"prompts": prompts}).text
+    text = card_of(tmp_path / "told", data={"prompts": {**prompts, "teacherPrompt": "{prompt} {answer}"}}).text
+    assert said in text and "https://arxiv.org/abs/2601.18734" in text and "teacherPrompt:" in text
 
 
 @pytest.mark.parametrize("damaged", ["run.json", "metrics.jsonl", "state.json"])

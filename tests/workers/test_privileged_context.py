@@ -2,18 +2,28 @@
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from conftest import tiny_tokenizer
+from runs import arithmetic
 from test_rollout_pipeline import Engines, Teacher, pipeline
 
+from distill_api.job import parse_job
 from distill_api.spec.job_spec import Prompts
+from distill_workers.data.cursor import Cursor
+from distill_workers.data.dataset_responses import supervised_sample
 from distill_workers.data.identity import content_of
 from distill_workers.data.prompts import load_prompts
 from distill_workers.data.sample import Prompt, Sample
+from distill_workers.engine.engine import Response
 from distill_workers.failures import PromptError
 from distill_workers.metrics import Metrics
+from distill_workers.reporting.step_line import Step, step_line
+from distill_workers.run.preflight.replicas import replicas_agree
+from distill_workers.run.preflight.student import probe
+from distill_workers.run.preflight.teacher import teacher_is_sane
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +112,14 @@ class Asked(Teacher):
         super().__init__({})
         self.asked = list[list[int]]()
 
+        self.teacher = SimpleNamespace(name="teacher", title="t", model="/m", max_disagreement=1.0)
+
     async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Any:
         self.asked.append(prompt_ids)
         return await super().score(prompt_ids, response_ids, top_k)
+
+    async def score_everywhere(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Any:
+        return [("here", await self.score(prompt_ids, response_ids, top_k))]
 
 
 async def test_responses_are_scored_and_prefetched_after_the_teachers_prompt(tmp_path: Path) -> None:
@@ -131,3 +146,43 @@ def test_the_share_of_a_response_that_was_copied_of_what_the_student_cannot_know
     assert share([9, 20, 21, 22, 23, 9, 9, 9], hint) == 0.5
     assert share([20, 21, 22, 23, 24], hint) == 1
     assert share([], hint) == 0
+
+
+async def test_preflight_scores_what_training_will_score(tmp_path: Path) -> None:
+    """The student's own start, asked with a hint, is another teacher than the student."""
+    spec = parse_job(arithmetic(tmp_path, "probe")).spec
+    samples = [Sample(0, 0, [5, 6], [1, 2], [-0.5, -0.5], [0, 0], False, privileged_ids=[7, 8, 9])]
+    teacher: Any = Asked()
+    await teacher_is_sane(spec, samples, teacher, 384)
+    await replicas_agree(spec, samples, teacher)
+    assert teacher.asked and all(asked == [7, 8, 9] for asked in teacher.asked)
+
+    class OneEngine:
+        async def sample(self, prompt_ids: list[int], **_: Any) -> list[Response]:
+            assert prompt_ids == [5, 6]
+            return [Response([1, 2], [-0.5, -0.5], [0, 0], False)]
+
+        def count_placed(self) -> int:
+            return 1
+
+    engines: Any = OneEngine()
+    cursor = Cursor([Prompt(0, [5, 6], "?", privileged_ids=[7, 8, 9])], seed=0, shuffle=False)
+    [drawn] = await probe(spec, engines, cursor)
+    assert drawn.teacher_prompt_ids == [7, 8, 9]
+
+
+def test_a_response_of_the_data_set_is_scored_after_the_teachers_prompt_too() -> None:
+    prompt = Prompt(0, [5, 6], "?", response="It is 2.", privileged_ids=[7, 8, 9])
+    assert supervised_sample(prompt, tiny_tokenizer(), 8, 0).teacher_prompt_ids == [7, 8, 9]
+
+
+def test_a_step_tells_the_share_that_was_copied() -> None:
+    def line(*privileged: list[int] | None) -> dict[str, Any]:
+        samples = [
+            Sample(i, 0, [1], [20, 21, 22, 23], [-1.0] * 4, [0] * 4, False, [-1.0] * 4, privileged_ids=ids)
+            for i, ids in enumerate(privileged)
+        ]
+        return step_line(Step(1, samples, {}, 0.0, 1.0), {})
+
+    assert line(None)["copied_ratio"] is None
+    assert line([1, 20, 21, 22, 23], [1, 9, 9, 9, 9])["copied_ratio"] == 0.5

@@ -53,6 +53,21 @@ def test_the_first_rows_are_shown_as_the_student_is_asked(job: Path) -> None:
     assert [row["where"].rpartition("/")[2] for row in held_out["rows"]] == ["test.csv:2", "test.csv:3"]
 
 
+def test_what_a_privileged_teacher_is_asked_is_shown_beside(job: Path) -> None:
+    manifest = yaml.safe_load(job.read_text())
+    manifest["spec"]["data"]["prompts"]["teacherPrompt"] = "{prompt} It is {answer}." + " A hint." * 20
+    job.write_text(yaml.safe_dump(manifest))
+    training, held_out = json.loads(shown(job, "-n", "1", "-o", "json").stdout)
+    [first] = training["rows"]
+    assert "<|im_start|>user\n0 + 1? It is 1. A hint." in first["teacherText"] and "It is" not in first["text"]
+    assert first["leftOut"] == "the teacher's prompt is longer than rollout.maxPromptTokens 100"
+    assert held_out["rows"][0]["teacherText"] is None
+    tokens = len(tiny_tokenizer()(first["teacherText"])["input_ids"])
+    assert (
+        f"--- the teacher is asked, {tokens} tokens\n<|im_start|>user\n0 + 1? It is 1." in shown(job, "-n", "1").stdout
+    )
+
+
 def test_the_lines_say_the_same(job: Path) -> None:
     done = shown(job, "-n", "2")
     assert "train.jsonl:1, " in done.stdout and ", answer '1'\n<|im_start|>user\n0 + 1?<|im_end|>" in done.stdout

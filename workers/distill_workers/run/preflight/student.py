@@ -58,10 +58,8 @@ async def probe(spec: Spec, engines: EnginePool, cursor: Cursor) -> list[Sample]
             raise ENGINE_GENERATES.failure(f"the engine would not answer the prompt {prompt.index}: {error}") from None
         if not response.ids:
             return []
-        ids, logprobs, versions = response.ids, response.logprobs, response.versions
-        sample = Sample(prompt.index, number, prompt.ids, ids, logprobs, versions, response.truncated)
-        sample.privileged_ids = prompt.privileged_ids
-        return [sample]
+        said = (response.ids, response.logprobs, response.versions, response.truncated)
+        return [Sample(prompt.index, number, prompt.ids, *said, privileged_ids=prompt.privileged_ids)]
 
     places = [divmod(i, len(prompts)) for i in range(max(len(prompts), engines.count_placed()))] if prompts else []
     drawn = await asyncio.gather(*(draw(prompts[at], number) for number, at in places))
