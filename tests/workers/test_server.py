@@ -25,6 +25,17 @@ def value(argv: list[str], flag: str) -> str:
     return argv[len(argv) - 1 - argv[::-1].index(flag) + 1]
 
 
+@pytest.mark.parametrize("accelerator", ["none", "nvidia.com/gpu"])
+def test_a_server_imports_the_models_that_are_trained_unless_the_user_names_a_package(
+    accelerator: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SGLANG_EXTERNAL_MODEL_PACKAGE", raising=False)
+    package = flags(accelerator=accelerator)[1]["SGLANG_EXTERNAL_MODEL_PACKAGE"]
+    assert package == "distill_workers.serving.architectures"
+    monkeypatch.setenv("SGLANG_EXTERNAL_MODEL_PACKAGE", "mine")
+    assert flags(accelerator=accelerator)[1]["SGLANG_EXTERNAL_MODEL_PACKAGE"] == "mine"
+
+
 def test_a_gpu_server_is_sglangs_own_with_bfloat16() -> None:
     argv, environment = flags(accelerator="nvidia.com/gpu", rollout={"tensorParallelSize": 4}, seed=7)
     assert argv[4] == "distill_workers.serving.sglang_launch"
