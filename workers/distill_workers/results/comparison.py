@@ -161,7 +161,7 @@ def _summary(runs: Sequence[ComparedRun]) -> list[tuple[str, ...]]:
         ],
         "response tokens": [f"{r.response_tokens:,}" for r in runs],
         "accelerators": [str(r.accelerators) if not r.job.spec.on_cpu else f"{r.accelerators} processes" for r in runs],
-        "accelerator hours": [f"{r.accelerator_hours:.4g}" for r in runs],
+        "accelerator hours": [f"{r.accelerator_hours:.4g}{' of processes' if r.job.spec.on_cpu else ''}" for r in runs],
         f"reverse KL, last {LAST_STEPS} steps": [_end([s.reverse_kl for s in r.run.steps]) for r in runs],
         f"reward, last {LAST_STEPS} steps": [_end([s.reward for s in r.run.steps]) for r in runs],
     }
