@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import signal
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -53,22 +54,35 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As when a job is suspended: RayCluster and trainer are deleted together, and the engines go first."""
+    tries, answered = threading.Event(), threading.Event()
+
+    def connect(address: str) -> None:
+        tries.set()
+        answered.wait()
+
     monkeypatch.setenv(Variable.RAY, "ray://127.0.0.1:1")
-    monkeypatch.setattr("distill_workers.engine.ray_connection.connect", lambda _: time.sleep(60))
+    monkeypatch.setattr("distill_workers.engine.ray_connection.connect", connect)
     job = job_of(tiny_model, tmp_path)
+    pool = EnginePool(job, RunFolder(job), Metrics())
+    pool._engines = {0: Gone()}  # type: ignore[dict-item]  # all that is asked of it
 
     async def lose_everything_and_close() -> None:
-        pool = EnginePool(job, RunFolder(job), Metrics())
-        pool._engines = {0: Gone()}  # type: ignore[dict-item]  # all that is asked of it
         pool._scheduler.add(0)
         pool._mark_lost(0, "the pod is gone")
-        while pool._ray._thread is None:
-            await asyncio.sleep(0.05)
-        await pool.close()
+        async with asyncio.timeout(60):
+            while not tries.is_set():
+                await asyncio.sleep(0.05)
+            await pool.close()
 
-    begin = time.monotonic()
-    asyncio.run(lose_everything_and_close())
-    assert time.monotonic() - begin < 60, "before Ray would have answered"
+    try:
+        asyncio.run(lose_everything_and_close())
+        assert pool._ray._thread is not None
+        assert pool._ray._thread.is_alive(), "it was closed before Ray answered"
+    finally:
+        # A thread that goes on would end the Ray of the tests after this one.
+        answered.set()
+        if pool._ray._thread is not None:
+            pool._ray._thread.join(60)
 
 
 @pytest.mark.asyncio(loop_scope="session")
