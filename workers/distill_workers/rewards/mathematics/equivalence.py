@@ -7,9 +7,11 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from distill_workers.rewards.mathematics.expression import is_expression
 from distill_workers.rewards.mathematics.notation import canonical, compact
-from distill_workers.rewards.mathematics.number import numbers_equal
-from distill_workers.rewards.mathematics.quantity import Quantity, is_text, quantity_of, same_text, units_differ
+from distill_workers.rewards.mathematics.number import is_value, numbers_equal
+from distill_workers.rewards.mathematics.quantity import Quantity, in_words, quantity_of, same_text, units_differ
+from distill_workers.rewards.mathematics.unit import is_counted
 
 MATH_SECONDS = 10
 """The longest time that math-verify reads, or compares, an expression."""
@@ -19,12 +21,14 @@ DEEPEST = 6
 """Lists in lists are compared to this depth."""
 
 _CHOICE = re.compile(r"\(?([A-Z])\)?\.?")
-_CHOSEN = re.compile(r"\(?([A-Za-z])\)?[.:)]?|\(([A-Za-z])\)\s.*|([A-Za-z])[.:)]\s.*", re.DOTALL)
+_CHOSEN = re.compile(r"\(?([A-Za-z])\)?[.:)]?|\(([A-Za-z])\)\s(.*)|([A-Za-z])[.:)]\s(.*)", re.DOTALL)
+_ANOTHER_CHOICE = re.compile(r"\([A-Z]\)|\b(?:or|and)\s+\(?[A-Z]\b")
+_MARKED = re.compile(r"(?:\([A-Z]\)|[A-Z][.):])\s+")
 _WORDS_BETWEEN = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*")
-_PAIRS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
 _ASSIGNED = re.compile(
     r"^(?:[A-Za-z](?:_\w+)?(?:\([A-Za-z]\))?|\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))\s*(?:=(?!=)|\\in\b|\\approx\b)\s*"
 )
+_VARIABLE = re.compile(r"([A-Za-z])(?:_\w+)?\s*=(?!=)")
 _OPERATION = re.compile(r"(?<=.)[-+*/^=]|\\(?:frac|sqrt|cdot|times|div|binom|log|sin|cos|tan)")
 
 
@@ -33,15 +37,25 @@ def equivalent(reference: str, answer: str) -> bool:
     return _equivalent(canonical(reference), canonical(answer), 0)
 
 
+def is_quantity(answer: str) -> bool:
+    """Return whether an answer is one value with its unit, which no other reading of it leaves out."""
+    quantity = quantity_of(canonical(answer))
+    return is_counted(quantity.unit) and is_expression(quantity.value)
+
+
 def copied(answer: str, question: str, reference: str) -> bool:
     """Return whether an answer is an operation that the question asks for, such as 5 - 9 where the reference is -4.
 
-    What the reference writes alike is an answer all the same.
+    What the reference writes alike is an answer all the same, and so is a fraction in lowest terms.
     """
-    written = compact(canonical(answer))
-    if written == compact(canonical(reference)) or not _OPERATION.search(written):
+    written = _unsigned(answer)
+    if written == _unsigned(reference) or not _OPERATION.search(written) or is_value(written):
         return False
-    return written in compact(canonical(question))
+    return re.search(rf"(?<![\d.]){re.escape(written)}(?!\.?\d)", _unsigned(question)) is not None
+
+
+def _unsigned(text: str) -> str:
+    return compact(canonical(text)).replace(r"\$", "")
 
 
 def _equivalent(reference: str, answer: str, depth: int) -> bool:
@@ -54,8 +68,11 @@ def _equivalent(reference: str, answer: str, depth: int) -> bool:
     if choice := _CHOICE.fullmatch(reference):
         return _is_choice(choice[1], answer)
     wanted, given = quantity_of(reference), quantity_of(answer)
-    if is_text(wanted.value) or is_text(reference):
-        return same_text(reference, answer) or bool(_same_items(reference, answer, depth))
+    if in_words(reference, wanted):
+        texts = (answer, _MARKED.sub("", answer, count=1))
+        return any(same_text(reference, text) for text in texts) or bool(_same_items(reference, answer, depth))
+    if _is_list(reference) or _is_list(answer):
+        return bool(_same_items(reference, answer, depth))
     if units_differ(wanted, given):
         return False
     reference, answer = _without_names(wanted.value, given.value)
@@ -71,7 +88,9 @@ def _is_choice(letter: str, answer: str) -> bool:
     chosen = _CHOSEN.fullmatch(answer)
     if chosen is None:
         return False
-    found = next(group for group in chosen.groups() if group)
+    if _ANOTHER_CHOICE.search(chosen[3] or chosen[5] or ""):
+        return False
+    found = chosen[1] or chosen[2] or chosen[4]
     # A lower-case letter alone may be a variable; no list of choices goes beyond J.
     return found == letter or (letter <= "J" and found.upper() == letter)
 
@@ -99,7 +118,11 @@ def _same_items(reference: str, answer: str, depth: int) -> bool | None:
     kind, items = wanted or ("list", [reference])
     other, others = given or ("list", [answer])
     if wanted is None and (other not in ("list", r"\{\}") or len(others) != 1):
+        if other == "list" and all(_equivalent(reference, one, depth + 1) for one in others):
+            return True  # 3/4 or 0.75
         return False if len(others) > 1 else None
+    if "list" in (kind, other) and (named := _same_by_name(kind, items, other, others, depth)) is not None:
+        return named
     if kind == other or {kind, other} == {"list", r"\{\}"}:
         ordered = kind not in ("list", r"\{\}", "union")
     elif kind in ("()", "list") and other in ("()", "list"):
@@ -121,6 +144,35 @@ def _same_items(reference: str, answer: str, depth: int) -> bool | None:
     return True
 
 
+def _same_by_name(kind: str, items: list[str], other: str, others: list[str], depth: int) -> bool | None:
+    """Compare values of different variables, as in x = 1, y = 2, also with a point; None where they have no names."""
+    names, given = _names(items), _names(others)
+    if not (names or given) or (given and not names and kind == "list"):
+        return None
+    if len(items) != len(others) or not {kind, other} <= {"list", "()"}:
+        return False
+    if names and given and sorted(names) != sorted(given):
+        return False
+    items, others = _in_order(items, names), _in_order(others, given)
+    return all(_equivalent(a, b, depth + 1) for a, b in zip(items, others, strict=True))
+
+
+def _names(items: list[str]) -> list[str]:
+    """Return the variables that the items are values of, empty unless each item has its own: x_1 and x_2 are both x."""
+    names = [match[1] for item in items if (match := _VARIABLE.match(item))]
+    return names if len(set(names)) == len(items) > 1 else []
+
+
+def _in_order(items: list[str], names: list[str]) -> list[str]:
+    """Return the values in the order of their variables where these follow each other in the alphabet, as x, y do."""
+    if not names:
+        return items
+    values = [_ASSIGNED.sub("", item, count=1) for item in items]
+    inorder = sorted(zip(names, values, strict=True))
+    follow = ord(inorder[-1][0]) - ord(inorder[0][0]) == len(inorder) - 1
+    return [value for _, value in inorder] if follow else values
+
+
 def _collection(text: str) -> tuple[str, list[str]] | None:
     r"""Return the brackets and the items of a collection; a bare one is a `list`, with \pm as two items.
 
@@ -129,15 +181,22 @@ def _collection(text: str) -> tuple[str, list[str]] | None:
     text = text.strip()
     if len(parts := _split(text, (r"\cup",))) > 1:
         return "union", parts
-    opening = next((o for o in (r"\{", "(", "[") if text.startswith(o)), None)
-    closing = next((c for c in (r"\}", ")", "]") if text.endswith(c)), None)
+    opening = next((o for o in (r"\{", "{", "(", "[") if text.startswith(o)), None)
+    closing = next((c for c in (r"\}", "}", ")", "]") if text.endswith(c)), None)
     if opening and closing and _encloses(text, opening, closing):
         items = _split(text[len(opening) : -len(closing)], (",", ";"))
         if opening == r"\{":
             return r"\{\}", _both_signs(items)
+        if opening == "{":  # a set in plain text, or one value in braces
+            return (r"\{\}", _both_signs(items)) if len(items) > 1 else None
         return (opening + closing, items) if len(items) > 1 else None
     items = _both_signs(_split(_WORDS_BETWEEN.sub(", ", text), (",", ";")))
     return ("list", items) if len(items) > 1 else None
+
+
+def _is_list(text: str) -> bool:
+    found = _collection(text)
+    return found is not None and found[0] == "list"
 
 
 def _encloses(text: str, opening: str, closing: str) -> bool:

@@ -1,0 +1,117 @@
+"""The mathematical expressions of a text: what stands between delimiters, and plain numbers and operations."""
+
+import re
+
+from distill_workers.rewards.mathematics.unit import measured_length
+
+MATHS = r"\$\$.{1,2000}?\$\$|(?<![\\\d])\$[^$\n]{1,2000}\$|\\\(.{1,2000}?\\\)|\\\[.{1,2000}?\\\]"
+"""Mathematics between its delimiters."""
+_NUMBER = (
+    r"(?:(?:\\?\$|[€£¥₹])?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:_\{?\d+\}?)?"
+    r"|\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)|\\sqrt\s*(?:\{[^{}]*\}|\d)|\\pi\b|π|\\infty\b|∞)\s?(?:\\?%)?"
+)
+_TERM = rf"(?:[-+−(\[]|\\?\{{)*{_NUMBER}(?:\s?(?:{_NUMBER}))*(?:[)\]]|\\?\}})*"
+_WITHIN = r",(?=[^()\[\]{}]{0,200}[)\]}])"
+"""A comma within brackets: the one of a pair, an interval or a set."""
+_PLAIN = rf"(?<![\w.\\]){_TERM}(?:\s*(?:[-+*/×÷^=:−]|{_WITHIN}|\\cdot|\\times|\\div)+\s*{_TERM})*"
+_EXPRESSION = re.compile(rf"(?P<maths>{MATHS})|(?P<plain>{_PLAIN})", re.DOTALL)
+_OR = r"\s*(?:[A-Za-z]+\s+){0,2}?[,(]?\s*\bor\b"
+_SOFTENED = r"[,\s]*(?:(?:maybe|perhaps|possibly|probably|even|also|else|rather)\b[,\s]*)?"
+_JOINED = re.compile(rf"(?:{_OR}|\s*,?\s*\band\b){_SOFTENED}|{_OR}\s*[A-Za-z](?:_\w+)?\s*=\s*")
+_AFTER_BRACKET = re.compile(r"[)\]}][)\]}\s*/×÷^=:,]*")
+_LISTED = re.compile(r"\s*[,;]\s*")
+
+
+def expressions(text: str) -> list[str]:
+    """Return the mathematical expressions of a text, in order, without their delimiters; each with its unit."""
+    return [bare(text[start:end]) for start, end in _spans(text)]
+
+
+def last_expression(text: str) -> str:
+    """Return the last expression of a sentence; several that `or` or `and` joins are one list. Empty without any."""
+    groups = _groups(text)
+    return _as_list(text, groups[-1]) if groups else ""
+
+
+def expression_in(text: str) -> str:
+    """Return the expression that an answer in words is about: the first where it begins with one, else the last.
+
+    Several that a comma, `or` or `and` joins are one list.
+    """
+    groups = _groups(text)
+    if not groups:
+        return ""
+    return _as_list(text, groups[0] if groups[0][0][0] == 0 else groups[-1])
+
+
+def is_expression(text: str) -> bool:
+    """Return whether the text is one expression and nothing else."""
+    return _spans(text) == [(0, len(text))]
+
+
+def bare(text: str) -> str:
+    """Return the text without emphasis, quotes, a final full stop and delimiters of mathematics around it."""
+    before = None
+    while text != before:
+        before = text
+        text = text.strip().strip('*`"“”').strip()
+        if text.endswith((".", ",", ";", ":", "!")) and not text.endswith(("\\,", "\\;", "\\:", "\\!")):
+            text = text[:-1]
+        for left, right in (("$$", "$$"), (r"\(", r"\)"), (r"\[", r"\]"), ("$", "$")):
+            inner = text[len(left) : -len(right)]
+            if len(text) > len(left + right) and text.startswith(left) and text.endswith(right) and left not in inner:
+                text = inner
+                break
+    return text
+
+
+def _spans(text: str) -> list[tuple[int, int]]:
+    spans = []
+    for match in _EXPRESSION.finditer(text):
+        start, end = match.span()
+        if match["plain"]:
+            start, end = _balanced(text, start, end)
+        spans.append((start, end + measured_length(text[end:])))
+    return spans
+
+
+def _balanced(text: str, start: int, end: int) -> tuple[int, int]:
+    """Return the part of the span whose brackets all belong together: 7 of `4) = 7` in f(3, 4) = 7."""
+    depth = 0
+    for position in range(start, end):
+        if text[position] in "([{":
+            depth += 1
+        elif text[position] in ")]}":
+            depth -= 1
+        if depth < 0:
+            rest = position + len(_AFTER_BRACKET.match(text[position:end])[0])
+            if rest < end:
+                return _balanced(text, rest, end)
+            end = position - text[start:position].endswith("\\")
+            break
+    while start < end and _open(text[start:end]) > 0 and text[start] in "([{\\-+−":
+        start += 1
+    return start, end
+
+
+def _open(text: str) -> int:
+    return sum((sign in "([{") - (sign in ")]}") for sign in text)
+
+
+def _groups(text: str) -> list[list[tuple[int, int]]]:
+    """Return the spans of the expressions, those together that are alternatives or items of one list."""
+    groups: list[list[tuple[int, int]]] = []
+    for start, end in _spans(text):
+        if groups:
+            between = text[groups[-1][-1][1] : start]
+            # In a sentence a comma may part a condition from its value: "in 2020, 15 came".
+            listed = groups[-1][0][0] == 0 and _LISTED.fullmatch(between)
+            if listed or _JOINED.fullmatch(between):
+                groups[-1].append((start, end))
+                continue
+        groups.append([(start, end)])
+    return groups
+
+
+def _as_list(text: str, spans: list[tuple[int, int]]) -> str:
+    return ", ".join(bare(text[start:end]) for start, end in spans)
