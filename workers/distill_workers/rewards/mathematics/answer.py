@@ -40,6 +40,7 @@ _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.]|\\[,;()\[\]]|\\quad|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|\b[A-Za-z]\w?\s*=)*(?P<joint>)"
 )
 _JOINT = re.compile(r"\band\b|\bor\b|[,;]")
+_CALCULATED = re.compile(r"=|\$.*\$|\\[(\[]")
 _OPTION = re.compile(r"(?:\([A-Z]\)|[A-Z][.)])\s")
 _COPY_LETTERS = 12
 """A sentence with fewer letters may stand in the question by chance."""
@@ -158,18 +159,20 @@ def _flat(text: str) -> str:
 
 def _last_expression(text: str) -> str:
     found = list(sentences(text))
+    options = sum(_OPTION.match(sentence) is not None for sentence in found)
     for sentence in reversed(found):
         if gives_up(sentence):
             return ""
         if asks(sentence) or is_closing(bare(sentence)):
             continue
         plain = bare(sentence)
-        if _OPTION.match(plain):
+        if _OPTION.match(plain) and (sentence is found[-1] or options == 1):
             return plain
         # A text answer, or a choice, stands alone at the end.
-        if sentence is found[-1] and len(plain) <= 60 and len(re.findall(r"(?<!\\)\b[A-Za-z]{2,}", plain)) <= 3:
+        short = len(plain) <= 60 and len(re.findall(r"(?<!\\)\b[A-Za-z]{2,}", plain)) <= 3
+        if sentence is found[-1] and short and not _CALCULATED.search(sentence):
             if value := value_of(plain):
                 return value
-        elif last := last_expression(sentence):
+        elif last := last_expression(sentence) or (plain if sentence is found[-1] and short else ""):
             return last
     return ""

@@ -2,10 +2,16 @@
 
 import re
 
+from distill_workers.rewards.mathematics.notation import canonical
+from distill_workers.rewards.mathematics.quantity import quantity_of
 from distill_workers.rewards.mathematics.unit import measured_length
 
-MATHS = r"\$\$.{1,2000}?\$\$|(?<![\\\d])\$[^$\n]{1,2000}\$|\\\(.{1,2000}?\\\)|\\\[.{1,2000}?\\\]"
-"""Mathematics between its delimiters."""
+_ROWS = r"\{(?:align|aligned|alignat|equation|gather|gathered|eqnarray|multline|split)\*?\}"
+MATHS = (
+    r"\$\$.{1,2000}?\$\$|(?<![\\\d])\$(?:(?=\S)[^$\n]{1,2000}(?<=\S)|\s[^$\n]{1,2000}\s)\$(?!\d)"
+    rf"|\\\(.{{1,2000}}?\\\)|\\\[.{{1,2000}}?\\\]|\\begin{_ROWS}.{{1,2000}}?\\end{_ROWS}"
+)
+"""Mathematics between its delimiters. Single dollars with a space on one side only are amounts: from $5 to $6."""
 _NUMBER = (
     r"(?:(?:\\?\$|[€£¥₹])?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:_\{?\d+\}?)?"
     r"|\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)|\\sqrt\s*(?:\{[^{}]*\}|\d)|\\pi\b|π|\\infty\b|∞)\s?(?:\\?%)?"
@@ -14,11 +20,14 @@ _TERM = rf"(?:[-+−(\[]|\\?\{{)*{_NUMBER}(?:\s?(?:{_NUMBER}))*(?:[)\]]|\\?\}})*
 _WITHIN = r",(?=[^()\[\]{}]{0,200}[)\]}])"
 """A comma within brackets: the one of a pair, an interval or a set."""
 _PLAIN = rf"(?<![\w.\\]){_TERM}(?:\s*(?:[-+*/×÷^=:−]|{_WITHIN}|\\cdot|\\times|\\div)+\s*{_TERM})*"
+_ENVIRONMENT = re.compile(rf"\\begin{_ROWS}(.*)\\end{_ROWS}", re.DOTALL)
+_NESTED = re.compile(r"\\begin\{(\w+\*?)\}.*?\\end\{\1\}", re.DOTALL)
 _EXPRESSION = re.compile(rf"(?P<maths>{MATHS})|(?P<plain>{_PLAIN})", re.DOTALL)
 _OR = r"\s*(?:[A-Za-z]+\s+){0,2}?[,(]?\s*\bor\b"
 _SOFTENED = r"[,\s]*(?:(?:maybe|perhaps|possibly|probably|even|also|else|rather)\b[,\s]*)?"
 _JOINED = re.compile(rf"(?:{_OR}|\s*,?\s*\band\b){_SOFTENED}|{_OR}\s*[A-Za-z](?:_\w+)?\s*=\s*")
 _AFTER_BRACKET = re.compile(r"[)\]}][)\]}\s*/×÷^=:,]*")
+_NAME = re.compile(r"^[A-Za-z](?:_\w+)?\s*=")
 _LISTED = re.compile(r"\s*[,;]\s*")
 
 
@@ -50,7 +59,10 @@ def is_expression(text: str) -> bool:
 
 
 def bare(text: str) -> str:
-    """Return the text without emphasis, quotes, a final full stop and delimiters of mathematics around it."""
+    """Return the text without emphasis, quotes, a final full stop and delimiters of mathematics around it.
+
+    Of the rows of a displayed calculation only the last one remains.
+    """
     before = None
     while text != before:
         before = text
@@ -62,7 +74,17 @@ def bare(text: str) -> str:
             if len(text) > len(left + right) and text.startswith(left) and text.endswith(right) and left not in inner:
                 text = inner
                 break
+        if rows := _ENVIRONMENT.fullmatch(text):
+            text = _last_row(rows[1])
     return text
+
+
+def _last_row(rows: str) -> str:
+    masked = _NESTED.sub(lambda match: "\0" * len(match.group()), rows.strip().removesuffix(r"\\").rstrip())
+    start = masked.rfind(r"\\") + 2 if r"\\" in masked else 0
+    return "".join(
+        sign for sign, mask in zip(rows.strip()[start : len(masked)], masked[start:], strict=True) if mask != "&"
+    )
 
 
 def _spans(text: str) -> list[tuple[int, int]]:
@@ -106,11 +128,18 @@ def _groups(text: str) -> list[list[tuple[int, int]]]:
             between = text[groups[-1][-1][1] : start]
             # In a sentence a comma may part a condition from its value: "in 2020, 15 came".
             listed = groups[-1][0][0] == 0 and _LISTED.fullmatch(between)
-            if listed or _JOINED.fullmatch(between):
+            joined = listed or _JOINED.fullmatch(between)
+            if joined and _is_numeric(text[slice(*groups[-1][-1])]) and _is_numeric(text[start:end]):
                 groups[-1].append((start, end))
                 continue
         groups.append([(start, end)])
     return groups
+
+
+def _is_numeric(expression: str) -> bool:
+    """Return whether an expression has neither variables, but for a name of its value, nor an equation to solve."""
+    value = quantity_of(_NAME.sub("", canonical(expression))).value
+    return "=" not in value and re.search(r"[A-Za-z]", re.sub(r"\\[A-Za-z]+", "", value)) is None
 
 
 def _as_list(text: str, spans: list[tuple[int, int]]) -> str:

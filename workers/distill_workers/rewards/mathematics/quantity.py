@@ -32,7 +32,8 @@ _MATHS_WORDS = frozenset(
 )
 _NAME = r"[A-Za-z][A-Za-z.']*(?:\s*\^\s*\{?\s*\d\s*\}?)?"
 _WITH_UNIT = re.compile(
-    rf"(?P<value>.*[\d)}}\]%])(?P<space>\s*)(?P<unit>{_NAME}(?:(?:\s+|\s*/\s*|-){_NAME})*)", re.DOTALL
+    rf"(?P<value>.*(?:[\d)}}\]%]|\\pi(?=\s+[A-Za-z]{{2}})))(?P<space>\s*)(?P<unit>{_NAME}(?:(?:\s+|\s*/\s*|-){_NAME})*)",
+    re.DOTALL,
 )
 _MONEY = re.compile("|".join(re.escape(sign) for sign in CURRENCIES))
 _PERCENT = ("percent", "percentage", "pct", "per cent")

@@ -3,8 +3,11 @@
 import re
 from collections.abc import Iterator
 
+from distill_workers.rewards.mathematics.expression import MATHS
+
 _DISPLAY = re.compile(r"\$\$.{1,2000}?\$\$|\\\[.{1,2000}?\\\]|\\begin\{(\w{1,20}\*?)\}.{1,2000}?\\end\{\1\}", re.DOTALL)
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'*)\]]*\s+|\n+")
+_SENTENCE_END = re.compile("(?<=[.!?])(?<!\\\\!)[\"'*)\\]]*\\s+|(?<=\x01)\\s+|(?<=\x01)(?=[A-Z])|\n+")
+_DELIMITER = re.compile(r"(?:\$+|\\[)\]]|\\end\{\w+\*?\})$")
 _HEADING = re.compile(
     r"^[ \t]*(?:#{1,6}|\*\*)[ \t]*(?:(?:the|my|final)[ \t]+)*(?:answer|result)[ \t]*:?[ \t]*\**[ \t]*\n\s*",
     re.IGNORECASE | re.MULTILINE,
@@ -40,7 +43,8 @@ _NOTHING_SAID = re.compile(
 )
 _CLOSING = re.compile(
     rf"(?:(?:{_OPINION})?{_PRONOUN}\s+(?:is|was|are)\s+(?:not\s+)?(?:{_MANNER}\s+)*{_QUALITY}(?:\s+\w+)?"
-    r"|(?:I |we )?hope\b.*|(?:this|that|it|which|everything|all)\s+(?:works|helps|checks|matches|makes)\b.*"
+    r"|(?:I |we )?hope\b[^\d$\\]*"
+    r"|(?:this|that|it|which|everything|all)\s+(?:works|helps|checks|matches|makes sense)\b[^\d$\\]*"
     r"|(?:that(?:'s| is) (?:it|all)|done|q\.?e\.?d|thanks?|thank you|great|good|well done|let me know|hence proved"
     r"|as (?:required|desired|expected|needed)|verified|checked)\b[^\d$]{0,40})",
     re.IGNORECASE,
@@ -55,9 +59,18 @@ def sentences(text: str) -> Iterator[str]:
     text = _DISPLAY.sub(lambda match: match.group().replace("\n", " "), text)
     text = _HEADING.sub("Answer: ", text)
     text = re.sub(r"(:[*\s]*)\n+\s*", r"\1 ", text)
-    for part in _SENTENCE_END.split(text):
-        if part and part.strip():
-            yield part.strip()
+    start, masked = 0, re.sub(MATHS, _mask, text)
+    for end in [*_SENTENCE_END.finditer(masked), None]:
+        part = text[start : end.start() if end else None].strip()
+        start = end.end() if end else start
+        if part:
+            yield part
+
+
+def _mask(maths: re.Match[str]) -> str:
+    """Return as many signs, the last one telling whether the sentence ends within the mathematics: $x = 5.$"""
+    ends = _DELIMITER.sub("", maths.group()).rstrip().endswith((".", "?"))
+    return "\0" * (len(maths.group()) - 1) + ("\1" if ends else "\0")
 
 
 def gives_up(sentence: str) -> bool:
@@ -81,5 +94,5 @@ def is_closing(sentence: str) -> bool:
 
 
 def says_nothing(value: str) -> bool:
-    """Return whether what a sentence says of an answer is no value: `correct`, `as follows`, `I hope it`."""
+    """Return whether what a sentence says of an answer is no value of it: `correct`, `as follows`, `I hope it`."""
     return _NOTHING_SAID.fullmatch(value) is not None
