@@ -10,7 +10,7 @@ from enum import StrEnum
 
 from distill_workers.rewards.mathematics.boxes import boxes
 from distill_workers.rewards.mathematics.expression import bare, expressions, last_expression
-from distill_workers.rewards.mathematics.sentence import asks, gives_up, is_closing, says_nothing, sentences
+from distill_workers.rewards.mathematics.sentence import asks, gives_up, is_closing, refuses, sentences
 from distill_workers.rewards.mathematics.statement import stated_in, statements, value_of
 
 
@@ -56,14 +56,13 @@ def final_answer(response: str, question: str) -> Answer:
     if boxed is not None:
         return boxed
     stated = list(statements(text))
-    value = next((value for value in stated if not says_nothing(value)), "")
-    if value:
-        return Answer(value, Origin.STATED)
+    if clear := next((statement for statement in stated if not statement.vague), None):
+        return Answer(clear.value, Origin.STATED)
     last = _last_expression(text)
     if last:
         return Answer(last, Origin.LAST)
     # "The answer is correct" is an answer where nothing else is.
-    return Answer(stated[0], Origin.STATED) if stated else Answer("", Origin.NONE)
+    return Answer(stated[0].value, Origin.STATED) if stated else Answer("", Origin.NONE)
 
 
 def boxed_answer(response: str, question: str) -> Answer:
@@ -163,7 +162,7 @@ def _last_expression(text: str) -> str:
     for sentence in reversed(found):
         if gives_up(sentence):
             return ""
-        if asks(sentence) or is_closing(bare(sentence)):
+        if asks(sentence) or is_closing(bare(sentence)) or refuses(sentence):
             continue
         plain = bare(sentence)
         if _OPTION.match(plain) and (sentence is found[-1] or options == 1):

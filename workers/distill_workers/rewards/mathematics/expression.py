@@ -28,7 +28,7 @@ _SOFTENED = r"[,\s]*(?:(?:maybe|perhaps|possibly|probably|even|also|else|rather)
 _JOINED = re.compile(rf"(?:{_OR}|\s*,?\s*\band\b){_SOFTENED}|{_OR}\s*[A-Za-z](?:_\w+)?\s*=\s*")
 _AFTER_BRACKET = re.compile(r"[)\]}][)\]}\s*/×÷^=:,]*")
 _NAME = re.compile(r"^[A-Za-z](?:_\w+)?\s*=")
-_LISTED = re.compile(r"\s*[,;]\s*")
+_LISTED = re.compile(r"\s*[,;]\s*|\s*\bto\s+")
 
 
 def expressions(text: str) -> list[str]:

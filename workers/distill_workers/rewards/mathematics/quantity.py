@@ -21,7 +21,7 @@ _SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 
 _MONTHS = re.compile(
     r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b", re.IGNORECASE
 )
-_MATHS_WORDS = frozenset(
+MATHS_WORDS = frozenset(
     word
     for words in (
         "sin cos tan cot sec csc",
@@ -30,13 +30,14 @@ _MATHS_WORDS = frozenset(
     )
     for word in words.split()
 )
+"""Words that mathematics writes as words."""
 _NAME = r"[A-Za-z][A-Za-z.']*(?:\s*\^\s*\{?\s*\d\s*\}?)?"
 _WITH_UNIT = re.compile(
     rf"(?P<value>.*(?:[\d)}}\]%]|\\pi(?=\s+[A-Za-z]{{2}})))(?P<space>\s*)(?P<unit>{_NAME}(?:(?:\s+|\s*/\s*|-){_NAME})*)",
     re.DOTALL,
 )
 _MONEY = re.compile("|".join(re.escape(sign) for sign in CURRENCIES))
-_PERCENT = ("percent", "percentage", "pct", "per cent")
+_PERCENT = re.compile(r"(?:percent|percentage|pct|per cent)\b\s*", re.IGNORECASE)
 _COMMANDS = re.compile(r"\\(?:begin|end)\{\w+\*?\}|\\[A-Za-z]+")
 _WORD = re.compile(r"[A-Za-z]{2,}")
 
@@ -50,20 +51,20 @@ def quantity_of(text: str) -> Quantity:
         first, *others = match["unit"].split()
         name = re.split(r"[\^/.-]", first)[0].lower()
         known = unit_of(match["unit"]) is not None
-        stuck = not match["space"] and not known
-        maths = name in _MATHS_WORDS and not known
+        stuck = not known and (not match["space"] or match["value"].endswith("pi"))  # 2 \pi rh is a product
+        maths = name in MATHS_WORDS - {"in"} and not known
         single = len(name) == 1 and not (known and match["space"])
         if not (stuck or maths or single or _MONTHS.search(match["unit"]) or is_text(match["value"])):
             text, words = match["value"].strip(), match["unit"]
             if name in _SCALES:
                 text, words = rf"{text} \cdot 10^{{{_SCALES[name]}}}", " ".join(others)
-    percent = words.lower() in _PERCENT
+    percent = _PERCENT.match(words) is not None
     bare = re.sub(r"\\?%\s*$", "", text)
     if bare != text:
         text, percent = bare.strip(), True
     if money and (unit_of(words) is None):
         words = f"{CURRENCIES[money.group()]} {words}".strip()
-    return Quantity(text, "" if words.lower() in _PERCENT else words, percent)
+    return Quantity(text, _PERCENT.sub("", words, count=1), percent)
 
 
 def units_differ(one: Quantity, other: Quantity) -> bool:
@@ -75,12 +76,12 @@ def units_differ(one: Quantity, other: Quantity) -> bool:
 
 def in_words(text: str, quantity: Quantity) -> bool:
     """Return whether a canonical answer, of the given parts, is words: Friday, 20 June, but not 20 apples."""
-    return is_text(quantity.value) or (is_text(text) and is_sentence(quantity.unit))
+    return is_text(quantity.value) or (is_text(text) and not quantity.percent and is_sentence(quantity.unit))
 
 
 def is_text(text: str) -> bool:
     """Return whether a canonical text is words rather than mathematics: Friday, no solution, June 20."""
-    words = [word for word in _WORD.findall(_COMMANDS.sub(" ", text)) if word.lower() not in _MATHS_WORDS]
+    words = [word for word in _WORD.findall(_COMMANDS.sub(" ", text)) if word.lower() not in MATHS_WORDS]
     if not words:
         return False
     letters = re.sub(r"[^A-Za-z]", "", text)

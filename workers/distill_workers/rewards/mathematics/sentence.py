@@ -19,6 +19,13 @@ _GIVES_UP = re.compile(
     r"|\bnot (?:sure|certain|clear)\b|\bno idea\b|\bwho knows\b|\bunclear\b|\bnot enough information\b|\bI give up\b",
     re.IGNORECASE,
 )
+_REFUSES = re.compile(
+    r"\banswers?\s+(?:(?:is|are|was|can|could|should|must|would|may)\s+not|(?:is|are|was|ca|could|should)n['’]t|cannot)"
+    r"(?:\s+be)?\s+[^\w\s]*\d[^\s,;]*$"
+    r"|\b(?:is|are|was)(?:\s+not|n['’]t)\s+(?:\w+\s+){0,2}?(?:answer|solution|choice|option|correct|right)\b[^\d$\\]*$"
+    r"|\b(?:is|are|was)\s+(?:\w+\s+)?(?:wrong|incorrect)\b[^\d$\\]*$",
+    re.IGNORECASE,
+)
 _INSTRUCTION = re.compile(
     r"^(?:please\s+)?(?:find|compute|determine|evaluate|express|enter|simplify|give|round|calculate|solve|convert|factor"
     r"|expand|write|what|how|which|who|when|where|name|list|put|state|suppose|let|assume|prove|show)\b",
@@ -91,6 +98,11 @@ def is_instruction(sentence: str) -> bool:
 def is_closing(sentence: str) -> bool:
     """Return whether the sentence only ends a response: This is correct, I hope it helps."""
     return _CLOSING.fullmatch(sentence) is not None
+
+
+def refuses(sentence: str) -> bool:
+    """Return whether the sentence says of a value that it is not the answer, and of none that it is."""
+    return _REFUSES.search(sentence) is not None
 
 
 def says_nothing(value: str) -> bool:

@@ -2,13 +2,16 @@
 
 import re
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 from distill_workers.rewards.mathematics.expression import MATHS, bare, expressions, is_expression
-from distill_workers.rewards.mathematics.sentence import gives_up, is_instruction, sentences
+from distill_workers.rewards.mathematics.sentence import gives_up, is_instruction, refuses, says_nothing, sentences
 
 _TAGGED = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
 _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _KEY = re.compile(r"\b(?:final answer|answers?|solutions?|results?|choice|option)\b", re.IGNORECASE)
+_RESULT = re.compile(r"\b(?:solutions?|results?)\b", re.IGNORECASE)
+_ANSWER = re.compile(r"\b(?:answers?|choice|option)\b", re.IGNORECASE)
 _LINK = re.compile(r"\s*(?::|=>|\b(?:is|are|was|equals|be|becomes)\b)[\s:*]*", re.IGNORECASE)
 _LETTER = r"(?:\((?-i:[A-Z])\)|(?-i:[A-Z])\b(?!['’]))"
 _CHOICE = re.compile(rf"{_LETTER}[.:)]?")
@@ -37,15 +40,28 @@ _SUBORDINATE = re.compile(
 )
 _CORRECTION = re.compile(r"[\s,;.–—-]+(?:no|wait|sorry|actually|I mean|correction|make that)\b[\s,:]+", re.IGNORECASE)
 _LEAD = re.compile(
-    r"^(?:so|therefore|thus|hence|then|approximately|about|roughly|exactly|simply|just|equal to|given by|option|choice"
-    r"|the number|the value)\b[,:]?\s*",
+    r"^(?:(?:I|we)\s+(?:would\s+)?(?:think|say|believe|guess|conclude|find)(?:\s+that)?|solution(?=\s*:)|so|therefore|thus"
+    r"|hence|then|approximately|about|roughly|exactly|simply|just|equal to|given by|option|choice|the number|the value)"
+    r"\b[,:]?\s*",
+    re.IGNORECASE,
+)
+_NO_SOLUTION = re.compile(
+    r"\b(?:there\s+(?:is|are|exists?)|(?:equation|system|inequality|it)\s+has)\s+(?P<none>no\s+(?:\w+\s+){0,2}solutions?)$",
     re.IGNORECASE,
 )
 _NAMED = re.compile(r"^(?:(?:the|my|our)\s+)?(?:final\s+)?(?:answer|solution|result)\s+(?:of\s+)?", re.IGNORECASE)
 _NEGATED = re.compile(r"^(?:not|no longer|neither|wrong|incorrect|unclear|unknown to me)\b", re.IGNORECASE)
 
 
-def statements(text: str) -> Iterator[str]:
+@dataclass(frozen=True, slots=True)
+class Statement:
+    """What a text states as its answer; a vague one may be about something else: The solution is unique."""
+
+    value: str
+    vague: bool
+
+
+def statements(text: str) -> Iterator[Statement]:
     """Yield what the text states as its answer, the last statement first.
 
     Statements are `<answer>5</answer>`, a line `#### 5`, and sentences about the answer.
@@ -56,7 +72,7 @@ def statements(text: str) -> Iterator[str]:
         return
     value, start, end = marked
     yield from _in_sentences(text[end:])
-    yield value
+    yield Statement(value, vague=False)
     yield from _in_sentences(text[:start])
 
 
@@ -67,6 +83,10 @@ def stated_in(sentence: str) -> str:
     sentence = re.sub(r"[*_]{2,}", "", sentence).rstrip(".! ")
     if about := _OF_A_CHOICE.fullmatch(sentence):
         return about["choice"] if _SAID_RIGHT.fullmatch(about["said"]) else ""
+    if refuses(sentence):
+        return ""
+    if none := _NO_SOLUTION.search(sentence):
+        return none["none"]
     if picked := _PICKED.search(sentence):
         return picked["choice"]
     if after := _AFTERWARDS.match(sentence):
@@ -83,6 +103,8 @@ def stated_in(sentence: str) -> str:
     if link is None:
         equal = hidden.rfind("=")
         return value_of(rest[equal + 1 :]) if equal >= 0 else ""
+    if key.group().lower() == "solution" and not hidden[: link.start()].strip() and ":" in link.group():
+        return ""  # a heading, with the steps below it
     value, masked = rest[link.end() :], hidden[link.end() :]
     if cut := _SUBORDINATE.search(masked):
         value, masked = value[: cut.start()], masked[: cut.start()]
@@ -102,10 +124,11 @@ def value_of(text: str) -> str:
     return "" if _NEGATED.match(text) or gives_up(text) else text
 
 
-def _in_sentences(text: str) -> Iterator[str]:
+def _in_sentences(text: str) -> Iterator[Statement]:
     for sentence in reversed(list(sentences(text))):
         if value := stated_in(sentence):
-            yield value
+            elsewhere = _RESULT.search(sentence) and not _ANSWER.search(sentence) and not expressions(value)
+            yield Statement(value, vague=bool(elsewhere) or says_nothing(value))
 
 
 def _last_marked(text: str) -> tuple[str, int, int] | None:

@@ -50,7 +50,7 @@ _NAMES = {
     "dozen": "dozen",
 }
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
-_RATES = {"mph": ("mi", "h"), "kph": ("km", "h")}
+_RATES = {"mph": ("mi", "h^1"), "kph": ("km", "h^1")}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
 _SCALES = {"c": "celsius", "celsius": "celsius", "f": "fahrenheit", "fahrenheit": "fahrenheit"}
 _PER = re.compile(r"\s*/\s*|(?:^|\s+)(?:per|an?|each|every)\s+")
@@ -71,7 +71,7 @@ _ENDS = re.compile(r"\s*(?:[.,;:!?)]|$)")
 
 @dataclass(frozen=True, slots=True)
 class Unit:
-    """A unit of measure: its name and power, and what it is taken by (`h` of km/h; empty for none)."""
+    """A unit of measure: its name and power, and what it is taken by (`h^1` of km/h; empty for none)."""
 
     name: str
     power: int
@@ -82,7 +82,7 @@ class Unit:
 def unit_of(words: str) -> Unit | None:
     """Return the unit of measure among the words after a number; None where we know none."""
     parts = _PER.split(words.lower().replace(".", ""), maxsplit=1)
-    per = _name(_POWER.sub("", parts[1]).split(" ")[0]) if len(parts) > 1 else ""
+    per = _per(parts[1]) if len(parts) > 1 else ""
     power = 1
     numerator = parts[0]
     if match := _POWER.search(numerator):
@@ -146,6 +146,13 @@ def measured_length(text: str) -> int:
 
 def _name(word: str) -> str:
     return _UNITS.get(word) or _UNITS.get(word.removesuffix("s")) or ""
+
+
+def _per(words: str) -> str:
+    power = match[1] if (match := _POWER.search(words)) else "1"
+    first, *others = _POWER.sub("", words).split() or [""]
+    power = str(_POWERS.get(others[0], power)) if others else power
+    return f"{_name(first)}^{power}" if _name(first) else ""
 
 
 def _counted(words: str) -> set[str]:
