@@ -43,6 +43,17 @@ def test_a_reference_in_a_box_is_right_for_itself(reference: str) -> None:
         ("2+40=<<2+40=42>>42\n#### 42", "#### 42"),
         ("42", r"<think>\boxed{41}</think> So 40 + 2 = 42."),
         ("2000000", r"\boxed{2 million}"),
+        ("3/4", r"\boxed{\frac34}"),
+        (r"\frac{3}{6}", r"\boxed{\frac{1}{2}}"),
+        (r"40\%", r"\boxed{40}"),
+        (r"12 \text{ m}", r"\boxed{12}"),
+        ("60", r"\boxed{60^\circ}"),
+        ("2000", r"\boxed{2,000}"),
+        ("Each of 4 costs 1,500: 4*1,500 = <<4*1500=6000>>6,000.\n#### 6,000", r"\boxed{6000}"),
+        ("D", r"\boxed{\text{D}}"),
+        ("n=7", r"\boxed{7}"),
+        ("8", r"<think>perhaps \boxed{9}</think> Answer: \boxed{8}"),
+        ("Rome", r"\boxed{Rome}"),
     ],
 )
 def test_the_same_mathematics_is_right(reference: str, response: str) -> None:
@@ -64,6 +75,12 @@ def test_the_same_mathematics_is_right(reference: str, response: str) -> None:
         ("7", r"\boxed{"),
         ("1,2", r"\boxed{1}"),
         ("0.0000672", r"\boxed{0.000067}"),
+        ("He has 15 left.\n#### 6", r"\boxed{15}"),
+        ("B", r"\boxed{D}"),
+        ("-3", r"\boxed{3}"),
+        ("no", r"\boxed{yes}"),
+        ("9", ""),
+        ("9", "The answer to the 9 - 0 is 0."),
     ],
 )
 def test_another_answer_is_wrong(reference: str, response: str) -> None:
@@ -143,7 +160,8 @@ def test_a_unit_may_be_left_out_or_written_otherwise(reference: str, response: s
         ("10 cm", "So the longest side of that triangle is 10 mm."),
         ("10 cm", "It is 10 mm."),
         ("12 apples", r"\boxed{12 \text{ oranges}}"),
-        ("12 apples", r"\boxed{10 \text{ cm}}"),
+        ("12 apples", r"\boxed{12 \text{ cm}}"),
+        ("10 cm", r"\boxed{10 \text{ oranges}}"),
         ("90 degrees", r"\boxed{90 \text{ radians}}"),
         ("2 million", r"\boxed{2}"),
         ("2 million", r"\boxed{2 \text{ billion}}"),
@@ -387,6 +405,7 @@ def test_an_answer_that_stands_in_the_question_too_is_right(reference: str, resp
         ("-4", r"\boxed{5 - 9}", "What is 5 - 9?"),
         ("2", r"\boxed{\frac{8}{4}}", r"What is $\frac{8}{4}$?"),
         ("8", SHOTS, SHOTS + " 2 + 6 = 9"),
+        ("5", "The result of the first roll is 5.", "The result of the first roll is 5. What is twice that, minus 5?"),
         ("3", "Tom has 3 apples and buys some more of them.", "Tom has 3 apples and buys some more of them. How many?"),
     ],
 )

@@ -11,7 +11,7 @@ from enum import StrEnum
 from distill_workers.rewards.mathematics.boxes import boxes
 from distill_workers.rewards.mathematics.expression import bare, expressions, last_expression
 from distill_workers.rewards.mathematics.sentence import asks, gives_up, is_closing, refuses, sentences
-from distill_workers.rewards.mathematics.statement import stated_in, statements, value_of
+from distill_workers.rewards.mathematics.statement import names_the_answer, stated_in, statements, value_of
 
 
 class Origin(StrEnum):
@@ -144,7 +144,8 @@ def _is_copy(sentence: str, known: str) -> bool:
 
 def _answers(sentence: str, found: list[str]) -> bool:
     alone = len(found) == 1 and not expressions(sentence) and not asks(sentence)
-    return alone or bool(boxes(sentence) or _OPTION.match(sentence) or stated_in(sentence))
+    states = names_the_answer(sentence) and stated_in(sentence)
+    return alone or bool(boxes(sentence) or _OPTION.match(sentence) or states)
 
 
 def _in_a_row(index: int, found: list[str], known: str) -> bool:

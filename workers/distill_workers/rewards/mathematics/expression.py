@@ -99,25 +99,21 @@ def _spans(text: str) -> list[tuple[int, int]]:
 
 def _balanced(text: str, start: int, end: int) -> tuple[int, int]:
     """Return the part of the span whose brackets all belong together: 7 of `4) = 7` in f(3, 4) = 7."""
-    depth = 0
-    for position in range(start, end):
-        if text[position] in "([{":
-            depth += 1
-        elif text[position] in ")]}":
-            depth -= 1
-        if depth < 0:
-            rest = position + len(_AFTER_BRACKET.match(text[position:end])[0])
-            if rest < end:
-                return _balanced(text, rest, end)
-            end = position - text[start:position].endswith("\\")
-            break
-    while start < end and _open(text[start:end]) > 0 and text[start] in "([{\\-+−":
+    depth, position = 0, start
+    while position < end:
+        depth += (text[position] in "([{") - (text[position] in ")]}")
+        if depth >= 0:
+            position += 1
+        elif (after := _AFTER_BRACKET.match(text, position, end)) and after.end() < end:
+            start = position = after.end()
+            depth = 0
+        else:
+            end = position - text.endswith("\\", start, position)
+            depth = 0
+    while start < end and depth > 0 and text[start] in "([{\\-+−":
+        depth -= text[start] in "([{"
         start += 1
     return start, end
-
-
-def _open(text: str) -> int:
-    return sum((sign in "([{") - (sign in ")]}") for sign in text)
 
 
 def _groups(text: str) -> list[list[tuple[int, int]]]:

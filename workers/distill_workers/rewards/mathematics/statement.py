@@ -116,6 +116,11 @@ def stated_in(sentence: str) -> str:
     return value_of(corrected if expressions(corrected) else value)
 
 
+def names_the_answer(sentence: str) -> bool:
+    """Return whether a sentence speaks of an answer or a choice by this word; results are also in tasks."""
+    return _ANSWER.search(sentence) is not None
+
+
 def value_of(text: str) -> str:
     """Return a stated value without what leads to it ("approximately", "option"); empty where it is refused."""
     text = bare(text)
@@ -127,8 +132,8 @@ def value_of(text: str) -> str:
 def _in_sentences(text: str) -> Iterator[Statement]:
     for sentence in reversed(list(sentences(text))):
         if value := stated_in(sentence):
-            elsewhere = _RESULT.search(sentence) and not _ANSWER.search(sentence) and not expressions(value)
-            yield Statement(value, vague=bool(elsewhere) or says_nothing(value))
+            elsewhere = bool(_RESULT.search(sentence)) and not names_the_answer(sentence) and not expressions(value)
+            yield Statement(value, vague=elsewhere or says_nothing(value))
 
 
 def _last_marked(text: str) -> tuple[str, int, int] | None:
