@@ -164,6 +164,7 @@ def test_a_unit_may_be_left_out_or_written_otherwise(reference: str, response: s
         ("10 cm", r"\boxed{10 \text{ oranges}}"),
         ("90 degrees", r"\boxed{90 \text{ radians}}"),
         ("2 million", r"\boxed{2}"),
+        ("2", "So the whole town has 2 million trees in its woods."),
         ("2 million", r"\boxed{2 \text{ billion}}"),
         ("5 percent", r"\boxed{5 \text{ dollars}}"),
         (r"5\%", r"\boxed{\$5}"),
@@ -316,6 +317,11 @@ def test_one_of_several_is_no_answer(reference: str, response: str) -> None:
         ("6", "Sam pays $5. The answer is $6."),
         ("29", "The probability is $5/24$, and $m+n=29$."),
         ("no solution", "There is no solution."),
+        ("2:30", "The answer is 2:30."),
+        ("5", "So the total is 5.\n\n---"),
+        ("5", "Answer: 5\nThe answer was found by adding 2 and 3."),
+        ("1000000", "It is 1 million dollars."),
+        ("2 million", "So the whole town has 2 million trees in its woods."),
         ("720", r"The answer is $3! \times 5! = 720$."),
         ("12", "So we find\n\\begin{align*}\na + b &= 5 + 7 \\\\\n&= 12.\n\\end{align*}"),
         (
@@ -359,7 +365,8 @@ def test_a_part_of_the_answer_or_a_sentence_about_it_is_wrong(reference: str, re
         "Option C is correct.", "Choice (C) is right.", "Answer C is correct.", "Option C", "Option (C).", "(C)", "C.",
         "The correct option is C.", "The correct choice is (C).", "C is the correct choice.", "I choose C.",
         "I would go with option (C).", "Answer: (C) 12", "Option C is correct. Option A is too small.",
-        "The answer is C, since 12 is even.", "Option C: 12", "**Option C** is the correct answer.",
+        "C. 12", "The correct choice is C: 12.", "The answer is C, since 12 is even.", "Option C: 12",
+        "**Option C** is the correct answer.",
     ],
 )  # fmt: skip
 def test_a_choice_may_be_named_in_words(response: str) -> None:

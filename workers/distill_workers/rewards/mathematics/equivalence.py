@@ -34,7 +34,7 @@ _ANOTHER_CHOICE = re.compile(r"\([A-Z]\)|\b(?:or|and)\s+\(?[A-Z]\b")
 _MARKED = re.compile(r"(?:\([A-Z]\)|[A-Z][.):])\s+")
 _FUNCTION = re.compile(r"[A-Za-z]\([A-Za-z]\)=")
 _MEASURED = re.compile(r"[\d.]+\s*[A-Za-z]")
-CONSTANTS = MATHS_WORDS | {"e", "i", "j"}
+_CONSTANTS = MATHS_WORDS | {"e", "i", "j"}
 """Letters and words of mathematics that are no variables."""
 _OPERATION = re.compile(r"(?<=.)[-+*/^=]|\\(?:frac|sqrt|cdot|times|div|binom|log|sin|cos|tan)")
 
@@ -193,7 +193,7 @@ def _variables(text: str) -> set[str]:
     """Return the variables of an expression, but for a letter after a number alone, which may be a unit: 10m."""
     if _MEASURED.fullmatch(text):
         return set()
-    return set(re.findall(r"[A-Za-z]+", re.sub(r"\\[A-Za-z]+", " ", text))) - CONSTANTS
+    return set(re.findall(r"[A-Za-z]+", re.sub(r"\\[A-Za-z]+", " ", text))) - _CONSTANTS
 
 
 def _verified(reference: str, answer: str) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from distill_workers.rewards.mathematics import unit
-from distill_workers.rewards.mathematics.unit import CURRENCIES, is_sentence, unit_of
+from distill_workers.rewards.mathematics.unit import CURRENCIES, SCALES, is_sentence, unit_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +17,6 @@ class Quantity:
     percent: bool
 
 
-_SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 _MONTHS = re.compile(
     r"\b(?:january|february|march|april|may|june|july|august|september|october|november|december)\b", re.IGNORECASE
 )
@@ -56,8 +55,8 @@ def quantity_of(text: str) -> Quantity:
         single = len(name) == 1 and not (known and match["space"])
         if not (stuck or maths or single or _MONTHS.search(match["unit"]) or is_text(match["value"])):
             text, words = match["value"].strip(), match["unit"]
-            if name in _SCALES:
-                text, words = rf"{text} \cdot 10^{{{_SCALES[name]}}}", " ".join(others)
+            if name in SCALES:
+                text, words = rf"{text} \cdot 10^{{{SCALES[name]}}}", " ".join(others)
     percent = _PERCENT.match(words) is not None
     bare = re.sub(r"\\?%\s*$", "", text)
     if bare != text:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from distill_workers.rewards.mathematics.expression import MATHS
 
 _DISPLAY = re.compile(r"\$\$.{1,2000}?\$\$|\\\[.{1,2000}?\\\]|\\begin\{(\w{1,20}\*?)\}.{1,2000}?\\end\{\1\}", re.DOTALL)
-_SENTENCE_END = re.compile("(?<=[.!?])(?<!\\\\!)[\"'*)\\]]*\\s+|(?<=\x01)\\s+|(?<=\x01)(?=[A-Z])|\n+")
+_SENTENCE_END = re.compile("(?<=[.!?])(?<!\\\\!)(?<!\n[A-J]\\.)[\"'*)\\]]*\\s+|(?<=\x01)\\s+|(?<=\x01)(?=[A-Z])|\n+")
 _DELIMITER = re.compile(r"(?:\$+|\\[)\]]|\\end\{\w+\*?\})$")
 _HEADING = re.compile(
     r"^[ \t]*(?:#{1,6}|\*\*)[ \t]*(?:(?:the|my|final)[ \t]+)*(?:answer|result)[ \t]*:?[ \t]*\**[ \t]*\n\s*",
@@ -45,7 +45,8 @@ _MANNER = r"(?:indeed|definitely|certainly|therefore|thus|hence|now|also|all|bot
 _NOTHING_SAID = re.compile(
     rf"(?:{_OPINION})?{_PRONOUN}"
     rf"|(?:{_MANNER}\s+)*{_QUALITY}(?:,?\s+(?:here|above|below|now|too|as well|for you|to you|and \w+))*"
-    r"|(?:obtained|derived|verified|confirmed|checked|based|supported|explained|consistent|due|because)\s.*",
+    r"|(?:obtained|derived|verified|confirmed|checked|based|supported|explained|consistent|due|because|added|computed"
+    r"|calculated|reached|found (?:by|from|in|using|through))\s.*",
     re.IGNORECASE | re.DOTALL,
 )
 _CLOSING = re.compile(
@@ -66,11 +67,12 @@ def sentences(text: str) -> Iterator[str]:
     text = _DISPLAY.sub(lambda match: match.group().replace("\n", " "), text)
     text = _HEADING.sub("Answer: ", text)
     text = re.sub(r"(:[*\s]*)\n+\s*", r"\1 ", text)
+    text = "\n" + text  # "A. 5" on a line of its own is an option
     start, masked = 0, re.sub(MATHS, _mask, text)
     for end in [*_SENTENCE_END.finditer(masked), None]:
         part = text[start : end.start() if end else None].strip()
         start = end.end() if end else start
-        if part:
+        if part.strip("-*_=#~. "):
             yield part
 
 

@@ -12,9 +12,10 @@ _HASHES = re.compile(r"^[ \t]*####(?!#)[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 _KEY = re.compile(r"\b(?:final answer|answers?|solutions?|results?|choice|option)\b", re.IGNORECASE)
 _RESULT = re.compile(r"\b(?:solutions?|results?)\b", re.IGNORECASE)
 _ANSWER = re.compile(r"\b(?:answers?|choice|option)\b", re.IGNORECASE)
-_LINK = re.compile(r"\s*(?::|=>|\b(?:is|are|was|equals|be|becomes)\b)[\s:*]*", re.IGNORECASE)
+_LINK = re.compile(r"\s*(?:(?<!\d):|:(?!\d)|=>|\b(?:is|are|was|equals|be|becomes)\b)[\s:*]*", re.IGNORECASE)
 _LETTER = r"(?:\((?-i:[A-Z])\)|(?-i:[A-Z])\b(?!['’]))"
 _CHOICE = re.compile(rf"{_LETTER}[.:)]?")
+_OPTION = re.compile(r"(?:\([A-Z]\)|[A-Z][.:)])\s")
 _OF_A_CHOICE = re.compile(
     rf"(?:(?:so|therefore|thus|hence|then|the|my|final|correct|right)\b[,\s]+)*(?:option|choice|answer)\s+"
     rf"(?P<choice>{_LETTER})(?::|\s+(?:is|was|seems|looks|must be)\b)\s*(?P<said>.+)",
@@ -110,7 +111,7 @@ def stated_in(sentence: str) -> str:
         value, masked = value[: cut.start()], masked[: cut.start()]
     # "The answer to 3 + 5 is 8" and "Answer: the sum is 8", but not "(C) Paris is the capital".
     further = [m for m in _LINK.finditer(masked) if m.group().strip(" *") != ""]
-    if further and expressions(value[further[-1].end() :]):
+    if further and not _OPTION.match(value) and expressions(value[further[-1].end() :]):
         value = value[further[-1].end() :]
     corrected = _CORRECTION.split(value)[-1]
     return value_of(corrected if expressions(corrected) else value)

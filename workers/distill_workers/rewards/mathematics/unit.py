@@ -6,6 +6,8 @@ from functools import lru_cache
 
 CURRENCIES = {r"\$": "dollar", "€": "euro", "£": "pound", "¥": "yen", "₹": "rupee"}
 """Signs before an amount, as canonical text has them."""
+SCALES = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
+"""Words after a number, and the powers of ten that they multiply it by."""
 _NAMES = {
     "cm": "centimeter centimetre cm",
     "mm": "millimeter millimetre mm",
@@ -52,7 +54,7 @@ _NAMES = {
 _UNITS = {name: unit for unit, names in _NAMES.items() for name in names.split()}
 _RATES = {"mph": ("mi", "h^1"), "kph": ("km", "h^1")}
 _POWERS = {"square": 2, "sq": 2, "squared": 2, "cubic": 3, "cu": 3, "cubed": 3}
-_SCALES = {"c": "celsius", "celsius": "celsius", "f": "fahrenheit", "fahrenheit": "fahrenheit"}
+_DEGREES = {"c": "celsius", "celsius": "celsius", "f": "fahrenheit", "fahrenheit": "fahrenheit"}
 _PER = re.compile(r"\s*/\s*|(?:^|\s+)(?:per|an?|each|every)\s+")
 _POWER = re.compile(r"\s*\^\s*\{?\s*(\d)\s*\}?")
 _SENTENCE = re.compile(
@@ -62,6 +64,7 @@ _SENTENCE = re.compile(
 )
 """Words of a sentence: what has one is no name of what is counted."""
 _NO_UNIT = ("total", "altogether", "overall", "left", "remaining", "unit", "units", "exactly", "approximately", "about")
+_SCALE = re.compile(rf"\s?(?:{'|'.join(SCALES)})\b")
 _AFTER_NUMBER = re.compile(
     r"\s?(?P<unit>(?:(?:square|cubic|sq\.?|cu\.?)\s+)?(?P<name>[A-Za-z]+)(?:\^\{?\d\}?|[²³])?"
     r"(?:(?:\s*/\s*|\s+(?:per|an?|each|every)\s+)(?P<per>[A-Za-z]+)(?:\^\{?\d\}?|[²³])?)?)(?![\w'])"
@@ -99,7 +102,7 @@ def unit_of(words: str) -> Unit | None:
         if name in _RATES:
             name, per = _RATES[name]
         if name == "degree" and not last:
-            name = _SCALES.get(found[position + 1], name)
+            name = _DEGREES.get(found[position + 1], name)
         if not last:
             power = _POWERS.get(found[position + 1], power)
         return Unit(name, power, per)
@@ -132,15 +135,16 @@ def units_differ(one: str, other: str) -> bool:
 
 
 def measured_length(text: str) -> int:
-    """Return how many characters of the text that follows a number are its unit of measure, as far as we know it."""
-    match = _AFTER_NUMBER.match(text)
+    """Return how many characters of the text after a number are its scale (million) and a unit that we know."""
+    scale = match.end() if (match := _SCALE.match(text)) else 0
+    match = _AFTER_NUMBER.match(text, scale)
     if match is None or not _name(match["name"].lower()):
-        return 0
+        return scale
     if match["per"] and not _name(match["per"].lower()):
         return match.end("name")
     # "5 in all", "7 a day" and "10 m long": short words are units at an end only.
     if (len(match["name"]) == 1 or match["name"].lower() == "in") and not _ENDS.match(text, match.end()):
-        return 0
+        return scale
     return match.end()
 
 
