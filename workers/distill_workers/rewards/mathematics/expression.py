@@ -12,9 +12,10 @@ MATHS = (
     rf"|\\\(.{{1,2000}}?\\\)|\\\[.{{1,2000}}?\\\]|\\begin{_ROWS}.{{1,2000}}?\\end{_ROWS}"
 )
 """Mathematics between its delimiters. Single dollars with a space on one side only are amounts: from $5 to $6."""
+_ARGUMENT = r"(?:\{(?:[^{}]|\{[^{}]*\})*\}|\d)"
 _NUMBER = (
     r"(?:(?:\\?\$|[€£¥₹])?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:_\{?\d+\}?)?"
-    r"|\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)|\\sqrt\s*(?:\{[^{}]*\}|\d)|\\pi\b|π|\\infty\b|∞)\s?(?:\\?%)?"
+    rf"|\\[dt]?frac\s*{_ARGUMENT}\s*{_ARGUMENT}|\\sqrt\s*{_ARGUMENT}|\\pi\b|π|\\infty\b|∞)\s?(?:\\?%)?"
 )
 _TERM = rf"(?:[-+−(\[]|\\?\{{)*{_NUMBER}(?:\s?(?:{_NUMBER}))*(?:[)\]]|\\?\}})*"
 _WITHIN = r",(?=[^()\[\]{}]{0,200}[)\]}])"
@@ -26,6 +27,8 @@ _EXPRESSION = re.compile(rf"(?P<maths>{MATHS})|(?P<plain>{_PLAIN})", re.DOTALL)
 _OR = r"\s*(?:[A-Za-z]+\s+){0,2}?[,(]?\s*\bor\b"
 _SOFTENED = r"[,\s]*(?:(?:maybe|perhaps|possibly|probably|even|also|else|rather)\b[,\s]*)?"
 _JOINED = re.compile(rf"(?:{_OR}|\s*,?\s*\band\b){_SOFTENED}|{_OR}\s*[A-Za-z](?:_\w+)?\s*=\s*")
+_VARIABLE_BEFORE = re.compile(r"(?<![A-Za-z])\d*[A-Za-z]\s*[-+−*/^]\s*$")
+_VARIABLE_AFTER = re.compile(r"[A-Za-z]|\s*[-+−*/^]\s*(?![aAI]\b)[A-Za-z]\b")
 _AFTER_BRACKET = re.compile(r"[)\]}][)\]}\s*/×÷^=:,]*")
 _NAME = re.compile(r"^[A-Za-z](?:_\w+)?\s*=")
 _LISTED = re.compile(r"\s*[,;]\s*|\s*\bto\s+")
@@ -92,8 +95,16 @@ def _spans(text: str) -> list[tuple[int, int]]:
     for match in _EXPRESSION.finditer(text):
         start, end = match.span()
         if match["plain"]:
-            start, end = _balanced(text, start, end)
-        spans.append((start, end + measured_length(text[end:])))
+            start, end = _balanced(text, start, start + len(match.group().rstrip()))
+        measured = end + measured_length(text[end:])
+        if match["plain"]:
+            if _VARIABLE_BEFORE.search(text, max(start - 20, 0), start):
+                start = max(text.rfind("=", start, end) + 1, start)
+                if text[start - 1 : start] != "=":
+                    continue  # 3 of x + 3
+            if measured == end and _VARIABLE_AFTER.match(text, end):
+                continue  # 2 of 2k
+        spans.append((start, measured))
     return spans
 
 
