@@ -24,7 +24,7 @@ from distill_api.spec.objective import (
     Objective,
     Support,
 )
-from distill_api.spec.output import Output
+from distill_api.spec.output import Output, Publish, PublishedStep
 from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.spec.reward import (
     NEEDS_ANSWER,
@@ -62,6 +62,8 @@ __all__ = [
     "Parallelism",
     "Prompts",
     "Protocol",
+    "Publish",
+    "PublishedStep",
     "RateSchedule",
     "ReasoningGym",
     "Recompute",
@@ -168,6 +170,15 @@ class Spec(Model):
             "guards: action roll-back needs spec.evaluation, which says what the best checkpoint is",
             "!self.guards.exists(g, g.action == 'roll-back') || self.evaluation.size() > 0",
             lambda spec: bool(spec.evaluation) or all(g.action is not GuardAction.ROLL_BACK for g in spec.guards),
+        ),
+        Rule(
+            "output.publish: step best needs spec.evaluation and schedule.keepBest",
+            "!has(self.output.publish) || !self.output.publish.exists(p, has(p.step) && p.step == 'best') || "
+            "(self.evaluation.size() > 0 && self.schedule.keepBest)",
+            lambda spec: (
+                all(p.step is not PublishedStep.BEST for p in spec.output.publish)
+                or (bool(spec.evaluation) and spec.schedule.keep_best)
+            ),
         ),
     )
     accelerator: AcceleratorName = Field(
