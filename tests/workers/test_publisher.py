@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from run_folders import manifest_of
 
 from distill_api.job import parse_job
@@ -18,6 +19,7 @@ from distill_api.protocol import Phase, ProgressReport, Publication
 from distill_api.spec.job_spec import PublishedStep
 from distill_api.status import Progress
 from distill_workers.failures import PreflightFailed, Superseded
+from distill_workers.local.run import with_volumes
 from distill_workers.results.manifest import NAME, Manifest
 from distill_workers.results.publisher import CHILD, FILE, Model, Publisher
 from distill_workers.run_folder.run_folder import RunFolder
@@ -190,6 +192,13 @@ def test_a_place_that_refuses_ends_the_run_before_its_first_step(tmp_path: Path)
         asyncio.run(publisher.probe())
 
 
+def test_a_place_that_refuses_ends_no_run_that_has_a_checkpoint(tmp_path: Path) -> None:
+    setting, child = Setting(tmp_path, HUB), Child(tmp_path, REFUSED)
+    aside = setting.folder.checkpoint_aside(20)
+    setting.folder.publish_checkpoint(aside, {"step": 20}, setting.job.spec.schedule)
+    assert asyncio.run(setting.publisher(child.command).probe()) == [] and child.requests == []
+
+
 @pytest.mark.parametrize("body", [FAILED, "os.kill(os.getpid(), 9)"])
 def test_a_place_that_is_not_reached_before_the_first_step_is_a_note(body: str, tmp_path: Path) -> None:
     [note] = asyncio.run(Setting(tmp_path, HUB).publisher(Child(tmp_path, body).command).probe())
@@ -226,6 +235,16 @@ def test_what_a_client_prints_is_no_part_of_the_answer(tmp_path: Path) -> None:
     run = "import runpy; runpy.run_module('distill_workers.results.publish', run_name='__main__')"
     [made] = setting.published((sys.executable, "-c", printing + run))
     assert made.done
+
+
+def test_a_folder_of_a_claim_is_one_of_this_machine_in_distill_run() -> None:
+    example = Path(__file__).resolve().parents[2] / "examples" / "published-cpu.yaml"
+    manifest = with_volumes(yaml.safe_load(example.read_text()), {"/published": "/home/me/published"})
+    places = parse_job(manifest).spec.output.publish
+    assert [(place.to, place.step.value) for place in places] == [
+        ("file:///home/me/published/arithmetic", "last"),
+        ("file:///home/me/published/arithmetic-best", "best"),
+    ]
 
 
 def test_a_report_without_publications_is_one_that_a_former_operator_reads() -> None:

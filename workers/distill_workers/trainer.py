@@ -75,8 +75,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
         notes += size_notes(spec, model)
         check_export(spec, model, folder)
-        if folder.latest_checkpoint() is None:  # later, nothing about a place may end the run
-            notes += await Publisher(job, folder).probe()
+        notes += await Publisher(job, folder).probe()
         try:
             notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards))
             for note in notes:

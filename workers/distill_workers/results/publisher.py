@@ -69,10 +69,12 @@ class Publisher:
     async def probe(self) -> list[str]:
         """Write something to each place and delete it. Returns a note for each that was not reached.
 
-        Raises PreflightFailed for one that would refuse the model at the end as well.
+        Raises PreflightFailed for one that would refuse the model at the end as well. A run that has a checkpoint is
+        not ended by a place any more, and writes nothing.
         """
-        notes = []
-        seen = self._seen()
+        if not self._places or self._folder.latest_checkpoint() is not None:
+            return []
+        notes, seen = [], self._seen()
         requests = [self._request(place, seen) for place in self._places]
         for place, answer in zip(
             self._places, await asyncio.gather(*(self._ask(r, PROBE_SECONDS) for r in requests)), strict=True
