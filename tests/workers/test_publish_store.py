@@ -2,6 +2,7 @@
 
 import errno
 import importlib.util
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import replace
@@ -198,6 +199,8 @@ def test_the_probe_of_a_process_that_was_killed_makes_the_folder_nobody_elses(to
         (FileNotFoundError("The specified bucket does not exist"), Outcome.REFUSED),
         (TimeoutError("slow"), Outcome.FAILED),
         (ConnectionResetError("gone"), Outcome.FAILED),
+        (ValueError("Must provide either a connection_string or account_name"), Outcome.REFUSED),
+        (json.JSONDecodeError("a page of a proxy", "<html>", 0), Outcome.FAILED),
         (type("NoCredentialsError", (Exception,), {})("Unable to locate credentials"), Outcome.REFUSED),
         (type("HttpError", (Exception,), {"code": 403})("forbidden"), Outcome.REFUSED),
         (type("HttpError", (Exception,), {"code": 503})("busy"), Outcome.FAILED),
@@ -233,7 +236,9 @@ def test_no_message_has_an_entry_of_the_secret(
     Written(monkeypatch, to, PermissionError("key hunter2hunter2 is not known"), at=0)
     request = Request(to, True, "mine", False, str(secrets), str(model), manifest_of(model).text())
     assert answer(request).message == "key *** is not known"
-    assert os.environ["AWS_SECRET_ACCESS_KEY"] == "hunter2hunter2"
+    assert os.environ.pop("AWS_SECRET_ACCESS_KEY") == "hunter2hunter2"
+    os.environ["AZURE_STORAGE_ACCOUNT_KEY"] = "hunter2hunter2"  # of this machine's own environment
+    assert answer(replace(request, secrets=None, begun=True)).message == "key *** is not known"
     assert "key.json" not in os.environ
 
 

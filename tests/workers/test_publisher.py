@@ -27,6 +27,9 @@ from distill_workers.run_folder.run_folder import RunFolder
 SCRIPT = """
 import json, os, sys, time
 request = json.load(sys.stdin)
+if request["manifest"] is None and not {probes}:
+    print(json.dumps(dict(outcome="done", message="")))
+    sys.exit()
 with open({log!r}, "a") as log:
     print(json.dumps(dict(request, environment=dict(os.environ))), file=log)
 {body}
@@ -37,14 +40,17 @@ FAILED = "print(json.dumps(dict(outcome='failed', message='503 busy')))"
 
 
 class Child:
-    """A process in place of the one that publishes: a script for every try, the last one for those that follow."""
+    """A process in place of the one that publishes: a script for every try, the last one for those that follow.
 
-    def __init__(self, folder: Path, *bodies: str) -> None:
+    It answers a probe well, and counts it only with `probes`.
+    """
+
+    def __init__(self, folder: Path, *bodies: str, probes: bool = False) -> None:
         self._log = folder / "requests"
         numbered = "".join(f"{'el' if n else ''}if tries == {n + 1}:\n    {b}\n" for n, b in enumerate(bodies[:-1]))
         last = f"else:\n    {bodies[-1]}" if numbered else bodies[-1]
         body = f"tries = sum(1 for _ in open({str(self._log)!r}))\n{numbered}{last}"
-        self.command = (sys.executable, "-c", SCRIPT.format(log=str(self._log), body=body))
+        self.command = (sys.executable, "-c", SCRIPT.format(log=str(self._log), body=body, probes=probes))
 
     @property
     def requests(self) -> list[dict[str, Any]]:
@@ -96,7 +102,7 @@ def test_another_content_is_published_again(tmp_path: Path) -> None:
     setting.published(child.command)
     (setting.folder.model / "config.json").write_text("[]")
     setting.published(child.command)
-    assert [request["begun"] for request in child.requests] == [False, True]
+    assert [request["begun"] for request in child.requests] == [True, True]
     assert len({request["run"] for request in child.requests}) == 1, "it is the same run"
 
 
@@ -132,6 +138,16 @@ def test_a_process_that_says_nothing_is_given_up_after_the_last_try(body: str, m
     setting, child = Setting(tmp_path, HUB), Child(tmp_path, body)
     assert setting.published(child.command)[0].message == message
     assert len(child.requests) == 3
+
+
+def test_a_folder_of_somebody_else_is_no_more_ours_at_the_next_attempt(tmp_path: Path) -> None:
+    (tmp_path / "claim").mkdir()
+    (tmp_path / "claim" / "config.json").write_text("theirs")
+    setting = Setting(tmp_path / "output", {"to": f"file://{tmp_path}/claim"})
+    for _ in range(2):
+        [missed] = setting.published()
+        assert not missed.done and missed.message.startswith("the folder is not empty")
+    assert (tmp_path / "claim" / "config.json").read_text() == "theirs"
 
 
 def test_a_slow_place_is_given_up_after_half_of_the_stall_timeout_and_holds_up_no_other(tmp_path: Path) -> None:
@@ -187,13 +203,13 @@ def test_a_secret_is_named_by_its_folder_and_on_one_machine_the_environment_coun
 
 
 def test_a_place_that_refuses_ends_the_run_before_its_first_step(tmp_path: Path) -> None:
-    publisher = Setting(tmp_path, HUB).publisher(Child(tmp_path, REFUSED).command)
+    publisher = Setting(tmp_path, HUB).publisher(Child(tmp_path, REFUSED, probes=True).command)
     with pytest.raises(PreflightFailed, match=re.escape("Publish: spec.output.publish to hf://team/sums: 401 wrong")):
         asyncio.run(publisher.probe())
 
 
 def test_a_place_that_refuses_ends_no_run_that_has_a_checkpoint(tmp_path: Path) -> None:
-    setting, child = Setting(tmp_path, HUB), Child(tmp_path, REFUSED)
+    setting, child = Setting(tmp_path, HUB), Child(tmp_path, REFUSED, probes=True)
     aside = setting.folder.checkpoint_aside(20)
     setting.folder.publish_checkpoint(aside, {"step": 20}, setting.job.spec.schedule)
     assert asyncio.run(setting.publisher(child.command).probe()) == [] and child.requests == []
@@ -201,12 +217,13 @@ def test_a_place_that_refuses_ends_no_run_that_has_a_checkpoint(tmp_path: Path) 
 
 @pytest.mark.parametrize("body", [FAILED, "os.kill(os.getpid(), 9)"])
 def test_a_place_that_is_not_reached_before_the_first_step_is_a_note(body: str, tmp_path: Path) -> None:
-    [note] = asyncio.run(Setting(tmp_path, HUB).publisher(Child(tmp_path, body).command).probe())
+    child = Child(tmp_path, body, probes=True)
+    [note] = asyncio.run(Setting(tmp_path, HUB).publisher(child.command).probe())
     assert note.startswith("Publish: hf://team/sums is not reached, and is tried again at the end: ")
 
 
 def test_a_probe_has_no_model_with_it(tmp_path: Path) -> None:
-    child = Child(tmp_path, DONE)
+    child = Child(tmp_path, DONE, probes=True)
     assert asyncio.run(Setting(tmp_path, HUB).publisher(child.command).probe()) == []
     assert (child.requests[0]["manifest"], child.requests[0]["folder"]) == (None, None)
 

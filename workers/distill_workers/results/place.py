@@ -3,6 +3,7 @@
 import errno
 import hashlib
 from collections.abc import Iterator
+from json import JSONDecodeError
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,6 +46,8 @@ def is_permanent(error: BaseException) -> bool:
             return 400 <= code < 500 and code not in TRY_AGAIN
         if isinstance(each, OSError) and each.errno is not None:
             return each.errno in FOREVER
+        if isinstance(each, JSONDecodeError):
+            return False  # a page of something between us and the place
         if isinstance(each, PlaceRefused | PermissionError | FileNotFoundError | ImportError | ValueError):
             return True
         if any(word in type(each).__name__ for word in ("Credential", "Auth")):

@@ -18,8 +18,10 @@ from distill_workers.results.manifest import Manifest
 from distill_workers.results.place import Place, is_permanent, sentence
 
 HUB = "hf://"
+SECRET_NAMES = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CONNECTION_STRING")
+"""Parts of the names of variables whose values are kept out of messages, as all of a mounted Secret are."""
 SHORTEST_SECRET = 8
-"""Characters of a value that is kept out of messages: a shorter one, such as a region, is none."""
+"""Characters of such a value: a shorter one, such as a region, is no secret."""
 
 
 class Outcome(StrEnum):
@@ -84,8 +86,9 @@ def _take_up(folder: str | None) -> tuple[str, ...]:
         entries = (path for path in sorted(Path(folder).iterdir()) if path.name.isidentifier() and path.is_file())
         found = {path.name: path.read_text(encoding="utf-8").strip() for path in entries}
     os.environ.update(found)
-    token = os.environ.get("HF_TOKEN", "")
-    return tuple(value for value in (*found.values(), token) if len(value) >= SHORTEST_SECRET)
+    found |= {name: os.environ[name] for name in os.environ if any(part in name.upper() for part in SECRET_NAMES)}
+    hidden = {value for value in found.values() if len(value) >= SHORTEST_SECRET}
+    return tuple(sorted(hidden, key=len, reverse=True))
 
 
 def main(source: TextIO, sink: TextIO) -> None:

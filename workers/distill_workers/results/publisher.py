@@ -107,11 +107,14 @@ class Publisher:
         if known.get("done") and known["content"] == manifest.content:
             log.info("publish: step %d is at %s since an earlier attempt: %s", model.step, place.to, known["message"])
             return Publication(to=place.to, step=known["step"], done=True, message=known["message"])
-        request = self._request(place, self._seen(), model, manifest)
-        self._remember(place, manifest, done=False, message="begun")
-        answer = await self._tried(request, deadline)
+        answer = Answer(Outcome.DONE, "")
+        if not known:  # a folder counts as this run's from when it was found empty
+            answer = await self._tried(self._request(place, self._seen()), deadline)
+        if answer.outcome is Outcome.DONE:
+            self._remember(place, manifest, done=False, message="begun")
+            answer = await self._tried(self._request(place, self._seen(), model, manifest), deadline)
+            self._remember(place, manifest, done=answer.outcome is Outcome.DONE, message=answer.message)
         done, message = answer.outcome is Outcome.DONE, answer.message[:MESSAGE_CHARACTERS]
-        self._remember(place, manifest, done=done, message=message)
         log.log(
             logging.INFO if done else logging.ERROR,
             "publish: step %d %s %s: %s",

@@ -77,6 +77,6 @@ class ModelPublication:
             await self._trainer.export(folder, await asyncio.to_thread(card_if_possible, *about))
         except Superseded:
             raise
-        except (Failure, OSError) as error:
+        except (Failure, OSError, ValueError) as error:
             return Model(folder, saved["step"], problem=f"the model of the best step was not exported: {error}"[:253])
         return Model(folder, saved["step"])
