@@ -158,6 +158,7 @@ def test_the_secrets_of_the_places_are_folders_of_the_trainer_alone_each_once() 
     templates = {role: t["spec"] for role, t in pod_templates(job(output=output)).items()}
     found = {role: [v["secret"]["secretName"] for v in t["volumes"] if "secret" in v] for role, t in templates.items()}
     assert found == {"teacher": [], "head": [], "engine": [], "trainer": ["other", "token"]}
+    assert all(v["secret"]["optional"] for v in templates["trainer"]["volumes"] if "secret" in v)
     mounts = {m["name"]: m for m in templates["trainer"]["containers"][0]["volumeMounts"]}
     assert mounts["publish-1"] == {"name": "publish-1", "mountPath": "/etc/distill-secrets/token", "readOnly": True}
 

@@ -242,6 +242,15 @@ def test_no_message_has_an_entry_of_the_secret(
     assert "key.json" not in os.environ
 
 
+def test_a_secret_that_does_not_exist_is_said_by_its_name(to: str, model: Path, tmp_path: Path) -> None:
+    """The kubelet mounts an empty folder for one that is optional."""
+    (tmp_path / "hub-token" / "..2026_11_30").mkdir(parents=True)
+    found = answer(Request(to, True, "mine", False, str(tmp_path / "hub-token"), str(model), manifest_of(model).text()))
+    assert found.outcome is Outcome.REFUSED
+    assert found.message == "the Secret hub-token does not exist or has no key; create it, then a new job"
+    assert there(to) == {}
+
+
 def test_manifests_of_the_same_files_have_one_content_whatever_the_step(model: Path) -> None:
     manifest = manifest_of(model)
     assert replace(manifest, step=21).content == manifest.content

@@ -151,12 +151,12 @@ def test_a_folder_of_somebody_else_is_no_more_ours_at_the_next_attempt(tmp_path:
 
 
 def test_a_slow_place_is_given_up_after_half_of_the_stall_timeout_and_holds_up_no_other(tmp_path: Path) -> None:
-    setting = Setting(tmp_path / "output", HUB, {"to": "hf://team/other"}, stallTimeoutSeconds=4)
+    setting = Setting(tmp_path / "output", HUB, {"to": "hf://team/other"}, stallTimeoutSeconds=12)
     slow = f"time.sleep(60) if request['to'] == 'hf://team/sums' else {DONE}"
     begin = time.monotonic()
     missed, made = setting.published(Child(tmp_path, slow).command)
-    assert 1.9 < time.monotonic() - begin < 8
-    assert (missed.done, missed.message) == (False, "it had not ended after 2 s") and made.done
+    assert 5.5 < time.monotonic() - begin < 30
+    assert re.fullmatch("it had not ended after [1-6] s", missed.message) and not missed.done and made.done
 
 
 def test_a_publication_that_is_cancelled_leaves_no_process(tmp_path: Path) -> None:

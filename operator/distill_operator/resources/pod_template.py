@@ -51,7 +51,7 @@ class Container:
     probes: Json = field(default_factory=dict)
     needs_output: bool = False
     secrets: Sequence[str] = ()
-    """Secrets that are mounted, each as a folder of its name in protocol.SECRETS_FOLDER."""
+    """Secrets mounted in protocol.SECRETS_FOLDER. A missing one is an empty folder: the preflight says so at once."""
     needs_shared_memory: bool = False
     """Whether NCCL needs a /dev/shm above the runtime's 64 MB. KubeRay gives one to its pods by itself."""
     grace_seconds: int = 30
@@ -289,7 +289,7 @@ def _volumes(job: Owner, container: Container) -> tuple[list[Json], list[Json]]:
         volumes.append({"name": "output", "persistentVolumeClaim": {"claimName": job.spec.output.volume.claim_name}})
         mounts.append({"name": "output", "mountPath": job.spec.output.path})
     for volume, name in ((f"publish-{number}", name) for number, name in enumerate(container.secrets)):
-        volumes.append({"name": volume, "secret": {"secretName": name}})
+        volumes.append({"name": volume, "secret": {"secretName": name, "optional": True}})
         mounts.append({"name": volume, "mountPath": f"{protocol.SECRETS_FOLDER}/{name}", "readOnly": True})
     if container.needs_shared_memory and not job.spec.on_cpu:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})

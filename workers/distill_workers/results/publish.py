@@ -15,7 +15,7 @@ from typing import TextIO
 
 from distill_workers.child_processes import end_with_parent
 from distill_workers.results.manifest import Manifest
-from distill_workers.results.place import Place, is_permanent, sentence
+from distill_workers.results.place import Place, PlaceRefused, is_permanent, sentence
 
 HUB = "hf://"
 SECRET_NAMES = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CONNECTION_STRING")
@@ -80,11 +80,17 @@ def place_of(request: Request, endpoint: str | None = None) -> Place:
 
 
 def _take_up(folder: str | None) -> tuple[str, ...]:
-    """Put the entries of a mounted Secret into the environment. Returns what no message may hold."""
+    """Put the entries of a mounted Secret into the environment. Returns what no message may hold. Raises PlaceRefused
+    for a Secret that is missing: the folder of one is empty."""
     found = {}
     if folder is not None:
-        entries = (path for path in sorted(Path(folder).iterdir()) if path.name.isidentifier() and path.is_file())
-        found = {path.name: path.read_text(encoding="utf-8").strip() for path in entries}
+        entries = [path for path in sorted(Path(folder).iterdir()) if path.is_file()]
+        if not entries:
+            raise PlaceRefused(
+                f"the Secret {Path(folder).name} does not exist or has no key; create it, then a new job"
+            )
+        variables = (path for path in entries if path.name.isidentifier())
+        found = {path.name: path.read_text(encoding="utf-8").strip() for path in variables}
     os.environ.update(found)
     found |= {name: os.environ[name] for name in os.environ if any(part in name.upper() for part in SECRET_NAMES)}
     hidden = {value for value in found.values() if len(value) >= SHORTEST_SECRET}
