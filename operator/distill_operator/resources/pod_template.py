@@ -31,8 +31,7 @@ CPU_REQUESTS = {"cpu": "100m", "memory": "1Gi"}
 STOP_DELAY_SECONDS = 2
 """Time between a deletion and SIGTERM, which a container's first process never receives before it has a handler, and
 would live on for its grace period. It is an exec, since the `sleep` of a hook needs Kubernetes 1.30."""
-ACCELERATOR_CPU = 2
-ACCELERATOR_MEMORY_GIB = 16
+ACCELERATOR_CPU, ACCELERATOR_MEMORY_GIB = 2, 16
 """Requests per accelerator. There are no limits by default: an estimate must not end a pod that the node could hold."""
 
 
@@ -277,10 +276,8 @@ def _resources(job: Owner, mine: list[Json], container: Container) -> Json:
 
 
 def _volumes(job: Owner, container: Container) -> tuple[list[Json], list[Json]]:
-    volumes: list[Json] = [
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "job", "configMap": {"name": config_map_name(job)}},
-    ]
+    volumes: list[Json] = [{"name": "tmp", "emptyDir": {}}]
+    volumes.append({"name": "job", "configMap": {"name": config_map_name(job)}})
     mounts: list[Json] = [
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "job", "mountPath": protocol.JOB_FILE.rpartition("/")[0], "readOnly": True},
