@@ -16,7 +16,7 @@ from run_folders import manifest_of
 
 from distill_api.job import parse_job
 from distill_api.protocol import Phase, ProgressReport, Publication
-from distill_api.spec.job_spec import PublishedStep
+from distill_api.spec.output import PublishedStep
 from distill_api.status import Progress
 from distill_workers.failures import PreflightFailed, Superseded
 from distill_workers.local.run import with_volumes

@@ -24,7 +24,7 @@ from distill_api.spec.objective import (
     Objective,
     Support,
 )
-from distill_api.spec.output import Output, Publish, PublishedStep
+from distill_api.spec.output import Output
 from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
 from distill_api.spec.reward import (
     NEEDS_ANSWER,
@@ -62,8 +62,6 @@ __all__ = [
     "Parallelism",
     "Prompts",
     "Protocol",
-    "Publish",
-    "PublishedStep",
     "RateSchedule",
     "ReasoningGym",
     "Recompute",
@@ -175,10 +173,7 @@ class Spec(Model):
             "output.publish: step best needs spec.evaluation and schedule.keepBest",
             "!has(self.output.publish) || !self.output.publish.exists(p, has(p.step) && p.step == 'best') || "
             "(self.evaluation.size() > 0 && self.schedule.keepBest)",
-            lambda spec: (
-                all(p.step is not PublishedStep.BEST for p in spec.output.publish)
-                or (bool(spec.evaluation) and spec.schedule.keep_best)
-            ),
+            lambda spec: not spec.output.publishes_best or (bool(spec.evaluation) and spec.schedule.keep_best),
         ),
     )
     accelerator: AcceleratorName = Field(

@@ -62,3 +62,8 @@ class Output(Model):
     publish: Annotated[list[Publish], Field(max_length=4), ListMap("to")] = Field(
         default_factory=list, description="Places to which the model is published."
     )
+
+    @property
+    def publishes_best(self) -> bool:
+        """Return whether the model of the best step is published."""
+        return any(place.step is PublishedStep.BEST for place in self.publish)

@@ -18,7 +18,7 @@ from typing import Any
 
 from distill_api.job import DistillationJob
 from distill_api.protocol import SECRETS_FOLDER, Publication
-from distill_api.spec.job_spec import Publish, PublishedStep
+from distill_api.spec.output import Publish, PublishedStep
 from distill_workers.failures import PreflightFailed
 from distill_workers.results.manifest import Manifest
 from distill_workers.results.publish import Answer, Outcome, Request

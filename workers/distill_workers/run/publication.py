@@ -4,7 +4,7 @@ import asyncio
 
 from distill_api.job import DistillationJob
 from distill_api.protocol import ExitReason, Publication
-from distill_api.spec.job_spec import PublishedStep
+from distill_api.spec.output import PublishedStep
 from distill_workers.failures import Failure, Stopped, Superseded
 from distill_workers.reporting.recorder import Recorder
 from distill_workers.results.model_card import card_if_possible

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from distill_api.spec.job_spec import PublishedStep, Spec
+from distill_api.spec.job_spec import Spec
 from distill_workers.failures import ConfigurationError, VolumeFull
 from distill_workers.megatron.checkpoint.companions import companions
 from distill_workers.megatron.checkpoint.tensor_file import BadTensorFile, TensorFile
@@ -34,7 +34,7 @@ def check_export(spec: Spec, student: Path, folder: RunFolder) -> None:
                 f"Export: {student / name} cannot be read ({error.strerror or error}), and the exported model takes it "
                 "over; make it readable, or remove it"
             ) from None
-    if any(place.step is PublishedStep.BEST for place in spec.output.publish):
+    if spec.output.publishes_best:
         needed *= 2  # that of the best step is exported beside it
     usage = shutil.disk_usage(folder.root)
     if usage.free < needed:
