@@ -9,15 +9,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from run_folders import manifest_of
 from test_loop import SMALL, Told, Weights
 from test_loop import stages_module as stages
 
-from distill_api.protocol import ExitReason, Phase, ProgressReport
+from distill_api.job import DistillationJob
+from distill_api.protocol import ExitReason, ExitReport, Phase, ProgressReport, Publication
+from distill_api.status import Progress
+from distill_cli.main import main
 from distill_workers.failures import Failure, VolumeFull
 from distill_workers.results.manifest import NAME, Manifest
 from distill_workers.results.publisher import Publisher
 from distill_workers.run.loop import Loop
 from distill_workers.run.publication import StoppedPublishing
+from distill_workers.run_folder.run_folder import RunFolder
 
 SHORT = stages.Stages(0.004, 0.001, 0.002)
 
@@ -134,3 +139,37 @@ def test_a_run_without_a_place_writes_and_reports_nothing_of_it(tmp_path: Path) 
     asyncio.run(loop_of(tmp_path, Exports()).run())
     assert not (tmp_path / "output" / "stages" / "published.json").exists()
     assert "publications" not in json.loads((tmp_path / "output" / "stages" / "state.json").read_text())
+
+
+class Done:
+    """A run on this machine that is done, and was published to one of two places."""
+
+    interrupts = 0
+
+    def __init__(self, job: DistillationJob) -> None:
+        self.job, self.folder = job, RunFolder(job)
+
+    def claim(self, resume: bool) -> None: ...
+
+    def run(self, show: Any, say: Any) -> int:
+        return 0
+
+    def exit_report(self) -> ExitReport:
+        told = [
+            Publication(to="hf://team/sums", step=20, done=True, message="commit 1a2b3c"),
+            Publication(to="s3://models/sums", step=20, done=False, message="503 busy"),
+        ]
+        final = ProgressReport(phase=Phase.DONE, publications=told, progress=Progress(step=20))
+        return ExitReport(reason=ExitReason.COMPLETED, message="done", final=final)
+
+
+def test_a_run_on_this_machine_says_where_its_model_is_and_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "job.yaml"
+    manifest.write_text(json.dumps(manifest_of(tmp_path / "output")))
+    monkeypatch.setattr("distill_workers.local.run.LocalRun", Done)
+    assert main(["run", "-f", str(manifest)]) == 0
+    said = capsys.readouterr()
+    assert "published: hf://team/sums, step 20: commit 1a2b3c\n" in said.out
+    assert said.err.endswith("not published: s3://models/sums, step 20: 503 busy\n")

@@ -15,13 +15,14 @@ import yaml
 from run_folders import manifest_of
 
 from distill_api.job import parse_job
-from distill_api.protocol import Phase, ProgressReport, Publication
+from distill_api.protocol import ExitReason, ExitReport, Phase, ProgressReport, Publication
 from distill_api.spec.output import PublishedStep
 from distill_api.status import Progress
 from distill_workers.failures import PreflightFailed, Superseded
 from distill_workers.local.run import with_volumes
 from distill_workers.results.manifest import NAME, Manifest
 from distill_workers.results.publisher import CHILD, FILE, Model, Publisher
+from distill_workers.run.exit_report import exit_report
 from distill_workers.run_folder.run_folder import RunFolder
 
 SCRIPT = """
@@ -269,6 +270,17 @@ def test_a_report_without_publications_is_one_that_a_former_operator_reads() -> 
     assert "publications" not in report.model_dump_json(by_alias=True)
     told = report.model_copy(update={"publications": [Publication(to="hf://a/b", step=1, done=True, message="m")]})
     assert ProgressReport.model_validate_json(told.model_dump_json(by_alias=True)) == told
+
+
+def test_what_became_of_four_places_is_in_the_exit_report_whatever_the_preflight_noted(tmp_path: Path) -> None:
+    """It is the last that the operator hears, and longer than 4,096 bytes it would be cut off."""
+    setting = Setting(tmp_path)
+    told = [Publication(to=f"s3://{n}".ljust(253, "x"), step=20, done=False, message="y" * 253) for n in range(4)]
+    report = ProgressReport(phase=Phase.DONE, notes=["z" * 5000], publications=told, progress=Progress(step=20))
+    setting.folder.replace("state.json", report.model_dump_json(by_alias=True))
+    text = exit_report(setting.job, ExitReason.COMPLETED, "all steps are done")
+    final = ExitReport.model_validate_json(text).final
+    assert len(text.encode()) <= 4096 and final is not None and final.publications == told
 
 
 def test_the_manifest_in_the_store_names_the_job_and_the_step(tmp_path: Path) -> None:
