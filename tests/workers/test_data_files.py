@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -160,6 +161,22 @@ def test_one_file_under_two_names_is_read_once(tmp_path: Path, caplog: pytest.Lo
     (tmp_path / "a" / "train.jsonl.gz").write_bytes(gzip.compress(LINES.encode()))
     assert read(tmp_path) == ROWS
     assert "1 files are read, and 2 left out: " in caplog.text
+
+
+def test_a_file_with_two_hard_links_is_read_once(tmp_path: Path) -> None:
+    """As copies of a volume are that rsync or cp -al made."""
+    (tmp_path / "train.jsonl").write_text(LINES)
+    os.link(tmp_path / "train.jsonl", tmp_path / "latest.jsonl")
+    assert read(tmp_path) == read(tmp_path / "*.jsonl") == ROWS
+
+
+@pytest.mark.parametrize("name", ["lost+found", "$RECYCLE.BIN", "System Volume Information"])
+def test_what_a_file_system_keeps_at_the_root_of_a_volume_is_not_looked_into(name: str, tmp_path: Path) -> None:
+    """The workers may not read lost+found, which every ext4 volume has."""
+    (tmp_path / "train.jsonl").write_text(LINES)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "train.jsonl").write_text(LINES)
+    assert read(tmp_path) == ROWS
 
 
 def test_a_linked_folder_is_part_of_a_folder(tmp_path: Path) -> None:
