@@ -44,6 +44,7 @@ def zstd(data: bytes) -> bytes:
         ("p.jsonl", json.dumps(ROWS, indent=2).encode("utf-16")),
         ("p.jsonl", "\n".join(json.dumps(row, indent=1) for row in ROWS).encode()),
         ("p.jsonl", "".join(json.dumps(row, indent=1) for row in ROWS).encode()),
+        ("p.jsonl", " ".join(json.dumps(row) for row in ROWS).encode()),
         ("p.jsonl.gz", gzip.compress(LINES.encode())),
         ("p.jsonl", gzip.compress(LINES.encode("utf-8-sig"))),
         ("p.jsonl.zst", zstd(LINES.encode())),

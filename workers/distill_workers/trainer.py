@@ -76,7 +76,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         notes += [*agreement.notes, *size_notes(spec, model)]
         check_export(spec, model, folder)
         try:
-            notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards))
+            notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards, evaluators))
             for note in notes:
                 log.warning("preflight: %s", note)
             reporter.update(notes=notes)

@@ -1,6 +1,7 @@
 """Each check of the preflight that needs no server names its fault, and passes what is right."""
 
 import asyncio
+import json
 import math
 import os
 from pathlib import Path
@@ -11,14 +12,16 @@ import torch
 from conftest import TinyModel, spec_of, tiny_tokenizer
 from safetensors.torch import load_file
 
-from distill_api.spec.job_spec import Objective
+from distill_api.spec.job_spec import Evaluation, Objective
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Prompt, Sample
+from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import ConfigurationError, PreflightFailed
 from distill_workers.metrics import Metrics
 from distill_workers.objective import loss as losses
 from distill_workers.objective import teacher_top_k
 from distill_workers.objective.coefficients import step_coefficients
+from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_rewards
 from distill_workers.run.callbacks.base import TrainStep
 from distill_workers.run.callbacks.engine_agreement import EngineAgreementCallback
@@ -148,6 +151,39 @@ def test_a_function_that_gives_no_reference_a_reward_is_noted_and_one_without_a_
     assert scored(rewarded("python", "own_rewards:right"), "12", "7") == []
     with pytest.raises(ConfigurationError, match="own_rewards:nothing"):
         scored(rewarded("python", "own_rewards:nothing"), "12")
+
+
+def test_an_evaluation_whose_references_no_response_could_match_is_named(tmp_path: Path) -> None:
+    """Without a reward in training nothing else reads its answers: its curve would be 0 to the end."""
+    file, spec = tmp_path / "p.jsonl", spec_of(Path("/s"), Path("/t"))
+
+    async def noted(answer: str) -> list[str]:
+        file.write_text(json.dumps({"prompt": "Add.", "answer": answer}) + "\n")
+        entry = {"name": "sums", "prompts": {"path": str(file), "answerField": "answer"}, "reward": {"source": "math"}}
+        evaluator = Evaluator(spec, Evaluation.model_validate(entry), tiny_tokenizer(), Metrics())
+        try:
+            return await reward_scores(spec, [Prompt(0, [1], "Add.")], {}, [evaluator])
+        finally:
+            await evaluator.close()
+
+    assert asyncio.run(noted("12")) == []
+    with pytest.raises(PreflightFailed, match="RewardScores: reward math of evaluation sums gives 0 to 1 reference"):
+        asyncio.run(noted("12\n####"))
+
+
+async def test_a_reward_service_that_does_not_answer_is_waited_for_once() -> None:
+    class Away:
+        calls = 0
+
+        async def score(self, prompt: Prompt, response: str) -> float:
+            self.calls += 1
+            raise RewardError("http://r: 3 requests failed")
+
+    away: Any = Away()
+    spec = spec_of(Path("/s"), Path("/t"))
+    name = spec.data.all_sources[0].name
+    [note] = await reward_scores(spec, [Prompt(0, [1], "Add.", "1", source=name)], {name: away})
+    assert away.calls == 1 and note.startswith("RewardScores: ")
 
 
 def test_larger_students_than_their_teachers_are_noted(tiny_model: TinyModel) -> None:
