@@ -198,6 +198,12 @@ def test_beside_data_a_json_or_csv_file_describes_it_and_is_said_to_be_left_out(
     assert "1 files are read, and 2 left out: info.json, stats.csv" in caplog.text
 
 
+@pytest.mark.parametrize("path", ["/nowhere/train.jsonl", "/nowhere/train"])
+def test_a_path_that_is_not_there_hints_at_the_volume(path: str) -> None:
+    with pytest.raises(PromptError, match=rf"{path}: does not exist; .* \(distill run: --volume /nowhere=FOLDER\)"):
+        read(Path(path))
+
+
 def test_a_folder_without_data_says_what_it_has(tmp_path: Path) -> None:
     (tmp_path / "train.xlsx").write_text("x")
     with pytest.raises(PromptError, match=r"has no \*\.jsonl .*; it has train\.xlsx"):

@@ -178,6 +178,18 @@ def test_a_second_ctrl_c_ends_everything_at_once(
         os.kill(int(stubborn.read_text()), 0)
 
 
+@pytest.mark.parametrize("field", ["spec.student.model", "spec.teacher.model"])
+def test_a_model_that_is_not_here_hints_at_the_volume(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distill_workers.teacher.local_servers.SGLangServer", NoTeacher)
+    settings = (f"{field}=/mounted/nowhere",)
+    assert main(command(tmp_path, "mistyped", settings=settings)) == ExitCode.CONFIGURATION
+    err = capsys.readouterr().err
+    assert f"{field}: /mounted/nowhere is no Hugging Face checkpoint" in err and "--volume /mounted=FOLDER)" in err
+    assert err.count("\n") == 1
+
+
 def claimed(tmp_path: Path, step: int | None) -> None:
     folder = RunFolder(parse_job(arithmetic(tmp_path, "begun")))
     folder.claim()
