@@ -158,8 +158,8 @@ def is_running(pid: str) -> bool:
 
 @pytest.mark.parametrize("answer", ["wait", "abort"])
 async def test_what_a_function_has_started_ends_with_its_call(answer: str, tmp_path: Path) -> None:
-    reward = reward_of("users_rewards:starts", seconds=3)
-    with pytest.raises(RewardError, match="longer than 3 s" if answer == "wait" else "process died"):
+    reward = reward_of("users_rewards:starts", seconds=6)
+    with pytest.raises(RewardError, match="longer than 6 s" if answer == "wait" else "process died"):
         await reward.score(dataclasses.replace(PROMPT, answer=answer), str(tmp_path / "pid"))
     end = time.monotonic() + 10
     while is_running((tmp_path / "pid").read_text()):

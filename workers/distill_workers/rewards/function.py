@@ -124,8 +124,7 @@ def _load(module: str) -> None:
 
 
 def _begin() -> None:
-    with contextlib.suppress(OSError):  # it leads a session already
-        os.setsid()  # what a reward starts is in its group, by which `end` knows it
+    os.setpgid(0, 0)  # what a reward starts is in this group, by which `end` knows it, and in the trainer's session
     end_with_parent()  # also where a regular expression lets no other thread run
     # A SIGTERM for the trainer reaches its group; the trainer decides when its helpers end, or is gone.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
