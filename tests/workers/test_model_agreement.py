@@ -96,10 +96,26 @@ def test_templates_that_differ_are_refused_with_the_place(theirs: str | None, me
 
 
 def test_a_template_that_refuses_a_system_message_is_compared_without() -> None:
-    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
-    same_template(tokenizer(refuses), tokenizer(refuses))
+    same_template(tokenizer(NO_SYSTEM), tokenizer(NO_SYSTEM))
     with pytest.raises(ModelsDisagree):
-        same_template(tokenizer(refuses), tokenizer(refuses.replace(" | trim", "")))
+        same_template(tokenizer(NO_SYSTEM), tokenizer(NO_SYSTEM.replace(" | trim", "")))
+
+
+ONE_QUESTION = "{% if messages | length > 1 %}{{ raise_exception('one question') }}{% endif %}" + CHATML
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+
+
+def test_templates_are_compared_by_what_the_students_renders() -> None:
+    same_template(tokenizer(ONE_QUESTION), tokenizer())
+    same_template(tokenizer(NO_SYSTEM), tokenizer())
+    with pytest.raises(ModelsDisagree, match="  What is 2"):
+        same_template(tokenizer(ONE_QUESTION), tokenizer(CHATML.replace(" | trim", "")))
+
+
+@pytest.mark.parametrize("teacher", [ONE_QUESTION, NO_SYSTEM])
+def test_a_teacher_whose_template_refuses_what_the_students_renders_is_refused(teacher: str) -> None:
+    with pytest.raises(ModelsDisagree, match=r"refuses a conversation \(roles system, user, assistant, user\)"):
+        same_template(tokenizer(), tokenizer(teacher))
 
 
 def spec(teacher: Path, **rollout: Any) -> Spec:
@@ -229,8 +245,7 @@ def test_a_damaged_file_of_either_model_is_a_configuration_error_that_names_it(
 
 
 def test_a_template_that_renders_no_answer_has_no_end_of_turn(tmp_path: Path) -> None:
-    once = "{% if messages | length > 1 %}{{ raise_exception('one question') }}{% endif %}" + CHATML
-    assert ends(model(tmp_path / "a", 0), tokenizer(once)) == Ends(frozenset({0}), None)
+    assert ends(model(tmp_path / "a", 0), tokenizer(ONE_QUESTION)) == Ends(frozenset({0}), None)
 
 
 def test_a_student_without_tokenizer_files_is_a_configuration_error_with_its_folder(tmp_path: Path) -> None:
