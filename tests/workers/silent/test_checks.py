@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 from distill_api.spec.job_spec import Evaluation, Objective
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Prompt, Sample
+from distill_workers.engine.request import Response
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import ConfigurationError, PreflightFailed
 from distill_workers.metrics import Metrics
@@ -235,10 +236,49 @@ def step(index: int, gap: float, version: int) -> TrainStep:
     return TrainStep(index, step_coefficients(Objective(), 0), samples=[drawn], stats={"trainer_engine_gap": gap})
 
 
+class Sampled:
+    """Engines, prompts and trainer, whose log-probabilities of a probe differ by `gap`, nats."""
+
+    def __init__(self, gap: float) -> None:
+        self.gap, self.probes = gap, 0
+
+    def peek(self, count: int) -> list[Prompt]:
+        return [Prompt(0, [1], "")]
+
+    def count_placed(self) -> int:
+        return 1
+
+    async def sample(self, *_: Any, **__: Any) -> list[Response]:
+        self.probes += 1
+        return [Response([5, 6], [-1.0, -2.0], [1, 1], True)]
+
+    async def logprobs(self, samples: list[Sample]) -> list[list[float]]:
+        return [[x + self.gap for x in s.engine_logprobs] for s in samples]
+
+
+def agreement(spec: Any, sampled: Any) -> EngineAgreementCallback:
+    return EngineAgreementCallback(spec, sampled, sampled, sampled)
+
+
 async def test_engines_that_do_not_follow_the_trainer_are_named_within_ten_steps() -> None:
-    check = EngineAgreementCallback(SPEC)
-    for fine in (step(0, 1e-4, 0), step(3, 1e-4, 3), step(3, 1.0, 2), step(10, 1.0, 10)):
+    check = agreement(SPEC, Sampled(1.0))
+    for fine in (step(0, 1e-4, 0), step(3, 1e-4, 3), step(3, 1.0, 2), step(9, 1e-4, 9), step(10, 1.0, 10)):
         await check.after_step(fine)
     for gap in (0.1, math.nan):
         with pytest.raises(PreflightFailed, match=r"EngineFollowsTrainer: after 1 steps .* not what is trained"):
             await check.after_step(step(1, gap, 1))
+
+
+@pytest.mark.parametrize(("steps", "looked_at"), [(20, 10), (4, 4)])
+async def test_with_a_lag_engines_that_do_not_follow_are_named_by_a_probe(steps: int, looked_at: int) -> None:
+    """No sample of a step is of the trainer's own weights then."""
+    spec = spec_of(Path("/s"), Path("/t"), rollout={"maxPolicyLag": 1}, schedule={"steps": steps})
+    follows, other = Sampled(1e-4), Sampled(0.1)
+    for index in range(steps - 1):
+        if index + 1 != looked_at:
+            await agreement(spec, other).after_step(step(index, 1.0, index - 1))
+    await agreement(spec, follows).after_step(step(looked_at - 1, 1.0, looked_at - 2))
+    assert (follows.probes, other.probes) == (1, 0)
+    said = rf"EngineFollowsTrainer: after {looked_at} steps: EngineMatchesTrainer: .* not what is trained"
+    with pytest.raises(PreflightFailed, match=said):
+        await agreement(spec, other).after_step(step(looked_at - 1, 0.0, looked_at - 2))

@@ -102,7 +102,7 @@ class Loop:
             after=[
                 MetricsCallback(recorder),
                 *self.traces,
-                EngineAgreementCallback(spec),
+                EngineAgreementCallback(spec, engines, cursor, trainer),
                 guard,
                 self.evaluation,
                 next_batches,
