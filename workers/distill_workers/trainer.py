@@ -30,6 +30,7 @@ from distill_workers.model_folder import model_folder
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.trackers import Trackers
+from distill_workers.results.publisher import Publisher
 from distill_workers.rewards.build import build_rewards
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
@@ -75,6 +76,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
         notes += [*agreement.notes, *size_notes(spec, model)]
         check_export(spec, model, folder)
+        notes += await Publisher(job, folder).probe()
         try:
             notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards, evaluators))
             for note in notes:

@@ -169,6 +169,12 @@ class Spec(Model):
             "!self.guards.exists(g, g.action == 'roll-back') || self.evaluation.size() > 0",
             lambda spec: bool(spec.evaluation) or all(g.action is not GuardAction.ROLL_BACK for g in spec.guards),
         ),
+        Rule(
+            "output.publish: step best needs spec.evaluation and schedule.keepBest",
+            "!has(self.output.publish) || !self.output.publish.exists(p, has(p.step) && p.step == 'best') || "
+            "(self.evaluation.size() > 0 && self.schedule.keepBest)",
+            lambda spec: not spec.output.publishes_best or (bool(spec.evaluation) and spec.schedule.keep_best),
+        ),
     )
     accelerator: AcceleratorName = Field(
         "nvidia.com/gpu",

@@ -53,6 +53,8 @@ def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str,
         if isinstance(value, list):
             return [local(item) for item in value]
         if isinstance(value, str):
+            if value.startswith("file:///"):
+                return "file://" + local(value.removeprefix("file://"))
             for mount, folder in volumes.items():
                 if value == mount or value.startswith(mount.rstrip("/") + "/"):
                     return folder.rstrip("/") + value[len(mount.rstrip("/")) :]
