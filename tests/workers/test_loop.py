@@ -321,8 +321,9 @@ def test_an_evaluation_that_a_stop_cuts_short_is_made_by_the_next_attempt(tmp_pa
     assert [line["step"] for line in lines(tmp_path, "step")] == [2, 3, 4]
 
 
+@pytest.mark.parametrize(("last", "again"), [(4, [(2, 2, 2)]), (2, [])], ids=["with steps left", "with none"])
 def test_each_attempt_is_checked_while_trainer_and_engines_have_the_weights_of_its_step(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    last: int, again: list[tuple[int, int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     checked: list[tuple[int, int, int]] = []
 
@@ -343,11 +344,11 @@ def test_each_attempt_is_checked_while_trainer_and_engines_have_the_weights_of_i
         await loop.checkpoint()
 
     async def resumed() -> None:
-        await loop_of(tmp_path, Weights(), Told({}), {"steps": 4}).run()
+        await loop_of(tmp_path, Weights(), Told({}), {"steps": last}).run()
 
     virtually(stopped)
     virtually(resumed)
-    assert checked == [(0, 0, 0), (2, 2, 2)]
+    assert checked == [(0, 0, 0), *again]
 
 
 def test_a_finished_run_exports_its_model_with_a_card_of_the_last_evaluation(
