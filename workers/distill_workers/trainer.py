@@ -71,13 +71,14 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         teachers.bound_ids(len(tokenizer))
         server.teachers = teachers.shared_requests
         engines = EnginePool(job, folder, metrics)
-        engines.stop_token_ids = check_models(spec, model, tokenizer)
+        agreement = check_models(spec, model, tokenizer)
+        engines.stop_token_ids = agreement.stop_token_ids
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
-        notes += size_notes(spec, model)
+        notes += [*agreement.notes, *size_notes(spec, model)]
         check_export(spec, model, folder)
         notes += await Publisher(job, folder).probe()
         try:
-            notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards))
+            notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards, evaluators))
             for note in notes:
                 log.warning("preflight: %s", note)
             reporter.update(notes=notes)

@@ -10,7 +10,7 @@ from typing import Any
 
 from distill_api.spec.job_spec import Prompts, Spec
 from distill_workers.data.entries import Entry, entries_of, name_of
-from distill_workers.data.findings import Findings
+from distill_workers.data.findings import Findings, shared
 from distill_workers.data.rendering import Renderer, TeacherRenderer
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
@@ -34,6 +34,8 @@ def load_data(spec: Spec, tokenizer: Any, metrics: Metrics) -> list[Prompt]:
         route = Route.of(spec, source)
         found, long = load_prompts(source.prompts, tokenizer, spec.rollout.max_prompt_tokens, None, route)
         metrics.set("distill_prompts_overlong", long, source=source.name)
+        if result and (known := shared(result, found)):
+            log.warning("source %s: %s", source.name, known)
         first = result[-1].index + 1 if result else 0
         result += [dataclasses.replace(p, index=first + p.index, source=source.name) for p in found]
     return result

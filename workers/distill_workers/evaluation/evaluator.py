@@ -77,7 +77,7 @@ class Evaluator:
     """An evaluator of one entry of spec.evaluation, whose prompts are read once."""
 
     def __init__(self, spec: Spec, evaluation: Evaluation, tokenizer: Any, metrics: Metrics) -> None:
-        self.name = evaluation.name
+        self.name, self.reward_source = evaluation.name, evaluation.reward.source
         self._spec, self._evaluation = spec, evaluation
         self._prompts, long = load_prompts(
             evaluation.prompts,
@@ -88,7 +88,7 @@ class Evaluator:
         )
         self.prompts, self.content = self._prompts, content_of(self._prompts)
         metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
-        self._reward = (
+        self.reward = (
             None if evaluation.reward.source is RewardSource.NONE else build_reward(evaluation.reward, metrics)
         )
         self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
@@ -105,7 +105,7 @@ class Evaluator:
         """Return all responses that will be needed, without those of other weights than the step's."""
         sampled = Sampled(step)
         want_kl = reverse_kl and self._evaluation.measure_reverse_kl
-        count = self._evaluation.samples_per_prompt if self._reward is not None else 0
+        count = self._evaluation.samples_per_prompt if self.reward is not None else 0
         # Sampled as in training, the responses that are scored serve for the reverse KL too.
         once = want_kl and count > 0 and self._evaluation.sampling == AS_IN_TRAINING
         sampled.to_score, sampled.as_trained = await asyncio.gather(
@@ -119,7 +119,7 @@ class Evaluator:
     async def grade(self, sampled: Sampled, teachers: Teachers | None) -> Measurement:
         """Return the measurement of responses that have been sampled; no engine is needed."""
         result = Measurement(self.name, sampled.step, prompts=len(self._prompts), failed=sampled.failed)
-        with_teacher = self._evaluation.score_teacher and self._reward is not None and sampled.step == 0
+        with_teacher = self._evaluation.score_teacher and self.reward is not None and sampled.step == 0
         _, result.reverse_kl, result.teacher_score = await asyncio.gather(
             self._score(sampled, result),
             self._reverse_kl(sampled, result, teachers),
@@ -130,8 +130,8 @@ class Evaluator:
         return result
 
     async def close(self) -> None:
-        if self._reward is not None:
-            await self._reward.close()
+        if self.reward is not None:
+            await self.reward.close()
 
     async def _sample(
         self, sampled: Sampled, engines: Generator, sampling: Sampling, count: int, stream: int
@@ -157,7 +157,7 @@ class Evaluator:
         return list(await asyncio.gather(*(one(p) for p in self._prompts))) if count else []
 
     async def _score(self, sampled: Sampled, result: Measurement) -> None:
-        reward = self._reward
+        reward = self.reward
         if reward is None:
             return
 
@@ -202,7 +202,7 @@ class Evaluator:
         return statistics.fmean(terms) if terms else None
 
     async def _score_teacher(self, teachers: Teachers | None) -> float | None:
-        reward = self._reward
+        reward = self.reward
         if teachers is None or reward is None:
             return None
 

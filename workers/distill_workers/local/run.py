@@ -18,7 +18,7 @@ from distill_api.job import DistillationJob
 from distill_api.protocol import ExitCode, ExitReport, Phase, ProgressReport, Variable
 from distill_api.spec.job_spec import Output
 from distill_workers import loopback
-from distill_workers.child_processes import end_with_parent
+from distill_workers.child_processes import end_session, end_with_parent
 from distill_workers.failures import is_full
 from distill_workers.launch import exit_code
 from distill_workers.local import machine
@@ -265,5 +265,5 @@ class LocalRun:
             pass
         finally:
             if self._trainer.poll() is None:
-                os.killpg(self._trainer.pid, signal.SIGKILL)
+                end_session(self._trainer.pid)
                 self._trainer.wait()

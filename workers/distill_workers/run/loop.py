@@ -104,7 +104,7 @@ class Loop:
             after=[
                 MetricsCallback(recorder),
                 *self.traces,
-                EngineAgreementCallback(spec),
+                EngineAgreementCallback(spec, engines, cursor, trainer),
                 guard,
                 self.evaluation,
                 next_batches,
@@ -119,10 +119,11 @@ class Loop:
         cursor_continues(self._spec, self._state.step, self._state.cursor)
         async with self._engines.updating_weights():
             await self._load_engines()
-        if self._state.step == 0:
+        if self._state.step < self._last_step:  # else nothing is left but to export and publish
             self._reporter.update(phase=Phase.PREFLIGHT)
             parts = (self._trainer, self._engines, self._teachers, self._cursor)
-            await self._stop_signal.interrupting(preflight(self._spec, self._tokenizer, *parts))
+            checks = preflight(self._spec, self._tokenizer, *parts, step=self._state.step)
+            await self._stop_signal.interrupting(checks)
         self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
         guard = await self._train()
         await self.checkpoints.finish()
