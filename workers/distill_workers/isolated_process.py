@@ -1,0 +1,53 @@
+"""Processes for code that may hang, exit or abort: each runs one call at a time, for a limited time, and is killed."""
+
+import asyncio
+import contextlib
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Callable
+from concurrent.futures import Executor, ProcessPoolExecutor
+from typing import Any
+
+from distill_workers.child_processes import end_with_parent
+
+START_SECONDS = 120.0
+"""The longest time that a process may take to start."""
+
+
+def new_process() -> ProcessPoolExecutor:
+    """Return one process that runs one call at a time, and ends with this one."""
+    # spawn: this process has threads of torch, gloo and Ray, which a fork would break.
+    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+
+
+async def call(worker: Executor, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
+    """Return what the function returns in the worker. Raises TimeoutError, BrokenProcessPool and what it raises."""
+    return await asyncio.wait_for(asyncio.wrap_future(worker.submit(function, *arguments)), seconds)
+
+
+def end(worker: Executor | None) -> None:
+    """Kill a process at once; a thread cannot be ended, and is left alone."""
+    if worker is None:
+        return
+    for process in list((getattr(worker, "_processes", None) or {}).values()):
+        with contextlib.suppress(OSError):
+            process.kill()
+    worker.shutdown(wait=False, cancel_futures=True)
+
+
+def _begin() -> None:
+    end_with_parent()  # also where a regular expression lets no other thread run
+    # A SIGTERM for the trainer reaches its group; the trainer decides when its helpers end, or is gone.
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.dup2(2, 1)  # what the code prints is no output of the command that called it
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
