@@ -1,11 +1,14 @@
 """Prompt and Sample, the one type of ragged data: a response of the student with all that is known of its tokens."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import compress, groupby
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+T = TypeVar("T")
 COPIED_TOKENS = 4
 """Shortest run of tokens that counts as copied from a text: shorter ones stand in any two texts."""
 
@@ -38,7 +41,11 @@ class Prompt:
 
 @dataclass(slots=True)
 class Sample:
-    """One response to a prompt, the student's own unless `supervised`. Per-token lists are [response]."""
+    """One response to a prompt, the student's own unless `supervised`. Per-token lists are [response].
+
+    A conversation with an environment is one sample: its response is everything after the prompt, and `loss_mask` says
+    which tokens are the student's.
+    """
 
     prompt_index: int
     index_in_group: int
@@ -74,6 +81,25 @@ class Sample:
     leave-one-out."""
     privileged_ids: list[int] | None = None
     """What the teacher is asked instead of the prompt; None where it is asked the same."""
+    loss_mask: list[bool] | None = None
+    """[response], False at the tokens of an environment: both models read them, and nobody is trained on them. What
+    per-token lists say there means nothing. None where every token is trained on."""
+
+    def trained(self, values: Sequence[T]) -> Sequence[T]:
+        """Return those of [response] values whose tokens are trained on."""
+        return values if self.loss_mask is None else list(compress(values, self.loss_mask))
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of the response that are trained on."""
+        return len(self.response_ids) if self.loss_mask is None else sum(self.loss_mask)
+
+    @property
+    def turns(self) -> list[range]:
+        """Places in the response of each of the student's turns, between which stand the environment's tokens."""
+        if self.loss_mask is None:
+            return [range(len(self.response_ids))]
+        return list(_runs_of_true(self.loss_mask))
 
     @property
     def teacher_prompt_ids(self) -> list[int]:
@@ -102,6 +128,15 @@ class Sample:
     def tokens(self) -> int:
         """Tokens of prompt and response together."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+
+def _runs_of_true(mask: Sequence[bool]) -> Iterator[range]:
+    begin = 0
+    for is_true, group in groupby(mask):
+        end = begin + len(list(group))
+        if is_true:
+            yield range(begin, end)
+        begin = end
 
 
 def _runs(ids: list[int]) -> set[tuple[int, ...]]:
