@@ -32,6 +32,7 @@ from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.trackers import Trackers
 from distill_workers.rewards.build import build_rewards
 from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.episodes import build_episodes
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.traces import is_traced
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
@@ -74,13 +75,15 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
         notes += size_notes(spec, model)
         check_export(spec, model, folder)
+        episodes = build_episodes(spec, tokenizer, engines)
+        notes += episodes.notes() if episodes is not None else []
         try:
             notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards))
             for note in notes:
                 log.warning("preflight: %s", note)
             reporter.update(notes=notes)
             await both(teachers.start(), engines.start(str(model)))
-            rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)
+            rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics, episodes)
             loop = Loop(job, folder, ranks, engines, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
             try:
@@ -96,7 +99,8 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             await teachers.close()
             await server.close()
             await reporter.close()
-            await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
+            users = (*rewards.values(), *evaluators, *([episodes] if episodes is not None else []))
+            await asyncio.gather(*(part.close() for part in users))
     finally:
         ranks.dismiss()
 

@@ -4,29 +4,34 @@ from typing import Annotated
 
 from pydantic import Field
 
-from distill_api.base import Model, Path
-from distill_api.rules import matching
+from distill_api.base import Model
+from distill_api.rules import Rule, matching
+from distill_api.spec.reward import RewardSource
 
 ClassName = Annotated[
     str,
     Field(max_length=253),
-    matching(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "must be module:Class, such as my_envs.calculator:Calculator"),
+    matching(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "must be module:Class, such as my_envs:Calculator"),
 ]
 
 
 class Environment(Model):
     """What answers the student: a class of the user, whose object runs in a process of its own."""
 
-    function: ClassName = Field(
-        description="module:Class with async reset(row) and step(message); docs/guides/environments.md shows one. What "
-        "it raises, answers wrongly or takes too long for fails its sample."
+    function: ClassName = Field(description="module:Class with async reset(row) and step(message).")
+    max_turns: Annotated[int, Field(ge=1, le=1000)] = Field(8, description="Upper bound of the student's turns.")
+    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(60, description="Upper bound of one call in seconds.")
+    tools: Annotated[str, Field(max_length=1024)] | None = Field(
+        None, description="Path of a JSON file: a list of OpenAI tool schemas."
     )
-    max_turns: Annotated[int, Field(ge=1, le=1000)] = Field(
-        8, description="Upper bound of the student's turns in a conversation."
-    )
-    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
-        60, description="Upper bound of one call of the environment in seconds."
-    )
-    tools: Path | None = Field(
-        None, description="Path of a JSON file: a list of OpenAI tool schemas, which the chat template renders."
-    )
+
+
+ENVIRONMENT_ALONE = Rule(
+    "rollout.environment goes without objective.reward and datasetShare: it gives the reward",
+    "!has(self.rollout.environment) || self.objective.reward.source == 'none' && self.objective.datasetShare == 0.0",
+    lambda spec: (
+        spec.rollout.environment is None
+        or (spec.objective.reward.source is RewardSource.NONE and spec.objective.dataset_share == 0)
+    ),
+)
+"""The rule of a job's spec."""

@@ -9,7 +9,7 @@ from typing import Any
 
 from distill_api.spec.job_spec import Prompts, Spec
 from distill_api.spec.prompts import ROW_FIELD
-from distill_workers.data.entries import Entry
+from distill_workers.data.entries import Entry, messages_of
 from distill_workers.data.fields import MISSING, Chat, find
 from distill_workers.data.findings import Finding, Findings
 from distill_workers.data.rows import one_line
@@ -72,7 +72,7 @@ class Renderer:
             if isinstance(question, str):
                 return question
             raise PromptError(f"{where}: is a list of chat messages, which needs prompts.applyChatTemplate: true")
-        messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        messages = messages_of(entry)
         if self._special is not None:
             for message in messages:
                 if found := self._special.search(message["content"]):

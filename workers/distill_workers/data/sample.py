@@ -32,6 +32,8 @@ class Prompt:
     """Hash of what is asked, but for white space, system prompt and template: the same for copies, in this process."""
     privileged_ids: list[int] | None = None
     """What the teacher is asked instead (prompts.teacherPrompt); None where it is asked the same."""
+    messages: list[dict[str, Any]] | None = None
+    """The prompt as chat messages, which an environment is given; None in a job without one."""
 
     @property
     def teacher_ids(self) -> list[int]:

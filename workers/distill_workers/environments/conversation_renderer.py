@@ -34,6 +34,8 @@ class ConversationRenderer(Renderer):
 
     def __init__(self, prompts: Prompts, tokenizer: Any, tools: Sequence[Tool] | None) -> None:
         """Raises PromptError for a student that cannot take part in conversations, or has no place for tools."""
+        if not prompts.apply_chat_template:
+            raise PromptError("rollout.environment needs prompts.applyChatTemplate: true, which renders its messages")
         super().__init__(prompts, tokenizer, tools)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._own_tokens = {*getattr(tokenizer, "all_special_ids", ()), *added}

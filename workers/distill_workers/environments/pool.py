@@ -40,9 +40,15 @@ class OpenEnvironment:
         return self._usable(await self._process.call(self._environment.step, message))
 
     async def close(self) -> None:
-        """Let the environment release what it holds; what it raises is logged, since the conversation is over."""
-        if not self._process.ended and (raised := await self._process.call(self._environment.close)):
-            log.warning("rollout.environment.function %s: close raised %s", self._environment.name, raised)
+        """Let the environment release what it holds; a failure is logged alone, since the conversation is over."""
+        if self._process.ended:
+            return
+        try:
+            raised = await self._process.call(self._environment.close)
+        except UserCodeFailed as error:
+            raised = str(error)
+        if raised:
+            log.warning("rollout.environment.function %s: close: %s", self._environment.name, raised)
 
     def _usable(self, answer: Answer) -> Answer:
         if sentence := answer.wrong or answer.raised:

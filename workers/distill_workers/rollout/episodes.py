@@ -1,0 +1,171 @@
+"""Multi-turn rollouts: conversations of the student with an environment, each of which becomes one sample.
+
+A turn is one response of the student. All turns are sent to one engine, which has what stands before in its cache. A
+conversation ends when the environment says so, after maxTurns, or at maxResponseTokens: the student's turn is cut off
+there, or what the environment answered leaves no room for another turn, and is not read any more. In these two cases
+the sample counts as truncated. The environment is given whole turns alone.
+"""
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from distill_api.spec.job_spec import RewardSource, Spec, Truncated
+from distill_workers.data.sample import Prompt, Sample
+from distill_workers.engine.request import Response
+from distill_workers.environments.conversation_renderer import ConversationRenderer
+from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool, OpenEnvironment
+from distill_workers.environments.protocol import Message, Row
+from distill_workers.environments.tool_calls import parse_message
+from distill_workers.environments.tools import read_tools
+from distill_workers.failures import ConfigurationError, PromptError
+from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.scheduler import EngineAffinity
+
+
+def turn_seed(seed: int, turn: int) -> int:
+    """Return the seed of one turn of a conversation, which itself has the seed of its first."""
+    return seed if not turn else int.from_bytes(hashlib.sha256(f"{seed}/{turn}".encode()).digest()[:4], "big") >> 1
+
+
+@dataclass
+class Conversation:
+    """A conversation as token ids, which are appended and never changed. Lists but the first are [response]."""
+
+    prompt_ids: list[int]
+    response_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+    loss_mask: list[bool] = field(default_factory=list)
+    reward: float = 0.0
+    truncated: bool = False
+
+    def add_turn(self, read_ids: Sequence[int], response: Response) -> None:
+        """Append the tokens that the environment wrote before the student's turn, and the turn."""
+        # They are no one's sample; the version of the turn that read them keeps that of each token defined.
+        version = response.versions[0]
+        self.response_ids += [*read_ids, *response.ids]
+        self.logprobs += [0.0] * len(read_ids) + response.logprobs
+        self.versions += [version] * len(read_ids) + response.versions
+        self.loss_mask += [False] * len(read_ids) + [True] * len(response.ids)
+
+
+class Episodes:
+    """The conversations of a job."""
+
+    def __init__(
+        self,
+        spec: Spec,
+        engines: EnginePool,
+        environments: EnvironmentPool,
+        renderers: Mapping[str, ConversationRenderer],
+    ) -> None:
+        """`renderers` are by the names of the data's sources."""
+        assert spec.rollout.environment is not None
+        self._spec, self._engines, self._environments, self._renderers = spec, engines, environments, renderers
+        self._turns = spec.rollout.environment.max_turns
+
+    def notes(self) -> list[str]:
+        """Return what should be known of how conversations are rendered, as sentences."""
+        return sorted({note for renderer in self._renderers.values() for note in renderer.notes()})
+
+    async def close(self) -> None:
+        """End the environments' processes."""
+        await self._environments.close()
+
+    async def sample(self, prompt: Prompt, index_in_group: int, seed: int) -> Sample:
+        """Return a conversation as a sample, not yet scored. Raises EnvironmentFailed, EngineRefused."""
+        try:
+            async with self._environments.conversation() as environment:
+                found = await self._play(environment, prompt, seed)
+        except PromptError as error:
+            raise EnvironmentFailed(str(error), permanent=True) from None
+        return Sample(
+            prompt_index=prompt.index,
+            index_in_group=index_in_group,
+            prompt_ids=found.prompt_ids,
+            response_ids=found.response_ids,
+            engine_logprobs=found.logprobs,
+            token_versions=found.versions,
+            truncated=found.truncated,
+            masked=found.truncated and self._spec.rollout.truncated is Truncated.MASK,
+            source=prompt.source,
+            reward=found.reward,
+            loss_mask=found.loss_mask,
+        )
+
+    async def _play(self, environment: OpenEnvironment, prompt: Prompt, seed: int) -> Conversation:
+        renderer, where = self._renderers[prompt.source], f"prompt {prompt.index}"
+        assert prompt.messages is not None, "load_data gives prompts their messages in a job with an environment"
+        messages = await environment.reset(Row(prompt.messages, prompt.answer, prompt.metadata))
+        conversation = Conversation(self._opening(renderer, messages, where))
+        affinity, read_ids = EngineAffinity(), list[int]()
+        for turn in range(self._turns):
+            room = self._spec.rollout.max_response_tokens - len(conversation.response_ids) - len(read_ids)
+            if room <= 0:
+                conversation.truncated = True
+                break
+            response = await self._turn(conversation, read_ids, room, turn_seed(seed, turn), affinity)
+            if not response.ids:
+                break
+            conversation.add_turn(read_ids, response)
+            if response.truncated:
+                conversation.truncated = True
+                break
+            answer = await environment.step(parse_message(renderer.text(response.ids), turn))
+            conversation.reward += answer.reward
+            if answer.done:
+                break
+            read_ids = renderer.continuation(answer.messages, where)
+            if read_ids[0] == response.ids[-1]:
+                read_ids = read_ids[1:]  # the student has ended its turn as the template does
+        return conversation
+
+    def _opening(self, renderer: ConversationRenderer, messages: list[Message], where: str) -> list[int]:
+        ids, longest = renderer.opening(messages, where), self._spec.rollout.max_prompt_tokens
+        if len(ids) > longest:
+            raise EnvironmentFailed(
+                f"{where}: the environment begins with {len(ids)} tokens, and rollout.maxPromptTokens is {longest}",
+                permanent=True,
+            )
+        return ids
+
+    async def _turn(
+        self, conversation: Conversation, read_ids: list[int], room: int, seed: int, affinity: EngineAffinity
+    ) -> Response:
+        sampling = self._spec.rollout.sampling
+        return await self._engines.generate(
+            [*conversation.prompt_ids, *conversation.response_ids, *read_ids],
+            max_new_tokens=room,
+            temperature=sampling.temperature,
+            top_p=sampling.top_p,
+            seed=seed,
+            affinity=affinity,
+        )
+
+
+def build_episodes(spec: Spec, tokenizer: Any, engines: EnginePool) -> Episodes | None:
+    """Return the conversations of a job; None for one whose responses are single turns.
+
+    Raises ConfigurationError for an environment that cannot be called, tools that are none, or a chat template that
+    cannot render conversations.
+    """
+    environment = spec.rollout.environment
+    if environment is None:
+        return None
+    for source in spec.data.all_sources:
+        if source.reward is not None and source.reward.source is not RewardSource.NONE:
+            raise ConfigurationError(
+                f"data.sources {source.name}: has a reward, and rollout.environment gives one already; leave it out"
+            )
+        if source.prompts.teacher_prompt is not None or source.prompts.teacher_system_prompt is not None:
+            raise ConfigurationError(
+                f"data.sources {source.name}: both models read one conversation with rollout.environment; leave out "
+                "teacherPrompt and teacherSystemPrompt"
+            )
+    tools = None if environment.tools is None else read_tools(environment.tools)
+    renderers = {s.name: ConversationRenderer(s.prompts, tokenizer, tools) for s in spec.data.all_sources}
+    pool = EnvironmentPool(environment)
+    pool.check()
+    return Episodes(spec, engines, pool, renderers)
