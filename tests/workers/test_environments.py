@@ -1,6 +1,8 @@
 """An environment of the user runs in a process of its own: what it does there fails its sample, and no more."""
 
 import asyncio
+import re
+import textwrap
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,10 +12,13 @@ import pytest
 import pytest_asyncio
 
 from distill_api.spec.environment import Environment
+from distill_workers.environments import pool as pool_module
+from distill_workers.environments import protocol
 from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool
 from distill_workers.environments.protocol import AssistantMessage, Row, ToolCall
 from distill_workers.failures import ConfigurationError
 
+REPO = Path(__file__).resolve().parents[2]
 CODE = """
 import asyncio, os, sys
 from distill_workers.environments.protocol import Turn
@@ -139,6 +144,23 @@ async def test_an_environment_whose_conversation_was_cancelled_is_closed_before_
         assert await closed_in(environment._process) == [0]
 
 
+async def test_a_conversation_begins_once_one_of_those_that_go_on_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pool_module, "CONVERSATIONS", 1)
+    pool = pool_of("Counter")
+    async with pool.conversation() as first:
+        await first.reset(ROW)
+
+        async def second() -> list[Any]:
+            async with pool.conversation() as environment:
+                return await environment.reset(ROW)
+
+        waiting = asyncio.create_task(second())
+        await asyncio.sleep(0.2)
+        assert not waiting.done()
+    assert len(await waiting) == 2
+    await pool.close()
+
+
 @pytest.mark.parametrize(
     ("does", "sentence", "permanent"),
     [
@@ -192,6 +214,31 @@ async def test_one_that_hangs_or_dies_is_killed_and_the_next_conversation_goes_o
         assert not raised.value.permanent
     assert (await said(pool, "fine")).messages[0]["content"] == "go on"
     assert time.monotonic() - begin < 60
+    await pool.close()
+
+
+def example_of(text: str) -> str:
+    """The calculator in a text, without the text's indentation."""
+    block = re.search(r"^ *from distill_workers\.environments\.protocol .*?(?=```|\n *`rollout)", text, re.S | re.M)
+    assert block is not None
+    return textwrap.dedent(block[0]).strip()
+
+
+async def test_the_example_of_the_guide_and_of_the_protocol_is_an_environment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guide = example_of((REPO / "docs" / "guides" / "environments.md").read_text())
+    assert example_of(str(protocol.__doc__)).split() == guide.split()
+    (tmp_path / "my_envs.py").write_text(guide)
+    pool = EnvironmentPool(Environment(function="my_envs:Calculator"))
+    pool.check()
+    async with pool.conversation() as environment:
+        assert await environment.reset(ROW) == ROW.messages
+        called = await environment.step(AssistantMessage("", (ToolCall("c", "add", {"a": 1, "b": 2}),)))
+        wrong = await environment.step(AssistantMessage("", (ToolCall("c", "add", {"a": "1"}),)))
+        ended = await environment.step(AssistantMessage("3"))
+    assert [called.messages[0]["content"], wrong.messages[0]["content"][:6]] == ["3", "error:"]
+    assert (ended.reward, ended.done) == (1.0, True)
     await pool.close()
 
 

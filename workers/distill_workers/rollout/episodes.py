@@ -68,7 +68,7 @@ class Episodes:
 
     def notes(self) -> list[str]:
         """Return what should be known of how conversations are rendered, as sentences."""
-        return sorted({note for renderer in self._renderers.values() for note in renderer.notes()})
+        return sorted({f"Conversations: {note}" for made in self._renderers.values() for note in made.notes()})
 
     async def close(self) -> None:
         """End the environments' processes."""
