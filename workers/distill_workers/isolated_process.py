@@ -5,8 +5,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import sys
 import threading
-from collections.abc import Callable
+import types
+from collections.abc import Callable, Iterator
 from concurrent.futures import Executor, ProcessPoolExecutor
 from typing import Any
 
@@ -19,7 +21,24 @@ START_SECONDS = 120.0
 def new_process() -> ProcessPoolExecutor:
     """Return one process that runs one call at a time, and ends with this one."""
     # spawn: this process has threads of torch, gloo and Ray, which a fork would break.
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    made = ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
+    with _without_main():
+        made.submit(int)  # starts the process
+    return made
+
+
+@contextlib.contextmanager
+def _without_main() -> Iterator[None]:
+    """Hide the module that this program runs: a process that is started meanwhile does not import it.
+
+    Of the trainer that would be torch, Megatron and all: seconds, and hundreds of megabytes.
+    """
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = types.ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 async def call(worker: Executor, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:

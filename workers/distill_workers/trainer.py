@@ -99,8 +99,9 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             await teachers.close()
             await server.close()
             await reporter.close()
-            users = (*rewards.values(), *evaluators, *([episodes] if episodes is not None else []))
-            await asyncio.gather(*(part.close() for part in users))
+            await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
+            if episodes is not None:
+                await episodes.close()
     finally:
         ranks.dismiss()
 
