@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from distill_api.protocol import Variable
 from distill_workers.child_processes import ChildProcesses
 from distill_workers.launch import rank_environment
 
@@ -147,6 +148,7 @@ def test_the_real_trainer_is_what_it_starts(
     started: list[Any] = []
     monkeypatch.setattr(ChildProcesses, "run", lambda self: started.extend(self._commands) or 0)
     monkeypatch.setattr(module, "exit_on_signal", lambda: None)
+    monkeypatch.setenv(Variable.JOB_FILE, "")  # main sets it for good
     assert module.main(["--job", str(manifest(tmp_path, accelerator, gpusPerNode=ranks))]) == 0
     assert [command[1:] for command, _ in started] == [["-m", trainer]] * ranks
     assert [environment["RANK"] for _, environment in started] == [str(rank) for rank in range(ranks)]

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from distill_cli.main import main
 from distill_cli.run_folder import folder_snapshot, tail_of
 from distill_cli.snapshot import Curves, Snapshot
 from distill_cli.views.progress import Plain, panel, view
+from distill_workers.local.run import LocalRun
 from distill_workers.run_folder.run_folder import RunFolder
 
 EXAMPLE = REPO / "examples" / "arithmetic-cpu.yaml"
@@ -65,7 +67,7 @@ def test_ctrl_c_leaves_a_checkpoint_resume_goes_on_from_it_and_no_process_is_lef
     first = cli(*command(tmp_path, "stopped", settings=(few, "spec.schedule.steps=100000")))
     wait_for_step(folder, 3, first)
     first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=180)
     assert first.returncode == ExitCode.TEMPORARY, out + err
     assert "stopping with a checkpoint" in out and "--resume goes on from there" in err
     saved = int((folder / "checkpoints" / "latest").read_text().removeprefix("step-"))
@@ -158,16 +160,26 @@ time.sleep(600)
 
 @pytest.mark.timeout(60)
 def test_a_second_ctrl_c_ends_everything_at_once(
-    tmp_path: Path, stubborn: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, stubborn: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stopping, follow = threading.Event(), LocalRun._follow
+
+    def followed(self: LocalRun, teachers: Any, show: Any, say: Callable[[str], None]) -> int:
+        def said(sentence: str) -> None:
+            say(sentence)
+            stopping.set()
+
+        return follow(self, teachers, show, said)
+
     def press() -> None:
         while not (stubborn.exists() and stubborn.read_text()):
             time.sleep(0.02)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+        stopping.wait(50)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    keys = threading.Thread(target=press)
+    monkeypatch.setattr(LocalRun, "_follow", followed)
+    keys = threading.Thread(target=press, daemon=True)
     keys.start()
     assert main(command(tmp_path, "stubborn")) == 130
     keys.join()
