@@ -100,9 +100,9 @@ def spec_of(folder: Path, **rollout: Any) -> Any:
     ).spec
 
 
-def episodes(folder: Path, engines: Engines, environments: Any, **rollout: Any) -> Episodes:
+def episodes(folder: Path, engines: Engines, environments: Any, *, prompts: Any = None, **rollout: Any) -> Episodes:
     spec = spec_of(folder, **rollout)
-    renderer = ConversationRenderer(Prompts(path="/p"), TOKENIZER, [TOOL])
+    renderer = ConversationRenderer(Prompts.model_validate({"path": "/p", **(prompts or {})}), TOKENIZER, [TOOL])
     played: Any = engines
     return Episodes(spec, played, environments, {"sums": renderer})
 
@@ -124,6 +124,18 @@ async def test_a_conversation_is_one_sample_whose_ids_are_what_the_template_rend
     assert environment.rows == [Row([QUESTION], "42", {"level": 2})]
     assert environment.seen[0].tool_calls == (ToolCall("call-0-0", "add", {"a": 12, "b": 30}),)
     assert environment.seen[1].content == "The answer is 42."
+
+
+async def test_a_teacher_with_privileged_context_scores_the_same_turns_after_what_it_knows(tmp_path: Path) -> None:
+    known = "{prompt} The answer is {answer}, at level {level}."
+    made = episodes(tmp_path, Engines(), Played(one_tool_then_done), prompts={"teacherPrompt": known})
+    sample, plain = [
+        await e.sample(PROMPT, 0, seed=5) for e in (made, episodes(tmp_path, Engines(), Played(one_tool_then_done)))
+    ]
+    text = TOKENIZER.decode(sample.teacher_prompt_ids)
+    assert "What is 12 plus 30? The answer is 42, at level 2.<|im_end|>" in text and '"name": "add"' in text
+    assert (sample.prompt_ids, sample.response_ids) == (plain.prompt_ids, plain.response_ids)
+    assert plain.privileged_ids is None and sample.copied_share is not None
 
 
 async def test_each_token_has_the_log_prob_and_the_weights_that_it_was_drawn_with(tmp_path: Path) -> None:
@@ -323,18 +335,9 @@ def test_prompts_have_their_messages_in_a_job_with_an_environment_alone(
     assert build_episodes(single, TOKENIZER, None) is None  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(
-    ("prompts", "sentence"),
-    [
-        ({"applyChatTemplate": False}, r"rollout.environment needs prompts.applyChatTemplate: true"),
-        ({"teacherPrompt": "{prompt}"}, "data.sources prompts: both models read one conversation .* leave out teacher"),
-    ],
-)
-def test_prompts_that_begin_no_conversation_are_refused(
-    prompts: dict[str, Any], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    with pytest.raises((ConfigurationError, PromptError), match=sentence):
-        build_episodes(job_of(tmp_path, monkeypatch, **prompts), TOKENIZER, None)  # type: ignore[arg-type]
+def test_prompts_that_begin_no_conversation_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PromptError, match=r"rollout\.environment needs prompts\.applyChatTemplate: true"):
+        build_episodes(job_of(tmp_path, monkeypatch, applyChatTemplate=False), TOKENIZER, None)  # type: ignore[arg-type]
 
 
 def test_a_source_with_a_reward_of_its_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

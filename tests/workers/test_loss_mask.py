@@ -172,3 +172,13 @@ def test_a_rollout_shows_an_environments_tokens_without_nats() -> None:
     with console.capture() as shown:
         console.print(text)
     assert f"{rollout.mean_kl:.3f} nats per token" in shown.get() and "furthest from the teacher" in shown.get()
+
+
+def test_what_an_environment_repeats_of_the_teachers_context_is_not_copied_by_the_student() -> None:
+    hint = [1, 2, 3, 4]
+    masks = {"environment": [True] + [False] * 4 + [True], "student": [False] + [True] * 5}
+    shares = {
+        who: Sample(0, 0, [9], [8, *hint, 7], [], [], False, privileged_ids=[9, *hint], loss_mask=mask).copied_share
+        for who, mask in masks.items()
+    }
+    assert shares == {"environment": 0.0, "student": 4 / 5}

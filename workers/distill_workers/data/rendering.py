@@ -139,15 +139,15 @@ class Renderer:
 class TeacherRenderer(Renderer):
     """The prompts of a source as its teacher is asked them, where that is another question: privileged context."""
 
-    def __init__(self, prompts: Prompts, tokenizer: Any) -> None:
-        super().__init__(prompts, tokenizer)
+    def __init__(self, prompts: Prompts, tokenizer: Any, tools: Sequence[dict[str, Any]] | None = None) -> None:
+        super().__init__(prompts, tokenizer, tools)
         self._prompt, self._teacher_system = prompts.teacher_prompt, prompts.teacher_system_prompt
 
     @staticmethod
-    def of(prompts: Prompts, tokenizer: Any) -> "TeacherRenderer | None":
+    def of(prompts: Prompts, tokenizer: Any, tools: Sequence[dict[str, Any]] | None = None) -> "TeacherRenderer | None":
         """Return the renderer of a source; None where the teacher is asked the same."""
         same = prompts.teacher_prompt is None and prompts.teacher_system_prompt is None
-        return None if same else TeacherRenderer(prompts, tokenizer)
+        return None if same else TeacherRenderer(prompts, tokenizer, tools)
 
     def encode(self, entries: Sequence[Entry], findings: Findings) -> list[tuple[str, list[int]]]:
         return super().encode([self._privileged(entry) for entry in entries], findings)

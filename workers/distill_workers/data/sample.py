@@ -110,16 +110,17 @@ class Sample:
 
     @property
     def copied_share(self) -> float | None:
-        """Share of the response in runs of COPIED_TOKENS tokens which the teacher's prompt has and the student's lacks:
-        what the student cannot know. None without privileged context."""
+        """Share of what the student wrote in runs of COPIED_TOKENS tokens which the teacher's prompt has and the
+        student's lacks: what the student cannot know. None without privileged context."""
         if self.privileged_ids is None:
             return None
         hints = _runs(self.privileged_ids) - _runs(self.prompt_ids)
         ids, found = self.response_ids, set[int]()
-        for i in range(len(ids) - COPIED_TOKENS + 1):
-            if tuple(ids[i : i + COPIED_TOKENS]) in hints:
-                found.update(range(i, i + COPIED_TOKENS))
-        return len(found) / max(len(ids), 1)
+        for turn in self.turns:
+            for i in range(turn.start, turn.stop - COPIED_TOKENS + 1):
+                if tuple(ids[i : i + COPIED_TOKENS]) in hints:
+                    found.update(range(i, i + COPIED_TOKENS))
+        return len(found) / max(self.trained_tokens, 1)
 
     @property
     def weight_version(self) -> int:

@@ -13,7 +13,8 @@ from typing import Any
 from distill_api.spec.job_spec import Prompts
 from distill_workers.data.entries import Entry
 from distill_workers.data.findings import Findings
-from distill_workers.data.rendering import Renderer
+from distill_workers.data.rendering import Renderer, TeacherRenderer
+from distill_workers.data.sample import Prompt
 from distill_workers.environments.protocol import Message
 from distill_workers.environments.tools import Tool
 from distill_workers.failures import PromptError
@@ -37,6 +38,7 @@ class ConversationRenderer(Renderer):
         if not prompts.apply_chat_template:
             raise PromptError("rollout.environment needs prompts.applyChatTemplate: true, which renders its messages")
         super().__init__(prompts, tokenizer, tools)
+        self._teachers = TeacherRenderer.of(prompts, tokenizer, tools)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._own_tokens = {*getattr(tokenizer, "all_special_ids", ()), *added}
         if tools is not None:
@@ -55,6 +57,15 @@ class ConversationRenderer(Renderer):
     def opening(self, messages: list[Message], where: str) -> list[int]:
         """Return the ids of the messages that a conversation begins with. Raises PromptError."""
         [(_, ids)] = self.encode([Entry(where, messages, None, {})], Findings())
+        return ids
+
+    def privileged_opening(self, messages: list[Message], prompt: Prompt, where: str) -> list[int] | None:
+        """Return the ids of the messages that the teacher is given in their place, with the fields of the prompt's row;
+        None where it is given the same. Raises PromptError."""
+        if self._teachers is None:
+            return None
+        entry = Entry(where, messages, prompt.answer, prompt.metadata, prompt.response)
+        [(_, ids)] = self._teachers.encode([entry], Findings())
         return ids
 
     def continuation(self, messages: list[Message], where: str) -> list[int]:

@@ -16,7 +16,7 @@ from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import Response
 from distill_workers.environments.conversation_renderer import ConversationRenderer
 from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool, OpenEnvironment
-from distill_workers.environments.protocol import Message, Row
+from distill_workers.environments.protocol import Row
 from distill_workers.environments.tool_calls import parse_message
 from distill_workers.environments.tools import read_tools
 from distill_workers.failures import ConfigurationError, PromptError
@@ -31,9 +31,11 @@ def turn_seed(seed: int, turn: int) -> int:
 
 @dataclass
 class Conversation:
-    """A conversation as token ids, which are appended and never changed. Lists but the first are [response]."""
+    """A conversation as token ids, which are appended and never changed. Lists but the prompts are [response]."""
 
     prompt_ids: list[int]
+    privileged_ids: list[int] | None = None
+    """What the teacher is given in place of the prompt; None where it is given the same."""
     response_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
@@ -93,13 +95,17 @@ class Episodes:
             source=prompt.source,
             reward=found.reward,
             loss_mask=found.loss_mask,
+            privileged_ids=found.privileged_ids,
         )
 
     async def _play(self, environment: OpenEnvironment, prompt: Prompt, seed: int) -> Conversation:
         renderer, where = self._renderers[prompt.source], f"prompt {prompt.index}"
         assert prompt.messages is not None, "load_data gives prompts their messages in a job with an environment"
         messages = await environment.reset(Row(prompt.messages, prompt.answer, prompt.metadata))
-        conversation = Conversation(self._opening(renderer, messages, where))
+        conversation = Conversation(
+            renderer.opening(messages, where), renderer.privileged_opening(messages, prompt, where)
+        )
+        self._check_opening(conversation, where)
         affinity, read_ids = EngineAffinity(), list[int]()
         for turn in range(self._turns):
             room = self._spec.rollout.max_response_tokens - len(conversation.response_ids) - len(read_ids)
@@ -122,14 +128,15 @@ class Episodes:
                 read_ids = read_ids[1:]  # the student has ended its turn as the template does
         return conversation
 
-    def _opening(self, renderer: ConversationRenderer, messages: list[Message], where: str) -> list[int]:
-        ids, longest = renderer.opening(messages, where), self._spec.rollout.max_prompt_tokens
-        if len(ids) > longest:
+    def _check_opening(self, conversation: Conversation, where: str) -> None:
+        """Raise EnvironmentFailed for a conversation that begins with more than rollout.maxPromptTokens."""
+        tokens = max(len(conversation.prompt_ids), len(conversation.privileged_ids or ()))
+        if tokens > self._spec.rollout.max_prompt_tokens:
             raise EnvironmentFailed(
-                f"{where}: the environment begins with {len(ids)} tokens, and rollout.maxPromptTokens is {longest}",
+                f"{where}: the environment begins with {tokens} tokens, and rollout.maxPromptTokens is "
+                f"{self._spec.rollout.max_prompt_tokens}",
                 permanent=True,
             )
-        return ids
 
     async def _turn(
         self, conversation: Conversation, read_ids: list[int], room: int, seed: int, affinity: EngineAffinity
@@ -158,11 +165,6 @@ def build_episodes(spec: Spec, tokenizer: Any, engines: EnginePool) -> Episodes 
         if source.reward is not None and source.reward.source is not RewardSource.NONE:
             raise ConfigurationError(
                 f"data.sources {source.name}: has a reward, and rollout.environment gives one already; leave it out"
-            )
-        if source.prompts.teacher_prompt is not None or source.prompts.teacher_system_prompt is not None:
-            raise ConfigurationError(
-                f"data.sources {source.name}: both models read one conversation with rollout.environment; leave out "
-                "teacherPrompt and teacherSystemPrompt"
             )
     tools = None if environment.tools is None else read_tools(environment.tools)
     renderers = {s.name: ConversationRenderer(s.prompts, tokenizer, tools) for s in spec.data.all_sources}
