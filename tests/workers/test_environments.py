@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import resource
 import textwrap
 import time
 from collections.abc import AsyncIterator
@@ -142,6 +143,16 @@ async def test_an_environment_whose_conversation_was_cancelled_is_closed_before_
     async with counters.conversation() as environment:
         await environment.reset(ROW)
         assert await closed_in(environment._process) == [0]
+
+
+def test_a_low_limit_of_open_files_is_raised_for_the_processes_of_conversations() -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (256, before[1]))
+        pool_of("Counter")
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[0] == min(before[1], pool_module.OPEN_FILES)
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
 
 
 async def test_a_conversation_begins_once_one_of_those_that_go_on_has_ended(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 import asyncio
 import logging
+import resource
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -14,6 +15,11 @@ log = logging.getLogger(__name__)
 
 CONVERSATIONS = 64
 """Conversations at the same time, each with a process of its own; the others begin when one has ended."""
+
+
+OPEN_FILES = 16_384
+"""This process may have so many, where the system allows it: it holds eight for each process of a conversation, and
+many systems begin with a limit of 1,024 for all."""
 
 
 class EnvironmentFailed(Exception):
@@ -62,6 +68,7 @@ class EnvironmentPool:
     """A pool of the processes in which environments run."""
 
     def __init__(self, spec: EnvironmentSpec) -> None:
+        _allow_open_files()
         self._environment = UserEnvironment(spec.function)
         self._processes = UserProcesses(
             self._environment,
@@ -99,3 +106,10 @@ class EnvironmentPool:
     async def close(self) -> None:
         """End all processes."""
         await self._processes.close()
+
+
+def _allow_open_files() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < allowed:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (allowed, hard))
