@@ -14,7 +14,7 @@ from runs import arithmetic
 from test_environment_messages import RESULT, TOOL, WITH_TOOLS, called
 
 from distill_api.job import parse_job
-from distill_api.spec.job_spec import Prompts
+from distill_api.spec.job_spec import Prompts, Reward
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.prompts import load_data
 from distill_workers.data.sample import Prompt, Sample
@@ -25,6 +25,7 @@ from distill_workers.environments.protocol import AssistantMessage, Message, Row
 from distill_workers.environments.user_environment import Answer
 from distill_workers.failures import ConfigurationError, PromptError
 from distill_workers.metrics import Metrics
+from distill_workers.rewards.build import build_reward, build_rewards
 from distill_workers.rollout.episodes import Episodes, build_episodes, turn_seed
 from distill_workers.rollout.pipeline import RolloutPipeline, sample_seed
 from distill_workers.teacher.protocol import Scores
@@ -89,12 +90,14 @@ def for_ever(turn: int) -> Answer:
     return Answer([RESULT], 1.0)
 
 
-def spec_of(folder: Path, **rollout: Any) -> Any:
+def spec_of(folder: Path, *, objective: Any = None, **rollout: Any) -> Any:
     environment = {"function": "users_envs:Calculator", "maxTurns": 4, **rollout.pop("environment", {})}
     return parse_job(
         arithmetic(
             folder,
             "episodes",
+            objective=objective or {},
+            data={"sources": [{"name": "sums", "prompts": {"path": "/p"}}], "prompts": None},
             rollout={**LIMITS, "promptsPerStep": 1, "samplesPerPrompt": 1, "environment": environment, **rollout},
         )
     ).spec
@@ -248,6 +251,18 @@ async def test_the_teacher_scores_a_whole_conversation_in_one_request(tmp_path: 
     assert f'distill_tokens_total{{kind="rollout"}} {float(sample.trained_tokens)}' in metrics.text().decode()
 
 
+@pytest.mark.parametrize(("source", "advantages"), [("environment", [-0.5, 0.5]), ("none", [0.0, 0.0])])
+async def test_the_environments_reward_is_trained_on_where_the_objective_names_it(
+    source: str, advantages: list[float], tmp_path: Path
+) -> None:
+    rewards = itertools.count()
+    environment = Played(lambda turn: Answer(reward=next(rewards) / 2, done=True))
+    objective = {"reward": {"source": source}, "advantage": "leave-one-out"}
+    rollouts = pipeline(tmp_path, Engines(), environment, Teacher(), Metrics(), objective=objective, samplesPerPrompt=2)
+    samples = await samples_of(rollouts)
+    assert [s.reward for s in samples] == [0.0, 0.5] and [s.advantage for s in samples] == advantages
+
+
 async def test_the_seed_of_a_conversation_is_that_of_its_response(tmp_path: Path) -> None:
     engines = Engines()
     await samples_of(pipeline(tmp_path, engines, Played(one_tool_then_done), Teacher(), Metrics()))
@@ -340,12 +355,18 @@ def test_prompts_that_begin_no_conversation_are_refused(tmp_path: Path, monkeypa
         build_episodes(job_of(tmp_path, monkeypatch, applyChatTemplate=False), TOKENIZER, None)  # type: ignore[arg-type]
 
 
-def test_a_source_with_a_reward_of_its_own_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_source_with_another_reward_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = job_of(tmp_path, monkeypatch)
     source = {"name": "sums", "prompts": {"path": "/p", "answerField": "a"}, "reward": {"source": "math"}}
     data = type(spec.data).model_validate({"sources": [source]})
-    with pytest.raises(ConfigurationError, match=r"data\.sources sums: has a reward, and rollout.environment gives"):
-        build_episodes(spec.model_copy(update={"data": data}), TOKENIZER, None)  # type: ignore[arg-type]
+    assert build_rewards(spec, Metrics()) == {}
+    with pytest.raises(ConfigurationError, match=r"data\.sources sums: reward\.source is math, and rollout"):
+        build_rewards(spec.model_copy(update={"data": data}), Metrics())
+
+
+def test_the_reward_of_conversations_grades_no_response_by_itself() -> None:
+    with pytest.raises(ConfigurationError, match=r"reward\.source environment is that of conversations"):
+        build_reward(Reward.model_validate({"source": "environment"}), Metrics())
 
 
 def test_an_environment_that_cannot_be_imported_is_refused_before_the_run(

@@ -1,6 +1,6 @@
 """The environment of multi-turn rollouts: what answers the student's messages."""
 
-from typing import Annotated
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -11,7 +11,7 @@ from distill_api.spec.reward import RewardSource
 ClassName = Annotated[
     str,
     Field(max_length=253),
-    matching(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "must be module:Class, such as my_envs:Calculator"),
+    matching(r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", "must be module:Class, as my_envs:Calculator"),
 ]
 
 
@@ -26,12 +26,17 @@ class Environment(Model):
     )
 
 
-ENVIRONMENT_ALONE = Rule(
-    "rollout.environment goes without objective.reward and datasetShare: it gives the reward",
-    "!has(self.rollout.environment) || self.objective.reward.source == 'none' && self.objective.datasetShare == 0.0",
-    lambda spec: (
-        spec.rollout.environment is None
-        or (spec.objective.reward.source is RewardSource.NONE and spec.objective.dataset_share == 0)
-    ),
+def _goes_with_rewards(spec: Any) -> bool:
+    source, objective = spec.objective.reward.source, spec.objective
+    if spec.rollout.environment is None:
+        return source is not RewardSource.ENVIRONMENT
+    return source in (RewardSource.NONE, RewardSource.ENVIRONMENT) and objective.dataset_share == 0
+
+
+ENVIRONMENT_REWARD = Rule(
+    "rollout.environment goes with reward.source none or environment and datasetShare 0, source environment with it",
+    "has(self.rollout.environment) ? self.objective.reward.source in ['none', 'environment'] && "
+    "self.objective.datasetShare == 0.0 : self.objective.reward.source != 'environment'",
+    _goes_with_rewards,
 )
 """The rule of a job's spec."""

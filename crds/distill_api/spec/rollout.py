@@ -77,7 +77,7 @@ class Rollout(Model):
     )
     environment: Environment | None = Field(
         None,
-        description="Environment of multi-turn responses; maxResponseTokens bounds all of their turns.",
+        description="Environment of multi-turn responses, all within maxResponseTokens.",
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=16)] = Field(
         default_factory=list,

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill_api.spec.job_spec import RewardSource, Spec, Truncated
+from distill_api.spec.job_spec import Spec, Truncated
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import Response
 from distill_workers.environments.conversation_renderer import ConversationRenderer
@@ -19,7 +19,7 @@ from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool
 from distill_workers.environments.protocol import Row
 from distill_workers.environments.tool_calls import parse_message
 from distill_workers.environments.tools import read_tools
-from distill_workers.failures import ConfigurationError, PromptError
+from distill_workers.failures import PromptError
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.scheduler import EngineAffinity
 
@@ -161,11 +161,6 @@ def build_episodes(spec: Spec, tokenizer: Any, engines: EnginePool) -> Episodes 
     environment = spec.rollout.environment
     if environment is None:
         return None
-    for source in spec.data.all_sources:
-        if source.reward is not None and source.reward.source is not RewardSource.NONE:
-            raise ConfigurationError(
-                f"data.sources {source.name}: has a reward, and rollout.environment gives one already; leave it out"
-            )
     tools = None if environment.tools is None else read_tools(environment.tools)
     renderers = {s.name: ConversationRenderer(s.prompts, tokenizer, tools) for s in spec.data.all_sources}
     pool = EnvironmentPool(environment)

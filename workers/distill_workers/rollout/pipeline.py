@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from distill_api.spec.job_spec import Spec, Truncated
+from distill_api.spec.job_spec import RewardSource, Spec, Truncated
 from distill_api.spec.objective import Baseline
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
@@ -103,6 +103,8 @@ class RolloutPipeline:
         self._spec, self._cursor, self._engines, self._teachers = spec, cursor, engines, teachers
         # By the name of a prompt's source; prompts of other sources have no reward.
         self._rewards, self._tokenizer, self._metrics = rewards, tokenizer, metrics
+        chosen = {s.name: (s.reward or spec.objective.reward).source for s in spec.data.all_sources}
+        self._rewarded = rewards.keys() | {n for n, source in chosen.items() if source is RewardSource.ENVIRONMENT}
         self._batches: dict[int, Batch] = {}
         self._prefetches: set[asyncio.Task[None]] = set()
         self._top_k = spec.objective.teacher_top_k
@@ -144,7 +146,7 @@ class RolloutPipeline:
                 parts.append(self._supervised(batch, prompt))
                 continue
             self._prefetch(prompt)
-            if prompt.source in self._rewards or self._leave_one_out:
+            if prompt.source in self._rewarded or self._leave_one_out:
                 parts.append(self._group(batch, prompt, place))
             else:
                 parts += [
@@ -177,7 +179,7 @@ class RolloutPipeline:
         indices = range(self._spec.rollout.samples_per_prompt)
         sampled = await asyncio.gather(*(self._sample(batch, prompt, place, index) for index in indices))
         samples = [sample for part in sampled for sample in part]
-        if prompt.source in self._rewards:
+        if prompt.source in self._rewarded:
             rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
             groups = torch.zeros(len(samples), dtype=torch.long)
             advantages = reward_advantages(self._spec.objective.advantage, rewards, groups)
