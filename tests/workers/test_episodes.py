@@ -1,5 +1,6 @@
 """Conversations of a played student with an environment: what becomes a sample of them."""
 
+import asyncio
 import contextlib
 import dataclasses
 import itertools
@@ -23,10 +24,11 @@ from distill_workers.environments.conversation_renderer import ConversationRende
 from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool
 from distill_workers.environments.protocol import AssistantMessage, Message, Row, ToolCall
 from distill_workers.environments.user_environment import Answer
+from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import ConfigurationError, PromptError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.build import build_reward, build_rewards
-from distill_workers.rollout.episodes import Episodes, build_episodes, turn_seed
+from distill_workers.rollout.episodes import Episodes, build_episodes, of_evaluation, turn_seed
 from distill_workers.rollout.pipeline import RolloutPipeline, sample_seed
 from distill_workers.teacher.protocol import Scores
 from distill_workers.teacher.teachers import Teachers
@@ -44,10 +46,10 @@ def ids_of(text: str) -> list[int]:
 
 
 class Engines:
-    """A student that says one text a turn, and ends each by `end`; turn n under weights n."""
+    """A student that says one text a turn, and ends each by `end`; turn n under weights n, or all under `version`."""
 
-    def __init__(self, says: list[str] = SAYS, end: str = "<|im_end|>") -> None:
-        self.says, self.end, self.requests = says, end, list[dict[str, Any]]()
+    def __init__(self, says: list[str] = SAYS, end: str = "<|im_end|>", version: int | None = None) -> None:
+        self.says, self.end, self.version, self.requests = says, end, version, list[dict[str, Any]]()
         self.refused = 0
 
     async def generate(self, prompt_ids: list[int], *, max_new_tokens: int, affinity: Any, **others: Any) -> Response:
@@ -58,7 +60,8 @@ class Engines:
         self.requests.append({"prompt": prompt_ids, "room": max_new_tokens, "affinity": affinity, **others})
         ids = ids_of(self.says[turn] + self.end)
         kept = ids[:max_new_tokens]
-        return Response(kept, [-0.5] * len(kept), [turn] * len(kept), len(kept) < len(ids))
+        version = turn if self.version is None else self.version
+        return Response(kept, [-0.5] * len(kept), [version] * len(kept), len(kept) < len(ids))
 
 
 class Played:
@@ -107,7 +110,7 @@ def episodes(folder: Path, engines: Engines, environments: Any, *, prompts: Any 
     spec = spec_of(folder, **rollout)
     renderer = ConversationRenderer(Prompts.model_validate({"path": "/p", **(prompts or {})}), TOKENIZER, [TOOL])
     played: Any = engines
-    return Episodes(spec, played, environments, {"sums": renderer})
+    return Episodes(spec, played, environments, {"sums": renderer, of_evaluation("held-out"): renderer})
 
 
 PROMPT = Prompt(3, [1], "?", "42", {"level": 2}, "sums", messages=[QUESTION])
@@ -299,6 +302,71 @@ async def test_a_conversation_that_an_engine_refuses_begins_anew(tmp_path: Path)
     engines.refused = 1
     [sample] = await samples_of(pipeline(tmp_path, engines, environment, Teacher(), Metrics()))
     assert len(environment.rows) == 2 and len(sample.turns) == 1
+
+
+def evaluator(folder: Path, made: Episodes | None, **fields: Any) -> Evaluator:
+    (folder / "held-out.jsonl").write_text("".join(json.dumps({"prompt": f"What is {n}?"}) + "\n" for n in range(3)))
+    evaluation = {
+        "name": "held-out",
+        "prompts": {"path": str(folder / "held-out.jsonl")},
+        "reward": {"source": "environment"},
+        "sampling": {"temperature": 0.5},
+        "maxResponseTokens": 150,
+        **fields,
+    }
+    spec = parse_job(arithmetic(folder, "held-out", evaluation=[evaluation], rollout=LIMITS)).spec
+    return Evaluator(spec, spec.evaluation[0], TOKENIZER, Metrics(), made)
+
+
+async def test_an_evaluation_scores_conversations_by_the_environments_reward(tmp_path: Path) -> None:
+    rewards = itertools.count()
+
+    def step(turn: int) -> Answer:
+        return Answer([RESULT]) if turn % 2 == 0 else Answer(reward=float(next(rewards) % 3 == 0), done=True)
+
+    class OneAfterAnother(Played):
+        """The turns of conversations do not mix, so that their numbers tell which is which."""
+
+        lock = asyncio.Lock()
+
+        @contextlib.asynccontextmanager
+        async def conversation(self) -> AsyncIterator[Any]:
+            async with self.lock:
+                yield self
+
+    engines, environment, teacher = Engines(version=7), OneAfterAnother(step), Teacher()
+    made = evaluator(tmp_path, episodes(tmp_path, engines, environment), samplesPerPrompt=2)
+    found = await made.measure(7, engines, Teachers({"teacher": teacher}))  # type: ignore[arg-type, dict-item]
+    scored = [r for r in engines.requests if r["temperature"] == 0.5]
+    assert (found.score, found.failed, found.prompts) == (pytest.approx(1 / 3), 0, 3)
+    assert len(scored) == 2 * 6 and len({r["seed"] for r in scored}) == 12 and all(r["urgent"] for r in scored)
+    assert scored[0]["room"] == 150 and {row.messages[0]["content"] for row in environment.rows} == {
+        f"What is {n}?" for n in range(3)
+    }
+    assert found.reverse_kl == pytest.approx(0.5), "over the student's own tokens alone"
+    assert len(teacher.requests) == 3 and "<tool_response>" in found.examples[0]["response"]
+    await made.close()
+
+
+async def test_conversations_of_an_evaluation_that_fail_are_counted(tmp_path: Path) -> None:
+    def step(turn: int) -> Answer:
+        if turn == 1:
+            raise EnvironmentFailed("step raised KeyError")
+        return Answer(reward=1.0, done=True)
+
+    engines = Engines(version=7)
+    made = evaluator(tmp_path, episodes(tmp_path, engines, Played(step)), measureReverseKL=False)
+    found = await made.measure(7, engines, None)  # type: ignore[arg-type]
+    assert (found.score, found.failed) == (1.0, 1)
+    stale = await made.measure(6, engines, None)  # type: ignore[arg-type]
+    assert (stale.score, stale.failed) == (None, 3)
+
+
+def test_an_evaluation_that_can_have_no_conversations_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match=r"evaluation held-out: reward\.source environment is measured in"):
+        evaluator(tmp_path, None)
+    with pytest.raises(ConfigurationError, match="evaluation held-out: scoreTeacher goes with responses"):
+        evaluator(tmp_path, episodes(tmp_path, Engines(), Played(for_ever)), scoreTeacher=True)
 
 
 CODE = """

@@ -63,19 +63,19 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         prompts = load_data(spec, tokenizer, metrics)
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
-        evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in spec.evaluation]
+        engines = EnginePool(job, folder, metrics)
+        episodes = build_episodes(spec, tokenizer, engines)
+        evaluators = [Evaluator(spec, e, tokenizer, metrics, episodes) for e in spec.evaluation]
         known = {e.name: overlap(prompts, e.prompts) for e in evaluators}
         notes = [f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what]
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         teachers.bound_ids(len(tokenizer))
         server.teachers = teachers.shared_requests
-        engines = EnginePool(job, folder, metrics)
         engines.stop_token_ids = check_models(spec, model, tokenizer)
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
         notes += size_notes(spec, model)
         check_export(spec, model, folder)
-        episodes = build_episodes(spec, tokenizer, engines)
         notes += episodes.notes() if episodes is not None else []
         try:
             notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards))

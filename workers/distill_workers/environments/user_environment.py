@@ -118,7 +118,7 @@ def read_turn(value: Any) -> Answer:
     """Return the turn that `step` answered. Raises WrongAnswer."""
     if not isinstance(value, Turn):
         raise WrongAnswer(f"answered {_kind(value)}, which must be a Turn(messages, reward, done)")
-    reward = value.reward
+    reward: Any = value.reward  # of the user, who may put anything there
     if not isinstance(reward, numbers.Real) or not math.isfinite(reward):
         raise WrongAnswer(f"answered the reward {reward!r}, which must be a finite number"[:300])
     if value.done:

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from distill_api.spec.job_spec import Spec, Truncated
+from distill_api.spec.job_spec import RewardSource, Sampling, Spec, Truncated
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import Response
 from distill_workers.environments.conversation_renderer import ConversationRenderer
@@ -53,6 +53,20 @@ class Conversation:
         self.loss_mask += [False] * len(read_ids) + [True] * len(response.ids)
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """How a conversation is rendered and sampled."""
+
+    renderer: str
+    """The name of the renderer."""
+    seed: int
+    sampling: Sampling
+    max_tokens: int
+    """Of everything after the prompt."""
+    urgent: bool = False
+    """Of an evaluation: its first turn goes before those of training."""
+
+
 class Episodes:
     """The conversations of a job."""
 
@@ -63,7 +77,7 @@ class Episodes:
         environments: EnvironmentPool,
         renderers: Mapping[str, ConversationRenderer],
     ) -> None:
-        """`renderers` are by the names of the data's sources."""
+        """`renderers` are by the names of the data's sources, and of evaluations (`of_evaluation`)."""
         assert spec.rollout.environment is not None
         self._spec, self._engines, self._environments, self._renderers = spec, engines, environments, renderers
         self._turns = spec.rollout.environment.max_turns
@@ -78,9 +92,15 @@ class Episodes:
 
     async def sample(self, prompt: Prompt, index_in_group: int, seed: int) -> Sample:
         """Return a conversation as a sample, not yet scored. Raises EnvironmentFailed, EngineRefused."""
+        rollout = self._spec.rollout
+        terms = Terms(prompt.source, seed, rollout.sampling, rollout.max_response_tokens)
+        return await self.play(prompt, index_in_group, terms)
+
+    async def play(self, prompt: Prompt, index_in_group: int, terms: Terms) -> Sample:
+        """Return a conversation that is sampled by other terms, as `sample` does."""
         try:
             async with self._environments.conversation() as environment:
-                found = await self._play(environment, prompt, seed)
+                found = await self._play(environment, prompt, terms)
         except PromptError as error:
             raise EnvironmentFailed(str(error), permanent=True) from None
         return Sample(
@@ -98,8 +118,8 @@ class Episodes:
             privileged_ids=found.privileged_ids,
         )
 
-    async def _play(self, environment: OpenEnvironment, prompt: Prompt, seed: int) -> Conversation:
-        renderer, where = self._renderers[prompt.source], f"prompt {prompt.index}"
+    async def _play(self, environment: OpenEnvironment, prompt: Prompt, terms: Terms) -> Conversation:
+        renderer, where = self._renderers[terms.renderer], f"prompt {prompt.index}"
         assert prompt.messages is not None, "load_data gives prompts their messages in a job with an environment"
         messages = await environment.reset(Row(prompt.messages, prompt.answer, prompt.metadata))
         conversation = Conversation(
@@ -108,11 +128,19 @@ class Episodes:
         self._check_opening(conversation, where)
         affinity, read_ids = EngineAffinity(), list[int]()
         for turn in range(self._turns):
-            room = self._spec.rollout.max_response_tokens - len(conversation.response_ids) - len(read_ids)
+            room = terms.max_tokens - len(conversation.response_ids) - len(read_ids)
             if room <= 0:
                 conversation.truncated = True
                 break
-            response = await self._turn(conversation, read_ids, room, turn_seed(seed, turn), affinity)
+            response = await self._engines.generate(
+                [*conversation.prompt_ids, *conversation.response_ids, *read_ids],
+                max_new_tokens=room,
+                temperature=terms.sampling.temperature,
+                top_p=terms.sampling.top_p,
+                seed=turn_seed(terms.seed, turn),
+                urgent=terms.urgent,
+                affinity=affinity,
+            )
             if not response.ids:
                 break
             conversation.add_turn(read_ids, response)
@@ -138,18 +166,10 @@ class Episodes:
                 permanent=True,
             )
 
-    async def _turn(
-        self, conversation: Conversation, read_ids: list[int], room: int, seed: int, affinity: EngineAffinity
-    ) -> Response:
-        sampling = self._spec.rollout.sampling
-        return await self._engines.generate(
-            [*conversation.prompt_ids, *conversation.response_ids, *read_ids],
-            max_new_tokens=room,
-            temperature=sampling.temperature,
-            top_p=sampling.top_p,
-            seed=seed,
-            affinity=affinity,
-        )
+
+def of_evaluation(name: str) -> str:
+    """Return the name of an evaluation's renderer, which no source of data has."""
+    return f"evaluation/{name}"
 
 
 def build_episodes(spec: Spec, tokenizer: Any, engines: EnginePool) -> Episodes | None:
@@ -163,6 +183,10 @@ def build_episodes(spec: Spec, tokenizer: Any, engines: EnginePool) -> Episodes 
         return None
     tools = None if environment.tools is None else read_tools(environment.tools)
     renderers = {s.name: ConversationRenderer(s.prompts, tokenizer, tools) for s in spec.data.all_sources}
+    for evaluation in spec.evaluation:
+        if evaluation.reward.source is RewardSource.ENVIRONMENT:
+            name = of_evaluation(evaluation.name)
+            renderers[name] = ConversationRenderer(evaluation.prompts, tokenizer, tools)
     pool = EnvironmentPool(environment)
     pool.check()
     return Episodes(spec, engines, pool, renderers)
