@@ -166,3 +166,12 @@ def test_another_run_is_refused_with_the_fields_and_both_values(tmp_path: Path) 
         RunFolder(other).claim()
     assert "spec.rollout.maxResponseTokens is " in str(refused.value) and " there and 99 here" in str(refused.value)
     assert "spec.seed is 0 there and 7 here" in str(refused.value)
+
+
+def test_an_environment_elsewhere_is_the_same_run_and_another_environment_is_another(tmp_path: Path) -> None:
+    environment = {"function": "my_envs:Calculator", "tools": "/a/tools.json"}
+    RunFolder(job(tmp_path, rollout={"environment": environment})).claim()
+    moved = {**environment, "tools": "/b/tools.json", "timeoutSeconds": 5}
+    RunFolder(job(tmp_path, rollout={"environment": moved})).claim()
+    with pytest.raises(ForeignRun, match=r"spec\.rollout\.environment\.function is my_envs:Calculator there"):
+        RunFolder(job(tmp_path, rollout={"environment": {**environment, "function": "my_envs:Other"}})).claim()

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from distill_api.spec.job_spec import Reward
+from distill_workers import user_code
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
-from distill_workers.rewards import user_function
 from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_reward
 
@@ -138,8 +138,8 @@ def test_a_function_that_cannot_be_called_is_refused_before_the_job_begins(funct
 async def test_a_module_that_hangs_while_it_is_imported_costs_its_samples_its_own_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(user_function, "CHECK_SECONDS", 0.5)
-    monkeypatch.setattr(user_function, "IMPORT_SECONDS", 1.0)
+    monkeypatch.setattr(user_code, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(user_code, "IMPORT_SECONDS", 1.0)
     (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
     reward = reward_of("endless:f", seconds=1)
     begin = time.monotonic()

@@ -12,6 +12,7 @@ from distill_api.pods.template import PodTemplate
 from distill_api.role_accelerators import ACCELERATOR_RULES
 from distill_api.rules import ListMap, Rule
 from distill_api.spec.data import Data, Source
+from distill_api.spec.environment import ENVIRONMENT_REWARD
 from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.guards import Guard, GuardAction
 from distill_api.spec.objective import (
@@ -113,6 +114,7 @@ class Spec(Model):
     rules = (
         *ROUTING_RULES,
         *ACCELERATOR_RULES,
+        ENVIRONMENT_REWARD,
         Rule(
             "deterministic goes with rollout.maxPolicyLag 0 only",
             "!self.deterministic || self.rollout.maxPolicyLag == 0",

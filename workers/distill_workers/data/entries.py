@@ -40,6 +40,11 @@ class Entry:
     """Hash of what is asked, but for white space, by which copies are found in this process."""
 
 
+def messages_of(entry: Entry) -> Chat:
+    """Return the question as chat messages: a text is one of the user."""
+    return [{"role": "user", "content": entry.question}] if isinstance(entry.question, str) else entry.question
+
+
 def name_of(prompts: Prompts) -> str:
     """Return the name of a source for a message."""
     if prompts.reasoning_gym is not None:
