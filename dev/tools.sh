@@ -11,7 +11,7 @@ STRIP="-s -w"
 STAMP="-X k8s.io/component-base/version.gitVersion=$KUBERNETES_VERSION -X k8s.io/component-base/version.gitMajor=1 -X k8s.io/component-base/version.gitMinor=36"
 
 go_build() { # FOLDER LDFLAGS OUTPUT PACKAGE : -p 2, or compiling takes more memory than a small machine has
-  (cd "$DEV/tools/$1" && echo "packages: $(go list -deps "$4" | wc -l)" && go build -v -p 2 -trimpath -ldflags "$2" -o "$3" "$4")
+  (cd "$DEV/tools/$1" && echo "packages: $(again go list -deps "$4" | wc -l)" && again go build -v -p 2 -trimpath -ldflags "$2" -o "$3" "$4")
 }
 
 step_detail() { # go build -v names each package that it compiles; what is cached already, it does not

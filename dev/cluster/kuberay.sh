@@ -13,13 +13,13 @@ MODULE=github.com/ray-project/kuberay/ray-operator
 cd "$DEV/tools/kuberay"
 SOURCE=$(go list -m -f '{{.Dir}}' "$MODULE")
 if [ -z "$SOURCE" ]; then
-  step "KubeRay's module" go mod download "$MODULE"
+  step "KubeRay's module" again go mod download "$MODULE"
   SOURCE=$(go list -m -f '{{.Dir}}' "$MODULE")
 fi
 
 apply_crds() { # by the server: they are too large for the annotation of a client-side apply, and Helm never updates CRDs
   kubectl apply --server-side --force-conflicts -f "$SOURCE/config/crd/bases"
-  kubectl wait --for=condition=Established --timeout=60s crd/rayclusters.ray.io crd/rayjobs.ray.io crd/rayservices.ray.io crd/raycronjobs.ray.io
+  kubectl wait --for=condition=Established --timeout=300s crd/rayclusters.ray.io crd/rayjobs.ray.io crd/rayservices.ray.io crd/raycronjobs.ray.io
 }
 
 install_chart() {
@@ -30,11 +30,11 @@ install_chart() {
   cp "$SOURCE/config/rbac/role.yaml" "$chart/files/"
   # An interrupted run leaves a release that Helm calls "pending" and refuses to touch.
   if [[ $(helm status kuberay -n "$NAMESPACE" 2>/dev/null) = *"STATUS: pending"* ]]; then helm uninstall kuberay -n "$NAMESPACE" --wait; fi
-  helm upgrade --install kuberay "$chart" -n "$NAMESPACE" --create-namespace --wait --timeout 120s
+  helm upgrade --install kuberay "$chart" -n "$NAMESPACE" --create-namespace --wait --timeout 300s
   rm -rf "$chart"
 }
 
-ready() { kubectl -n "$NAMESPACE" rollout status deployment/kuberay-operator --timeout=120s; }
+ready() { kubectl -n "$NAMESPACE" rollout status deployment/kuberay-operator --timeout=300s; }
 
 has_image local.test/kuberay-operator:1.6.1 || "$DEV/images.sh" kuberay
 # What is installed says what it was made from: nothing to do if that is still the same.

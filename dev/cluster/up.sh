@@ -213,6 +213,7 @@ start_node() {
 start_dns() { # a plain process behind the usual Service
   write_dns_config
   spawn coredns coredns -conf "$STATE/Corefile"
+  wait_for 60 kube-apiserver kubectl get namespace kube-system  # made a while after the server is ready
   kubectl apply --server-side -f - <<Y
 apiVersion: v1
 kind: Service

@@ -1,7 +1,6 @@
 """Fixtures of the tests that run the operator against the API server."""
 
 import json
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -11,13 +10,12 @@ import pytest
 from operator_world import ROOT, Kubelet, World, api_of
 
 from distill_operator.rbac import CLUSTER_RULES, GANG_RULES, LEASE_RULES, NAMESPACED_RULES
+from go_modules import downloaded
 
 
 def pinned_module(name: str) -> Path:
     """Folder of a Go module at the version that dev/tools/kuberay pins."""
-    command = ["go", "mod", "download", "-json", name]
-    found = subprocess.run(command, cwd=ROOT / "dev/tools/kuberay", capture_output=True, text=True, check=True)
-    return Path(json.loads(found.stdout)["Dir"])
+    return Path(downloaded(name, ROOT / "dev/tools/kuberay")["Dir"])
 
 
 @pytest.fixture(scope="session")
@@ -84,6 +82,7 @@ def world(crds_installed: Any, namespace: str, operator_kubeconfig: Path, tmp_pa
     for operator in found.operators:
         if operator.process.poll() is None:
             operator.kill()
+    found.clear()
 
 
 @pytest.fixture

@@ -7,6 +7,7 @@ exactly the rights of rbac.py.
 
 import contextlib
 import hashlib
+import http.client
 import json
 import os
 import signal
@@ -122,6 +123,11 @@ class World:
         self.api.call("POST", path, {"metadata": {"name": name}, "spec": spec})
         self.api.merge(f"{path}/{name}/status", {"status": {"phase": "Bound"}})
 
+    def clear(self) -> None:
+        """Leave nothing that an operator of all namespaces, in a test that comes later, would take up."""
+        for kind in (JOBS, TEACHERS):
+            self.api.call("DELETE", self.path(kind))
+
     def operator(self, **environment: str) -> "Operator":
         found = Operator(self, environment)
         self.operators.append(found)
@@ -136,6 +142,15 @@ class World:
         status = json.dumps(self.job().get("status", {}), indent=1) if self.api.items(self.path(JOBS)) else "no job"
         log = self.operators[-1].log() if self.operators else ""
         raise AssertionError(f"not in {seconds} s: {what}\n{status}\n{log[-6000:]}")
+
+    def until_quiet(self, seconds: float = 3.0) -> Json:
+        """Return the job once nothing has written it for so long: the operator holds some of its status back."""
+        job, since = self.job(), time.monotonic()
+        while time.monotonic() - since < seconds:
+            time.sleep(0.1)
+            if (now := self.job())["metadata"]["resourceVersion"] != job["metadata"]["resourceVersion"]:
+                job, since = now, time.monotonic()
+        return job
 
     def until_condition(
         self, kind: str, reason: str, status: str = "", name: str = "job", seconds: float = PATIENCE_SECONDS
@@ -222,7 +237,7 @@ class Operator:
 
     def get(self, path: str) -> str:
         port = self.health_port if path == "/healthz" else self.metrics_port
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=5) as answer:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}{path}", timeout=60) as answer:
             return str(answer.read().decode())
 
 
@@ -258,6 +273,8 @@ class Kubelet(threading.Thread):
         self.lingering = False
         """Trainer pods are on a node, which nobody hears of: they stay until end_trainers()."""
         self.grace_seconds = 120
+        self.ending = False
+        """Pods that are being deleted go at once."""
         self.seen_trainer_jobs: set[tuple[str, str]] = set()
         """Name and uid."""
         self.stopping = threading.Event()
@@ -269,8 +286,8 @@ class Kubelet(threading.Thread):
 
     def run(self) -> None:
         while not self.stopping.wait(0.1):
-            # Objects may vanish between a list and a write, as for the real controllers.
-            with contextlib.suppress(urllib.error.HTTPError):
+            # Objects may vanish between a list and a write, and a connection break, as for the real controllers.
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 self.once()
 
     def stop(self) -> None:
@@ -279,6 +296,8 @@ class Kubelet(threading.Thread):
             self.join()
 
     def once(self) -> None:
+        if self.ending:
+            self._end_deleted()
         children = self.world.children()
         pods = {p["metadata"]["name"]: p for p in self.world.pods()}
         owners = {child["metadata"]["uid"] for child in children.values()}
@@ -418,7 +437,11 @@ class Kubelet(threading.Thread):
         return {"name": name, "image": "x", "imageID": "x", "ready": ready, "restartCount": 0, "state": state}
 
     def end_trainers(self) -> None:
-        """Let the trainer pods that are being deleted go."""
+        """Let the trainer pods that are being deleted go, and from now on others at once."""
+        self.ending = True
+        self._end_deleted()
+
+    def _end_deleted(self) -> None:
         for pod in self.world.pods():
             if "deletionTimestamp" in pod["metadata"]:
                 self.api.call("DELETE", self.world.path(PODS, pod["metadata"]["name"]), {"gracePeriodSeconds": 0})

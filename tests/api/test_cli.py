@@ -1,5 +1,6 @@
 """`distill` against a real API server: what it writes there, and what it shows of what is there."""
 
+import importlib
 import json
 import os
 import socket
@@ -8,9 +9,11 @@ import subprocess
 import sys
 import threading
 import time
+import urllib.error
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,7 +127,16 @@ def test_submit_leaves_nothing_of_a_job_that_the_server_refuses(
     path = mine.path("/api/v1/namespaces/{ns}/resourcequotas")
     mine.api.call("POST", path, quota)
     mine.api.merge(f"{path}/none/status", {"status": {"hard": hard, "used": dict.fromkeys(hard, "0")}})
-    mine.until("the quota", lambda: distill("submit", "-f", str(job_file)) == 1)
+
+    def counts() -> bool:
+        try:
+            mine.api.call("POST", mine.path(JOBS) + "?dryRun=All", manifest("another"))
+        except urllib.error.HTTPError as error:
+            return error.code == 403
+        return False
+
+    mine.until("the quota", counts)
+    assert distill("submit", "-f", str(job_file)) == 1
     assert "exceeded quota" in capsys.readouterr().err
     assert mine.api.items(mine.path(JOBS)) == []
 
@@ -149,12 +161,24 @@ def test_list_shows_every_job_in_columns_and_as_json(
     assert capsys.readouterr().out.split()[:2] == ["NAMESPACE", "NAME"]
 
 
+def after_a_snapshot(monkeypatch: pytest.MonkeyPatch, change: Callable[[], Any]) -> None:
+    """Have something happen to a job that is watched, instead of the pauses between two looks at it."""
+    instead = SimpleNamespace(sleep=lambda seconds: change(), monotonic=time.monotonic)
+    monkeypatch.setattr(importlib.import_module("distill_cli.commands.watch"), "time", instead)
+
+
 @pytest.mark.parametrize(
     ("reason", "status", "code"),
     [("Completed", "True", 0), ("BackoffLimitExceeded", "False", 1), ("ConfigurationError", "False", 78)],
 )
 def test_watch_follows_a_job_to_its_end_and_ends_as_it_did(
-    reason: str, status: str, code: int, mine: World, distill: Distill, capsys: pytest.CaptureFixture[str]
+    reason: str,
+    status: str,
+    code: int,
+    mine: World,
+    distill: Distill,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     mine.submit("sums")
     roles = [{"name": "rollout", "desired": 2, "ready": 1, "reason": "Unschedulable"}]
@@ -173,11 +197,10 @@ def test_watch_follows_a_job_to_its_end_and_ends_as_it_did(
     event["regarding"]["namespace"] = mine.namespace
     mine.api.call("POST", mine.path("/apis/events.k8s.io/v1/namespaces/{ns}/events"), event)
 
-    def play() -> None:
-        time.sleep(0.4)
-        set_status(mine, "sums", reason, status, "as the test wants", progress=progress(5), roles=[])
-
-    threading.Thread(target=play).start()
+    after_a_snapshot(
+        monkeypatch,
+        lambda: set_status(mine, "sums", reason, status, "as the test wants", progress=progress(5), roles=[]),
+    )
     assert distill("watch", "sums") == code
     said = capsys.readouterr()
     for line in ("step 2/10, reverse KL 0.70000, reward 0.50000", "rollout 1/2 Unschedulable", "step 5/10"):
@@ -198,10 +221,10 @@ def test_watch_writes_an_object_for_each_change(
 
 
 def test_a_job_that_is_deleted_ends_its_watch(
-    mine: World, distill: Distill, capsys: pytest.CaptureFixture[str]
+    mine: World, distill: Distill, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     mine.submit("sums")
-    threading.Timer(0.4, lambda: mine.api.call("DELETE", mine.path(JOBS, "sums"))).start()
+    after_a_snapshot(monkeypatch, lambda: mine.api.call("DELETE", mine.path(JOBS, "sums")))
     assert distill("watch", "sums") == 1
     assert "job sums was deleted while it was watched" in capsys.readouterr().err
 
@@ -246,6 +269,9 @@ def test_logs_without_a_pod_say_how_the_job_stands(
     assert "job sums has no teacher pod now; it is Pending: VolumeNotBound: claim out." in capsys.readouterr().err
 
 
+LAST = "last, without an end"
+
+
 @pytest.fixture
 def kubelet(mine: World, tmp_path: Path) -> Iterator[list[str]]:
     """A node whose kubelet answers for the logs of its pods; what it was asked for."""
@@ -254,6 +280,7 @@ def kubelet(mine: World, tmp_path: Path) -> Iterator[list[str]]:
     command = ["openssl", *made, "-keyout", str(key), "-out", str(certificate)]
     subprocess.run(command, check=True, capture_output=True)
     asked: list[str] = []
+    both = threading.Barrier(2)
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
@@ -262,8 +289,9 @@ def kubelet(mine: World, tmp_path: Path) -> Iterator[list[str]]:
             self.end_headers()
             self.wfile.write(f"first of {self.path.split('/')[3]}\n".encode())
             self.wfile.flush()
-            time.sleep(0.3 if "follow" in self.path else 0)
-            self.wfile.write(b"last, without an end")
+            if "follow" in self.path:
+                both.wait(60)
+            self.wfile.write(LAST.encode())
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -307,8 +335,9 @@ def test_logs_of_several_pods_are_told_apart_and_an_old_attempt_is_left_out(
     ]
     assert all("/trainer?" in path and "tailLines=5" in path for path in kubelet)
     assert distill("logs", "sums", "trainer", "--follow") == 0
-    first, second, *_ = capsys.readouterr().out.splitlines()
-    assert {first, second} == {f"sums-trainer-2-{i}: first of sums-trainer-2-{i}" for i in (0, 1)}, "side by side"
+    # Each pod says its last only after both have been asked: they are followed side by side.
+    parts = [f"sums-trainer-2-{i}: {part}" for i in (0, 1) for part in (f"first of sums-trainer-2-{i}", LAST)]
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(parts)
 
 
 def test_logs_of_one_pod_have_no_prefix_and_may_be_of_the_container_before(

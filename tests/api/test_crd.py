@@ -72,7 +72,7 @@ def test_a_second_apply_of_the_crd_changes_nothing(crds_installed: ApiServer) ->
 
 
 def test_kubectl_explain_shows_the_descriptions(crds_installed: ApiServer) -> None:
-    deadline = time.monotonic() + 20  # the server publishes the schema a while after it serves the kind
+    deadline = time.monotonic() + 120  # the server publishes the schema a while after it serves the kind
     while crds_installed.kubectl("explain", "djob.spec", check=False).returncode and time.monotonic() < deadline:
         time.sleep(0.5)
     shown = crds_installed.kubectl("explain", "djob.spec.objective.support").stdout

@@ -3,7 +3,6 @@
 import json
 import os
 import shutil
-import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +11,8 @@ from typing import Any
 import pytest
 import yaml
 from operator_world import JOBS, Kubelet, World
+
+from go_modules import downloaded
 
 pytest_plugins = ["operator_fixtures"]
 
@@ -38,9 +39,7 @@ def crd_files(module: str) -> list[Path]:
     checksum, folder, plurals = MODULES[module]
     kept = CACHE / "crds" / module.replace("/", "_")
     if not kept.exists():
-        command = ["go", "mod", "download", "-json", module]
-        found = subprocess.run(command, cwd="/", capture_output=True, text=True, check=True, timeout=300)
-        told = json.loads(found.stdout)
+        told = downloaded(module, Path("/"))
         assert told["Sum"] == checksum, f"{module} is not what it was"
         aside = kept.with_name(f".{kept.name}.{os.getpid()}")
         aside.mkdir(parents=True)

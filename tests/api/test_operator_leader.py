@@ -46,7 +46,7 @@ def test_a_killed_leader_is_replaced_when_its_lease_ends_and_one_that_goes_befor
     world.until_condition("Succeeded", "Running")
     assert not leads(second) and "apply" not in second.log(), "one that stands by does nothing"
     assert "standing by" in second.log()
-    before = world.job()["status"]
+    before = world.until_quiet()["status"]
 
     first.kill()
     # Changed by hand while nobody leads.

@@ -86,7 +86,8 @@ def test_a_job_that_is_applied_again_waits_for_the_old_trainer_and_names_its_los
     assert lost["message"].endswith(command), "which is done now"
     kubelet.end_trainers()
     running.until_condition("Succeeded", "Running")
-    assert (status(running)["attempts"], status(running)["active"]) == (1, 4)
+    running.until("every pod is counted", lambda: status(running)["active"] == 4)
+    assert status(running)["attempts"] == 1
 
 
 def test_a_deleted_trainer_job_is_a_failed_attempt(running: World, kubelet: Kubelet) -> None:

@@ -72,6 +72,7 @@ def neighbour(crds_installed: Any, world: World, namespaced_kubeconfig: Path) ->
     crds_installed.kubectl("apply", "-f", "-", stdin=json.dumps(role))
     world.kubeconfig = namespaced_kubeconfig
     yield found
+    found.clear()
 
 
 def set_allowed(server: Any, world: World, neighbour: World, *, allowed: bool) -> None:

@@ -77,10 +77,11 @@ def test_what_keeps_pods_from_starting_is_told_in_a_condition_and_one_event(worl
     pull = {"waiting": {"reason": "ImagePullBackOff", "message": 'Back-off pulling image "registry.test/workers:1"'}}
     kubelet.broken["rollout"] = {"state": pull}
     world.operator(DISTILL_RESYNC_SECONDS="0.3")
-    world.submit(preRunningDeadlineSeconds=12, backoffLimit=0)
+    world.submit(backoffLimit=0)
     crash = world.until_condition("TeacherReady", "CrashLooping", "False")
     assert crash["message"].endswith("exit code 78: no such model: /models/teacher")
     assert "pulling image" in world.until_condition("RolloutReady", "ImagePullFailed", "False")["message"]
+    world.api.merge(world.path(JOBS, "job"), {"spec": {"preRunningDeadlineSeconds": 1}})
     said = world.until_condition("Succeeded", "PreRunningDeadlineExceeded", "False")
     assert "no such model" in said["message"]
     # The trainer is made once all have a node; it runs on until the deadline ends the attempt.

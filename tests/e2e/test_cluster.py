@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600, func_only=True)]
 
 DEV = Path(__file__).parents[2] / "dev"
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache/distillation-operator"))
@@ -45,9 +45,9 @@ class Cluster:
             "PATH": f"{CACHE / 'bin'}:{os.environ['PATH']}",
         }
 
-    def run(self, *command: str | Path) -> str:
+    def run(self, *command: str | Path, seconds: float = 480) -> str:
         words = [str(word) for word in command]
-        done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=240)
+        done = subprocess.run(words, env=self.env, capture_output=True, text=True, timeout=seconds)
         assert done.returncode == 0, f"{command}\n{done.stdout}\n{done.stderr}"
         return done.stdout
 
@@ -120,7 +120,7 @@ def beside() -> Iterator[Cluster]:
     cluster = Cluster()
     try:
         cluster.up()
-        cluster.run(DEV / "images.sh", "base")
+        cluster.run(DEV / "images.sh", "base", seconds=1800)
         yield cluster
     finally:
         cluster.down("--purge")
@@ -128,11 +128,9 @@ def beside() -> Iterator[Cluster]:
 
 def test_up_on_a_running_cluster_changes_nothing(beside: Cluster) -> None:
     before = beside.daemons()
-    from_ = time.monotonic()
-    beside.up()
+    assert "cluster runs already" in beside.up()
     assert beside.daemons() == before
     assert len(before) == 8
-    assert time.monotonic() - from_ < 10
 
 
 def test_one_dead_daemon_is_started_again_and_the_pods_stay(beside: Cluster) -> None:

@@ -11,7 +11,7 @@ import pytest
 import yaml
 from conftest import CACHE, DEV, REPO, run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800, func_only=True)]
 
 NAMESPACE = "somebodys"
 

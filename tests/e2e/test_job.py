@@ -7,7 +7,7 @@ import subprocess
 import pytest
 from conftest import LABEL_JOB, REPO, Jobs, prometheus, run
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1200)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400, func_only=True)]
 
 REWARD = {"reward": {"source": "exact-match"}, "rewardCoefficient": 0.0}
 """Graded, for the metric; without weight, so that the curve is the KL's alone."""
@@ -71,7 +71,7 @@ def test_a_job_survives_the_loss_of_every_role_in_turn_and_a_pause(jobs: Jobs) -
     jobs.arithmetic(name, schedule={"steps": steps, "checkpointEverySteps": 50}, evaluation=[])
     log = jobs.output / name / "logs" / "rank-0.log"
 
-    def later(steps: int = 3, seconds: float = 240) -> None:
+    def later(steps: int = 3, seconds: float = 480) -> None:
         target = jobs.step(name) + steps
         jobs.wait(f"step {target}", lambda: jobs.step(name) >= target, seconds)
 

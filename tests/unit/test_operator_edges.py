@@ -278,7 +278,11 @@ async def test_a_trainer_that_hangs_is_believed_for_a_minute_and_then_has_nothin
 async def ask(answer: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[Key]]:
     """What two polls of a trainer make of its answer."""
 
+    asked = 0
+
     async def respond(_: web.Request) -> web.Response:
+        nonlocal asked
+        asked += 1
         return web.Response(text=answer)
 
     app = web.Application()
@@ -293,7 +297,9 @@ async def ask(answer: str, monkeypatch: pytest.MonkeyPatch) -> tuple[Any, list[K
     poller = ProgressPoller(0.01, woken.append)
     poller.follow(KEY, "pod-uid", "127.0.0.1")
     task = asyncio.create_task(poller.run())
-    await asyncio.sleep(0.2)
+    async with asyncio.timeout(30):
+        while asked < 3:  # the answers before the last have been read
+            await asyncio.sleep(0.01)
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     await runner.cleanup()

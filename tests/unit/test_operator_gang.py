@@ -1,8 +1,6 @@
 """Gangs: who belongs to the group, how each scheduler is told, and that all of it is off by default."""
 
-import json
 import re
-import subprocess
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +14,7 @@ from distill_api.job import DistillationJob
 from distill_api.status import ConditionType, Status
 from distill_operator.model.observed import Claim, Observed
 from distill_operator.resources import rendering
+from go_modules import downloaded
 
 ROOT = Path(__file__).resolve().parents[2]
 LARGE = {
@@ -162,9 +161,7 @@ def test_a_gang_that_cannot_be_made_starts_nothing_and_says_why() -> None:
 
 def test_volcano_knows_each_field_of_its_group() -> None:
     """By the tags of its own Go type, at the version that KubeRay is built with; its CRD is made from them."""
-    command = ["go", "mod", "download", "-json", "volcano.sh/apis"]
-    found = subprocess.run(command, cwd=ROOT / "dev/tools/kuberay", capture_output=True, text=True, check=True)
-    folder = Path(json.loads(found.stdout)["Dir"]) / "pkg/apis/scheduling/v1beta1"
+    folder = Path(downloaded("volcano.sh/apis", ROOT / "dev/tools/kuberay")["Dir"]) / "pkg/apis/scheduling/v1beta1"
     spec = (folder / "types.go").read_text().partition("type PodGroupSpec struct {")[2].partition("\n}")[0]
     made = group(scheduled(gang="volcano", queue="research", priorityClassName="high"))["spec"]
     assert set(made) == {"minMember", "queue", "priorityClassName"}

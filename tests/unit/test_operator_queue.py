@@ -18,8 +18,14 @@ async def run(
     workers = asyncio.create_task(queue.run())
     await act(queue)
     queue.stop()
-    await asyncio.wait_for(workers, 2)
+    await asyncio.wait_for(workers, 30)
     return queue
+
+
+async def until(true: Callable[[], bool]) -> None:
+    async with asyncio.timeout(30):
+        while not true():
+            await asyncio.sleep(0.005)
 
 
 async def test_a_key_added_many_times_is_handled_once() -> None:
@@ -72,7 +78,8 @@ async def test_a_key_added_while_it_is_handled_is_handled_once_more() -> None:
         await asyncio.sleep(0.005)
         for _ in range(5):
             queue.add(A)
-        await asyncio.sleep(0.15)
+        await until(lambda: len(handled) >= 2)
+        await asyncio.sleep(0.1)
 
     await run(handle, act)
     assert handled == [A, A]
@@ -98,7 +105,7 @@ async def test_events_one_after_the_other_are_handled_once_in_each_spacing() -> 
         await asyncio.sleep(0.005)
     await asyncio.sleep(0.4)
     queue.stop()
-    await asyncio.wait_for(workers, 2)
+    await asyncio.wait_for(workers, 30)
     assert handled[-1] >= last, "the last is not missed"
     assert all(after - before >= 0.19 for before, after in itertools.pairwise(handled))
     assert not queue.keys()
@@ -134,10 +141,10 @@ async def test_the_time_that_a_handler_asks_for_is_kept_and_an_event_comes_first
 
     async def act(queue: WorkQueue) -> None:
         queue.add(A)
-        await asyncio.sleep(0.25)
-        assert len(handled) == 2 and handled[1] - handled[0] >= 0.1
+        await until(lambda: len(handled) == 2)
+        assert handled[1] - handled[0] >= 0.1
         queue.add(A)
-        await asyncio.sleep(0.05)
+        await until(lambda: len(handled) == 3)
 
     await run(handle, act)
     assert len(handled) == 3
@@ -154,9 +161,9 @@ async def test_an_error_is_tried_again_later_and_other_keys_do_not_wait() -> Non
     async def act(queue: WorkQueue) -> None:
         queue.add(A)
         queue.add(B)
-        await asyncio.sleep(0.1)
+        await until(lambda: len(handled) == 2)
         assert sorted(handled) == [A, B]
-        await asyncio.sleep(0.6)
+        await until(lambda: len(handled) == 3)
 
     queue = await run(handle, act)
     assert handled.count(A) == 2
@@ -173,7 +180,7 @@ async def test_a_conflict_is_tried_again_at_once_and_is_no_error() -> None:
 
     async def act(queue: WorkQueue) -> None:
         queue.add(A)
-        await asyncio.sleep(0.1)
+        await until(lambda: len(handled) == 2)
 
     queue = await run(handle, act)
     assert (len(handled), queue.retries) == (2, 0)
@@ -190,7 +197,7 @@ async def test_a_conflict_that_lasts_is_tried_again_ever_later_and_counted() -> 
 
     async def act(queue: WorkQueue) -> None:
         queue.add(A)
-        await asyncio.sleep(1.8)
+        await until(lambda: len(handled) == 4)
 
     queue = await run(handle, act)
     first, second, third = (after - before for before, after in itertools.pairwise(handled))
@@ -199,8 +206,11 @@ async def test_a_conflict_that_lasts_is_tried_again_ever_later_and_counted() -> 
 
 
 async def test_a_handler_that_hangs_shows() -> None:
+    done = asyncio.Event()
+
     async def handle(key: Key) -> None:
-        await asyncio.sleep(0.1 if key == A else 0.0)
+        if key == A:
+            await done.wait()
 
     async def act(queue: WorkQueue) -> None:
         assert queue.busy_seconds == 0.0
@@ -208,8 +218,8 @@ async def test_a_handler_that_hangs_shows() -> None:
         queue.add(B)
         await asyncio.sleep(0.06)
         assert queue.busy_seconds >= 0.05
-        await asyncio.sleep(0.1)
-        assert queue.busy_seconds == 0.0
+        done.set()
+        await until(lambda: queue.busy_seconds == 0.0)
 
     await run(handle, act)
 

@@ -3,7 +3,7 @@
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as some
 
 from distill_api.teacher.kind import Autoscaling
@@ -53,6 +53,7 @@ def test_time_to_the_next_look_is_known() -> None:
     assert seconds_to_scale_down(RULE, Scale(6), after(100)) is None
 
 
+@settings(deadline=None, derandomize=True)
 @given(some.integers(1, 300), some.lists(some.tuples(some.integers(0, 5000), some.floats(0, 400)), max_size=20))
 def test_it_stays_in_bounds_and_never_falls_below_what_is_needed(start: int, loads: list[tuple[int, float]]) -> None:
     scale, now = Scale(start), NOW

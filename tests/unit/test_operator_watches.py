@@ -105,7 +105,7 @@ async def test_a_watch_that_is_missing_makes_the_heart_stop_and_kopf_begin_anew(
     found = watches()
     running = asyncio.create_task(found.run())
     await until(lambda: beats["watches"])
-    monkeypatch.setattr(watcher, "FIRST_DELAY_SECONDS", 0.2)
+    monkeypatch.setattr(watcher, "FIRST_DELAY_SECONDS", 1.0)
     lives[0].watching = ALL - {watch_name(Kind.POD, "")}
     await asyncio.sleep(0.02)
     before = beats["watches"]

@@ -240,13 +240,18 @@ class Prometheus:
         return [value for value in values if value == value]
 
     def wait(self, expression: str, seconds: float = 60) -> None:
+        assert self.answers(expression, seconds), f"no answer to {expression}\n{self.log.read_text()[-3000:]}"
+
+    def answers(self, expression: str, seconds: float = 20) -> bool:
+        """Whether there is an answer within the time: every series is stale after a scrape that took too long."""
         end = time.monotonic() + seconds
         while True:
             with contextlib.suppress(OSError):
                 if self.query(expression):
-                    return
+                    return True
             assert self._process.poll() is None, self.log.read_text()
-            assert time.monotonic() < end, f"no answer to {expression}\n{self.log.read_text()[-3000:]}"
+            if time.monotonic() > end:
+                return False
             time.sleep(0.3)
 
     def close(self) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -86,10 +87,13 @@ class Run:
             return 0
 
     def wait_for_step(self, step: int, seconds: float = 300) -> None:
+        self.wait_until(f"step {step}", lambda: self.step() >= step, seconds)
+
+    def wait_until(self, what: str, true: Callable[[], bool], seconds: float = 300) -> None:
         end = time.monotonic() + seconds
-        while self.step() < step:
+        while not true():
             assert self.process.poll() is None, self.log()
-            assert time.monotonic() < end, self.log()
+            assert time.monotonic() < end, f"not within {seconds} s: {what}\n{self.log()}"
             time.sleep(0.1)
 
     def kill(self) -> None:
@@ -102,7 +106,7 @@ class Run:
     def log(self) -> str:
         return self._log.read_text(errors="replace")[-6000:]
 
-    def wait(self, seconds: float = 600) -> Outcome:
+    def wait(self, seconds: float = 1800) -> Outcome:
         try:
             code = self.process.wait(seconds)
         except subprocess.TimeoutExpired:

@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import fork_servers
 import pytest
 import torch
 from conftest import TinyModel, hf_logprobs, spec_of
@@ -90,7 +91,7 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
 async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_and_comes_back(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("distill_workers.rollout.engine_pool.CATCH_UP_SECONDS", 3.0)
+    monkeypatch.setattr("distill_workers.rollout.engine_pool.CATCH_UP_SECONDS", 10.0)
     job = job_of(tiny_model, tmp_path)
     folder = RunFolder(job)
     pool = EnginePool(job, folder, Metrics())
@@ -99,6 +100,7 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
     # The first push; the one to the engine that came back; the next to both.
     passes, signals = 0, {1: signal.SIGKILL, 3: signal.SIGSTOP, 6: signal.SIGSTOP}
     try:
+        await asyncio.to_thread(fork_servers.wait_until_preloaded)  # Ray starts within 30 s or not at all
         await pool.start(str(tiny_model(0)))
         pool._sync = DistributedSync(job.spec, "127.0.0.1", timeout_seconds=120, bucket_bytes=200_000)
 

@@ -8,11 +8,9 @@ import sys
 from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-sys.path.insert(0, str(Path(__file__).parent / "preloaded"))
-
+import fork_servers  # which puts its folder into sys.path
 import forked_popen
+import pytest
 
 MODULE = "preloaded_example"
 SOURCE = """
@@ -40,8 +38,9 @@ def preloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(paths))
     monkeypatch.setenv(forked_popen.VARIABLE, str(tmp_path))
     program = f"import fork_server, sys; fork_server.IMPORTS['{MODULE}'] = 'prepare'; fork_server.main()"
+    command = [sys.executable, "-c", program, tmp_path / MODULE, MODULE, str(os.getpid())]
     with (tmp_path / f"{MODULE}.log").open("wb") as log:
-        server = subprocess.Popen([sys.executable, "-c", program, tmp_path / MODULE, MODULE], stdout=log, stderr=log)
+        server = subprocess.Popen(command, stdout=log, stderr=log)
     yield tmp_path
     server.kill()
     server.wait()
@@ -117,3 +116,21 @@ def test_processes_that_end_as_their_starters_do_leave_the_server_serving(preloa
     for _ in range(10):
         subprocess.run([sys.executable, "-c", program], env={**os.environ, "SAID": ""}, check=False)
     assert start("3", env={**os.environ, "SAID": ""}, stdout=subprocess.DEVNULL).wait(60) == 3
+
+
+def test_a_fork_server_ends_where_who_started_it_is_gone_already(tmp_path: Path) -> None:
+    nobody = subprocess.Popen(["true"])
+    nobody.wait()
+    command = [sys.executable, fork_servers.FOLDER / "fork_server.py", tmp_path / "json", "json", str(nobody.pid)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert (done.returncode, done.stderr) == (1, "who started it is gone already\n")
+
+
+def test_a_process_that_a_layer_starts_has_no_fork_servers_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("DISTILL_TEST_PARALLEL", "0:somewhere")
+    monkeypatch.setenv(forked_popen.VARIABLE, str(tmp_path))
+    monkeypatch.setattr(fork_servers, "VARIABLES", {"json": {}})
+    monkeypatch.setattr(subprocess, "Popen", None)
+    fork_servers.start_in_a_layer()

@@ -62,6 +62,17 @@ def test_fields_that_json_does_not_have_are_the_same_in_every_process() -> None:
     assert changed(content_of(first), content_of(other)) == ["other fields"]
 
 
+def test_order_and_nulls_of_other_fields_are_those_of_a_form() -> None:
+    """Parquet gives every row all fields, those of objects in them too, in one order."""
+    lines = [{"b": 1, "a": {"x": [{"y": 2}]}}, {"a": {}}, {}]
+    table = [{"a": {"x": [{"y": 2, "z": None}], "w": None}, "b": 1}, {"a": {}, "b": None}, {"a": None, "b": None}]
+    there, here = ([Prompt(0, [1], "a", metadata=fields) for fields in rows] for rows in (lines, table))
+    assert changed(content_of(there), content_of(here)) == []
+    assert changed(content_of(there), content_of([here[0], here[2], here[1]])) == ["other fields"]
+    mixed: Any = {1: "a", "b": 2}
+    assert content_of([Prompt(0, [1], "a", metadata=mixed)])
+
+
 class OneCheckpoint:
     """A run folder whose only checkpoint has this state."""
 
@@ -155,3 +166,12 @@ def test_another_run_is_refused_with_the_fields_and_both_values(tmp_path: Path) 
         RunFolder(other).claim()
     assert "spec.rollout.maxResponseTokens is " in str(refused.value) and " there and 99 here" in str(refused.value)
     assert "spec.seed is 0 there and 7 here" in str(refused.value)
+
+
+def test_an_environment_elsewhere_is_the_same_run_and_another_environment_is_another(tmp_path: Path) -> None:
+    environment = {"function": "my_envs:Calculator", "tools": "/a/tools.json"}
+    RunFolder(job(tmp_path, rollout={"environment": environment})).claim()
+    moved = {**environment, "tools": "/b/tools.json", "timeoutSeconds": 5}
+    RunFolder(job(tmp_path, rollout={"environment": moved})).claim()
+    with pytest.raises(ForeignRun, match=r"spec\.rollout\.environment\.function is my_envs:Calculator there"):
+        RunFolder(job(tmp_path, rollout={"environment": {**environment, "function": "my_envs:Other"}})).claim()

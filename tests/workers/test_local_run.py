@@ -7,12 +7,14 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from rich.console import Console
 from runs import MODELS, REPO, arithmetic
+from test_rewards_function import is_running
 
 from distill_api.job import parse_job
 from distill_api.protocol import ExitCode, Phase, ProgressReport
@@ -23,6 +25,7 @@ from distill_cli.main import main
 from distill_cli.run_folder import folder_snapshot, tail_of
 from distill_cli.snapshot import Curves, Snapshot
 from distill_cli.views.progress import Plain, panel, view
+from distill_workers.local.run import LocalRun
 from distill_workers.run_folder.run_folder import RunFolder
 
 EXAMPLE = REPO / "examples" / "arithmetic-cpu.yaml"
@@ -65,7 +68,7 @@ def test_ctrl_c_leaves_a_checkpoint_resume_goes_on_from_it_and_no_process_is_lef
     first = cli(*command(tmp_path, "stopped", settings=(few, "spec.schedule.steps=100000")))
     wait_for_step(folder, 3, first)
     first.send_signal(signal.SIGINT)
-    out, err = first.communicate(timeout=60)
+    out, err = first.communicate(timeout=180)
     assert first.returncode == ExitCode.TEMPORARY, out + err
     assert "stopping with a checkpoint" in out and "--resume goes on from there" in err
     saved = int((folder / "checkpoints" / "latest").read_text().removeprefix("step-"))
@@ -142,12 +145,14 @@ class NoTeacher:
 
 @pytest.fixture
 def stubborn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A trainer that does not end when asked; the file has its process id once it runs."""
+    """A trainer that does not end when asked, nor does what its reward has started; the file has their process ids once
+    they run."""
     mark = tmp_path / "pid"
     script = f"""
-import os, pathlib, signal, time
+import os, pathlib, signal, subprocess, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-pathlib.Path({str(mark)!r}).write_text(str(os.getpid()))
+started = subprocess.Popen(["sleep", "600"], process_group=0)
+pathlib.Path({str(mark)!r}).write_text(f"{{os.getpid()}} {{started.pid}}")
 time.sleep(600)
 """
     monkeypatch.setattr("distill_workers.local.run.TRAINER", (sys.executable, "-c", script))
@@ -158,24 +163,51 @@ time.sleep(600)
 
 @pytest.mark.timeout(60)
 def test_a_second_ctrl_c_ends_everything_at_once(
-    tmp_path: Path, stubborn: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, stubborn: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    stopping, follow = threading.Event(), LocalRun._follow
+
+    def followed(self: LocalRun, teachers: Any, show: Any, say: Callable[[str], None]) -> int:
+        def said(sentence: str) -> None:
+            say(sentence)
+            stopping.set()
+
+        return follow(self, teachers, show, said)
+
     def press() -> None:
         while not (stubborn.exists() and stubborn.read_text()):
             time.sleep(0.02)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGINT)
-            time.sleep(0.5)
+        os.kill(os.getpid(), signal.SIGINT)
+        stopping.wait(50)
+        os.kill(os.getpid(), signal.SIGINT)
 
-    keys = threading.Thread(target=press)
+    monkeypatch.setattr(LocalRun, "_follow", followed)
+    keys = threading.Thread(target=press, daemon=True)
     keys.start()
     assert main(command(tmp_path, "stubborn")) == 130
     keys.join()
     said = capsys.readouterr()
     assert "stopping with a checkpoint; Ctrl-C again ends at once" in said.out
     assert "ended at once" in said.err
+    trainer, started = stubborn.read_text().split()
     with pytest.raises(ProcessLookupError):
-        os.kill(int(stubborn.read_text()), 0)
+        os.kill(int(trainer), 0)
+    end = time.monotonic() + 10
+    while is_running(started):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("field", ["spec.student.model", "spec.teacher.model"])
+def test_a_model_that_is_not_here_hints_at_the_volume(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distill_workers.teacher.local_servers.SGLangServer", NoTeacher)
+    settings = (f"{field}=/mounted/nowhere",)
+    assert main(command(tmp_path, "mistyped", settings=settings)) == ExitCode.CONFIGURATION
+    err = capsys.readouterr().err
+    assert f"{field}: /mounted/nowhere is no Hugging Face checkpoint" in err and "--volume /mounted=FOLDER)" in err
+    assert err.count("\n") == 1
 
 
 def claimed(tmp_path: Path, step: int | None) -> None:

@@ -39,7 +39,7 @@ def test_a_browser_draws_the_plots_and_has_nothing_to_complain_of(tmp_path: Path
         assert share(seen.picture, red_or_blue) > 0.00005, red_or_blue
 
 
-@pytest.mark.timeout(60)
+@pytest.mark.timeout(150)
 def test_an_error_of_a_page_is_seen(tmp_path: Path) -> None:
     page = tmp_path / "bad.html"
     page.write_text('<script>throw new Error("not drawn")</script><p>text</p>')

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from distill_api.spec.job_spec import Prompts, Reward, RewardSource, Spec
-from distill_workers.data.prompts import load_prompts
+from distill_api.spec.job_spec import Prompts, ReasoningGym, Reward, RewardSource, Spec
+from distill_workers.data.entries import reasoning_gym_entries
+from distill_workers.data.findings import Findings
+from distill_workers.data.prompts import SINGLE_TEACHER, load_prompts
 from distill_workers.data.sample import Prompt
 from distill_workers.metrics import Metrics
 from distill_workers.rewards import http
@@ -64,18 +66,27 @@ async def test_reasoning_gym_scores_with_the_task_itself() -> None:
         await reward.score(prompt("1"), "1")
 
 
+async def test_a_task_of_reasoning_gym_with_a_list_among_its_options_is_graded() -> None:
+    task = ReasoningGym.model_validate(
+        {"task": "polynomial_multiplication", "size": 1, "options": {"variables": ["x", "y"]}}
+    )
+    [entry] = reasoning_gym_entries(task, SINGLE_TEACHER, Findings())
+    asked = Prompt(0, [], str(entry.question), entry.answer, entry.metadata)
+    assert await reward_of(source="reasoning-gym").score(asked, f"<answer>{entry.answer}</answer>") == 1.0
+
+
 def sleepy(prompt: Prompt, response: str) -> Grade:
-    time.sleep(3 if response == "hang" else 0)
+    time.sleep(10 if response == "hang" else 0)
     return Grade(1.0, response, "whole response")
 
 
 @pytest.mark.parametrize("processes", [False, True])
 async def test_a_reward_that_hangs_is_ended_and_takes_no_other_with_it(processes: bool) -> None:
     """A process takes longer to start than the reward may: that is not held against it."""
-    reward = FunctionReward(sleepy, processes, timeout_seconds=0.5)
+    reward = FunctionReward(sleepy, processes, timeout_seconds=3)
     texts = ["a", "hang", "b", "c", "d", "e"]
     found = await asyncio.gather(*(reward.score(prompt("a"), t) for t in texts), return_exceptions=True)
-    assert [str(f) for f in found] == ["1.0", "the reward took longer than 0.5 s", *["1.0"] * 4]
+    assert [str(f) for f in found] == ["1.0", "the reward took longer than 3 s", *["1.0"] * 4]
     assert await reward.score(prompt("a"), "b") == 1.0
     await reward.close()
 

@@ -1,5 +1,7 @@
 """A function of the user runs in a process of its own: what it does there fails its sample, and the trainer lives."""
 
+import asyncio
+import dataclasses
 import os
 import subprocess
 import sys
@@ -10,15 +12,24 @@ from typing import Any
 import pytest
 
 from distill_api.spec.job_spec import Reward
+from distill_workers import user_code
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
-from distill_workers.rewards import user_function
 from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_reward
 
 CODE = """
-import asyncio, os, re, sys
+import asyncio, os, re, subprocess, sys
+
+def starts(response, answer, metadata):
+    # as a reward that runs the program in a response does, without a limit of its own
+    child = subprocess.Popen(["sleep", "600"])
+    with open(response, "w") as file:
+        file.write(str(child.pid))
+    if answer == "abort":
+        os.abort()
+    return float(child.wait())
 
 def right(response, answer, metadata):
     return len(response) + len(answer) + metadata["x"]
@@ -127,8 +138,8 @@ def test_a_function_that_cannot_be_called_is_refused_before_the_job_begins(funct
 async def test_a_module_that_hangs_while_it_is_imported_costs_its_samples_its_own_time(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(user_function, "CHECK_SECONDS", 0.5)
-    monkeypatch.setattr(user_function, "IMPORT_SECONDS", 1.0)
+    monkeypatch.setattr(user_code, "CHECK_SECONDS", 0.5)
+    monkeypatch.setattr(user_code, "IMPORT_SECONDS", 1.0)
     (tmp_path / "endless.py").write_text("import time; time.sleep(600)")
     reward = reward_of("endless:f", seconds=1)
     begin = time.monotonic()
@@ -143,6 +154,18 @@ def is_running(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("answer", ["wait", "abort"])
+async def test_what_a_function_has_started_ends_with_its_call(answer: str, tmp_path: Path) -> None:
+    reward = reward_of("users_rewards:starts", seconds=6)
+    with pytest.raises(RewardError, match="longer than 6 s" if answer == "wait" else "process died"):
+        await reward.score(dataclasses.replace(PROMPT, answer=answer), str(tmp_path / "pid"))
+    end = time.monotonic() + 10
+    while is_running((tmp_path / "pid").read_text()):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.1)
+    await reward.close()
 
 
 OWNER = """

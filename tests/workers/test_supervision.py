@@ -1,6 +1,7 @@
 """`distill run` supervises its processes: what it hears, what it says in seconds, and that nothing outlives it."""
 
 import asyncio
+import contextlib
 import http.server
 import os
 import signal
@@ -109,8 +110,9 @@ class Started:
 def descendants(pid: int) -> set[int]:
     found: set[int] = set()
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found |= {child} | descendants(child)
+        with contextlib.suppress(OSError):  # gone meanwhile
+            for child in map(int, task.read_text().split()):
+                found |= {child} | descendants(child)
     return found
 
 

@@ -14,6 +14,7 @@ from aiohttp import web
 from conftest import TinyModel, hf_logprobs, spec_of
 
 import distill_workers.teacher.pool as module
+from distill_workers.serving.ports import reserve_port
 from distill_workers.teacher import replicas
 from distill_workers.teacher.pool import BadScore, TeacherPool, TeacherUnreachable
 from distill_workers.teacher.protocol import TeacherRequest
@@ -152,7 +153,7 @@ class Fake:
         self.bodies: list[dict[str, Any]] = []
         self.busy = self.most_busy = 0
         self.answer: Answer = self.well
-        self.port = 0
+        self.port = reserve_port()
 
     async def well(self, body: dict[str, Any]) -> web.Response:
         return web.json_response(good(body))
@@ -174,9 +175,7 @@ class Fake:
         app.router.add_post("/generate", handle)
         self.runner = web.AppRunner(app, shutdown_timeout=0.1)
         await self.runner.setup()
-        site = web.TCPSite(self.runner, "127.0.0.1", self.port)
-        await site.start()
-        self.port = self.runner.addresses[0][1]
+        await web.TCPSite(self.runner, "127.0.0.1", self.port).start()
 
     async def stop(self) -> None:
         await self.runner.cleanup()
@@ -292,7 +291,9 @@ async def test_a_bad_score_survives_pickling() -> None:
     assert (copy.reason, str(copy)) == ("positive", "positive: because")
 
 
-async def test_server_errors_are_tried_again_elsewhere(fakes: Any, fast: None) -> None:
+async def test_server_errors_are_tried_again_elsewhere(fakes: Any, fast: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(replicas, "BREAK_SECONDS", (60.0, 60.0))
+
     async def broken(body: dict[str, Any]) -> web.Response:
         return web.Response(status=503)
 
@@ -393,20 +394,31 @@ async def test_a_name_without_an_address_is_unreachable(tiny_spec: Any, fast: No
     await pool.close()
 
 
+async def until(true: Callable[[], bool]) -> None:
+    """Wait until it is true, and a little longer: what follows may assert that it is no more than that."""
+    async with asyncio.timeout(60):
+        while not true():
+            await asyncio.sleep(0.005)
+    await asyncio.sleep(0.05)
+
+
 async def test_the_first_sibling_goes_alone_and_the_others_follow_to_its_replica(fakes: Any) -> None:
-    async def slowly(body: dict[str, Any]) -> web.Response:
-        await asyncio.sleep(0.1)
+    answered = asyncio.Event()
+
+    async def held(body: dict[str, Any]) -> web.Response:
+        await answered.wait()
         return web.json_response(good(body))
 
     for fake in fakes:
-        fake.answer = slowly
+        fake.answer = held
     pool = await pool_of(*fakes)
     prompts = [[number] * 400 for number in range(4)]
     tasks = [
         asyncio.create_task(pool.score(p, [1, index_in_group], None)) for p in prompts for index_in_group in range(5)
     ]
-    await asyncio.sleep(0.05)
+    await until(lambda: sum(len(f.bodies) for f in fakes) >= 4)
     assert sum(len(f.bodies) for f in fakes) == 4, "one of each prompt while no prefix is cached"
+    answered.set()
     await asyncio.gather(*tasks)
     for fake in fakes:
         counts = Counter(body["input_ids"][0] for body in fake.bodies)
@@ -437,24 +449,27 @@ async def test_a_failed_first_sibling_does_not_hold_up_the_others(fakes: Any, fa
 
 
 async def test_after_a_prefetch_no_sibling_goes_alone(fakes: Any) -> None:
-    async def slowly(body: dict[str, Any]) -> web.Response:
-        await asyncio.sleep(0.1)
+    prefetched, answered = asyncio.Event(), asyncio.Event()
+
+    async def held(body: dict[str, Any]) -> web.Response:
+        await (prefetched if len(body["input_ids"]) == 400 else answered).wait()
         return web.json_response(good(body))
 
     for fake in fakes:
-        fake.answer = slowly
+        fake.answer = held
     pool = await pool_of(*fakes)
     prompts = [[number] * 400 for number in range(2)]
     ahead = [asyncio.create_task(pool.prefetch(p)) for p in prompts]
-    await asyncio.sleep(0.05)
+    await until(lambda: [f.busy for f in fakes] == [1, 1])
     tasks = [
         asyncio.create_task(pool.score(p, [1, index_in_group], None)) for p in prompts for index_in_group in range(3)
     ]
-    await asyncio.sleep(0.01)
-    assert [len(f.bodies) for f in fakes] == [1, 1], "siblings wait for a prefetch under way"
-    await asyncio.gather(*ahead)
     await asyncio.sleep(0.05)
-    assert [f.busy for f in fakes] == [3, 3], "then all go at once"
+    assert [len(f.bodies) for f in fakes] == [1, 1], "siblings wait for a prefetch under way"
+    prefetched.set()
+    await asyncio.gather(*ahead)
+    await until(lambda: [f.busy for f in fakes] == [3, 3])  # all at once
+    answered.set()
     await asyncio.gather(*tasks)
     for fake in fakes:
         assert len({body["input_ids"][0] for body in fake.bodies}) == 1, "to where the prompt is"
@@ -463,19 +478,23 @@ async def test_after_a_prefetch_no_sibling_goes_alone(fakes: Any) -> None:
 
 
 async def test_after_a_failed_prefetch_the_first_sibling_goes_alone(fakes: Any, fast: None) -> None:
+    prefetched, answered = asyncio.Event(), asyncio.Event()
+
     async def answer(body: dict[str, Any]) -> web.Response:
-        await asyncio.sleep(0.05)
         ahead = len(body["input_ids"]) == 400
+        await (prefetched if ahead else answered).wait()
         return web.Response(status=500) if ahead else web.json_response(good(body))
 
     fakes[0].answer = answer
     pool = await pool_of(fakes[0])
     prompt = [7] * 400
     tasks = [asyncio.create_task(pool.prefetch(prompt))]
-    await asyncio.sleep(0.02)
+    await until(lambda: fakes[0].busy == 1)
     tasks += [asyncio.create_task(pool.score(prompt, [1, index_in_group], None)) for index_in_group in range(3)]
-    await asyncio.sleep(0.06)
+    prefetched.set()
+    await until(lambda: len(fakes[0].bodies) >= 2)
     assert [len(body["input_ids"]) for body in fakes[0].bodies] == [400, 402], "one alone, after the prefetch"
+    answered.set()
     await asyncio.gather(*tasks)
     assert len(fakes[0].bodies) == 4
     await pool.close()

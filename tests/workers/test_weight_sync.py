@@ -118,7 +118,7 @@ async def test_an_engine_that_hangs_in_a_push_is_lost_after_the_timeout_and_the_
     from distill_workers.engine.engine import Engine
 
     other = Engine(tiny_spec, 5, host="127.0.0.1", port=None, log_folder=str(tmp_path))
-    sync = DistributedSync(tiny_spec, "127.0.0.1", timeout_seconds=5)
+    sync = DistributedSync(tiny_spec, "127.0.0.1", timeout_seconds=15)
     try:
         await other.start(str(tiny_model(0)))
         await sync.push(weights_of(tiny_model(2)), 1, {0: engine, 1: other})

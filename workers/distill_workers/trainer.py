@@ -30,8 +30,10 @@ from distill_workers.model_folder import model_folder
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.trackers import Trackers
+from distill_workers.results.publisher import Publisher
 from distill_workers.rewards.build import build_rewards
 from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.episodes import build_episodes
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.traces import is_traced
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
@@ -62,25 +64,29 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         prompts = load_data(spec, tokenizer, metrics)
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
-        evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in spec.evaluation]
+        engines = EnginePool(job, folder, metrics)
+        episodes = build_episodes(spec, tokenizer, engines)
+        evaluators = [Evaluator(spec, e, tokenizer, metrics, episodes) for e in spec.evaluation]
         known = {e.name: overlap(prompts, e.prompts) for e in evaluators}
         notes = [f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what]
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         teachers.bound_ids(len(tokenizer))
         server.teachers = teachers.shared_requests
-        engines = EnginePool(job, folder, metrics)
-        engines.stop_token_ids = check_models(spec, model, tokenizer)
+        agreement = check_models(spec, model, tokenizer)
+        engines.stop_token_ids = agreement.stop_token_ids
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
-        notes += size_notes(spec, model)
+        notes += [*agreement.notes, *size_notes(spec, model)]
         check_export(spec, model, folder)
+        notes += await Publisher(job, folder).probe()
+        notes += episodes.notes() if episodes is not None else []
         try:
-            notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards))
+            notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards, evaluators))
             for note in notes:
                 log.warning("preflight: %s", note)
             reporter.update(notes=notes)
             await both(teachers.start(), engines.start(str(model)))
-            rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics)
+            rollouts = RolloutPipeline(spec, cursor, engines, teachers, rewards, tokenizer, metrics, episodes)
             loop = Loop(job, folder, ranks, engines, teachers, cursor, rollouts, evaluators, reporter, tokenizer)
             asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, loop.stop)
             try:
@@ -97,6 +103,8 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
             await server.close()
             await reporter.close()
             await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
+            if episodes is not None:
+                await episodes.close()
     finally:
         ranks.dismiss()
 

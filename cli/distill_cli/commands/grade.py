@@ -30,7 +30,7 @@ SHOWN = 60
 @click.option("--evaluation", help="Grade as this evaluation of the job does.")
 @click.option(
     "--reward",
-    type=click.Choice([s.value for s in RewardSource if s is not RewardSource.NONE]),
+    type=click.Choice([s.value for s in RewardSource if s not in (RewardSource.NONE, RewardSource.ENVIRONMENT)]),
     help="Grade by this reward; by default math.",
 )
 @click.option("--function", help="MODULE:FUNCTION of the reward python.")

@@ -35,13 +35,12 @@ def select_rollouts(rollouts: Iterable[Rollout], step: int | None, source: str |
 
 def rollout_text(rollout: Rollout, *, coloured: bool, sixteen_colours: bool = False) -> Text:
     """Return a rollout's head, prompt and response; without colours, the furthest tokens below them."""
-    mean = sum(rollout.kl) / max(1, len(rollout.kl))
     facts = [
         f"step {rollout.step}",
         rollout.picked,
         rollout.source,
         f"{rollout.response_tokens} tokens",
-        f"{mean:.3f} nats per token",
+        f"{rollout.mean_kl:.3f} nats per token",
         "" if rollout.reward is None else f"reward {rollout.reward:g}",
     ]
     head = Text(", ".join(fact for fact in facts if fact) + "\n", style="bold")
@@ -55,8 +54,11 @@ def rollout_text(rollout: Rollout, *, coloured: bool, sixteen_colours: bool = Fa
     return text
 
 
-def colour(kl: float, *, sixteen_colours: bool = False) -> str:
-    """Return the style of a token: red where the teacher finds it less likely than the student, blue where more."""
+def colour(kl: float | None, *, sixteen_colours: bool = False) -> str:
+    """Return the style of a token: red where the teacher finds it less likely than the student, blue where more, dim
+    where it is an environment's."""
+    if kl is None:
+        return "dim"
     if sixteen_colours:
         return "" if abs(kl) < MIN_COLOUR_NATS_OF_16 else f"white on {'red' if kl > 0 else 'blue'}"
     if abs(kl) < MIN_COLOUR_NATS:
@@ -69,5 +71,6 @@ def colour(kl: float, *, sixteen_colours: bool = False) -> str:
 
 def furthest_tokens(rollout: Rollout) -> str:
     """Return the tokens of the highest reverse KL, in nats, as a line."""
-    ranked = sorted(zip(rollout.kl, rollout.tokens, strict=True), reverse=True)[:FURTHEST_TOKENS]
+    own = [(kl, token) for kl, token in zip(rollout.kl, rollout.tokens, strict=True) if kl is not None]
+    ranked = sorted(own, reverse=True)[:FURTHEST_TOKENS]
     return "furthest from the teacher: " + ", ".join(f"{token!r} {kl:.2f}" for kl, token in ranked)

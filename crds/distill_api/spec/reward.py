@@ -29,6 +29,7 @@ class RewardSource(StrEnum):
     REASONING_GYM = "reasoning-gym"
     PYTHON = "python"
     HTTP = "http"
+    ENVIRONMENT = "environment"
 
 
 class Extract(StrEnum):

@@ -10,6 +10,7 @@ from distill_api.fields import Count
 from distill_api.pods.template import RoleTemplate
 from distill_api.role_accelerators import ACCELERATOR_IS_IMMUTABLE, DESCRIPTION, RoleAccelerator
 from distill_api.rules import Rule
+from distill_api.spec.environment import Environment
 
 # Strict, as the API server is: no text becomes a number in a list.
 TokenId = Annotated[int, Field(strict=True, ge=0, le=2**31 - 1)]
@@ -36,7 +37,12 @@ class Rollout(Model):
     """Generation by the student: SGLang engines in a RayCluster."""
 
     mutable = frozenset({"replicas"})
-    transitions = (ACCELERATOR_IS_IMMUTABLE,)
+    transitions = (
+        (
+            "accelerator and environment are immutable: make a new job",
+            f"{ACCELERATOR_IS_IMMUTABLE[1]} && has(self.environment) == has(oldSelf.environment)",
+        ),
+    )
     rules = (
         # The teacher scores at temperature 1 over the whole vocabulary: any other sampling is off-policy.
         Rule(
@@ -68,6 +74,10 @@ class Rollout(Model):
     )
     max_response_tokens: Tokens = Field(
         4096, description="Upper bound of a response in tokens, where generation is cut off."
+    )
+    environment: Environment | None = Field(
+        None,
+        description="Environment of multi-turn responses, all within maxResponseTokens.",
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=16)] = Field(
         default_factory=list,

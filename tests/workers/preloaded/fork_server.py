@@ -1,4 +1,4 @@
-"""`fork_server.py SOCKET MODULE`: imports what MODULE imports, and forks a process for each request.
+"""`fork_server.py SOCKET MODULE PARENT`: imports what MODULE imports, and forks a process for each request.
 
 A child is what `python -W ignore -m MODULE ARGUMENTS` would be: its variables, its folder, its streams, a session of
 its own. Its exit code is sent to whoever asked; a connection that is closed ends its session.
@@ -26,8 +26,10 @@ IMPORTS = {"distill_workers.cpu.sglang_launch": "import_sglang", "distill_worker
 
 
 def main() -> None:
-    path, module = Path(sys.argv[1]), sys.argv[2]
+    path, module, parent = Path(sys.argv[1]), sys.argv[2], int(sys.argv[3])
     end_with_parent()
+    if os.getppid() != parent:
+        sys.exit("who started it is gone already")
     before = read_on_import(os.environ)  # the imports themselves set some
     imported = __import__(module, fromlist=["main"])
     getattr(imported, IMPORTS[module])()

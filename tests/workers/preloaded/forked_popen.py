@@ -27,10 +27,11 @@ READ_ON_IMPORT = (
 )  # fmt: skip
 """Beginnings of the names of variables that a library may read while it is imported."""
 NOT_READ = {
-    "CUDA_CACHE_PATH", "PYTHONBREAKPOINT", "PYTHONUNBUFFERED", "TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_CACHE_DIR",
+    "CUDA_CACHE_PATH", "PYTHONBREAKPOINT", "PYTHONUNBUFFERED", "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
+    "RAY_USAGE_STATS_ENABLED", "TORCHDYNAMO_DISABLE", "TORCHINDUCTOR_CACHE_DIR",
 }  # fmt: skip
-"""Others that begin so, which libraries and Ray set themselves: of the compiler, which no process of a CPU has, of the
-debugger, and of the buffer of a stream that a fork has already."""
+"""Others that begin so, which libraries, Ray and ray_connection.py set themselves: of the compiler, which no process of
+a CPU has, of the debugger, of the buffer of a stream that a fork has already, and what a Ray reads as it starts."""
 LENGTH_BYTES = 4
 PRELOAD_SECONDS = 300
 STREAMS = ("stdin", "stdout", "stderr")

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from distill_api.spec.job_spec import Prompts, Spec
-from distill_workers.data.entries import Entry, entries_of, name_of
-from distill_workers.data.findings import Findings
+from distill_workers.data.entries import Entry, entries_of, messages_of, name_of
+from distill_workers.data.findings import Findings, shared
 from distill_workers.data.rendering import Renderer, TeacherRenderer
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
@@ -32,18 +32,27 @@ def load_data(spec: Spec, tokenizer: Any, metrics: Metrics) -> list[Prompt]:
     result: list[Prompt] = []
     for source in spec.data.all_sources:
         route = Route.of(spec, source)
-        found, long = load_prompts(source.prompts, tokenizer, spec.rollout.max_prompt_tokens, None, route)
+        longest, messages = spec.rollout.max_prompt_tokens, spec.rollout.environment is not None
+        found, long = load_prompts(source.prompts, tokenizer, longest, None, route, messages=messages)
         metrics.set("distill_prompts_overlong", long, source=source.name)
+        if result and (known := shared(result, found)):
+            log.warning("source %s: %s", source.name, known)
         first = result[-1].index + 1 if result else 0
         result += [dataclasses.replace(p, index=first + p.index, source=source.name) for p in found]
     return result
 
 
 def load_prompts(
-    prompts: Prompts, tokenizer: Any, max_prompt_tokens: int, limit: int | None, route: Route = SINGLE_TEACHER
+    prompts: Prompts,
+    tokenizer: Any,
+    max_prompt_tokens: int,
+    limit: int | None,
+    route: Route = SINGLE_TEACHER,
+    *,
+    messages: bool = False,
 ) -> tuple[list[Prompt], int]:
     """Return the first `limit` prompts that are not too long, and how many were too long. Raises PromptError."""
-    reader = PromptReader(prompts, tokenizer, max_prompt_tokens, route)
+    reader = PromptReader(prompts, tokenizer, max_prompt_tokens, route, messages=messages)
     result = [row.prompt for row in reader.read(kept=limit) if not row.left_out]
     name, seen, long = name_of(prompts), reader.seen, reader.long
     for sentence in reader.sentences():
@@ -72,9 +81,17 @@ class PromptRow:
 class PromptReader:
     """A reader of one source, with counts of what it read."""
 
-    def __init__(self, prompts: Prompts, tokenizer: Any, max_prompt_tokens: int, route: Route = SINGLE_TEACHER) -> None:
-        """Raises PromptError for a student that cannot render such prompts."""
-        self._prompts, self._longest, self._route = prompts, max_prompt_tokens, route
+    def __init__(
+        self,
+        prompts: Prompts,
+        tokenizer: Any,
+        max_prompt_tokens: int,
+        route: Route = SINGLE_TEACHER,
+        *,
+        messages: bool = False,
+    ) -> None:
+        """`messages`: prompts have them too. Raises PromptError for a student that cannot render such prompts."""
+        self._prompts, self._longest, self._route, self._messages = prompts, max_prompt_tokens, route, messages
         self._renderer, self._teachers = Renderer(prompts, tokenizer), TeacherRenderer.of(prompts, tokenizer)
         self.findings, self._teacher_findings = Findings(), Findings()
         self.seen = self.long = 0
@@ -90,7 +107,8 @@ class PromptReader:
             rendered = self._renderer.encode(batch, self.findings)
             for entry, (text, ids), (asked, privileged) in zip(batch, rendered, self._privileged(batch), strict=True):
                 row = (entry.answer, entry.metadata, "", entry.response, entry.teacher, entry.key)
-                prompt = Prompt(self.seen, ids, text, *row, privileged_ids=privileged)
+                messages = messages_of(entry) if self._messages else None
+                prompt = Prompt(self.seen, ids, text, *row, privileged_ids=privileged, messages=messages)
                 self.seen += 1
                 too_long = max(len(ids), len(prompt.teacher_ids)) > self._longest
                 self.long += too_long

@@ -9,8 +9,8 @@ from typing import Any
 
 from distill_api.spec.job_spec import Prompts, Spec
 from distill_api.spec.prompts import ROW_FIELD
-from distill_workers.data.entries import Entry
-from distill_workers.data.fields import MISSING, find
+from distill_workers.data.entries import Entry, messages_of
+from distill_workers.data.fields import MISSING, Chat, find
 from distill_workers.data.findings import Finding, Findings
 from distill_workers.data.rows import one_line
 from distill_workers.failures import PromptError
@@ -31,8 +31,8 @@ PASSED_ON = (KeyboardInterrupt, SystemExit, asyncio.CancelledError)
 class Renderer:
     """The student's chat template and tokenizer, as the prompts of one source use them."""
 
-    def __init__(self, prompts: Prompts, tokenizer: Any) -> None:
-        """Raises PromptError for a student that cannot render such prompts."""
+    def __init__(self, prompts: Prompts, tokenizer: Any, tools: Sequence[dict[str, Any]] | None = None) -> None:
+        """`tools` are given to the chat template. Raises PromptError for a student that cannot render such prompts."""
         self._tokenizer, self._system, self._apply = tokenizer, prompts.system_prompt, prompts.apply_chat_template
         self._arguments = dict(prompts.chat_template_arguments or {})
         self._eos, self._eos_text = getattr(tokenizer, "eos_token_id", None), getattr(tokenizer, "eos_token", None)
@@ -43,6 +43,8 @@ class Renderer:
         self._numbers: dict[int, int] = {}
         if self._apply:
             self._check_template()
+        if tools is not None:
+            self._arguments["tools"] = list(tools)
 
     def encode(self, entries: Sequence[Entry], findings: Findings) -> list[tuple[str, list[int]]]:
         """Return the text of each entry that the student continues, and its token ids. Raises PromptError."""
@@ -70,12 +72,16 @@ class Renderer:
             if isinstance(question, str):
                 return question
             raise PromptError(f"{where}: is a list of chat messages, which needs prompts.applyChatTemplate: true")
-        messages = [{"role": "user", "content": question}] if isinstance(question, str) else question
+        messages = messages_of(entry)
         if self._special is not None:
             for message in messages:
                 if found := self._special.search(message["content"]):
                     findings.add(Finding.SPECIAL_TOKENS, where, found.group())
                     break
+        return self.apply_template(messages, where)
+
+    def apply_template(self, messages: Chat, where: str) -> str:
+        """Return chat messages as the text that the student continues, with the system prompt. Raises PromptError."""
         if self._system is not None and messages[0]["role"] != "system":
             messages = [{"role": "system", "content": self._system}, *messages]
         try:
@@ -133,15 +139,15 @@ class Renderer:
 class TeacherRenderer(Renderer):
     """The prompts of a source as its teacher is asked them, where that is another question: privileged context."""
 
-    def __init__(self, prompts: Prompts, tokenizer: Any) -> None:
-        super().__init__(prompts, tokenizer)
+    def __init__(self, prompts: Prompts, tokenizer: Any, tools: Sequence[dict[str, Any]] | None = None) -> None:
+        super().__init__(prompts, tokenizer, tools)
         self._prompt, self._teacher_system = prompts.teacher_prompt, prompts.teacher_system_prompt
 
     @staticmethod
-    def of(prompts: Prompts, tokenizer: Any) -> "TeacherRenderer | None":
+    def of(prompts: Prompts, tokenizer: Any, tools: Sequence[dict[str, Any]] | None = None) -> "TeacherRenderer | None":
         """Return the renderer of a source; None where the teacher is asked the same."""
         same = prompts.teacher_prompt is None and prompts.teacher_system_prompt is None
-        return None if same else TeacherRenderer(prompts, tokenizer)
+        return None if same else TeacherRenderer(prompts, tokenizer, tools)
 
     def encode(self, entries: Sequence[Entry], findings: Findings) -> list[tuple[str, list[int]]]:
         return super().encode([self._privileged(entry) for entry in entries], findings)

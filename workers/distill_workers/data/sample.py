@@ -1,11 +1,14 @@
 """Prompt and Sample, the one type of ragged data: a response of the student with all that is known of its tokens."""
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from itertools import compress, groupby
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+T = TypeVar("T")
 COPIED_TOKENS = 4
 """Shortest run of tokens that counts as copied from a text: shorter ones stand in any two texts."""
 
@@ -29,6 +32,8 @@ class Prompt:
     """Hash of what is asked, but for white space, system prompt and template: the same for copies, in this process."""
     privileged_ids: list[int] | None = None
     """What the teacher is asked instead (prompts.teacherPrompt); None where it is asked the same."""
+    messages: list[dict[str, Any]] | None = None
+    """The prompt as chat messages, which an environment is given; None in a job without one."""
 
     @property
     def teacher_ids(self) -> list[int]:
@@ -38,7 +43,11 @@ class Prompt:
 
 @dataclass(slots=True)
 class Sample:
-    """One response to a prompt, the student's own unless `supervised`. Per-token lists are [response]."""
+    """One response to a prompt, the student's own unless `supervised`. Per-token lists are [response].
+
+    A conversation with an environment is one sample: its response is everything after the prompt, and `loss_mask` says
+    which tokens are the student's.
+    """
 
     prompt_index: int
     index_in_group: int
@@ -74,6 +83,25 @@ class Sample:
     leave-one-out."""
     privileged_ids: list[int] | None = None
     """What the teacher is asked instead of the prompt; None where it is asked the same."""
+    loss_mask: list[bool] | None = None
+    """[response], False at the tokens of an environment: both models read them, and nobody is trained on them. What
+    per-token lists say there means nothing. None where every token is trained on."""
+
+    def trained(self, values: Sequence[T]) -> Sequence[T]:
+        """Return those of [response] values whose tokens are trained on."""
+        return values if self.loss_mask is None else list(compress(values, self.loss_mask))
+
+    @property
+    def trained_tokens(self) -> int:
+        """Tokens of the response that are trained on."""
+        return len(self.response_ids) if self.loss_mask is None else sum(self.loss_mask)
+
+    @property
+    def turns(self) -> list[range]:
+        """Places in the response of each of the student's turns, between which stand the environment's tokens."""
+        if self.loss_mask is None:
+            return [range(len(self.response_ids))]
+        return list(_runs_of_true(self.loss_mask))
 
     @property
     def teacher_prompt_ids(self) -> list[int]:
@@ -82,16 +110,17 @@ class Sample:
 
     @property
     def copied_share(self) -> float | None:
-        """Share of the response in runs of COPIED_TOKENS tokens which the teacher's prompt has and the student's lacks:
-        what the student cannot know. None without privileged context."""
+        """Share of what the student wrote in runs of COPIED_TOKENS tokens which the teacher's prompt has and the
+        student's lacks: what the student cannot know. None without privileged context."""
         if self.privileged_ids is None:
             return None
         hints = _runs(self.privileged_ids) - _runs(self.prompt_ids)
         ids, found = self.response_ids, set[int]()
-        for i in range(len(ids) - COPIED_TOKENS + 1):
-            if tuple(ids[i : i + COPIED_TOKENS]) in hints:
-                found.update(range(i, i + COPIED_TOKENS))
-        return len(found) / max(len(ids), 1)
+        for turn in self.turns:
+            for i in range(turn.start, turn.stop - COPIED_TOKENS + 1):
+                if tuple(ids[i : i + COPIED_TOKENS]) in hints:
+                    found.update(range(i, i + COPIED_TOKENS))
+        return len(found) / max(self.trained_tokens, 1)
 
     @property
     def weight_version(self) -> int:
@@ -102,6 +131,15 @@ class Sample:
     def tokens(self) -> int:
         """Tokens of prompt and response together."""
         return len(self.prompt_ids) + len(self.response_ids)
+
+
+def _runs_of_true(mask: Sequence[bool]) -> Iterator[range]:
+    begin = 0
+    for is_true, group in groupby(mask):
+        end = begin + len(list(group))
+        if is_true:
+            yield range(begin, end)
+        begin = end
 
 
 def _runs(ids: list[int]) -> set[tuple[int, ...]]:

@@ -5,9 +5,10 @@ teacher only, and so may go on while the engines already have other weights.
 """
 
 import asyncio
+import itertools
 import logging
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -17,10 +18,14 @@ from distill_workers.data.prompts import load_prompts
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.engine.engine import EngineRefused, Response
+from distill_workers.environments.pool import EnvironmentFailed
+from distill_workers.evaluation.conversation_response import ConversationResponse
 from distill_workers.evaluation.estimates import Estimate, mean_score, pass_at_k
+from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_reward
+from distill_workers.rollout.episodes import Episodes, Terms, of_evaluation
 from distill_workers.rollout.pipeline import sample_seed
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers
@@ -76,8 +81,12 @@ class Sampled:
 class Evaluator:
     """An evaluator of one entry of spec.evaluation, whose prompts are read once."""
 
-    def __init__(self, spec: Spec, evaluation: Evaluation, tokenizer: Any, metrics: Metrics) -> None:
-        self.name = evaluation.name
+    def __init__(
+        self, spec: Spec, evaluation: Evaluation, tokenizer: Any, metrics: Metrics, episodes: Episodes | None = None
+    ) -> None:
+        """`episodes`: of a job with an environment. Raises ConfigurationError for a reward that cannot be had."""
+        self.name, self.reward_source = evaluation.name, evaluation.reward.source
+        self._episodes = self._chosen(evaluation, episodes)
         self._spec, self._evaluation = spec, evaluation
         self._prompts, long = load_prompts(
             evaluation.prompts,
@@ -85,14 +94,31 @@ class Evaluator:
             spec.rollout.max_prompt_tokens,
             evaluation.max_prompts,
             Route.of(spec, evaluation),
+            messages=self._episodes is not None,
         )
         self.prompts, self.content = self._prompts, content_of(self._prompts)
         metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
-        self._reward = (
-            None if evaluation.reward.source is RewardSource.NONE else build_reward(evaluation.reward, metrics)
-        )
+        self._is_scored = self.reward_source is not RewardSource.NONE
+        own = self._is_scored and self._episodes is None
+        self.reward = build_reward(evaluation.reward, metrics) if own else None
         self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
+
+    def _chosen(self, evaluation: Evaluation, episodes: Episodes | None) -> Episodes | None:
+        """Return what plays the conversations of the evaluation; None where it asks for single responses."""
+        if evaluation.reward.source is not RewardSource.ENVIRONMENT:
+            return None
+        if episodes is None:
+            raise ConfigurationError(
+                f"evaluation {self.name}: reward.source environment is measured in the run of a job with "
+                "rollout.environment"
+            )
+        if evaluation.score_teacher:
+            raise ConfigurationError(
+                f"evaluation {self.name}: scoreTeacher goes with responses that a reward grades: the teacher has no "
+                "conversations with rollout.environment"
+            )
+        return episodes
 
     async def measure(self, step: int, engines: Generator, teachers: Teachers | None) -> Measurement:
         """Measure all that can be had; without a teacher, nothing that needs one.
@@ -105,7 +131,7 @@ class Evaluator:
         """Return all responses that will be needed, without those of other weights than the step's."""
         sampled = Sampled(step)
         want_kl = reverse_kl and self._evaluation.measure_reverse_kl
-        count = self._evaluation.samples_per_prompt if self._reward is not None else 0
+        count = self._evaluation.samples_per_prompt if self._is_scored else 0
         # Sampled as in training, the responses that are scored serve for the reverse KL too.
         once = want_kl and count > 0 and self._evaluation.sampling == AS_IN_TRAINING
         sampled.to_score, sampled.as_trained = await asyncio.gather(
@@ -119,7 +145,7 @@ class Evaluator:
     async def grade(self, sampled: Sampled, teachers: Teachers | None) -> Measurement:
         """Return the measurement of responses that have been sampled; no engine is needed."""
         result = Measurement(self.name, sampled.step, prompts=len(self._prompts), failed=sampled.failed)
-        with_teacher = self._evaluation.score_teacher and self._reward is not None and sampled.step == 0
+        with_teacher = self._evaluation.score_teacher and self.reward is not None and sampled.step == 0
         _, result.reverse_kl, result.teacher_score = await asyncio.gather(
             self._score(sampled, result),
             self._reverse_kl(sampled, result, teachers),
@@ -130,8 +156,8 @@ class Evaluator:
         return result
 
     async def close(self) -> None:
-        if self._reward is not None:
-            await self._reward.close()
+        if self.reward is not None:
+            await self.reward.close()
 
     async def _sample(
         self, sampled: Sampled, engines: Generator, sampling: Sampling, count: int, stream: int
@@ -139,14 +165,18 @@ class Evaluator:
         """Return `count` responses to each prompt; `stream` keeps their seeds apart from those of other uses."""
 
         async def one(prompt: Prompt) -> list[Response]:
+            seeds = [sample_seed(self._spec.seed, stream, prompt.index, s) for s in range(count)]
             try:
-                responses = await engines.sample(
-                    prompt.ids,
-                    max_new_tokens=self._max_tokens,
-                    temperature=sampling.temperature,
-                    top_p=sampling.top_p,
-                    seeds=[sample_seed(self._spec.seed, stream, prompt.index, s) for s in range(count)],
-                )
+                if self._episodes is not None:
+                    responses: Sequence[Response] = await self._conversations(self._episodes, prompt, sampling, seeds)
+                else:
+                    responses = await engines.sample(
+                        prompt.ids,
+                        max_new_tokens=self._max_tokens,
+                        temperature=sampling.temperature,
+                        top_p=sampling.top_p,
+                        seeds=seeds,
+                    )
             except EngineRefused as error:
                 log.warning("evaluation %s: prompt %d was refused: %s", self.name, prompt.index, error)
                 responses = []
@@ -156,15 +186,33 @@ class Evaluator:
 
         return list(await asyncio.gather(*(one(p) for p in self._prompts))) if count else []
 
+    async def _conversations(
+        self, episodes: Episodes, prompt: Prompt, sampling: Sampling, seeds: list[int]
+    ) -> list[ConversationResponse]:
+        """Return the conversations of the seeds, but for those whose environment failed. Raises EngineRefused."""
+
+        async def one(index: int, seed: int) -> ConversationResponse | None:
+            terms = Terms(of_evaluation(self.name), seed, sampling, self._max_tokens, urgent=True)
+            try:
+                return ConversationResponse.of(await episodes.play(prompt, index, terms))
+            except EnvironmentFailed as error:
+                log.warning("evaluation %s: prompt %d: %s", self.name, prompt.index, error)
+                return None
+
+        played = await asyncio.gather(*(one(index, seed) for index, seed in enumerate(seeds)))
+        return [response for response in played if response is not None]
+
     async def _score(self, sampled: Sampled, result: Measurement) -> None:
-        reward = self._reward
-        if reward is None:
-            return
+        reward = self.reward
 
         async def one(prompt: Prompt, response: Response) -> float | None:
             text = self._decode(response.ids)
             try:
-                score = await reward.score(prompt, text)
+                if isinstance(response, ConversationResponse):
+                    score = response.reward
+                else:
+                    assert reward is not None, "without a reward nothing was sampled to be scored"
+                    score = await reward.score(prompt, text)
             except RewardError as error:
                 log.warning("evaluation %s: prompt %d: %s", self.name, prompt.index, error)
                 result.failed += 1
@@ -177,6 +225,8 @@ class Evaluator:
         async def group(prompt: Prompt, responses: list[Response]) -> list[float]:
             return [s for s in await asyncio.gather(*(one(prompt, r) for r in responses)) if s is not None]
 
+        if not sampled.to_score:
+            return
         pairs = zip(self._prompts, sampled.to_score, strict=True)
         rewards = await asyncio.gather(*(group(p, r) for p, r in pairs))
         mean, result.pass_at = mean_score(rewards), pass_at_k(rewards)
@@ -190,19 +240,24 @@ class Evaluator:
         async def one(prompt: Prompt, response: Response) -> list[float]:
             if not response.ids:
                 return []
+            asked = prompt.teacher_ids
+            mask: Iterable[bool] = itertools.repeat(True)
+            if isinstance(response, ConversationResponse):
+                asked, mask = response.teacher_prompt_ids, response.loss_mask
             try:
-                scores = await teachers.of(prompt.teacher).score(prompt.teacher_ids, response.ids, None)
+                scores = await teachers.of(prompt.teacher).score(asked, response.ids, None)
             except BadScore:
                 result.failed += 1
                 return []
-            return [s - t for s, t in zip(response.logprobs, scores.logprobs, strict=True)]
+            pairs = zip(response.logprobs, scores.logprobs, strict=True)
+            return [s - t for s, t in itertools.compress(pairs, mask)]
 
         pairs = [(p, r) for p, group in zip(self._prompts, sampled.as_trained, strict=True) for r in group]
         terms = [t for group in await asyncio.gather(*(one(p, r) for p, r in pairs)) for t in group]
         return statistics.fmean(terms) if terms else None
 
     async def _score_teacher(self, teachers: Teachers | None) -> float | None:
-        reward = self._reward
+        reward = self.reward
         if teachers is None or reward is None:
             return None
 

@@ -6,8 +6,10 @@ right to the longest of their micro-batch, which holds samples of like length.
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from distill_workers.data.sample import Sample
@@ -18,7 +20,10 @@ MICRO_BATCH_TOKENS = 512
 
 @dataclass(frozen=True)
 class MicroBatch:
-    """The tensors of some samples. `tokens` counts their response tokens, in the order of the samples."""
+    """The tensors of some samples. `tokens` counts their response tokens, in the order of the samples.
+
+    Tokens that are not trained on (Sample.loss_mask) stand in input_ids alone: no loss is ever computed for them.
+    """
 
     order: list[int]
     """Position of each sample in the list that the split was made of."""
@@ -27,7 +32,7 @@ class MicroBatch:
     rows: torch.Tensor
     """[tokens]: where, in hidden states [sequence * samples], the prediction of each response token stands."""
     targets: torch.Tensor
-    """[tokens]: the response tokens."""
+    """[tokens]: the response tokens that are trained on."""
     engine_logprobs: torch.Tensor
     """[tokens]"""
     teacher_logprobs: torch.Tensor
@@ -35,7 +40,7 @@ class MicroBatch:
     advantages: torch.Tensor
     """[tokens]"""
     lengths: torch.Tensor
-    """[samples]: response tokens of each."""
+    """[samples]: such tokens of each."""
     supervised: torch.Tensor
     """[tokens], bool: of a response that the data set wrote."""
     support_ids: torch.Tensor
@@ -59,13 +64,13 @@ class MicroBatch:
 
 
 def share(samples: Sequence[Sample], loads: Sequence[int], max_tokens: int) -> list[list[int]]:
-    """Return the indices of the samples of each data parallel rank. Samples without a response are left out.
+    """Return the indices of the samples of each data parallel rank. Samples without a token to train on are left out.
 
     Each rank gets neighbours in the order of lengths, since a micro-batch is padded to its longest sample; the least
     loaded rank the longest. The cuts are where the rank with the most to do has the least, to one in a hundred.
     loads [ranks]: the `cost` of what each has been given in this step already.
     """
-    order = _longest_first(samples, [i for i, s in enumerate(samples) if s.response_ids])
+    order = _longest_first(samples, [i for i, s in enumerate(samples) if s.trained_tokens])
     lengths = [samples[i].tokens for i in order]
     ranks = sorted(range(len(loads)), key=lambda rank: (loads[rank], rank))
     # The upper bound holds even if one rank computes everything.
@@ -160,36 +165,43 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
         input_ids[column, : len(ids)] = torch.tensor(ids)
         # The logits at a position predict the next token: the first response token stands at the prompt's last.
         positions = torch.arange(len(sample.prompt_ids) - 1, len(ids))
+        if sample.loss_mask is not None:
+            positions = positions[torch.tensor(sample.loss_mask)]
         rows.append(positions * len(samples) + column)
     floats = torch.float32
 
-    def per_token(values: list[list[float]]) -> torch.Tensor:
+    def per_token(values: Sequence[Sequence[float]]) -> torch.Tensor:
         return torch.tensor([v for of_sample in values for v in of_sample], dtype=floats, device=device)
 
-    lengths = torch.tensor([len(s.response_ids) for s in samples], device=device)
-    tokens = sum(len(s.response_ids) for s in samples)
+    counts = [s.trained_tokens for s in samples]
+    lengths, tokens = torch.tensor(counts, device=device), sum(counts)
     support_ids = torch.zeros(tokens, 0, dtype=torch.long, device=device)
     support_logprobs = torch.zeros(tokens, 0, dtype=floats, device=device)
     if scored and samples[0].teacher_top_ids is not None:
-        of_all = [s.teacher_top_ids for s in samples if s.teacher_top_ids is not None]
+        of_all = [_rows(s, s.teacher_top_ids) for s in samples if s.teacher_top_ids is not None]
         support_ids = torch.from_numpy(np.concatenate(of_all)).to(device, torch.long)
-        logprobs_of_all = [s.teacher_top_logprobs for s in samples if s.teacher_top_logprobs is not None]
+        logprobs_of_all = [_rows(s, s.teacher_top_logprobs) for s in samples if s.teacher_top_logprobs is not None]
         support_logprobs = torch.from_numpy(np.concatenate(logprobs_of_all)).to(device, floats)
     return MicroBatch(
         order=order,
         input_ids=input_ids.to(device),
         rows=torch.cat(rows).to(device),
-        targets=torch.tensor([i for s in samples for i in s.response_ids], device=device),
-        engine_logprobs=per_token([s.engine_logprobs for s in samples]),
-        teacher_logprobs=per_token([s.teacher_logprobs for s in samples] if scored else []),
-        advantages=per_token([[s.advantage] * len(s.response_ids) for s in samples]),
+        targets=torch.tensor([i for s in samples for i in s.trained(s.response_ids)], device=device),
+        engine_logprobs=per_token([s.trained(s.engine_logprobs) for s in samples]),
+        teacher_logprobs=per_token([s.trained(s.teacher_logprobs) for s in samples] if scored else []),
+        advantages=per_token([[s.advantage] * count for s, count in zip(samples, counts, strict=True)]),
         lengths=lengths,
         supervised=torch.tensor([s.supervised for s in samples], device=device).repeat_interleave(lengths),
         support_ids=support_ids,
         teacher_support_logprobs=support_logprobs,
         teacher_coefficients=torch.tensor([s.coefficient for s in samples], device=device).repeat_interleave(lengths),
-        baselines=per_token([[s.baseline] * len(s.response_ids) for s in samples]),
+        baselines=per_token([[s.baseline] * count for s, count in zip(samples, counts, strict=True)]),
     )
+
+
+def _rows(sample: Sample, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return the rows of [response, k] whose tokens are trained on."""
+    return values if sample.loss_mask is None else values[np.array(sample.loss_mask)]
 
 
 def _ends(lengths: Sequence[int], loads: Sequence[int], limit: int, max_tokens: int) -> list[int] | None:
@@ -231,6 +243,8 @@ def _longest_first(samples: Sequence[Sample], indices: Sequence[int]) -> list[in
 def _check(sample: Sample, scored: bool) -> None:
     expected = len(sample.response_ids)
     lengths = {"engine_logprobs": len(sample.engine_logprobs)}
+    if sample.loss_mask is not None:
+        lengths["loss_mask"] = len(sample.loss_mask)
     if scored:
         lengths["teacher_logprobs"] = len(sample.teacher_logprobs)
         for name in ("teacher_top_ids", "teacher_top_logprobs"):

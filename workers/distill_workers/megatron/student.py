@@ -132,7 +132,7 @@ class MegatronStudent:
             self._loads[rank] += cost(samples, indices, self._limit)
             self._used += sum(samples[i].tokens for i in indices)
         self._samples += len(samples)
-        self._tokens += sum(len(s.response_ids) for s in samples)
+        self._tokens += sum(s.trained_tokens for s in samples)
 
         def loss(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             own = own_tokens(batch, len(hidden), self.ranks)
@@ -184,7 +184,7 @@ class MegatronStudent:
 
     @torch.no_grad()
     def logprobs(self, samples: Sequence[Sample]) -> list[list[float]]:
-        """Return the log-probs of the response tokens of each sample, nats, in the order given, on every rank."""
+        """Return the log-probs of the response tokens of each sample that are trained on, nats, on every rank."""
         own: dict[int, list[float]] = {}
         shares = share(samples, [0] * self.ranks.data_size, self._limit)
         batches = self._batches(samples, shares, scored=False)
@@ -196,7 +196,7 @@ class MegatronStudent:
 
         found = pipeline.run(self._parallel_model, batches, sampled, backward=False)
         for batch, values in zip(batches, found, strict=self.ranks.is_last_pipeline_stage):
-            lengths = [len(samples[i].response_ids) for i in batch.order]
+            lengths = [samples[i].trained_tokens for i in batch.order]
             for i, part in zip(batch.order, torch.split_with_sizes(values[:, 0], lengths), strict=True):
                 own[i] = part.tolist()
         # To the first stage, which has rank 0, and from there to every replica.

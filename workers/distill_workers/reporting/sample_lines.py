@@ -29,7 +29,13 @@ def picked_samples(samples: list[Sample]) -> list[tuple[str, Sample]]:
 
 
 def sample_line(step: int, why: str, sample: Sample, decode: Decode) -> dict[str, object]:
-    """Return the sample's line: `tokens` and `kl` (k1, nats; student's engine minus teacher) have one entry a token."""
+    """Return the sample's line: `tokens` and `kl` (k1, nats; student's engine minus teacher) have one entry a token.
+
+    An environment's tokens have the entry None in `kl`.
+    """
+    kl: list[float | None] = [None] * len(sample.response_ids)
+    for place, value in zip(sample.trained(range(len(kl))), token_kl(sample).tolist(), strict=True):
+        kl[place] = round(value, 3)
     return {
         "kind": "rollout",
         "step": step,
@@ -43,7 +49,7 @@ def sample_line(step: int, why: str, sample: Sample, decode: Decode) -> dict[str
         "response_tokens": len(sample.response_ids),
         "prompt": decode(sample.prompt_ids[-TOKENS:]),
         "tokens": token_texts(sample.response_ids[:TOKENS], decode),
-        "kl": [round(kl, 3) for kl in token_kl(sample)[:TOKENS].tolist()],
+        "kl": kl[:TOKENS],
     }
 
 

@@ -16,7 +16,7 @@ FILES = ("samples.1.jsonl", "samples.jsonl")
 
 @dataclass(frozen=True)
 class Rollout:
-    """A rollout of samples.jsonl; `kl` in nats, one for each of `tokens`."""
+    """A rollout of samples.jsonl; `kl` in nats, one for each of `tokens`, None for those of an environment."""
 
     step: int
     picked: str
@@ -25,7 +25,13 @@ class Rollout:
     response_tokens: int
     prompt: str
     tokens: list[str]
-    kl: list[float]
+    kl: list[float | None]
+
+    @property
+    def mean_kl(self) -> float:
+        """Mean over the student's own tokens, nats."""
+        own = [kl for kl in self.kl if kl is not None]
+        return sum(own) / max(1, len(own))
 
 
 def read_rollouts(run_folder: Path) -> list[Rollout]:

@@ -26,8 +26,8 @@ def rollouts_html(rollouts: list[Rollout]) -> str:
         'student, <span style="background:rgba(40,90,220,.6)">blue</span> ones more; point at one for its nats.</p>'
     ]
     for r in rollouts:
-        mean = sum(r.kl) / max(1, len(r.kl))
-        facts = [f"step {r.step}", r.picked, r.source, f"{r.response_tokens} tokens", f"{mean:.3f} nats per token"]
+        facts = [f"step {r.step}", r.picked, r.source, f"{r.response_tokens} tokens"]
+        facts += [f"{r.mean_kl:.3f} nats per token"]
         facts += [] if r.reward is None else [f"reward {r.reward:g}"]
         shown = zip(r.tokens[:SHOWN_TOKENS], r.kl[:SHOWN_TOKENS], strict=True)
         more = " …" if r.response_tokens > SHOWN_TOKENS else ""
@@ -39,7 +39,9 @@ def rollouts_html(rollouts: list[Rollout]) -> str:
     return "\n".join(parts)
 
 
-def _token(text: str, kl: float) -> str:
+def _token(text: str, kl: float | None) -> str:
+    if kl is None:  # of an environment, as the prompt is of the data
+        return f'<span class="prompt">{html.escape(text)}</span>'
     strength = min(1.0, abs(kl) / FULL_COLOUR_NATS) * 0.8
     colour = "220,60,40" if kl > 0 else "40,90,220"
     return f'<span style="background:rgba({colour},{strength:.2f})" title="{kl:.3f}">{html.escape(text)}</span>'

@@ -7,7 +7,7 @@ from typing import Any
 
 from distill_workers.data.sample import Sample
 from distill_workers.objective.statistics import SCOPES
-from distill_workers.reporting.token_kl import source_kl, summary, teacher_kl
+from distill_workers.reporting.token_kl import source_kl, summary, teacher_kl, turns
 
 TRAINED = (*SCOPES, "grad_norm", "learning_rate", "coefficient", "reward_coefficient")
 """What MegatronStudent.update returns and a step's line shows."""
@@ -36,7 +36,7 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         "time": time.time(),
         "seconds": step.seconds,
         "samples": len(samples),
-        "response_tokens": sum(len(s.response_ids) for s in samples),
+        "response_tokens": sum(s.trained_tokens for s in samples),
         # What had no token to be measured at is not there.
         **{key: trained.get(key) for key in TRAINED},
         "policy_lag": step.policy_lag,
@@ -45,6 +45,7 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         "reward": statistics.fmean(rewards) if rewards else None,
         "reward_stddev": statistics.pstdev(rewards) if rewards else None,
         "token_kl": summary(samples),
+        "turns": turns(samples),
         "reverse_kl_by_source": source_kl(samples),
         "reverse_kl_by_teacher": teacher_kl(samples),
         "reward_by_source": {

@@ -13,13 +13,34 @@ from distill_workers.data.sample import Sample
 
 Floats = npt.NDArray[np.float64]
 
+TURNS = 16
+"""Turns of a conversation that are reported each by itself, from the first."""
 HIGH_NATS = 1.0
 """The teacher holds a token for less than 1/e as likely as the student did."""
 
 
 def token_kl(sample: Sample) -> Floats:
-    """[response], nats."""
-    return np.subtract(sample.engine_logprobs, sample.teacher_logprobs, dtype=np.float64)
+    """[trained], nats: of the student's own tokens."""
+    engine, teacher = sample.trained(sample.engine_logprobs), sample.trained(sample.teacher_logprobs)
+    return np.subtract(engine, teacher, dtype=np.float64)
+
+
+def turns(samples: list[Sample]) -> dict[str, dict[str, float]] | None:
+    """For each of the first TURNS turns, by its number: samples that have it, mean tokens, and mean reverse_kl over its
+    tokens, nats. None where no sample is a conversation."""
+    if all(sample.loss_mask is None for sample in samples):
+        return None
+    drawn: dict[int, list[Floats]] = {}
+    for sample in samples:
+        ends = np.cumsum([len(turn) for turn in sample.turns])
+        for number, part in enumerate(np.split(token_kl(sample), ends[:-1])[:TURNS], start=1):
+            drawn.setdefault(number, []).append(part)
+    found: dict[str, dict[str, float]] = {}
+    for number, parts in sorted(drawn.items()):
+        tokens = np.concatenate(parts)
+        mean = len(tokens) / len(parts)
+        found[str(number)] = {"samples": len(parts), "tokens": mean, "reverse_kl": float(tokens.mean())}
+    return found
 
 
 def summary(samples: list[Sample]) -> dict[str, float] | None:

@@ -4,6 +4,7 @@ from functools import partial
 
 from distill_api.spec.job_spec import Reward as RewardSpec
 from distill_api.spec.job_spec import RewardSource, Spec
+from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import Reward
 from distill_workers.rewards.exact_match import grade_exactly
@@ -13,10 +14,22 @@ from distill_workers.rewards.math import grade_mathematically
 from distill_workers.rewards.reasoning_gym import grade_by_task
 from distill_workers.rewards.user_function import UserFunction, build_user_reward
 
+BY_CONVERSATION = (RewardSource.NONE, RewardSource.ENVIRONMENT)
+"""Sources that a job with an environment may have."""
+
 
 def build_rewards(spec: Spec, metrics: Metrics) -> dict[str, Reward]:
-    """Return the reward of each source of training prompts by its name; a source without one is not among them."""
+    """Return the reward of each source of training prompts by its name; a source without one is not among them, nor
+    one whose reward is the environment's. Raises ConfigurationError."""
     chosen = {source.name: source.reward or spec.objective.reward for source in spec.data.all_sources}
+    if spec.rollout.environment is not None:
+        for name, reward in chosen.items():
+            if reward.source not in BY_CONVERSATION:
+                raise ConfigurationError(
+                    f"data.sources {name}: reward.source is {reward.source.value}, and rollout.environment gives the "
+                    "reward of its conversations; set environment or none"
+                )
+        return {}
     made: dict[RewardSpec, Reward] = {}
     for reward in chosen.values():
         if reward.source is not RewardSource.NONE and reward not in made:
@@ -27,7 +40,8 @@ def build_rewards(spec: Spec, metrics: Metrics) -> dict[str, Reward]:
 def build_reward(reward: RewardSpec, metrics: Metrics) -> Reward:
     """Return the reward that the spec describes.
 
-    Raises ConfigurationError for a function that cannot be imported or called, ValueError for source none.
+    Raises ConfigurationError for a function that cannot be imported or called and for source environment, ValueError
+    for source none.
     """
     limit = float(reward.timeout_seconds)
     match reward.source:
@@ -44,5 +58,10 @@ def build_reward(reward: RewardSpec, metrics: Metrics) -> Reward:
         case RewardSource.HTTP:
             assert reward.url is not None
             return HttpReward(reward.url, limit, reward.retries, metrics)
+        case RewardSource.ENVIRONMENT:
+            raise ConfigurationError(
+                "reward.source environment is that of conversations with rollout.environment; it grades no response "
+                "by itself"
+            )
         case RewardSource.NONE:
             raise ValueError("source none computes no reward")

@@ -1,26 +1,18 @@
 """Rewards by a function, run apart from the trainer for a limited time."""
 
 import asyncio
-import contextlib
 import importlib
 import math
-import multiprocessing
-import os
-import signal
-import threading
 from collections.abc import Callable
-from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
-from typing import Any
 
-from distill_workers.child_processes import end_with_parent
 from distill_workers.data.sample import Prompt
+from distill_workers.isolated_process import START_SECONDS, call, end, new_process
 from distill_workers.rewards.base import Grade, RewardError
 
 PROCESSES, THREADS = 2, 4
 """Calls at the same time of a reward that runs in processes, and of one that runs in threads."""
-START_SECONDS = 120.0
-"""The longest time that a process may take to start."""
 
 GradingFunction = Callable[[Prompt, str], Grade]
 
@@ -88,42 +80,5 @@ class FunctionReward:
         return made
 
 
-def new_process() -> ProcessPoolExecutor:
-    """Return one process that runs one call at a time, and ends with this one."""
-    # spawn: this process has threads of torch, gloo and Ray, which a fork would break.
-    return ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn"), initializer=_begin)
-
-
-async def call(worker: Executor, seconds: float, function: Callable[..., Any], *arguments: Any) -> Any:
-    """Return what the function returns in the worker. Raises TimeoutError, BrokenProcessPool and what it raises."""
-    return await asyncio.wait_for(asyncio.wrap_future(worker.submit(function, *arguments)), seconds)
-
-
-def end(worker: Executor | None) -> None:
-    """Kill a process at once; a thread cannot be ended, and is left alone."""
-    if worker is None:
-        return
-    for process in list((getattr(worker, "_processes", None) or {}).values()):
-        with contextlib.suppress(OSError):
-            process.kill()
-    worker.shutdown(wait=False, cancel_futures=True)
-
-
 def _load(module: str) -> None:
     importlib.import_module(module)
-
-
-def _begin() -> None:
-    end_with_parent()  # also where a regular expression lets no other thread run
-    # A SIGTERM for the trainer reaches its group; the trainer decides when its helpers end, or is gone.
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.dup2(2, 1)  # what a reward prints is no output of the command that called it
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-
-    def follow() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()

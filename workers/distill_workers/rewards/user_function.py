@@ -4,27 +4,19 @@ Whatever it does there, to exit, abort, hang or raise, fails its sample. What is
 that is no number, is a ConfigurationError at the first one.
 """
 
-import asyncio
-import importlib
 import inspect
 import math
 import numbers
-from concurrent.futures import ProcessPoolExecutor
-from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from typing import Any
 
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import ConfigurationError
 from distill_workers.rewards.base import WHOLE_RESPONSE, Grade, RewardError
-from distill_workers.rewards.function import START_SECONDS, call, end, new_process
+from distill_workers.user_code import NotCallable, UserCodeFailed, UserProcesses, described, load
 
 CALLS = 4
 """Calls of one function at the same time, each in its own process."""
-CHECK_SECONDS = 10.0
-"""The longest time that a job waits, before it begins, to hear whether the function can be called."""
-IMPORT_SECONDS = 30.0
-"""The longest time that the function's module may take to load, or the reward's timeout where that is longer."""
 SHOWN = 120
 """Characters that are shown of a result that is no number."""
 ALLOWED = "it must return a number, such as 0.5"
@@ -48,45 +40,37 @@ class UserFunction:
 
     name: str
 
-    def prepare(self) -> Outcome:
-        """Load the function, in its own process, and say what keeps it from being called."""
+    def prepare(self) -> str:
+        """Load the function, in its own process, and return what keeps it from being called; empty for nothing."""
         try:
             return self._inspect()
+        except NotCallable as error:
+            return str(error)
         except BaseException as error:
-            return Outcome(raised=_raised(error))
+            return described(error)
 
     def __call__(self, response: str, answer: str | None, metadata: dict[str, Any]) -> Outcome:
         """Call the function, in its own process."""
         try:
-            module, _, attribute = self.name.partition(":")
-            result = getattr(importlib.import_module(module), attribute)(response, answer, metadata)
+            result = load(self.name)(response, answer, metadata)
         # SystemExit, CancelledError and KeyboardInterrupt would end the trainer, were they raised there.
         except BaseException as error:
-            return Outcome(raised=_raised(error))
+            return Outcome(raised=described(error))
         return read_result(result)
 
-    def _inspect(self) -> Outcome:
-        module, _, attribute = self.name.partition(":")
-        try:
-            function = getattr(importlib.import_module(module), attribute)
-        except (ImportError, AttributeError) as error:
-            return Outcome(
-                refused=f"{error}; put the module on PYTHONPATH: in trainer.template for main, or for distill run in "
-                "the environment"
-            )
-        except BaseException as error:
-            return Outcome(refused=f"its module {module} raised {_raised(error)} while it was imported")
+    def _inspect(self) -> str:
+        function = load(self.name)
         if not callable(function):
-            return Outcome(refused="is not a function")
+            return "is not a function"
         if inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(getattr(function, "__call__", None)):  # noqa: B004
-            return Outcome(refused=f"is an async function; {ALLOWED}: write it with def, and await inside asyncio.run")
+            return f"is an async function; {ALLOWED}: write it with def, and await inside asyncio.run"
         try:
             inspect.signature(function).bind("response", "answer", {})
         except TypeError as error:
-            return Outcome(refused=f"cannot be called as function(response, answer, metadata): {error}")
+            return f"cannot be called as function(response, answer, metadata): {error}"
         except ValueError:
             pass  # some functions written in C tell no signature
-        return Outcome()
+        return ""
 
 
 def read_result(result: Any) -> Outcome:
@@ -114,40 +98,29 @@ class UserReward:
     """A reward by a function of the user, each call in a process with nothing else to do, for a limited time."""
 
     def __init__(self, function: UserFunction, timeout_seconds: float) -> None:
-        self._function, self._timeout = function, timeout_seconds
-        self._scored = False
-        # The last one used is taken first; None has yet to be started.
-        self._idle: asyncio.LifoQueue[ProcessPoolExecutor | None] = asyncio.LifoQueue()
-        for _ in range(CALLS):
-            self._idle.put_nowait(None)
+        self._function, self._scored = function, False
+        self._processes = UserProcesses(
+            function,
+            setting="reward.function",
+            subject="the reward",
+            timeout_seconds=timeout_seconds,
+            processes=CALLS,
+        )
 
     async def score(self, prompt: Prompt, response: str) -> float:
         return (await self.grade(prompt, response)).score
 
     async def grade(self, prompt: Prompt, response: str) -> Grade:
         """Return the function's number. What it does wrong before it ever returned one is a ConfigurationError."""
-        worker = await self._idle.get()
         try:
-            worker = worker or await self._start()
-            outcome = await call(worker, self._timeout, self._function, response, prompt.answer, prompt.metadata)
-        except TimeoutError:
-            end(worker)
-            worker = None
-            raise RewardError(f"the reward took longer than {self._timeout:g} s", permanent=True) from None
-        except BrokenProcessPool:
-            end(worker)
-            worker = None
-            raise RewardError("the reward's process died", permanent=True) from None
-        except (RewardError, ConfigurationError):
+            async with self._processes.one() as process:
+                outcome = await process.call(self._function, response, prompt.answer, prompt.metadata)
+        except UserCodeFailed as error:
+            raise RewardError(str(error), permanent=True) from None
+        except ConfigurationError:
             raise
         except Exception as error:
             raise RewardError(f"the reward failed: {type(error).__name__}: {error}") from error
-        except BaseException:
-            end(worker)  # it is still at work
-            worker = None
-            raise
-        finally:
-            self._idle.put_nowait(worker)
         if outcome.raised:
             raise RewardError(f"the reward failed: {outcome.raised}", permanent=True)
         if outcome.value is None:
@@ -157,53 +130,11 @@ class UserReward:
         return Grade(outcome.value, response.strip(), WHOLE_RESPONSE)
 
     async def close(self) -> None:
-        for _ in range(self._idle.qsize()):
-            end(self._idle.get_nowait())
+        await self._processes.close()
 
     def check(self) -> None:
-        """Raises ConfigurationError for a function that cannot be called. One that loads slowly is left to its samples.
-
-        It is loaded in a process of its own: to import it here would let it end, or hang, the trainer.
-        """
-        worker = new_process()
-        kept = False
-        try:
-            worker.submit(int).result(START_SECONDS)
-            self._refuse(worker.submit(self._function.prepare).result(CHECK_SECONDS))
-            kept = True
-        except TimeoutError:
-            return
-        except BrokenProcessPool:
-            module = self._function.name.partition(":")[0]
-            raise ConfigurationError(
-                f"reward.function {self._function.name}: its module {module} ended the process while it was imported"
-            ) from None
-        finally:
-            if kept:
-                self._idle.get_nowait()
-                self._idle.put_nowait(worker)
-            else:
-                end(worker)
-
-    async def _start(self) -> ProcessPoolExecutor:
-        made, limit = new_process(), max(IMPORT_SECONDS, self._timeout)
-        try:
-            await call(made, START_SECONDS, int)
-            try:
-                self._refuse(await call(made, limit, self._function.prepare))
-            except TimeoutError:
-                module = self._function.name.partition(":")[0]
-                raise RewardError(
-                    f"the reward's module {module} took longer than {limit:g} s to load", permanent=True
-                ) from None
-        except BaseException:
-            end(made)
-            raise
-        return made
-
-    def _refuse(self, outcome: Outcome) -> None:
-        if wrong := outcome.refused or outcome.raised:
-            raise ConfigurationError(f"reward.function {self._function.name}: {wrong}")
+        """Raises ConfigurationError for a function that cannot be called (UserProcesses.check)."""
+        self._processes.check()
 
 
 def build_user_reward(function: UserFunction, timeout_seconds: float) -> UserReward:
@@ -211,10 +142,6 @@ def build_user_reward(function: UserFunction, timeout_seconds: float) -> UserRew
     reward = UserReward(function, timeout_seconds)
     reward.check()
     return reward
-
-
-def _raised(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:1000]
 
 
 def _described(result: Any) -> str:

@@ -24,7 +24,7 @@ from distill_workers.failures import EnginesLost
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.live_spec import rollout_replicas
 from distill_workers.rollout.request_batching import RequestBatcher
-from distill_workers.rollout.scheduler import SlotScheduler
+from distill_workers.rollout.scheduler import EngineAffinity, SlotScheduler
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.serving.server import ServerFailed, concurrency
 from distill_workers.weight_sync.base import EngineLost, PushIncomplete, Sync
@@ -149,14 +149,13 @@ class EnginePool:
         top_p: float,
         seed: int,
         urgent: bool = False,
+        affinity: EngineAffinity | None = None,
     ) -> Response:
-        """Return one response of the least busy engine, or of another if that one fails.
-
-        Raises EngineRefused for a request that a running engine will not answer: no other would.
-        """
+        """Return one response of the least busy engine, or of the one of `affinity`; of another if that one fails.
+        Raises EngineRefused for a request that a running engine will not answer: no other would."""
         request = Request(prompt_ids, seed, max_new_tokens, temperature, top_p, self.stop_token_ids)
         while True:
-            number = await self._scheduler.acquire(urgent=urgent)
+            number = await self._scheduler.acquire(urgent=urgent, affinity=affinity)
             engine = self._engines[number]
             incarnation = engine.incarnation
             try:

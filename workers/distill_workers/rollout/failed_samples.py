@@ -3,6 +3,7 @@
 from collections import Counter
 
 from distill_workers.engine.engine import EngineRefused
+from distill_workers.environments.pool import EnvironmentFailed
 from distill_workers.rewards.base import RewardError
 from distill_workers.teacher.pool import BadScore
 
@@ -43,7 +44,7 @@ def is_permanent(error: Exception | str) -> bool:
     match error:
         case EngineRefused():
             return True
-        case RewardError():
+        case RewardError() | EnvironmentFailed():
             return error.permanent
         case BadScore():
             return error.reason == "refused"

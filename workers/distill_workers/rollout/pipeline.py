@@ -18,12 +18,13 @@ from typing import Any
 
 import torch
 
-from distill_api.spec.job_spec import Spec, Truncated
+from distill_api.spec.job_spec import RewardSource, Spec, Truncated
 from distill_api.spec.objective import Baseline
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused
+from distill_workers.environments.pool import EnvironmentFailed
 from distill_workers.metrics import Metrics
 from distill_workers.objective.advantages import reward_advantages
 from distill_workers.objective.baselines import leave_one_out_values
@@ -31,6 +32,7 @@ from distill_workers.objective.divergences import sampled_reverse_kl
 from distill_workers.objective.weighting import outcome_weight
 from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.episodes import Episodes
 from distill_workers.rollout.failed_samples import FailedSamples
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers
@@ -94,10 +96,15 @@ class RolloutPipeline:
         rewards: Mapping[str, Reward],
         tokenizer: Any,
         metrics: Metrics,
+        episodes: Episodes | None = None,
     ) -> None:
+        """`episodes`: of a job with an environment, whose responses are whole conversations."""
+        self._episodes = episodes
         self._spec, self._cursor, self._engines, self._teachers = spec, cursor, engines, teachers
         # By the name of a prompt's source; prompts of other sources have no reward.
         self._rewards, self._tokenizer, self._metrics = rewards, tokenizer, metrics
+        chosen = {s.name: (s.reward or spec.objective.reward).source for s in spec.data.all_sources}
+        self._rewarded = rewards.keys() | {n for n, source in chosen.items() if source is RewardSource.ENVIRONMENT}
         self._batches: dict[int, Batch] = {}
         self._prefetches: set[asyncio.Task[None]] = set()
         self._top_k = spec.objective.teacher_top_k
@@ -139,7 +146,7 @@ class RolloutPipeline:
                 parts.append(self._supervised(batch, prompt))
                 continue
             self._prefetch(prompt)
-            if prompt.source in self._rewards or self._leave_one_out:
+            if prompt.source in self._rewarded or self._leave_one_out:
                 parts.append(self._group(batch, prompt, place))
             else:
                 parts += [
@@ -151,7 +158,7 @@ class RolloutPipeline:
 
     def _prefetch(self, prompt: Prompt) -> None:
         """Have the teacher cache the prompt while the student answers it."""
-        if self._spec.rollout.samples_per_prompt > 1:
+        if self._spec.rollout.samples_per_prompt > 1 and self._episodes is None:
             task = asyncio.create_task(self._teachers.of(prompt.teacher).prefetch(prompt.teacher_ids))
             self._prefetches.add(task)
             task.add_done_callback(self._prefetches.discard)
@@ -172,7 +179,7 @@ class RolloutPipeline:
         indices = range(self._spec.rollout.samples_per_prompt)
         sampled = await asyncio.gather(*(self._sample(batch, prompt, place, index) for index in indices))
         samples = [sample for part in sampled for sample in part]
-        if prompt.source in self._rewards:
+        if prompt.source in self._rewarded:
             rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
             groups = torch.zeros(len(samples), dtype=torch.long)
             advantages = reward_advantages(self._spec.objective.advantage, rewards, groups)
@@ -185,11 +192,11 @@ class RolloutPipeline:
 
     def _baselines(self, samples: Sequence[Sample]) -> list[float]:
         """Return the mean divergence over the other samples of each, by the engines' log-probs, nats."""
-        engine = torch.tensor([x for s in samples for x in s.engine_logprobs], dtype=torch.float64)
-        teacher = torch.tensor([x for s in samples for x in s.teacher_logprobs], dtype=torch.float64)
+        engine = torch.tensor([x for s in samples for x in s.trained(s.engine_logprobs)], dtype=torch.float64)
+        teacher = torch.tensor([x for s in samples for x in s.trained(s.teacher_logprobs)], dtype=torch.float64)
         clip = self._spec.objective.advantage_clip
         penalties = sampled_reverse_kl(engine, teacher).clamp(-clip, clip)
-        lengths = torch.tensor([len(s.response_ids) for s in samples], dtype=torch.long)
+        lengths = torch.tensor([s.trained_tokens for s in samples], dtype=torch.long)
         return leave_one_out_values(penalties, lengths).tolist()
 
     async def _sample(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int) -> list[Sample]:
@@ -209,6 +216,9 @@ class RolloutPipeline:
                 await asyncio.gather(self._score(prompt, sample), self._grade(prompt, sample))
                 sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
                 return [sample]
+            except EnvironmentFailed as error:
+                self._failed(batch, prompt, "environment", error)
+                return []  # conversations that go well would be preferred
             except RewardError as error:
                 self._failed(batch, prompt, "reward", error)
                 return []  # the same response would fail again, and choosing another would bias the sampling
@@ -227,12 +237,17 @@ class RolloutPipeline:
     async def _generate(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int, attempt: int) -> Sample:
         rollout = self._spec.rollout
         number = attempt * rollout.samples_per_prompt + index_in_group
+        seed = sample_seed(self._spec.seed, batch.step, prompt.index, number, place)
+        if self._episodes is not None:
+            conversation = await self._episodes.sample(prompt, index_in_group, seed)
+            self._metrics.add("distill_tokens", conversation.trained_tokens, kind="rollout")
+            return conversation
         response = await self._engines.generate(
             prompt.ids,
             max_new_tokens=rollout.max_response_tokens,
             temperature=rollout.sampling.temperature,
             top_p=rollout.sampling.top_p,
-            seed=sample_seed(self._spec.seed, batch.step, prompt.index, number, place),
+            seed=seed,
         )
         self._metrics.add("distill_tokens", len(response.ids), kind="rollout")
         return Sample(

@@ -42,7 +42,13 @@ FREE_FIELDS: dict[str, Any] = {
     "teachers": {"__all__": FREE_OF_TEACHER},
     "data": {"prompts": True, "sources": {"__all__": {"prompts"}}},
     "evaluation": {"__all__": {"prompts"}},
-    "rollout": {"replicas", "template", "head_template", "max_concurrent_requests"},
+    "rollout": {
+        "replicas": True,
+        "template": True,
+        "head_template": True,
+        "max_concurrent_requests": True,
+        "environment": {"tools", "timeout_seconds"},
+    },
     "trainer": {
         "nodes": True,
         "gpus_per_node": True,
