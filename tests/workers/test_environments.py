@@ -1,8 +1,10 @@
 """An environment of the user runs in a process of its own: what it does there fails its sample, and no more."""
 
 import asyncio
+import os
 import re
 import resource
+import signal
 import textwrap
 import time
 from collections.abc import AsyncIterator
@@ -251,6 +253,27 @@ async def test_the_example_of_the_guide_and_of_the_protocol_is_an_environment(
     assert [called.messages[0]["content"], wrong.messages[0]["content"][:6]] == ["3", "error:"]
     assert (ended.reward, ended.done) == (1.0, True)
     await pool.close()
+
+
+async def test_a_process_that_is_killed_fails_its_own_conversation_and_none_while_it_is_idle(
+    counters: EnvironmentPool,
+) -> None:
+    call = AssistantMessage("", (ToolCall("call", "add", {}),))
+    for while_idle in (True, False):
+        async with counters.conversation() as environment:
+            await environment.reset(ROW)
+            process = await environment._process.call(os.getpid)
+        if while_idle:
+            os.kill(process, signal.SIGKILL)
+            await asyncio.sleep(0.2)
+            continue
+        with pytest.raises(EnvironmentFailed, match="the environment's process died"):
+            async with counters.conversation() as environment:
+                await environment.reset(ROW)
+                os.kill(process, signal.SIGKILL)
+                await environment.step(call)
+    async with counters.conversation() as environment:
+        assert len(await environment.reset(ROW)) == 2
 
 
 @pytest.mark.parametrize(

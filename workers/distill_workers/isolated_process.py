@@ -46,6 +46,11 @@ async def call(worker: Executor, seconds: float, function: Callable[..., Any], *
     return await asyncio.wait_for(asyncio.wrap_future(worker.submit(function, *arguments)), seconds)
 
 
+def is_alive(worker: ProcessPoolExecutor) -> bool:
+    """Return whether the process runs: another one may have killed it, such as the kernel for its memory."""
+    return all(process.is_alive() for process in (getattr(worker, "_processes", None) or {}).values())
+
+
 def end(worker: Executor | None) -> None:
     """Kill a process at once, with those that it has started; a thread cannot be ended, and is left alone."""
     if worker is None:

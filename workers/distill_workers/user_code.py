@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 from typing import Any, Protocol
 
 from distill_workers.failures import ConfigurationError
-from distill_workers.isolated_process import START_SECONDS, call, end, new_process
+from distill_workers.isolated_process import START_SECONDS, call, end, is_alive, new_process
 
 CHECK_SECONDS = 10.0
 """The longest time that a job waits, before it begins, to hear whether the code can be called."""
@@ -103,6 +103,9 @@ class UserProcesses:
     async def one(self) -> AsyncIterator[UserProcess]:
         """Hold one of the processes, once one is free. Raises UserCodeFailed, ConfigurationError."""
         worker = await self._idle.get()
+        if worker is not None and not is_alive(worker):
+            end(worker)
+            worker = None
         try:
             worker = worker or await self._start()
             held = UserProcess(worker, self._subject, self._timeout)
