@@ -38,7 +38,7 @@ class Exports(Weights):
 
 @pytest.fixture(autouse=True)
 def passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    async def nothing(*_: Any) -> None: ...
+    async def nothing(*_: Any, **__: Any) -> None: ...
 
     monkeypatch.setattr("distill_workers.run.loop.preflight", nothing)
 
