@@ -76,10 +76,12 @@ class Engine:
         self._token_seconds = stages.generate / LONGEST
 
     async def generate(self, requests: list[Request]) -> list[Response]:
-        [request] = requests
-        length, began_with = length_of(request.seed), self.version
+        return await asyncio.gather(*map(self._one, requests))
+
+    async def _one(self, request: Request) -> Response:
+        length, began_with = min(length_of(request.seed), request.max_new_tokens), self.version
         await asyncio.sleep(length * self._token_seconds)
-        return [Response([1] * length, [-1.0] * length, [began_with] * (length - 1) + [self.version], False)]
+        return Response([1] * length, [-1.0] * length, [began_with] * (length - 1) + [self.version], False)
 
 
 class StubEnginePool(EnginePool):
@@ -128,6 +130,9 @@ class Trainer:
         await asyncio.sleep(self._optimiser_seconds)
         keys = ("reverse_kl", "loss", "grad_norm", "entropy", "trainer_engine_gap", "importance_capped_ratio")
         return {**dict.fromkeys(keys, 0.0), "learning_rate": learning_rate, "skipped": 0.0}
+
+    async def logprobs(self, samples: list[Sample]) -> list[list[float]]:
+        return [s.engine_logprobs for s in samples]
 
     async def discard(self) -> None: ...
 

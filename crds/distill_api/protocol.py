@@ -18,6 +18,9 @@ from distill_api.status import Progress, Result
 JOB_FILE = "/etc/distill/job.yaml"
 """The path of the DistillationJob (YAML or JSON) in every pod, mounted from the job's ConfigMap."""
 
+SECRETS_FOLDER = "/etc/distill-secrets"
+"""The folder in trainer pods with one folder for each Secret of spec.output.publish, by its name."""
+
 SGLANG_PORT = 30000
 """The HTTP port of every SGLang server, teacher and engine, with /metrics."""
 TRAINER_PORT = 8080
@@ -111,6 +114,15 @@ class Phase(StrEnum):
     DONE = "Done"
 
 
+class Publication(Model):
+    """What became of one place of spec.output.publish."""
+
+    to: str = Field(description="Place, as spec.output.publish names it.")
+    step: int = Field(description="Step of the model.")
+    done: bool = Field(description="Whether the whole model is there.")
+    message: Annotated[str, Field(max_length=253)] = Field(description="What is there, or why the model is not.")
+
+
 class ProgressReport(Model):
     """The answer of GET /progress."""
 
@@ -121,14 +133,17 @@ class ProgressReport(Model):
         description="Notes of the preflight: what is surely unusual and may be meant. They stand in the condition "
         "Preflight.",
     )
+    publications: list[Publication] = Field(
+        default_factory=list, description="What became of each place of spec.output.publish, once all were tried."
+    )
     progress: Progress = Field(description="Progress, which is copied into status.progress.")
     result: Result | None = Field(None, description="Result, which is copied into status.result when phase is Done.")
 
     @model_serializer(mode="wrap")
-    def _without_empty_notes(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_empty_lists(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Operators of release 0.1.0 read no report with a field that they do not know."""
         found: dict[str, Any] = handler(self)
-        return found if self.notes else {name: value for name, value in found.items() if name != "notes"}
+        return {name: value for name, value in found.items() if value or name not in ("notes", "publications")}
 
 
 class ExitReport(Model):

@@ -32,6 +32,8 @@ class ConditionType(StrEnum):
     PREFLIGHT = "Preflight"
     """The checks of the workers before the first step, reported by the trainer."""
     STALLED = "Stalled"
+    PUBLISHED = "Published"
+    """The model is where spec.output.publish wants it; absent where that names no place."""
 
 
 class Reason(StrEnum):
@@ -91,6 +93,10 @@ class Reason(StrEnum):
     # Stalled
     PROGRESSING = "Progressing"
     NO_STEP = "NoStep"
+    # Published
+    PUBLISHED = "Published"
+    NOT_PUBLISHED = "NotPublished"
+    """A place was not reached, or refused the model. The model is in the run folder all the same."""
 
 
 class ConditionStatus(StrEnum):

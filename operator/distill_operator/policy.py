@@ -16,6 +16,13 @@ def problems(spec: Spec | TeacherSpec, settings: Settings) -> list[str]:
             "spec: something is to be downloaded from the hub, which this installation does not allow (jobEgress of "
             "the chart); name models and data by paths on a mounted volume"
         )
+    if settings.job_egress is Egress.CLOSED and isinstance(spec, Spec):
+        found += [
+            f"spec.output.publish: {place.to} is not in the cluster, and pods may not leave it here (jobEgress of the "
+            "chart); name a folder of a mounted volume, file:///FOLDER"
+            for place in spec.output.publish
+            if not place.on_volume
+        ]
     return found
 
 

@@ -269,6 +269,9 @@ def test_logs_without_a_pod_say_how_the_job_stands(
     assert "job sums has no teacher pod now; it is Pending: VolumeNotBound: claim out." in capsys.readouterr().err
 
 
+LAST = "last, without an end"
+
+
 @pytest.fixture
 def kubelet(mine: World, tmp_path: Path) -> Iterator[list[str]]:
     """A node whose kubelet answers for the logs of its pods; what it was asked for."""
@@ -288,7 +291,7 @@ def kubelet(mine: World, tmp_path: Path) -> Iterator[list[str]]:
             self.wfile.flush()
             if "follow" in self.path:
                 both.wait(60)
-            self.wfile.write(b"last, without an end")
+            self.wfile.write(LAST.encode())
 
         def log_message(self, *_: Any) -> None:
             pass
@@ -332,8 +335,9 @@ def test_logs_of_several_pods_are_told_apart_and_an_old_attempt_is_left_out(
     ]
     assert all("/trainer?" in path and "tailLines=5" in path for path in kubelet)
     assert distill("logs", "sums", "trainer", "--follow") == 0
-    first, second, *_ = capsys.readouterr().out.splitlines()
-    assert {first, second} == {f"sums-trainer-2-{i}: first of sums-trainer-2-{i}" for i in (0, 1)}, "side by side"
+    # Each pod says its last only after both have been asked: they are followed side by side.
+    parts = [f"sums-trainer-2-{i}: {part}" for i in (0, 1) for part in (f"first of sums-trainer-2-{i}", LAST)]
+    assert sorted(capsys.readouterr().out.splitlines()) == sorted(parts)
 
 
 def test_logs_of_one_pod_have_no_prefix_and_may_be_of_the_container_before(

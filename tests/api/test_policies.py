@@ -137,6 +137,7 @@ TAKEN: dict[str, Json] = {
     "an account": job(rollout={"template": {"serviceAccountName": "trainer"}}),
     "a priority": job(scheduling={"priorityClassName": "low-batch"}),
     "a listed secret": job(trainer={"template": environment("hub-token")}),
+    "a listed secret of a place": job(output={"publish": [{"to": "hf://a/b", "secret": "hub-token"}]}),
     "a secret that the user may read": job(trainer={"template": environment("mine")}),
     "usual volumes": job(
         trainer={
@@ -212,6 +213,10 @@ REFUSED: dict[str, tuple[Json, str]] = {
     "secret to pull with": (job(rollout={"template": {"imagePullSecrets": ["theirs"]}}), "Secret that the job names"),
     "secret of a tracker": (
         job(tracking={"wandb": {"project": "p", "keySecret": "theirs"}}),
+        "Secret that the job names",
+    ),
+    "secret of a place": (
+        job(output={"publish": [{"to": "hf://a/b"}, {"to": "hf://a/c", "secret": "theirs"}]}),
         "Secret that the job names",
     ),
     "secret of an endpoint": (

@@ -152,6 +152,17 @@ def test_the_trainer_is_one_unit_whose_exit_codes_mean_something() -> None:
     assert {"name": "MASTER_ADDR", "value": "job-trainer-7-0.job-trainer"} in container(spec["template"])["env"]
 
 
+def test_the_secrets_of_the_places_are_folders_of_the_trainer_alone_each_once() -> None:
+    places = [{"to": f"hf://a/{n}", "secret": secret} for n, secret in enumerate(["token", "other", "token"])]
+    output = {"volume": {"claimName": "out"}, "publish": [*places, {"to": "file:///claim"}]}
+    templates = {role: t["spec"] for role, t in pod_templates(job(output=output)).items()}
+    found = {role: [v["secret"]["secretName"] for v in t["volumes"] if "secret" in v] for role, t in templates.items()}
+    assert found == {"teacher": [], "head": [], "engine": [], "trainer": ["other", "token"]}
+    assert all(v["secret"]["optional"] for v in templates["trainer"]["volumes"] if "secret" in v)
+    mounts = {m["name"]: m for m in templates["trainer"]["containers"][0]["volumeMounts"]}
+    assert mounts["publish-1"] == {"name": "publish-1", "mountPath": "/etc/distill-secrets/token", "readOnly": True}
+
+
 def test_a_key_for_wandb_comes_from_its_secret_into_the_trainer_alone() -> None:
     templates = pod_templates(job(tracking={"wandb": {"project": "p", "keySecret": "wandb"}}))
     found = {role: [e for e in container(t)["env"] if e["name"] == "WANDB_API_KEY"] for role, t in templates.items()}

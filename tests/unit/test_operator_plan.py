@@ -20,6 +20,8 @@ from distill_operator.resources import rendering
 from distill_operator.runtime.effects import Apply, Check, Delete, Event
 
 NOTHING = Observed(claim=Claim.BOUND)
+PUBLISHED = {"volume": {"claimName": "out"}, "publish": [{"to": "hf://team/sums"}, {"to": "s3://models/sums"}]}
+"""The output of a job that publishes its model."""
 
 
 def plan_at(of: DistillationJob, status: Status, observed: Observed, seconds: float = 0.0) -> Plan:
@@ -103,7 +105,7 @@ def test_the_first_look_has_the_api_server_judge_every_child() -> None:
 
 
 def test_every_condition_is_there_from_the_first_look() -> None:
-    found = plan_at(job(), Status(), NOTHING).status
+    found = plan_at(job(output=PUBLISHED), Status(), NOTHING).status
     ends = {ConditionType.COMPLETE, ConditionType.FAILED}
     assert {c.type for c in found.conditions} == {t.value for t in ConditionType} - ends
 
@@ -578,6 +580,49 @@ def test_the_preflights_notes_stand_in_its_condition() -> None:
     status = plan_at(of, begun(of), running(of, report=ProgressReport.model_validate(told))).status
     state, reason, message = says(status, ConditionType.PREFLIGHT)
     assert (state, reason) == ("True", "Passed") and message.startswith(f"{note}; xxx") and len(message) == 2000
+
+
+def publications(**second: Any) -> ProgressReport:
+    """What a trainer that is done reports of both places."""
+    first = {"to": "hf://team/sums", "step": 10, "done": True, "message": "commit 1a2b3c"}
+    told = [first, {"to": "s3://models/sums", "step": 10, "done": True, "message": "7 files, 2.0 MiB", **second}]
+    report = {"phase": "Done", "progress": {"step": 10}, "result": {"modelPath": "/output/job/model", "step": 10}}
+    return ProgressReport.model_validate({**report, "publications": told})
+
+
+def done(of: DistillationJob, report: ProgressReport | None, status: Status | None = None) -> Plan:
+    ended = (*serving(of), trainer(of, outcome=Outcome.COMPLETE))
+    return plan_at(of, status or begun(of), running(of, children=ended, report=report))
+
+
+def test_a_published_model_is_said_with_its_places() -> None:
+    of = job(output=PUBLISHED)
+    assert says(begun(of), ConditionType.PUBLISHED)[:2] == ("Unknown", "Pending")
+    found = done(of, publications())
+    text = "hf://team/sums: step 10, commit 1a2b3c; s3://models/sums: step 10, 7 files, 2.0 MiB"
+    assert says(found.status, ConditionType.PUBLISHED) == ("True", "Published", text)
+    assert [e.warning for e in found.effects if isinstance(e, Event) and e.reason == "Published"] == [False]
+
+
+def test_a_place_that_was_not_reached_fails_the_condition_and_not_the_job() -> None:
+    found = done(job(output=PUBLISHED), publications(done=False, message="503 busy"))
+    state, reason, message = says(found.status, ConditionType.PUBLISHED)
+    assert (state, reason) == ("False", "NotPublished")
+    assert message.endswith("s3://models/sums: not published: step 10, 503 busy")
+    assert says(found.status, ConditionType.SUCCEEDED)[0] == says(found.status, ConditionType.COMPLETE)[0] == "True"
+    assert [e.warning for e in found.effects if isinstance(e, Event) and e.reason == "NotPublished"] == [True]
+
+
+def test_what_a_poll_has_told_of_the_places_outlives_a_last_report_that_is_lost() -> None:
+    of = job(output=PUBLISHED)
+    polled = plan_at(of, begun(of), running(of, report=publications())).status
+    assert says(done(of, None, polled).status, ConditionType.PUBLISHED)[0] == "True"
+    state, _, message = says(done(of, None).status, ConditionType.PUBLISHED)
+    assert state == "Unknown" and "published.json in the run folder" in message
+
+
+def test_a_job_that_publishes_nothing_has_no_condition_of_it() -> None:
+    assert conditions.find(done(job(), publications()).status, ConditionType.PUBLISHED) is None
 
 
 # Recovering

@@ -372,6 +372,8 @@ def test_a_variable_between_operator_and_workers_is_refused_by_name(role: str, n
 def test_the_operators_own_volumes_and_the_jobs_file_are_refused_by_name(role: str) -> None:
     assert "volumes[job] may not be set" in refusal(role, {"spec": {"volumes": [{"name": "job", "emptyDir": {}}]}})
     assert "set spec.output.volume" in refusal(role, {"spec": {"volumes": [{"name": "output", "emptyDir": {}}]}})
+    place = {"name": "publish-0", "emptyDir": {}}
+    assert "volumes[publish-0] may not be set: it is the Secret of" in refusal(role, {"spec": {"volumes": [place]}})
     mount = {"name": "x", "mountPath": "/etc/distill"}
     assert "volumeMounts[/etc/distill] may not be set" in refusal(role, main(volumeMounts=[mount]))
 

@@ -17,6 +17,7 @@ from distill_operator.distillationjob.plan import plan
 from distill_operator.kinds import Kind
 from distill_operator.model import conditions
 from distill_operator.model.observed import Claim, Observed
+from distill_operator.policy import problems
 from distill_operator.resources import rendering, teacher_servers
 from distill_operator.resources.drift import contains
 from distill_operator.resources.network_policy import network_policy
@@ -100,6 +101,17 @@ def test_pods_reach_everything_but_the_credentials_of_their_node() -> None:
 def test_closed_pods_reach_each_other_and_the_clusters_dns_and_open_ones_everything() -> None:
     assert egress(Egress.CLOSED) == [{"to": [OWN, SHARED]}, CLUSTER_DNS]
     assert egress(Egress.OPEN) is None
+
+
+def test_a_place_beyond_the_cluster_is_refused_where_no_pod_is_let_out() -> None:
+    places = [{"to": "hf://team/sums"}, {"to": "s3://models/sums"}, {"to": "file:///claim/sums"}]
+    of = job(output={"volume": {"claimName": "out"}, "publish": places})
+    found = problems(of.spec, replace(SETTINGS, job_egress=Egress.CLOSED))
+    assert [sentence.split(" is not in the cluster")[0] for sentence in found] == [
+        "spec.output.publish: hf://team/sums",
+        "spec.output.publish: s3://models/sums",
+    ]
+    assert problems(of.spec, SETTINGS) == []
 
 
 def test_an_installation_names_its_own_dns_and_its_own_metadata_addresses() -> None:

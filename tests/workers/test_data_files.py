@@ -4,6 +4,7 @@ import bz2
 import gzip
 import json
 import lzma
+import os
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,7 @@ def zstd(data: bytes) -> bytes:
         ("p.jsonl", json.dumps(ROWS, indent=2).encode("utf-16")),
         ("p.jsonl", "\n".join(json.dumps(row, indent=1) for row in ROWS).encode()),
         ("p.jsonl", "".join(json.dumps(row, indent=1) for row in ROWS).encode()),
+        ("p.jsonl", " ".join(json.dumps(row) for row in ROWS).encode()),
         ("p.jsonl.gz", gzip.compress(LINES.encode())),
         ("p.jsonl", gzip.compress(LINES.encode("utf-8-sig"))),
         ("p.jsonl.zst", zstd(LINES.encode())),
@@ -162,6 +164,22 @@ def test_one_file_under_two_names_is_read_once(tmp_path: Path, caplog: pytest.Lo
     assert "1 files are read, and 2 left out: " in caplog.text
 
 
+def test_a_file_with_two_hard_links_is_read_once(tmp_path: Path) -> None:
+    """As copies of a volume are that rsync or cp -al made."""
+    (tmp_path / "train.jsonl").write_text(LINES)
+    os.link(tmp_path / "train.jsonl", tmp_path / "latest.jsonl")
+    assert read(tmp_path) == read(tmp_path / "*.jsonl") == ROWS
+
+
+@pytest.mark.parametrize("name", ["lost+found", "$RECYCLE.BIN", "System Volume Information"])
+def test_what_a_file_system_keeps_at_the_root_of_a_volume_is_not_looked_into(name: str, tmp_path: Path) -> None:
+    """The workers may not read lost+found, which every ext4 volume has."""
+    (tmp_path / "train.jsonl").write_text(LINES)
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "train.jsonl").write_text(LINES)
+    assert read(tmp_path) == ROWS
+
+
 def test_a_linked_folder_is_part_of_a_folder(tmp_path: Path) -> None:
     (tmp_path / "elsewhere").mkdir()
     (tmp_path / "elsewhere" / "train.jsonl").write_text(LINES)
@@ -178,6 +196,12 @@ def test_beside_data_a_json_or_csv_file_describes_it_and_is_said_to_be_left_out(
     (tmp_path / "info.json").write_text("{}")
     assert read(tmp_path) == ROWS
     assert "1 files are read, and 2 left out: info.json, stats.csv" in caplog.text
+
+
+@pytest.mark.parametrize("path", ["/nowhere/train.jsonl", "/nowhere/train"])
+def test_a_path_that_is_not_there_hints_at_the_volume(path: str) -> None:
+    with pytest.raises(PromptError, match=rf"{path}: does not exist; .* \(distill run: --volume /nowhere=FOLDER\)"):
+        read(Path(path))
 
 
 def test_a_folder_without_data_says_what_it_has(tmp_path: Path) -> None:

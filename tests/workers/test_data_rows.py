@@ -74,6 +74,7 @@ def test_a_number_is_the_reference_that_a_person_would_write(
         ({"prompt": "a", "r": "\ud83d"}, {"response_field": "r"}, "field r has .* one half of a character"),
         ({"prompt": []}, {}, "field prompt is empty"),
         ({"prompt": [{"role": "system", "content": "Be brief."}, user(" \n")]}, {}, "field prompt is empty"),
+        ({"prompt": [*ANSWERED, user(" ")]}, {}, r"ends with an empty message \(role user\), so nothing is asked"),
         ({"prompt": ["hi"]}, {}, "field prompt, message 1: is a string; allowed are"),
         ({"prompt": [user("a"), {"content": "b"}]}, {}, "field prompt, message 2: role is null; allowed are"),
         ({"prompt": [user([{"type": "image", "url": "x"}])]}, {}, "content has a part that is of the type image"),
@@ -112,9 +113,21 @@ def test_a_chat_in_a_text_is_read_as_messages_and_said(
     assert "1 of 1 prompts are chats written as one text; they were read as messages (the first is " in caplog.text
 
 
+@pytest.mark.parametrize("wrapped", [user("2+2?"), {"id": 1, "messages": [user("2+2?")]}], ids=["message", "object"])
+def test_an_object_with_a_chat_in_a_text_is_read_as_the_chat(tmp_path: Path, tokenizer: Any, wrapped: Any) -> None:
+    [chat] = load(tmp_path, tokenizer, {"prompt": [user("2+2?")]})
+    [text] = load(tmp_path, tokenizer, {"prompt": json.dumps(wrapped)})
+    assert text.text == chat.text
+
+
+def test_a_tool_may_say_nothing(tmp_path: Path, tokenizer: Any) -> None:
+    [prompt] = load(tmp_path, tokenizer, {"prompt": [user("Delete it."), {"role": "tool", "content": ""}]})
+    assert "Delete it." in prompt.text
+
+
 def test_a_question_about_such_a_text_stays_a_text(tmp_path: Path, tokenizer: Any) -> None:
-    asked = "[{'role': 'user'}] is a list of what?"
-    assert asked in load(tmp_path, tokenizer, {"prompt": asked})[0].text
+    for asked in ("[{'role': 'user'}] is a list of what?", '{"role": "user"}'):
+        assert asked in load(tmp_path, tokenizer, {"prompt": asked})[0].text
 
 
 class Failing:
@@ -193,6 +206,22 @@ def test_what_may_be_meant_is_said_with_the_first_place(
     load(tmp_path, tokenizer, {"prompt": "one", "a": 1}, row, answer_field="a")
     [said] = caplog.messages
     assert re.search(sentence, said)
+
+
+@pytest.mark.parametrize(("answer", "said"), [("42.0", True), (" -3.00", True), ("4.05", False), (42.0, False)])
+def test_whole_numbers_that_a_table_wrote_with_a_point_are_said(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture, answer: Any, said: bool
+) -> None:
+    load(tmp_path, tokenizer, {"prompt": "one", "a": 1}, {"prompt": "a", "a": answer}, answer_field="a")
+    assert ("1 of 2 prompts have an answer such as 42.0" in caplog.text) == said
+
+
+def test_a_chat_in_a_text_that_no_template_renders_is_said(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked = json.dumps(HI)
+    [prompt] = load(tmp_path, tokenizer, {"prompt": asked}, apply_chat_template=False)
+    assert prompt.text == asked and "1 of 1 prompts are chats written as one text, which the student is" in caplog.text
 
 
 def test_training_prompts_in_an_evaluation_are_counted(tmp_path: Path, tokenizer: Any) -> None:

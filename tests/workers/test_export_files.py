@@ -93,6 +93,18 @@ def test_a_file_in_the_place_of_the_export_is_named(student: Path, tmp_path: Pat
         check_export(spec, student, folder)
 
 
+def test_the_model_of_the_best_step_needs_room_as_well(
+    student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    evaluation = [{"name": "e", "prompts": {"path": "/data"}}]
+    output = {"path": str(tmp_path / "output"), "publish": [{"to": "hf://team/sums", "step": "best"}]}
+    spec, folder = run_of(tmp_path, student, precision="bfloat16", output=output, evaluation=evaluation)
+    usage = shutil.disk_usage(tmp_path)._replace(free=3 * 10**6)
+    monkeypatch.setattr("distill_workers.run.preflight.export.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(VolumeFull, match="Export: the exported model takes 4 MiB, and 3 MiB of the volume"):
+        check_export(spec, student, folder)
+
+
 @pytest.mark.parametrize(("free", "failure"), [(3 * 10**6, None), (10**6, VolumeFull)])
 def test_room_for_the_export_is_looked_for_at_the_start(
     free: int, failure: type[Failure] | None, student: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

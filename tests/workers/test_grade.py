@@ -1,6 +1,8 @@
 """`distill grade` shows what a reward makes of responses before a run is graded so."""
 
 import json
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +45,57 @@ def test_the_table_says_the_same(tmp_path: Path) -> None:
 def test_another_reward_grades_otherwise(tmp_path: Path) -> None:
     done = graded(tmp_path, ROWS[:1], "--reward", "exact-match", "-o", "json")
     assert [row["score"] for row in json.loads(done.stdout)] == [0.0]
+
+
+def test_a_function_of_ones_own_grades(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    code = "def near(response, answer, metadata):\n    return metadata.get('scale', 1) / (1 + len(response))\n"
+    (tmp_path / "own_grades.py").write_text(code)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    rows = [{"response": "a", "reference": "1"}, {"response": "abc", "reference": "1", "metadata": {"scale": 2}}]
+    done = graded(tmp_path, rows, "--reward", "python", "--function", "own_grades:near", "-o", "json")
+    assert done.return_value == 0, done.exception
+    assert [row["score"] for row in json.loads(done.stdout)] == [0.5, 0.5]
+
+
+class Judge(BaseHTTPRequestHandler):
+    """A service that rewards responses that hold the answer."""
+
+    def do_POST(self) -> None:
+        asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        answer = json.dumps({"reward": float(asked["answer"] in asked["response"])}).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(answer)))
+        self.end_headers()
+        self.wfile.write(answer)
+
+    def log_message(self, *_: Any) -> None: ...
+
+
+def test_a_service_grades(tmp_path: Path) -> None:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Judge) as service:
+        threading.Thread(target=service.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{service.server_port}/score"
+        rows = [{"response": "It is 12.", "reference": "12"}, {"response": "No.", "reference": "12"}]
+        done = graded(tmp_path, rows, "--reward", "http", "--url", url, "-o", "json")
+        service.shutdown()
+    assert done.return_value == 0, done.exception
+    assert [row["score"] for row in json.loads(done.stdout)] == [1.0, 0.0]
+
+
+def test_a_task_of_reasoning_gym_grades_responses_to_its_own_prompts(job: Path) -> None:
+    manifest = yaml.safe_load(job.read_text())
+    manifest["spec"] |= {
+        "data": {"prompts": {"reasoningGym": {"task": "chain_sum", "size": 2, "seed": 1}}},
+        "objective": {"reward": {"source": "reasoning-gym"}},
+    }
+    job.write_text(yaml.safe_dump(manifest))
+    wrong = graded_by(job, [{"response": "<answer>x</answer>"}, {"response": "x"}])
+    assert wrong.return_value == 0, wrong.exception
+    references = [row["reference"] for row in json.loads(wrong.stdout)]
+    done = graded_by(job, [{"response": f"I add. <answer>{answer}</answer>"} for answer in references])
+    found = json.loads(done.stdout)
+    assert [row["score"] for row in found] == [1.0, 1.0] and found[0]["origin"] == "<answer> tag"
+    assert all(row["score"] < 0.1 for row in json.loads(wrong.stdout))
 
 
 @pytest.mark.parametrize(

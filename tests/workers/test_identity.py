@@ -62,6 +62,17 @@ def test_fields_that_json_does_not_have_are_the_same_in_every_process() -> None:
     assert changed(content_of(first), content_of(other)) == ["other fields"]
 
 
+def test_order_and_nulls_of_other_fields_are_those_of_a_form() -> None:
+    """Parquet gives every row all fields, those of objects in them too, in one order."""
+    lines = [{"b": 1, "a": {"x": [{"y": 2}]}}, {"a": {}}, {}]
+    table = [{"a": {"x": [{"y": 2, "z": None}], "w": None}, "b": 1}, {"a": {}, "b": None}, {"a": None, "b": None}]
+    there, here = ([Prompt(0, [1], "a", metadata=fields) for fields in rows] for rows in (lines, table))
+    assert changed(content_of(there), content_of(here)) == []
+    assert changed(content_of(there), content_of([here[0], here[2], here[1]])) == ["other fields"]
+    mixed: Any = {1: "a", "b": 2}
+    assert content_of([Prompt(0, [1], "a", metadata=mixed)])
+
+
 class OneCheckpoint:
     """A run folder whose only checkpoint has this state."""
 

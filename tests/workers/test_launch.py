@@ -29,6 +29,13 @@ open(os.path.join(os.environ["NOTES"], "ready-" + rank), "w").close()
 what = how[int(rank)]
 if what == "kill": os.kill(os.getpid(), signal.SIGKILL)
 if what == "wait": time.sleep(60)
+if what == "hang":
+    from distill_workers import stacks
+    def the_call_that_hangs():
+        open(os.path.join(os.environ["NOTES"], "hangs-" + rank), "w").close()
+        time.sleep(60)
+    stacks.on_signal()
+    the_call_that_hangs()
 if what == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)
 time.sleep(0.3)
@@ -45,9 +52,9 @@ sys.exit(launch.exit_code(child_processes.ChildProcesses([(command, e) for e in 
 """
 
 
-def launch(how: list[str], notes: Path) -> subprocess.Popen[bytes]:
+def launch(how: list[str], notes: Path, stderr: Any = None) -> subprocess.Popen[bytes]:
     environment = {**os.environ, "CHILD": CHILD, "NOTES": str(notes)}
-    return subprocess.Popen([sys.executable, "-c", PARENT, json.dumps(how)], env=environment)
+    return subprocess.Popen([sys.executable, "-c", PARENT, json.dumps(how)], env=environment, stderr=stderr)
 
 
 def gone(notes: Path) -> bool:
@@ -83,6 +90,17 @@ def test_sigterm_reaches_every_rank_and_their_code_is_kept(tmp_path: Path) -> No
     process.send_signal(signal.SIGTERM)
     assert process.wait(20) == 75
     assert sorted(p.name for p in tmp_path.glob("term-*")) == ["term-0", "term-1"]
+
+
+def test_sigusr1_of_the_launcher_writes_the_stacks_of_every_rank_which_go_on(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        process = launch(["hang", "hang"], tmp_path, log)
+    wait_until(lambda: len(list(tmp_path.glob("hangs-*"))) == 2)
+    process.send_signal(signal.SIGUSR1)
+    wait_until(lambda: (tmp_path / "log").read_text().count("in the_call_that_hangs") == 2)
+    assert process.poll() is None and not list(tmp_path.glob("term-*"))
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(30) == 75 and gone(tmp_path)
 
 
 def test_ranks_are_numbered_over_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 from runs import MODELS, REPO, arithmetic
+from test_rewards_function import is_running
 
 from distill_api.job import parse_job
 from distill_api.protocol import ExitCode, Phase, ProgressReport
@@ -144,12 +145,14 @@ class NoTeacher:
 
 @pytest.fixture
 def stubborn(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A trainer that does not end when asked; the file has its process id once it runs."""
+    """A trainer that does not end when asked, nor does what its reward has started; the file has their process ids once
+    they run."""
     mark = tmp_path / "pid"
     script = f"""
-import os, pathlib, signal, time
+import os, pathlib, signal, subprocess, time
 signal.signal(signal.SIGTERM, signal.SIG_IGN)
-pathlib.Path({str(mark)!r}).write_text(str(os.getpid()))
+started = subprocess.Popen(["sleep", "600"], process_group=0)
+pathlib.Path({str(mark)!r}).write_text(f"{{os.getpid()}} {{started.pid}}")
 time.sleep(600)
 """
     monkeypatch.setattr("distill_workers.local.run.TRAINER", (sys.executable, "-c", script))
@@ -186,8 +189,25 @@ def test_a_second_ctrl_c_ends_everything_at_once(
     said = capsys.readouterr()
     assert "stopping with a checkpoint; Ctrl-C again ends at once" in said.out
     assert "ended at once" in said.err
+    trainer, started = stubborn.read_text().split()
     with pytest.raises(ProcessLookupError):
-        os.kill(int(stubborn.read_text()), 0)
+        os.kill(int(trainer), 0)
+    end = time.monotonic() + 10
+    while is_running(started):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+@pytest.mark.parametrize("field", ["spec.student.model", "spec.teacher.model"])
+def test_a_model_that_is_not_here_hints_at_the_volume(
+    field: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("distill_workers.teacher.local_servers.SGLangServer", NoTeacher)
+    settings = (f"{field}=/mounted/nowhere",)
+    assert main(command(tmp_path, "mistyped", settings=settings)) == ExitCode.CONFIGURATION
+    err = capsys.readouterr().err
+    assert f"{field}: /mounted/nowhere is no Hugging Face checkpoint" in err and "--volume /mounted=FOLDER)" in err
+    assert err.count("\n") == 1
 
 
 def claimed(tmp_path: Path, step: int | None) -> None:

@@ -321,10 +321,40 @@ def test_an_evaluation_that_a_stop_cuts_short_is_made_by_the_next_attempt(tmp_pa
     assert [line["step"] for line in lines(tmp_path, "step")] == [2, 3, 4]
 
 
+@pytest.mark.parametrize(("last", "again"), [(4, [(2, 2, 2)]), (2, [])], ids=["with steps left", "with none"])
+def test_each_attempt_is_checked_while_trainer_and_engines_have_the_weights_of_its_step(
+    last: int, again: list[tuple[int, int, int]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checked: list[tuple[int, int, int]] = []
+
+    async def check(spec: Any, tokenizer: Any, trainer: Any, engines: Any, *_: Any, step: int) -> None:
+        checked.append((step, trainer.steps, engines._engines[0].version))
+
+    monkeypatch.setattr("distill_workers.run.loop.preflight", check)
+
+    async def stopped() -> None:
+        trainer = Weights()
+        loop = loop_of(tmp_path, trainer, Told({}), {"steps": 4})
+        running = asyncio.create_task(loop.run())
+        while trainer.steps < 2:
+            await asyncio.sleep(0.1)
+        loop.stop()
+        with pytest.raises(Stopped):
+            await running
+        await loop.checkpoint()
+
+    async def resumed() -> None:
+        await loop_of(tmp_path, Weights(), Told({}), {"steps": last}).run()
+
+    virtually(stopped)
+    virtually(resumed)
+    assert checked == [(0, 0, 0), *again]
+
+
 def test_a_finished_run_exports_its_model_with_a_card_of_the_last_evaluation(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    async def passed(*_: Any) -> None: ...
+    async def passed(*_: Any, step: int) -> None: ...
 
     monkeypatch.setattr("distill_workers.run.loop.preflight", passed)
 
@@ -340,7 +370,7 @@ def test_a_finished_run_exports_its_model_with_a_card_of_the_last_evaluation(
 def test_a_model_is_exported_also_where_no_card_can_be_made(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    async def passed(*_: Any) -> None: ...
+    async def passed(*_: Any, step: int) -> None: ...
 
     def broken(*_: Any) -> str:
         raise KeyError("a line of metrics.jsonl")

@@ -114,6 +114,28 @@ def train_all(folder: Path) -> dict[tuple[str, str], dict[str, Any]]:
     }
 
 
+def train_beside_probes(folder: Path) -> list[list[torch.Tensor]]:
+    """The weights after two steps without, and with, what the preflight of an attempt computes before each."""
+    from distill_workers.megatron.student import MegatronStudent
+
+    spec, trained = make_spec(trainer=make_trainer()), []
+    for probed in (False, True):
+        student = MegatronStudent(spec, folder / "qwen3-tied")
+        for step in range(2):
+            random_state = torch.get_rng_state()
+            if probed:
+                student.logprobs(samples_of("sampled", 9))
+            assert torch.equal(random_state, torch.get_rng_state())
+            train_step(student, samples_of("sampled", step), LEARNING_RATE)
+        trained.append([tensor.clone() for _, tensor in student.hf_tensors() if tensor is not None])
+    return trained
+
+
+def test_what_the_preflight_computes_changes_no_bit_of_the_steps_after_it(folder: Path) -> None:
+    [(without, beside)] = run_ranks(1, train_beside_probes, folder=folder)
+    assert without and all(torch.equal(a, b) for a, b in zip(without, beside, strict=True))
+
+
 def train_split(folder: Path, **split: Any) -> dict[str, dict[tuple[str, str], dict[str, Any]]]:
     """The first step in float32, and all steps in float64, of each kind of student that can be split so."""
     trained = MIXTURE if "expert" in split else TRAINED

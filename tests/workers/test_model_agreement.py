@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from distill_workers.engine.request import Request
 from distill_workers.failures import ConfigurationError
 from distill_workers.run.preflight.chat_template import same_special_tokens, same_thinking
 from distill_workers.run.preflight.model_agreement import (
+    Agreement,
     Ends,
     ModelsDisagree,
     check_models,
@@ -94,10 +96,26 @@ def test_templates_that_differ_are_refused_with_the_place(theirs: str | None, me
 
 
 def test_a_template_that_refuses_a_system_message_is_compared_without() -> None:
-    refuses = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
-    same_template(tokenizer(refuses), tokenizer(refuses))
+    same_template(tokenizer(NO_SYSTEM), tokenizer(NO_SYSTEM))
     with pytest.raises(ModelsDisagree):
-        same_template(tokenizer(refuses), tokenizer(refuses.replace(" | trim", "")))
+        same_template(tokenizer(NO_SYSTEM), tokenizer(NO_SYSTEM.replace(" | trim", "")))
+
+
+ONE_QUESTION = "{% if messages | length > 1 %}{{ raise_exception('one question') }}{% endif %}" + CHATML
+NO_SYSTEM = "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}" + CHATML
+
+
+def test_templates_are_compared_by_what_the_students_renders() -> None:
+    same_template(tokenizer(ONE_QUESTION), tokenizer())
+    same_template(tokenizer(NO_SYSTEM), tokenizer())
+    with pytest.raises(ModelsDisagree, match="  What is 2"):
+        same_template(tokenizer(ONE_QUESTION), tokenizer(CHATML.replace(" | trim", "")))
+
+
+@pytest.mark.parametrize("teacher", [ONE_QUESTION, NO_SYSTEM])
+def test_a_teacher_whose_template_refuses_what_the_students_renders_is_refused(teacher: str) -> None:
+    with pytest.raises(ModelsDisagree, match=r"refuses a conversation \(roles system, user, assistant, user\)"):
+        same_template(tokenizer(), tokenizer(teacher))
 
 
 def spec(teacher: Path, **rollout: Any) -> Spec:
@@ -123,8 +141,8 @@ def test_the_engines_are_told_the_ends_that_the_student_lacks(tmp_path: Path) ->
     student = saved(tmp_path / "base", tokenizer(), 0)
     teacher = saved(tmp_path / "instruct", tokenizer(eos="<|im_end|>"), [2, 0])
     mine = load_tokenizer(student, "spec.student.model", trust_remote_code=False)
-    assert check_models(spec(teacher), student, mine) == (2,)
-    assert check_models(spec(teacher, stopTokenIds=[3]), student, mine) == (3,)
+    assert check_models(spec(teacher), student, mine) == Agreement((2,), [])
+    assert check_models(spec(teacher, stopTokenIds=[3]), student, mine) == Agreement((3,), [])
     assert Request([1], 0, 8, stop_token_ids=(2,)).sampling()["stop_token_ids"] == [2]
     assert "stop_token_ids" not in Request([1], 0, 8).sampling()
 
@@ -135,7 +153,7 @@ def test_templates_are_compared_with_the_arguments_that_the_job_gives_them(tmp_p
     teacher = saved(tmp_path / "teacher", tokenizer(CHATML + quiet), 0)
     mine = saved(tmp_path / "student", student, 0)
     plain = spec(teacher)
-    assert check_models(plain, mine, student) == ()
+    assert check_models(plain, mine, student) == Agreement((), [])
     prompts = plain.data.prompts.model_copy(update={"chat_template_arguments": {"terse": True}})  # type: ignore[union-attr]
     off = plain.model_copy(update={"data": plain.data.model_copy(update={"prompts": prompts})})
     with pytest.raises(ModelsDisagree, match="<brief>"):
@@ -169,13 +187,65 @@ def test_thinking_modes_are_compared_with_the_arguments_that_the_job_gives(
         check_models(job, mine, tokenizer(template(student)))
 
 
-def test_a_teacher_whose_files_are_elsewhere_is_said_not_to_be_compared(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize(
+    ("teacher", "said"),
+    [
+        ({"model": "/models/elsewhere"}, r"its files \(/models/elsewhere\) are not on the trainer's machine"),
+        ({"model": "Qwen/Qwen3-8B"}, r"its files \(Qwen/Qwen3-8B\) are not on the trainer's machine"),
+        ({"endpoint": {"url": "http://t:1"}}, "no file of an endpoint's model is here"),
+    ],
+    ids=["another machine", "hub", "endpoint"],
+)
+def test_a_teacher_whose_files_are_elsewhere_is_noted_as_not_compared(
+    teacher: dict[str, Any], said: str, tmp_path: Path
 ) -> None:
     student = saved(tmp_path / "base", tokenizer(), 0)
-    with caplog.at_level("INFO"):
-        assert check_models(spec(Path("/models/elsewhere")), student, tokenizer()) == ()
-    assert "not compared: its files are not here" in caplog.text
+    job = Spec.model_validate({**spec(Path("/t")).model_dump(mode="json", by_alias=True), "teacher": teacher})
+    agreement = check_models(job, student, tokenizer())
+    [note] = agreement.notes
+    assert agreement.stop_token_ids == () and re.match(
+        f"ModelsNotCompared: how teacher .* not known, as {said}; ", note
+    )
+
+
+@pytest.mark.parametrize(
+    ("teacher", "stop", "noted"),
+    [([0], [], True), ([2, 0], [], False), ([0], [2], False)],
+    ids=["base teacher", "instruct teacher", "the job says"],
+)
+def test_an_end_of_turn_that_the_teacher_does_not_end_by_is_noted(
+    teacher: list[int], stop: list[int], noted: bool, tmp_path: Path
+) -> None:
+    """An instruct student of a base teacher: both end by <|endoftext|>, which the student never says."""
+    mine = saved(tmp_path / "instruct", tokenizer(), [2, 0])
+    theirs = saved(tmp_path / "teacher", tokenizer(), teacher)
+    notes = check_models(spec(theirs, stopTokenIds=stop), mine, tokenizer()).notes
+    assert [note[:54] for note in notes] == ["StopTokens: the student ends its turns by the id 2, an"] * noted
+
+
+@pytest.mark.parametrize(
+    ("file", "text", "said"),
+    [
+        ("generation_config.json", '{"eos_token_id": ', "cannot be read: .*; copy the model again"),
+        ("generation_config.json", "[]", "is no JSON object"),
+        ("generation_config.json", '{"eos_token_id": ["2"]}', r"eos_token_id is \['2'\]; it must be a token id"),
+    ],
+)
+def test_a_damaged_file_of_either_model_is_a_configuration_error_that_names_it(
+    file: str, text: str, said: str, tmp_path: Path
+) -> None:
+    whole, damaged = (saved(tmp_path / name, tokenizer(), 0) for name in ("whole", "damaged"))
+    (damaged / file).write_text(text)
+    for student, teacher in ((whole, damaged), (damaged, whole)):
+        with pytest.raises(ConfigurationError, match=f"/damaged/{file}:? {said}"):
+            check_models(spec(teacher), student, tokenizer())
+    (damaged / "config.json").write_text("{")
+    with pytest.raises(ConfigurationError, match=r"/damaged/config\.json cannot be read: .*; copy the model again"):
+        check_models(spec(whole), damaged, tokenizer())
+
+
+def test_a_template_that_renders_no_answer_has_no_end_of_turn(tmp_path: Path) -> None:
+    assert ends(model(tmp_path / "a", 0), tokenizer(ONE_QUESTION)) == Ends(frozenset({0}), None)
 
 
 def test_a_student_without_tokenizer_files_is_a_configuration_error_with_its_folder(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 """The card of an exported model: what the hub's own library reads in it, and what never stands there."""
 
 import json
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -274,6 +275,8 @@ def test_the_terms_of_a_student_are_downloaded_with_it(tmp_path: Path, monkeypat
     monkeypatch.setattr(f"huggingface_hub.{snapshot_download.__name__}", download)
     assert model_folder("Qwen/Qwen3-0.6B", "spec.student.model") == tmp_path
     assert {"README.md", "LICENSE*", "NOTICE*", "*.safetensors"} <= set(patterns)
+    exported = ["qwen.tiktoken", "spiece.spm", "modeling_own.py", "additional_chat_templates/tool.jinja", "merges.txt"]
+    assert [name for name in exported if not any(fnmatch(name, pattern) for pattern in patterns)] == []
 
 
 def test_a_run_without_a_step_has_a_card(tmp_path: Path) -> None:

@@ -302,6 +302,17 @@ def test_prompts_of_several_sources_know_theirs_and_the_overlong_are_counted_by_
     assert 'distill_prompts_overlong{source="a"} 1.0' in text and 'distill_prompts_overlong{source="b"} 0.0' in text
 
 
+def test_prompts_that_two_sources_have_are_counted(
+    tmp_path: Path, tokenizer: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = sources(tmp_path)
+    load_data(spec, tokenizer, Metrics())
+    assert "other sources" not in caplog.text
+    write(tmp_path / "b.jsonl", {"prompt": "b"}, {"prompt": "a1"}, {"prompt": " a2"})
+    load_data(spec, tokenizer, Metrics())
+    assert "source b: 2 of 3 prompts are those of other sources too, and are asked as often" in caplog.text
+
+
 def gym(**fields: Any) -> Prompts:
     return Prompts.model_validate({"reasoningGym": {"task": "chain_sum", "size": 5, **fields}})
 

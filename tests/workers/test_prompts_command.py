@@ -82,6 +82,16 @@ def test_all_rows_are_counted_where_that_is_wanted(job: Path) -> None:
     assert note.startswith("1 of 2 prompts are training prompts too")
 
 
+def test_prompts_that_two_sources_have_are_counted_where_every_row_is_read(job: Path) -> None:
+    manifest = yaml.safe_load(job.read_text())
+    prompts = manifest["spec"]["data"]["prompts"]
+    manifest["spec"]["data"] = {"sources": [{"name": name, "prompts": prompts} for name in ("a", "b")]}
+    job.write_text(yaml.safe_dump(manifest))
+    first, second, _ = json.loads(shown(job, "--all", "-o", "json").stdout)
+    sentence = "3 of 3 prompts are those of other sources too, and are asked as often"
+    assert sentence not in first["notes"] and sentence in second["notes"]
+
+
 def test_a_row_that_would_end_the_job_ends_the_command_with_78_and_its_place(job: Path) -> None:
     with (job.parent / "train.jsonl").open("a") as file:
         file.write('{"prompt": "a", "answer": NaN}\n')

@@ -9,8 +9,10 @@ from typing import Any
 import pytest
 from aiohttp import web
 
-from distill_api.spec.job_spec import Prompts, Reward, RewardSource, Spec
-from distill_workers.data.prompts import load_prompts
+from distill_api.spec.job_spec import Prompts, ReasoningGym, Reward, RewardSource, Spec
+from distill_workers.data.entries import reasoning_gym_entries
+from distill_workers.data.findings import Findings
+from distill_workers.data.prompts import SINGLE_TEACHER, load_prompts
 from distill_workers.data.sample import Prompt
 from distill_workers.metrics import Metrics
 from distill_workers.rewards import http
@@ -62,6 +64,15 @@ async def test_reasoning_gym_scores_with_the_task_itself() -> None:
     assert await reward.score(first, "<answer>nonsense</answer>") < 0.1
     with pytest.raises(RewardError, match="was not made by reasoning-gym"):
         await reward.score(prompt("1"), "1")
+
+
+async def test_a_task_of_reasoning_gym_with_a_list_among_its_options_is_graded() -> None:
+    task = ReasoningGym.model_validate(
+        {"task": "polynomial_multiplication", "size": 1, "options": {"variables": ["x", "y"]}}
+    )
+    [entry] = reasoning_gym_entries(task, SINGLE_TEACHER, Findings())
+    asked = Prompt(0, [], str(entry.question), entry.answer, entry.metadata)
+    assert await reward_of(source="reasoning-gym").score(asked, f"<answer>{entry.answer}</answer>") == 1.0
 
 
 def sleepy(prompt: Prompt, response: str) -> Grade:

@@ -1,5 +1,7 @@
 """A function of the user runs in a process of its own: what it does there fails its sample, and the trainer lives."""
 
+import asyncio
+import dataclasses
 import os
 import subprocess
 import sys
@@ -18,7 +20,16 @@ from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_reward
 
 CODE = """
-import asyncio, os, re, sys
+import asyncio, os, re, subprocess, sys
+
+def starts(response, answer, metadata):
+    # as a reward that runs the program in a response does, without a limit of its own
+    child = subprocess.Popen(["sleep", "600"])
+    with open(response, "w") as file:
+        file.write(str(child.pid))
+    if answer == "abort":
+        os.abort()
+    return float(child.wait())
 
 def right(response, answer, metadata):
     return len(response) + len(answer) + metadata["x"]
@@ -143,6 +154,18 @@ def is_running(pid: str) -> bool:
         return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
     except OSError:
         return False
+
+
+@pytest.mark.parametrize("answer", ["wait", "abort"])
+async def test_what_a_function_has_started_ends_with_its_call(answer: str, tmp_path: Path) -> None:
+    reward = reward_of("users_rewards:starts", seconds=6)
+    with pytest.raises(RewardError, match="longer than 6 s" if answer == "wait" else "process died"):
+        await reward.score(dataclasses.replace(PROMPT, answer=answer), str(tmp_path / "pid"))
+    end = time.monotonic() + 10
+    while is_running((tmp_path / "pid").read_text()):
+        assert time.monotonic() < end
+        await asyncio.sleep(0.1)
+    await reward.close()
 
 
 OWNER = """

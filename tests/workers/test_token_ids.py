@@ -14,7 +14,7 @@ from distill_workers.metrics import Metrics
 from distill_workers.run.preflight.vocabulary import same_vocabulary, top_k_fits
 from distill_workers.teacher.pool import BadScore, TeacherPool
 from distill_workers.teacher.protocol import Scores
-from distill_workers.teacher.token_ids import NOBODY, of_student
+from distill_workers.teacher.token_ids import NOBODY, AbsentTokens, of_student
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 
@@ -129,6 +129,19 @@ async def test_a_likeliest_token_that_the_student_lacks_is_nobodys_and_the_other
     found = of_student(scores, 151_665).top_ids
     assert found is not None and found.tolist() == [[3, NOBODY], [5, 7]] and found.dtype == np.int32
     assert of_student(scores, 151_701) is scores and of_student(scores, None) is scores
+
+
+async def test_the_probability_of_tokens_that_the_student_lacks_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
+    logprobs = np.log(np.array([[0.5, 0.25], [0.5, 0.4]], np.float32))
+    scores = Scores([-1.0, -1.0], np.array([[3, 900], [5, 7]], np.int32), logprobs)
+    absent = AbsentTokens("large")
+    with caplog.at_level("INFO"):
+        assert absent.left_out(scores, None) is absent.left_out(scores, 901) is scores and caplog.messages == []
+        for _ in range(2):
+            found = absent.left_out(scores, 900).top_ids
+            assert found is not None and found.tolist() == [[3, NOBODY], [5, 7]]
+    [said] = caplog.messages
+    assert said.startswith("teacher large: ") and "has 1 of 4 likeliest ones, with 0.12 of the teacher's" in said
 
 
 async def test_more_likeliest_tokens_than_there_are_is_refused_in_one_sentence() -> None:

@@ -6,6 +6,7 @@ else is imported, and a child that has no handler yet is ended by the signal its
 imported here.
 """
 
+import contextlib
 import ctypes
 import os
 import signal
@@ -34,6 +35,15 @@ def exit_on_signal() -> None:
 def end_with_parent() -> None:
     """Have the kernel kill this process when its parent ends, however that ends. Runs between fork and exec."""
     _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
+def end_session(session: int) -> None:
+    """Kill every process of a session, whichever group it is in. Its first process must not have been waited for: else
+    the number may be another's."""
+    for name in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if os.getsid(int(name)) == session:
+                os.kill(int(name), signal.SIGKILL)
 
 
 def _begin_child() -> None:

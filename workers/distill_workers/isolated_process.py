@@ -52,16 +52,27 @@ def is_alive(worker: ProcessPoolExecutor) -> bool:
 
 
 def end(worker: Executor | None) -> None:
-    """Kill a process at once; a thread cannot be ended, and is left alone."""
+    """Kill a process at once, with those that it has started; a thread cannot be ended, and is left alone."""
     if worker is None:
         return
     for process in list((getattr(worker, "_processes", None) or {}).values()):
-        with contextlib.suppress(OSError):
-            process.kill()
+        _kill_group(process)
     worker.shutdown(wait=False, cancel_futures=True)
 
 
+def _kill_group(process: Any) -> None:
+    """Kill a process and the group that `_begin` has made of it, which may outlive it."""
+    # The number of one that was waited for is another's, if such a process is there: never while its group has members.
+    is_another = process.exitcode is not None and os.path.exists(f"/proc/{process.pid}")
+    if not is_another:
+        with contextlib.suppress(OSError):
+            os.killpg(process.pid, signal.SIGKILL)
+    with contextlib.suppress(OSError):
+        process.kill()
+
+
 def _begin() -> None:
+    os.setpgid(0, 0)  # what the code starts is in this group, by which `end` knows it, and in the trainer's session
     end_with_parent()  # also where a regular expression lets no other thread run
     # A SIGTERM for the trainer reaches its group; the trainer decides when its helpers end, or is gone.
     signal.signal(signal.SIGTERM, signal.SIG_IGN)

@@ -1,12 +1,17 @@
 """The folder of a model's files: on a mounted volume, or downloaded from the Hugging Face hub."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 from distill_workers.failures import ConfigurationError
 
-FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "README.md", "LICENSE*", "NOTICE*"]
-"""Patterns of the files that are downloaded of a model: its weights, its tokenizer, and the terms that an exported
-model takes over."""
+FILES = [
+    "*.json", "*.safetensors", "*.txt", "*.model", "*.tiktoken", "*.spm", "*.jinja", "*.py",
+    "README.md", "LICENSE*", "NOTICE*",
+]  # fmt: skip
+"""Patterns of the files that are downloaded of a model: its weights, its tokenizer, code that runs only where the job
+trusts it, and the terms that an exported model takes over."""
 
 
 def model_folder(model: str, field: str) -> Path:
@@ -31,3 +36,14 @@ def model_folder(model: str, field: str) -> Path:
             "give a model that exists there (for a gated one set HF_TOKEN: in podTemplate for main, or for distill run "
             "in the environment), or a path"
         ) from None
+
+
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the object in a JSON file of a model. Raises ConfigurationError."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise ConfigurationError(f"{path} cannot be read: {error}; copy the model again") from None
+    if not isinstance(found, dict):
+        raise ConfigurationError(f"{path} is no JSON object; copy the model again")
+    return found

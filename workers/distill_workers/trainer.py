@@ -30,6 +30,7 @@ from distill_workers.model_folder import model_folder
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.trackers import Trackers
+from distill_workers.results.publisher import Publisher
 from distill_workers.rewards.build import build_rewards
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.episodes import build_episodes
@@ -72,13 +73,15 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         teachers = Teachers.of_job(spec, os.environ, metrics)
         teachers.bound_ids(len(tokenizer))
         server.teachers = teachers.shared_requests
-        engines.stop_token_ids = check_models(spec, model, tokenizer)
+        agreement = check_models(spec, model, tokenizer)
+        engines.stop_token_ids = agreement.stop_token_ids
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
-        notes += size_notes(spec, model)
+        notes += [*agreement.notes, *size_notes(spec, model)]
         check_export(spec, model, folder)
+        notes += await Publisher(job, folder).probe()
         notes += episodes.notes() if episodes is not None else []
         try:
-            notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards))
+            notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards, evaluators))
             for note in notes:
                 log.warning("preflight: %s", note)
             reporter.update(notes=notes)

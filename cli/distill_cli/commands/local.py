@@ -54,6 +54,9 @@ def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -
         if report and report.final and report.final.result and report.final.result.stopped_by:
             print(report.message)
         print(f"done: model {local.folder.model}, curve {folder / 'report.html'}")
+        for place in report.final.publications if report and report.final else ():
+            said = "published" if place.done else "not published"
+            click.echo(f"{said}: {place.to}, step {place.step}: {place.message}", err=not place.done)
     elif code == INTERRUPTED:
         click.echo("ended at once; --resume goes on from the newest checkpoint, if there is one", err=True)
     elif local.interrupts:

@@ -40,7 +40,11 @@ OWN_VARIABLES = {v.value for v in protocol.Variable} - {protocol.Variable.WANDB_
     "RAY_AUTH_TOKEN",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO",
 }
-OWN_VOLUMES = {"job": "it is the job's own file", "output": "set spec.output.volume"}
+OWN_VOLUMES = {
+    "job": "it is the job's own file",
+    "output": "set spec.output.volume",
+    **{f"publish-{number}": "it is the Secret of spec.output.publish" for number in range(4)},
+}
 JOB_FOLDER = protocol.JOB_FILE.rpartition("/")[0]
 
 _LISTS = ("containers", "initContainers", "volumes", "tolerations", "imagePullSecrets", "resourceClaims")

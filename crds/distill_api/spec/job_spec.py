@@ -11,8 +11,8 @@ from distill_api.pods import agreement
 from distill_api.pods.template import PodTemplate
 from distill_api.role_accelerators import ACCELERATOR_RULES
 from distill_api.rules import ListMap, Rule
+from distill_api.spec import environment
 from distill_api.spec.data import Data, Source
-from distill_api.spec.environment import ENVIRONMENT_REWARD
 from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.guards import Guard, GuardAction
 from distill_api.spec.objective import (
@@ -114,7 +114,6 @@ class Spec(Model):
     rules = (
         *ROUTING_RULES,
         *ACCELERATOR_RULES,
-        ENVIRONMENT_REWARD,
         Rule(
             "deterministic goes with rollout.maxPolicyLag 0 only",
             "!self.deterministic || self.rollout.maxPolicyLag == 0",
@@ -170,6 +169,12 @@ class Spec(Model):
             "guards: action roll-back needs spec.evaluation, which says what the best checkpoint is",
             "!self.guards.exists(g, g.action == 'roll-back') || self.evaluation.size() > 0",
             lambda spec: bool(spec.evaluation) or all(g.action is not GuardAction.ROLL_BACK for g in spec.guards),
+        ),
+        Rule(
+            "output.publish: step best needs spec.evaluation and schedule.keepBest",
+            "!has(self.output.publish) || !self.output.publish.exists(p, has(p.step) && p.step == 'best') || "
+            "(self.evaluation.size() > 0 && self.schedule.keepBest)",
+            lambda spec: not spec.output.publishes_best or (bool(spec.evaluation) and spec.schedule.keep_best),
         ),
     )
     accelerator: AcceleratorName = Field(
@@ -257,8 +262,8 @@ class Spec(Model):
     )
 
     @model_validator(mode="after")
-    def _check_pods(self) -> Self:
-        if problems := agreement.problems(self):
+    def _check_parts(self) -> Self:
+        if problems := [*agreement.problems(self), *environment.problems(self)]:
             raise ValueError("; ".join(problems))
         return self
 

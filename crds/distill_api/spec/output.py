@@ -1,9 +1,13 @@
-"""The output of a run: the volume of its run folder."""
+"""The output of a run: the volume of its run folder, and the places to which its model is published."""
+
+from enum import StrEnum
+from typing import Annotated
 
 from pydantic import Field
 
 from distill_api.base import Model
 from distill_api.fields import AbsolutePath, ObjectName
+from distill_api.rules import ListMap, matching
 
 
 class OutputVolume(Model):
@@ -14,6 +18,40 @@ class OutputVolume(Model):
     )
 
 
+class PublishedStep(StrEnum):
+    LAST = "last"
+    """The exported model, which is that of the last step or of the one that a guard went back to."""
+    BEST = "best"
+
+
+class Publish(Model):
+    """A place to which the model is copied once the run is done."""
+
+    to: Annotated[
+        str,
+        Field(max_length=253),
+        matching(
+            r"^(hf://[-.\w]+/[-.\w]+|(s3|gs|az)://[^\s@]+|file:///[^\s@]+)$",
+            "must be hf://OWNER/NAME, s3://, gs:// or az://BUCKET/FOLDER, or file:///FOLDER, without credentials",
+        ),
+    ] = Field(description="Repository of the Hugging Face hub, or folder of an object store or a mounted volume.")
+    step: PublishedStep = Field(
+        PublishedStep.LAST,
+        description="Step of the model: last is the exported one, best that of the best evaluation.",
+    )
+    private: bool = Field(True, description="Whether a repository of the hub is private; a public one is then refused.")
+    secret: ObjectName | None = Field(
+        None,
+        description="Name of a Secret whose keys are variables of the client, such as HF_TOKEN; by default the pod's "
+        "own identity is used.",
+    )
+
+    @property
+    def on_volume(self) -> bool:
+        """Return whether it is a folder of the pod, which needs no network."""
+        return self.to.startswith("file:")
+
+
 class Output(Model):
     """The output of a run: checkpoints, the exported model and metrics.jsonl, in the folder path/NAME of a volume."""
 
@@ -21,3 +59,11 @@ class Output(Model):
         None, description="Volume mounted at path. Required on a cluster; `distill run` uses the local folder."
     )
     path: AbsolutePath = Field("/output", description="Mount path of the output volume.")
+    publish: Annotated[list[Publish], Field(max_length=4), ListMap("to")] = Field(
+        default_factory=list, description="Places to which the model is published."
+    )
+
+    @property
+    def publishes_best(self) -> bool:
+        """Return whether the model of the best step is published."""
+        return any(place.step is PublishedStep.BEST for place in self.publish)

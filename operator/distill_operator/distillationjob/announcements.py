@@ -72,6 +72,8 @@ def _is_warning(condition_type: str, status: ConditionStatus, reason: str, attem
         return True if reason in PROBLEMS else None
     if condition_type == ConditionType.STALLED:
         return True if status is ConditionStatus.TRUE else None
+    if condition_type == ConditionType.PUBLISHED:
+        return None if status is ConditionStatus.UNKNOWN else status is ConditionStatus.FALSE
     if condition_type == ConditionType.SPEC_VALID:
         # Before the first attempt, Succeeded says it.
         return True if status is ConditionStatus.FALSE and attempts else None

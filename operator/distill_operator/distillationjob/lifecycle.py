@@ -18,7 +18,7 @@ from distill_api.protocol import ProgressReport
 from distill_api.status import Condition, ConditionType, Progress, Reason, Result, RoleStatus, Status
 from distill_operator.distillationjob.failure import Failure
 from distill_operator.distillationjob.readiness import RoleState, at_fault
-from distill_operator.model import conditions
+from distill_operator.model import conditions, publication
 from distill_operator.model.conditions import FALSE, TRUE, UNKNOWN, ConditionValue
 from distill_operator.model.observed import Disruption, Observed
 from distill_operator.model.times import format_time, parse_time, seconds_since
@@ -123,6 +123,7 @@ def begun(job: DistillationJob, status: Status, attempt: int, now: datetime) -> 
             ConditionType.SUSPENDED: NOT_SUSPENDED,
             ConditionType.PREFLIGHT: PREFLIGHT_AHEAD,
             ConditionType.STALLED: NOT_STALLED,
+            **publication.published(job, status, None),
         },
         attempts=attempt,
         trainer_job_uid=None,
@@ -179,6 +180,7 @@ def succeeded(job: DistillationJob, status: Status, report: ProgressReport | Non
     progress = report.progress if report else status.progress
     steps = job.spec.schedule.steps
     result = report.result if report and report.result else None
+    status = revised(job, status, now, publication.published(job, status, report, complete=True))
     text = f"{steps} steps are done"
     if result and result.stopped_by:
         text = f"guard {result.stopped_by} ended the run before its {steps} steps; step {result.step} is exported"

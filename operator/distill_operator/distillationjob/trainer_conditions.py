@@ -1,4 +1,4 @@
-"""The conditions Preflight and Stalled, which rest on what the trainer of a running attempt reports. Pure."""
+"""The conditions Preflight, Stalled and Published, which rest on what the trainer of an attempt reports. Pure."""
 
 import math
 from datetime import datetime
@@ -10,7 +10,7 @@ from distill_api.status import ConditionType, Progress, Reason, Status
 from distill_operator.distillationjob import capacity, lifecycle
 from distill_operator.distillationjob.failure import restart_seconds_left
 from distill_operator.distillationjob.readiness import RoleState
-from distill_operator.model import conditions, deadlines
+from distill_operator.model import conditions, deadlines, publication
 from distill_operator.model.conditions import TRUE, ConditionValue
 from distill_operator.model.observed import Observed
 from distill_operator.model.times import parse_time
@@ -26,7 +26,7 @@ MOST_CHARACTERS = 2000
 def reported(
     job: DistillationJob, status: Status, observed: Observed, states: list[RoleState], now: datetime
 ) -> dict[ConditionType, ConditionValue]:
-    """Return Preflight and Stalled."""
+    """Return Preflight and Stalled, and Published where the job publishes its model."""
     preflight = conditions.value_of(status, ConditionType.PREFLIGHT, lifecycle.PREFLIGHT_AHEAD)
     if observed.report is not None and observed.report.preflight_passed:
         notes = "; ".join(observed.report.notes)
@@ -37,7 +37,8 @@ def reported(
     if trainer.condition.status is TRUE and silent >= job.spec.stall_timeout_seconds:
         text = f"no step has ended for {job.spec.stall_timeout_seconds} s (stallTimeoutSeconds)"
         stalled = ConditionValue(TRUE, Reason.NO_STEP, text)
-    return {ConditionType.PREFLIGHT: preflight, ConditionType.STALLED: stalled}
+    published = publication.published(job, status, observed.report)
+    return {ConditionType.PREFLIGHT: preflight, ConditionType.STALLED: stalled, **published}
 
 
 def progress(status: Status, report: ProgressReport) -> Progress:

@@ -31,8 +31,7 @@ CPU_REQUESTS = {"cpu": "100m", "memory": "1Gi"}
 STOP_DELAY_SECONDS = 2
 """Time between a deletion and SIGTERM, which a container's first process never receives before it has a handler, and
 would live on for its grace period. It is an exec, since the `sleep` of a hook needs Kubernetes 1.30."""
-ACCELERATOR_CPU = 2
-ACCELERATOR_MEMORY_GIB = 16
+ACCELERATOR_CPU, ACCELERATOR_MEMORY_GIB = 2, 16
 """Requests per accelerator. There are no limits by default: an estimate must not end a pod that the node could hold."""
 
 
@@ -50,6 +49,8 @@ class Container:
     """Their resource name, where it is not that of the owner's spec."""
     probes: Json = field(default_factory=dict)
     needs_output: bool = False
+    secrets: Sequence[str] = ()
+    """Secrets mounted in protocol.SECRETS_FOLDER. A missing one is an empty folder: the preflight says so at once."""
     needs_shared_memory: bool = False
     """Whether NCCL needs a /dev/shm above the runtime's 64 MB. KubeRay gives one to its pods by itself."""
     grace_seconds: int = 30
@@ -275,10 +276,8 @@ def _resources(job: Owner, mine: list[Json], container: Container) -> Json:
 
 
 def _volumes(job: Owner, container: Container) -> tuple[list[Json], list[Json]]:
-    volumes: list[Json] = [
-        {"name": "tmp", "emptyDir": {}},
-        {"name": "job", "configMap": {"name": config_map_name(job)}},
-    ]
+    volumes: list[Json] = [{"name": "tmp", "emptyDir": {}}]
+    volumes.append({"name": "job", "configMap": {"name": config_map_name(job)}})
     mounts: list[Json] = [
         {"name": "tmp", "mountPath": "/tmp"},
         {"name": "job", "mountPath": protocol.JOB_FILE.rpartition("/")[0], "readOnly": True},
@@ -286,6 +285,9 @@ def _volumes(job: Owner, container: Container) -> tuple[list[Json], list[Json]]:
     if container.needs_output and isinstance(job, DistillationJob) and job.spec.output.volume is not None:
         volumes.append({"name": "output", "persistentVolumeClaim": {"claimName": job.spec.output.volume.claim_name}})
         mounts.append({"name": "output", "mountPath": job.spec.output.path})
+    for volume, name in ((f"publish-{number}", name) for number, name in enumerate(container.secrets)):
+        volumes.append({"name": volume, "secret": {"secretName": name, "optional": True}})
+        mounts.append({"name": volume, "mountPath": f"{protocol.SECRETS_FOLDER}/{name}", "readOnly": True})
     if container.needs_shared_memory and not job.spec.on_cpu:
         volumes.append({"name": "shm", "emptyDir": {"medium": "Memory"}})
         mounts.append({"name": "shm", "mountPath": "/dev/shm"})

@@ -42,6 +42,7 @@ def trainer_job(job: DistillationJob, settings: Settings, attempt: int) -> Json:
         accelerators=trainer.gpus_per_node,
         accelerator=trainer.accelerator,
         needs_output=True,
+        secrets=sorted({place.secret for place in job.spec.output.publish if place.secret is not None}),
         needs_shared_memory=trainer.gpus_per_node > 1,
         grace_seconds=GRACE_SECONDS,
         handles_signals=True,

@@ -1,6 +1,7 @@
 """Each check of the preflight that needs no server names its fault, and passes what is right."""
 
 import asyncio
+import json
 import math
 import os
 from pathlib import Path
@@ -11,14 +12,17 @@ import torch
 from conftest import TinyModel, spec_of, tiny_tokenizer
 from safetensors.torch import load_file
 
-from distill_api.spec.job_spec import Objective
+from distill_api.spec.job_spec import Evaluation, Objective
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Prompt, Sample
+from distill_workers.engine.request import Response
+from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import ConfigurationError, PreflightFailed
 from distill_workers.metrics import Metrics
 from distill_workers.objective import loss as losses
 from distill_workers.objective import teacher_top_k
 from distill_workers.objective.coefficients import step_coefficients
+from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_rewards
 from distill_workers.run.callbacks.base import TrainStep
 from distill_workers.run.callbacks.engine_agreement import EngineAgreementCallback
@@ -150,6 +154,39 @@ def test_a_function_that_gives_no_reference_a_reward_is_noted_and_one_without_a_
         scored(rewarded("python", "own_rewards:nothing"), "12")
 
 
+def test_an_evaluation_whose_references_no_response_could_match_is_named(tmp_path: Path) -> None:
+    """Without a reward in training nothing else reads its answers: its curve would be 0 to the end."""
+    file, spec = tmp_path / "p.jsonl", spec_of(Path("/s"), Path("/t"))
+
+    async def noted(answer: str) -> list[str]:
+        file.write_text(json.dumps({"prompt": "Add.", "answer": answer}) + "\n")
+        entry = {"name": "sums", "prompts": {"path": str(file), "answerField": "answer"}, "reward": {"source": "math"}}
+        evaluator = Evaluator(spec, Evaluation.model_validate(entry), tiny_tokenizer(), Metrics())
+        try:
+            return await reward_scores(spec, [Prompt(0, [1], "Add.")], {}, [evaluator])
+        finally:
+            await evaluator.close()
+
+    assert asyncio.run(noted("12")) == []
+    with pytest.raises(PreflightFailed, match="RewardScores: reward math of evaluation sums gives 0 to 1 reference"):
+        asyncio.run(noted("12\n####"))
+
+
+async def test_a_reward_service_that_does_not_answer_is_waited_for_once() -> None:
+    class Away:
+        calls = 0
+
+        async def score(self, prompt: Prompt, response: str) -> float:
+            self.calls += 1
+            raise RewardError("http://r: 3 requests failed")
+
+    away: Any = Away()
+    spec = spec_of(Path("/s"), Path("/t"))
+    name = spec.data.all_sources[0].name
+    [note] = await reward_scores(spec, [Prompt(0, [1], "Add.", "1", source=name)], {name: away})
+    assert away.calls == 1 and note.startswith("RewardScores: ")
+
+
 def test_larger_students_than_their_teachers_are_noted(tiny_model: TinyModel) -> None:
     small, large = tiny_model(0), tiny_model(0, hidden=128)
     count = sum(t.numel() for t in load_file(small / "model.safetensors").values())
@@ -199,10 +236,49 @@ def step(index: int, gap: float, version: int) -> TrainStep:
     return TrainStep(index, step_coefficients(Objective(), 0), samples=[drawn], stats={"trainer_engine_gap": gap})
 
 
+class Sampled:
+    """Engines, prompts and trainer, whose log-probabilities of a probe differ by `gap`, nats."""
+
+    def __init__(self, gap: float) -> None:
+        self.gap, self.probes = gap, 0
+
+    def peek(self, count: int) -> list[Prompt]:
+        return [Prompt(0, [1], "")]
+
+    def count_placed(self) -> int:
+        return 1
+
+    async def sample(self, *_: Any, **__: Any) -> list[Response]:
+        self.probes += 1
+        return [Response([5, 6], [-1.0, -2.0], [1, 1], True)]
+
+    async def logprobs(self, samples: list[Sample]) -> list[list[float]]:
+        return [[x + self.gap for x in s.engine_logprobs] for s in samples]
+
+
+def agreement(spec: Any, sampled: Any) -> EngineAgreementCallback:
+    return EngineAgreementCallback(spec, sampled, sampled, sampled)
+
+
 async def test_engines_that_do_not_follow_the_trainer_are_named_within_ten_steps() -> None:
-    check = EngineAgreementCallback(SPEC)
-    for fine in (step(0, 1e-4, 0), step(3, 1e-4, 3), step(3, 1.0, 2), step(10, 1.0, 10)):
+    check = agreement(SPEC, Sampled(1.0))
+    for fine in (step(0, 1e-4, 0), step(3, 1e-4, 3), step(3, 1.0, 2), step(9, 1e-4, 9), step(10, 1.0, 10)):
         await check.after_step(fine)
     for gap in (0.1, math.nan):
         with pytest.raises(PreflightFailed, match=r"EngineFollowsTrainer: after 1 steps .* not what is trained"):
             await check.after_step(step(1, gap, 1))
+
+
+@pytest.mark.parametrize(("steps", "looked_at"), [(20, 10), (4, 4)])
+async def test_with_a_lag_engines_that_do_not_follow_are_named_by_a_probe(steps: int, looked_at: int) -> None:
+    """No sample of a step is of the trainer's own weights then."""
+    spec = spec_of(Path("/s"), Path("/t"), rollout={"maxPolicyLag": 1}, schedule={"steps": steps})
+    follows, other = Sampled(1e-4), Sampled(0.1)
+    for index in range(steps - 1):
+        if index + 1 != looked_at:
+            await agreement(spec, other).after_step(step(index, 1.0, index - 1))
+    await agreement(spec, follows).after_step(step(looked_at - 1, 1.0, looked_at - 2))
+    assert (follows.probes, other.probes) == (1, 0)
+    said = rf"EngineFollowsTrainer: after {looked_at} steps: EngineMatchesTrainer: .* not what is trained"
+    with pytest.raises(PreflightFailed, match=said):
+        await agreement(spec, other).after_step(step(looked_at - 1, 0.0, looked_at - 2))

@@ -29,13 +29,11 @@ def test_an_example_passes_what_is_read_from_its_files(example: str, held_out: b
     prompts = load_data(spec, tokenizer, Metrics())
 
     async def graded() -> list[str]:
-        """The evaluations' rewards, over the training prompts where these have answers."""
         await objective_distils(spec.objective)
         evaluators = [Evaluator(spec, e, tokenizer, Metrics()) for e in spec.evaluation]
         try:
             assert held_out == (not any(overlap(prompts, e.prompts) for e in evaluators))
-            rewards = {s.name: e._reward for s in spec.data.all_sources for e in evaluators if e._reward is not None}
-            return await reward_scores(spec, prompts, rewards)
+            return await reward_scores(spec, prompts, {}, evaluators)
         finally:
             await asyncio.gather(*(e.close() for e in evaluators))
 

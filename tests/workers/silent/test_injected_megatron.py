@@ -97,7 +97,8 @@ async def test_an_adapter_that_engines_get_by_another_scale_is_named_after_the_f
 ) -> None:
     """No check before it could: a fresh adapter is 0 by any scale."""
     [trained] = run_ranks(1, adapted, folder=folder, out=tmp_path)
-    check = EngineAgreementCallback(SPEC)
+    of_a_probe: Any = (None, None, None)  # without a lag, samples of the step show it
+    check = EngineAgreementCallback(SPEC, *of_a_probe)
 
     def after_a_step(model: Path) -> TrainStep:
         samples = drawn(model)

@@ -1,5 +1,6 @@
 """Entries: the rows of a source, parsed and checked."""
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from sys import intern
@@ -17,6 +18,10 @@ ROLES = frozenset({"system", "developer", "user", "assistant", "tool", "function
 """Roles of a message that chat templates know."""
 NO_ANSWERS = frozenset({"nan", "none", "null", "n/a", "<na>"})
 """What tables become where a value was missing, in small letters."""
+POINT_ZERO = re.compile(r"\s*-?\d+\.0+\s*")
+"""A whole number as a table of fractions writes it."""
+TOOLS = frozenset({"tool", "function"})
+"""Roles whose message may be empty: a tool that says nothing has been called all the same."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ def read_row(row: Row, prompts: Prompts, route: Route, findings: Findings) -> En
         answer = answer_of(found, where, prompts.answer_field)
         if answer.strip().lower() in NO_ANSWERS:
             findings.add(Finding.NO_ANSWER, where)
+        if isinstance(found, str) and POINT_ZERO.fullmatch(found):
+            findings.add(Finding.POINT_ZERO, where)
     if prompts.response_field is not None and prompts.response_field == prompts.prompt_field:
         question, response = _without_answer(question, where, prompts.prompt_field)
     elif prompts.response_field is not None:
@@ -81,6 +88,11 @@ def read_row(row: Row, prompts: Prompts, route: Route, findings: Findings) -> En
             f"{where}: field {prompts.prompt_field} ends with the assistant's answer, and the student would begin a "
             f"second one; leave it out, or set prompts.responseField: {prompts.prompt_field}, which takes it as the "
             "data set's response"
+        )
+    if isinstance(question, list) and not question[-1]["content"].strip() and question[-1]["role"] not in TOOLS:
+        raise PromptError(
+            f"{where}: field {prompts.prompt_field} ends with an empty message (role {question[-1]['role']}), so "
+            "nothing is asked; leave the row out"
         )
     known = (prompts.prompt_field, prompts.answer_field, prompts.response_field)
     metadata = {intern(k): v for k, v in record.items() if k not in known}  # every row has its own names otherwise
@@ -117,9 +129,9 @@ def _question(row: Row, prompts: Prompts, findings: Findings) -> str | Chat:
     where, record = row
     field = prompts.prompt_field
     question = required_field(record, field, where, "promptField")
-    if isinstance(question, str) and prompts.apply_chat_template and (chat := chat_in_text(question)) is not None:
-        findings.add(Finding.CHAT_IN_TEXT, where)
-        question = chat
+    if isinstance(question, str) and (chat := chat_in_text(question)) is not None:
+        findings.add(Finding.CHAT_IN_TEXT if prompts.apply_chat_template else Finding.CHAT_AS_TEXT, where)
+        question = chat if prompts.apply_chat_template else question
     if isinstance(question, str):
         if not question.strip():
             raise PromptError(f"{where}: field {field} is empty")

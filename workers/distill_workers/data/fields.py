@@ -76,14 +76,19 @@ def chat_of(value: list[Any], where: str, field: str) -> Chat:
 
 
 def chat_in_text(text: str) -> Chat | None:
-    """Return the chat that a text is the JSON of, or what Python prints of it; None for any other text."""
-    if not text.lstrip().startswith("[") or "role" not in text:
+    """Return the chat that a text is the JSON of, or what Python prints of it; None for any other text.
+
+    It may be one message, or an object with `messages`.
+    """
+    if not text.lstrip().startswith(("[", "{")) or "role" not in text:
         return None
     for parse in (json.loads, ast.literal_eval):
         try:
             value = parse(text.strip())
         except (ValueError, SyntaxError, MemoryError, RecursionError):
             continue
+        if isinstance(value, dict):
+            value = value.get("messages", [value])
         if (
             isinstance(value, list)
             and value

@@ -16,6 +16,8 @@ OTHERWISE = (".json", ".csv", ".tsv")
 COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
 LEFTOVERS = ("~", "#", ".bak", ".orig", ".old", ".swp", ".tmp", ".part", ".crdownload", ".lock", ".md5", ".sha256")
 """Ends of the names that editors, downloads and locks leave beside a file."""
+OF_FILE_SYSTEMS = frozenset({"lost+found", "$RECYCLE.BIN", "System Volume Information"})
+"""Folders that a file system makes at the root of a volume, and that its administrator alone may read."""
 OF_SPARK = ("_SUCCESS", "_metadata", "_common_metadata", "_committed_", "_started_")
 SHOWN = 5
 """Names of files left out that a line of the log has."""
@@ -79,7 +81,7 @@ def _visible(folder: Path) -> list[Path]:
             folders.clear()  # a link to a folder above, or to one that was read
             continue
         seen.add(real)
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        folders[:] = sorted(n for n in folders if not n.startswith(".") and n not in OF_FILE_SYSTEMS)
         found += [Path(root, n) for n in names if not n.startswith(".") and not is_leftover(n)]
     return sorted(p for p in found if p.is_file())
 
@@ -95,11 +97,14 @@ def _once(files: Iterable[Path]) -> list[Path]:
     """Return the files without compressed copies of others among them, and without second names of one file."""
     all_files = list(files)
     plain = {str(p) for p in all_files}
-    found: dict[str, Path] = {}
+    found: dict[str | tuple[int, int], Path] = {}
     for file in all_files:
         if file.suffix.lower() in COMPRESSED and str(file.with_suffix("")) in plain:
             continue
-        found.setdefault(os.path.realpath(file), file)
+        stat = file.stat()
+        # Some file systems make up the numbers of their files, and one that has a single name needs none.
+        linked = stat.st_nlink > 1
+        found.setdefault((stat.st_dev, stat.st_ino) if linked else os.path.realpath(file), file)
     return list(found.values())
 
 

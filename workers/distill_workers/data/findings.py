@@ -11,6 +11,13 @@ class Finding(StrEnum):
     """The end of a sentence about some of the prompts."""
 
     CHAT_IN_TEXT = "are chats written as one text; they were read as messages"
+    CHAT_AS_TEXT = (
+        "are chats written as one text, which the student is asked as it stands, as prompts.applyChatTemplate is false"
+    )
+    POINT_ZERO = (
+        "have an answer such as 42.0, as tables write the whole numbers of a column with gaps; exact-match takes it "
+        "for another than 42"
+    )
     NO_ANSWER = "have an answer such as nan or None, as a table has where a value is missing"
     ROLE = "have a role that chat templates do not know"
     SPECIAL_TOKENS = (
@@ -68,12 +75,23 @@ class Findings:
 
 def overlap(training: Iterable[Prompt], evaluation: Sequence[Prompt]) -> str:
     """Return a sentence about an evaluation's prompts that are training prompts too; empty without any."""
-    keys = {prompt.key for prompt in evaluation}
-    trained = {prompt.key for prompt in training if prompt.key in keys}
-    known = sum(prompt.key in trained for prompt in evaluation)
+    known = _known(training, evaluation)
     if not known:
         return ""
     return (
         f"{known} of {len(evaluation)} prompts are training prompts too, so it does not measure what is new to the "
         "student; leave them out of one of the two"
     )
+
+
+def shared(others: Iterable[Prompt], source: Sequence[Prompt]) -> str:
+    """Return a sentence about a source's prompts that the sources before it have too; empty without any."""
+    known = _known(others, source)
+    return f"{known} of {len(source)} prompts are those of other sources too, and are asked as often" if known else ""
+
+
+def _known(others: Iterable[Prompt], prompts: Sequence[Prompt]) -> int:
+    """Return how many of the prompts are among the others."""
+    keys = {prompt.key for prompt in prompts}
+    there = {prompt.key for prompt in others if prompt.key in keys}
+    return sum(prompt.key in there for prompt in prompts)

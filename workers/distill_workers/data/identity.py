@@ -17,9 +17,10 @@ ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 
 
 def content_of(prompts: Sequence[Prompt]) -> dict[str, str]:
-    """Return the content of prompts: the same for the same rows, wherever and in whatever form they are stored."""
+    """Return the content of prompts: the same for the same rows, wherever and in whatever form they are stored, but for
+    CSV, in which every value is a text."""
     hashes = {name: hashlib.sha256() for name in ("prompts", "answers", "responses", "teachers", "other fields")}
-    for prompt in prompts:
+    for place, prompt in enumerate(prompts):
         _add(hashes["prompts"], prompt.text)
         hashes["prompts"].update(array.array("q", prompt.ids).tobytes())
         if prompt.privileged_ids is not None:
@@ -27,8 +28,8 @@ def content_of(prompts: Sequence[Prompt]) -> dict[str, str]:
         _add(hashes["answers"], prompt.answer)
         _add(hashes["responses"], prompt.response)
         _add(hashes["teachers"], prompt.teacher)
-        if prompt.metadata:
-            _add(hashes["other fields"], json.dumps(prompt.metadata, skipkeys=True, default=_as_text))
+        if fields := _without_nulls(prompt.metadata):
+            _add(hashes["other fields"], json.dumps([place, fields], sort_keys=True, default=_as_text))
     return {name: found.hexdigest()[:16] for name, found in hashes.items()}
 
 
@@ -41,6 +42,15 @@ def _add(found: Any, text: str | None) -> None:
     data = b"" if text is None else text.encode("utf-8", "surrogatepass")
     # The length keeps "a", "bc" and "ab", "c" apart, and no text from an empty one.
     found.update(f"{-1 if text is None else len(data)}:".encode() + data)
+
+
+def _without_nulls(value: Any) -> Any:
+    """Return a value without the fields that are null, which Parquet gives a row that lacks them, and with texts as
+    names: those of several types have no order."""
+    if isinstance(value, Mapping):
+        fields = ((ADDRESS.sub("", str(name)), _without_nulls(field)) for name, field in value.items())
+        return {name: field for name, field in fields if field is not None}
+    return [_without_nulls(item) for item in value] if isinstance(value, list | tuple) else value
 
 
 def _as_text(value: Any) -> Any:

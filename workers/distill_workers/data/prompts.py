@@ -10,7 +10,7 @@ from typing import Any
 
 from distill_api.spec.job_spec import Prompts, Spec
 from distill_workers.data.entries import Entry, entries_of, messages_of, name_of
-from distill_workers.data.findings import Findings
+from distill_workers.data.findings import Findings, shared
 from distill_workers.data.rendering import Renderer, TeacherRenderer
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
@@ -35,6 +35,8 @@ def load_data(spec: Spec, tokenizer: Any, metrics: Metrics) -> list[Prompt]:
         longest, messages = spec.rollout.max_prompt_tokens, spec.rollout.environment is not None
         found, long = load_prompts(source.prompts, tokenizer, longest, None, route, messages=messages)
         metrics.set("distill_prompts_overlong", long, source=source.name)
+        if result and (known := shared(result, found)):
+            log.warning("source %s: %s", source.name, known)
         first = result[-1].index + 1 if result else 0
         result += [dataclasses.replace(p, index=first + p.index, source=source.name) for p in found]
     return result

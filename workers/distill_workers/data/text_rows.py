@@ -190,15 +190,18 @@ def _object(record: Any, where: str, must: str) -> dict[str, Any]:
 
 
 def _goes_over_lines(head: str) -> bool:
-    """Return whether the first object of a file does not end in the line in which it begins."""
+    """Return whether the first object of a file does not end in the line in which it begins, or another follows it
+    there."""
     text = head.lstrip()
     line, ended, _ = text.partition("\n")
-    if not text.startswith("{") or not ended:
+    if not text.startswith("{"):
         return False
     try:
         json.loads(line)
     except json.JSONDecodeError as error:
-        return not error.msg.startswith("Extra data") and error.pos >= len(line.rstrip())
+        if error.msg.startswith("Extra data"):
+            return line[error.pos :].startswith("{")
+        return bool(ended) and error.pos >= len(line.rstrip())
     except (ValueError, RecursionError):
         return False
     return False

@@ -85,7 +85,7 @@ class Evaluator:
         self, spec: Spec, evaluation: Evaluation, tokenizer: Any, metrics: Metrics, episodes: Episodes | None = None
     ) -> None:
         """`episodes`: of a job with an environment. Raises ConfigurationError for a reward that cannot be had."""
-        self.name = evaluation.name
+        self.name, self.reward_source = evaluation.name, evaluation.reward.source
         self._episodes = self._chosen(evaluation, episodes)
         self._spec, self._evaluation = spec, evaluation
         self._prompts, long = load_prompts(
@@ -100,7 +100,7 @@ class Evaluator:
         metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
         self._is_scored = evaluation.reward.source is not RewardSource.NONE
         own = self._is_scored and self._episodes is None
-        self._reward = build_reward(evaluation.reward, metrics) if own else None
+        self.reward = build_reward(evaluation.reward, metrics) if own else None
         self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
         self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
 
@@ -112,11 +112,6 @@ class Evaluator:
             raise ConfigurationError(
                 f"evaluation {self.name}: reward.source environment is measured in the run of a job with "
                 "rollout.environment"
-            )
-        if evaluation.score_teacher:
-            raise ConfigurationError(
-                f"evaluation {self.name}: scoreTeacher goes with responses that a reward grades: the teacher has no "
-                "conversations with rollout.environment"
             )
         return episodes
 
@@ -145,7 +140,7 @@ class Evaluator:
     async def grade(self, sampled: Sampled, teachers: Teachers | None) -> Measurement:
         """Return the measurement of responses that have been sampled; no engine is needed."""
         result = Measurement(self.name, sampled.step, prompts=len(self._prompts), failed=sampled.failed)
-        with_teacher = self._evaluation.score_teacher and self._reward is not None and sampled.step == 0
+        with_teacher = self._evaluation.score_teacher and self.reward is not None and sampled.step == 0
         _, result.reverse_kl, result.teacher_score = await asyncio.gather(
             self._score(sampled, result),
             self._reverse_kl(sampled, result, teachers),
@@ -156,8 +151,8 @@ class Evaluator:
         return result
 
     async def close(self) -> None:
-        if self._reward is not None:
-            await self._reward.close()
+        if self.reward is not None:
+            await self.reward.close()
 
     async def _sample(
         self, sampled: Sampled, engines: Generator, sampling: Sampling, count: int, stream: int
@@ -203,7 +198,7 @@ class Evaluator:
         return [response for response in played if response is not None]
 
     async def _score(self, sampled: Sampled, result: Measurement) -> None:
-        reward = self._reward
+        reward = self.reward
 
         async def one(prompt: Prompt, response: Response) -> float | None:
             text = self._decode(response.ids)
@@ -257,7 +252,7 @@ class Evaluator:
         return statistics.fmean(terms) if terms else None
 
     async def _score_teacher(self, teachers: Teachers | None) -> float | None:
-        reward = self._reward
+        reward = self.reward
         if teachers is None or reward is None:
             return None
 

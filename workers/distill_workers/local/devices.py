@@ -11,7 +11,7 @@ from typing import Any
 from distill_api.spec.job_spec import Spec
 from distill_workers.child_processes import end_with_parent
 from distill_workers.local.placement import Device, Footprint, Placement, place
-from distill_workers.model_folder import model_folder
+from distill_workers.model_folder import model_folder, read_config
 from distill_workers.serving.server_devices import CUDA
 
 LOOK = """
@@ -48,7 +48,7 @@ def named(sizes: list[int], visible: str | None) -> list[Device]:
 
 def footprint(folder: Path, dtype: str) -> Footprint:
     """Return what a model takes of a server: the weights of its files, and by its config the keys and values."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config = read_config(folder / "config.json")
     text: dict[str, Any] = config.get("text_config", config)
     wide = 4 if dtype == "float32" else 2
     stored = 4 if text.get("dtype", text.get("torch_dtype")) == "float32" else 2

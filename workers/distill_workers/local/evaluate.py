@@ -75,7 +75,7 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
     with tempfile.TemporaryDirectory(prefix="distill-evaluate-") as logs:
         devices = next(iter(placement.engines), None)
         engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs, devices=devices)
-        engine.stop_token_ids = check_models(spec, folder, tokenizer)
+        engine.stop_token_ids = check_models(spec, folder, tokenizer).stop_token_ids
         async with teachers_of(spec, teacher, Path(logs), metrics, placement) as (teachers, servers):
             if teachers is not None:
                 teachers.bound_ids(len(tokenizer))

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from distill_api.spec.job_spec import Evaluation, Prompts, Source, Spec
 from distill_workers.data.entries import name_of
-from distill_workers.data.findings import overlap
+from distill_workers.data.findings import overlap, shared
 from distill_workers.data.prompts import PromptReader, PromptRow
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
@@ -52,6 +52,7 @@ def read_sources(spec: Spec, shown: int, *, every_row: bool) -> Iterator[SourceR
                 kept.append(row.prompt)
         notes = reader.sentences()
         if isinstance(part, Source):
+            notes += filter(None, [shared(training, kept)])
             training += kept
         elif known := overlap(training, kept):
             notes.append(known)

@@ -18,7 +18,7 @@ from distill_api.job import DistillationJob
 from distill_api.protocol import ExitCode, ExitReport, Phase, ProgressReport, Variable
 from distill_api.spec.job_spec import Output
 from distill_workers import loopback
-from distill_workers.child_processes import end_with_parent
+from distill_workers.child_processes import end_session, end_with_parent
 from distill_workers.failures import is_full
 from distill_workers.launch import exit_code
 from distill_workers.local import machine
@@ -53,6 +53,8 @@ def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str,
         if isinstance(value, list):
             return [local(item) for item in value]
         if isinstance(value, str):
+            if value.startswith("file:///"):
+                return "file://" + local(value.removeprefix("file://"))
             for mount, folder in volumes.items():
                 if value == mount or value.startswith(mount.rstrip("/") + "/"):
                     return folder.rstrip("/") + value[len(mount.rstrip("/")) :]
@@ -263,5 +265,5 @@ class LocalRun:
             pass
         finally:
             if self._trainer.poll() is None:
-                os.killpg(self._trainer.pid, signal.SIGKILL)
+                end_session(self._trainer.pid)
                 self._trainer.wait()

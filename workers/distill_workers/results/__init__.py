@@ -1,4 +1,4 @@
-"""What a run leaves for others: the card of its model, and its comparison with other runs.
+"""What a run leaves for others: the card of its model, its publication, and the comparison with other runs.
 
 May import `reporting` and what stands below it.
 """

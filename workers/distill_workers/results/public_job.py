@@ -13,7 +13,7 @@ from distill_api.job import DistillationJob
 
 PRIVATE_SPEC = {"pod_template", "scheduling", "tracking", "output", "managed_by", "suspend"}
 """Fields of the spec that say where a run was held and who was told of it."""
-PRIVATE_FIELDS = {"podTemplate", "template", "headTemplate", "engineArgs", "keySecret"}
+PRIVATE_FIELDS = {"podTemplate", "template", "headTemplate", "engineArgs", "keySecret", "secret"}
 """Fields at any depth that may hold a credential, such as an environment variable or an argument with a key, or that
 name a Secret."""
 SALT = os.urandom(16)

@@ -1,5 +1,6 @@
 """The reward `reasoning-gym`: the score that the task itself gives to an answer."""
 
+import json
 from collections.abc import Callable
 from functools import cache
 from typing import Any
@@ -17,7 +18,7 @@ def grade_by_task(prompt: Prompt, response: str) -> Grade:
 
     if "entry" not in prompt.metadata:
         raise ValueError(f"prompt {prompt.index} was not made by reasoning-gym")
-    scorer = _scorer(prompt.metadata["task"], tuple(sorted(prompt.metadata["options"].items())))
+    scorer = _scorer(prompt.metadata["task"], json.dumps(prompt.metadata["options"], sort_keys=True))
     answer = extract_answer(response)
     text = response.strip() if answer is None else answer
     score = float(scorer(text, prompt.metadata["entry"]))
@@ -25,9 +26,10 @@ def grade_by_task(prompt: Prompt, response: str) -> Grade:
 
 
 @cache
-def _scorer(task: str, options: tuple[tuple[str, Any], ...]) -> Callable[[str, dict[str, Any]], float]:
+def _scorer(task: str, options: str) -> Callable[[str, dict[str, Any]], float]:
+    """`options` are an object of JSON: some of them are lists, which are no keys of a cache."""
     import reasoning_gym
 
-    dataset = reasoning_gym.create_dataset(task, size=1, seed=0, **dict(options))
+    dataset = reasoning_gym.create_dataset(task, size=1, seed=0, **json.loads(options))
     score: Callable[[str, dict[str, Any]], float] = dataset.score_answer
     return score

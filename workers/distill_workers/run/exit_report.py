@@ -68,11 +68,13 @@ def exit_report(job: DistillationJob | None, reason: ExitReason, message: str) -
     if final is None:
         return report.model_dump_json(by_alias=True, exclude_none=True)
     evaluations, events = final.progress.evaluations, final.progress.guard_events
-    for kept in range(len(evaluations), -1, -1):
-        shown = events if kept == len(evaluations) else events[-1:]
+    # First the notes go, of which polls have told, then evaluations.
+    for kept in range(len(evaluations) + 1, -1, -1):
+        shown = events if kept >= len(evaluations) else events[-1:]
+        notes = final.notes if kept > len(evaluations) else []
         progress = final.progress.model_copy(update={"evaluations": evaluations[:kept], "guard_events": shown})
         whole = report.model_copy(
-            update={"final": final.model_copy(update={"progress": progress}), "step": progress.step}
+            update={"final": final.model_copy(update={"progress": progress, "notes": notes}), "step": progress.step}
         )
         text = whole.model_dump_json(by_alias=True, exclude_none=True)
         if len(text.encode()) <= MESSAGE_BYTES:

@@ -52,6 +52,7 @@ from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.guard_actions import GuardActions
 from distill_workers.run.preflight.preflight import preflight
 from distill_workers.run.preflight.resumption import cursor_continues
+from distill_workers.run.publication import ModelPublication
 from distill_workers.run.run_state import RunState
 from distill_workers.run.stop_signal import StopSignal
 from distill_workers.run.trainer_ranks import TrainerRanks
@@ -96,13 +97,14 @@ class Loop:
         guard = GuardCallback(guards, folder, trainer, rollouts, recorder, self.checkpoints, state)
         checkpoint = CheckpointCallback(self.checkpoints, self.evaluation)
         next_batches = NextBatchesCallback(rollouts, self._last_step)
+        self._publication = ModelPublication(job, folder, trainer, recorder, state, self._stop_signal)
         self.traces = traces_of(job)
         self.callbacks = Callbacks(
             before=[self.evaluation, *self.traces, guard, checkpoint],
             after=[
                 MetricsCallback(recorder),
                 *self.traces,
-                EngineAgreementCallback(spec),
+                EngineAgreementCallback(spec, engines, cursor, trainer),
                 guard,
                 self.evaluation,
                 next_batches,
@@ -111,16 +113,17 @@ class Loop:
         )
 
     async def run(self) -> str:
-        """Do the whole run, and export its model. Returns how it ended, as a sentence. Raises Failure; Stopped after
-        `stop`."""
+        """Do the whole run, export and publish its model. Returns how it ended, as a sentence. Raises Failure; Stopped
+        after `stop`."""
         await self.checkpoints.resume()
         cursor_continues(self._spec, self._state.step, self._state.cursor)
         async with self._engines.updating_weights():
             await self._load_engines()
-        if self._state.step == 0:
+        if self._state.step < self._last_step:  # else nothing is left but to export and publish
             self._reporter.update(phase=Phase.PREFLIGHT)
             parts = (self._trainer, self._engines, self._teachers, self._cursor)
-            await self._stop_signal.interrupting(preflight(self._spec, self._tokenizer, *parts))
+            checks = preflight(self._spec, self._tokenizer, *parts, step=self._state.step)
+            await self._stop_signal.interrupting(checks)
         self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
         guard = await self._train()
         await self.checkpoints.finish()
@@ -134,7 +137,8 @@ class Loop:
             best_step=self._recorder.best_step(),
             stopped_by=guard and guard.guard,
         )
-        self._reporter.update(phase=Phase.DONE, result=result)
+        publications = await self._publication.run()
+        self._reporter.update(phase=Phase.DONE, result=result, publications=publications)
         if guard is None:
             return "all steps are done and the model is exported"
         return f"guard {guard.guard} stopped the run after step {guard.step}: {guard.message}"

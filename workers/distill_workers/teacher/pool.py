@@ -27,7 +27,7 @@ from distill_workers.teacher.protocol import BadScore, Observer, Scores, Scoring
 from distill_workers.teacher.replica_admission import ReplicaAdmission
 from distill_workers.teacher.replicas import NotAnswered, Replica, Replicas
 from distill_workers.teacher.sglang_protocol import SGLangProtocol
-from distill_workers.teacher.token_ids import check_received, check_sent, of_student
+from distill_workers.teacher.token_ids import AbsentTokens, check_received, check_sent
 
 __all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
 
@@ -73,6 +73,7 @@ class TeacherPool:
             self._protocol = OpenAIProtocol(endpoint.model, stated)
         self.student_tokens: int | None = None
         """Tokens of the student's tokenizer. Likeliest tokens beyond them are nobody's support."""
+        self._absent = AbsentTokens(self.teacher.name)
         self._observer, self._limit = observer, unreachable_seconds
         self._timeout_seconds = float(self.teacher.request_timeout_seconds)
         self._start_seconds = float(spec.pre_running_deadline_seconds or 1800)
@@ -115,7 +116,7 @@ class TeacherPool:
         self._affinity.observe(placement, self._protocol.cached_tokens(answer))
         scores = self._protocol.read_scores(answer, prompt_ids, response_ids, top_k)
         self._admission.observe(prompt_ids, response_ids, scores)
-        return of_student(scores, self.student_tokens)
+        return self._absent.left_out(scores, self.student_tokens)
 
     async def score_everywhere(
         self, prompt_ids: list[int], response_ids: list[int], top_k: int | None

@@ -11,14 +11,24 @@ ROUND = [
     {"role": "user", "content": "And 3 + 3?"},
 ]
 """A conversation in which templates that differ do so: a system prompt, white space, a second turn."""
+CONVERSATIONS = (ROUND, ROUND[1:], ROUND[1:2])
+"""What is left of it for templates that refuse a system message, or more than one question. The first is taken that the
+student's template renders."""
 
 
 def same_template(student: Any, teacher: Any) -> None:
     """Compare two tokenizers' renderings of a conversation. Raises ModelsDisagree with the first difference."""
-    mine, theirs = rendered(student), rendered(teacher)
-    if mine is None:
+    conversation = next((c for c in CONVERSATIONS if _rendered(student, c) is not None), None)
+    if conversation is None:
         return  # without a template of the student's no prompt is a conversation
-    if theirs is None:
+    mine, theirs = _rendered(student, conversation), _rendered(teacher, conversation)
+    if theirs is None and getattr(teacher, "chat_template", None):
+        raise ModelsDisagree(
+            f"ChatTemplate: the teacher's chat template refuses a conversation (roles "
+            f"{', '.join(m['role'] for m in conversation)}) that the student's renders; both must see one prompt: give "
+            "the student the teacher's chat template"
+        )
+    if mine is None or theirs is None:
         raise ModelsDisagree(
             "ChatTemplate: the student has a chat template and the teacher has none, so it has never seen such "
             "prompts; choose a teacher that was trained on conversations, or set prompts.applyChatTemplate: false and "
@@ -72,16 +82,19 @@ def same_special_tokens(student: Any, teacher: Any) -> None:
 
 
 def rendered(tokenizer: Any, **arguments: Any) -> str | None:
-    """Return a conversation as a prompt, without its system message for a template that refuses one; None without a
-    template."""
+    """Return the first of CONVERSATIONS that a template renders, as a prompt; None without a template."""
+    found = (_rendered(tokenizer, conversation, **arguments) for conversation in CONVERSATIONS)
+    return next((text for text in found if text is not None), None)
+
+
+def _rendered(tokenizer: Any, conversation: list[dict[str, str]], **arguments: Any) -> str | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
-    for messages in (ROUND, ROUND[1:]):
-        try:
-            return str(tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True, **arguments))
-        except Exception:  # a template raises whatever it likes
-            continue
-    return None
+    options = {"tokenize": False, "add_generation_prompt": True, **arguments}
+    try:
+        return str(tokenizer.apply_chat_template(conversation, **options))
+    except Exception:  # a template raises whatever it likes
+        return None
 
 
 def _takes_enable_thinking(tokenizer: Any) -> bool | None:

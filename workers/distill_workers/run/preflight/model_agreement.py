@@ -5,16 +5,16 @@ length, and is taught what no teacher ever says (ms-swift#9526). Two chat templa
 prompt cost the teacher tenths of a nat on every token (tinker's reports). Both look like training.
 """
 
-import json
 import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_api.spec.job_spec import Spec
+from distill_api.spec.job_spec import NamedTeacherSource, Spec
 from distill_workers.data.rendering import WithArguments, template_arguments
 from distill_workers.failures import ConfigurationError
+from distill_workers.model_folder import read_config
 from distill_workers.run.preflight.chat_template import same_special_tokens, same_template, same_thinking
 from distill_workers.run.preflight.check import ModelsDisagree
 from distill_workers.run.preflight.model_limits import (
@@ -25,6 +25,7 @@ from distill_workers.run.preflight.model_limits import (
 )
 
 __all__ = [
+    "Agreement",
     "Ends",
     "ModelsDisagree",
     "check_models",
@@ -50,7 +51,18 @@ class Ends:
     ids: frozenset[int]
     """What generation_config.json, config.json and the tokenizer name, as SGLang joins them."""
     of_turn: int | None
-    """What the chat template writes behind an assistant's text; None without a template, or if it writes nothing."""
+    """What the chat template writes behind an assistant's text; None without a template, if it writes nothing, or if it
+    refuses such a conversation."""
+
+
+@dataclass(frozen=True)
+class Agreement:
+    """What was found by comparing a student with its teachers."""
+
+    stop_token_ids: tuple[int, ...]
+    """The ids that end its responses besides those of its own files, ascending."""
+    notes: list[str]
+    """Of what was not compared, and of what may be meant."""
 
 
 def load_tokenizer(folder: Path, field: str, *, trust_remote_code: bool) -> Any:
@@ -68,23 +80,19 @@ def load_tokenizer(folder: Path, field: str, *, trust_remote_code: bool) -> Any:
         ) from None
 
 
-def check_models(spec: Spec, student: Path, tokenizer: Any) -> tuple[int, ...]:
-    """Compare a student with each teacher whose files are on this machine, and return the ids that end its responses
-    besides its own. Raises ModelsDisagree.
+def check_models(spec: Spec, student: Path, tokenizer: Any) -> Agreement:
+    """Compare a student with each teacher whose files are on this machine. Raises ModelsDisagree, ConfigurationError.
 
-    A teacher's files may be mounted in the teacher's pods alone; then the log says that it was not compared.
+    A teacher's files may be mounted in the teacher's pods alone; then a note says that it was not compared.
     """
-    begin = time.monotonic()
+    begin, notes = time.monotonic(), list[str]()
     mine, own_limits = ends(student, tokenizer), limits(student, spec.rollout.engine_args)
     check_embedding_rows(tokenizer, own_limits)
     found: set[int] = set(spec.rollout.stop_token_ids)
     for teacher in spec.all_teachers:
         folder = Path(teacher.model or "").expanduser()
         if not (folder / "config.json").is_file():
-            log.info(
-                "preflight: chat template, ends and context length of teacher %s not compared: its files are not here",
-                teacher.name,
-            )
+            notes.append(_not_compared(teacher))
             check_context_length(spec, own_limits, None, "")
             continue
         theirs = load_tokenizer(folder, f"{teacher.path}.model", trust_remote_code=spec.trust_remote_code)
@@ -96,16 +104,18 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> tuple[int, ...]:
             same_special_tokens(mine_so, theirs_so)
         check_context_length(spec, own_limits, limits(folder, teacher.engine_args), teacher.name)
         if not spec.rollout.stop_token_ids:
-            found |= set(stop_ids(mine, ends(folder, theirs)))
+            their_ends = ends(folder, theirs)
+            found |= set(stop_ids(mine, their_ends))
+            notes += _unknown_end(mine, their_ends, teacher.name)
     more = tuple(sorted(found - mine.ids))
     log.info(
         "preflight: ChatTemplate, ThinkingMode, SpecialTokens, StopTokens, ContextLength, EmbeddingRows (tokenizers "
-        "and configs of student and teachers read, %.1f s): the models agree",
+        "and configs of student and teachers read, %.1f s): the models agree, as far as their files are here",
         time.monotonic() - begin,
     )
     if more:
         log.info("preflight: responses end by the ids %s too, besides %s", list(more), sorted(mine.ids))
-    return more
+    return Agreement(more, notes)
 
 
 def size_notes(spec: Spec, student: Path) -> list[str]:
@@ -116,12 +126,14 @@ def size_notes(spec: Spec, student: Path) -> list[str]:
 
 
 def ends(folder: Path, tokenizer: Any) -> Ends:
-    """Return how the responses of a model end, by its files."""
+    """Return how the responses of a model end, by its files. Raises ConfigurationError for one that is damaged."""
     found: set[int] = set()
-    for name in ("config.json", "generation_config.json"):
-        path = folder / name
-        said = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id") if path.exists() else None
-        found |= {said} if isinstance(said, int) else set(said or ())
+    for path in (folder / "config.json", folder / "generation_config.json"):
+        said = read_config(path).get("eos_token_id") if path.exists() else None
+        ids = said if isinstance(said, list) else [] if said is None else [said]
+        if not all(isinstance(i, int) for i in ids):
+            raise ConfigurationError(f"{path}: eos_token_id is {said!r}; it must be a token id, or a list of them")
+        found.update(ids)
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
     return Ends(frozenset(found), _end_of_turn(tokenizer))
@@ -145,11 +157,39 @@ def stop_ids(student: Ends, teacher: Ends) -> list[int]:
     return sorted(agreed)
 
 
+def _not_compared(teacher: NamedTeacherSource) -> str:
+    if teacher.endpoint is not None:
+        where, advice = "no file of an endpoint's model is here", "see yourself that they are the student's"
+    else:
+        where = f"its files ({teacher.model}) are not on the trainer's machine"
+        advice = "name a folder that the trainer's pods mount too (podTemplate), or see yourself that they are alike"
+    return (
+        f"ModelsNotCompared: how teacher {teacher.name} ends its turns, its chat template, special tokens, thinking "
+        f"mode and positions are not known, as {where}; {advice}"
+    )
+
+
+def _unknown_end(student: Ends, teacher: Ends, name: str) -> list[str]:
+    """Return a note where the student ends its turns by an id that the teacher does not end by, as an instruct student
+    of a base teacher does: that token's own score is the teacher's least certain."""
+    if student.of_turn is None or student.of_turn not in student.ids - teacher.ids:
+        return []
+    return [
+        f"StopTokens: the student ends its turns by the id {student.of_turn}, and teacher {name} by "
+        f"{sorted(teacher.ids)}, so it may not know where a turn ends; if it is a base model, choose the one that was "
+        "trained on conversations, or set rollout.stopTokenIds"
+    ]
+
+
 def _end_of_turn(tokenizer: Any) -> int | None:
     if not getattr(tokenizer, "chat_template", None):
         return None
     turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
-    text = str(tokenizer.apply_chat_template(turn, tokenize=False))
+    try:
+        text = str(tokenizer.apply_chat_template(turn, tokenize=False))
+    except Exception as error:  # a template raises whatever it likes; prompts may be of another form
+        log.info("preflight: a chat template renders no answer, so its end of turn is not known: %s", error)
+        return None
     behind = tokenizer.encode(text.rpartition(MARK)[2], add_special_tokens=False)
     # White space behind it is the template's own business; what ends a turn is a special token.
     return next((i for i in behind if i in tokenizer.all_special_ids), None)

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.spec.job_spec import Spec
+from distill_workers.model_folder import read_config
 from distill_workers.run.preflight.check import ModelsDisagree
 
 CONTEXT_ARGUMENT = "--context-length"
@@ -28,8 +29,8 @@ class Limits:
 
 
 def limits(folder: Path, engine_args: list[str]) -> Limits:
-    """Return the limits by a model's files, and by the arguments of its SGLang servers."""
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    """Return the limits by a model's files, and by the arguments of its SGLang servers. Raises ConfigurationError."""
+    config = read_config(folder / "config.json")
     config = {**config, **(config.get("text_config") or {})}
     positions = config.get("max_position_embeddings")
     rope = config.get("rope_scaling") or config.get("rope_parameters") or {}

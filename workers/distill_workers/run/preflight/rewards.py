@@ -6,21 +6,23 @@ A reward that is 0 for a reason of its own, such as a reference in another form 
 
 import asyncio
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import islice
 
 from distill_api.spec.job_spec import RewardSource, Spec
 from distill_workers.data.sample import Prompt
+from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.run.preflight.check import Check
 
 log = logging.getLogger(__name__)
 PROBE_ANSWERS = 4
-"""Prompts of a source whose answers are graded."""
+"""Prompts of a source or an evaluation whose answers are graded."""
 REWARD_SCORES = Check(
     "RewardScores",
-    promise="A reference answer of each source, given as a response, has a reward other than 0.",
-    cost=f"up to 4 responses of {PROBE_ANSWERS} prompts graded for each source",
+    promise="A reference answer of each source and evaluation, given as a response, has a reward other than 0.",
+    cost=f"up to 4 responses of {PROBE_ANSWERS} prompts graded for each",
 )
 FORMS = ("{0}", "\\boxed{{{0}}}", "#### {0}", "<answer>{0}</answer>")
 """In which a response may state its answer. One that a grader knows is enough."""
@@ -28,31 +30,54 @@ OWN_SOURCES = (RewardSource.EXACT_MATCH, RewardSource.MATH, RewardSource.REASONI
 """Rewards that compare with the reference. What another one does with it is its author's business."""
 
 
-async def reward_scores(spec: Spec, prompts: Iterable[Prompt], rewards: Mapping[str, Reward]) -> list[str]:
-    """Grade answers of each source that has a reward. Returns a note about each reward of the user's own that gives
-    them 0.
+@dataclass(frozen=True)
+class Graded:
+    """Prompts and the reward that grades responses to them."""
+
+    name: str
+    """As messages call them."""
+    source: RewardSource
+    reward: Reward
+    prompts: Iterable[Prompt]
+
+
+async def reward_scores(
+    spec: Spec, prompts: Sequence[Prompt], rewards: Mapping[str, Reward], evaluators: Iterable[Evaluator] = ()
+) -> list[str]:
+    """Grade answers of each source and evaluation that has a reward. Returns a note about each reward of the user's own
+    that gives them 0.
 
     Raises PreflightFailed where a reward of ours does, and ConfigurationError where a function returns no number.
     """
-    notes = []
-    for source in spec.data.all_sources:
-        if (reward := rewards.get(source.name)) is None:
-            continue
-        answered = (p for p in prompts if p.source == source.name and p.answer)
-        probe = list(islice(answered, PROBE_ANSWERS))
-        if not probe or any(await asyncio.gather(*(_best(reward, prompt) for prompt in probe))):
-            continue
-        kind = (source.reward or spec.objective.reward).source
-        what = (
-            f"reward {kind.value} of source {source.name or 'prompts'} gives 0 to {len(probe)} reference answers, in "
-            f"each of {len(FORMS)} forms (the first is {(probe[0].answer or '')[:80]!r})"
+    graded = [
+        Graded(
+            f"source {source.name or 'prompts'}",
+            (source.reward or spec.objective.reward).source,
+            rewards[source.name],
+            (p for p in prompts if p.source == source.name),
         )
-        if kind in OWN_SOURCES:
-            raise REWARD_SCORES.failure(
-                f"{what}, so no response could earn one; see prompts.answerField, and what `distill grade` says of it"
-            )
-        notes.append(f"{REWARD_SCORES.name}: {what}; if it compares with the answer, no response could earn a reward")
-    return notes
+        for source in spec.data.all_sources
+        if source.name in rewards
+    ]
+    graded += [
+        Graded(f"evaluation {e.name}", e.reward_source, e.reward, e.prompts) for e in evaluators if e.reward is not None
+    ]
+    return [note for each in graded for note in await _notes(each)]
+
+
+async def _notes(graded: Graded) -> list[str]:
+    probe = list(islice((p for p in graded.prompts if p.answer), PROBE_ANSWERS))
+    if not probe or any(await asyncio.gather(*(_best(graded.reward, prompt) for prompt in probe))):
+        return []
+    what = (
+        f"reward {graded.source.value} of {graded.name} gives 0 to {len(probe)} reference answers, in each of "
+        f"{len(FORMS)} forms (the first is {(probe[0].answer or '')[:80]!r})"
+    )
+    if graded.source in OWN_SOURCES:
+        raise REWARD_SCORES.failure(
+            f"{what}, so no response could earn one; see prompts.answerField, and what `distill grade` says of it"
+        )
+    return [f"{REWARD_SCORES.name}: {what}; if it compares with the answer, no response could earn a reward"]
 
 
 async def _best(reward: Reward, prompt: Prompt) -> float:
@@ -63,6 +88,8 @@ async def _best(reward: Reward, prompt: Prompt) -> float:
             best = max(best, abs(await reward.score(prompt, form.format(prompt.answer))))
         except RewardError as error:
             log.info("preflight: a reference answer was not graded: %s", error)
+            if not error.permanent:  # a service that does not answer would be waited for again
+                break
         if best:
             break
     return best

@@ -1,0 +1,175 @@
+"""The end of a run with spec.output.publish: what is published, what is reported, and how a stop is gone on from.
+
+The real loop over stages that sleep for milliseconds (bench/stages.py); a process publishes to a folder.
+"""
+
+import asyncio
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from run_folders import manifest_of
+from test_loop import SMALL, Told, Weights
+from test_loop import stages_module as stages
+
+from distill_api.job import DistillationJob
+from distill_api.protocol import ExitReason, ExitReport, Phase, ProgressReport, Publication
+from distill_api.status import Progress
+from distill_cli.main import main
+from distill_workers.failures import Failure, VolumeFull
+from distill_workers.results.manifest import NAME, Manifest
+from distill_workers.results.publisher import Publisher
+from distill_workers.run.loop import Loop
+from distill_workers.run.publication import StoppedPublishing
+from distill_workers.run_folder.run_folder import RunFolder
+
+SHORT = stages.Stages(0.004, 0.001, 0.002)
+
+
+class Exports(Weights):
+    """Writes the step of its weights as the model, as a rank does."""
+
+    async def export(self, folder: Path, card: str | None) -> None:
+        self.note("export", self.steps)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "model.safetensors").write_text(str(self.steps))
+
+
+@pytest.fixture(autouse=True)
+def passed(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def nothing(*_: Any) -> None: ...
+
+    monkeypatch.setattr("distill_workers.run.loop.preflight", nothing)
+
+
+def loop_of(folder: Path, trainer: Weights, *places: dict[str, Any], best: int = 2) -> Loop:
+    """Four steps, of which that of `best` has the lowest reverse KL."""
+    (folder / "output").mkdir(exist_ok=True)
+    return stages.staged(
+        SHORT,
+        folder / "output",
+        trainer=trainer,
+        evaluators=[Told({best: 0.5}, 0.001)],
+        rollout=SMALL,
+        schedule={"steps": 4, "evaluateEverySteps": 2, "keepBest": True},
+        evaluation=stages.heldout(folder / "output"),
+        output={"path": str(folder / "output"), "publish": list(places)},
+    )[0]
+
+
+def report_of(folder: Path) -> ProgressReport:
+    return ProgressReport.model_validate_json((folder / "output" / "stages" / "state.json").read_text())
+
+
+def published(folder: Path) -> tuple[int, str]:
+    """Step and weights of what is at a place."""
+    manifest = Manifest.read((folder / NAME).read_text())
+    assert manifest is not None
+    return manifest.step, (folder / "model.safetensors").read_text()
+
+
+def test_the_exported_model_is_published_and_the_report_says_where(tmp_path: Path) -> None:
+    asyncio.run(loop_of(tmp_path, Exports(), {"to": f"file://{tmp_path}/claim"}).run())
+    assert published(tmp_path / "claim") == (4, "4")
+    report = report_of(tmp_path)
+    assert report.phase is Phase.DONE and report.result is not None and report.result.step == 4
+    assert [(p.to, p.step, p.done) for p in report.publications] == [(f"file://{tmp_path}/claim", 4, True)]
+
+
+def test_the_model_of_the_best_step_is_published_beside_the_exported_one(tmp_path: Path) -> None:
+    trainer = Exports()
+    places = ({"to": f"file://{tmp_path}/last"}, {"to": f"file://{tmp_path}/best", "step": "best"})
+    asyncio.run(loop_of(tmp_path, trainer, *places).run())
+    assert (published(tmp_path / "last"), published(tmp_path / "best")) == ((4, "4"), (2, "2"))
+    assert trainer.of("export") == [4, 2] and trainer.of("load") == [2]
+    assert (tmp_path / "output" / "stages" / "model" / "model.safetensors").read_text() == "4"
+    assert [p.step for p in report_of(tmp_path).publications] == [4, 2]
+
+
+def test_a_best_step_that_is_the_exported_one_is_exported_once(tmp_path: Path) -> None:
+    trainer = Exports()
+    asyncio.run(loop_of(tmp_path, trainer, {"to": f"file://{tmp_path}/best", "step": "best"}, best=4).run())
+    assert published(tmp_path / "best") == (4, "4") and trainer.of("export") == [4]
+
+
+def test_a_best_model_that_cannot_be_exported_fails_its_publication_and_not_the_run(tmp_path: Path) -> None:
+    class Full(Exports):
+        async def export(self, folder: Path, card: str | None) -> None:
+            if self.steps == 2:
+                raise VolumeFull("no room")
+            await super().export(folder, card)
+
+    asyncio.run(loop_of(tmp_path, Full(), {"to": f"file://{tmp_path}/best", "step": "best"}).run())
+    [missed] = report_of(tmp_path).publications
+    assert (missed.done, missed.message) == (False, "the model of the best step was not exported: no room")
+
+
+def test_a_place_that_refuses_at_the_end_leaves_the_run_complete(tmp_path: Path) -> None:
+    (tmp_path / "claim").mkdir()
+    (tmp_path / "claim" / "thesis.tex").write_text("years")
+    said = asyncio.run(loop_of(tmp_path, Exports(), {"to": f"file://{tmp_path}/claim"}).run())
+    assert said == "all steps are done and the model is exported"
+    [missed] = report_of(tmp_path).publications
+    assert not missed.done and missed.message.startswith("the folder is not empty")
+    assert [path.name for path in (tmp_path / "claim").iterdir()] == ["thesis.tex"]
+
+
+def test_a_stop_while_the_model_is_published_is_gone_on_from_by_publishing_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, place = Exports(), {"to": f"file://{tmp_path}/claim"}
+    loop = loop_of(tmp_path, trainer, place)
+
+    async def stopped(self: Publisher, models: Any) -> None:
+        loop.stop()
+        await asyncio.sleep(60)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "publish", stopped)
+        with pytest.raises(StoppedPublishing, match="stopped by SIGTERM while the model was published") as raised:
+            asyncio.run(loop.run())
+    assert isinstance(raised.value, Failure) and raised.value.reason is ExitReason.STOPPED
+    resumed = Exports()
+    asyncio.run(loop_of(tmp_path, resumed, place).run())
+    assert published(tmp_path / "claim") == (4, "4") and resumed.of("update") == []
+
+
+def test_a_run_without_a_place_writes_and_reports_nothing_of_it(tmp_path: Path) -> None:
+    asyncio.run(loop_of(tmp_path, Exports()).run())
+    assert not (tmp_path / "output" / "stages" / "published.json").exists()
+    assert "publications" not in json.loads((tmp_path / "output" / "stages" / "state.json").read_text())
+
+
+class Done:
+    """A run on this machine that is done, and was published to one of two places."""
+
+    interrupts = 0
+
+    def __init__(self, job: DistillationJob) -> None:
+        self.job, self.folder = job, RunFolder(job)
+
+    def claim(self, resume: bool) -> None: ...
+
+    def run(self, show: Any, say: Any) -> int:
+        return 0
+
+    def exit_report(self) -> ExitReport:
+        told = [
+            Publication(to="hf://team/sums", step=20, done=True, message="commit 1a2b3c"),
+            Publication(to="s3://models/sums", step=20, done=False, message="503 busy"),
+        ]
+        final = ProgressReport(phase=Phase.DONE, publications=told, progress=Progress(step=20))
+        return ExitReport(reason=ExitReason.COMPLETED, message="done", final=final)
+
+
+def test_a_run_on_this_machine_says_where_its_model_is_and_where_it_is_not(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    manifest = tmp_path / "job.yaml"
+    manifest.write_text(json.dumps(manifest_of(tmp_path / "output")))
+    monkeypatch.setattr("distill_workers.local.run.LocalRun", Done)
+    assert main(["run", "-f", str(manifest)]) == 0
+    said = capsys.readouterr()
+    assert "published: hf://team/sums, step 20: commit 1a2b3c\n" in said.out
+    assert said.err.endswith("not published: s3://models/sums, step 20: 503 busy\n")
