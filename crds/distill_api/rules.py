@@ -58,7 +58,7 @@ def matching(pattern: str, message: str) -> Rule:
 
 
 WITHOUT_CREDENTIALS = Rule(
-    "must have no user:password@ in a URL: the object, logs and status show it; take credentials from a Secret",
+    "must have no user:password@ in a URL, which logs and status show; take credentials from a Secret",
     "!self.matches(r'://[^/?#]*@')",
     lambda text: re.search("://[^/?#]*@", text) is None,
 )

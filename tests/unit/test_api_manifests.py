@@ -166,15 +166,16 @@ def test_a_file_that_is_missing_is_refused_in_a_sentence(tmp_path: Path) -> None
 @pytest.mark.parametrize(
     ("spec", "sentence"),
     [
-        ({"objective": {"reward": {"source": "reasoning-gym"}}}, "reasoning-gym grades responses; rollout.environment"),
-        ({"objective": {"support": "top-k", "datasetShare": 0.5}}, "a data set's response is no conversation with"),
         (
             {"data": {"sources": [{"name": "sums", "prompts": PROMPTS, "reward": {"source": "reasoning-gym"}}]}},
             "data.sources[sums].reward.source: reasoning-gym grades responses",
         ),
         (
-            {"objective": {"reward": {"source": "environment"}}, "rollout": {}},
-            "objective.reward.source: environment goes with rollout.environment only",
+            {
+                "data": {"sources": [{"name": "sums", "prompts": PROMPTS, "reward": {"source": "environment"}}]},
+                "rollout": {},
+            },
+            "data.sources[sums].reward.source: environment goes with rollout.environment only",
         ),
         (
             {"evaluation": [{**HELD_OUT, "reward": {"source": "environment"}}], "rollout": {}},

@@ -47,7 +47,7 @@ PodLabels = Annotated[
     StringMap,
     Rule(
         "may not have keys under distillation-operator.io/, ray.io/, batch.kubernetes.io/ or kueue.x-k8s.io/, nor "
-        "app.kubernetes.io/managed-by or part-of, job-name or controller-uid: controllers know their pods by these",
+        "app.kubernetes.io/managed-by or part-of, job-name or controller-uid: controllers use these",
         f"self.all(key, !key.matches(r'{_RESERVED}'))",
         lambda labels: not any(re.fullmatch(_RESERVED, key) for key in labels),
     ),

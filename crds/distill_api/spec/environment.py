@@ -5,7 +5,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from distill_api.base import Model
-from distill_api.rules import matching
+from distill_api.rules import Rule, matching
 from distill_api.spec.reward import RewardSource
 
 ClassName = Annotated[
@@ -24,29 +24,46 @@ class Environment(Model):
     tools: Annotated[str, Field(max_length=1024)] | None = Field(None, description="JSON file of OpenAI tool schemas.")
 
 
+def _goes_with_rewards(spec: Any) -> bool:
+    source, objective = spec.objective.reward.source, spec.objective
+    if spec.rollout.environment is None:
+        return source is not RewardSource.ENVIRONMENT
+    return source in (RewardSource.NONE, RewardSource.ENVIRONMENT) and objective.dataset_share == 0
+
+
+ENVIRONMENT_REWARD = Rule(
+    "rollout.environment goes with reward.source none or environment and datasetShare 0, source environment with it",
+    "has(self.rollout.environment) ? self.objective.reward.source in ['none', 'environment'] && "
+    "self.objective.datasetShare == 0.0 : self.objective.reward.source != 'environment'",
+    _goes_with_rewards,
+)
+"""The rule of a job's spec."""
+
+
 def problems(spec: Any) -> list[str]:
-    """Return a sentence for each part of a job that goes with no environment, or with one only.
+    """Return a sentence for each reward of a source or an evaluation that goes with no environment, or with one only.
 
     No rules of the API server: the CRD, which a client-side apply must be able to carry, has no room for their CEL.
     """
-    has_environment = spec.rollout.environment is not None
-    graded = {"objective.reward": spec.objective.reward}
-    graded |= {f"data.sources[{s.name}].reward": s.reward for s in spec.data.sources if s.reward is not None}
-    evaluated = {f"evaluation[{e.name}]": e for e in spec.evaluation if e.reward.source is RewardSource.ENVIRONMENT}
-    sources = {path: reward.source for path, reward in graded.items()}
-    sources |= {f"{path}.reward": RewardSource.ENVIRONMENT for path in evaluated}
     found = []
-    for path, source in sources.items():
-        if source is RewardSource.ENVIRONMENT and not has_environment:
-            found.append(f"{path}.source: environment goes with rollout.environment only")
-        if source not in (RewardSource.NONE, RewardSource.ENVIRONMENT) and has_environment:
+    for path, reward in (
+        *((f"data.sources[{s.name}]", s.reward) for s in spec.data.sources if s.reward is not None),
+        *((f"evaluation[{e.name}]", e.reward) for e in spec.evaluation),
+    ):
+        if reward.source is RewardSource.ENVIRONMENT and spec.rollout.environment is None:
+            found.append(f"{path}.reward.source: environment goes with rollout.environment only")
+    if spec.rollout.environment is None:
+        return found
+    for source in spec.data.sources:
+        if source.reward is not None and source.reward.source not in (RewardSource.NONE, RewardSource.ENVIRONMENT):
             found.append(
-                f"{path}.source: {source.value} grades responses; rollout.environment goes with none or environment, "
-                "its own reward"
+                f"data.sources[{source.name}].reward.source: {source.reward.source.value} grades responses; "
+                "rollout.environment goes with none or environment, its own reward"
             )
-    if has_environment and spec.objective.dataset_share > 0:
-        found.append("objective.datasetShare: a data set's response is no conversation with rollout.environment; set 0")
-    for path, evaluation in evaluated.items():
-        if evaluation.score_teacher:
-            found.append(f"{path}.scoreTeacher: the teacher has no conversations with an environment; leave it out")
+    for evaluation in spec.evaluation:
+        if evaluation.reward.source is RewardSource.ENVIRONMENT and evaluation.score_teacher:
+            found.append(
+                f"evaluation[{evaluation.name}].scoreTeacher: the teacher has no conversations with an environment; "
+                "leave it out"
+            )
     return found

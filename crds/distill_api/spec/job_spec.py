@@ -114,6 +114,7 @@ class Spec(Model):
     rules = (
         *ROUTING_RULES,
         *ACCELERATOR_RULES,
+        environment.ENVIRONMENT_REWARD,
         Rule(
             "deterministic goes with rollout.maxPolicyLag 0 only",
             "!self.deterministic || self.rollout.maxPolicyLag == 0",

@@ -98,7 +98,7 @@ class Evaluator:
         )
         self.prompts, self.content = self._prompts, content_of(self._prompts)
         metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
-        self._is_scored = evaluation.reward.source is not RewardSource.NONE
+        self._is_scored = self.reward_source is not RewardSource.NONE
         own = self._is_scored and self._episodes is None
         self.reward = build_reward(evaluation.reward, metrics) if own else None
         self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)

@@ -10,11 +10,11 @@ from distill_workers.rewards.mathematics.answer import (
     Origin,
     answers_anywhere,
     boxed_answer,
-    expression_in,
     final_answer,
 )
 from distill_workers.rewards.mathematics.boxes import boxes
-from distill_workers.rewards.mathematics.equivalence import copied, equivalent
+from distill_workers.rewards.mathematics.equivalence import copied, equivalent, is_quantity
+from distill_workers.rewards.mathematics.expression import expression_in
 
 CANDIDATES = 64
 """Expressions of one response that extract `anywhere` compares."""
@@ -64,8 +64,8 @@ def _compare(reference: str, answer: Answer, question: str) -> Grade:
         return Grade(0.0, "", answer.origin)
     # A sentence may be the answer itself ("no solution"), or be about it ("18 dollars every day").
     readings = [answer.text]
-    if answer.origin is not Origin.BOX and (part := expression_in(answer.text)) and part != answer.text:
-        readings.append(part)
+    if answer.origin is not Origin.BOX and not is_quantity(answer.text):
+        readings += [part for part in [expression_in(answer.text)] if part and part != answer.text]
     for text in readings:
         if equivalent(reference, text):
             if copied(text, question, reference):

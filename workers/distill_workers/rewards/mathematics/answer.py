@@ -5,11 +5,13 @@ the last expression. What comes before the end of the thinking, sentences of the
 """
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 
 from distill_workers.rewards.mathematics.boxes import boxes
+from distill_workers.rewards.mathematics.expression import bare, expressions, last_expression
+from distill_workers.rewards.mathematics.sentence import asks, gives_up, is_closing, refuses, sentences
+from distill_workers.rewards.mathematics.statement import names_the_answer, stated_in, statements, value_of
 
 
 class Origin(StrEnum):
@@ -38,50 +40,8 @@ _BETWEEN_BOXES = re.compile(
     r"(?:[\s$,;.]|\\[,;()\[\]]|\\quad|\\text\{\s*(?:and|or)\s*\}|\band\b|\bor\b|\b[A-Za-z]\w?\s*=)*(?P<joint>)"
 )
 _JOINT = re.compile(r"\band\b|\bor\b|[,;]")
-_TAGGED = re.compile(r"<answer>(.*?)</answer>", re.IGNORECASE | re.DOTALL)
-_HASHES = re.compile(r"^\s*####\s*(\S.*?)\s*$", re.MULTILINE)
-
-MATHS = r"\$\$.{1,2000}?\$\$|(?<![\\\d])\$[^$\n]{1,2000}\$|\\\(.{1,2000}?\\\)|\\\[.{1,2000}?\\\]"
-"""Mathematics between its delimiters."""
-_DISPLAY = re.compile(r"\$\$.{1,2000}?\$\$|\\\[.{1,2000}?\\\]|\\begin\{(\w{1,20}\*?)\}.{1,2000}?\\end\{\1\}", re.DOTALL)
-_NUMBER = (
-    r"(?:[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:_\{?\d+\}?)?"
-    r"|\\[dt]?frac\s*(?:\{[^{}]*\}|\d)\s*(?:\{[^{}]*\}|\d)|\\sqrt\s*(?:\{[^{}]*\}|\d)|\\pi\b|π)\s?(?:\\?%)?"
-)
-_TERM = rf"[-+−(\[]*{_NUMBER}(?:\s?(?:{_NUMBER}))*[)\]]*"
-_PLAIN = rf"(?<![\w.\\]){_TERM}(?:\s*(?:[-+*/×÷^=:−]|,(?=[^()\[\]]{0, 200}[)\]])|\\cdot|\\times|\\div)+\s*{_TERM})*"
-_EXPRESSION = re.compile(rf"(?P<maths>{MATHS})|(?P<plain>{_PLAIN})", re.DOTALL)
-
-_SENTENCE_END = re.compile(r"(?<=[.!?])[\"'*)\]]*\s+|\n+")
-_KEY = re.compile(r"\b(?:final answer|answers?|solutions?|results?|choice|option)\b", re.IGNORECASE)
-_LINK = re.compile(r"\s*(?::|=>|\b(?:is|are|was|equals|be|becomes)\b)[\s:*]*", re.IGNORECASE)
-_AFTERWARDS = re.compile(
-    r"^(?P<value>.{1,80}?)\s+(?:is|are)\s+(?:the|my|our|a)?\s*(?:(?:final|correct|right)\s*)+(?:answer|solution|choice|option)?$"
-    r"|^(?P<other>.{1,80}?)\s+(?:is|are)\s+(?:the|my|our)\s+(?:answer|solution|result)$",
-    re.IGNORECASE,
-)
-_SUBORDINATE = re.compile(
-    r",?\s+(?:which|because|since|so that|where|as (?:we|it|the)|and (?:this|that|it)|but)\b.*$",
-    re.IGNORECASE | re.DOTALL,
-)
-_LEAD = re.compile(
-    r"^(?:so|therefore|thus|hence|then|approximately|about|roughly|exactly|simply|just|equal to|given by|option|choice"
-    r"|the number|the value)\b[,:]?\s*",
-    re.IGNORECASE,
-)
-_NEGATED = re.compile(r"^(?:not|no longer|neither|wrong|incorrect|unclear|unknown to me)\b", re.IGNORECASE)
-_GIVES_UP = re.compile(
-    r"\b(?:do not|don['’]?t|did not|didn['’]?t|cannot|can['’]?t|can not|could not|couldn['’]?t|unable to|not able to"
-    r"|impossible to|hard to)\s+(?:really\s+|be\s+)?(?:know|known|determined?|solved?|answer(?:ed)?|find|found|figure"
-    r"|tell|say|said|sure|certain|compute|calculate|remember|understand)\b"
-    r"|\bnot (?:sure|certain|clear)\b|\bno idea\b|\bwho knows\b|\bunclear\b|\bnot enough information\b|\bI give up\b",
-    re.IGNORECASE,
-)
-_INSTRUCTION = re.compile(
-    r"^(?:please\s+)?(?:find|compute|determine|evaluate|express|enter|simplify|give|round|calculate|solve|convert|factor"
-    r"|expand|write|what|how|which|who|when|where|name|list|put|state|suppose|let|assume|prove|show)\b",
-    re.IGNORECASE,
-)
+_CALCULATED = re.compile(r"=|\$.*\$|\\[(\[]")
+_OPTION = re.compile(r"(?:\([A-Z]\)|[A-Z][.)])\s")
 _COPY_LETTERS = 12
 """A sentence with fewer letters may stand in the question by chance."""
 
@@ -95,11 +55,14 @@ def final_answer(response: str, question: str) -> Answer:
     boxed = last_box(text)
     if boxed is not None:
         return boxed
-    stated = _stated_answer(text)
-    if stated:
-        return Answer(stated, Origin.STATED)
+    stated = list(statements(text))
+    if clear := next((statement for statement in stated if not statement.vague), None):
+        return Answer(clear.value, Origin.STATED)
     last = _last_expression(text)
-    return Answer(last, Origin.LAST) if last else Answer("", Origin.NONE)
+    if last:
+        return Answer(last, Origin.LAST)
+    # "The answer is correct" is an answer where nothing else is.
+    return Answer(stated[0].value, Origin.STATED) if stated else Answer("", Origin.NONE)
 
 
 def boxed_answer(response: str, question: str) -> Answer:
@@ -159,122 +122,57 @@ def last_box(text: str) -> Answer | None:
     return Answer(", ".join(dict.fromkeys(c.strip() for c in contents)), Origin.BOX)
 
 
-def expressions(text: str) -> list[str]:
-    """Return the mathematical expressions of a text, in order, without their delimiters."""
-    return [bare(match.group()) for match in _EXPRESSION.finditer(text)]
+def _without_question(text: str, question: str) -> str:
+    """Return the text without the sentences that the question has too.
+
+    One that answers is kept, unless it is copied together with its neighbour: a demonstration, or one of the options,
+    may say what this answer says.
+    """
+    known = _flat(question)
+    found = list(sentences(text))
+    copied = [_is_copy(sentence, known) for sentence in found]
+    if not any(copied):
+        return text
+    kept = [s for i, s in enumerate(found) if not copied[i] or (_answers(s, found) and not _in_a_row(i, found, known))]
+    return "\n".join(kept)
 
 
-def expression_in(text: str) -> str:
-    """Return the expression that an answer in words is about: the first where it begins with one, else the last."""
-    found = list(_EXPRESSION.finditer(text))
-    if not found:
-        return ""
-    return bare(found[0 if found[0].start() == 0 else -1].group())
+def _is_copy(sentence: str, known: str) -> bool:
+    letters = sum(c.isalpha() for c in sentence)
+    return letters >= _COPY_LETTERS and " " in sentence and _flat(sentence) in known
 
 
-def bare(text: str) -> str:
-    """Return the text without emphasis, quotes, a final full stop and delimiters of mathematics around it."""
-    before = None
-    while text != before:
-        before = text
-        text = text.strip().strip('*`"“”').strip()
-        if text.endswith((".", ",", ";", ":", "!")) and not text.endswith(("\\,", "\\;", "\\:", "\\!")):
-            text = text[:-1]
-        for left, right in (("$$", "$$"), (r"\(", r"\)"), (r"\[", r"\]"), ("$", "$")):
-            inner = text[len(left) : -len(right)]
-            if len(text) > len(left + right) and text.startswith(left) and text.endswith(right) and left not in inner:
-                text = inner
-                break
-    return text
+def _answers(sentence: str, found: list[str]) -> bool:
+    alone = len(found) == 1 and not expressions(sentence) and not asks(sentence)
+    states = names_the_answer(sentence) and stated_in(sentence)
+    return alone or bool(boxes(sentence) or _OPTION.match(sentence) or states)
 
 
-def _sentences(text: str) -> Iterator[str]:
-    """Yield the sentences and lines of a text. A displayed formula, and what follows a colon, is part of its line."""
-    text = _DISPLAY.sub(lambda match: match.group().replace("\n", " "), text)
-    text = re.sub(r"(:[*\s]*)\n+\s*", r"\1 ", text)
-    for part in _SENTENCE_END.split(text):
-        if part and part.strip():
-            yield part.strip()
+def _in_a_row(index: int, found: list[str], known: str) -> bool:
+    pairs = (found[max(index - 1, 0) : index + 1], found[index : index + 2])
+    return any(len(pair) > 1 and _flat(" ".join(pair)) in known for pair in pairs)
 
 
 def _flat(text: str) -> str:
     return re.sub(r"\s+", " ", text)
 
 
-def _without_question(text: str, question: str) -> str:
-    """Return the text without the sentences that the question has too."""
-    known = _flat(question)
-    kept, copied = [], False
-    for sentence in _sentences(text):
-        letters = sum(c.isalpha() for c in sentence)
-        if letters >= _COPY_LETTERS and " " in sentence and _flat(sentence) in known:
-            copied = True
-        else:
-            kept.append(sentence)
-    return "\n".join(kept) if copied else text
-
-
-def _stated_answer(text: str) -> str:
-    """Return what the last statement of an answer says, or an empty text."""
-    tagged = [t for t in _TAGGED.findall(text) if t.strip()]
-    if tagged:
-        return bare(tagged[-1])
-    hashes: list[str] = _HASHES.findall(text)
-    if hashes:
-        return bare(hashes[-1])
-    for sentence in reversed(list(_sentences(text))):
-        value = _stated_in(sentence)
-        if value:
-            return value
-    return ""
-
-
-def _stated_in(sentence: str) -> str:
-    if sentence.endswith("?"):
-        return ""
-    sentence = re.sub(r"[*_]{2,}", "", sentence).rstrip(".! ")
-    after = _AFTERWARDS.match(sentence)
-    if after and not _KEY.search(after["value"] or after["other"]):
-        return _value(_LEAD.sub("", after["value"] or after["other"]))
-    key = _KEY.search(sentence)
-    if key is None or (_INSTRUCTION.match(sentence) and ":" not in sentence[key.end() :]):
-        return ""
-    rest = sentence[key.end() :]
-    hidden = re.sub(MATHS, lambda match: "\0" * len(match.group()), rest)
-    link = _LINK.search(hidden)
-    if link is None:
-        equal = hidden.rfind("=")
-        return _value(rest[equal + 1 :]) if equal >= 0 else ""
-    value, masked = rest[link.end() :], hidden[link.end() :]
-    if cut := _SUBORDINATE.search(masked):
-        value, masked = value[: cut.start()], masked[: cut.start()]
-    # "The answer to 3 + 5 is 8" and "Answer: the sum is 8", but not "(C) Paris is the capital".
-    further = [m for m in _LINK.finditer(masked) if m.group().strip(" *") != ""]
-    if further and _EXPRESSION.search(value[further[-1].end() :]):
-        value = value[further[-1].end() :]
-    return _value(value)
-
-
-def _value(text: str) -> str:
-    text = bare(text)
-    while lead := _LEAD.match(text):
-        text = bare(text[lead.end() :])
-    return "" if _NEGATED.match(text) or _GIVES_UP.search(text) else text
-
-
 def _last_expression(text: str) -> str:
-    sentences = list(_sentences(text))
-    for sentence in reversed(sentences):
-        if _GIVES_UP.search(sentence):
+    found = list(sentences(text))
+    options = sum(_OPTION.match(sentence) is not None for sentence in found)
+    for sentence in reversed(found):
+        if gives_up(sentence):
             return ""
-        if sentence.endswith("?"):
-            continue
-        if _INSTRUCTION.match(sentence):
+        if asks(sentence) or is_closing(bare(sentence)) or refuses(sentence):
             continue
         plain = bare(sentence)
-        if sentence is sentences[-1] and len(plain) <= 60 and len(re.findall(r"(?<!\\)\b[A-Za-z]{2,}", plain)) <= 3:
+        if _OPTION.match(plain) and (sentence is found[-1] or options == 1):
             return plain
-        found = expressions(sentence)
-        if found:
-            return found[-1]
+        # A text answer, or a choice, stands alone at the end.
+        short = len(plain) <= 60 and len(re.findall(r"(?<!\\)\b[A-Za-z]{2,}", plain)) <= 3
+        if sentence is found[-1] and short and not _CALCULATED.search(sentence):
+            if value := value_of(plain):
+                return value
+        elif last := last_expression(sentence) or (plain if sentence is found[-1] and short else ""):
+            return last
     return ""

@@ -7,9 +7,19 @@ import re
 from functools import lru_cache
 from typing import Any
 
+from distill_workers.rewards.mathematics.collection import ASSIGNED, collection, in_order, is_list, names_of
+from distill_workers.rewards.mathematics.expression import is_expression
 from distill_workers.rewards.mathematics.notation import canonical, compact
-from distill_workers.rewards.mathematics.number import numbers_equal
-from distill_workers.rewards.mathematics.quantity import Quantity, is_text, quantity_of, same_text, units_differ
+from distill_workers.rewards.mathematics.number import is_value, numbers_equal
+from distill_workers.rewards.mathematics.quantity import (
+    MATHS_WORDS,
+    Quantity,
+    in_words,
+    quantity_of,
+    same_text,
+    units_differ,
+)
+from distill_workers.rewards.mathematics.unit import is_counted
 
 MATH_SECONDS = 10
 """The longest time that math-verify reads, or compares, an expression."""
@@ -19,12 +29,13 @@ DEEPEST = 6
 """Lists in lists are compared to this depth."""
 
 _CHOICE = re.compile(r"\(?([A-Z])\)?\.?")
-_CHOSEN = re.compile(r"\(?([A-Za-z])\)?[.:)]?|\(([A-Za-z])\)\s.*|([A-Za-z])[.:)]\s.*", re.DOTALL)
-_WORDS_BETWEEN = re.compile(r"\s*,?\s*\b(?:and|or)\b\s*")
-_PAIRS = {"(": ")", "[": "]", "{": "}", r"\{": r"\}"}
-_ASSIGNED = re.compile(
-    r"^(?:[A-Za-z](?:_\w+)?(?:\([A-Za-z]\))?|\(\s*[A-Za-z](?:\s*,\s*[A-Za-z])*\s*\))\s*(?:=(?!=)|\\in\b|\\approx\b)\s*"
-)
+_CHOSEN = re.compile(r"\(?([A-Za-z])\)?[.:)]?|\(([A-Za-z])\)\s(.*)|([A-Za-z])[.:)]\s(.*)", re.DOTALL)
+_ANOTHER_CHOICE = re.compile(r"\([A-Z]\)|\b(?:or|and)\s+\(?[A-Z]\b")
+_MARKED = re.compile(r"(?:\([A-Z]\)|[A-Z][.):])\s+")
+_FUNCTION = re.compile(r"[A-Za-z]\([A-Za-z]\)=")
+_MEASURED = re.compile(r"[\d.]+\s*[A-Za-z]")
+_CONSTANTS = MATHS_WORDS | {"e", "i", "j"}
+"""Letters and words of mathematics that are no variables."""
 _OPERATION = re.compile(r"(?<=.)[-+*/^=]|\\(?:frac|sqrt|cdot|times|div|binom|log|sin|cos|tan)")
 
 
@@ -33,15 +44,25 @@ def equivalent(reference: str, answer: str) -> bool:
     return _equivalent(canonical(reference), canonical(answer), 0)
 
 
+def is_quantity(answer: str) -> bool:
+    """Return whether an answer is one value with its unit, which no other reading of it leaves out."""
+    quantity = quantity_of(canonical(answer))
+    return is_counted(quantity.unit) and is_expression(quantity.value)
+
+
 def copied(answer: str, question: str, reference: str) -> bool:
     """Return whether an answer is an operation that the question asks for, such as 5 - 9 where the reference is -4.
 
-    What the reference writes alike is an answer all the same.
+    What the reference writes alike is an answer all the same, and so is a fraction in lowest terms.
     """
-    written = compact(canonical(answer))
-    if written == compact(canonical(reference)) or not _OPERATION.search(written):
+    written = _unsigned(answer)
+    if written == _unsigned(reference) or not _OPERATION.search(written) or is_value(written):
         return False
-    return written in compact(canonical(question))
+    return re.search(rf"(?<![\d.]){re.escape(written)}(?!\.?\d)", _unsigned(question)) is not None
+
+
+def _unsigned(text: str) -> str:
+    return compact(canonical(text)).replace(r"\$", "")
 
 
 def _equivalent(reference: str, answer: str, depth: int) -> bool:
@@ -54,11 +75,19 @@ def _equivalent(reference: str, answer: str, depth: int) -> bool:
     if choice := _CHOICE.fullmatch(reference):
         return _is_choice(choice[1], answer)
     wanted, given = quantity_of(reference), quantity_of(answer)
-    if is_text(wanted.value) or is_text(reference):
-        return same_text(reference, answer) or bool(_same_items(reference, answer, depth))
+    if in_words(reference, wanted):
+        texts = (answer, _MARKED.sub("", answer, count=1))
+        return any(same_text(reference, text) for text in texts) or bool(_same_items(reference, answer, depth))
+    if is_list(reference) or is_list(answer):
+        return bool(_same_items(reference, answer, depth))
     if units_differ(wanted, given):
         return False
     reference, answer = _without_names(wanted.value, given.value)
+    if answer != given.value and not (given.unit or given.percent):
+        given = quantity_of(answer)  # the end of a calculation has its own unit: 3 cm + 7 cm = 10 cm
+        answer = given.value
+        if units_differ(wanted, given):
+            return False
     if compact(reference) == compact(answer) and wanted.percent == given.percent:
         return True
     items = _same_items(reference, answer, depth)
@@ -71,15 +100,18 @@ def _is_choice(letter: str, answer: str) -> bool:
     chosen = _CHOSEN.fullmatch(answer)
     if chosen is None:
         return False
-    found = next(group for group in chosen.groups() if group)
+    if _ANOTHER_CHOICE.search(chosen[3] or chosen[5] or ""):
+        return False
+    found = chosen[1] or chosen[2] or chosen[4]
     # A lower-case letter alone may be a variable; no list of choices goes beyond J.
     return found == letter or (letter <= "J" and found.upper() == letter)
 
 
 def _without_names(reference: str, answer: str) -> tuple[str, str]:
     """Return both without what they are assigned to (x = 5, x in [1, 2]), where one has it alone or both the same."""
-    left, right = _ASSIGNED.match(reference), _ASSIGNED.match(answer)
-    if left and right and compact(left.group()) != compact(right.group()):
+    left, right = ASSIGNED.match(reference), ASSIGNED.match(answer)
+    names = {compact(name.group()) for name in (left, right) if name}
+    if len(names) > 1 and not ("y=" in names and any(_FUNCTION.fullmatch(name) for name in names)):
         return reference, answer
     if left and (right or "=" not in answer):
         reference = reference[left.end() :]
@@ -93,13 +125,17 @@ def _without_names(reference: str, answer: str) -> tuple[str, str]:
 
 def _same_items(reference: str, answer: str, depth: int) -> bool | None:
     """Compare two collections item by item; None where the reference is none, or only mathematics can tell."""
-    wanted, given = _collection(reference), _collection(answer)
+    wanted, given = collection(reference), collection(answer)
     if wanted is None and given is None:
         return None
     kind, items = wanted or ("list", [reference])
     other, others = given or ("list", [answer])
     if wanted is None and (other not in ("list", r"\{\}") or len(others) != 1):
+        if other == "list" and all(_equivalent(reference, one, depth + 1) for one in others):
+            return True  # 3/4 or 0.75
         return False if len(others) > 1 else None
+    if "list" in (kind, other) and (named := _same_by_name(kind, items, other, others, depth)) is not None:
+        return named
     if kind == other or {kind, other} == {"list", r"\{\}"}:
         ordered = kind not in ("list", r"\{\}", "union")
     elif kind in ("()", "list") and other in ("()", "list"):
@@ -121,67 +157,20 @@ def _same_items(reference: str, answer: str, depth: int) -> bool | None:
     return True
 
 
-def _collection(text: str) -> tuple[str, list[str]] | None:
-    r"""Return the brackets and the items of a collection; a bare one is a `list`, with \pm as two items.
-
-    None for anything else, also for one item in parentheses.
-    """
-    text = text.strip()
-    if len(parts := _split(text, (r"\cup",))) > 1:
-        return "union", parts
-    opening = next((o for o in (r"\{", "(", "[") if text.startswith(o)), None)
-    closing = next((c for c in (r"\}", ")", "]") if text.endswith(c)), None)
-    if opening and closing and _encloses(text, opening, closing):
-        items = _split(text[len(opening) : -len(closing)], (",", ";"))
-        if opening == r"\{":
-            return r"\{\}", _both_signs(items)
-        return (opening + closing, items) if len(items) > 1 else None
-    items = _both_signs(_split(_WORDS_BETWEEN.sub(", ", text), (",", ";")))
-    return ("list", items) if len(items) > 1 else None
-
-
-def _encloses(text: str, opening: str, closing: str) -> bool:
-    """Return whether the brackets at both ends belong together, of any two shapes: (2, 3] is an interval."""
-    depth = 0
-    for position, sign in enumerate(text):
-        if sign in "([{":
-            depth += 1
-        elif sign in ")]}":
-            depth -= 1
-            if depth == 0 and position < len(text) - 1:
-                return False
-    return depth == 0 and len(text) >= len(opening) + len(closing)
-
-
-def _split(text: str, separators: tuple[str, ...]) -> list[str]:
-    """Return the parts of a text between separators that stand in no bracket and no environment."""
-    if r"\begin" in text:
-        return [text]
-    parts, depth, start, position = [], 0, 0, 0
-    while position < len(text):
-        if text[position] in "([{":
-            depth += 1
-        elif text[position] in ")]}":
-            depth -= 1
-        found = next((s for s in separators if depth == 0 and text.startswith(s, position)), None)
-        if found:
-            parts.append(text[start:position])
-            position += len(found)
-            start = position
-        else:
-            position += 1
-    parts.append(text[start:])
-    return [part.strip() for part in parts if part.strip()]
-
-
-def _both_signs(items: list[str]) -> list[str]:
-    signed: list[str] = []
-    for item in items:
-        if item.count(r"\pm") == 1:
-            signed += [item.replace(r"\pm", "+").removeprefix("+").strip(), item.replace(r"\pm", "-")]
-        else:
-            signed.append(item)
-    return signed
+def _same_by_name(kind: str, items: list[str], other: str, others: list[str], depth: int) -> bool | None:
+    """Compare values of different variables, as in x = 1, y = 2, also with a point; None where they have no names."""
+    names, given = names_of(items), names_of(others)
+    if not (names or given) or (given and not names and kind == "list"):
+        return None
+    if len(items) != len(others) or not {kind, other} <= {"list", "()"}:
+        return False
+    if names and given:
+        by_name = dict(zip(given, others, strict=True))
+        return set(names) == set(given) and all(
+            _equivalent(item, by_name[name], depth + 1) for name, item in zip(names, items, strict=True)
+        )
+    items, others = in_order(items, names), in_order(others, given)
+    return all(_equivalent(a, b, depth + 1) for a, b in zip(items, others, strict=True))
 
 
 def _same_value(reference: str, wanted: Quantity, answer: str, given: Quantity) -> bool:
@@ -191,11 +180,20 @@ def _same_value(reference: str, wanted: Quantity, answer: str, given: Quantity) 
         return equal
     if re.match(r"^[\d:]+$", reference) and ":" in reference:
         return False  # a ratio, or a time of day
+    if bool(_variables(reference)) != bool(_variables(answer)):
+        return False  # math-verify takes the last variable of 2 \pi h for hours
     if wanted.percent == given.percent or wanted.percent:
         if _verified(reference, answer):
             return True
         return wanted.percent and not given.percent and _verified(rf"\frac{{{reference}}}{{100}}", answer)
     return _verified(reference, rf"\frac{{{answer}}}{{100}}") or _verified(reference, answer)
+
+
+def _variables(text: str) -> set[str]:
+    """Return the variables of an expression, but for a letter after a number alone, which may be a unit: 10m."""
+    if _MEASURED.fullmatch(text):
+        return set()
+    return set(re.findall(r"[A-Za-z]+", re.sub(r"\\[A-Za-z]+", " ", text))) - _CONSTANTS
 
 
 def _verified(reference: str, answer: str) -> bool:

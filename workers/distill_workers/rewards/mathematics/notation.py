@@ -27,14 +27,17 @@ _SIGNS = str.maketrans(
         "\u202f": " ",
     }
 )
-_DELIMITERS = re.compile(r"\\\(|\\\)|(?<!\\)\\\[|(?<!\\)\\\]|\\?\$|[€£]")
+_DELIMITERS = re.compile(r"\\\(|\\\)|(?<!\\)\\\[|(?<!\\)\\\]|\$")
+_DOLLAR = "¤"
+"""The sign of an amount, while dollars that delimit mathematics are taken away."""
+_AMOUNT = re.compile(r"\$(?=\s*[-−.\d])")
 _SIZES = re.compile(r"\\(?:left|right|[bB]igg?[lr]?|displaystyle|limits)(?![A-Za-z])\.?")
 _SPACES = re.compile(r"(?<!\\)\\[!,;: ]|\\(?:quad|qquad|thinspace)(?![A-Za-z])|~")
 _TEXTS = re.compile(r"\\(?:text|mbox|textbf|textit|textrm|mathrm|mathbf|mathit|bf|rm|operatorname\*?)\s*\{([^{}]*)\}")
 _FRACTION = re.compile(r"\\frac\s*(\{[^{}]*\}|\d)\s*(\{[^{}]*\}|\d)")
 _MIXED = re.compile(r"(?<![\w.}])(-?)(\d+)\s*\\frac\s*\{(\d+)\}\s*\{(\d+)\}")
 _PLAIN_MIXED = re.compile(r"(?<![\w.}/])(-?)(\d+)\s+(\d+)/(\d+)(?![\w/])")
-_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3})((?:,\s?\d{3})+)(?![\d,])")
+_THOUSANDS = re.compile(r"(?<![\d.,])(\d{1,3})((?:,\d{3})+)(?![\d,])")
 _SCIENTIFIC = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)[eE]([-+]?\d+)(?!\w)")
 _BRACED = re.compile(r"([_^])\{(\w)\}")
 _BRACES_OF_NUMBER = re.compile(r"_\{(\d+)\}")
@@ -54,8 +57,13 @@ _NAMES = (
 
 @lru_cache(maxsize=4096)
 def canonical(text: str) -> str:
-    """Return the text without what only places or sizes it: `\\left`, thin spaces, `\\text`, dollars."""
-    text = text.translate(_SIGNS)
+    """Return the text without what only places or sizes it: `\\left`, thin spaces, `\\text`, delimiters.
+
+    An amount in dollars keeps its sign, as `\\$`.
+    """
+    text = text.translate(_SIGNS).replace(r"\$", _DOLLAR)
+    if text.count("$") == 1:
+        text = _AMOUNT.sub(_DOLLAR, text)
     for pattern, name in _NAMES:
         text = pattern.sub(name, text)
     text = _SIZES.sub("", _DELIMITERS.sub("", text))
@@ -67,12 +75,13 @@ def canonical(text: str) -> str:
     text = re.sub(r"\s+", " ", text).strip()
     if text.endswith(".") or text.endswith(","):
         text = text[:-1].rstrip()
-    if not (text.startswith(("(", "[", "\\{")) and text.endswith((")", "]", "\\}"))):
-        text = _THOUSANDS.sub(lambda match: match[1] + re.sub(r"[,\s]", "", match[2]), text)
+    if not (text.startswith(("(", "[", "{", "\\{")) and text.endswith((")", "]", "}"))):
+        text = _THOUSANDS.sub(lambda match: match[1] + match[2].replace(",", ""), text)
     text = _FRACTION.sub(lambda match: r"\frac" + _braces(match[1]) + _braces(match[2]), text)
     text = _MIXED.sub(r"\1(\2+\\frac{\3}{\4})", text)
     text = _PLAIN_MIXED.sub(r"\1(\2+\\frac{\3}{\4})", text)
-    return _SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
+    text = _SCIENTIFIC.sub(r"\1 \\cdot 10^{\2}", text)
+    return text.replace(_DOLLAR, r"\$")
 
 
 def compact(text: str) -> str:

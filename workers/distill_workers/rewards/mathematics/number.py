@@ -2,6 +2,7 @@
 
 import re
 from fractions import Fraction
+from math import gcd
 
 TOLERANCE = Fraction(101, 10**8)
 """Of a number that is written with decimals, relative below 1 and absolute above: 0.333333 is 1/3, 0.33 is not."""
@@ -35,6 +36,17 @@ def number_of(text: str) -> Fraction | None:
     except (ValueError, ZeroDivisionError):
         return None
     return None
+
+
+def is_value(text: str) -> bool:
+    """Return whether a compact text is a fraction in lowest terms or a mixed number, no operation."""
+    if match := _MIXED.fullmatch(text):
+        return gcd(int(match[3]), int(match[4])) == 1
+    match = _RATIO.fullmatch(text)
+    if match is None:
+        return False
+    above, below = (match[2] or match[4]).removeprefix("-"), (match[3] or match[5]).removeprefix("-")
+    return above.isdigit() and below.isdigit() and int(below) > 1 and gcd(int(above), int(below)) == 1
 
 
 def numbers_equal(reference: str, answer: str, reference_percent: bool, answer_percent: bool) -> bool | None:
