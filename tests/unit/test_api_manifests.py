@@ -19,6 +19,8 @@ MANIFESTS = ROOT / "tests" / "manifests"
 BAD = sorted((MANIFESTS / "bad").glob("*.yaml"))
 SINGLE_BAD = [p for p in BAD if "# offline: none" not in p.read_text()]
 RECIPES = sorted((ROOT / "examples" / "recipes").glob("*.yaml"))
+PROMPTS = {"path": "/data/p.jsonl", "responseField": "response"}
+HELD_OUT = {"name": "held-out", "prompts": PROMPTS}
 GOOD = [*sorted((MANIFESTS / "good").glob("*.yaml")), *sorted((ROOT / "examples").glob("*.yaml")), *RECIPES]
 TEACHERS = [path for path in GOOD if "kind: Teacher" in path.read_text()]
 GOOD = [path for path in GOOD if "kind: DistillationJob" in path.read_text()]
@@ -159,3 +161,40 @@ def test_a_file_that_is_no_manifest_is_refused_in_a_sentence(text: str, tmp_path
 
 def test_a_file_that_is_missing_is_refused_in_a_sentence(tmp_path: Path) -> None:
     assert problems_of(tmp_path / "none.yaml") == [f"{tmp_path}/none.yaml: cannot be read: No such file or directory"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "sentence"),
+    [
+        (
+            {"data": {"sources": [{"name": "sums", "prompts": PROMPTS, "reward": {"source": "reasoning-gym"}}]}},
+            "data.sources[sums].reward.source: reasoning-gym grades responses",
+        ),
+        (
+            {
+                "data": {"sources": [{"name": "sums", "prompts": PROMPTS, "reward": {"source": "environment"}}]},
+                "rollout": {},
+            },
+            "data.sources[sums].reward.source: environment goes with rollout.environment only",
+        ),
+        (
+            {"evaluation": [{**HELD_OUT, "reward": {"source": "environment"}}], "rollout": {}},
+            "evaluation[held-out].reward.source: environment goes with rollout.environment only",
+        ),
+        (
+            {"evaluation": [{**HELD_OUT, "reward": {"source": "environment"}, "scoreTeacher": True}]},
+            "evaluation[held-out].scoreTeacher: the teacher has no conversations",
+        ),
+    ],
+)
+def test_what_does_not_go_with_an_environment_is_refused(spec: dict[str, Any], sentence: str) -> None:
+    rollout = {"environment": {"function": "my_envs:Calculator"}}
+    job = minimal(**{"data": {"prompts": PROMPTS}, "rollout": rollout, **spec})
+    with pytest.raises(InvalidManifest, match=re.escape(sentence)):
+        parse_job(job)
+
+
+def test_an_environment_goes_with_its_own_reward_and_with_none() -> None:
+    for source in ("environment", "none"):
+        rollout = {"environment": {"function": "my_envs:Calculator"}}
+        parse_job(minimal(rollout=rollout, objective={"reward": {"source": source}}))

@@ -314,7 +314,8 @@ def evaluator(folder: Path, made: Episodes | None, **fields: Any) -> Evaluator:
         "maxResponseTokens": 150,
         **fields,
     }
-    spec = parse_job(arithmetic(folder, "held-out", evaluation=[evaluation], rollout=LIMITS)).spec
+    rollout = {**LIMITS, "environment": {"function": "users_envs:Calculator"}}
+    spec = parse_job(arithmetic(folder, "held-out", evaluation=[evaluation], rollout=rollout)).spec
     return Evaluator(spec, spec.evaluation[0], TOKENIZER, Metrics(), made)
 
 
@@ -365,8 +366,6 @@ async def test_conversations_of_an_evaluation_that_fail_are_counted(tmp_path: Pa
 def test_an_evaluation_that_can_have_no_conversations_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match=r"evaluation held-out: reward\.source environment is measured in"):
         evaluator(tmp_path, None)
-    with pytest.raises(ConfigurationError, match="evaluation held-out: scoreTeacher goes with responses"):
-        evaluator(tmp_path, episodes(tmp_path, Engines(), Played(for_ever)), scoreTeacher=True)
 
 
 CODE = """
@@ -423,13 +422,8 @@ def test_prompts_that_begin_no_conversation_are_refused(tmp_path: Path, monkeypa
         build_episodes(job_of(tmp_path, monkeypatch, applyChatTemplate=False), TOKENIZER, None)  # type: ignore[arg-type]
 
 
-def test_a_source_with_another_reward_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = job_of(tmp_path, monkeypatch)
-    source = {"name": "sums", "prompts": {"path": "/p", "answerField": "a"}, "reward": {"source": "math"}}
-    data = type(spec.data).model_validate({"sources": [source]})
-    assert build_rewards(spec, Metrics()) == {}
-    with pytest.raises(ConfigurationError, match=r"data\.sources sums: reward\.source is math, and rollout"):
-        build_rewards(spec.model_copy(update={"data": data}), Metrics())
+def test_a_job_with_an_environment_grades_no_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert build_rewards(job_of(tmp_path, monkeypatch), Metrics()) == {}
 
 
 def test_the_reward_of_conversations_grades_no_response_by_itself() -> None:

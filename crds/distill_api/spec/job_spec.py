@@ -11,8 +11,8 @@ from distill_api.pods import agreement
 from distill_api.pods.template import PodTemplate
 from distill_api.role_accelerators import ACCELERATOR_RULES
 from distill_api.rules import ListMap, Rule
+from distill_api.spec import environment
 from distill_api.spec.data import Data, Source
-from distill_api.spec.environment import ENVIRONMENT_REWARD
 from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.guards import Guard, GuardAction
 from distill_api.spec.objective import (
@@ -114,7 +114,7 @@ class Spec(Model):
     rules = (
         *ROUTING_RULES,
         *ACCELERATOR_RULES,
-        ENVIRONMENT_REWARD,
+        environment.ENVIRONMENT_REWARD,
         Rule(
             "deterministic goes with rollout.maxPolicyLag 0 only",
             "!self.deterministic || self.rollout.maxPolicyLag == 0",
@@ -263,8 +263,8 @@ class Spec(Model):
     )
 
     @model_validator(mode="after")
-    def _check_pods(self) -> Self:
-        if problems := agreement.problems(self):
+    def _check_parts(self) -> Self:
+        if problems := [*agreement.problems(self), *environment.problems(self)]:
             raise ValueError("; ".join(problems))
         return self
 

@@ -77,7 +77,7 @@ class Rollout(Model):
     )
     environment: Environment | None = Field(
         None,
-        description="Environment of multi-turn responses, all within maxResponseTokens.",
+        description="Environment of multi-turn responses.",
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=16)] = Field(
         default_factory=list,

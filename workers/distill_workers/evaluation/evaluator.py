@@ -113,11 +113,6 @@ class Evaluator:
                 f"evaluation {self.name}: reward.source environment is measured in the run of a job with "
                 "rollout.environment"
             )
-        if evaluation.score_teacher:
-            raise ConfigurationError(
-                f"evaluation {self.name}: scoreTeacher goes with responses that a reward grades: the teacher has no "
-                "conversations with rollout.environment"
-            )
         return episodes
 
     async def measure(self, step: int, engines: Generator, teachers: Teachers | None) -> Measurement:

@@ -14,22 +14,13 @@ from distill_workers.rewards.math import grade_mathematically
 from distill_workers.rewards.reasoning_gym import grade_by_task
 from distill_workers.rewards.user_function import UserFunction, build_user_reward
 
-BY_CONVERSATION = (RewardSource.NONE, RewardSource.ENVIRONMENT)
-"""Sources that a job with an environment may have."""
-
 
 def build_rewards(spec: Spec, metrics: Metrics) -> dict[str, Reward]:
     """Return the reward of each source of training prompts by its name; a source without one is not among them, nor
     one whose reward is the environment's. Raises ConfigurationError."""
-    chosen = {source.name: source.reward or spec.objective.reward for source in spec.data.all_sources}
     if spec.rollout.environment is not None:
-        for name, reward in chosen.items():
-            if reward.source not in BY_CONVERSATION:
-                raise ConfigurationError(
-                    f"data.sources {name}: reward.source is {reward.source.value}, and rollout.environment gives the "
-                    "reward of its conversations; set environment or none"
-                )
         return {}
+    chosen = {source.name: source.reward or spec.objective.reward for source in spec.data.all_sources}
     made: dict[RewardSpec, Reward] = {}
     for reward in chosen.values():
         if reward.source is not RewardSource.NONE and reward not in made:
