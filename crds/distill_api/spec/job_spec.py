@@ -26,7 +26,7 @@ from distill_api.spec.objective import (
     Support,
 )
 from distill_api.spec.output import Output
-from distill_api.spec.prompts import Dataset, Prompts, ReasoningGym
+from distill_api.spec.prompts import Prompts, ReasoningGym
 from distill_api.spec.reward import (
     NEEDS_ANSWER,
     Extract,
@@ -38,9 +38,8 @@ from distill_api.spec.reward import (
 from distill_api.spec.rollout import Rollout, Sampling, Truncated
 from distill_api.spec.schedule import Schedule, StallPolicy
 from distill_api.spec.scheduling import Scheduling
-from distill_api.spec.student import Student
 from distill_api.spec.tracking import Tracking
-from distill_api.spec.training import LoRA, Optimizer, Parallelism, RateSchedule, Recompute, Trainer, WeightSync
+from distill_api.spec.training import Optimizer, Parallelism, RateSchedule, Recompute, Student, Trainer, WeightSync
 from distill_api.teacher.endpoint import Protocol
 from distill_api.teacher.routing import RULES as ROUTING_RULES
 from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
@@ -49,17 +48,14 @@ __all__ = [
     "Advantage",
     "CoefficientSchedule",
     "Correction",
-    "Dataset",
     "Decay",
     "Divergence",
     "Evaluation",
     "Extract",
     "ImportanceWeight",
-    "LoRA",
     "NamedTeacherSource",
     "Objective",
     "Optimizer",
-    "Output",
     "Parallelism",
     "Prompts",
     "Protocol",

@@ -1,14 +1,20 @@
-"""The trainer: its pods, the parallelism of the student, the optimiser, and the weight sync to the engines."""
+"""The student and its trainer: pods, parallelism, the optimiser, and the weight sync to the engines."""
 
 from enum import StrEnum
 from typing import Annotated
 
 from pydantic import Field
 
-from distill_api.base import Model, Tokens
+from distill_api.base import Model, Path, Tokens
 from distill_api.pods.template import RoleTemplate
 from distill_api.role_accelerators import DESCRIPTION, RoleAccelerator
 from distill_api.rules import Rule
+
+
+class Student(Model):
+    """The model that is trained."""
+
+    model: Path = Field(description="Hugging Face checkpoint of the student: a hub id, or a path on a mounted volume.")
 
 
 class WeightSync(StrEnum):

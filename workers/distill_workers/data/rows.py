@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from distill_api.spec.job_spec import Dataset
+from distill_api.spec.prompts import Dataset
 from distill_workers.data.file_format import Content, format_of
 from distill_workers.data.files import files_of
 from distill_workers.data.text_rows import Row, text_rows

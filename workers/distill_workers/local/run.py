@@ -16,7 +16,7 @@ from typing import Any, TypeVar
 from distill_api import accelerator_environment
 from distill_api.job import DistillationJob
 from distill_api.protocol import ExitCode, ExitReport, Phase, ProgressReport, Variable
-from distill_api.spec.job_spec import Output
+from distill_api.spec.output import Output
 from distill_workers import loopback
 from distill_workers.child_processes import end_session, end_with_parent
 from distill_workers.failures import is_full

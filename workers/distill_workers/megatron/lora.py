@@ -22,7 +22,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from safetensors.torch import save_file
 
-from distill_api.spec.job_spec import LoRA
+from distill_api.spec.training import LoRA
 from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.parallel import Ranks, gather_shards
 from distill_workers.megatron.pipeline import OwningRanks, all_parameters, to_rank_0
