@@ -45,6 +45,10 @@ class Counter:
     async def close(self):
         CLOSED.append(self.count)
 
+class Wordless(Exception):
+    def __str__(self):
+        raise RuntimeError("no words")
+
 class Acts:
     async def reset(self, row):
         return SAY
@@ -67,6 +71,8 @@ class Acts:
             case "no text": return Turn([{"role": "user", "content": None}])
             case "object": return Turn([{"role": "user", "content": "x", "more": object()}])
             case "surrogate": return Turn([{"role": "user", "content": chr(0xD800)}])
+            case "surrogate name": return Turn([{"role": "tool", "content": "", "name": chr(0xD800)}])
+            case "wordless": raise Wordless()
         return Turn(SAY)
 
 class Synchronous:
@@ -189,6 +195,8 @@ async def test_a_conversation_begins_once_one_of_those_that_go_on_has_ended(monk
         ("no text", "step answered message 1, which is no", True),
         ("object", "step answered messages that are no JSON", True),
         ("surrogate", "step answered message 1 with half a surrogate pair", True),
+        ("surrogate name", "step answered message 1 with half a surrogate pair", True),
+        ("wordless", "step raised Wordless: it has no text", False),
     ],
 )
 async def test_what_it_raises_or_answers_wrongly_fails_its_conversation_by_name(
@@ -227,6 +235,41 @@ async def test_one_that_hangs_or_dies_is_killed_and_the_next_conversation_goes_o
         assert not raised.value.permanent
     assert (await said(pool, "fine")).messages[0]["content"] == "go on"
     assert time.monotonic() - begin < 60
+    await pool.close()
+
+
+async def test_a_process_that_cannot_be_started_fails_its_conversation(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_process() -> Any:
+        raise OSError(24, "Too many open files")
+
+    pool = pool_of("Acts")
+    monkeypatch.setattr("distill_workers.user_code.new_process", no_process)
+    with pytest.raises(
+        EnvironmentFailed, match=r"no process could be started for the environment: .*Too many"
+    ) as raised:
+        await said(pool, "fine")
+    assert not raised.value.permanent
+    await pool.close()
+
+
+async def test_a_process_that_dies_as_it_loads_the_class_fails_its_conversation(tmp_path: Path) -> None:
+    (tmp_path / "users_envs.py").write_text("import os\nos.abort()\n")
+    pool = pool_of("Acts")
+    with pytest.raises(EnvironmentFailed, match="process died while it loaded the module users_envs") as raised:
+        await said(pool, "fine")
+    assert not raised.value.permanent
+    await pool.close()
+
+
+async def test_a_class_that_was_loaded_before_and_is_not_this_time_fails_its_conversation_alone(tmp_path: Path) -> None:
+    pool = pool_of("Acts", seconds=1)
+    pool.check()
+    with pytest.raises(EnvironmentFailed, match="longer than 1 s"):
+        await said(pool, "block")
+    (tmp_path / "users_envs.py").write_text("raise OSError('the volume is away')\n")
+    with pytest.raises(EnvironmentFailed, match="users_envs raised OSError: the volume is away") as raised:
+        await said(pool, "fine")
+    assert not raised.value.permanent
     await pool.close()
 
 

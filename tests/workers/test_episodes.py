@@ -297,6 +297,31 @@ async def test_a_step_whose_conversations_all_fail_says_why(tmp_path: Path) -> N
     assert batch.failed.sentence() == "3 of 3 environment; the last: step answered nothing"
 
 
+def test_a_template_whose_end_of_turn_ends_no_response_is_refused(tmp_path: Path) -> None:
+    [end] = ids_of("<|im_end|>")
+    with pytest.raises(
+        ConfigurationError, match=f"ends a turn with the token {end}, .* add it to rollout.stopTokenIds"
+    ):
+        episodes(tmp_path, Engines(), Played(for_ever)).check_ends([end + 1])
+
+
+async def test_in_a_source_without_a_reward_no_conversation_is_weighed_by_its_own(tmp_path: Path) -> None:
+    for source, coefficient in (("none", 1.0), ("environment", 0.0)):
+        made = pipeline(tmp_path, Engines(), Played(lambda turn: Answer(done=True)), Teacher(), Metrics())
+        objective = {"weighting": {"wrong": 0.0}, "reward": {"source": "environment"}}
+        sums = {"name": "sums", "prompts": {"path": "/p"}, "reward": {"source": source}}
+        changes = {
+            "objective": type(made._spec.objective).model_validate(objective),
+            "data": type(made._spec.data).model_validate({"sources": [sums]}),
+        }
+        spec = made._spec.model_copy(update=changes)
+        rollouts = RolloutPipeline(
+            spec, made._cursor, made._engines, made._teachers, {}, TOKENIZER, Metrics(), made._episodes
+        )
+        [sample] = await samples_of(rollouts)
+        assert (sample.reward, sample.coefficient) == (0.0, coefficient)
+
+
 async def test_a_conversation_that_an_engine_refuses_begins_anew(tmp_path: Path) -> None:
     engines, environment = Engines(), Played(lambda turn: Answer(done=True))
     engines.refused = 1
@@ -400,6 +425,7 @@ async def test_a_job_with_an_environment_plays_it_from_its_data_to_a_sample(
     [prompt] = load_data(spec, TOKENIZER, Metrics())
     made = build_episodes(spec, TOKENIZER, engines)  # type: ignore[arg-type]
     assert made is not None and made.notes() == []
+    made.check_ends([TOKENIZER.eos_token_id, *ids_of("<|im_end|>")])
     sample = await made.sample(prompt, 0, seed=1)
     text = TOKENIZER.decode(sample.response_ids)
     assert "<tool_response>\n42\n</tool_response>" in text and len(sample.turns) == 2 and sample.reward == 1.0

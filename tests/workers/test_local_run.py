@@ -25,7 +25,7 @@ from distill_cli.main import main
 from distill_cli.run_folder import folder_snapshot, tail_of
 from distill_cli.snapshot import Curves, Snapshot
 from distill_cli.views.progress import Plain, panel, view
-from distill_workers.local.run import LocalRun
+from distill_workers.local.run import LocalRun, with_volumes
 from distill_workers.run_folder.run_folder import RunFolder
 
 EXAMPLE = REPO / "examples" / "arithmetic-cpu.yaml"
@@ -284,3 +284,10 @@ def test_a_terminal_gets_a_panel_with_the_seconds_of_each_stage(tmp_path: Path) 
     for expected in ("step 5/40", "0:01:01", "1:02:05 to go", "reverse KL 0.75000", "rollout 1.2 s", "weight sync 0.5"):
         assert expected in text
     assert tail_of(tmp_path / "none") == (Curves(), {})
+
+
+def test_the_tools_of_an_environment_are_on_a_volume_too() -> None:
+    environment = {"function": "my_envs:Calculator", "tools": "/envs/tools.json"}
+    manifest = {"spec": {"rollout": {"replicas": 1, "environment": environment}}}
+    found = with_volumes(manifest, {"/envs": "/home/me/envs"})["spec"]["rollout"]
+    assert found == {"replicas": 1, "environment": {**environment, "tools": "/home/me/envs/tools.json"}}

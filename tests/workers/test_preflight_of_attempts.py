@@ -108,6 +108,13 @@ async def test_an_engine_without_the_weights_of_the_step_is_named_whatever_the_s
             await check(step, Teacher(*OTHER), trainer=Trainer(*OTHER))
 
 
+async def test_a_run_that_goes_on_is_not_ended_by_what_its_kernels_differ_by() -> None:
+    slightly = [x - 0.003 for x in STUDENT]
+    await check(3, Teacher(*OTHER), trainer=Trainer(*slightly))
+    with pytest.raises(PreflightFailed, match="EngineMatchesTrainer"):
+        await check(0, Teacher(*OTHER), trainer=Trainer(*slightly))
+
+
 async def test_a_teacher_that_was_changed_for_one_of_other_tokens_is_named_by_the_next_attempt() -> None:
     with pytest.raises(PreflightFailed, match="SameVocabulary: token"):
         await check(3, Teacher(*OTHER, shift=1))

@@ -1,5 +1,7 @@
 r"""The reward `math`: the final answer of a response against the mathematics of its reference."""
 
+import time
+
 import pytest
 
 from distill_api.spec.job_spec import Extract
@@ -275,6 +277,12 @@ def test_one_of_several_is_no_answer(reference: str, response: str) -> None:
         ("5", "The final answer is $5$. I hope it is correct."),
         ("5", "Final Answer: The final answer is $5$. I hope it is correct."),
         ("5", "The answer is 5. This is correct."),
+        ("B", "The correct answer is B because the other options are incorrect."),
+        ("D", "The answer is D, since A is not correct."),
+        ("12", "The answer is 12, since the first attempt was wrong."),
+        ("B", "## Final Answer\n\nThe correct answer is B."),
+        ("Paris", "**Final Answer:** The answer is Paris."),
+        ("B", r"\boxed{\text{Option B}}"),
         ("5", "The answer is 5. That is my answer."),
         ("5", "The answer is 5. This is the final answer."),
         ("5", "The answer is 5. My answer is correct."),
@@ -425,3 +433,10 @@ def test_an_answer_that_stands_in_the_question_too_is_right(reference: str, resp
 )
 def test_a_copy_of_the_question_is_no_answer(reference: str, response: str, question: str) -> None:
     assert score(reference, response, question) == 0.0
+
+
+@pytest.mark.parametrize("noise", ["(" * 9900, "1" + "-" * 9900 + "x", "– " * 4900 + "x", "{" * 9900, "[1, " * 2400])
+def test_a_response_without_sense_is_read_in_a_short_time(noise: str) -> None:
+    begin = time.process_time()
+    assert score("5", f"The answer is {noise}") == 0.0
+    assert time.process_time() - begin < 5

@@ -79,7 +79,9 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         notes += [*agreement.notes, *size_notes(spec, model)]
         check_export(spec, model, folder)
         notes += await Publisher(job, folder).probe()
-        notes += episodes.notes() if episodes is not None else []
+        if episodes is not None:
+            episodes.check_ends(engines.ends)
+            notes += episodes.notes()
         try:
             notes += await REWARD_SCORES.passing(reward_scores(spec, prompts, rewards, evaluators))
             for note in notes:

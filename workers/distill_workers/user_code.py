@@ -18,7 +18,12 @@ IMPORT_SECONDS = 30.0
 
 
 class UserCodeFailed(Exception):
-    """Raised when a call comes to no result: it took too long, or ended its process. The same call would fail again."""
+    """Raised when a call comes to no result: it took too long, or ended its process."""
+
+    def __init__(self, message: str, *, permanent: bool = True) -> None:
+        super().__init__(message)
+        self.permanent = permanent
+        """Whether the same call would fail again; not where its process could not be started this time."""
 
 
 class NotCallable(Exception):
@@ -51,7 +56,11 @@ def load(name: str) -> Any:
 
 def described(error: BaseException) -> str:
     """Return type and text of what was raised, in at most 1,000 characters."""
-    return f"{type(error).__name__}: {error}"[:1000]
+    try:
+        text = str(error)
+    except BaseException:  # it is the user's
+        text = "it has no text"
+    return f"{type(error).__name__}: {text}"[:1000]
 
 
 class UserProcess:
@@ -94,6 +103,8 @@ class UserProcesses:
         self._code, self._subject, self._timeout = code, subject, timeout_seconds
         self._title = f"{setting} {code.name}"
         self._module = code.name.partition(":")[0]
+        self._has_loaded = False
+        """Whether some process could load the code: then it is no fault of the job if another cannot."""
         # The last one used is taken first; None has yet to be started.
         self._idle: asyncio.LifoQueue[ProcessPoolExecutor | None] = asyncio.LifoQueue()
         for _ in range(processes):
@@ -145,21 +156,33 @@ class UserProcesses:
                 end(worker)
 
     async def _start(self) -> ProcessPoolExecutor:
-        made, limit = new_process(), max(IMPORT_SECONDS, self._timeout)
+        limit = max(IMPORT_SECONDS, self._timeout)
+        try:
+            made = new_process()
+        except OSError as error:
+            raise UserCodeFailed(f"no process could be started for {self._subject}: {error}", permanent=False) from None
         try:
             # A new process loads modules first; that is no time of the code's.
             await call(made, START_SECONDS, int)
-            try:
-                self._refuse(await call(made, limit, self._code.prepare))
-            except TimeoutError:
-                raise UserCodeFailed(
-                    f"{self._subject}'s module {self._module} took longer than {limit:g} s to load"
-                ) from None
+            self._refuse(await call(made, limit, self._code.prepare))
+        except TimeoutError:
+            end(made)
+            raise UserCodeFailed(
+                f"{self._subject}'s module {self._module} took longer than {limit:g} s to load"
+            ) from None
+        except BrokenProcessPool:
+            end(made)
+            raise UserCodeFailed(
+                f"{self._subject}'s process died while it loaded the module {self._module}", permanent=False
+            ) from None
         except BaseException:
             end(made)
             raise
         return made
 
     def _refuse(self, wrong: str) -> None:
+        if wrong and self._has_loaded:
+            raise UserCodeFailed(f"{self._title}: {wrong}", permanent=False)
         if wrong:
             raise ConfigurationError(f"{self._title}: {wrong}")
+        self._has_loaded = True

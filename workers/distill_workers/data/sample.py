@@ -57,7 +57,7 @@ class Sample:
     engine_logprobs: list[float]
     """Log-prob of each response token by the engine that sampled it, nats."""
     token_versions: list[int]
-    """Version of the weights that each token was sampled with; they differ only with rollout.partial."""
+    """Version of the weights that each token was sampled with; they differ with rollout.partial, and between turns."""
     truncated: bool
     """Cut off at maxResponseTokens."""
     teacher_logprobs: list[float] = field(default_factory=list)

@@ -51,8 +51,8 @@ class ConversationRenderer(Renderer):
         self._answers: list[Message] = [{"role": "user", "content": "And 2 plus 2?"}]
         if tools is not None:
             self._answers.append({"role": "tool", "tool_call_id": "call-0-0", "name": "add", "content": "3"})
-        for message in self._answers:
-            self._check_turn_end(message)
+        self.turn_ends = {self._checked_turn_end(message) for message in self._answers}
+        """Ids with which the template ends a turn of the student: engines must stop at them."""
 
     def opening(self, messages: list[Message], where: str) -> list[int]:
         """Return the ids of the messages that a conversation begins with. Raises PromptError."""
@@ -71,7 +71,7 @@ class ConversationRenderer(Renderer):
     def continuation(self, messages: list[Message], where: str) -> list[int]:
         """Return the ids between the student's turn and its next: the end of its turn, which it may have sampled
         itself, the messages, and the beginning of the next turn. Raises PromptError."""
-        return self._encoded(self._after_turn(messages, where))
+        return self._encoded(self._after_turn(messages, where), where)
 
     def text(self, ids: list[int]) -> str:
         """Return the text of a whole turn of the student, whose last id is its end."""
@@ -97,21 +97,25 @@ class ConversationRenderer(Renderer):
             raise PromptError("the student's chat template leaves out what the assistant says")
         return after
 
-    def _check_turn_end(self, message: Message) -> None:
-        """Raise PromptError where tokens of two turns could not be told apart."""
-        after = self._encoded(self._after_turn([message], f"a message of the role {message['role']}"))
+    def _checked_turn_end(self, message: Message) -> int:
+        """Return the id that ends a turn. Raises PromptError where tokens of two turns could not be told apart."""
+        where = f"a message of the role {message['role']}"
+        after = self._encoded(self._after_turn([message], where), where)
         if not after or after[0] not in self._own_tokens:
             raise PromptError(
                 "the student's chat template ends the assistant's turn with no token of its own, so a turn's tokens "
                 "would depend on the next; an environment needs a template that does, such as <|im_end|>"
             )
+        return after[0]
 
     def _is_rewritten(self, said: str, message: Message) -> bool:
         spoken: Message = {"role": "assistant", "content": said}
-        whole = self._encoded(self.apply_template([QUESTION, spoken, message], "the preflight"))
-        opening = self._encoded(self.apply_template([QUESTION], "the preflight"))
-        return whole != [*opening, *self._encoded(said), *self.continuation([message], "the preflight")]
+        where = "the preflight"
+        whole = self._encoded(self.apply_template([QUESTION, spoken, message], where), where)
+        opening = self._encoded(self.apply_template([QUESTION], where), where)
+        return whole != [*opening, *self._encoded(said, where), *self.continuation([message], where)]
 
-    def _encoded(self, text: str) -> list[int]:
-        ids: list[int] = self._tokenizer([text], add_special_tokens=False)["input_ids"][0]
+    def _encoded(self, text: str, where: str) -> list[int]:
+        """Return the ids of a text that the template wrote. Raises PromptError."""
+        [ids] = self._ids([text], [Entry(where, text, None, {})])
         return ids

@@ -3,13 +3,13 @@
 import asyncio
 import logging
 import resource
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from distill_api.spec.environment import Environment as EnvironmentSpec
 from distill_workers.environments.protocol import AssistantMessage, Message, Row
 from distill_workers.environments.user_environment import Answer, UserEnvironment
-from distill_workers.user_code import UserCodeFailed, UserProcess, UserProcesses
+from distill_workers.user_code import UserCodeFailed, UserProcess, UserProcesses, described
 
 log = logging.getLogger(__name__)
 
@@ -39,11 +39,11 @@ class OpenEnvironment:
 
     async def reset(self, row: Row) -> list[Message]:
         """Return the messages that the conversation begins with."""
-        return self._usable(await self._process.call(self._environment.reset, row)).messages
+        return (await self._answer(self._environment.reset, row)).messages
 
     async def step(self, message: AssistantMessage) -> Answer:
         """Return the answer to the student's message."""
-        return self._usable(await self._process.call(self._environment.step, message))
+        return await self._answer(self._environment.step, message)
 
     async def close(self) -> None:
         """Let the environment release what it holds; a failure is logged alone, since the conversation is over."""
@@ -51,12 +51,21 @@ class OpenEnvironment:
             return
         try:
             raised = await self._process.call(self._environment.close)
-        except UserCodeFailed as error:
-            raised = str(error)
+        except Exception as error:
+            raised = str(error) if isinstance(error, UserCodeFailed) else described(error)
         if raised:
             log.warning("rollout.environment.function %s: close: %s", self._environment.name, raised)
 
-    def _usable(self, answer: Answer) -> Answer:
+    async def _answer(self, function: Callable[..., Answer], argument: Row | AssistantMessage) -> Answer:
+        """Return what the environment answers. Raises EnvironmentFailed, and UserCodeFailed where its process ends."""
+        try:
+            answer: Answer = await self._process.call(function, argument)
+        except UserCodeFailed:
+            raise
+        except Exception as error:  # on the way there or back
+            raise EnvironmentFailed(
+                f"rollout.environment.function {self._environment.name}: {described(error)}", permanent=True
+            ) from None
         if sentence := answer.wrong or answer.raised:
             raise EnvironmentFailed(
                 f"rollout.environment.function {self._environment.name}: {sentence}", permanent=bool(answer.wrong)

@@ -147,7 +147,7 @@ def read_messages(value: Any, roles: frozenset[str]) -> list[Message]:
         raise WrongAnswer(f"answered {max(size, len(text)):,} characters; at most {MOST_CHARACTERS:,} are read")
     for number, message in enumerate(found, start=1):
         try:
-            message["content"].encode()
+            json.dumps(message, ensure_ascii=False).encode()  # a template may write any of its texts
         except UnicodeEncodeError:
             raise WrongAnswer(f"answered message {number} with half a surrogate pair, which no tokenizer has") from None
     return found

@@ -184,13 +184,13 @@ class Evaluator:
     async def _conversations(
         self, episodes: Episodes, prompt: Prompt, sampling: Sampling, seeds: list[int]
     ) -> list[ConversationResponse]:
-        """Return the conversations of the seeds, but for those whose environment failed. Raises EngineRefused."""
+        """Return the conversations of the seeds, but for those that failed."""
 
         async def one(index: int, seed: int) -> ConversationResponse | None:
             terms = Terms(of_evaluation(self.name), seed, sampling, self._max_tokens, urgent=True)
             try:
                 return ConversationResponse.of(await episodes.play(prompt, index, terms))
-            except EnvironmentFailed as error:
+            except (EnvironmentFailed, EngineRefused) as error:
                 log.warning("evaluation %s: prompt %d: %s", self.name, prompt.index, error)
                 return None
 

@@ -65,6 +65,8 @@ def with_volumes(manifest: dict[str, Any], volumes: dict[str, str]) -> dict[str,
     for part in ("student", "teacher", "teachers", "data", "evaluation", "output"):
         if part in spec:
             spec[part] = local(spec[part])
+    if "environment" in spec.get("rollout", {}):
+        spec["rollout"] = {**spec["rollout"], "environment": local(spec["rollout"]["environment"])}
     trainer = dict(spec.get("trainer", {}))
     # Every rank runs here, so the nodes become processes of one.
     trainer["gpusPerNode"] = trainer.pop("nodes", 1) * trainer.get("gpusPerNode", 1)

@@ -61,7 +61,7 @@ def sentence(error: BaseException, secrets: tuple[str, ...] = ()) -> str:
     if not text or not isinstance(error, PlaceRefused | OSError):
         text = f"{type(error).__name__}: {text}"
     for secret in secrets:
-        text = text.replace(secret, "***")
+        text = text.replace(" ".join(secret.split()), "***")
     return text if len(text) <= SENTENCE_CHARACTERS else f"{text[: SENTENCE_CHARACTERS - 1]}…"
 
 

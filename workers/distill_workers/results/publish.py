@@ -89,9 +89,8 @@ def _take_up(folder: str | None) -> tuple[str, ...]:
             raise PlaceRefused(
                 f"the Secret {Path(folder).name} does not exist or has no key; create it, then a new job"
             )
-        variables = (path for path in entries if path.name.isidentifier())
-        found = {path.name: path.read_text(encoding="utf-8").strip() for path in variables}
-    os.environ.update(found)
+        found = {path.name: path.read_text(encoding="utf-8", errors="replace").strip() for path in entries}
+    os.environ.update({name: value for name, value in found.items() if name.isidentifier()})
     found |= {name: os.environ[name] for name in os.environ if any(part in name.upper() for part in SECRET_NAMES)}
     hidden = {value for value in found.values() if len(value) >= SHORTEST_SECRET}
     return tuple(sorted(hidden, key=len, reverse=True))

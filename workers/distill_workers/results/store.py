@@ -65,7 +65,7 @@ class Store:
         for file in former.files if former else ():
             if file.path not in kept and self._files.exists(self._path(file.path)):
                 self._files.rm_file(self._path(file.path))
-        self._files.pipe_file(self._path(NAME), manifest.text().encode())
+        self._write_manifest(manifest)
         return f"{len(manifest.files)} files, {manifest.bytes / 2**20:,.1f} MiB"
 
     def _path(self, name: str) -> str:
@@ -81,6 +81,8 @@ class Store:
                     "the folder is not empty, and no model of this run is there: choose another, or remove it"
                 ) from None
             return None
+        if found is None and self._begun:
+            return None  # cut short by the end of an earlier try
         if found is None or found.run != self._run:
             whose = f"job {found.job}" if found else "somebody else"
             raise PlaceRefused(f"the model of another run ({whose}) is there: choose another folder, or remove it")
@@ -104,6 +106,18 @@ class Store:
                 return sha256_of(stream) == file.sha256
         except FileNotFoundError:
             return False
+
+    def _write_manifest(self, manifest: Manifest) -> None:
+        path, content = self._path(NAME), manifest.text().encode()
+        if not isinstance(self._files, LocalFileSystem):
+            self._files.pipe_file(path, content)
+            return
+        aside = f"{path}.partial"
+        with open(aside, "wb") as written:
+            written.write(content)
+            written.flush()
+            os.fsync(written.fileno())
+        os.replace(aside, path)
 
     def _write(self, source: Path, path: str) -> None:
         """Write a file whole or not at all: where the store is a file system, aside, and moved."""

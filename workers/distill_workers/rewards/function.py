@@ -41,6 +41,8 @@ class FunctionReward:
         try:
             worker = worker or await self._start()
             found: Grade = await call(worker, self._timeout, self._grade, prompt, response)
+        except RewardError:
+            raise
         except TimeoutError:
             end(worker)
             worker = None
@@ -74,6 +76,9 @@ class FunctionReward:
             await call(made, START_SECONDS, callable, self._grade)
             for module in self._imports:
                 await call(made, START_SECONDS, _load, module)
+        except TimeoutError:
+            end(made)
+            raise RewardError(f"the reward's process was not ready after {START_SECONDS:g} s") from None
         except BaseException:
             end(made)
             raise

@@ -116,7 +116,7 @@ class UserReward:
             async with self._processes.one() as process:
                 outcome = await process.call(self._function, response, prompt.answer, prompt.metadata)
         except UserCodeFailed as error:
-            raise RewardError(str(error), permanent=True) from None
+            raise RewardError(str(error), permanent=error.permanent) from None
         except ConfigurationError:
             raise
         except Exception as error:

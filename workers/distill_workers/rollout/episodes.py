@@ -19,7 +19,7 @@ from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool
 from distill_workers.environments.protocol import Row
 from distill_workers.environments.tool_calls import parse_message
 from distill_workers.environments.tools import read_tools
-from distill_workers.failures import PromptError
+from distill_workers.failures import ConfigurationError, PromptError
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.scheduler import EngineAffinity
 
@@ -86,6 +86,15 @@ class Episodes:
         """Return what should be known of how conversations are rendered, as sentences."""
         return sorted({f"Conversations: {note}" for made in self._renderers.values() for note in made.notes()})
 
+    def check_ends(self, ends: Sequence[int]) -> None:
+        """Raise ConfigurationError where the engines, which stop at `ends`, would go on after the end of a turn."""
+        missing = sorted(set().union(*(made.turn_ends for made in self._renderers.values())) - set(ends))
+        if missing:
+            raise ConfigurationError(
+                f"the student's chat template ends a turn with the token {missing[0]}, at which no response ends: the "
+                "student would write the environment's messages itself; add it to rollout.stopTokenIds"
+            )
+
     async def close(self) -> None:
         """End the environments' processes."""
         await self._environments.close()
@@ -149,7 +158,7 @@ class Episodes:
                 break
             answer = await environment.step(parse_message(renderer.text(response.ids), turn))
             conversation.reward += answer.reward
-            if answer.done:
+            if answer.done or turn + 1 == self._turns:
                 break
             read_ids = renderer.continuation(answer.messages, where)
             if read_ids[0] == response.ids[-1]:

@@ -214,7 +214,8 @@ class RolloutPipeline:
                 if not sample.response_ids:
                     return []  # there is no token to learn from, and no teacher can score it
                 await asyncio.gather(self._score(prompt, sample), self._grade(prompt, sample))
-                sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
+                if prompt.source in self._rewarded:  # a conversation has a reward also where none is asked for
+                    sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
                 return [sample]
             except EnvironmentFailed as error:
                 self._failed(batch, prompt, "environment", error)

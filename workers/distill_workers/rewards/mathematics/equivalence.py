@@ -29,7 +29,9 @@ DEEPEST = 6
 """Lists in lists are compared to this depth."""
 
 _CHOICE = re.compile(r"\(?([A-Z])\)?\.?")
-_CHOSEN = re.compile(r"\(?([A-Za-z])\)?[.:)]?|\(([A-Za-z])\)\s(.*)|([A-Za-z])[.:)]\s(.*)", re.DOTALL)
+_CHOSEN = re.compile(
+    r"(?:(?i:option|choice|answer)\s+)?\(?([A-Za-z])\)?[.:)]?|\(([A-Za-z])\)\s(.*)|([A-Za-z])[.:)]\s(.*)", re.DOTALL
+)
 _ANOTHER_CHOICE = re.compile(r"\([A-Z]\)|\b(?:or|and)\s+\(?[A-Z]\b")
 _MARKED = re.compile(r"(?:\([A-Z]\)|[A-Z][.):])\s+")
 _FUNCTION = re.compile(r"[A-Za-z]\([A-Za-z]\)=")

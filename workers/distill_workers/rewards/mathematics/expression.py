@@ -17,10 +17,10 @@ _NUMBER = (
     r"(?:(?:\\?\$|[€£¥₹])?(?:\d+(?:,\d+)*(?:\.\d+)?|\.\d+)(?:[eE][-+]?\d+)?(?:_\{?\d+\}?)?"
     rf"|\\[dt]?frac\s*{_ARGUMENT}\s*{_ARGUMENT}|\\sqrt\s*{_ARGUMENT}|\\pi\b|π|\\infty\b|∞)\s?(?:\\?%)?"
 )
-_TERM = rf"(?:[-+−(\[]|\\?\{{)*{_NUMBER}(?:\s?(?:{_NUMBER}))*(?:[)\]]|\\?\}})*"
+_TERM = rf"(?:[-+−(\[]|\\?\{{){{0,8}}{_NUMBER}(?:\s?(?:{_NUMBER}))*(?:[)\]]|\\?\}})*"
 _WITHIN = r",(?=[^()\[\]{}]{0,200}[)\]}])"
 """A comma within brackets: the one of a pair, an interval or a set."""
-_PLAIN = rf"(?<![\w.\\]){_TERM}(?:\s*(?:[-+*/×÷^=:−]|{_WITHIN}|\\cdot|\\times|\\div)+\s*{_TERM})*"
+_PLAIN = rf"(?<![\w.\\]){_TERM}(?:\s*(?:[-+*/×÷^=:−]|{_WITHIN}|\\cdot|\\times|\\div){{1,4}}\s*{_TERM})*"
 _ENVIRONMENT = re.compile(rf"\\begin{_ROWS}(.*)\\end{_ROWS}", re.DOTALL)
 _NESTED = re.compile(r"\\begin\{(\w+\*?)\}.*?\\end\{\1\}", re.DOTALL)
 _EXPRESSION = re.compile(rf"(?P<maths>{MATHS})|(?P<plain>{_PLAIN})", re.DOTALL)

@@ -39,7 +39,9 @@ _SUBORDINATE = re.compile(
     r",?\s+(?:which|because|since|so that|where|as (?:we|it|the)|and (?:this|that|it)|but)\b.*$",
     re.IGNORECASE | re.DOTALL,
 )
-_CORRECTION = re.compile(r"[\s,;.–—-]+(?:no|wait|sorry|actually|I mean|correction|make that)\b[\s,:]+", re.IGNORECASE)
+_CORRECTION = re.compile(
+    r"(?<![\s,;.–—-])[\s,;.–—-]+(?:no|wait|sorry|actually|I mean|correction|make that)\b[\s,:]+", re.IGNORECASE
+)
 _LEAD = re.compile(
     r"^(?:(?:I|we)\s+(?:would\s+)?(?:think|say|believe|guess|conclude|find)(?:\s+that)?|solution(?=\s*:)|so|therefore|thus"
     r"|hence|then|approximately|about|roughly|exactly|simply|just|equal to|given by|option|choice|the number|the value)"
@@ -84,7 +86,7 @@ def stated_in(sentence: str) -> str:
     sentence = re.sub(r"[*_]{2,}", "", sentence).rstrip(".! ")
     if about := _OF_A_CHOICE.fullmatch(sentence):
         return about["choice"] if _SAID_RIGHT.fullmatch(about["said"]) else ""
-    if refuses(sentence):
+    if refuses(_SUBORDINATE.sub("", sentence)):
         return ""
     if none := _NO_SOLUTION.search(sentence):
         return none["none"]
@@ -114,7 +116,10 @@ def stated_in(sentence: str) -> str:
     if further and not _OPTION.match(value) and expressions(value[further[-1].end() :]):
         value = value[further[-1].end() :]
     corrected = _CORRECTION.split(value)[-1]
-    return value_of(corrected if expressions(corrected) else value)
+    value = value_of(corrected if expressions(corrected) else value)
+    # "Final answer: the correct answer is B"
+    named = None if _OPTION.match(value) else _KEY.search(value)
+    return (named and _LINK.search(value, named.end()) and stated_in(value)) or value
 
 
 def names_the_answer(sentence: str) -> bool:

@@ -137,7 +137,7 @@ def spans(step: TrainStep) -> Iterator[Span]:
         return
     sampled = [s for s in step.samples if not s.supervised]
     if sampled and batch.first_generated_at is not None:
-        usage = {INPUT: sum(len(s.prompt_ids) for s in sampled), OUTPUT: sum(len(s.response_ids) for s in sampled)}
+        usage = {INPUT: sum(len(s.prompt_ids) for s in sampled), OUTPUT: sum(s.trained_tokens for s in sampled)}
         oldest = min(s.weight_version for s in sampled)
         about = {SAMPLES: len(sampled), VERSION: oldest, **usage}
         yield "rollout", (batch.launched_at, batch.generated_at), about

@@ -68,5 +68,5 @@ async def preflight(
         await REPLICAS_AGREE.passing(replicas_agree(spec, few, teacher))
     if step == 0:
         await TEACHER_DIFFERS.passing(teacher_differs(spec, gaps))
-    await ENGINE_MATCHES_TRAINER.passing(engine_matches_trainer(spec, samples, trainer))
+    await ENGINE_MATCHES_TRAINER.passing(engine_matches_trainer(spec, samples, trainer, trained=step > 0))
     log.info("preflight: all checks passed in %.1f s", time.monotonic() - begin)

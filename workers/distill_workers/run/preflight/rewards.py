@@ -67,8 +67,14 @@ async def reward_scores(
 
 async def _notes(graded: Graded) -> list[str]:
     probe = list(islice((p for p in graded.prompts if p.answer), PROBE_ANSWERS))
-    if not probe or any(await asyncio.gather(*(_best(graded.reward, prompt) for prompt in probe))):
+    found = await asyncio.gather(*(_best(graded.reward, prompt) for prompt in probe))
+    if not found or any(found):
         return []
+    if None in found:
+        return [
+            f"{REWARD_SCORES.name}: reward {graded.source.value} of {graded.name} could not be tried: it failed for "
+            f"{found.count(None)} of {len(probe)} reference answers, as the log says"
+        ]
     what = (
         f"reward {graded.source.value} of {graded.name} gives 0 to {len(probe)} reference answers, in each of "
         f"{len(FORMS)} forms (the first is {(probe[0].answer or '')[:80]!r})"
@@ -80,8 +86,9 @@ async def _notes(graded: Graded) -> list[str]:
     return [f"{REWARD_SCORES.name}: {what}; if it compares with the answer, no response could earn a reward"]
 
 
-async def _best(reward: Reward, prompt: Prompt) -> float:
-    """Return the largest absolute reward of the prompt's answer in any form; 0 for a reward that fails."""
+async def _best(reward: Reward, prompt: Prompt) -> float | None:
+    """Return the largest absolute reward of the prompt's answer in any form, 0 for one that is refused for good; None
+    for a reward that fails this time."""
     best = 0.0
     for form in FORMS:
         try:
@@ -89,7 +96,7 @@ async def _best(reward: Reward, prompt: Prompt) -> float:
         except RewardError as error:
             log.info("preflight: a reference answer was not graded: %s", error)
             if not error.permanent:  # a service that does not answer would be waited for again
-                break
+                return best or None
         if best:
             break
     return best
