@@ -1,6 +1,8 @@
 """The pipeline's own decisions, with played engines and teacher: what is made again, left out, counted."""
 
+import asyncio
 import dataclasses
+import gc
 import itertools
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from distill_api.job import parse_job
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused, Response
+from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import RewardError
 from distill_workers.rollout.pipeline import TRIES, Batch, RolloutPipeline, sample_seed
@@ -213,6 +216,28 @@ async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Pat
     assert first.cursor_after["position"] == 4, "the next batch is under way, and its prompts are drawn again on resume"
     assert second.cursor_after["position"] == 8
     rollouts.cancel()
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+async def test_of_several_parts_that_end_the_run_one_is_told_and_none_is_left(
+    in_order: bool, tmp_path: Path, metrics: Metrics
+) -> None:
+    class Wrong(Teacher):
+        async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+            if prompt_ids[0] == 3:
+                await asyncio.sleep(600)
+            raise ConfigurationError("the same for all")
+
+    untold = list[dict[str, Any]]()
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: untold.append(context))
+    batch = pipeline(tmp_path, metrics, Engines(set()), Wrong({})).take(0, 1)
+    with pytest.raises(ConfigurationError):
+        [part async for part in batch.arrivals(in_order=in_order)]
+    await asyncio.wait(batch.parts, timeout=60)
+    assert all(part.done() for part in batch.parts)
+    del batch
+    gc.collect()
+    assert untold == []
 
 
 class Cutting(Engines):
