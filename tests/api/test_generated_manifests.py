@@ -57,13 +57,16 @@ class Verdicts:
 
 
 def judged(manifest: Json) -> list[str]:
-    """Problems that the models find. Whatever else is raised is a crash of the operator."""
+    """Problems that the models find. Whatever else is raised is a crash of the operator.
+
+    One more is a cluster's alone: `distill run` needs no volume.
+    """
     try:
-        parse_job(manifest)
+        job = parse_job(manifest)
     except InvalidManifest as error:
         assert error.problems and all(problem.strip() for problem in error.problems)
         return error.problems
-    return []
+    return [] if job.spec.output.volume is not None else ["spec.output.volume is missing"]
 
 
 def planned(raw: Json) -> None:
