@@ -36,8 +36,21 @@ class UserCode(Protocol):
     @property
     def name(self) -> str: ...
 
-    def prepare(self) -> str:
-        """Load the code, in its own process, and return what keeps it from being called; empty where nothing does."""
+    def inspect(self) -> str:
+        """Load the code, in its own process, and return what keeps it from being called; empty where nothing does.
+
+        May raise NotCallable, and whatever else the code raises as it is loaded.
+        """
+
+
+def prepare(code: UserCode) -> str:
+    """Return what keeps the code from being called, whatever it does as it is loaded; empty where nothing does."""
+    try:
+        return code.inspect()
+    except NotCallable as error:
+        return str(error)
+    except BaseException as error:
+        return described(error)
 
 
 def load(name: str) -> Any:
@@ -140,7 +153,7 @@ class UserProcesses:
         kept = False
         try:
             worker.submit(int).result(START_SECONDS)
-            self._refuse(worker.submit(self._code.prepare).result(CHECK_SECONDS))
+            self._refuse(worker.submit(prepare, self._code).result(CHECK_SECONDS))
             kept = True
         except TimeoutError:
             return
@@ -164,7 +177,7 @@ class UserProcesses:
         try:
             # A new process loads modules first; that is no time of the code's.
             await call(made, START_SECONDS, int)
-            self._refuse(await call(made, limit, self._code.prepare))
+            self._refuse(await call(made, limit, prepare, self._code))
         except TimeoutError:
             end(made)
             raise UserCodeFailed(

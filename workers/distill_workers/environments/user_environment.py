@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from distill_workers.environments.protocol import AssistantMessage, Message, Row, Turn
-from distill_workers.user_code import NotCallable, described, load
+from distill_workers.user_code import described, load
 
 MOST_CHARACTERS = 1_000_000
 """Of the messages of one turn, as JSON: more is no answer, and would hold up the trainer's tokenizer."""
@@ -49,15 +49,6 @@ class UserEnvironment:
 
     name: str
 
-    def prepare(self) -> str:
-        """Load the class, and return what keeps it from being an environment; empty where nothing does."""
-        try:
-            return self._inspect()
-        except NotCallable as error:
-            return str(error)
-        except BaseException as error:
-            return described(error)
-
     def reset(self, row: Row) -> Answer:
         """Begin a conversation. One that was left is closed before."""
         self.close()
@@ -93,7 +84,8 @@ class UserEnvironment:
             return described(error)
         return ""
 
-    def _inspect(self) -> str:
+    def inspect(self) -> str:
+        """Load the class, and return what keeps it from being an environment; empty where nothing does."""
         found = load(self.name)
         if not inspect.isclass(found):
             return "is not a class"

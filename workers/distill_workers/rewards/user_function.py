@@ -13,7 +13,7 @@ from typing import Any
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import ConfigurationError
 from distill_workers.rewards.base import WHOLE_RESPONSE, Grade, RewardError
-from distill_workers.user_code import NotCallable, UserCodeFailed, UserProcesses, described, load
+from distill_workers.user_code import UserCodeFailed, UserProcesses, described, load
 
 CALLS = 4
 """Calls of one function at the same time, each in its own process."""
@@ -40,15 +40,6 @@ class UserFunction:
 
     name: str
 
-    def prepare(self) -> str:
-        """Load the function, in its own process, and return what keeps it from being called; empty for nothing."""
-        try:
-            return self._inspect()
-        except NotCallable as error:
-            return str(error)
-        except BaseException as error:
-            return described(error)
-
     def __call__(self, response: str, answer: str | None, metadata: dict[str, Any]) -> Outcome:
         """Call the function, in its own process."""
         try:
@@ -58,7 +49,8 @@ class UserFunction:
             return Outcome(raised=described(error))
         return read_result(result)
 
-    def _inspect(self) -> str:
+    def inspect(self) -> str:
+        """Load the function, in its own process, and return what keeps it from being called; empty for nothing."""
         function = load(self.name)
         if not callable(function):
             return "is not a function"
