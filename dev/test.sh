@@ -17,7 +17,7 @@ in_parallel() {
     (
       set -o pipefail
       DISTILL_TEST_PARALLEL="$number:$claims" PYTHONPATH="tests${PYTHONPATH:+:$PYTHONPATH}" \
-        "$python" -m pytest -q -p in_parallel -p no:cacheprovider --color=no "$@" 2>&1 |
+        "$python" -m pytest -q -p in_parallel -p failures_last -p no:cacheprovider --color=no "$@" 2>&1 |
         sed -u "s/^/[$((number + 1))] /"
     ) &
     pids+=($!)
@@ -54,12 +54,21 @@ layer() {
   esac
 }
 
+# failed LAYER SECONDS: what failed, last and short, for whoever sees only the end of the output.
+failed() {
+  echo "=== $1 FAILED after $2 s"
+  cat "$DISTILL_TEST_FAILURES"/* 2>/dev/null | head -n 6
+}
+
+DISTILL_TEST_FAILURES=$(mktemp -d)
+export DISTILL_TEST_FAILURES
+trap 'rm -rf "$DISTILL_TEST_FAILURES"' EXIT
 begin=$SECONDS
 summary=""
 for name in "$@"; do
   echo "=== $name"
   start=$SECONDS
-  layer "$name" || { echo "=== $name FAILED after $((SECONDS - start)) s"; exit 1; }
+  layer "$name" || { failed "$name" $((SECONDS - start)); exit 1; }
   summary+="$(printf '  %-8s %5d s' "$name" $((SECONDS - start)))"$'\n'
   echo "=== $name passed in $((SECONDS - start)) s"
 done

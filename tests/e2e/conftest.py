@@ -21,6 +21,7 @@ from distill_cli.cluster import ApiError, Cluster, connect
 REPO = Path(__file__).resolve().parents[2]
 DEV = REPO / "dev"
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))
+pytest_plugins = ["failures_last"]
 LABEL_JOB = "distillation-operator.io/job"
 
 

@@ -71,3 +71,24 @@ def test_a_failure_is_told_by_the_process_that_found_it(layer: Path) -> None:
     assert sorted(code for code, _ in found) == [0, 1]
     assert any("FAILED" in text and "test_3.py::test_it[1]" in text for _, text in found)
     assert len(list((layer / "report").glob("test_*"))) == 27, "the others run all the same"
+
+
+def test_what_failed_is_left_for_the_end_of_the_output(layer: Path) -> None:
+    (layer / "tests" / "test_1.py").write_text("def test_it():\n    assert 'a long text ' * 100 == ''\n")
+    (layer / "tests" / "test_2.py").write_text("import nothing_of_this_name\n")
+    told = layer / "told"
+    told.mkdir()
+    pytest_once = [sys.executable, "-m", "pytest", "-q", "-p", "failures_last", "--continue-on-collection-errors"]
+
+    subprocess.run(
+        [*pytest_once, "--rootdir", layer, layer / "tests"],
+        env=os.environ
+        | {"PYTHONPATH": str(ROOT / "tests"), "DISTILL_TEST_FAILURES": str(told), "REPORT": str(layer / "report")},
+        stdout=subprocess.DEVNULL,
+        check=False,
+    )
+
+    lines = "".join(file.read_text() for file in told.iterdir()).splitlines()
+    assert len(lines) == 2 and max(map(len, lines)) < 400, lines
+    assert "test_2.py (collect): " in lines[0] and "nothing_of_this_name" in lines[0]
+    assert "test_1.py::test_it (call): test_1.py:2: " in lines[1]
