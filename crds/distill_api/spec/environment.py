@@ -43,7 +43,7 @@ ENVIRONMENT_REWARD = Rule(
 def problems(spec: Any) -> list[str]:
     """Return a sentence for each reward of a source or an evaluation that goes with no environment, or with one only.
 
-    No rules of the API server: the CRD, which a client-side apply must be able to carry, has no room for their CEL.
+    `validate` and the operator say them; they are no rules of the API server.
     """
     found = []
     for path, reward in (
