@@ -11,7 +11,12 @@ from distill_api.spec.objective import Baseline
 
 def obstacles(spec: Spec) -> list[str]:
     """Return a sentence for each part of a job that can have no effect, with what to change."""
-    return [*_rewards_without_a_group(spec), *_baseline_without_a_group(spec), *_repeated_greedy_responses(spec)]
+    return [
+        *_rewards_without_a_group(spec),
+        *_baseline_without_a_group(spec),
+        *_reference_that_is_the_teacher(spec),
+        *_repeated_greedy_responses(spec),
+    ]
 
 
 def _rewards_without_a_group(spec: Spec) -> Iterator[str]:
@@ -29,11 +34,33 @@ def _rewards_without_a_group(spec: Spec) -> Iterator[str]:
 
 
 def _baseline_without_a_group(spec: Spec) -> Iterator[str]:
-    if spec.objective.baseline is Baseline.LEAVE_ONE_OUT and spec.rollout.samples_per_prompt == 1:
+    samples = spec.rollout.samples_per_prompt
+    if spec.objective.baseline is Baseline.LEAVE_ONE_OUT and samples == 1:
         yield (
             "spec.rollout.samplesPerPrompt: is 1, and objective.baseline leave-one-out is the mean over the other "
-            "responses to a prompt, so that it is 0 for each; sample at least 2, or set objective.baseline: top-k"
+            "responses to a prompt, so that it is 0 for each; sample at least 2, or set objective.baseline: top-k or "
+            "batch-mean"
         )
+    if spec.objective.baseline is Baseline.BATCH_MEAN and spec.rollout.prompts_per_step * samples == 1:
+        yield (
+            "spec.rollout.promptsPerStep: is 1, as samplesPerPrompt is, and objective.baseline batch-mean is the mean "
+            "over the other responses of a step, so that it is 0 for each; sample more, or set objective.baseline: "
+            "top-k"
+        )
+
+
+def _reference_that_is_the_teacher(spec: Spec) -> Iterator[str]:
+    objective = spec.objective
+    models = {t.name: t.title for t in spec.all_teachers}
+    privileged = any(s.prompts.teacher_prompt or s.prompts.teacher_system_prompt for s in spec.data.all_sources)
+    for teacher in spec.routed_teachers:
+        same = objective.reference is not None and models[teacher.name] == models[objective.reference]
+        if same and objective.extrapolation != 1 and not privileged:
+            yield (
+                f"spec.objective.reference: {objective.reference} is the model of teacher {teacher.name}, "
+                f"{teacher.title}, so that there is no difference for objective.extrapolation to scale; name what the "
+                "teacher was trained from"
+            )
 
 
 def _repeated_greedy_responses(spec: Spec) -> Iterator[str]:

@@ -108,6 +108,16 @@ WORKER_METRICS = (
     ),
     Metric("distill_baseline_nats", Kind.GAUGE, "Mean of objective.baseline over the tokens."),
     Metric(
+        "distill_reference_kl_nats",
+        Kind.GAUGE,
+        "Reverse KL of student to objective.reference on the last step's samples, mean per token (k1).",
+    ),
+    Metric(
+        "distill_implicit_reward_nats",
+        Kind.GAUGE,
+        "Mean log p_teacher - log p_reference at the sampled tokens: the reward that objective.extrapolation scales.",
+    ),
+    Metric(
         "distill_divergence_weight_mean",
         Kind.GAUGE,
         "Mean weight of a token's divergence: the teacher's coefficient times objective.weighting.",

@@ -178,6 +178,15 @@ LEARNING = [
         needs="support sampled-token, and a baseline",
     ),
     Panel(
+        "Reference",
+        "An extrapolation raises the teacher's lead over it; a coefficient keeps the reverse KL to it small.",
+        {
+            "reverse KL to it, nats": of("distill_reference_kl_nats"),
+            "lead of the teacher, nats": of("distill_implicit_reward_nats"),
+        },
+        needs="objective.reference",
+    ),
+    Panel(
         "Weights of tokens",
         "Which tokens the divergence teaches at, and where forward KL is added to it.",
         {

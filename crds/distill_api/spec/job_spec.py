@@ -15,16 +15,7 @@ from distill_api.spec import environment
 from distill_api.spec.data import Data, Source
 from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.guards import Guard, GuardAction
-from distill_api.spec.objective import (
-    Advantage,
-    CoefficientSchedule,
-    Correction,
-    Decay,
-    Divergence,
-    ImportanceWeight,
-    Objective,
-    Support,
-)
+from distill_api.spec.objective import Advantage, Correction, Divergence, ImportanceWeight, Objective, Support
 from distill_api.spec.output import Output
 from distill_api.spec.prompts import Prompts, ReasoningGym
 from distill_api.spec.reward import (
@@ -36,7 +27,7 @@ from distill_api.spec.reward import (
     has_needed_answer_cel,
 )
 from distill_api.spec.rollout import Rollout, Sampling, Truncated
-from distill_api.spec.schedule import Schedule, StallPolicy
+from distill_api.spec.schedule import CoefficientSchedule, Decay, Schedule, StallPolicy
 from distill_api.spec.scheduling import Scheduling
 from distill_api.spec.tracking import Tracking
 from distill_api.spec.training import Optimizer, Parallelism, RateSchedule, Recompute, Student, Trainer, WeightSync
@@ -270,6 +261,11 @@ class Spec(Model):
         if self.teacher is None:
             return self.teachers
         return [NamedTeacherSource.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
+
+    @property
+    def routed_teachers(self) -> list[NamedTeacherSource]:
+        """Return the teachers that training prompts are routed to: all but the reference."""
+        return [t for t in self.all_teachers if t.name != self.objective.reference]
 
     @property
     def served_teachers(self) -> list[NamedTeacherSource]:
