@@ -107,10 +107,15 @@ def test_what_a_sample_brings_stands_at_each_of_its_tokens() -> None:
         Sample(0, 0, [5], [6, 7], [-1.0, -1.0], [0, 0], False, [-1.0, -2.0], coefficient=0.5, baseline=0.25),
         Sample(0, 1, [5], [6], [-1.0], [0], False, [-1.0], coefficient=2.0, baseline=-1.0),
     ]
+    samples[0].reference_logprobs, samples[1].reference_logprobs = [-3.0, -4.0], [-5.0]
     batch = collate(samples, [0, 1], torch.device("cpu"), scored=True)
 
     assert batch.teacher_coefficients.tolist() == [0.5, 0.5, 2.0]
     assert batch.baselines.tolist() == [0.25, 0.25, -1.0]
+    assert batch.reference_logprobs.tolist() == [-3.0, -4.0, -5.0]
+    samples[0].reference_logprobs = [-3.0]
+    with pytest.raises(ValueError, match="'reference_logprobs': 1"):
+        collate(samples, [0, 1], torch.device("cpu"), scored=True)
 
 
 def entropies(language: TinyLanguage) -> list[float]:

@@ -3,11 +3,13 @@
 sampled-token (on-policy distillation as in the Qwen3 report, Thinking Machines and slime):
     d_t  = clip(log pi_old(y_t) - log pi_T(y_t), +-advantage_clip)                                detached
     A'_t = c_reward A_t - c_divergence c_teacher u_t (d_t - b_t + discount return_discount(d_s: s > t))     detached
+           - c_reference (the same of log pi_old(y_t) - log pi_ref(y_t), without b_t), with a reference
     L_t  = -w_t min(rho_t A'_t, clip(rho_t, 1 - ratio_clip, 1 + ratio_clip) A'_t),  rho_t = pi_theta(y_t) / pi_old(y_t)
 w_t is made of pi_old(y_t) / mu(y_t) (corrections.py), mu being the engine's own probability when it sampled y_t: it
 corrects the train-rollout mismatch, which other arithmetic and older weights cause. With w_t that ratio itself and
 discount 0 the gradient at rho = 1 is, in expectation and with no reward, that of the reverse KL, whatever the baseline
-b_t (baselines.py). The return of later tokens is their discounted mean or sum. u_t is 1 without weighting.py.
+b_t (baselines.py). The return of later tokens is their discounted mean or sum. u_t is 1 without weighting.py. An
+extrapolation has another d_t (reference.py).
 
 top-k:
     L_t = c_divergence c_teacher u_t D(student, teacher; top-k and the sampled token, tail)
@@ -26,6 +28,7 @@ from distill_workers.objective.baselines import top_k_value
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.objective.corrections import correct
 from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl
+from distill_workers.objective.reference import implicit_reward, sampled_divergence
 from distill_workers.objective.responses import future_mean, future_sum
 from distill_workers.objective.teacher_top_k import TeacherTopK
 from distill_workers.objective.weighting import token_weights
@@ -59,6 +62,7 @@ def token_losses(
     teacher_coefficients: torch.Tensor | float = 1.0,
     baselines: torch.Tensor | float = 0.0,
     entropy: torch.Tensor | None = None,
+    reference_logprobs: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss of each token [tokens], nats, and statistics by name (of statistics.SCOPES), each [tokens] and
     detached.
@@ -75,7 +79,9 @@ def token_losses(
     teacher's top-k ids (-inf at one that the student lacks), the teacher's own [tokens, k], and `sampled_in_support`
     [tokens], bool: the sampled token is one of the k, and not counted again.
 
-    baselines [tokens]: of baseline leave-one-out, the mean divergence over the other responses to the prompt, nats.
+    baselines [tokens]: of baseline leave-one-out, the mean divergence over the other responses to the prompt, nats; of
+    batch-mean, over those of the step.
+    reference_logprobs [tokens]: of objective.reference, where there is one.
     """
     old, current = old_logprobs.detach(), logprobs.detach()
     weights = correct(objective.correction, old, engine_logprobs, lengths)
@@ -92,7 +98,8 @@ def token_losses(
             )
         top_k = TeacherTopK(support_logprobs, teacher_support_logprobs, logprobs, teacher_logprobs, sampled_in_support)
     sampled = objective.support is Support.SAMPLED_TOKEN
-    divergence, differentiated = reverse_kl, torch.zeros_like(logprobs)
+    divergence = sampled_divergence(objective, current, teacher_logprobs, reference_logprobs)
+    differentiated = torch.zeros_like(logprobs)
     if not sampled and top_k is not None:
         divergence = differentiated = top_k.divergence(objective.divergence, objective.jsd_beta, objective.entry_clip)
     of_method: dict[str, torch.Tensor] = {}
@@ -110,11 +117,17 @@ def token_losses(
     loss = coefficients.divergence * (factor * differentiated)
     if sampled:
         baseline = _baseline(objective, top_k, baselines, current)
-        penalty = _penalty(objective, sampled_reverse_kl(old, teacher_logprobs), baseline, lengths)
+        gaps = sampled_divergence(objective, old, teacher_logprobs, reference_logprobs)
+        penalty = _penalty(objective, gaps, baseline, lengths)
         if objective.baseline is not Baseline.NONE:
             of_method["baseline"] = baseline
         of_method["advantage_square"] = penalty.square()
         total_advantages = total_advantages - coefficients.divergence * (factor * penalty)
+    if reference_logprobs is not None:
+        held_back = _penalty(objective, sampled_reverse_kl(old, reference_logprobs), 0.0, lengths)
+        total_advantages = total_advantages - objective.reference_coefficient * held_back
+        of_method["reference_kl"] = sampled_reverse_kl(current, reference_logprobs)
+        of_method["implicit_reward"] = implicit_reward(teacher_logprobs, reference_logprobs)
     has_policy_gradient = sampled or objective.reward.source is not RewardSource.NONE
     held = torch.zeros_like(supervised)
     if has_policy_gradient:
@@ -134,7 +147,7 @@ def token_losses(
         "importance_gated_ratio": weights.gated,
         "sequence_masked_ratio": weights.masked,
         "ratio_clipped_ratio": held,
-        "advantage_clipped_ratio": sampled & (reverse_kl.abs() > objective.advantage_clip),
+        "advantage_clipped_ratio": sampled & (divergence.abs() > objective.advantage_clip),
         "divergence_weight": factor,
         "selected_ratio": factor > 0,
         **of_method,
@@ -143,13 +156,13 @@ def token_losses(
 
 
 def _penalty(
-    objective: Objective, reverse_kl: torch.Tensor, baseline: torch.Tensor, lengths: torch.Tensor
+    objective: Objective, gaps: torch.Tensor, baseline: torch.Tensor | float, lengths: torch.Tensor
 ) -> torch.Tensor:
-    """Return d_t - b_t + discount return(d_s: s > t), nats: [tokens]; d is reverse_kl, clipped.
+    """Return d_t - b_t + discount return(d_s: s > t), nats: [tokens]; d is `gaps`, clipped.
 
     The return is of the divergence alone: a later baseline depends on this token, and would bias its gradient.
     """
-    gaps = reverse_kl.clamp(-objective.advantage_clip, objective.advantage_clip)
+    gaps = gaps.clamp(-objective.advantage_clip, objective.advantage_clip)
     own = gaps - baseline
     if objective.discount == 0:
         return own
@@ -168,7 +181,7 @@ def _baseline(
     match objective.baseline:
         case Baseline.NONE:
             return zeros
-        case Baseline.LEAVE_ONE_OUT:
+        case Baseline.LEAVE_ONE_OUT | Baseline.BATCH_MEAN:
             return zeros + baselines
         case Baseline.TOP_K:
             assert top_k is not None

@@ -43,10 +43,13 @@ SCOPES = {
     "advantage_clipped_ratio": Scope.OWN,
     "advantage_square": Scope.OWN,
     "baseline": Scope.OWN,
+    "reference_kl": Scope.OWN,
+    "implicit_reward": Scope.OWN,
     "entropy": Scope.OWN,
     "overlap_ratio": Scope.MEASURED,
 }
-"""Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate.
+"""Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate, extrapolated
+with a reference, of which there are reference_kl, the k1 estimate to it, and implicit_reward, log pi_T - log pi_ref.
 importance_weight is the factor of a token's policy gradient. advantage_square, of sampled-token, is the square of what
 the divergence adds to a token's advantage, without coefficients: a baseline is to lower it. Only where the teacher's
 top-k is at hand are there forward_kl, that of teacher to student over the top-k and the tail; student_mass and
