@@ -79,8 +79,10 @@ class Sample:
     advantage: float = 0.0
     """Advantage of the reward (objective.advantage), without its coefficient; the same for every token."""
     baseline: float = 0.0
-    """Mean divergence at the tokens of the other responses to the prompt, nats, where objective.baseline is
-    leave-one-out."""
+    """Mean divergence at the tokens of the other responses, nats: to the prompt, where objective.baseline is
+    leave-one-out, or of the step, where it is batch-mean."""
+    reference_logprobs: list[float] = field(default_factory=list)
+    """By objective.reference, given the student's own prompt; empty without one."""
     privileged_ids: list[int] | None = None
     """What the teacher is asked instead of the prompt; None where it is asked the same."""
     loss_mask: list[bool] | None = None

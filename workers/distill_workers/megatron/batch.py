@@ -50,7 +50,9 @@ class MicroBatch:
     teacher_coefficients: torch.Tensor
     """[tokens]: factor of the divergence of each."""
     baselines: torch.Tensor
-    """[tokens]: of objective.baseline leave-one-out, nats."""
+    """[tokens]: of objective.baseline leave-one-out or batch-mean, nats."""
+    reference_logprobs: torch.Tensor
+    """[tokens]; empty without objective.reference."""
 
     @property
     def positions(self) -> torch.Tensor:
@@ -151,6 +153,7 @@ def filler(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
         teacher_support_logprobs=values.view(0, k),
         teacher_coefficients=values,
         baselines=values,
+        reference_logprobs=values,
     )
 
 
@@ -196,6 +199,7 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
         teacher_support_logprobs=support_logprobs,
         teacher_coefficients=torch.tensor([s.coefficient for s in samples], device=device).repeat_interleave(lengths),
         baselines=per_token([[s.baseline] * count for s, count in zip(samples, counts, strict=True)]),
+        reference_logprobs=per_token([s.trained(s.reference_logprobs) for s in samples if s.reference_logprobs]),
     )
 
 
@@ -245,6 +249,8 @@ def _check(sample: Sample, scored: bool) -> None:
     lengths = {"engine_logprobs": len(sample.engine_logprobs)}
     if sample.loss_mask is not None:
         lengths["loss_mask"] = len(sample.loss_mask)
+    if sample.reference_logprobs:
+        lengths["reference_logprobs"] = len(sample.reference_logprobs)
     if scored:
         lengths["teacher_logprobs"] = len(sample.teacher_logprobs)
         for name in ("teacher_top_ids", "teacher_top_logprobs"):
