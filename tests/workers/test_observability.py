@@ -18,6 +18,7 @@ ABSENT_PANELS = {
     "Restarts of containers": "kube-state-metrics",
     "Requests that the API server refuses": "a fault: a request that is refused",
     "Sampled advantage": "support sampled-token, and a baseline",
+    "Reference": "objective.reference",
     "Weights of tokens": "objective.forwardKlAboveEntropy for that share",
     "Copied from the teacher's prompt": "prompts.teacherPrompt",
 }

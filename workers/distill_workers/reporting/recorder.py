@@ -56,6 +56,8 @@ GAUGES = {
     "distill_advantage_clipped_ratio": "advantage_clipped_ratio",
     "distill_advantage_square_nats2": "advantage_square",
     "distill_baseline_nats": "baseline",
+    "distill_reference_kl_nats": "reference_kl",
+    "distill_implicit_reward_nats": "implicit_reward",
     "distill_divergence_weight_mean": "divergence_weight",
     "distill_divergence_selected_ratio": "selected_ratio",
     "distill_teacher_entropy_nats": "teacher_entropy",

@@ -17,6 +17,8 @@ PAPERS = {
     "IW-OPD": ("IW-OPD", "2606.22600"),
     "TIP": ("TIP", "2604.14084"),
     "OPSD": ("OPSD", "2601.18734"),
+    "G-OPD": ("Learning beyond Teacher", "2602.12125"),
+    "StableOPD": ("Demystifying OPD", "2604.08527"),
 }
 """Title, or its beginning, and arXiv number."""
 DIVERGENCES = {
@@ -74,6 +76,18 @@ def _variants(objective: Objective) -> Iterator[str]:
             )
         case Baseline.LEAVE_ONE_OUT:
             yield "Its mean over the other responses to the prompt is subtracted, as a baseline."
+        case Baseline.BATCH_MEAN:
+            yield "Its mean over the other responses of the step is subtracted, as a baseline."
+    if objective.extrapolation != 1:
+        yield (
+            f"The teacher's log-probabilities less those of the reference, `{objective.reference}`, are a reward of "
+            f"weight {objective.extrapolation:g}; weight 1 would be distillation alone ({paper('G-OPD')})."
+        )
+    if (held := objective.reference_coefficient) > 0:
+        yield (
+            f"The reverse KL to the reference, `{objective.reference}`, is added; its coefficient is {held:g} "
+            f"({paper('StableOPD')})."
+        )
     if (clip := objective.entry_clip) is not None:
         yield f"What one token of the vocabulary adds is at most {clip:g} nats ({paper('OPSD')})."
     if (entropy := objective.forward_kl_above_entropy) is not None:

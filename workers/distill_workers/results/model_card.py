@@ -120,7 +120,7 @@ def _model(model: str) -> str:
 
 
 def _teachers(spec: Spec) -> str:
-    return " and ".join(_code(_model(t.model) if t.model is not None else t.title) for t in spec.all_teachers)
+    return " and ".join(_code(_model(t.model) if t.model is not None else t.title) for t in spec.routed_teachers)
 
 
 def _data(spec: Spec) -> list[str]:

@@ -96,14 +96,18 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> Agreement:
             check_context_length(spec, own_limits, None, "")
             continue
         theirs = load_tokenizer(folder, f"{teacher.path}.model", trust_remote_code=spec.trust_remote_code)
+        # The reference may be a base model, which knows no conversations: it is no example of how to answer.
+        teaches = teacher.name != spec.objective.reference
         for arguments in template_arguments(spec):
             mine_so, theirs_so = WithArguments(tokenizer, arguments), WithArguments(theirs, arguments)
-            same_template(mine_so, theirs_so)
-            if arguments.get("enable_thinking") is not False:  # else the prompt itself, as compared, ends the thinking
+            if teaches:
+                same_template(mine_so, theirs_so)
+            # With thinking off, the prompt itself, as compared, ends the thinking.
+            if teaches and arguments.get("enable_thinking") is not False:
                 same_thinking(mine_so, theirs_so)
             same_special_tokens(mine_so, theirs_so)
         check_context_length(spec, own_limits, limits(folder, teacher.engine_args), teacher.name)
-        if not spec.rollout.stop_token_ids:
+        if teaches and not spec.rollout.stop_token_ids:
             their_ends = ends(folder, theirs)
             found |= set(stop_ids(mine, their_ends))
             notes += _unknown_end(mine, their_ends, teacher.name)
@@ -120,7 +124,7 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> Agreement:
 
 def size_notes(spec: Spec, student: Path) -> list[str]:
     """Return a note about each teacher that is smaller than the student, of those whose files are on this machine."""
-    folders = ((teacher.name, Path(teacher.model or "").expanduser()) for teacher in spec.all_teachers)
+    folders = ((teacher.name, Path(teacher.model or "").expanduser()) for teacher in spec.routed_teachers)
     found = (swapped_sizes(student, folder, name) for name, folder in folders if (folder / "config.json").is_file())
     return list(filter(None, found))
 

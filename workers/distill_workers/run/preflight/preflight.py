@@ -2,6 +2,7 @@
 
 import logging
 import time
+from dataclasses import replace
 from typing import Any
 
 from distill_api.spec.job_spec import Spec
@@ -63,9 +64,13 @@ async def preflight(
     await RESPONSES_END.passing(responses_end(samples, tokenizer, engines.ends))
     few, gaps = samples[:PROBE_PROMPTS], dict[str, float]()
     for teacher in teachers.pools.values():
-        scores = await TEACHER_SANE.passing(teacher_is_sane(spec, few, teacher, len(tokenizer), trained=step > 0))
-        gaps[teacher.teacher.name] = gap_nats(few, scores)
-        await REPLICAS_AGREE.passing(replicas_agree(spec, few, teacher))
+        is_reference = teacher.teacher.name == spec.objective.reference
+        # The reference is given the student's own prompt, and may be the student.
+        asked = [replace(s, privileged_ids=None) for s in few] if is_reference else few
+        scores = await TEACHER_SANE.passing(teacher_is_sane(spec, asked, teacher, len(tokenizer), trained=step > 0))
+        if not is_reference:
+            gaps[teacher.teacher.name] = gap_nats(few, scores)
+        await REPLICAS_AGREE.passing(replicas_agree(spec, asked, teacher))
     if step == 0:
         await TEACHER_DIFFERS.passing(teacher_differs(spec, gaps))
     await ENGINE_MATCHES_TRAINER.passing(engine_matches_trainer(spec, samples, trainer, trained=step > 0))
