@@ -177,6 +177,7 @@ def test_the_gate_depends_on_the_state_and_not_on_the_token_that_was_sampled() -
     [
         {"support": "top-k", "weighting": {"share": 0.5, "prefix": 1.0}},
         {"baseline": "top-k", "forwardKlAboveEntropy": 0.5, "discount": 0.5, "discountedReturn": "sum"},
+        {"reference": "base", "extrapolation": 1.5, "referenceCoefficient": 0.1, "discount": 0.5},
     ],
 )
 def test_a_micro_batch_of_no_token_adds_nothing(fields: dict[str, Any]) -> None:
@@ -184,7 +185,8 @@ def test_a_micro_batch_of_no_token_adds_nothing(fields: dict[str, Any]) -> None:
     language, none = TinyLanguage.random(), torch.zeros(0, dtype=torch.float64)
     whole = {"lengths": none.long(), "supervised": none.bool(), "sampled_in_support": none.bool()}
     rows = {name: none.view(0, TOP) for name in ("support_logprobs", "teacher_support_logprobs")}
-    tokens = ("logprobs", "old_logprobs", "engine_logprobs", "teacher_logprobs", "advantages", "entropy", "baselines")
+    tokens = ["logprobs", "old_logprobs", "engine_logprobs", "teacher_logprobs", "advantages", "entropy", "baselines"]
+    tokens += ["reference_logprobs"] if "reference" in fields else []
 
     loss, stats = language.token_losses(objective(**fields), **whole, **rows, **dict.fromkeys(tokens, none))
 
