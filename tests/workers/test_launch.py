@@ -21,7 +21,9 @@ from distill_workers.launch import rank_environment
 CHILD = """
 import os, signal, sys, time
 rank, how = os.environ["RANK"], sys.argv[1:]
-open(os.path.join(os.environ["NOTES"], "pid-" + rank), "w").write(str(os.getpid()))
+with open(os.path.join(os.environ["NOTES"], "new-" + rank), "w") as file:
+    file.write(str(os.getpid()))
+os.rename(file.name, os.path.join(os.environ["NOTES"], "pid-" + rank))
 def on_term(*_):
     open(os.path.join(os.environ["NOTES"], "term-" + rank), "w").close()
     sys.exit(75)
