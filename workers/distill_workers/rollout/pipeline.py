@@ -277,10 +277,16 @@ class RolloutPipeline:
     async def _score(self, prompt: Prompt, sample: Sample) -> None:
         sample.teacher, sample.coefficient = prompt.teacher, self._teachers.coefficient(prompt.teacher)
         asked, said = sample.teacher_prompt_ids, sample.response_ids
-        scores = await self._teachers.of(prompt.teacher).score(asked, said, self._top_k)
+        # Nobody says the student's own responses again: they would fill the volume.
+        store = self._teachers.stores.get(prompt.teacher) if sample.supervised else None
+        scores = None if store is None else await store.find(asked, said)
+        if scores is None:
+            scores = await self._teachers.of(prompt.teacher).score(asked, said, self._top_k)
+            self._metrics.add("distill_tokens", len(said), kind="teacher")
+            if store is not None:
+                await store.add(asked, said, scores)
         sample.teacher_logprobs = scores.logprobs
         sample.teacher_top_ids, sample.teacher_top_logprobs = scores.top_ids, scores.top_logprobs
-        self._metrics.add("distill_tokens", len(sample.response_ids), kind="teacher")
 
     async def _grade(self, prompt: Prompt, sample: Sample) -> None:
         if prompt.source in self._rewards:
