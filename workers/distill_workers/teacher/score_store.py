@@ -265,7 +265,7 @@ def _table(path: Path, size: int) -> Iterator[tuple[bytes, int, int]]:
         table = file.read(entries * ENTRY.size)
     if hashlib.sha256(table).digest() != digest:
         raise _Damaged("its table is not as it was written")
-    return ENTRY.iter_unpack(table)
+    return ((key, place, length) for key, place, length in ENTRY.iter_unpack(table))
 
 
 def _publish(path: Path, parts: Iterable[bytes]) -> None:
