@@ -14,6 +14,7 @@ import pytest
 from conftest import spec_of
 
 from distill_workers.failures import ConfigurationError
+from distill_workers.teacher import score_segment
 from distill_workers.teacher import score_store as module
 from distill_workers.teacher.protocol import Scores
 from distill_workers.teacher.score_identity import ScoreIdentity, identity_of, weights_digest
@@ -157,7 +158,7 @@ async def test_a_bit_that_flips_anywhere_loses_no_more_than_it_must(tmp_path: Pa
     await fill(tmp_path)
     [segment] = segments(tmp_path)
     whole = segment.read_bytes()
-    values = module.HEADER.size + len(ROWS) * module.ENTRY.size
+    values = score_segment.HEADER.size + len(ROWS) * score_segment.ENTRY.size
     for at in range(0, len(whole), 5):
         segment.write_bytes(whole[:at] + bytes([whole[at] ^ 1 << at % 8]) + whole[at + 1 :])
         hits, results = await found(tmp_path)
@@ -180,16 +181,14 @@ async def test_a_refused_entry_is_scored_and_stored_again_and_found_from_then_on
     assert all(hits) and results == {"hit": len(ROWS), "refused": 1}
 
 
-async def test_a_writer_that_is_killed_at_any_byte_leaves_what_was_there(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_a_writer_that_is_killed_at_any_byte_leaves_what_was_there(tmp_path: Path) -> None:
     await fill(tmp_path, rows=ROWS[:10])
     await fill(tmp_path, rows=ROWS[10:])
     last = segments(tmp_path)[-1]
     whole = last.read_bytes()
     last.unlink()
     for size in range(0, len(whole), 11):
-        aside = last.with_suffix(module.ASIDE)
+        aside = last.with_suffix(score_segment.ASIDE)
         aside.write_bytes(whole[:size])
         hits, results = await found(tmp_path)
         assert hits == [True] * 10 + [False] * 10 and "refused" not in results
@@ -257,6 +256,19 @@ async def test_a_folder_that_cannot_be_made_is_a_store_of_nothing(tmp_path: Path
     await store.add(PROMPT, RESPONSE, scores_of(PROMPT, RESPONSE))
     await store.flush()
     assert await store.find(PROMPT, RESPONSE) is None and observed.results == {"unwritten": 1, "miss": 1}
+
+
+async def test_a_segment_that_cannot_be_read_takes_no_other_with_it(tmp_path: Path) -> None:
+    await fill(tmp_path, rows=ROWS[:10])
+    await fill(tmp_path, rows=ROWS[10:])
+    first = segments(tmp_path)[0]
+    first.unlink()
+    first.symlink_to(tmp_path / "nothing")
+    hits, results = await found(tmp_path)
+    assert hits == [False] * 10 + [True] * 10 and results == {"refused": 1, "miss": 10, "hit": 10}
+    await fill(tmp_path, rows=ROWS[:10])
+    hits, _ = await found(tmp_path)
+    assert all(hits), "and what it had is stored again"
 
 
 async def test_a_segment_that_vanishes_is_scored_again(tmp_path: Path) -> None:

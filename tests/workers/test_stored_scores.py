@@ -8,8 +8,10 @@ from unittest.mock import AsyncMock, Mock
 
 import numpy as np
 import pytest
+from aiohttp import web
 from runs import arithmetic
 from test_rollout_pipeline import Engines, Tokenizer
+from test_teacher_pool import Fake, good, packed
 
 from distill_api.job import parse_job
 from distill_api.protocol import ExitCode
@@ -23,9 +25,11 @@ from distill_workers.run.preflight import preflight as order
 from distill_workers.run.preflight.teacher import scores_stored, stored_scores_agree
 from distill_workers.run_folder.identity import fingerprint
 from distill_workers.teacher.local_servers import TeacherServers
+from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import BadScore, Scores
 from distill_workers.teacher.score_store import stores_of_job
 from distill_workers.teacher.teachers import Teachers
+from distill_workers.teacher.token_ids import NOBODY
 
 TOKENS = 128
 PROMPTS = [Prompt(i, [i, 7], f"{i}?", response=f"={i}", teacher="teacher") for i in range(8)]
@@ -69,9 +73,9 @@ def spec_with(output: Path, how: str = "cached", share: float = 1.0, **objective
 
 
 class Attempt:
-    """One process of a run: a pipeline over the store, with its metrics."""
+    """One process of a run: a pipeline over the store, with its metrics; without a teacher where that is None."""
 
-    def __init__(self, spec: Spec, teacher: Teacher | None, prompts: list[Prompt] | None = None) -> None:
+    def __init__(self, spec: Spec, teacher: Any, prompts: list[Prompt] | None = None) -> None:
         self.spec, self.metrics = spec, Metrics()
         pools: Any = {} if teacher is None else {"teacher": teacher}
         self.teachers = Teachers(pools)
@@ -93,7 +97,7 @@ class Attempt:
         return sum(float(x.removeprefix(name)) for x in self.metrics.text().decode().splitlines() if x.startswith(name))
 
 
-async def attempt(spec: Spec, teacher: Teacher | None, begin: int, end: int, **options: Any) -> tuple[Any, Attempt]:
+async def attempt(spec: Spec, teacher: Any, begin: int, end: int, **options: Any) -> tuple[Any, Attempt]:
     """Do some steps and end as a trainer does."""
     made = Attempt(spec, teacher, **options)
     await made.teachers.start()
@@ -127,6 +131,34 @@ async def test_a_second_epoch_makes_no_request_and_has_the_same_bits(tmp_path: P
     later, second = await attempt(spec, teacher, 0, 2)
     assert len(teacher.asked) == len(PROMPTS) and second.results() == {"hit": 8.0}
     assert learned(later) == learned(one), "in another process"
+
+
+async def test_over_http_a_second_epoch_sends_no_request_and_has_the_bits_of_the_answers(tmp_path: Path) -> None:
+    """Also where the teacher's likeliest tokens are none of the student's."""
+    server, spec, random = Fake(), spec_with(tmp_path), np.random.default_rng(3)
+
+    async def answer(body: dict[str, Any]) -> web.Response:
+        message = good(body)
+        info = message["meta_info"]
+        for entry in info["input_token_logprobs"][1:]:
+            entry[0] = -float(random.random(dtype=np.float32))
+        count = (len(info["input_token_logprobs"]) - 1) * TOP_K
+        info["input_top_logprobs_idx_flat_b64"] = packed(random.integers(0, 2 * TOKENS, count, dtype=np.int32))
+        info["input_top_logprobs_val_flat_b64"] = packed(-random.random(count, dtype=np.float32))
+        return web.json_response(message)
+
+    server.answer = answer
+    await server.start()
+    try:
+        pool = TeacherPool(f"127.0.0.1:{server.port}", spec, Metrics())
+        pool.student_tokens = TOKENS
+        live, _ = await attempt(spec, pool, 0, 4)  # both epochs are in flight at once
+        assert len(server.bodies) == len(PROMPTS)
+        assert any((s.teacher_top_ids == NOBODY).any() for s in live)
+        again, _ = await attempt(spec, pool, 0, 4)
+        assert len(server.bodies) == len(PROMPTS) and learned(again) == learned(live)
+    finally:
+        await server.stop()
 
 
 async def test_without_a_store_each_epoch_is_scored(tmp_path: Path) -> None:

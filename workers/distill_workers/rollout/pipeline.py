@@ -34,7 +34,7 @@ from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.episodes import Episodes
 from distill_workers.rollout.failed_samples import FailedSamples
-from distill_workers.teacher.pool import BadScore
+from distill_workers.teacher.pool import BadScore, Scores
 from distill_workers.teacher.teachers import Teachers
 
 log = logging.getLogger(__name__)
@@ -277,14 +277,15 @@ class RolloutPipeline:
     async def _score(self, prompt: Prompt, sample: Sample) -> None:
         sample.teacher, sample.coefficient = prompt.teacher, self._teachers.coefficient(prompt.teacher)
         asked, said = sample.teacher_prompt_ids, sample.response_ids
-        # Nobody says the student's own responses again: they would fill the volume.
-        store = self._teachers.stores.get(prompt.teacher) if sample.supervised else None
-        scores = None if store is None else await store.find(asked, said)
-        if scores is None:
+
+        async def score() -> Scores:
             scores = await self._teachers.of(prompt.teacher).score(asked, said, self._top_k)
             self._metrics.add("distill_tokens", len(said), kind="teacher")
-            if store is not None:
-                await store.add(asked, said, scores)
+            return scores
+
+        # Nobody says the student's own responses again: they would fill the volume.
+        store = self._teachers.stores.get(prompt.teacher) if sample.supervised else None
+        scores = await (score() if store is None else store.scored_once(asked, said, score))
         sample.teacher_logprobs = scores.logprobs
         sample.teacher_top_ids, sample.teacher_top_logprobs = scores.top_ids, scores.top_logprobs
 
