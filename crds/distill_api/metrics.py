@@ -194,6 +194,13 @@ WORKER_METRICS = (
         ("code", "teacher"),
     ),
     Metric("distill_teacher_retries", Kind.COUNTER, "Scoring requests that failed and were to be sent again."),
+    Metric(
+        "distill_stored_scores",
+        Kind.COUNTER,
+        "Look-ups of the data set's responses in the store of scores by result: hit; miss: scored by the teacher. And "
+        "refused: damaged entries or segments; unwritten: scores that could not be stored.",
+        ("result", "teacher"),
+    ),
     Metric("distill_teacher_queue_depth", Kind.GAUGE, "Scoring requests that wait for one of maxConcurrentRequests."),
     Metric(
         "distill_accelerator_seconds",

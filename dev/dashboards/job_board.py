@@ -278,6 +278,12 @@ SPEED = [
         "reqps",
     ),
     Panel(
+        "Stored scores",
+        "Of the data set's responses: hit: read; miss: scored by the teacher; refused: damaged; unwritten: no room.",
+        {"{{result}}": f"sum by (result) ({rate('distill_stored_scores_total')})"},
+        needs="objective.teacherLogprobs",
+    ),
+    Panel(
         "Queue of the teacher",
         "Requests that wait for one of teacher.maxConcurrentRequests in the trainer, and in SGLang.",
         {

@@ -73,6 +73,7 @@ async def check(
 ) -> None:
     class Teachers:
         pools = {"": teacher}  # noqa: RUF012
+        stores = {}  # noqa: RUF012
 
     of: Any = (trainer or Trainer(*STUDENT), engines or Engines(*STUDENT), Teachers())
     await preflight(SPEC, TOKENIZER, *of, cursor or used_cursor(), step=step)

@@ -44,6 +44,7 @@ from distill_workers.run.preflight.model_agreement import check_models, ends, lo
 from distill_workers.run.preflight.rewards import REWARD_SCORES, reward_scores
 from distill_workers.run.trainer_ranks import TrainerRanks, follow
 from distill_workers.run_folder.run_folder import RunFolder, write_whole
+from distill_workers.teacher.score_store import stores_of_job
 from distill_workers.teacher.teachers import Teachers
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         teachers.bound_ids(len(tokenizer))
+        teachers.stores = await asyncio.to_thread(stores_of_job, spec, len(tokenizer), metrics)
         server.teachers = teachers.shared_requests
         agreement = check_models(spec, model, tokenizer)
         engines.stop_token_ids = agreement.stop_token_ids

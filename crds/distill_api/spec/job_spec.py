@@ -31,6 +31,8 @@ from distill_api.spec.schedule import CoefficientSchedule, Decay, Schedule, Stal
 from distill_api.spec.scheduling import Scheduling
 from distill_api.spec.tracking import Tracking
 from distill_api.spec.training import Optimizer, Parallelism, RateSchedule, Recompute, Student, Trainer, WeightSync
+from distill_api.teacher.dataset_scores import RULES as DATASET_SCORES_RULES
+from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_api.teacher.endpoint import Protocol
 from distill_api.teacher.routing import RULES as ROUTING_RULES
 from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
@@ -100,6 +102,7 @@ class Spec(Model):
     )
     rules = (
         *ROUTING_RULES,
+        *DATASET_SCORES_RULES,
         *ACCELERATOR_RULES,
         environment.ENVIRONMENT_REWARD,
         Rule(
@@ -124,15 +127,6 @@ class Spec(Model):
             f"{has_needed_answer_cel('self.objective.reward', 's.prompts')})",
             lambda spec: all(
                 has_needed_answer(s.reward or spec.objective.reward, s.prompts) for s in spec.data.sources
-            ),
-        ),
-        Rule(
-            "objective.datasetShare above 0 needs prompts.responseField, of each source: what is learned from there",
-            "self.objective.datasetShare == 0.0 || (has(self.data.prompts) ? has(self.data.prompts.responseField) : "
-            "self.data.sources.all(s, has(s.prompts.responseField)))",
-            lambda spec: (
-                spec.objective.dataset_share == 0
-                or all(s.prompts.response_field is not None for s in spec.data.all_sources)
             ),
         ),
         Rule(
@@ -268,14 +262,19 @@ class Spec(Model):
         return [t for t in self.all_teachers if t.name != self.objective.reference]
 
     @property
+    def live_teachers(self) -> list[NamedTeacherSource]:
+        """Return the teachers that are asked while the job runs: none where all their scores are precomputed."""
+        return [] if self.objective.teacher_logprobs is TeacherLogprobs.PRECOMPUTED else self.all_teachers
+
+    @property
     def served_teachers(self) -> list[NamedTeacherSource]:
         """Return the teachers that the job itself serves."""
-        return [t for t in self.all_teachers if t.model is not None]
+        return [t for t in self.live_teachers if t.model is not None]
 
     @property
     def shared_teachers(self) -> list[str]:
         """Return the names of the Teachers that the job uses, each once, sorted."""
-        return sorted({t.ref.name for t in self.all_teachers if t.ref is not None})
+        return sorted({t.ref.name for t in self.live_teachers if t.ref is not None})
 
     @property
     def needs_hub(self) -> bool:

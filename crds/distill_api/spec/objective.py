@@ -9,6 +9,7 @@ from distill_api.base import Model
 from distill_api.rules import Rule
 from distill_api.spec.reward import Reward, RewardSource
 from distill_api.spec.schedule import CoefficientSchedule
+from distill_api.teacher.dataset_scores import DATASET_SHARE, TeacherLogprobs
 from distill_api.teacher.source import TeacherName
 
 
@@ -182,6 +183,7 @@ class Objective(Model):
             "self.support == 'top-k' || self.datasetShare == 0.0",
             lambda o: o.support is Support.TOP_K or o.dataset_share == 0,
         ),
+        DATASET_SHARE,
     )
     divergence: Divergence = Field(
         Divergence.REVERSE_KL, description="Divergence between student and teacher: reverse-kl, forward-kl or jsd."
@@ -206,6 +208,12 @@ class Objective(Model):
         0.0,
         description="Share of a step's sequences taken from responseField of the data set, not sampled from the "
         "student (1 - lambda of GKD).",
+    )
+    teacher_logprobs: TeacherLogprobs = Field(
+        TeacherLogprobs.LIVE,
+        description="Source of the teacher's log-probs of the data set's responses. live: the teacher, each time; "
+        "cached: the teacher, once, kept on the output volume; precomputed: what cached kept, without a teacher "
+        "(offline).",
     )
     coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
         1.0, description="Coefficient of the divergence in the objective."

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from distill_api.protocol import Variable
 from distill_api.spec.job_spec import Evaluation, RewardSource, Spec
+from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_workers.engine.engine import Engine, Response
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.evaluation.evaluator import Evaluator, Measurement
@@ -66,6 +67,9 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
     Raises ValueError, Failure, and what a server that does not start or answer raises.
     """
     evaluations = chosen(spec, names, teacher is not None)
+    # A teacher that is asked for here is wanted, also where the run itself does without.
+    live = spec.objective.model_copy(update={"teacher_logprobs": TeacherLogprobs.LIVE})
+    spec = spec.model_copy(update={"objective": live})
     check_temporary_folder()
     folder = model_folder(model, "--model")
     placement = place_here(spec, model, "--model", ranks=0, engines=1, teachers=teacher == HERE) or Placement()

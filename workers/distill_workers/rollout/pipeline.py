@@ -31,7 +31,7 @@ from distill_workers.rollout.comparisons import set_advantages, set_baselines
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.episodes import Episodes
 from distill_workers.rollout.failed_samples import FailedSamples
-from distill_workers.teacher.pool import BadScore
+from distill_workers.teacher.pool import BadScore, Scores
 from distill_workers.teacher.teachers import Teachers
 
 log = logging.getLogger(__name__)
@@ -276,12 +276,18 @@ class RolloutPipeline:
     async def _score(self, prompt: Prompt, sample: Sample) -> None:
         sample.teacher, sample.coefficient = prompt.teacher, self._teachers.coefficient(prompt.teacher)
         asked, said = sample.teacher_prompt_ids, sample.response_ids
-        scores, sample.reference_logprobs = await asyncio.gather(
-            self._teachers.of(prompt.teacher).score(asked, said, self._top_k), self._reference_logprobs(sample)
-        )
+
+        async def score() -> Scores:
+            scores = await self._teachers.of(prompt.teacher).score(asked, said, self._top_k)
+            self._metrics.add("distill_tokens", len(said), kind="teacher")
+            return scores
+
+        # Nobody says the student's own responses again: they would fill the volume.
+        store = self._teachers.stores.get(prompt.teacher) if sample.supervised else None
+        scored = score() if store is None else store.scored_once(asked, said, score)
+        scores, sample.reference_logprobs = await asyncio.gather(scored, self._reference_logprobs(sample))
         sample.teacher_logprobs = scores.logprobs
         sample.teacher_top_ids, sample.teacher_top_logprobs = scores.top_ids, scores.top_logprobs
-        self._metrics.add("distill_tokens", len(sample.response_ids), kind="teacher")
 
     async def _reference_logprobs(self, sample: Sample) -> list[float]:
         if self._reference is None:

@@ -40,6 +40,7 @@ FREE_FIELDS: dict[str, Any] = {
     "student": {"model"},
     "teacher": FREE_OF_TEACHER,
     "teachers": {"__all__": FREE_OF_TEACHER},
+    "objective": {"teacher_logprobs"},
     "data": {"prompts": True, "sources": {"__all__": {"prompts"}}},
     "evaluation": {"__all__": {"prompts"}},
     "rollout": {

@@ -20,10 +20,14 @@ from distill_workers.run.preflight.student import (
     responses_end,
 )
 from distill_workers.run.preflight.teacher import (
+    SCORES_STORED,
+    STORED_SCORES_AGREE,
     TEACHER_ANSWERS,
     TEACHER_DIFFERS,
     TEACHER_SANE,
     gap_nats,
+    scores_stored,
+    stored_scores_agree,
     teacher_answers,
     teacher_differs,
     teacher_is_sane,
@@ -60,6 +64,12 @@ async def preflight(
         if spec.objective.teacher_top_k is not None:
             await TOP_K_FITS.passing(top_k_fits(spec, len(tokenizer), teacher))
         await SAME_VOCABULARY.passing(same_vocabulary(tokenizer, teacher))
+    for name, store in teachers.stores.items():
+        stored = (spec, [p for p in cursor.prompts if p.teacher == name], tokenizer, store)
+        if name in teachers.pools:
+            await STORED_SCORES_AGREE.passing(stored_scores_agree(*stored, teachers.of(name)))
+        else:
+            await SCORES_STORED.passing(scores_stored(*stored))
     samples = await ENGINE_GENERATES.passing(probe(spec, engines, cursor))
     await RESPONSES_END.passing(responses_end(samples, tokenizer, engines.ends))
     few, gaps = samples[:PROBE_PROMPTS], dict[str, float]()
@@ -71,7 +81,7 @@ async def preflight(
         if not is_reference:
             gaps[teacher.teacher.name] = gap_nats(few, scores)
         await REPLICAS_AGREE.passing(replicas_agree(spec, asked, teacher))
-    if step == 0:
+    if step == 0 and gaps:
         await TEACHER_DIFFERS.passing(teacher_differs(spec, gaps))
     await ENGINE_MATCHES_TRAINER.passing(engine_matches_trainer(spec, samples, trainer, trained=step > 0))
     log.info("preflight: all checks passed in %.1f s", time.monotonic() - begin)

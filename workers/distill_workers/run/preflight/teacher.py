@@ -1,12 +1,18 @@
-"""Whether a teacher scores, and scores as a teacher of this student would."""
+"""Whether a teacher scores, and scores as a teacher of this student would; and whether its stored scores do."""
 
+import asyncio
 import math
 import statistics
+from collections.abc import AsyncIterator
+from typing import Any
 
 from distill_api.spec.job_spec import RewardSource, Spec
-from distill_workers.data.sample import Sample
+from distill_workers.data.dataset_responses import supervised_sample
+from distill_workers.data.sample import Prompt, Sample
 from distill_workers.run.preflight.check import Check
 from distill_workers.teacher.pool import BadScore, TeacherPool
+from distill_workers.teacher.protocol import Scores
+from distill_workers.teacher.score_store import ScoreStore, stored_identities
 
 TEACHER_ANSWERS = Check(
     "TeacherAnswers",
@@ -31,6 +37,18 @@ TEACHER_DIFFERS = Check(
     promise="A teacher is another model than the student, or there is a reward to learn from.",
     cost="none beside TeacherSane",
 )
+SCORES_STORED = Check(
+    "ScoresStored",
+    promise="Each response of the data set has precomputed scores of its teacher, undamaged.",
+    cost="the stored scores read once",
+)
+STORED_SCORES_AGREE = Check(
+    "StoredScoresAgree",
+    promise="A live teacher scores stored responses as it did when they were stored, within maxDisagreement.",
+    cost="two responses of the data set scored",
+)
+COMPARED_RESPONSES, LOOKED_UP, NAMED_PROMPTS = 2, 1000, 5
+"""Stored responses that are scored again, prompts among whose they are sought, and prompts that a message names."""
 SAME_NATS = {"float32": 1e-4, "bfloat16": 5e-3}
 """Mean difference below which teacher and student are one model: kernels of other shapes differ by as much."""
 
@@ -104,3 +122,55 @@ async def teacher_differs(spec: Spec, gaps: dict[str, float]) -> None:
 def named(teacher: TeacherPool) -> str:
     """The teacher's name and model or address, as messages call it."""
     return f"teacher {teacher.teacher.name} ({teacher.teacher.title})"
+
+
+async def scores_stored(spec: Spec, prompts: list[Prompt], tokenizer: Any, store: ScoreStore) -> None:
+    """Without a live teacher nobody can score what is missing, and the run would end at the first such response."""
+    missing = [p async for p, _, scores in _stored(spec, prompts, tokenizer, store) if scores is None]
+    if not missing:
+        return
+    rows = ", ".join(f"{p.index} (response {p.response or '':.30}…)" for p in missing[:NAMED_PROMPTS])
+    more = f" and {len(missing) - NAMED_PROMPTS} more" if len(missing) > NAMED_PROMPTS else ""
+    others = [i for i in stored_identities(store.folder.parent) if i != store.identity]
+    there = f"; what is stored there is of {'; '.join(map(str, others[:NAMED_PROMPTS]))}" if others else ""
+    raise SCORES_STORED.failure(
+        f"{len(missing)} of {len(prompts)} responses of the data set have no undamaged scores of {store.identity} in "
+        f"{store.folder}: those of the prompts {rows}{more}, counted from 0{there}; run the job once, over the whole "
+        "data set, with objective.teacherLogprobs cached"
+    )
+
+
+async def stored_scores_agree(
+    spec: Spec, prompts: list[Prompt], tokenizer: Any, store: ScoreStore, teacher: TeacherPool
+) -> None:
+    """What serves under the same name may be another model by now, and its files are not always here to be compared."""
+    compared, gaps = 0, list[float]()
+    async for _, sample, scores in _stored(spec, prompts[:LOOKED_UP] if len(store) else [], tokenizer, store):
+        if scores is None:
+            continue
+        try:
+            live = await teacher.score(sample.teacher_prompt_ids, sample.response_ids, spec.objective.teacher_top_k)
+        except BadScore as error:
+            raise TEACHER_SCORES.failure(f"{named(teacher)} scored a stored response unusably: {error}") from None
+        gaps += [abs(x - y) for x, y in zip(live.logprobs, scores.logprobs, strict=True)]
+        compared += 1
+        if compared == COMPARED_RESPONSES:
+            break
+    if gaps and not statistics.fmean(gaps) <= teacher.teacher.max_disagreement:
+        raise STORED_SCORES_AGREE.failure(
+            f"{named(teacher)} scores {compared} responses otherwise than it did when they were stored in "
+            f"{store.folder}, by {statistics.fmean(gaps):.4f} nats per token on average (allowed "
+            f"{teacher.teacher.max_disagreement}, maxDisagreement); it is another model by now: remove that folder, or "
+            "serve the model that it is of"
+        )
+
+
+async def _stored(
+    spec: Spec, prompts: list[Prompt], tokenizer: Any, store: ScoreStore
+) -> AsyncIterator[tuple[Prompt, Sample, Scores | None]]:
+    """Yield each prompt with the data set's response, and its stored scores; None where there are none."""
+    for prompt in prompts:
+        sample = await asyncio.to_thread(
+            supervised_sample, prompt, tokenizer, spec.rollout.max_response_tokens, weight_version=0
+        )
+        yield prompt, sample, await store.read(sample.teacher_prompt_ids, sample.response_ids)
