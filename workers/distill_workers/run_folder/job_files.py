@@ -1,0 +1,93 @@
+"""Files that a job names and that shape its curve: the tools of an environment, and the user's code.
+
+Other tools make another run. Other code does not: to mend what an environment or a reward does wrong is a reason to go
+on with a run. It is said.
+"""
+
+import contextlib
+import hashlib
+import json
+from collections.abc import Iterator, Mapping
+from importlib.machinery import PathFinder
+from pathlib import Path
+
+from distill_api.spec.job_spec import Spec
+
+TOOLS = "rollout.environment.tools"
+
+
+def tools_of(spec: Spec) -> dict[str, str]:
+    """Return a hash of the job's tools by the path of their field; empty without any, or where they cannot be read.
+
+    The space between JSON's tokens does not count. The order of the fields does: the prompt has it.
+    """
+    environment = spec.rollout.environment
+    if environment is None or environment.tools is None:
+        return {}
+    try:
+        content = Path(environment.tools).expanduser().read_bytes()
+    except OSError:
+        return {}
+    with contextlib.suppress(ValueError):  # environments/tools.py says what is wrong with it
+        content = json.dumps(json.loads(content)).encode()
+    return {TOOLS: _hash(content)}
+
+
+def code_of(spec: Spec) -> dict[str, str]:
+    """Return a hash of the file of each function and class of the user, by the path of its field.
+
+    Of the module that is named alone, and not of what it imports. Nothing is imported. What is not found is left out.
+    """
+    found = {}
+    for path, name in _functions(spec):
+        file = _source_file(name.partition(":")[0])
+        if file is not None:
+            found[path] = _hash(file.read_bytes())
+    return found
+
+
+def other_tools(there: Mapping[str, str], here: Mapping[str, str], path: str) -> list[str]:
+    """Return a part of a sentence where the tools of two jobs differ; one that is unknown does not differ."""
+    if there.get(TOOLS, "") in ("", here.get(TOOLS, there.get(TOOLS))):
+        return []
+    return [f"spec.{TOOLS}: the tools in {path} are not those that the run began with"]
+
+
+def other_code(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
+    """Return a note for each file of code that is not the one of the attempt before."""
+    return [
+        f"UserCode: spec.{path}: its file is not the one that the attempt before ran with; the run goes on with it"
+        for path, found in here.items()
+        if there.get(path, found) != found
+    ]
+
+
+def _functions(spec: Spec) -> Iterator[tuple[str, str]]:
+    """Yield path and name (`module:attribute`) of each field that names code of the user."""
+    if spec.rollout.environment is not None:
+        yield "rollout.environment.function", spec.rollout.environment.function
+    rewards = [("objective.reward", spec.objective.reward)]
+    rewards += [(f"data.sources[{s.name}].reward", s.reward) for s in spec.data.sources if s.reward is not None]
+    rewards += [(f"evaluation[{e.name}].reward", e.reward) for e in spec.evaluation]
+    for path, reward in rewards:
+        if reward.function is not None:
+            yield f"{path}.function", reward.function
+
+
+def _source_file(module: str) -> Path | None:
+    """Return the file of a module, as Python would find it; None where that is no source file."""
+    parts, places = module.split("."), None
+    for end in range(1, len(parts) + 1):
+        try:
+            found = PathFinder.find_spec(".".join(parts[:end]), places)
+        except (ImportError, OSError, ValueError):
+            return None
+        if found is None:
+            return None
+        places = found.submodule_search_locations
+    file = Path(found.origin) if found is not None and found.has_location and found.origin else None
+    return file if file is not None and file.suffix == ".py" and file.is_file() else None
+
+
+def _hash(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
