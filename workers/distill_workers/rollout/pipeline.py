@@ -31,6 +31,7 @@ from distill_workers.objective.baselines import leave_one_out_values
 from distill_workers.objective.divergences import sampled_reverse_kl
 from distill_workers.objective.weighting import outcome_weight
 from distill_workers.rewards.base import Reward, RewardError
+from distill_workers.rewards.graded_text import GradedText
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.episodes import Episodes
 from distill_workers.rollout.failed_samples import FailedSamples
@@ -113,6 +114,7 @@ class RolloutPipeline:
         self._spec, self._cursor, self._engines, self._teachers = spec, cursor, engines, teachers
         # By the name of a prompt's source; prompts of other sources have no reward.
         self._rewards, self._tokenizer, self._metrics = rewards, tokenizer, metrics
+        self._graded_text = GradedText(tokenizer)
         chosen = {s.name: (s.reward or spec.objective.reward).source for s in spec.data.all_sources}
         self._rewarded = rewards.keys() | {n for n, source in chosen.items() if source is RewardSource.ENVIRONMENT}
         self._batches: dict[int, Batch] = {}
@@ -284,5 +286,5 @@ class RolloutPipeline:
 
     async def _grade(self, prompt: Prompt, sample: Sample) -> None:
         if prompt.source in self._rewards:
-            text = self._tokenizer.decode(sample.response_ids, skip_special_tokens=True)
+            text = self._graded_text(sample.response_ids)
             sample.reward = await self._rewards[prompt.source].score(prompt, text)
