@@ -15,6 +15,7 @@ from distill_api.spec.job_spec import RewardSource, Sampling, Spec, Truncated
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import Response
 from distill_workers.environments.conversation_renderer import ConversationRenderer
+from distill_workers.environments.fair_slots import Kind
 from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool, OpenEnvironment
 from distill_workers.environments.protocol import Row
 from distill_workers.environments.tool_calls import parse_message
@@ -108,7 +109,8 @@ class Episodes:
     async def play(self, prompt: Prompt, index_in_group: int, terms: Terms) -> Sample:
         """Return a conversation that is sampled by other terms, as `sample` does."""
         try:
-            async with self._environments.conversation() as environment:
+            kind = Kind.EVALUATION if terms.urgent else Kind.TRAINING
+            async with self._environments.conversation(kind) as environment:
                 found = await self._play(environment, prompt, terms)
         except PromptError as error:
             raise EnvironmentFailed(str(error), permanent=True) from None
