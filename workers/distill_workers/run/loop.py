@@ -38,8 +38,9 @@ from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.recorder import Recorder
 from distill_workers.results.model_card import card_if_possible
+from distill_workers.rollout.batch import Batch
 from distill_workers.rollout.engine_pool import EnginePool
-from distill_workers.rollout.pipeline import Batch, RolloutPipeline
+from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.base import Callbacks, RepeatStep, RollBack, StopRun, TrainStep
 from distill_workers.run.callbacks.checkpointing import CheckpointCallback
 from distill_workers.run.callbacks.engine_agreement import EngineAgreementCallback
