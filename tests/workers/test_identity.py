@@ -196,6 +196,15 @@ def test_other_tools_are_another_run_which_names_the_field(tmp_path: Path) -> No
         RunFolder(job(tmp_path / "runs", rollout=other)).claim()
 
 
+@pytest.mark.parametrize("first", [True, False], ids=["taken away", "added"])
+def test_tools_that_were_added_or_taken_away_are_another_run(first: bool, tmp_path: Path) -> None:
+    with_tools = tools(tmp_path / "a" / "tools.json", TOOL)
+    without = {"environment": {"function": with_tools["environment"]["function"]}}
+    RunFolder(job(tmp_path / "runs", rollout=with_tools if first else without)).claim()
+    with pytest.raises(ForeignRun, match=r"spec\.rollout\.environment\.tools is .* there and .* here"):
+        RunFolder(job(tmp_path / "runs", rollout=without if first else with_tools)).claim()
+
+
 @pytest.mark.parametrize("earlier", ["a release that knew no tools", "not in the pod"])
 def test_tools_of_which_nothing_is_known_are_no_other_run(earlier: str, tmp_path: Path) -> None:
     file = tmp_path / "a" / "tools.json"

@@ -106,8 +106,9 @@ class Publisher:
                 raise asyncio.CancelledError
 
         try:
-            about = {"job": self._job, "run": run, "step": model.step, "check": check}
-            return await asyncio.to_thread(Manifest.of_folder, model.folder, **about)
+            return await asyncio.to_thread(
+                Manifest.of_folder, model.folder, job=self._job, run=run, step=model.step, check=check
+            )
         finally:
             cancelled.set()
 

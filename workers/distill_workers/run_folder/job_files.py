@@ -7,8 +7,8 @@ on with a run. It is said.
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
-from importlib.machinery import PathFinder
+from collections.abc import Iterator, Mapping, Sequence
+from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
 from distill_api.spec.job_spec import Spec
@@ -21,11 +21,11 @@ def tools_of(spec: Spec) -> dict[str, str]:
 
     The space between JSON's tokens does not count. The order of the fields does: the prompt has it.
     """
-    environment = spec.rollout.environment
-    if environment is None or environment.tools is None:
+    path = _tools_path(spec)
+    if path is None:
         return {}
     try:
-        content = Path(environment.tools).expanduser().read_bytes()
+        content = Path(path).expanduser().read_bytes()
     except OSError:
         return {}
     with contextlib.suppress(ValueError):  # environments/tools.py says what is wrong with it
@@ -46,11 +46,15 @@ def code_of(spec: Spec) -> dict[str, str]:
     return found
 
 
-def other_tools(there: Mapping[str, str], here: Mapping[str, str], path: str) -> list[str]:
-    """Return a part of a sentence where the tools of two jobs differ; one that is unknown does not differ."""
-    if there.get(TOOLS, "") in ("", here.get(TOOLS, there.get(TOOLS))):
-        return []
-    return [f"spec.{TOOLS}: the tools in {path} are not those that the run began with"]
+def other_tools(there: Spec, here: Spec, known_there: Mapping[str, str], known_here: Mapping[str, str]) -> list[str]:
+    """Return a part of a sentence where the tools of two jobs differ. `known_…` are what `tools_of` returned; tools
+    whose content is unknown do not differ."""
+    before, now = _tools_path(there), _tools_path(here)
+    if (before is None) != (now is None):
+        return [f"spec.{TOOLS} is {before or 'nothing'} there and {now or 'nothing'} here"]
+    if TOOLS in known_there and TOOLS in known_here and known_there[TOOLS] != known_here[TOOLS]:
+        return [f"spec.{TOOLS}: the tools in {now} are not those that the run began with"]
+    return []
 
 
 def other_code(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
@@ -60,6 +64,10 @@ def other_code(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
         for path, found in here.items()
         if there.get(path, found) != found
     ]
+
+
+def _tools_path(spec: Spec) -> str | None:
+    return spec.rollout.environment and spec.rollout.environment.tools
 
 
 def _functions(spec: Spec) -> Iterator[tuple[str, str]]:
@@ -76,7 +84,9 @@ def _functions(spec: Spec) -> Iterator[tuple[str, str]]:
 
 def _source_file(module: str) -> Path | None:
     """Return the file of a module, as Python would find it; None where that is no source file."""
-    parts, places = module.split("."), None
+    parts = module.split(".")
+    found: ModuleSpec | None = None
+    places: Sequence[str] | None = None
     for end in range(1, len(parts) + 1):
         try:
             found = PathFinder.find_spec(".".join(parts[:end]), places)

@@ -36,10 +36,7 @@ def _difference(mark: dict[str, Any], job: DistillationJob, weights: dict[str, s
         theirs = str(mark["fingerprint"])
         return "" if theirs == mine else f"its spec has fingerprint {theirs}, this one {mine}"
     found = differences(there, job, mark.get("weights", {}), weights)
-    environment = job.spec.rollout.environment
-    if environment is not None and environment.tools is not None:
-        found += other_tools(mark.get("tools", {}), tools, environment.tools)
-    return sentence(found)
+    return sentence([*found, *other_tools(there.spec, job.spec, mark.get("tools", {}), tools)])
 
 
 def versions() -> dict[str, str]:
