@@ -34,6 +34,9 @@ class StepStage(StrEnum):
 
     ROLLOUT = "rollout"
     """Waiting for the samples of the step: the generation that did not overlap with training."""
+    ENVIRONMENT = "environment"
+    """The part of that wait in which rollout.environment answered, or had no process free for a conversation: its share
+    of the conversation that took longest."""
     TEACHER_SCORE = "teacher_score"
     """Waiting for scores after the last sample of the step was generated."""
     TRAIN = "train"
@@ -179,7 +182,14 @@ WORKER_METRICS = (
         ("reason",),
     ),
     Metric("distill_engine_restarts", Kind.COUNTER, "Engine servers that were started again."),
-    Metric("distill_step_duration_seconds", Kind.HISTOGRAM, "Seconds of a step by stage.", ("stage",), STEP_BUCKETS),
+    Metric(
+        "distill_step_duration_seconds",
+        Kind.HISTOGRAM,
+        "Seconds of a step by stage: rollout, environment, teacher_score (these three are waits), train, weight_sync, "
+        "checkpoint, evaluate.",
+        ("stage",),
+        STEP_BUCKETS,
+    ),
     Metric(
         "distill_teacher_request_duration_seconds",
         Kind.HISTOGRAM,

@@ -21,6 +21,7 @@ from distill_workers.data.prompts import load_data
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import EngineRefused, Response
 from distill_workers.environments.conversation_renderer import ConversationRenderer
+from distill_workers.environments.fair_slots import Kind
 from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool
 from distill_workers.environments.protocol import AssistantMessage, Message, Row, ToolCall
 from distill_workers.environments.user_environment import Answer
@@ -70,10 +71,11 @@ class Played:
     def __init__(self, step: Callable[[int], Answer], opening: list[Message] | None = None) -> None:
         self.step_of, self.opening = step, opening
         self.seen = list[AssistantMessage]()
-        self.rows = list[Row]()
+        self.rows, self.kinds = list[Row](), list[Kind]()
 
     @contextlib.asynccontextmanager
-    async def conversation(self) -> AsyncIterator[Any]:
+    async def conversation(self, kind: Kind) -> AsyncIterator[Any]:
+        self.kinds.append(kind)
         yield self
 
     async def reset(self, row: Row) -> list[Message]:
@@ -356,7 +358,8 @@ async def test_an_evaluation_scores_conversations_by_the_environments_reward(tmp
         lock = asyncio.Lock()
 
         @contextlib.asynccontextmanager
-        async def conversation(self) -> AsyncIterator[Any]:
+        async def conversation(self, kind: Kind) -> AsyncIterator[Any]:
+            self.kinds.append(kind)
             async with self.lock:
                 yield self
 
@@ -366,6 +369,7 @@ async def test_an_evaluation_scores_conversations_by_the_environments_reward(tmp
     scored = [r for r in engines.requests if r["temperature"] == 0.5]
     assert (found.score, found.failed, found.prompts) == (pytest.approx(1 / 3), 0, 3)
     assert len(scored) == 2 * 6 and len({r["seed"] for r in scored}) == 12 and all(r["urgent"] for r in scored)
+    assert set(environment.kinds) == {Kind.EVALUATION}
     assert scored[0]["room"] == 150 and {row.messages[0]["content"] for row in environment.rows} == {
         f"What is {n}?" for n in range(3)
     }

@@ -18,7 +18,8 @@ from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import RewardError
-from distill_workers.rollout.pipeline import TRIES, Batch, RolloutPipeline, sample_seed
+from distill_workers.rollout.batch import Batch
+from distill_workers.rollout.pipeline import TRIES, RolloutPipeline, sample_seed
 from distill_workers.teacher.protocol import BadScore, Scores
 from distill_workers.teacher.teachers import Teachers
 

@@ -56,7 +56,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
     spec, folder, metrics = job.spec, RunFolder(job), Metrics()
     ranks = TrainerRanks(student)
     try:
-        folder.claim()
+        changed = folder.claim()
         add_file_log(folder)
         reporter = ProgressReporter(folder, metrics, spec.schedule.steps, Trackers(job, folder.root, metrics))
         server = ProgressServer(reporter, folder)
@@ -69,7 +69,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         episodes = build_episodes(spec, tokenizer, engines)
         evaluators = [Evaluator(spec, e, tokenizer, metrics, episodes) for e in spec.evaluation]
         known = {e.name: overlap(prompts, e.prompts) for e in evaluators}
-        notes = [f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what]
+        notes = [*changed, *(f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what)]
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         teachers.bound_ids(len(tokenizer))

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from distill_api.spec.environment import Environment as EnvironmentSpec
+from distill_workers.environments.fair_slots import FairSlots, Kind
 from distill_workers.environments.protocol import AssistantMessage, Message, Row
 from distill_workers.environments.user_environment import Answer, UserEnvironment
 from distill_workers.user_code import UserCodeFailed, UserProcess, UserProcesses, described
@@ -79,6 +80,7 @@ class EnvironmentPool:
     def __init__(self, spec: EnvironmentSpec) -> None:
         _allow_open_files()
         self._environment = UserEnvironment(spec.function)
+        self._slots = FairSlots(CONVERSATIONS)
         self._processes = UserProcesses(
             self._environment,
             setting="rollout.environment.function",
@@ -88,13 +90,13 @@ class EnvironmentPool:
         )
 
     @asynccontextmanager
-    async def conversation(self) -> AsyncIterator[OpenEnvironment]:
-        """Open an environment for one conversation, once a process is free.
+    async def conversation(self, kind: Kind = Kind.TRAINING) -> AsyncIterator[OpenEnvironment]:
+        """Open an environment for one conversation, once a process is free and it is the turn of its kind.
 
         Raises EnvironmentFailed also for what the process itself does: it took too long, or died.
         """
         try:
-            async with self._processes.one() as process:
+            async with self._slots.one(kind), self._processes.one() as process:
                 opened = OpenEnvironment(self._environment, process)
                 try:
                     yield opened

@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -25,6 +25,7 @@ from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_reward
+from distill_workers.rewards.graded_text import GradedText
 from distill_workers.rollout.episodes import Episodes, Terms, of_evaluation
 from distill_workers.rollout.pipeline import sample_seed
 from distill_workers.teacher.pool import BadScore
@@ -101,7 +102,7 @@ class Evaluator:
         self._is_scored = self.reward_source is not RewardSource.NONE
         own = self._is_scored and self._episodes is None
         self.reward = build_reward(evaluation.reward, metrics) if own else None
-        self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+        self._decode = GradedText(tokenizer)
         self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
 
     def _chosen(self, evaluation: Evaluation, episodes: Episodes | None) -> Episodes | None:

@@ -228,9 +228,15 @@ class Recorder:
         self._restore_progress(restored.model_copy(update={"guard_events": events}), step)
         self._metrics.set("distill_train_step", step)
 
-    def _restore_progress(self, restored: Progress, step: int) -> None:
+    def restore_end(self, state: dict[str, Any]) -> None:
+        """Progress is that of a run that has ended: no line of it is written again."""
+        restored = Progress.model_validate(state["progress"])
+        self._restore_progress(restored, restored.step, restored.checkpoint_step)
+
+    def _restore_progress(self, restored: Progress, step: int, checkpoint_step: int | None = None) -> None:
         self._evaluations = {e.name: e for e in restored.evaluations}
-        known = {"total_steps": self._total, "percent": 100 * step // self._total, "checkpoint_step": step}
+        newest = step if checkpoint_step is None else checkpoint_step
+        known = {"total_steps": self._total, "percent": 100 * step // self._total, "checkpoint_step": newest}
         self._reporter.update(progress=restored.model_copy(update=known))
 
 

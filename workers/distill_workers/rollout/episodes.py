@@ -15,11 +15,13 @@ from distill_api.spec.job_spec import RewardSource, Sampling, Spec, Truncated
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import Response
 from distill_workers.environments.conversation_renderer import ConversationRenderer
+from distill_workers.environments.fair_slots import Kind
 from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool, OpenEnvironment
 from distill_workers.environments.protocol import Row
 from distill_workers.environments.tool_calls import parse_message
 from distill_workers.environments.tools import read_tools
 from distill_workers.failures import ConfigurationError, PromptError
+from distill_workers.rollout.conversation_clock import ConversationClock
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.scheduler import EngineAffinity
 
@@ -99,17 +101,25 @@ class Episodes:
         """End the environments' processes."""
         await self._environments.close()
 
-    async def sample(self, prompt: Prompt, index_in_group: int, seed: int) -> Sample:
-        """Return a conversation as a sample, not yet scored. Raises EnvironmentFailed, EngineRefused."""
+    async def sample(
+        self, prompt: Prompt, index_in_group: int, seed: int, clock: ConversationClock | None = None
+    ) -> Sample:
+        """Return a conversation as a sample, not yet scored. Raises EnvironmentFailed, EngineRefused.
+
+        `clock` is told the time of the student's turns.
+        """
         rollout = self._spec.rollout
         terms = Terms(prompt.source, seed, rollout.sampling, rollout.max_response_tokens)
-        return await self.play(prompt, index_in_group, terms)
+        return await self.play(prompt, index_in_group, terms, clock)
 
-    async def play(self, prompt: Prompt, index_in_group: int, terms: Terms) -> Sample:
+    async def play(
+        self, prompt: Prompt, index_in_group: int, terms: Terms, clock: ConversationClock | None = None
+    ) -> Sample:
         """Return a conversation that is sampled by other terms, as `sample` does."""
         try:
-            async with self._environments.conversation() as environment:
-                found = await self._play(environment, prompt, terms)
+            kind = Kind.EVALUATION if terms.urgent else Kind.TRAINING
+            async with self._environments.conversation(kind) as environment:
+                found = await self._play(environment, prompt, terms, clock or ConversationClock())
         except PromptError as error:
             raise EnvironmentFailed(str(error), permanent=True) from None
         return Sample(
@@ -127,7 +137,9 @@ class Episodes:
             privileged_ids=found.privileged_ids,
         )
 
-    async def _play(self, environment: OpenEnvironment, prompt: Prompt, terms: Terms) -> Conversation:
+    async def _play(
+        self, environment: OpenEnvironment, prompt: Prompt, terms: Terms, clock: ConversationClock
+    ) -> Conversation:
         renderer, where = self._renderers[terms.renderer], f"prompt {prompt.index}"
         assert prompt.messages is not None, "load_data gives prompts their messages in a job with an environment"
         messages = await environment.reset(Row(prompt.messages, prompt.answer, prompt.metadata))
@@ -141,7 +153,7 @@ class Episodes:
             if room <= 0:
                 conversation.truncated = True
                 break
-            response = await self._engines.generate(
+            turn_of_student = self._engines.generate(
                 [*conversation.prompt_ids, *conversation.response_ids, *read_ids],
                 max_new_tokens=room,
                 temperature=terms.sampling.temperature,
@@ -150,6 +162,7 @@ class Episodes:
                 urgent=terms.urgent,
                 affinity=affinity,
             )
+            response = await clock.generating(turn_of_student)
             if not response.ids:
                 break
             conversation.add_turn(read_ids, response)
