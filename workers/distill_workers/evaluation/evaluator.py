@@ -8,13 +8,13 @@ import asyncio
 import itertools
 import logging
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from distill_api.spec.job_spec import Evaluation, RewardSource, Sampling, Spec
 from distill_workers.data.identity import content_of
-from distill_workers.data.prompts import load_prompts
+from distill_workers.data.prompts import STUDENTS, Tokenizers, load_prompts
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.engine.engine import EngineRefused, Response
@@ -82,7 +82,13 @@ class Evaluator:
     """An evaluator of one entry of spec.evaluation, whose prompts are read once."""
 
     def __init__(
-        self, spec: Spec, evaluation: Evaluation, tokenizer: Any, metrics: Metrics, episodes: Episodes | None = None
+        self,
+        spec: Spec,
+        evaluation: Evaluation,
+        tokenizer: Any,
+        metrics: Metrics,
+        episodes: Episodes | None = None,
+        teachers: Tokenizers = STUDENTS,
     ) -> None:
         """`episodes`: of a job with an environment. Raises ConfigurationError for a reward that cannot be had."""
         self.name, self.reward_source = evaluation.name, evaluation.reward.source
@@ -95,13 +101,14 @@ class Evaluator:
             evaluation.max_prompts,
             Route.of(spec, evaluation),
             messages=self._episodes is not None,
+            teachers=teachers,
         )
         self.prompts, self.content = self._prompts, content_of(self._prompts)
         metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
         self._is_scored = self.reward_source is not RewardSource.NONE
         own = self._is_scored and self._episodes is None
         self.reward = build_reward(evaluation.reward, metrics) if own else None
-        self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+        self._tokenizer, self._tokenizers = tokenizer, teachers
         self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
 
     def _chosen(self, evaluation: Evaluation, episodes: Episodes | None) -> Episodes | None:
@@ -201,7 +208,7 @@ class Evaluator:
         reward = self.reward
 
         async def one(prompt: Prompt, response: Response) -> float | None:
-            text = self._decode(response.ids)
+            text = self._tokenizer.decode(response.ids, skip_special_tokens=True)
             try:
                 if isinstance(response, ConversationResponse):
                     score = response.reward
@@ -244,7 +251,8 @@ class Evaluator:
             except BadScore:
                 result.failed += 1
                 return []
-            pairs = zip(response.logprobs, scores.logprobs, strict=True)
+            scored = len(response.ids) - scores.unscored
+            pairs = zip(response.logprobs[:scored], scores.logprobs[:scored], strict=True)
             return [s - t for s, t in itertools.compress(pairs, mask)]
 
         pairs = [(p, r) for p, group in zip(self._prompts, sampled.as_trained, strict=True) for r in group]
@@ -257,9 +265,10 @@ class Evaluator:
             return None
 
         async def one(prompt: Prompt) -> float | None:
+            tokenizer = self._tokenizers.get(prompt.teacher, self._tokenizer)
             try:
                 ids = await teachers.of(prompt.teacher).generate(prompt.teacher_ids, self._max_tokens)
-                return await reward.score(prompt, self._decode(ids))
+                return await reward.score(prompt, tokenizer.decode(ids, skip_special_tokens=True))
             except (BadScore, RewardError):
                 return None
 

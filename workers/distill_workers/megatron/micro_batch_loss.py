@@ -47,6 +47,7 @@ def micro_batch_loss(
         supervised=batch.supervised,
         teacher_coefficients=batch.teacher_coefficients,
         baselines=batch.baselines,
+        span_ends=batch.span_ends,
         entropy=entropy,
         support_logprobs=values[:, 1:] if top_k else None,
         teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,

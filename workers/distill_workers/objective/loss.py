@@ -7,7 +7,8 @@ sampled-token (on-policy distillation as in the Qwen3 report, Thinking Machines 
 w_t is made of pi_old(y_t) / mu(y_t) (corrections.py), mu being the engine's own probability when it sampled y_t: it
 corrects the train-rollout mismatch, which other arithmetic and older weights cause. With w_t that ratio itself and
 discount 0 the gradient at rho = 1 is, in expectation and with no reward, that of the reverse KL, whatever the baseline
-b_t (baselines.py). The return of later tokens is their discounted mean or sum. u_t is 1 without weighting.py.
+b_t (baselines.py). The return of later tokens is their discounted mean or sum. u_t is 1 without weighting.py. With a
+teacher of another tokenizer d_t is that of the token's whole span, and later tokens are those behind it (spans.py).
 
 top-k:
     L_t = c_divergence c_teacher u_t D(student, teacher; top-k and the sampled token, tail)
@@ -27,6 +28,7 @@ from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.objective.corrections import correct
 from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl
 from distill_workers.objective.responses import future_mean, future_sum
+from distill_workers.objective.spans import Spans
 from distill_workers.objective.teacher_top_k import TeacherTopK
 from distill_workers.objective.weighting import token_weights
 
@@ -59,6 +61,7 @@ def token_losses(
     teacher_coefficients: torch.Tensor | float = 1.0,
     baselines: torch.Tensor | float = 0.0,
     entropy: torch.Tensor | None = None,
+    span_ends: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Return the loss of each token [tokens], nats, and statistics by name (of statistics.SCOPES), each [tokens] and
     detached.
@@ -76,12 +79,16 @@ def token_losses(
     [tokens], bool: the sampled token is one of the k, and not counted again.
 
     baselines [tokens]: of baseline leave-one-out, the mean divergence over the other responses to the prompt, nats.
+
+    span_ends [tokens], bool: of a teacher with another tokenizer, the last token of each span, in which alone the sum
+    of teacher_logprobs has a meaning. Statistics of the reverse KL are then of the span's mean at each of its tokens.
     """
     old, current = old_logprobs.detach(), logprobs.detach()
     weights = correct(objective.correction, old, engine_logprobs, lengths)
     # Tokens that the student did not sample have no policy gradient.
     importance = torch.where(supervised, 0.0, weights.values)
-    reverse_kl = sampled_reverse_kl(current, teacher_logprobs)
+    spans = Spans(span_ends)
+    reverse_kl = spans.means(sampled_reverse_kl(current, teacher_logprobs))
     total_advantages = coefficients.reward * advantages
     top_k: TeacherTopK | None = None
     if objective.teacher_top_k is not None:
@@ -110,7 +117,7 @@ def token_losses(
     loss = coefficients.divergence * (factor * differentiated)
     if sampled:
         baseline = _baseline(objective, top_k, baselines, current)
-        penalty = _penalty(objective, sampled_reverse_kl(old, teacher_logprobs), baseline, lengths)
+        penalty = _penalty(objective, spans.totals(sampled_reverse_kl(old, teacher_logprobs)), baseline, lengths, spans)
         if objective.baseline is not Baseline.NONE:
             of_method["baseline"] = baseline
         of_method["advantage_square"] = penalty.square()
@@ -134,7 +141,7 @@ def token_losses(
         "importance_gated_ratio": weights.gated,
         "sequence_masked_ratio": weights.masked,
         "ratio_clipped_ratio": held,
-        "advantage_clipped_ratio": sampled & (reverse_kl.abs() > objective.advantage_clip),
+        "advantage_clipped_ratio": sampled & (spans.totals(reverse_kl).abs() > objective.advantage_clip),
         "divergence_weight": factor,
         "selected_ratio": factor > 0,
         **of_method,
@@ -143,9 +150,9 @@ def token_losses(
 
 
 def _penalty(
-    objective: Objective, reverse_kl: torch.Tensor, baseline: torch.Tensor, lengths: torch.Tensor
+    objective: Objective, reverse_kl: torch.Tensor, baseline: torch.Tensor, lengths: torch.Tensor, spans: Spans
 ) -> torch.Tensor:
-    """Return d_t - b_t + discount return(d_s: s > t), nats: [tokens]; d is reverse_kl, clipped.
+    """Return d_t - b_t + discount return(d_s: s > t), nats: [tokens]; d is reverse_kl, that of its span, clipped.
 
     The return is of the divergence alone: a later baseline depends on this token, and would bias its gradient.
     """
@@ -153,11 +160,9 @@ def _penalty(
     own = gaps - baseline
     if objective.discount == 0:
         return own
-    match objective.discounted_return:
-        case DiscountedReturn.MEAN:
-            return own + objective.discount * future_mean(gaps, lengths, objective.discount)
-        case DiscountedReturn.SUM:
-            return own + objective.discount * future_sum(gaps, lengths, objective.discount)
+    later = future_mean if objective.discounted_return is DiscountedReturn.MEAN else future_sum
+    shares = spans.shares(gaps)
+    return own + objective.discount * spans.at_end(later(shares, lengths, objective.discount))
 
 
 def _baseline(

@@ -29,6 +29,7 @@ from distill_workers.metrics import Metrics
 from distill_workers.objective.advantages import reward_advantages
 from distill_workers.objective.baselines import leave_one_out_values
 from distill_workers.objective.divergences import sampled_reverse_kl
+from distill_workers.objective.spans import Spans
 from distill_workers.objective.weighting import outcome_weight
 from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rollout.engine_pool import EnginePool
@@ -205,7 +206,10 @@ class RolloutPipeline:
         engine = torch.tensor([x for s in samples for x in s.trained(s.engine_logprobs)], dtype=torch.float64)
         teacher = torch.tensor([x for s in samples for x in s.trained(s.teacher_logprobs)], dtype=torch.float64)
         clip = self._spec.objective.advantage_clip
-        penalties = sampled_reverse_kl(engine, teacher).clamp(-clip, clip)
+        ends = [end for s in samples for end in s.trained(s.span_ends or [True] * len(s.response_ids))]
+        penalties = (
+            Spans(torch.tensor(ends, dtype=torch.bool)).totals(sampled_reverse_kl(engine, teacher)).clamp(-clip, clip)
+        )
         lengths = torch.tensor([s.trained_tokens for s in samples], dtype=torch.long)
         return leave_one_out_values(penalties, lengths).tolist()
 
@@ -278,7 +282,10 @@ class RolloutPipeline:
         sample.teacher, sample.coefficient = prompt.teacher, self._teachers.coefficient(prompt.teacher)
         asked, said = sample.teacher_prompt_ids, sample.response_ids
         scores = await self._teachers.of(prompt.teacher).score(asked, said, self._top_k)
-        sample.teacher_logprobs = scores.logprobs
+        sample.teacher_logprobs, sample.span_ends = scores.logprobs, scores.span_ends
+        if scores.unscored:
+            scored = len(said) - scores.unscored
+            sample.loss_mask = [*[True] * scored, *[False] * scores.unscored]
         sample.teacher_top_ids, sample.teacher_top_logprobs = scores.top_ids, scores.top_logprobs
         self._metrics.add("distill_tokens", len(sample.response_ids), kind="teacher")
 

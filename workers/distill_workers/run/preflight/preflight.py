@@ -27,7 +27,14 @@ from distill_workers.run.preflight.teacher import (
     teacher_differs,
     teacher_is_sane,
 )
-from distill_workers.run.preflight.vocabulary import SAME_VOCABULARY, TOP_K_FITS, same_vocabulary, top_k_fits
+from distill_workers.run.preflight.vocabulary import (
+    SAME_VOCABULARY,
+    TOKENS_ALIGN,
+    TOP_K_FITS,
+    same_vocabulary,
+    tokens_align,
+    top_k_fits,
+)
 from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.teacher.teachers import Teachers
 
@@ -63,6 +70,8 @@ async def preflight(
     await RESPONSES_END.passing(responses_end(samples, tokenizer, engines.ends))
     few, gaps = samples[:PROBE_PROMPTS], dict[str, float]()
     for teacher in teachers.pools.values():
+        if teacher.teacher.tokenizer is not None:
+            await TOKENS_ALIGN.passing(tokens_align(samples, tokenizer, teacher))
         scores = await TEACHER_SANE.passing(teacher_is_sane(spec, few, teacher, len(tokenizer), trained=step > 0))
         gaps[teacher.teacher.name] = gap_nats(few, scores)
         await REPLICAS_AGREE.passing(replicas_agree(spec, few, teacher))
