@@ -106,7 +106,8 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> Agreement:
             # It is asked by its own template, and told of text: of its files only the positions concern the student.
             theirs_long = limits(folder, teacher.engine_args) if (folder / "config.json").is_file() else None
             check_context_length(spec, own_limits, theirs_long, teacher.name)
-            found |= {mine.of_turn} - {None} if not spec.rollout.stop_token_ids else set()
+            if mine.of_turn is not None and not spec.rollout.stop_token_ids:
+                found.add(mine.of_turn)
             continue
         if not (folder / "config.json").is_file():
             notes.append(_not_compared(teacher))

@@ -9,6 +9,7 @@ from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
 from distill_workers.run.preflight.check import Check
 from distill_workers.run.preflight.teacher import named
+from distill_workers.teacher.cross_tokenizer.alignment import Span
 from distill_workers.teacher.pool import BadScore, TeacherPool
 
 log = logging.getLogger(__name__)
@@ -98,7 +99,8 @@ async def tokens_align(samples: list[Sample], tokenizer: Any, teacher: TeacherPo
     that has the student's tokenizer."""
     if (translator := teacher.translator) is None:
         return None
-    spans, unscored = [], 0
+    spans: list[Span] = []
+    unscored = 0
     for sample in samples:
         own = translator.student.joined(sample.response_ids).decode(errors="replace").strip()
         decoded = tokenizer.decode(sample.response_ids, clean_up_tokenization_spaces=False).strip()
