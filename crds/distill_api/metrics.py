@@ -108,6 +108,11 @@ WORKER_METRICS = (
     ),
     Metric("distill_baseline_nats", Kind.GAUGE, "Mean of objective.baseline over the tokens."),
     Metric(
+        "distill_tokens_aligned_ratio",
+        Kind.GAUGE,
+        "Share of tokens that are a span by themselves, where a teacher has a tokenizer of its own.",
+    ),
+    Metric(
         "distill_divergence_weight_mean",
         Kind.GAUGE,
         "Mean weight of a token's divergence: the teacher's coefficient times objective.weighting.",

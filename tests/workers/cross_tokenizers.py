@@ -37,7 +37,9 @@ def byte_level(
         show_progress=False,
     )
     made.train_from_iterator([text] * 20 if text is not None else CORPUS * 20, trainer)
-    found = PreTrainedTokenizerFast(tokenizer_object=made, eos_token=special[-1])
+    found = PreTrainedTokenizerFast(
+        tokenizer_object=made, eos_token=special[-1], additional_special_tokens=list(special[:-1])
+    )
     found.chat_template = CHATML if "<|im_start|>" in special else None
     return found
 

@@ -280,8 +280,8 @@ def test_a_teacher_that_ends_its_responses_by_no_token_is_refused() -> None:
 
 
 def test_the_end_of_a_turn_is_that_of_the_template_where_prompts_are_conversations() -> None:
-    base = byte_level(special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    base.eos_token, base.chat_template = "<|endoftext|>", CHATML
+    base = byte_level(special=("<|im_end|>", "<|im_start|>", "<|endoftext|>"))
+    base.chat_template = CHATML
     end = base.convert_tokens_to_ids("<|im_end|>")
     assert built(byte_level(), base).translate([byte_level().eos_token_id]).ids == [end]
 

@@ -271,8 +271,7 @@ def test_templates_special_tokens_and_ends_of_such_a_teacher_are_not_compared_an
 
 
 def test_a_base_student_ends_its_turns_as_its_template_does(tmp_path: Path) -> None:
-    base = byte_level(special=("<|endoftext|>", "<|im_start|>", "<|im_end|>"))
-    base.eos_token = "<|endoftext|>"
+    base = byte_level(special=("<|im_end|>", "<|im_start|>", "<|endoftext|>"))
     student, teacher = model(tmp_path / "base", base), model(tmp_path / "teacher", TEACHER)
     spec = spec_of(student, teacher, teacher={"model": str(teacher), "tokenizer": str(teacher)})
     assert check_models(spec, student, base).stop_token_ids == (base.convert_tokens_to_ids("<|im_end|>"),)

@@ -281,3 +281,21 @@ def test_statistics_are_means_of_spans_and_add_up_to_what_the_response_has() -> 
     assert spans.at_end(values).tolist() == [3, 3, 5, 6, 6, 6]
     assert spans.means(values).sum() == values.sum()
     assert Spans(None).means(values) is values
+    assert Spans.single(ends_of).tolist() == [False, False, True, False, False, False]
+
+
+def test_the_loss_says_which_tokens_are_a_span_by_themselves_where_there_are_spans() -> None:
+    ends_of, values = torch.tensor([False, True, True]), torch.tensor([-1.0, -2.0, -3.0])
+    given = {
+        "logprobs": values,
+        "old_logprobs": values,
+        "engine_logprobs": values,
+        "teacher_logprobs": torch.tensor([-1.5, -1.5, -1.0]),
+        "advantages": torch.zeros(3),
+        "lengths": torch.tensor([3]),
+        "supervised": torch.zeros(3, dtype=torch.bool),
+    }
+    _, stats = token_losses(LOCAL, StepCoefficients(1.0, 0.0), **given, span_ends=ends_of)
+    assert stats["aligned_ratio"].tolist() == [0, 0, 1]
+    assert stats["reverse_kl"].tolist() == [0, 0, -2]
+    assert "aligned_ratio" not in token_losses(LOCAL, StepCoefficients(1.0, 0.0), **given)[1]

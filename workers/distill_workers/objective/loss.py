@@ -102,7 +102,7 @@ def token_losses(
     divergence, differentiated = reverse_kl, torch.zeros_like(logprobs)
     if not sampled and top_k is not None:
         divergence = differentiated = top_k.divergence(objective.divergence, objective.jsd_beta, objective.entry_clip)
-    of_method: dict[str, torch.Tensor] = {}
+    of_method: dict[str, torch.Tensor] = {} if span_ends is None else {"aligned_ratio": spans.single(span_ends)}
     factor = teacher_coefficients * token_weights(
         objective.weighting, reverse_kl=reverse_kl, divergence=divergence, entropy=entropy, lengths=lengths
     )

@@ -58,6 +58,11 @@ class Spans:
         return values[counts.cumsum(0) - 1][number]
 
     @staticmethod
+    def single(ends: torch.Tensor) -> torch.Tensor:
+        """Return which tokens are a span by themselves: [tokens], bool."""
+        return ends & torch.cat([ends.new_ones(1), ends])[:-1]
+
+    @staticmethod
     def _numbers(ends: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Return the number of each token's span [tokens], and the tokens of each [spans]."""
         number = ends.cumsum(0) - ends.long()

@@ -56,6 +56,7 @@ GAUGES = {
     "distill_advantage_clipped_ratio": "advantage_clipped_ratio",
     "distill_advantage_square_nats2": "advantage_square",
     "distill_baseline_nats": "baseline",
+    "distill_tokens_aligned_ratio": "aligned_ratio",
     "distill_divergence_weight_mean": "divergence_weight",
     "distill_divergence_selected_ratio": "selected_ratio",
     "distill_teacher_entropy_nats": "teacher_entropy",
