@@ -79,7 +79,8 @@ def test_an_argument_that_the_teachers_template_lacks_says_nothing_to_it(tmp_pat
     file.write_text('{"prompt": "a"}\n')
     prompts = Prompts(path=str(file), chat_template_arguments={"enable_thinking": False})
     [prompt] = load_prompts(prompts, student, 200, None, teachers=OF_TEACHER)[0]
-    assert prompt.text.startswith("False") and TEACHER.decode(prompt.teacher_ids) == "<s>[INST] a [/INST]"
+    assert prompt.text.startswith("False")
+    assert prompt.privileged_ids == TEACHER("<s>[INST] a [/INST]", add_special_tokens=False)["input_ids"]
 
 
 def test_a_prompt_that_the_teachers_template_refuses_names_the_teacher(tmp_path: Path) -> None:
@@ -160,7 +161,12 @@ async def test_a_sample_knows_its_spans_and_what_was_not_scored_is_not_trained_o
 async def test_the_baseline_of_the_other_responses_is_of_whole_spans(tmp_path: Path) -> None:
     """Each token has d = -0.5 + 1, and its span twice that."""
     work = pipeline(
-        tmp_path, Metrics(), Engines(set()), Translating(), objective={"baseline": "leave-one-out"}, promptsPerStep=1
+        tmp_path,
+        Metrics(),
+        Engines(set()),
+        Translating(),
+        objective={"support": "sampled-token", "topK": 16, "baseline": "leave-one-out"},
+        promptsPerStep=1,
     )
     assert [s.baseline for s in await samples_of(work.take(0, 1))] == [1.0, 1.0]
 
