@@ -46,6 +46,7 @@ def ended(name: str, text: str) -> list[int]:
     return [*written(name, text), TOKENIZERS[name].eos_token_id]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(1, 4), min_size=1, max_size=12), st.randoms(use_true_random=False))
 def test_spans_are_the_finest_runs_that_cover_the_same_text(widths: list[int], chance: random.Random) -> None:
     total = sum(widths)
