@@ -121,6 +121,11 @@ WORKER_METRICS = (
         "Mean log p_teacher - log p_reference at the sampled tokens: the reward that objective.extrapolation scales.",
     ),
     Metric(
+        "distill_tokens_aligned_ratio",
+        Kind.GAUGE,
+        "Share of tokens that are a span by themselves, where a teacher has a tokenizer of its own.",
+    ),
+    Metric(
         "distill_divergence_weight_mean",
         Kind.GAUGE,
         "Mean weight of a token's divergence: the teacher's coefficient times objective.weighting.",

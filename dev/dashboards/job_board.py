@@ -170,12 +170,14 @@ LEARNING = [
     ),
     Panel(
         "Sampled advantage",
-        "With support sampled-token. What a baseline is for: its mean square should be lower than without one.",
+        "With support sampled-token. What a baseline is for: its mean square should be lower than without one. "
+        "The tokens of a longer span share what the teacher says of it.",
         {
             "mean square, nats²": of("distill_advantage_square_nats2"),
             "baseline, nats": of("distill_baseline_nats"),
+            "share of tokens that are a span": of("distill_tokens_aligned_ratio"),
         },
-        needs="support sampled-token, and a baseline",
+        needs="support sampled-token, and a baseline or a teacher with a tokenizer of its own",
     ),
     Panel(
         "Reference",

@@ -14,11 +14,11 @@ import pytest
 from conftest import spec_of
 
 from distill_workers.failures import ConfigurationError
-from distill_workers.teacher import score_segment
-from distill_workers.teacher import score_store as module
 from distill_workers.teacher.protocol import Scores
-from distill_workers.teacher.score_identity import ScoreIdentity, identity_of, weights_digest
-from distill_workers.teacher.score_store import ScoreStore, stores_of_job
+from distill_workers.teacher.stored_scores import segment as score_segment
+from distill_workers.teacher.stored_scores import store as module
+from distill_workers.teacher.stored_scores.identity import ScoreIdentity, identity_of, weights_digest
+from distill_workers.teacher.stored_scores.store import ScoreStore, stores_of_job
 
 IDENTITY = ScoreIdentity("teacher", "weights", "float32", (), 2, 64)
 PROMPT, RESPONSE = [5, 6, 7], [8, 9, 63]

@@ -27,7 +27,7 @@ from distill_workers.run_folder.identity import fingerprint
 from distill_workers.teacher.local_servers import TeacherServers
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import BadScore, Scores
-from distill_workers.teacher.score_store import stores_of_job
+from distill_workers.teacher.stored_scores.store import stores_of_job
 from distill_workers.teacher.teachers import Teachers
 from distill_workers.teacher.token_ids import NOBODY
 

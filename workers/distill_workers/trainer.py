@@ -40,11 +40,18 @@ from distill_workers.run.exit_report import classify_error, exit_report, write_e
 from distill_workers.run.loop import Loop
 from distill_workers.run.preflight.environment import check_environment
 from distill_workers.run.preflight.export import check_export
-from distill_workers.run.preflight.model_agreement import check_models, ends, load_tokenizer, size_notes
+from distill_workers.run.preflight.model_agreement import (
+    check_models,
+    ends,
+    load_tokenizer,
+    size_notes,
+    teacher_tokenizers,
+)
 from distill_workers.run.preflight.rewards import REWARD_SCORES, reward_scores
 from distill_workers.run.trainer_ranks import TrainerRanks, follow
 from distill_workers.run_folder.run_folder import RunFolder, write_whole
-from distill_workers.teacher.score_store import stores_of_job
+from distill_workers.teacher.cross_tokenizer.translators import translators
+from distill_workers.teacher.stored_scores.store import stores_of_job
 from distill_workers.teacher.teachers import Teachers
 
 log = logging.getLogger(__name__)
@@ -62,12 +69,13 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         server = ProgressServer(reporter, folder)
         await server.start(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
         tokenizer = load_tokenizer(model, "spec.student.model", trust_remote_code=spec.trust_remote_code)
-        prompts = load_data(spec, tokenizer, metrics)
+        tokenizers = teacher_tokenizers(spec)
+        prompts = load_data(spec, tokenizer, metrics, tokenizers)
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
         engines = EnginePool(job, folder, metrics)
         episodes = build_episodes(spec, tokenizer, engines)
-        evaluators = [Evaluator(spec, e, tokenizer, metrics, episodes) for e in spec.evaluation]
+        evaluators = [Evaluator(spec, e, tokenizer, metrics, episodes, tokenizers) for e in spec.evaluation]
         known = {e.name: overlap(prompts, e.prompts) for e in evaluators}
         notes = [*changed, *(f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what)]
         rewards = build_rewards(spec, metrics)
@@ -78,6 +86,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         agreement = check_models(spec, model, tokenizer)
         engines.stop_token_ids = agreement.stop_token_ids
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
+        teachers.translate(translators(spec, tokenizer, engines.ends, tokenizers))
         notes += [*agreement.notes, *size_notes(spec, model)]
         check_export(spec, model, folder)
         notes += await Publisher(job, folder).probe()

@@ -36,6 +36,7 @@ from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_api.teacher.endpoint import Protocol
 from distill_api.teacher.routing import RULES as ROUTING_RULES
 from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
+from distill_api.teacher.tokenizer import RULES as TOKENIZER_RULES
 
 __all__ = [
     "Advantage",
@@ -103,6 +104,7 @@ class Spec(Model):
     rules = (
         *ROUTING_RULES,
         *DATASET_SCORES_RULES,
+        *TOKENIZER_RULES,
         *ACCELERATOR_RULES,
         environment.ENVIRONMENT_REWARD,
         Rule(
@@ -280,8 +282,8 @@ class Spec(Model):
     def needs_hub(self) -> bool:
         """Return whether something is downloaded from the Hugging Face hub."""
         prompts = [s.prompts for s in self.data.all_sources] + [e.prompts for e in self.evaluation]
-        models = [self.student.model, *(t.model for t in self.served_teachers if t.model is not None)]
-        return not all(m.startswith("/") for m in models) or any(p.dataset is not None for p in prompts)
+        named = [self.student.model, *(name for t in self.all_teachers for name in (t.model, t.tokenizer) if name)]
+        return not all(m.startswith("/") for m in named) or any(p.dataset is not None for p in prompts)
 
     @property
     def on_cpu(self) -> bool:

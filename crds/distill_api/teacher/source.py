@@ -86,6 +86,11 @@ class TeacherSource(Serving):
     endpoint: Endpoint | None = Field(
         None, description="Servers outside the operator's control to use instead of model."
     )
+    tokenizer: Path | None = Field(
+        None,
+        description="Tokenizer of the teacher, if it is not the student's: a hub id, or a folder that the trainer's "
+        "pods mount, with config.json and the chat template. The student's responses are then scored as text.",
+    )
     request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
         120, description="Timeout of a scoring request in seconds; after it the request is retried."
     )

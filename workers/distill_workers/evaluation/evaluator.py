@@ -14,7 +14,7 @@ from typing import Any, Protocol
 
 from distill_api.spec.job_spec import Evaluation, RewardSource, Sampling, Spec
 from distill_workers.data.identity import content_of
-from distill_workers.data.prompts import load_prompts
+from distill_workers.data.prompts import STUDENTS, Tokenizers, load_prompts
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.engine.engine import EngineRefused, Response
@@ -83,7 +83,13 @@ class Evaluator:
     """An evaluator of one entry of spec.evaluation, whose prompts are read once."""
 
     def __init__(
-        self, spec: Spec, evaluation: Evaluation, tokenizer: Any, metrics: Metrics, episodes: Episodes | None = None
+        self,
+        spec: Spec,
+        evaluation: Evaluation,
+        tokenizer: Any,
+        metrics: Metrics,
+        episodes: Episodes | None = None,
+        teachers: Tokenizers = STUDENTS,
     ) -> None:
         """`episodes`: of a job with an environment. Raises ConfigurationError for a reward that cannot be had."""
         self.name, self.reward_source = evaluation.name, evaluation.reward.source
@@ -96,6 +102,7 @@ class Evaluator:
             evaluation.max_prompts,
             Route.of(spec, evaluation),
             messages=self._episodes is not None,
+            teachers=teachers,
         )
         self.prompts, self.content = self._prompts, content_of(self._prompts)
         metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
@@ -103,6 +110,7 @@ class Evaluator:
         own = self._is_scored and self._episodes is None
         self.reward = build_reward(evaluation.reward, metrics) if own else None
         self._decode = GradedText(tokenizer)
+        self._decode_of = {name: GradedText(own) for name, own in teachers.items()}
         self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
 
     def _chosen(self, evaluation: Evaluation, episodes: Episodes | None) -> Episodes | None:
@@ -245,7 +253,8 @@ class Evaluator:
             except BadScore:
                 result.failed += 1
                 return []
-            pairs = zip(response.logprobs, scores.logprobs, strict=True)
+            scored = len(response.ids) - scores.unscored
+            pairs = zip(response.logprobs[:scored], scores.logprobs[:scored], strict=True)
             return [s - t for s, t in itertools.compress(pairs, mask)]
 
         pairs = [(p, r) for p, group in zip(self._prompts, sampled.as_trained, strict=True) for r in group]
@@ -258,9 +267,10 @@ class Evaluator:
             return None
 
         async def one(prompt: Prompt) -> float | None:
+            decode = self._decode_of.get(prompt.teacher, self._decode)
             try:
                 ids = await teachers.of(prompt.teacher).generate(prompt.teacher_ids, self._max_tokens)
-                return await reward.score(prompt, self._decode(ids))
+                return await reward.score(prompt, decode(ids))
             except (BadScore, RewardError):
                 return None
 

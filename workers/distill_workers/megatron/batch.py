@@ -53,6 +53,8 @@ class MicroBatch:
     """[tokens]: of objective.baseline leave-one-out or batch-mean, nats."""
     reference_logprobs: torch.Tensor
     """[tokens]; empty without objective.reference."""
+    span_ends: torch.Tensor | None
+    """[tokens], bool (Sample.span_ends); None where each token of all samples was scored by itself."""
 
     @property
     def positions(self) -> torch.Tensor:
@@ -154,6 +156,7 @@ def filler(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
         teacher_coefficients=values,
         baselines=values,
         reference_logprobs=values,
+        span_ends=None,
     )
 
 
@@ -200,7 +203,15 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
         teacher_coefficients=torch.tensor([s.coefficient for s in samples], device=device).repeat_interleave(lengths),
         baselines=per_token([[s.baseline] * count for s, count in zip(samples, counts, strict=True)]),
         reference_logprobs=per_token([s.trained(s.reference_logprobs) for s in samples if s.reference_logprobs]),
+        span_ends=_span_ends(samples, device) if scored else None,
     )
+
+
+def _span_ends(samples: Sequence[Sample], device: torch.device) -> torch.Tensor | None:
+    if all(s.span_ends is None for s in samples):
+        return None
+    ends = (s.trained(s.span_ends or [True] * len(s.response_ids)) for s in samples)
+    return torch.tensor([end for of_sample in ends for end in of_sample], dtype=torch.bool, device=device)
 
 
 def _rows(sample: Sample, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -253,6 +264,8 @@ def _check(sample: Sample, scored: bool) -> None:
         lengths["reference_logprobs"] = len(sample.reference_logprobs)
     if scored:
         lengths["teacher_logprobs"] = len(sample.teacher_logprobs)
+        if sample.span_ends is not None:
+            lengths["span_ends"] = len(sample.span_ends)
         for name in ("teacher_top_ids", "teacher_top_logprobs"):
             rows = getattr(sample, name)
             if rows is not None:

@@ -48,6 +48,7 @@ def micro_batch_loss(
         teacher_coefficients=batch.teacher_coefficients,
         baselines=batch.baselines,
         reference_logprobs=batch.reference_logprobs if objective.reference is not None else None,
+        span_ends=batch.span_ends,
         entropy=entropy,
         support_logprobs=values[:, 1:] if top_k else None,
         teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,

@@ -58,6 +58,7 @@ GAUGES = {
     "distill_baseline_nats": "baseline",
     "distill_reference_kl_nats": "reference_kl",
     "distill_implicit_reward_nats": "implicit_reward",
+    "distill_tokens_aligned_ratio": "aligned_ratio",
     "distill_divergence_weight_mean": "divergence_weight",
     "distill_divergence_selected_ratio": "selected_ratio",
     "distill_teacher_entropy_nats": "teacher_entropy",

@@ -28,7 +28,8 @@ def token_kl(sample: Sample) -> Floats:
 def turns(samples: list[Sample]) -> dict[str, dict[str, float]] | None:
     """For each of the first TURNS turns, by its number: samples that have it, mean tokens, and mean reverse_kl over its
     tokens, nats. None where no sample is a conversation."""
-    if all(sample.loss_mask is None for sample in samples):
+    # A teacher with another tokenizer masks tokens of single responses; conversations have none.
+    if all(sample.loss_mask is None or sample.span_ends is not None for sample in samples):
         return None
     drawn: dict[int, list[Floats]] = {}
     for sample in samples:

@@ -239,7 +239,10 @@ class RolloutPipeline:
         store = self._teachers.stores.get(prompt.teacher) if sample.supervised else None
         scored = score() if store is None else store.scored_once(asked, said, score)
         scores, sample.reference_logprobs = await asyncio.gather(scored, self._reference_logprobs(sample))
-        sample.teacher_logprobs = scores.logprobs
+        sample.teacher_logprobs, sample.span_ends = scores.logprobs, scores.span_ends
+        if scores.unscored:
+            trained = len(said) - scores.unscored
+            sample.loss_mask = [*[True] * trained, *[False] * scores.unscored]
         sample.teacher_top_ids, sample.teacher_top_logprobs = scores.top_ids, scores.top_logprobs
 
     async def _reference_logprobs(self, sample: Sample) -> list[float]:

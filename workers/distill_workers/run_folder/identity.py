@@ -21,6 +21,7 @@ FREE_OF_TEACHER = {
     "max_disagreement": True,
     "endpoint": {"key_secret", "vocabulary_size"},
     "model": True,
+    "tokenizer": True,  # what it makes of the prompts is part of the data's content
 }
 FREE_FIELDS: dict[str, Any] = {
     "suspend": True,

@@ -7,9 +7,10 @@ from distill_api.protocol import Variable, read_teacher_addresses, teacher_key
 from distill_api.spec.job_spec import Spec
 from distill_api.status import TeacherRequests
 from distill_workers.failures import ConfigurationError
+from distill_workers.teacher.cross_tokenizer.translation import Translator
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import Observer
-from distill_workers.teacher.score_store import ScoreStore
+from distill_workers.teacher.stored_scores.store import ScoreStore
 
 
 class Teachers:
@@ -54,6 +55,11 @@ class Teachers:
         """Tell all pools how many tokens the student's tokenizer has (TeacherPool.student_tokens)."""
         for pool in self.pools.values():
             pool.student_tokens = student_tokens
+
+    def translate(self, translators: Mapping[str, Translator]) -> None:
+        """Give the pools of teachers with a tokenizer of their own, by name, what translates responses for them."""
+        for name, translator in translators.items():
+            self.pools[name].translator, self.pools[name].student_tokens = translator, len(translator.teacher)
 
     def of(self, name: str) -> TeacherPool:
         """Return the pool of a teacher. Raises ConfigurationError where its scores are precomputed."""

@@ -32,7 +32,14 @@ from distill_workers.run.preflight.teacher import (
     teacher_differs,
     teacher_is_sane,
 )
-from distill_workers.run.preflight.vocabulary import SAME_VOCABULARY, TOP_K_FITS, same_vocabulary, top_k_fits
+from distill_workers.run.preflight.vocabulary import (
+    SAME_VOCABULARY,
+    TOKENS_ALIGN,
+    TOP_K_FITS,
+    same_vocabulary,
+    tokens_align,
+    top_k_fits,
+)
 from distill_workers.run.trainer_ranks import TrainerRanks
 from distill_workers.teacher.teachers import Teachers
 
@@ -74,6 +81,8 @@ async def preflight(
     await RESPONSES_END.passing(responses_end(samples, tokenizer, engines.ends))
     few, gaps = samples[:PROBE_PROMPTS], dict[str, float]()
     for teacher in teachers.pools.values():
+        if teacher.teacher.tokenizer is not None:
+            await TOKENS_ALIGN.passing(tokens_align(samples, tokenizer, teacher))
         is_reference = teacher.teacher.name == spec.objective.reference
         # The reference is given the student's own prompt, and may be the student.
         asked = [replace(s, privileged_ids=None) for s in few] if is_reference else few

@@ -12,7 +12,7 @@ from distill_workers.data.sample import Prompt, Sample
 from distill_workers.run.preflight.check import Check
 from distill_workers.teacher.pool import BadScore, TeacherPool
 from distill_workers.teacher.protocol import Scores
-from distill_workers.teacher.score_store import ScoreStore, stored_identities
+from distill_workers.teacher.stored_scores.store import ScoreStore, stored_identities
 
 TEACHER_ANSWERS = Check(
     "TeacherAnswers",

@@ -1,7 +1,7 @@
 """The store of scores: what a teacher has said of the data set's responses, kept on the output volume and read again.
 
-A folder for each identity (score_identity.py) holds teacher.json, which says whose scores they are, and segments
-(score_segment.py). A score is found by a SHA-256 of identity, prompt and response, and read with the checksum that it
+A folder for each identity (identity.py) holds teacher.json, which says whose scores they are, and segments
+(segment.py). A score is found by a SHA-256 of identity, prompt and response, and read with the checksum that it
 was written with: what was cut off, has a flipped bit or belongs to another teacher is no match, and its response is
 scored again. Writers share a folder without a lock, since each names its segments for itself; what two of them score at
 once is there twice, and the earlier is read. Memory holds the index, some 400 bytes an entry, and what is not written
@@ -28,8 +28,8 @@ from distill_api.spec.job_spec import Spec
 from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_workers.failures import ConfigurationError
 from distill_workers.teacher.protocol import Observer, Scores
-from distill_workers.teacher.score_identity import ScoreIdentity, identity_of
-from distill_workers.teacher.score_segment import (
+from distill_workers.teacher.stored_scores.identity import ScoreIdentity, identity_of
+from distill_workers.teacher.stored_scores.segment import (
     ASIDE,
     SEGMENT,
     Damaged,
