@@ -77,6 +77,7 @@ class EnvironmentPool:
     """A pool of the processes in which environments run."""
 
     def __init__(self, spec: EnvironmentSpec) -> None:
+        assert spec.function is not None
         _allow_open_files()
         self._environment = UserEnvironment(spec.function)
         self._processes = UserProcesses(

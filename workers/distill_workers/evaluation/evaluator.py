@@ -19,7 +19,7 @@ from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.environments.pool import EnvironmentFailed
-from distill_workers.evaluation.conversation_response import ConversationResponse
+from distill_workers.evaluation.conversation_response import ConversationResponse, conversations_of
 from distill_workers.evaluation.estimates import Estimate, mean_score, pass_at_k
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
@@ -175,7 +175,9 @@ class Evaluator:
             except EngineRefused as error:
                 log.warning("evaluation %s: prompt %d was refused: %s", self.name, prompt.index, error)
                 responses = []
-            kept = [r for r in responses if all(v == sampled.step for v in r.versions)]
+            kept = [
+                r for r in responses if all(v == sampled.step for part in conversations_of(r) for v in part.versions)
+            ]
             sampled.failed += count - len(kept)
             return kept
 
@@ -247,7 +249,8 @@ class Evaluator:
             pairs = zip(response.logprobs, scores.logprobs, strict=True)
             return [s - t for s, t in itertools.compress(pairs, mask)]
 
-        pairs = [(p, r) for p, group in zip(self._prompts, sampled.as_trained, strict=True) for r in group]
+        groups = zip(self._prompts, sampled.as_trained, strict=True)
+        pairs = [(p, part) for p, group in groups for r in group for part in conversations_of(r)]
         terms = [t for group in await asyncio.gather(*(one(p, r) for p, r in pairs)) for t in group]
         return statistics.fmean(terms) if terms else None
 

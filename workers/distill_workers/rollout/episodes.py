@@ -1,27 +1,22 @@
-"""Multi-turn rollouts: conversations of the student with an environment, each of which becomes one sample.
+"""Multi-turn rollouts: conversations of the student, of which each becomes one sample.
 
-A turn is one response of the student. All turns are sent to one engine, which has what stands before in its cache. A
-conversation ends when the environment says so, after maxTurns, or at maxResponseTokens: the student's turn is cut off
-there, or what the environment answered leaves no room for another turn, and is not read any more. In these two cases
-the sample counts as truncated. The environment is given whole turns alone.
+A turn is one response of the student. All turns are sent to one engine, which has what stands before in its cache. Who
+answers the student is of two kinds: an environment (environment_episodes.py), with which it has one conversation, and
+an agent (agent_episodes.py), which may have several.
 """
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 from distill_api.spec.job_spec import RewardSource, Sampling, Spec, Truncated
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import Response
 from distill_workers.environments.conversation_renderer import ConversationRenderer
-from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool, OpenEnvironment
-from distill_workers.environments.protocol import Row
-from distill_workers.environments.tool_calls import parse_message
-from distill_workers.environments.tools import read_tools
+from distill_workers.environments.pool import EnvironmentFailed
 from distill_workers.failures import ConfigurationError, PromptError
 from distill_workers.rollout.engine_pool import EnginePool
-from distill_workers.rollout.scheduler import EngineAffinity
 
 
 def turn_seed(seed: int, turn: int) -> int:
@@ -40,17 +35,21 @@ class Conversation:
     logprobs: list[float] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
     loss_mask: list[bool] = field(default_factory=list)
-    reward: float = 0.0
+    reward: float | None = 0.0
+    """None where an agent gave none."""
     truncated: bool = False
 
-    def add_turn(self, read_ids: Sequence[int], response: Response) -> None:
-        """Append the tokens that the environment wrote before the student's turn, and the turn."""
+    def add_turn(self, read_ids: Sequence[int], response: Response, *, is_trained: bool = True) -> None:
+        """Append the tokens that the environment wrote before the student's turn, and the turn.
+
+        One that is not trained is trained in another sample.
+        """
         # They are no one's sample; the version of the turn that read them keeps that of each token defined.
         version = response.versions[0]
         self.response_ids += [*read_ids, *response.ids]
         self.logprobs += [0.0] * len(read_ids) + response.logprobs
         self.versions += [version] * len(read_ids) + response.versions
-        self.loss_mask += [False] * len(read_ids) + [True] * len(response.ids)
+        self.loss_mask += [False] * len(read_ids) + [is_trained] * len(response.ids)
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,22 +64,18 @@ class Terms:
     """Of everything after the prompt."""
     urgent: bool = False
     """Of an evaluation: its first turn goes before those of training."""
+    needs_reward: bool = True
+    """Whether an agent that gives no reward has failed."""
 
 
-class Episodes:
+class Episodes(ABC):
     """The conversations of a job."""
 
-    def __init__(
-        self,
-        spec: Spec,
-        engines: EnginePool,
-        environments: EnvironmentPool,
-        renderers: Mapping[str, ConversationRenderer],
-    ) -> None:
+    def __init__(self, spec: Spec, engines: EnginePool, renderers: Mapping[str, ConversationRenderer]) -> None:
         """`renderers` are by the names of the data's sources, and of evaluations (`of_evaluation`)."""
-        assert spec.rollout.environment is not None
-        self._spec, self._engines, self._environments, self._renderers = spec, engines, environments, renderers
-        self._turns = spec.rollout.environment.max_turns
+        self._spec, self._engines, self._renderers = spec, engines, renderers
+        chosen = {s.name: (s.reward or spec.objective.reward).source for s in spec.data.all_sources}
+        self._rewarded = {name for name, source in chosen.items() if source is RewardSource.ENVIRONMENT}
 
     def notes(self) -> list[str]:
         """Return what should be known of how conversations are rendered, as sentences."""
@@ -95,23 +90,30 @@ class Episodes:
                 "student would write the environment's messages itself; add it to rollout.stopTokenIds"
             )
 
-    async def close(self) -> None:
-        """End the environments' processes."""
-        await self._environments.close()
-
-    async def sample(self, prompt: Prompt, index_in_group: int, seed: int) -> Sample:
-        """Return a conversation as a sample, not yet scored. Raises EnvironmentFailed, EngineRefused."""
+    async def samples(self, prompt: Prompt, index_in_group: int, seed: int) -> list[Sample]:
+        """Return the samples of one response to a prompt, not yet scored. Raises EnvironmentFailed, EngineRefused."""
         rollout = self._spec.rollout
-        terms = Terms(prompt.source, seed, rollout.sampling, rollout.max_response_tokens)
+        rewarded = prompt.source in self._rewarded
+        terms = Terms(prompt.source, seed, rollout.sampling, rollout.max_response_tokens, needs_reward=rewarded)
         return await self.play(prompt, index_in_group, terms)
 
-    async def play(self, prompt: Prompt, index_in_group: int, terms: Terms) -> Sample:
-        """Return a conversation that is sampled by other terms, as `sample` does."""
+    async def play(self, prompt: Prompt, index_in_group: int, terms: Terms) -> list[Sample]:
+        """Return the samples of a response that is sampled by other terms, as `samples` does."""
         try:
-            async with self._environments.conversation() as environment:
-                found = await self._play(environment, prompt, terms)
+            conversations = await self._conversations(prompt, terms)
         except PromptError as error:
             raise EnvironmentFailed(str(error), permanent=True) from None
+        return [self._sample(found, prompt, index_in_group) for found in conversations]
+
+    @abstractmethod
+    async def close(self) -> None:
+        """End all processes."""
+
+    @abstractmethod
+    async def _conversations(self, prompt: Prompt, terms: Terms) -> list[Conversation]:
+        """Return the conversations of one response. Raises EnvironmentFailed, EngineRefused, PromptError."""
+
+    def _sample(self, found: Conversation, prompt: Prompt, index_in_group: int) -> Sample:
         return Sample(
             prompt_index=prompt.index,
             index_in_group=index_in_group,
@@ -127,75 +129,7 @@ class Episodes:
             privileged_ids=found.privileged_ids,
         )
 
-    async def _play(self, environment: OpenEnvironment, prompt: Prompt, terms: Terms) -> Conversation:
-        renderer, where = self._renderers[terms.renderer], f"prompt {prompt.index}"
-        assert prompt.messages is not None, "load_data gives prompts their messages in a job with an environment"
-        messages = await environment.reset(Row(prompt.messages, prompt.answer, prompt.metadata))
-        conversation = Conversation(
-            renderer.opening(messages, where), renderer.privileged_opening(messages, prompt, where)
-        )
-        self._check_opening(conversation, where)
-        affinity, read_ids = EngineAffinity(), list[int]()
-        for turn in range(self._turns):
-            room = terms.max_tokens - len(conversation.response_ids) - len(read_ids)
-            if room <= 0:
-                conversation.truncated = True
-                break
-            response = await self._engines.generate(
-                [*conversation.prompt_ids, *conversation.response_ids, *read_ids],
-                max_new_tokens=room,
-                temperature=terms.sampling.temperature,
-                top_p=terms.sampling.top_p,
-                seed=turn_seed(terms.seed, turn),
-                urgent=terms.urgent,
-                affinity=affinity,
-            )
-            if not response.ids:
-                break
-            conversation.add_turn(read_ids, response)
-            if response.truncated:
-                conversation.truncated = True
-                break
-            answer = await environment.step(parse_message(renderer.text(response.ids), turn))
-            conversation.reward += answer.reward
-            if answer.done or turn + 1 == self._turns:
-                break
-            read_ids = renderer.continuation(answer.messages, where)
-            if read_ids[0] == response.ids[-1]:
-                read_ids = read_ids[1:]  # the student has ended its turn as the template does
-        return conversation
-
-    def _check_opening(self, conversation: Conversation, where: str) -> None:
-        """Raise EnvironmentFailed for a conversation that begins with more than rollout.maxPromptTokens."""
-        tokens = max(len(conversation.prompt_ids), len(conversation.privileged_ids or ()))
-        if tokens > self._spec.rollout.max_prompt_tokens:
-            raise EnvironmentFailed(
-                f"{where}: the environment begins with {tokens} tokens, and rollout.maxPromptTokens is "
-                f"{self._spec.rollout.max_prompt_tokens}",
-                permanent=True,
-            )
-
 
 def of_evaluation(name: str) -> str:
     """Return the name of an evaluation's renderer, which no source of data has."""
     return f"evaluation/{name}"
-
-
-def build_episodes(spec: Spec, tokenizer: Any, engines: EnginePool) -> Episodes | None:
-    """Return the conversations of a job; None for one whose responses are single turns.
-
-    Raises ConfigurationError for an environment that cannot be called, tools that are none, or a chat template that
-    cannot render conversations.
-    """
-    environment = spec.rollout.environment
-    if environment is None:
-        return None
-    tools = None if environment.tools is None else read_tools(environment.tools)
-    renderers = {s.name: ConversationRenderer(s.prompts, tokenizer, tools) for s in spec.data.all_sources}
-    for evaluation in spec.evaluation:
-        if evaluation.reward.source is RewardSource.ENVIRONMENT:
-            name = of_evaluation(evaluation.name)
-            renderers[name] = ConversationRenderer(evaluation.prompts, tokenizer, tools)
-    pool = EnvironmentPool(environment)
-    pool.check()
-    return Episodes(spec, engines, pool, renderers)

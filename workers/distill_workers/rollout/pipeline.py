@@ -188,45 +188,44 @@ class RolloutPipeline:
         """Return the samples of a prompt, with what compares each with the others: advantage and baseline."""
         indices = range(self._spec.rollout.samples_per_prompt)
         sampled = await asyncio.gather(*(self._sample(batch, prompt, place, index) for index in indices))
-        samples = [sample for part in sampled for sample in part]
+        responses = [samples for samples in sampled if samples]  # the samples of one share its reward
         if prompt.source in self._rewarded:
-            rewards = torch.tensor([s.reward for s in samples], dtype=torch.float64)
-            groups = torch.zeros(len(samples), dtype=torch.long)
+            rewards = torch.tensor([samples[0].reward for samples in responses], dtype=torch.float64)
+            groups = torch.zeros(len(responses), dtype=torch.long)
             advantages = reward_advantages(self._spec.objective.advantage, rewards, groups)
-            for sample, advantage in zip(samples, advantages.tolist(), strict=True):
-                sample.advantage = advantage
+            for samples, advantage in zip(responses, advantages.tolist(), strict=True):
+                for sample in samples:
+                    sample.advantage = advantage
         if self._leave_one_out:
-            for sample, baseline in zip(samples, self._baselines(samples), strict=True):
-                sample.baseline = baseline
-        return samples
+            for samples, baseline in zip(responses, self._baselines(responses), strict=True):
+                for sample in samples:
+                    sample.baseline = baseline
+        return [sample for samples in responses for sample in samples]
 
-    def _baselines(self, samples: Sequence[Sample]) -> list[float]:
-        """Return the mean divergence over the other samples of each, by the engines' log-probs, nats."""
+    def _baselines(self, responses: Sequence[Sequence[Sample]]) -> list[float]:
+        """Return the mean divergence over the other responses of each, by the engines' log-probs, nats."""
+        samples = [sample for response in responses for sample in response]
         engine = torch.tensor([x for s in samples for x in s.trained(s.engine_logprobs)], dtype=torch.float64)
         teacher = torch.tensor([x for s in samples for x in s.trained(s.teacher_logprobs)], dtype=torch.float64)
         clip = self._spec.objective.advantage_clip
         penalties = sampled_reverse_kl(engine, teacher).clamp(-clip, clip)
-        lengths = torch.tensor([s.trained_tokens for s in samples], dtype=torch.long)
+        lengths = torch.tensor([sum(s.trained_tokens for s in samples) for samples in responses], dtype=torch.long)
         return leave_one_out_values(penalties, lengths).tolist()
 
     async def _sample(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int) -> list[Sample]:
-        """Return one sample, scored and graded, or none. A response whose score is unusable is generated anew."""
+        """Return the samples of one response, scored and graded, or none; one without a usable score is made anew."""
         for attempt in range(TRIES):
             try:
-                sample = await self._generate(batch, prompt, place, index_in_group, attempt)
+                generated = await self._generate(batch, prompt, place, index_in_group, attempt)
                 batch.note_generated()
-                if sample.truncated and self._spec.rollout.truncated is Truncated.DROP:
-                    self._metrics.add("distill_samples_failed", 1, reason="truncated")
-                    batch.failed.add(
-                        "truncated", "cut off at rollout.maxResponseTokens, and rollout.truncated drops it"
-                    )
-                    return []  # another one in its place would prefer short responses
-                if not sample.response_ids:
-                    return []  # there is no token to learn from, and no teacher can score it
-                await asyncio.gather(self._score(prompt, sample), self._grade(prompt, sample))
-                if prompt.source in self._rewarded:  # a conversation has a reward also where none is asked for
-                    sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
-                return [sample]
+                samples = [sample for sample in generated if not self._drops(batch, sample)]
+                await asyncio.gather(
+                    *(call for s in samples for call in (self._score(prompt, s), self._grade(prompt, s)))
+                )
+                for sample in samples:
+                    if prompt.source in self._rewarded:  # a conversation may have a reward where none is asked for
+                        sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
+                return samples
             except EnvironmentFailed as error:
                 self._failed(batch, prompt, "environment", error)
                 return []  # conversations that go well would be preferred
@@ -240,19 +239,29 @@ class RolloutPipeline:
                 self._failed(batch, prompt, "engine", error)
         return []
 
+    def _drops(self, batch: Batch, sample: Sample) -> bool:
+        """Return whether a sample is left out; another one in its place would prefer short responses."""
+        if sample.truncated and self._spec.rollout.truncated is Truncated.DROP:
+            self._metrics.add("distill_samples_failed", 1, reason="truncated")
+            batch.failed.add("truncated", "cut off at rollout.maxResponseTokens, and rollout.truncated drops it")
+            return True
+        return not sample.response_ids  # there is no token to learn from, and no teacher can score it
+
     def _failed(self, batch: Batch, prompt: Prompt, reason: str, error: Exception) -> None:
         self._metrics.add("distill_samples_failed", 1, reason=reason)
         batch.failed.add(reason, error)
         log.warning("step %d, prompt %d: a sample failed: %s", batch.step, prompt.index, error)
 
-    async def _generate(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int, attempt: int) -> Sample:
+    async def _generate(
+        self, batch: Batch, prompt: Prompt, place: int, index_in_group: int, attempt: int
+    ) -> list[Sample]:
         rollout = self._spec.rollout
         number = attempt * rollout.samples_per_prompt + index_in_group
         seed = sample_seed(self._spec.seed, batch.step, prompt.index, number, place)
         if self._episodes is not None:
-            conversation = await self._episodes.sample(prompt, index_in_group, seed)
-            self._metrics.add("distill_tokens", conversation.trained_tokens, kind="rollout")
-            return conversation
+            samples = await self._episodes.samples(prompt, index_in_group, seed)
+            self._metrics.add("distill_tokens", sum(s.trained_tokens for s in samples), kind="rollout")
+            return samples
         response = await self._engines.generate(
             prompt.ids,
             max_new_tokens=rollout.max_response_tokens,
@@ -261,7 +270,7 @@ class RolloutPipeline:
             seed=seed,
         )
         self._metrics.add("distill_tokens", len(response.ids), kind="rollout")
-        return Sample(
+        sample = Sample(
             prompt_index=prompt.index,
             index_in_group=index_in_group,
             prompt_ids=prompt.ids,
@@ -273,6 +282,7 @@ class RolloutPipeline:
             source=prompt.source,
             privileged_ids=prompt.privileged_ids,
         )
+        return [sample]
 
     async def _score(self, prompt: Prompt, sample: Sample) -> None:
         sample.teacher, sample.coefficient = prompt.teacher, self._teachers.coefficient(prompt.teacher)
