@@ -16,7 +16,7 @@ ClassName = Annotated[
 
 
 BEGINS_WITH_A_PROGRAM = Rule(
-    "must begin with a program, such as [python, /agent/agent.py]",
+    "must begin with a program, such as [python, -m, my_agent]",
     "self.size() > 0 && self[0] != ''",
     lambda command: bool(command and command[0]),
 )

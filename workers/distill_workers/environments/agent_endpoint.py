@@ -13,7 +13,7 @@ import secrets
 import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
-from typing import Protocol
+from typing import Any, Protocol
 
 from aiohttp import web
 
@@ -34,6 +34,9 @@ MOST_BYTES = 8_000_000
 
 class Episode(Protocol):
     """What answers the requests that come with the key of one episode."""
+
+    refusal: str
+    """What the last refused request was told."""
 
     async def complete(self, request: ChatRequest) -> Completion:
         """Return the student's next message. Raises ApiError for a request that is refused."""
@@ -126,15 +129,13 @@ class AgentEndpoint:
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         episode = self._episode(request)
         try:
-            body = json.loads(await request.read())
-        except web.HTTPRequestEntityTooLarge:
-            raise ApiError(f"the body has more than {MOST_BYTES:,} bytes", status=413) from None
-        except (ValueError, RecursionError) as error:
-            raise ApiError(f"the body is no JSON: {error}") from None
-        asked = read_request(body)
-        for what in asked.passed_over:
-            self._tell_once(what)
-        completion = await episode.complete(asked)
+            asked = read_request(await _json(request))
+            for what in asked.passed_over:
+                self._tell_once(what)
+            completion = await episode.complete(asked)
+        except ApiError as error:
+            episode.refusal = str(error)
+            raise
         name, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
         if not asked.stream:
             return web.json_response(answer(completion, name, created))
@@ -163,3 +164,13 @@ class AgentEndpoint:
         if field not in self._passed_over:
             self._passed_over.add(field)
             log.info("an agent asks for %s, which is passed over: the student is sampled as the job says", what)
+
+
+async def _json(request: web.Request) -> Any:
+    """Return the body of a request. Raises ApiError for one that is no JSON."""
+    try:
+        return json.loads(await request.read())
+    except web.HTTPRequestEntityTooLarge:
+        raise ApiError(f"the body has more than {MOST_BYTES:,} bytes", status=413) from None
+    except (ValueError, RecursionError) as error:
+        raise ApiError(f"the body is no JSON: {error}") from None

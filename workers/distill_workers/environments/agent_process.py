@@ -1,6 +1,7 @@
 """An agent of the user as a process: its row on the standard input, its reward on the last line that it prints."""
 
 import asyncio
+import contextlib
 import dataclasses
 import json
 import math
@@ -74,45 +75,65 @@ class Ended:
         return f"{how}: {last[:SHOWN]}" if last else how
 
 
-class _End:
-    """The end of what a process prints."""
+class _End(asyncio.Protocol):
+    """The end of what is written into a pipe, which is open for writing until `begin` is left.
 
-    kept = b""
+    It is none of asyncio's own for subprocesses, with which a process has not ended before its pipes are closed: those
+    that it has left behind may hold them.
+    """
 
-    async def read(self, pipe: asyncio.StreamReader) -> None:
-        while read := await pipe.read(KEPT_BYTES):
-            self.kept = (self.kept + read)[-KEPT_BYTES:]
+    def __init__(self) -> None:
+        self.kept = b""
+        self.closed = asyncio.Event()
+        self._transport: asyncio.BaseTransport | None = None
+
+    @asynccontextmanager
+    async def begin(self) -> AsyncIterator[int]:
+        """Open the pipe, and yield the descriptor to write into."""
+        reading, writing = os.pipe()
+        try:
+            pipe = os.fdopen(reading, "rb", buffering=0)
+            self._transport, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: self, pipe)
+            yield writing
+        finally:
+            os.close(writing)
+
+    def data_received(self, data: bytes) -> None:
+        self.kept = (self.kept + data)[-KEPT_BYTES:]
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self.closed.set()
+
+    def close(self) -> None:
+        """Read no further."""
+        if self._transport is not None:
+            self._transport.close()
 
 
 class AgentProcess:
     """The process of one agent and all that it starts, unless that leaves its process group."""
 
-    def __init__(self, process: asyncio.subprocess.Process) -> None:
-        self._process = process
-        assert process.stdout is not None and process.stderr is not None
-        self._ends = [_End(), _End()]
-        pipes = (process.stdout, process.stderr)
-        self._readers = [asyncio.create_task(end.read(pipe)) for end, pipe in zip(self._ends, pipes, strict=True)]
+    def __init__(self, process: asyncio.subprocess.Process, output: _End, errors: _End) -> None:
+        self._process, self._output, self._errors = process, output, errors
 
     async def ended(self) -> Ended:
         """Return how the agent ended, once it has."""
         code = await self._process.wait()
         self.kill()  # what it has left behind would hold the pipes
-        await asyncio.wait(self._readers, timeout=READING_SECONDS)
-        output, errors = (end.kept.decode(errors="replace") for end in self._ends)
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(READING_SECONDS):
+                await self._output.closed.wait()
+                await self._errors.closed.wait()
+        output, errors = (end.kept.decode(errors="replace") for end in (self._output, self._errors))
         return Ended(code, output, errors)
 
     def kill(self) -> None:
-        """Kill the process group."""
-        kill_group(self._process.pid, was_waited_for=self._process.returncode is not None)
-
-    async def close(self) -> None:
-        """Kill the process group, and forget it."""
-        self.kill()
-        for reader in self._readers:
-            reader.cancel()
-        await asyncio.gather(*self._readers, return_exceptions=True)
-        await self._process.wait()
+        """Kill the process group, and the process where it has left that."""
+        has_ended = self._process.returncode is not None
+        kill_group(self._process.pid, was_waited_for=has_ended)
+        if not has_ended:
+            with contextlib.suppress(ProcessLookupError):
+                self._process.kill()
 
 
 def check_command(command: Sequence[str]) -> None:
@@ -127,27 +148,35 @@ def check_command(command: Sequence[str]) -> None:
 @asynccontextmanager
 async def started(command: Sequence[str], row: Row, url: str, key: str) -> AsyncIterator[AgentProcess]:
     """Start an agent, whose group is killed when the context is left. Raises EnvironmentFailed where none starts."""
-    with tempfile.TemporaryFile() as given:  # no pipe, which an agent that reads nothing would leave full
-        given.write(json.dumps(dataclasses.asdict(row), default=str).encode())
-        given.seek(0)
-        try:
-            process = await asyncio.create_subprocess_exec(
-                sys.executable,
-                *("-I", "-S", "-c", BEGIN),
-                *command,
-                stdin=given,
-                stdout=asyncio.subprocess.PIPE,
-                stderr=asyncio.subprocess.PIPE,
-                env=_variables(url, key, os.environ),
-                process_group=0,
-            )
-        except OSError as error:
-            raise EnvironmentFailed(f"{SETTING}: no process could be started: {error}") from None
-    agent = AgentProcess(process)
+    output, errors = _End(), _End()
+    try:
+        # No pipe for the row, which an agent that reads nothing would leave full.
+        with tempfile.TemporaryFile() as given:
+            given.write(json.dumps(dataclasses.asdict(row), default=str).encode())
+            given.seek(0)
+            async with output.begin() as to_output, errors.begin() as to_errors:
+                process = await asyncio.create_subprocess_exec(
+                    sys.executable,
+                    *("-I", "-S", "-c", BEGIN),
+                    *command,
+                    stdin=given,
+                    stdout=to_output,
+                    stderr=to_errors,
+                    env=_variables(url, key, os.environ),
+                    process_group=0,
+                )
+    except OSError as error:
+        output.close()
+        errors.close()
+        raise EnvironmentFailed(f"{SETTING}: no process could be started: {error}") from None
+    agent = AgentProcess(process, output, errors)
     try:
         yield agent
     finally:
-        await agent.close()
+        agent.kill()
+        output.close()
+        errors.close()
+        await process.wait()
 
 
 def _variables(url: str, key: str, environment: Mapping[str, str]) -> dict[str, str]:

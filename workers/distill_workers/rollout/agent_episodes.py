@@ -11,7 +11,7 @@ from distill_workers.data.sample import Prompt
 from distill_workers.environments.agent_endpoint import AgentEndpoint
 from distill_workers.environments.agent_process import SETTING, AgentProcess, Ended, NoReward, check_command, started
 from distill_workers.environments.conversation_renderer import ConversationRenderer
-from distill_workers.environments.pool import CONVERSATIONS, EnvironmentFailed
+from distill_workers.environments.pool import CONVERSATIONS, EnvironmentFailed, allow_open_files
 from distill_workers.environments.protocol import Row
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.agent_session import AgentSession, Generator
@@ -31,6 +31,7 @@ class AgentEpisodes(Episodes):
         assert environment is not None and environment.agent is not None
         self._environment, self._command = environment, environment.agent.command
         check_command(self._command)
+        allow_open_files()
         self._metrics = metrics
         self._endpoint = AgentEndpoint()
         self._places = asyncio.Semaphore(CONVERSATIONS)

@@ -84,12 +84,10 @@ class AgentSession:
             if self.failure is not None:
                 raise ApiError("the episode has failed", status=410, code="episode_ended")
             return await self._complete(request)
-        except ApiError as error:
-            self.refusal = str(error)
+        except ApiError:
             raise
         except PromptError as error:
-            self.refusal = str(error)
-            raise ApiError(self.refusal, param="messages") from None
+            raise ApiError(str(error), param="messages") from None
         except Exception as error:
             self.failure = error
             self._failed.set()
