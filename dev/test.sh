@@ -22,7 +22,9 @@ in_parallel() {
     ) &
     pids+=($!)
   done
-  for number in "${pids[@]}"; do wait "$number" || failed=1; done
+  for number in "${pids[@]}"; do
+    wait "$number" || { echo "a process of the layer ended with code $?"; failed=1; }
+  done
   rm -rf "$claims"
   return $failed
 }

@@ -14,10 +14,16 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import fork_servers
 import pytest_asyncio
+from hypothesis import settings
 
 from distill_api.spec.job_spec import Spec
 
 fork_servers.start_in_a_layer()
+
+# hypothesis looks for constants in every module that is loaded, once, while a test draws: in a fresh checkout, where
+# nothing of it is cached yet, that alone is longer than its limits, which are of a second.
+settings.register_profile("layer", deadline=None)
+settings.load_profile("layer")
 
 TinyModel = Callable[..., Path]
 CHAT_TEMPLATE = (

@@ -173,12 +173,12 @@ def operator_pod(port: int) -> dict[str, Any]:
 def engine_ports(folder: Path) -> tuple[int, int]:
     """SGLang's, and Ray's metrics: from the process whose output is the engine's log, and the raylet that it is of."""
     log = str(folder / "logs" / "engine-0.log")
-    for output in Path("/proc").glob("[0-9]*/fd/1"):
+    for process in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # gone meanwhile
-            if os.readlink(output) == log:
-                arguments = (output.parents[1] / "cmdline").read_bytes().split(b"\0")
+            if os.readlink(f"/proc/{process}/fd/1") == log:
+                arguments = Path("/proc", process, "cmdline").read_bytes().split(b"\0")
                 if b"--port" in arguments:
-                    return int(arguments[arguments.index(b"--port") + 1]), ray_metrics_port(int(output.parts[2]))
+                    return int(arguments[arguments.index(b"--port") + 1]), ray_metrics_port(int(process))
     raise AssertionError(f"no process writes {log}")
 
 

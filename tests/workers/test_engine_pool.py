@@ -97,8 +97,8 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
     pool = EnginePool(job, folder, Metrics())
     weights = list(load_file(tiny_model(2) / "model.safetensors").items())
     thread = ThreadPoolExecutor(1)
-    # The first push; the one to the engine that came back; the next to both.
-    passes, signals = 0, {1: signal.SIGKILL, 3: signal.SIGSTOP, 6: signal.SIGSTOP}
+    # The first push, and the one to the engine that came back; later the next one to both.
+    passes, signals = 0, {1: signal.SIGKILL, 3: signal.SIGSTOP}
     try:
         await asyncio.to_thread(fork_servers.wait_until_preloaded)  # Ray starts within 30 s or not at all
         await pool.start(str(tiny_model(0)))
@@ -136,9 +136,10 @@ async def test_an_engine_killed_in_one_push_and_hung_in_others_holds_up_nobody_a
         async with asyncio.timeout(200):
             while pool._scheduler.open != {0, 1}:
                 await asyncio.sleep(0.1)
-        assert passes == 5, "a pass of its own"
+        assert passes >= 5, "a pass of its own, or several on a busy machine"
         await holds(pool._engines[1], tiny_model(2), 2)
         monkeypatch.setattr("distill_workers.weight_sync.broadcast.PATIENCE_SECONDS", 5.0)
+        signals[passes + 1] = signal.SIGSTOP
         assert await push(3) < 100, "neither the group's timeout nor a request's"
         assert pool._scheduler.open == {0}
         await holds(pool._engines[0], tiny_model(2), 3)

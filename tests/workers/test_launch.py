@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -20,7 +21,9 @@ from distill_workers.launch import rank_environment
 CHILD = """
 import os, signal, sys, time
 rank, how = os.environ["RANK"], sys.argv[1:]
-open(os.path.join(os.environ["NOTES"], "pid-" + rank), "w").write(str(os.getpid()))
+with open(os.path.join(os.environ["NOTES"], "new-" + rank), "w") as file:
+    file.write(str(os.getpid()))
+os.rename(file.name, os.path.join(os.environ["NOTES"], "pid-" + rank))
 def on_term(*_):
     open(os.path.join(os.environ["NOTES"], "term-" + rank), "w").close()
     sys.exit(75)
@@ -36,6 +39,13 @@ if what == "hang":
         time.sleep(60)
     stacks.on_signal()
     the_call_that_hangs()
+if what == "dies":
+    from distill_workers import stacks
+    def the_last_call():
+        signal.raise_signal(signal.SIGUSR1)
+    stacks.on_signal()
+    the_last_call()
+    os.kill(os.getpid(), signal.SIGKILL)
 if what == "deaf":
     signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)
 time.sleep(0.3)
@@ -44,7 +54,7 @@ sys.exit(int(what))
 PARENT = """
 import json, os, sys
 from distill_workers import child_processes, launch
-child_processes.GRACE_SECONDS = 1.0
+child_processes.GRACE_SECONDS = float(os.environ["GRACE"])
 how = json.loads(sys.argv[1])
 command = [sys.executable, "-c", os.environ["CHILD"], *how]
 environments = [launch.rank_environment(1, len(how), 0, n) for n in range(len(how))]
@@ -52,8 +62,8 @@ sys.exit(launch.exit_code(child_processes.ChildProcesses([(command, e) for e in 
 """
 
 
-def launch(how: list[str], notes: Path, stderr: Any = None) -> subprocess.Popen[bytes]:
-    environment = {**os.environ, "CHILD": CHILD, "NOTES": str(notes)}
+def launch(how: list[str], notes: Path, stderr: Any = None, grace: float = 20) -> subprocess.Popen[bytes]:
+    environment = {**os.environ, "CHILD": CHILD, "NOTES": str(notes), "GRACE": str(grace)}
     return subprocess.Popen([sys.executable, "-c", PARENT, json.dumps(how)], env=environment, stderr=stderr)
 
 
@@ -73,7 +83,7 @@ def gone(notes: Path) -> bool:
     ],
 )
 def test_the_first_failure_ends_the_others_and_its_code_is_ours(how: list[str], code: int, tmp_path: Path) -> None:
-    assert launch(how, tmp_path).wait(30) == code
+    assert launch(how, tmp_path, grace=1 if "deaf" in how else 20).wait(60) == code
     assert gone(tmp_path)
 
 
@@ -97,10 +107,21 @@ def test_sigusr1_of_the_launcher_writes_the_stacks_of_every_rank_which_go_on(tmp
         process = launch(["hang", "hang"], tmp_path, log)
     wait_until(lambda: len(list(tmp_path.glob("hangs-*"))) == 2)
     process.send_signal(signal.SIGUSR1)
-    wait_until(lambda: (tmp_path / "log").read_text().count("in the_call_that_hangs") == 2)
+    wait_until(lambda: (tmp_path / "log").read_text().count("stacks of rank ") == 2)
     assert process.poll() is None and not list(tmp_path.glob("term-*"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75 and gone(tmp_path)
+    of_each = (tmp_path / "log").read_text().split("stacks of rank ")[1:]
+    assert sorted(text.split(":")[0] for text in of_each) == ["0", "1"]
+    assert all(re.search(r'^  File "<string>", line \d+ in the_call_that_hangs$', text, re.M) for text in of_each)
+
+
+def test_what_a_rank_wrote_of_its_stacks_before_it_was_killed_is_in_the_log(tmp_path: Path) -> None:
+    with (tmp_path / "log").open("wb") as log:
+        process = launch(["dies", "wait"], tmp_path, log)
+    assert process.wait(60) == 75
+    text = (tmp_path / "log").read_text()
+    assert text.count("stacks of rank 0:\n") == 1 and text.count(" in the_last_call\n") == 1
 
 
 def test_ranks_are_numbered_over_all_nodes(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -235,10 +235,10 @@ def servers_of(folder: Path, engine: int = 0) -> set[int]:
     """Process ids of an engine's servers of a run folder: their log lies there, and is their output."""
     log = str(folder / "logs" / f"engine-{engine}.log")
     found = set()
-    for output in Path("/proc").glob("[0-9]*/fd/1"):
+    for process in filter(str.isdecimal, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # gone meanwhile
-            if os.readlink(output) == log:
-                found.add(int(output.parts[2]))
+            if os.readlink(f"/proc/{process}/fd/1") == log:
+                found.add(int(process))
     return found
 
 

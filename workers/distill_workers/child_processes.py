@@ -3,7 +3,7 @@
 The first process of a container is deaf to a signal that it has no handler for, and a trainer or a server imports for
 many seconds before it can have one. So an entry point stays as a small parent: its handler is there before anything
 else is imported, and a child that has no handler yet is ended by the signal itself. Only the standard library is
-imported here.
+imported here, and stacks.py, which imports no more.
 """
 
 import contextlib
@@ -14,6 +14,8 @@ import subprocess
 import time
 from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
+
+from distill_workers.stacks import CollectedStacks
 
 GRACE_SECONDS = 20.0
 """Time that the other children have to end once one has failed."""
@@ -71,6 +73,8 @@ class ChildProcesses:
         self._commands = commands
         """For each child its command line, and what its environment has beside ours."""
         self._children: list[subprocess.Popen[bytes]] = []
+        # One child writes to our standard error itself: nobody's lines can come between its own.
+        self._stacks = [CollectedStacks(e.get("RANK", "")) for _, e in commands] if len(commands) > 1 else []
         self.stopping = False
         """Whether a signal has asked us to stop."""
 
@@ -78,18 +82,20 @@ class ChildProcesses:
         """Return the exit code of the first child that failed, negative for a death by signal; 0 if none did."""
         _handle_stop_signals(self._forward)
         signal.signal(signal.SIGUSR1, self._forward_stack_request)
-        for command, environment in self._commands:
+        for number, (command, environment) in enumerate(self._commands):
             if not self.stopping:
-                self._children.append(
-                    subprocess.Popen(command, env={**os.environ, **environment}, preexec_fn=_begin_child)
-                )
+                of_stacks = self._stacks[number].environment if self._stacks else {}
+                variables = {**os.environ, **environment, **of_stacks}
+                self._children.append(subprocess.Popen(command, env=variables, preexec_fn=_begin_child))
         while True:
             codes = [child.poll() for child in self._children]
             failed = [code for code in codes if code]
             if failed or None not in codes:
                 break
+            self._pass_on_stacks()
             time.sleep(POLL_SECONDS)
         self._end()
+        self._pass_on_stacks(ended=True)
         if failed:
             return failed[0]
         return STOPPED if self.stopping and len(self._children) < len(self._commands) else 0
@@ -104,6 +110,10 @@ class ChildProcesses:
         for child in self._children:
             if child.poll() is None:
                 child.send_signal(signal.SIGUSR1)
+
+    def _pass_on_stacks(self, ended: bool = False) -> None:
+        for stacks in self._stacks:
+            stacks.pass_on(ended)
 
     def _end(self) -> None:
         """End the children that are left: asked first, then killed."""

@@ -263,10 +263,11 @@ class SGLangServer:
 def shared_memory_files(session: int) -> set[str]:
     """Return SGLang's own files in shared memory that the processes of a session have mapped."""
     found: set[str] = set()
-    for maps in Path("/proc").glob("[0-9]*/maps"):
-        with contextlib.suppress(OSError):  # the process has ended meanwhile
-            if os.getsid(int(maps.parts[2])) == session:
-                mapped = {line.split(maxsplit=5)[-1] for line in maps.read_text().splitlines()}
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it has ended meanwhile
+            if os.getsid(int(process)) == session:
+                maps = Path("/proc", process, "maps").read_text()
+                mapped = {line.split(maxsplit=5)[-1] for line in maps.splitlines()}
                 found |= {
                     path for path in mapped if path.startswith(tuple(SHARED_MEMORY + p for p in STALE_FILE_PREFIXES))
                 }
