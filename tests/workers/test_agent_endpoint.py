@@ -369,10 +369,10 @@ async def test_a_key_finds_its_own_episode_until_that_has_ended() -> None:
         with pytest.raises(openai.APIStatusError, match="the episode of this key has ended") as gone:
             await second.models.list()
         for forged in ("sk-123", other[:-1] + ("0" if other[-1] != "0" else "1"), agent.key.replace("-1-", "-9-")):
-            stranger = AsyncOpenAI(base_url=agent.endpoint.url, api_key=forged, max_retries=0)
+            forger = AsyncOpenAI(base_url=agent.endpoint.url, api_key=forged, max_retries=0)
             with pytest.raises(openai.AuthenticationError, match="the key is of no episode: use OPENAI_API_KEY"):
-                await stranger.models.list()
-            await stranger.close()
+                await forger.models.list()
+            await forger.close()
         await second.close()
     assert gone.value.status_code == 410
 

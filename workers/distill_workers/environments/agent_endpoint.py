@@ -61,9 +61,9 @@ class AgentEndpoint:
             if self._runner is not None:
                 return
             app = web.Application(client_max_size=MOST_BYTES)
-            app.router.add_post("/v1/chat/completions", self._told(self._complete))
-            app.router.add_get("/v1/models", self._told(self._models))
-            app.router.add_route("*", "/{path:.*}", self._told(self._unknown))
+            app.router.add_post("/v1/chat/completions", self._with_errors_as_json(self._complete))
+            app.router.add_get("/v1/models", self._with_errors_as_json(self._models))
+            app.router.add_route("*", "/{path:.*}", self._with_errors_as_json(self._unknown))
             # A request whose agent has gone is given up, with its generation.
             runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0)
             await runner.setup()
@@ -113,7 +113,7 @@ class AgentEndpoint:
             )
         return episode
 
-    def _told(
+    def _with_errors_as_json(
         self, handler: Callable[[web.Request], Awaitable[web.StreamResponse]]
     ) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         """Return the handler, with what it raises as the JSON that OpenAI's clients read."""
@@ -129,19 +129,19 @@ class AgentEndpoint:
     async def _complete(self, request: web.Request) -> web.StreamResponse:
         episode = self._episode(request)
         try:
-            asked = read_request(await _json(request))
-            for what in asked.passed_over:
+            chat_request = read_request(await _json(request))
+            for what in chat_request.passed_over:
                 self._tell_once(what)
-            completion = await episode.complete(asked)
+            completion = await episode.complete(chat_request)
         except ApiError as error:
             episode.refusal = str(error)
             raise
         name, created = f"chatcmpl-{secrets.token_hex(12)}", int(time.time())
-        if not asked.stream:
+        if not chat_request.stream:
             return web.json_response(answer(completion, name, created))
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream", "Cache-Control": "no-cache"})
         await response.prepare(request)
-        for chunk in chunks(completion, name, created, with_usage=asked.with_usage):
+        for chunk in chunks(completion, name, created, with_usage=chat_request.with_usage):
             await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
         return response

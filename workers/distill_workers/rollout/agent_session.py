@@ -63,7 +63,7 @@ class AgentSession:
         self._engines, self._metrics = engines, metrics
         self._max_prompt_tokens, self._max_turns = max_prompt_tokens, max_turns
         self._where = f"prompt {prompt.index}"
-        self._asked = Counter[tuple[int, ...]]()
+        self._generated = Counter[tuple[int, ...]]()
         """Turns that were generated, or are, by the ids before them."""
         self._open = 0
         """Requests that wait for their answer."""
@@ -97,10 +97,8 @@ class AgentSession:
             self._idle_since = asyncio.get_running_loop().time()
 
     async def watch(self, seconds: float) -> None:
-        """Wait until the episode is over by itself, which it never is by a proper end.
-
-        Raises what failed, and EnvironmentFailed for an agent that has had no request open for so long.
-        """
+        """Wait until the episode fails. Raises what failed it, and EnvironmentFailed for an agent that has had no
+        request open for so long."""
         while self.failure is None:
             idle = 0.0 if self._open else asyncio.get_running_loop().time() - self._idle_since
             if idle >= seconds:
@@ -126,13 +124,13 @@ class AgentSession:
                 f"the conversation has {len(said) + len(read_ids)} tokens after its first messages, and "
                 f"maxResponseTokens is {self._terms.max_tokens}"
             )
-        if self._asked.total() >= self._max_turns:
+        if self._generated.total() >= self._max_turns:
             raise self._limit(
                 f"the student has had {self._max_turns} turns, and rollout.environment.maxTurns is as many", "max_turns"
             )
         before = [*opening.prompt_ids, *said, *read_ids]
-        seed = request_seed(self._terms.seed, before, self._asked[tuple(before)])
-        self._asked[tuple(before)] += 1
+        seed = request_seed(self._terms.seed, before, self._generated[tuple(before)])
+        self._generated[tuple(before)] += 1
         affinity = EngineAffinity(parent.affinity.engine if parent is not None else None)
         response = await self._engines.generate(
             before,
