@@ -113,6 +113,15 @@ async def test_an_agent_reads_its_row_and_its_conversations_share_the_reward_tha
     assert set(long.trained(long.engine_logprobs)) == {-0.5}
 
 
+async def test_the_system_prompt_and_what_the_teacher_knows_go_with_a_conversation(tmp_path: Path) -> None:
+    prompts = {"systemPrompt": "Be brief.", "teacherPrompt": "{prompt} The answer is {answer}."}
+    code = 'ask(*row["messages"])\nprint(\'{"reward": 1}\')'
+    [sample] = await samples(agents(tmp_path, code, Student(lambda read: "said"), prompts=prompts))
+    read, known = TOKENIZER.decode(sample.prompt_ids), TOKENIZER.decode(sample.teacher_prompt_ids)
+    assert "Be brief." in read and "The answer is 42." not in read
+    assert "Be brief." in known and "What is 12 plus 30? The answer is 42." in known
+
+
 EXAMPLE = re.compile(r"# the module my_agent\n(.*?)```", re.S)
 
 
