@@ -186,6 +186,11 @@ WORKER_METRICS = (
         "Samples that were dropped, by reason; truncated is that of rollout.truncated.",
         ("reason",),
     ),
+    Metric(
+        "distill_agent_rewritten_histories",
+        Kind.COUNTER,
+        "Requests of agents that say otherwise what the student said before: such a conversation begins anew.",
+    ),
     Metric("distill_engine_restarts", Kind.COUNTER, "Engine servers that were started again."),
     Metric(
         "distill_step_duration_seconds",

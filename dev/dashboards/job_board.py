@@ -348,8 +348,11 @@ MACHINES = [
 FAILURES = [
     Panel(
         "Samples made again",
-        "In five minutes, by reason.",
-        {"{{reason}}": f"sum by (reason) (increase({of('distill_samples_failed_total')}[5m]))"},
+        "In five minutes, by reason; beside them, requests of agents that say otherwise what the student said before.",
+        {
+            "{{reason}}": f"sum by (reason) (increase({of('distill_samples_failed_total')}[5m]))",
+            "histories rewritten by agents": f"sum(increase({of('distill_agent_rewritten_histories_total')}[5m]))",
+        },
         needs="a fault: a sample that fails",
     ),
     Panel(

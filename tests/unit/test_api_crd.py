@@ -126,7 +126,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("prompts", "dataset", "config", "revision", "responseField", "chatTemplateArguments", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("wandb", "mlflow", "entity", "keySecret", "secret"),
-        *("environment", "tools"),
+        *("environment", "agent", "tools"),
         *("teacher", "model", "ref", "endpoint", "keySecret", "vocabularySize", "teacherField", "defaultTeacher"),
         "accelerator",
         *("metadata", "spec", "requests", "limits", "priorityClassName"),

@@ -162,7 +162,7 @@ def test_a_template_that_writes_history_otherwise_is_found_and_named() -> None:
 @pytest.mark.parametrize(
     ("template", "tools", "sentence"),
     [
-        (CHAT_TEMPLATE, (TOOL,), "has no place for tools; leave out rollout.environment.tools"),
+        (CHAT_TEMPLATE, (TOOL,), "has no place for tools; leave them out"),
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}A:", None, "ends the assistant's turn with no token"),
         ("{{ messages[-1].content }}<|im_start|>", None, "leaves out what the assistant says"),
         (

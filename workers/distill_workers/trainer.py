@@ -32,8 +32,8 @@ from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.trackers import Trackers
 from distill_workers.results.publisher import Publisher
 from distill_workers.rewards.build import build_rewards
+from distill_workers.rollout.conversations.build import build_episodes
 from distill_workers.rollout.engine_pool import EnginePool
-from distill_workers.rollout.episodes import build_episodes
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.traces import is_traced
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
@@ -74,7 +74,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
         engines = EnginePool(job, folder, metrics)
-        episodes = build_episodes(spec, tokenizer, engines)
+        episodes = build_episodes(spec, tokenizer, engines, metrics)
         evaluators = [Evaluator(spec, e, tokenizer, metrics, episodes, tokenizers) for e in spec.evaluation]
         known = {e.name: overlap(prompts, e.prompts) for e in evaluators}
         notes = [*changed, *(f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what)]

@@ -78,7 +78,8 @@ class EnvironmentPool:
     """A pool of the processes in which environments run."""
 
     def __init__(self, spec: EnvironmentSpec) -> None:
-        _allow_open_files()
+        assert spec.function is not None
+        allow_open_files()
         self._environment = UserEnvironment(spec.function)
         self._slots = FairSlots(CONVERSATIONS)
         self._processes = UserProcesses(
@@ -119,7 +120,8 @@ class EnvironmentPool:
         await self._processes.close()
 
 
-def _allow_open_files() -> None:
+def allow_open_files() -> None:
+    """Let this process have OPEN_FILES, or as many as the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:

@@ -25,7 +25,7 @@ def read_tools(path: str) -> list[Tool]:
         raise ConfigurationError(f"{where}: is no list of tools; it must be such as {EXAMPLE}")
     names: set[str] = set()
     for number, tool in enumerate(found, start=1):
-        if wrong := _wrong(tool):
+        if wrong := what_is_wrong(tool):
             raise ConfigurationError(f"{where}: tool {number} {wrong}; a tool is such as {EXAMPLE}")
         name = tool["function"]["name"]
         if name in names:
@@ -34,7 +34,7 @@ def read_tools(path: str) -> list[Tool]:
     return found
 
 
-def _wrong(tool: Any) -> str:
+def what_is_wrong(tool: Any) -> str:
     """Return what keeps a value from being a tool, as the end of a sentence; empty where nothing does."""
     if not isinstance(tool, dict):
         return "is no object"

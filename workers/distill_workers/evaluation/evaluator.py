@@ -19,14 +19,14 @@ from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.environments.pool import EnvironmentFailed
-from distill_workers.evaluation.conversation_response import ConversationResponse
+from distill_workers.evaluation.conversation_response import ConversationResponse, conversations_of
 from distill_workers.evaluation.estimates import Estimate, mean_score, pass_at_k
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_reward
 from distill_workers.rewards.graded_text import GradedText
-from distill_workers.rollout.episodes import Episodes, Terms, of_evaluation
+from distill_workers.rollout.conversations.episodes import Episodes, Terms, of_evaluation
 from distill_workers.rollout.pipeline import sample_seed
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers
@@ -184,7 +184,9 @@ class Evaluator:
             except EngineRefused as error:
                 log.warning("evaluation %s: prompt %d was refused: %s", self.name, prompt.index, error)
                 responses = []
-            kept = [r for r in responses if all(v == sampled.step for v in r.versions)]
+            kept = [
+                r for r in responses if all(v == sampled.step for part in conversations_of(r) for v in part.versions)
+            ]
             sampled.failed += count - len(kept)
             return kept
 
@@ -257,7 +259,8 @@ class Evaluator:
             pairs = zip(response.logprobs[:scored], scores.logprobs[:scored], strict=True)
             return [s - t for s, t in itertools.compress(pairs, mask)]
 
-        pairs = [(p, r) for p, group in zip(self._prompts, sampled.as_trained, strict=True) for r in group]
+        groups = zip(self._prompts, sampled.as_trained, strict=True)
+        pairs = [(p, part) for p, group in groups for r in group for part in conversations_of(r)]
         terms = [t for group in await asyncio.gather(*(one(p, r) for p, r in pairs)) for t in group]
         return statistics.fmean(terms) if terms else None
 

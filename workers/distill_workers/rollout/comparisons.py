@@ -1,6 +1,7 @@
-"""What compares a sample with others: the advantage of its reward, and the baseline of its divergence."""
+"""What compares a response with others: the advantage of its reward, and the baseline of its divergence."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import groupby
 
 import torch
 
@@ -11,17 +12,28 @@ from distill_workers.objective.baselines import leave_one_out_values
 from distill_workers.objective.reference import sampled_divergence
 from distill_workers.objective.spans import Spans
 
+Responses = Sequence[Sequence[Sample]]
+"""Responses, each as its samples, of which an agent's may have several. All have at least one."""
 
-def set_advantages(objective: Objective, group: Sequence[Sample]) -> None:
-    """Set the advantage of each sample, by its reward and those of the others of its group."""
-    rewards = torch.tensor([sample.reward for sample in group], dtype=torch.float64)
+
+def by_response(part: Sequence[Sample]) -> Iterator[list[Sample]]:
+    """Yield the samples of each response to one prompt."""
+    for _, samples in groupby(part, key=lambda sample: sample.index_in_group):
+        yield list(samples)
+
+
+def set_advantages(objective: Objective, group: Responses) -> None:
+    """Set the advantage of each response, by its reward and those of the others of its group."""
+    rewards = torch.tensor([samples[0].reward for samples in group], dtype=torch.float64)
     advantages = reward_advantages(objective.advantage, rewards, torch.zeros(len(group), dtype=torch.long))
-    for sample, advantage in zip(group, advantages.tolist(), strict=True):
-        sample.advantage = advantage
+    for samples, advantage in zip(group, advantages.tolist(), strict=True):
+        for sample in samples:
+            sample.advantage = advantage
 
 
-def set_baselines(objective: Objective, samples: Sequence[Sample]) -> None:
-    """Set the baseline of each sample: the mean divergence over the others, by the engines' log-probs, nats."""
+def set_baselines(objective: Objective, responses: Responses) -> None:
+    """Set the baseline of each response: the mean divergence over the others, by the engines' log-probs, nats."""
+    samples = [sample for response in responses for sample in response]
 
     def per_token(values: Sequence[Sequence[float]]) -> torch.Tensor:
         parts = zip(samples, values, strict=True)
@@ -36,6 +48,12 @@ def set_baselines(objective: Objective, samples: Sequence[Sample]) -> None:
     ends = [end for s in samples for end in s.trained(s.span_ends or [True] * len(s.response_ids))]
     of_spans = Spans(torch.tensor(ends, dtype=torch.bool)).totals(of_tokens)
     divergences = of_spans.clamp(-objective.advantage_clip, objective.advantage_clip)
-    lengths = torch.tensor([s.trained_tokens for s in samples], dtype=torch.long)
-    for sample, baseline in zip(samples, leave_one_out_values(divergences, lengths).tolist(), strict=True):
-        sample.baseline = baseline
+    lengths = torch.tensor([sum(s.trained_tokens for s in response) for response in responses], dtype=torch.long)
+    for response, baseline in zip(responses, leave_one_out_values(divergences, lengths).tolist(), strict=True):
+        for sample in response:
+            sample.baseline = baseline
+
+
+def set_baselines_of_step(objective: Objective, parts: Responses) -> None:
+    """Set the baseline of each response of a step, whose parts are each of one prompt."""
+    set_baselines(objective, [samples for part in parts for samples in by_response(part)])

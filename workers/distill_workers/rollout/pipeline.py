@@ -27,10 +27,10 @@ from distill_workers.objective.weighting import outcome_weight
 from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rewards.graded_text import GradedText
 from distill_workers.rollout.batch import Batch
-from distill_workers.rollout.comparisons import set_advantages, set_baselines
-from distill_workers.rollout.conversation_clock import ConversationClock
+from distill_workers.rollout.comparisons import set_advantages, set_baselines, set_baselines_of_step
+from distill_workers.rollout.conversations.conversation_clock import ConversationClock
+from distill_workers.rollout.conversations.episodes import Episodes
 from distill_workers.rollout.engine_pool import EnginePool
-from distill_workers.rollout.episodes import Episodes
 from distill_workers.teacher.pool import BadScore, Scores
 from distill_workers.teacher.teachers import Teachers
 
@@ -103,7 +103,7 @@ class RolloutPipeline:
         prompts = self._cursor.next(spec.rollout.prompts_per_step)
         batch = Batch(step, self._cursor.state())
         if spec.objective.baseline is Baseline.BATCH_MEAN:
-            batch.compare = partial(set_baselines, spec.objective)
+            batch.compare = partial(set_baselines_of_step, spec.objective)
         supervised = supervised_positions(
             spec.objective.dataset_share, spec.seed, step, len(prompts), spec.rollout.samples_per_prompt
         )
@@ -150,31 +150,27 @@ class RolloutPipeline:
         """Return the samples of a prompt, with what compares each with the others: advantage and baseline."""
         indices = range(self._spec.rollout.samples_per_prompt)
         sampled = await asyncio.gather(*(self._sample(batch, prompt, place, index) for index in indices))
-        samples = [sample for part in sampled for sample in part]
+        responses = [samples for samples in sampled if samples]  # the samples of one share its reward
         if prompt.source in self._rewarded:
-            set_advantages(self._spec.objective, samples)
+            set_advantages(self._spec.objective, responses)
         if self._spec.objective.baseline is Baseline.LEAVE_ONE_OUT:
-            set_baselines(self._spec.objective, samples)
-        return samples
+            set_baselines(self._spec.objective, responses)
+        return [sample for samples in responses for sample in samples]
 
     async def _sample(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int) -> list[Sample]:
-        """Return one sample, scored and graded, or none. A response whose score is unusable is generated anew."""
+        """Return the samples of one response, scored and graded, or none; one without a usable score is made anew."""
         for attempt in range(TRIES):
             try:
-                sample = await self._generate(batch, prompt, place, index_in_group, attempt)
+                generated = await self._generate(batch, prompt, place, index_in_group, attempt)
                 batch.note_generated()
-                if sample.truncated and self._spec.rollout.truncated is Truncated.DROP:
-                    self._metrics.add("distill_samples_failed", 1, reason="truncated")
-                    batch.failed.add(
-                        "truncated", "cut off at rollout.maxResponseTokens, and rollout.truncated drops it"
-                    )
-                    return []  # another one in its place would prefer short responses
-                if not sample.response_ids:
-                    return []  # there is no token to learn from, and no teacher can score it
-                await asyncio.gather(self._score(prompt, sample), self._grade(prompt, sample))
-                if prompt.source in self._rewarded:  # a conversation has a reward also where none is asked for
-                    sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
-                return [sample]
+                samples = [sample for sample in generated if not self._drops(batch, sample)]
+                await asyncio.gather(
+                    *(call for s in samples for call in (self._score(prompt, s), self._grade(prompt, s)))
+                )
+                for sample in samples:
+                    if prompt.source in self._rewarded:  # a conversation may have a reward where none is asked for
+                        sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
+                return samples
             except EnvironmentFailed as error:
                 self._failed(batch, prompt, "environment", error)
                 return []  # conversations that go well would be preferred
@@ -188,23 +184,33 @@ class RolloutPipeline:
                 self._failed(batch, prompt, "engine", error)
         return []
 
+    def _drops(self, batch: Batch, sample: Sample) -> bool:
+        """Return whether a sample is left out; another one in its place would prefer short responses."""
+        if sample.truncated and self._spec.rollout.truncated is Truncated.DROP:
+            self._metrics.add("distill_samples_failed", 1, reason="truncated")
+            batch.failed.add("truncated", "cut off at rollout.maxResponseTokens, and rollout.truncated drops it")
+            return True
+        return not sample.response_ids  # there is no token to learn from, and no teacher can score it
+
     def _failed(self, batch: Batch, prompt: Prompt, reason: str, error: Exception) -> None:
         self._metrics.add("distill_samples_failed", 1, reason=reason)
         batch.failed.add(reason, error)
         log.warning("step %d, prompt %d: a sample failed: %s", batch.step, prompt.index, error)
 
-    async def _generate(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int, attempt: int) -> Sample:
+    async def _generate(
+        self, batch: Batch, prompt: Prompt, place: int, index_in_group: int, attempt: int
+    ) -> list[Sample]:
         rollout = self._spec.rollout
         number = attempt * rollout.samples_per_prompt + index_in_group
         seed = sample_seed(self._spec.seed, batch.step, prompt.index, number, place)
         if self._episodes is not None:
             clock = ConversationClock()
             try:
-                conversation = await self._episodes.sample(prompt, index_in_group, seed, clock)
+                samples = await self._episodes.samples(prompt, index_in_group, seed, clock)
             finally:
                 batch.note_conversation(clock)
-            self._metrics.add("distill_tokens", conversation.trained_tokens, kind="rollout")
-            return conversation
+            self._metrics.add("distill_tokens", sum(s.trained_tokens for s in samples), kind="rollout")
+            return samples
         response = await self._engines.generate(
             prompt.ids,
             max_new_tokens=rollout.max_response_tokens,
@@ -213,7 +219,7 @@ class RolloutPipeline:
             seed=seed,
         )
         self._metrics.add("distill_tokens", len(response.ids), kind="rollout")
-        return Sample(
+        sample = Sample(
             prompt_index=prompt.index,
             index_in_group=index_in_group,
             prompt_ids=prompt.ids,
@@ -225,6 +231,7 @@ class RolloutPipeline:
             source=prompt.source,
             privileged_ids=prompt.privileged_ids,
         )
+        return [sample]
 
     async def _score(self, prompt: Prompt, sample: Sample) -> None:
         sample.teacher, sample.coefficient = prompt.teacher, self._teachers.coefficient(prompt.teacher)

@@ -13,16 +13,21 @@ class ConversationClock:
     def __init__(self) -> None:
         self._begin = time.monotonic()
         self._engines = 0.0
+        self._open, self._since = 0, 0.0
         self.seconds = 0.0
         """Of the whole conversation, once it is stopped."""
 
     async def generating(self, work: Awaitable[T]) -> T:
-        """Return the result of `work`, a turn of the student."""
-        begin = time.monotonic()
+        """Return the result of `work`, a turn of the student. An agent may have several at once."""
+        if not self._open:
+            self._since = time.monotonic()
+        self._open += 1
         try:
             return await work
         finally:
-            self._engines += time.monotonic() - begin
+            self._open -= 1
+            if not self._open:
+                self._engines += time.monotonic() - self._since
 
     def stop(self) -> None:
         """End the conversation."""
