@@ -26,7 +26,7 @@ from distill_workers.environments.pool import EnvironmentFailed
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
-from distill_workers.rollout import agent_episodes
+from distill_workers.rollout.conversations import agent_episodes
 from distill_workers.rollout.conversations.agent_episodes import AgentEpisodes
 from distill_workers.rollout.conversations.build import build_episodes
 from distill_workers.rollout.pipeline import RolloutPipeline
