@@ -48,6 +48,7 @@ class Trainer:
 class Teacher:
     teacher = SPEC.all_teachers[0]
     vocabulary = len(TOKENIZER)
+    translator = None
 
     def __init__(self, *logprobs: float, shift: int = 0) -> None:
         self._logprobs, self._shift = list(logprobs), shift

@@ -56,6 +56,7 @@ class TeacherSource(Serving):
             "has(self.model) == has(oldSelf.model) && has(self.ref) == has(oldSelf.ref) && "
             "has(self.endpoint) == has(oldSelf.endpoint)",
         ),
+        ("tokenizer is immutable: make a new job", "has(self.tokenizer) == has(oldSelf.tokenizer)"),
         ACCELERATOR_IS_IMMUTABLE,
     )
     rules = (

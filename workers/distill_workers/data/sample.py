@@ -66,9 +66,6 @@ class Sample:
     """[response, k], likeliest first"""
     teacher_top_logprobs: npt.NDArray[np.float32] | None = None
     """[response, k]"""
-    span_ends: list[bool] | None = None
-    """[response], by a teacher with a tokenizer of its own: the last token of each run that is the same text to both,
-    over which teacher_logprobs add up to its score. None where each token was scored by itself."""
     teacher: str = ""
     """Name of the teacher that scored it."""
     coefficient: float = 1.0
@@ -93,6 +90,9 @@ class Sample:
     """[response], False at the tokens of an environment, which both models read and nobody is trained on, and at those
     that a teacher with another tokenizer could not score. What per-token lists say there means nothing. None where
     every token is trained on."""
+    span_ends: list[bool] | None = None
+    """[response], by a teacher with a tokenizer of its own: the last token of each run that is the same text to both,
+    over which teacher_logprobs add up to its score. None where each token was scored by itself."""
 
     def trained(self, values: Sequence[T]) -> Sequence[T]:
         """Return those of [response] values whose tokens are trained on."""
