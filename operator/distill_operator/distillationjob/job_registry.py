@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from distill_api.metrics import PHASE_BUCKETS
+from distill_api.metrics.metric import PHASE_BUCKETS
 from distill_api.names import ONLY_TEACHER
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator.kinds import Kind
