@@ -244,3 +244,20 @@ def test_code_of_the_user_that_is_another_is_noted_once_and_never_imported(
     [note] = RunFolder(of).claim()
     assert note.startswith("UserCode: spec.evaluation[sums].reward.function: ")
     assert RunFolder(of).claim() == []
+
+
+def test_an_agents_script_that_is_another_is_noted(tmp_path: Path) -> None:
+    script = tmp_path / "agent.py"
+    script.write_text("raise SystemExit  # 1")
+    of = job(tmp_path / "runs", rollout={"environment": {"agent": {"command": ["python", str(script), "--fast"]}}})
+    assert RunFolder(of).claim() == RunFolder(of).claim() == []
+    script.write_text("raise SystemExit  # 2")
+    [note] = RunFolder(of).claim()
+    assert note.startswith("UserCode: spec.rollout.environment.agent.command: its file is not the one that")
+    assert RunFolder(of).claim() == []
+
+
+@pytest.mark.parametrize("command", [["my-agent"], ["python", "-m", "my_agent"], ["python", "/absent/agent.py"]])
+def test_an_agent_without_a_script_that_can_be_read_is_taken_as_it_is(command: list[str], tmp_path: Path) -> None:
+    of = job(tmp_path, rollout={"environment": {"agent": {"command": command}}})
+    assert RunFolder(of).claim() == RunFolder(of).claim() == []

@@ -34,15 +34,21 @@ def tools_of(spec: Spec) -> dict[str, str]:
 
 
 def code_of(spec: Spec) -> dict[str, str]:
-    """Return a hash of the file of each function and class of the user, by the path of its field.
+    """Return a hash of the file of each function and class of the user, and of an agent's script, by the path of its
+    field.
 
     Of the module that is named alone, and not of what it imports. Nothing is imported. What is not found is left out.
     """
+    files = {path: _source_file(name.partition(":")[0]) for path, name in _functions(spec)}
+    environment = spec.rollout.environment
+    if environment is not None and environment.agent is not None:
+        scripts = (Path(part) for part in environment.agent.command if part.endswith(".py"))
+        files["rollout.environment.agent.command"] = next(scripts, None)
     found = {}
-    for path, name in _functions(spec):
-        file = _source_file(name.partition(":")[0])
+    for path, file in files.items():
         if file is not None:
-            found[path] = _hash(file.read_bytes())
+            with contextlib.suppress(OSError):
+                found[path] = _hash(file.read_bytes())
     return found
 
 
@@ -72,7 +78,7 @@ def _tools_path(spec: Spec) -> str | None:
 
 def _functions(spec: Spec) -> Iterator[tuple[str, str]]:
     """Yield path and name (`module:attribute`) of each field that names code of the user."""
-    if spec.rollout.environment is not None:
+    if spec.rollout.environment is not None and spec.rollout.environment.function is not None:
         yield "rollout.environment.function", spec.rollout.environment.function
     rewards = [("objective.reward", spec.objective.reward)]
     rewards += [(f"data.sources[{s.name}].reward", s.reward) for s in spec.data.sources if s.reward is not None]
