@@ -1,7 +1,9 @@
 """The time that training waits for an environment is a stage of the step, and no time of the engines."""
 
 import asyncio
+import contextlib
 import time
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -11,11 +13,13 @@ from test_episodes import Engines, Played, Teacher, one_tool_then_done, pipeline
 
 from distill_api.metrics import StepStage
 from distill_workers.engine.engine import Response
+from distill_workers.environments.fair_slots import FairSlots, Kind
 from distill_workers.environments.pool import EnvironmentFailed
 from distill_workers.environments.protocol import AssistantMessage
 from distill_workers.environments.user_environment import Answer
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.batch import Batch
+from distill_workers.rollout.conversations.conversation_clock import ConversationClock
 from distill_workers.run.step_clock import StepClock
 
 
@@ -73,6 +77,40 @@ async def test_an_environment_that_hangs_until_it_fails_is_what_was_waited_for(t
     batch = await done(rollouts)
     assert batch.longest is not None and batch.longest.environment_share > 0.9
     assert batch.generated_at - begin == pytest.approx(batch.longest.seconds, abs=0.1) and batch.longest.seconds >= 0.3
+
+
+async def test_the_wait_for_the_turns_of_other_conversations_is_no_time_of_the_environment(tmp_path: Path) -> None:
+    class OneAtATime(Played):
+        slots = FairSlots(1)
+
+        @contextlib.asynccontextmanager
+        async def conversation(self, kind: Kind) -> AsyncIterator[Any]:
+            async with self.slots.one(kind):
+                yield self
+
+    engines = SlowEngines()
+    engines.seconds = 0.1
+    rollouts = pipeline(tmp_path, engines, OneAtATime(one_tool_then_done), Teacher(), Metrics(), samplesPerPrompt=4)
+    batch = await done(rollouts)
+    assert len(engines.requests) > 4 and batch.longest is not None and batch.longest.environment_share < 0.3
+
+
+async def test_a_turn_that_ends_after_its_conversation_counts_up_to_its_end() -> None:
+    clock = ConversationClock()
+    clock.begin()
+    turn = asyncio.create_task(clock.generating(asyncio.sleep(0.4)))
+    await asyncio.sleep(0.1)
+    clock.stop()
+    seconds = clock.seconds
+    await turn
+    assert clock.seconds == seconds and clock.environment_share == pytest.approx(0.0, abs=0.2)
+
+
+async def test_a_conversation_that_never_began_counts_nothing() -> None:
+    clock = ConversationClock()
+    await asyncio.sleep(0.01)
+    clock.stop()
+    assert (clock.seconds, clock.environment_share) == (0.0, 0.0)
 
 
 async def test_single_responses_wait_for_no_environment(tmp_path: Path) -> None:

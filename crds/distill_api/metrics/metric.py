@@ -32,8 +32,8 @@ class StepStage(StrEnum):
     ROLLOUT = "rollout"
     """Waiting for the samples of the step: the generation that did not overlap with training."""
     ENVIRONMENT = "environment"
-    """The part of that wait in which rollout.environment answered, or had no process free for a conversation: its share
-    of the conversation that took longest."""
+    """The part of that wait in which rollout.environment answered: its share of the conversation that took longest,
+    counted from when that had a process to run in."""
     TEACHER_SCORE = "teacher_score"
     """Waiting for scores after the last sample of the step was generated."""
     TRAIN = "train"

@@ -38,6 +38,7 @@ class EnvironmentEpisodes(Episodes):
 
     async def _conversations(self, prompt: Prompt, terms: Terms) -> list[Conversation]:
         async with self._environments.conversation(terms.kind) as environment:
+            terms.clock.begin()
             return [await self._play(environment, prompt, terms)]
 
     async def _play(self, environment: OpenEnvironment, prompt: Prompt, terms: Terms) -> Conversation:

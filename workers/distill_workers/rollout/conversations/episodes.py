@@ -69,7 +69,7 @@ class Terms:
     needs_reward: bool = True
     """Whether an agent that gives no reward has failed."""
     clock: ConversationClock = field(default_factory=ConversationClock)
-    """It is told the time of the student's turns."""
+    """It is told when the conversation begins, and the time of the student's turns."""
 
     @property
     def kind(self) -> Kind:
@@ -104,7 +104,7 @@ class Episodes(ABC):
     ) -> list[Sample]:
         """Return the samples of one response to a prompt, not yet scored. Raises EnvironmentFailed, EngineRefused.
 
-        `clock` is told the time of the student's turns.
+        `clock` is told when the response begins, and the time of the student's turns.
         """
         rollout = self._spec.rollout
         terms = Terms(
