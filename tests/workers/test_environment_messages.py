@@ -107,9 +107,11 @@ def test_tools_that_are_no_schemas_are_refused_with_their_place(content: str, se
         read_tools(str(file))
 
 
-def test_tools_are_read_as_they_stand(tmp_path: Path) -> None:
-    (tmp_path / "tools.json").write_text(json.dumps([TOOL]))
-    assert read_tools(str(tmp_path / "tools.json")) == [TOOL]
+@pytest.mark.parametrize("function", [TOOL["function"], {"name": "now"}, {"name": "now", "parameters": {}}])
+def test_tools_are_read_as_they_stand(function: dict[str, Any], tmp_path: Path) -> None:
+    tool = {"type": "function", "function": function}
+    (tmp_path / "tools.json").write_text(json.dumps([tool]))
+    assert read_tools(str(tmp_path / "tools.json")) == [tool]
     with pytest.raises(ConfigurationError, match=r"absent\.json: cannot be read: No such file"):
         read_tools(str(tmp_path / "absent.json"))
 

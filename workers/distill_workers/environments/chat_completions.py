@@ -21,6 +21,9 @@ AS_SAMPLED: Mapping[str, Any] = {
     "top_p": 1,
     "presence_penalty": 0,
     "frequency_penalty": 0,
+    "repetition_penalty": 1,
+    "top_k": -1,
+    "min_p": 0,
     "seed": None,
     "parallel_tool_calls": True,
 }
@@ -38,6 +41,7 @@ REFUSED: Mapping[str, tuple[Any, ...]] = {
     "audio": (),
     "modalities": (["text"],),
     "prediction": (),
+    "chat_template_kwargs": ({},),
 }
 """Fields of a request that cannot be given, and the values of each that can."""
 
@@ -220,9 +224,11 @@ def _tools(value: Any) -> list[Tool] | None:
 
 def _message(value: Any, where: str) -> Message:
     role = value.get("role") if isinstance(value, dict) else None
-    if role not in OPENING_ROLES:
+    if not isinstance(role, str) or role not in OPENING_ROLES:
         allowed = ", ".join(sorted(OPENING_ROLES))
         raise ApiError(f"{where} has the role {_shown(role)}; allowed are {allowed}", param="messages")
+    if role == "developer":  # as OpenAI's newer models call it, and few chat templates do
+        role = "system"
     found: Message = {"role": role, "content": _content(value.get("content"), where)}
     for field in ("tool_call_id", "name"):
         if value.get(field) is not None:

@@ -46,8 +46,9 @@ def what_is_wrong(tool: Any) -> str:
         return "has no name of letters, digits, _ and -, of at most 64 characters"
     if not isinstance(function.get("description", ""), str):
         return f"({name}) has a description that is no text"
-    parameters = function.get("parameters", {"type": "object"})
-    if not isinstance(parameters, dict) or parameters.get("type") != "object":
+    parameters = function.get("parameters", {})
+    # Without any, OpenAI's API takes a function for one that has no parameters.
+    if not isinstance(parameters, dict) or (parameters and parameters.get("type") != "object"):
         return f'({name}) has parameters that are no JSON schema of the type "object"'
     properties = parameters.get("properties", {})
     if not isinstance(properties, dict) or not all(isinstance(value, dict) for value in properties.values()):
