@@ -17,8 +17,10 @@ from test_episodes import PROMPT, QUESTION, TOKENIZER, ids_of
 from distill_api.spec.job_spec import Prompts, Sampling
 from distill_workers.engine.request import EngineRefused, Response
 from distill_workers.environments.agent_endpoint import AgentEndpoint
-from distill_workers.environments.chat_completions import ApiError, read_request
+from distill_workers.environments.chat_completions import ApiError, ChatRequest, read_request
 from distill_workers.environments.conversation_renderer import ConversationRenderer
+from distill_workers.environments.pool import EnvironmentFailed
+from distill_workers.environments.protocol import Message
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.conversations.agent_session import AgentSession
 from distill_workers.rollout.conversations.conversation_tree import ConversationTree, Opening, RecordedTurn
@@ -255,6 +257,25 @@ def rewrites(agent: Served) -> str:
     )
 
 
+@pytest.mark.parametrize(
+    "again",
+    [
+        {"content": "first", "name": "solver"},
+        {"content": "<think>\n12 and 30\n</think>\n\nfirst"},
+        {"content": "\nfirst \n"},
+        {"content": "first", "reasoning_content": "12 and 30"},
+    ],
+)
+async def test_what_agents_write_otherwise_without_another_meaning_goes_on(again: dict[str, Any]) -> None:
+    student = Student(by_turn("<think>\n12 and 30\n</think>\n\nfirst", "second"))
+    async with served(student) as agent:
+        await agent.ask(QUESTION)
+        await agent.ask(QUESTION, {"role": "assistant", **again}, {"role": "user", "content": "And?"})
+        [conversation] = agent.conversations
+        assert rewrites(agent).endswith(" 0.0")
+    assert len(written(conversation)) == 2 and "12 and 30" in written(conversation)[0]
+
+
 @pytest.mark.parametrize("changed", [0, 1])
 async def test_an_earlier_message_that_is_changed_begins_a_conversation_and_is_counted(changed: int) -> None:
     async with served(Student(by_turn("first", "second"))) as agent:
@@ -269,11 +290,27 @@ async def test_an_earlier_message_that_is_changed_begins_a_conversation_and_is_c
     assert len(conversations) == 2 and all(all(c.loss_mask) for c in conversations)
 
 
-async def test_other_tools_begin_another_conversation() -> None:
+async def test_other_tools_begin_another_conversation_which_is_not_rewritten() -> None:
     async with served(Student(by_turn("first", "second"))) as agent:
         said = (await agent.ask(QUESTION, tools=[TOOL])).message
         await agent.ask(QUESTION, said, {"role": "user", "content": "And?"})
-        assert len(agent.conversations) == 2
+        assert len(agent.conversations) == 2 and rewrites(agent).endswith(" 0.0")
+
+
+async def test_examples_of_other_conversations_are_not_what_the_student_said_before() -> None:
+    examples = [{"role": "user", "content": "1 plus 1?"}, {"role": "assistant", "content": "2"}]
+    async with served(Student(by_turn("first", "second"))) as agent:
+        await agent.ask(QUESTION)
+        await agent.ask(*examples, QUESTION)
+        assert len(agent.conversations) == 2 and rewrites(agent).endswith(" 0.0")
+
+
+async def test_a_request_that_is_refused_has_rewritten_nothing() -> None:
+    async with served(Student(by_turn("first", "second")), max_turns=1) as agent:
+        await agent.ask(QUESTION)
+        with pytest.raises(openai.BadRequestError, match="maxTurns"):
+            await agent.ask(QUESTION, {"role": "assistant", "content": "other"}, {"role": "user", "content": "And?"})
+        assert rewrites(agent).endswith(" 0.0")
 
 
 async def test_a_message_in_parts_and_with_fields_of_other_apis_is_the_same_message() -> None:
@@ -346,6 +383,50 @@ async def test_the_turns_of_an_episode_are_bounded_over_all_its_conversations() 
         assert len(agent.conversations) == len(student.requests) == 2 and agent.session.met_a_limit
 
 
+async def test_a_request_after_the_last_turn_makes_no_conversation_truncated() -> None:
+    async with served(Student(lambda read: "said"), max_turns=1, max_tokens=20) as agent:
+        said = (await agent.ask(QUESTION)).message
+        with pytest.raises(openai.BadRequestError, match="maxTurns") as refused:
+            await agent.ask(QUESTION, said, {"role": "user", "content": "12 " * 60})
+        [conversation] = agent.conversations
+    assert refused.value.code == "max_turns" and not conversation.truncated
+
+
+async def test_an_agent_that_is_refused_again_and_again_is_given_up() -> None:
+    async with served(Student(lambda read: "said"), max_turns=1) as agent:
+        await agent.ask(QUESTION)
+        watching = asyncio.create_task(agent.session.watch(0.5))
+        for _ in range(100):
+            if watching.done():
+                break
+            with pytest.raises(openai.BadRequestError):
+                await agent.ask(QUESTION)
+            await asyncio.sleep(0.05)
+        assert watching.done()
+        with pytest.raises(EnvironmentFailed, match=r"no request that was answered for 0.5 s.* was told: .*maxTurns"):
+            await watching
+
+
+async def test_the_time_of_a_request_that_was_given_up_is_the_students() -> None:
+    student = Student(lambda read: "said")
+    student.together = asyncio.Barrier(2)
+    async with served(student) as agent:
+        asking = asyncio.create_task(agent.session.complete(ChatRequest([QUESTION])))
+        await asyncio.sleep(1.5)
+        await cancelled(asking)
+        watching = asyncio.create_task(agent.session.watch(1.0))
+        await asyncio.sleep(0.1)
+        assert not watching.done()
+        await cancelled(watching)
+        await student.together.wait()
+
+
+async def cancelled(task: asyncio.Task[Any]) -> None:
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+
 async def test_another_model_does_not_exist() -> None:
     async with served(Student(lambda read: "said")) as agent:
         assert [m.id for m in (await agent.client.models.list()).data] == ["student"]
@@ -412,7 +493,8 @@ async def test_what_an_engine_refuses_fails_the_episode() -> None:
     assert len(student.requests) == 1
 
 
-async def test_a_request_whose_agent_has_gone_is_given_up() -> None:
+async def test_a_request_whose_agent_has_gone_is_given_up_and_its_engine_generates_to_the_end() -> None:
+    """An engine that is taken for idle while it generates would be given more than it can run."""
     student = Student(lambda read: "said")
     student.together = asyncio.Barrier(2)
     async with served(student) as agent:
@@ -421,11 +503,44 @@ async def test_a_request_whose_agent_has_gone_is_given_up() -> None:
             await asyncio.sleep(0.01)
         asking.cancel()
         await agent.client.close()
-        for _ in range(500):
-            if student.cancelled:
-                break
+        while agent.session._open:
             await asyncio.sleep(0.01)
-        assert (student.cancelled, agent.conversations) == (1, [])
+        assert student.cancelled == 0 and len(agent.session._calls) == 1
+        await student.together.wait()
+        while agent.session._calls:
+            await asyncio.sleep(0.01)
+        assert (student.cancelled, agent.conversations) == (0, [])
+
+
+async def test_a_request_that_was_given_up_is_none_of_the_turns_and_the_next_has_its_seed() -> None:
+    student = Student(lambda read: "said")
+    student.together = asyncio.Barrier(3)
+    async with served(student, max_turns=2) as agent:
+        first, second = (asyncio.create_task(agent.session.complete(ChatRequest([QUESTION]))) for _ in range(2))
+        while len(student.requests) < 2:
+            await asyncio.sleep(0.01)
+        await cancelled(first)
+        third = asyncio.create_task(agent.session.complete(ChatRequest([QUESTION])))
+        await asyncio.gather(second, third)
+        with pytest.raises(ApiError, match="has had 2 turns"):
+            await agent.session.complete(ChatRequest([QUESTION]))
+        assert len(agent.conversations) == 2
+    seeds = [r["seed"] for r in student.requests]
+    assert seeds[0] == seeds[2] != seeds[1]
+
+
+async def test_a_turn_that_ends_after_the_episode_is_not_recorded() -> None:
+    student = Student(lambda read: "said")
+    student.together = asyncio.Barrier(2)
+    async with served(student) as agent:
+        asking = asyncio.create_task(agent.session.complete(ChatRequest([QUESTION])))
+        while not student.requests:
+            await asyncio.sleep(0.01)
+        agent.session.end()
+        await student.together.wait()
+        with pytest.raises(ApiError, match="the episode has ended") as refused:
+            await asking
+        assert agent.conversations == [] and refused.value.status == 410
 
 
 @pytest.mark.parametrize(
@@ -460,12 +575,14 @@ def calls(arguments: str) -> dict[str, Any]:
         ({"logprobs": True}, "logprobs: True cannot be given"),
         ({"response_format": {"type": "json_object"}}, "response_format: .* cannot be given"),
         ({"tool_choice": "required"}, "tool_choice: 'required' cannot be given"),
+        ({"chat_template_kwargs": {"enable_thinking": False}}, "chat_template_kwargs: .* cannot be given"),
         ({"tools": {}}, "tools must be a list"),
         ({"tools": [{"type": "web_search"}]}, r"tools\[0\] is not"),
         ({"max_tokens": 0}, "must be a whole number above 0"),
         ({"messages": []}, "messages must be a list of at least one message"),
         ({"messages": ["hello"]}, r"messages\[0\] has the role None"),
         ({"messages": [{"role": "wizard", "content": ""}]}, "the role 'wizard'; allowed are assistant, developer"),
+        ({"messages": [{"role": ["user"], "content": ""}]}, r"messages\[0\] has the role \['user'\]; allowed are"),
         ({"messages": [QUESTION, {"role": "assistant", "content": "42"}]}, "the last message is the assistant's own"),
         ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "has a content that is no text"),
         ({"messages": [{"role": "user", "content": "x" * 1_000_001}]}, "1,000,0.. characters; at most 1,000,000"),
@@ -484,6 +601,37 @@ def test_a_request_that_cannot_be_answered_is_refused_in_a_sentence(fields: dict
 def test_fields_that_ask_for_what_is_given_anyway_are_taken() -> None:
     request = read_request(asked(n=1, stop=None, logprobs=False, tool_choice="auto", temperature=1, user="me"))
     assert request.passed_over == () and request.messages == [QUESTION]
+    others = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0, "chat_template_kwargs": {}}
+    assert read_request(asked(**others)).passed_over == ()
+
+
+def test_the_sampling_of_other_servers_is_passed_over_too() -> None:
+    request = read_request(asked(top_k=20, min_p=0.05, repetition_penalty=1.1))
+    assert sorted(request.passed_over) == ["min_p 0.05", "repetition_penalty 1.1", "top_k 20"]
+
+
+def test_the_role_developer_is_the_systems() -> None:
+    request = read_request(asked(messages=[{**SYSTEM, "role": "developer"}, QUESTION]))
+    assert request.messages == [SYSTEM, QUESTION]
+
+
+def test_a_tool_without_parameters_is_taken_as_it_stands() -> None:
+    tools = [{"type": "function", "function": {"name": "now", "parameters": {}}}]
+    assert read_request(asked(tools=tools)).tools == tools
+
+
+def test_of_turns_that_say_the_same_one_is_gone_on_from_whichever_was_recorded_first() -> None:
+    messages: list[Message] = [QUESTION, {"role": "assistant", "content": "Hello"}]
+    found = []
+    for order in ([5, 6], [6, 5]):
+        tree = ConversationTree()
+        for i in order:
+            response = Response([i], [0.0], [0], False)
+            tree.add(RecordedTurn(messages, "", Opening([1], None), None, [], response, EngineAffinity(), False))
+        turn = tree.repeated([*messages, QUESTION], "")
+        assert turn is not None
+        found.append(turn.ids)
+    assert found[0] == found[1]
 
 
 def test_a_conversation_of_a_thousand_turns_is_one_sample() -> None:

@@ -4,6 +4,7 @@ import asyncio
 import itertools
 import json
 import re
+import signal
 import sys
 import textwrap
 import time
@@ -12,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from aiohttp import web
 from runs import arithmetic
 from test_agent_endpoint import ADDS, Student, by_turn
 from test_environment_messages import WITH_TOOLS
@@ -21,18 +23,23 @@ from distill_api.job import parse_job
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.prompts import load_data
 from distill_workers.engine.request import EngineRefused
-from distill_workers.environments.agent_process import KEPT_BYTES, Ended
+from distill_workers.environments.agent_process import KEPT_BYTES, Ended, started
+from distill_workers.environments.fair_slots import Kind
 from distill_workers.environments.pool import EnvironmentFailed
+from distill_workers.environments.protocol import Row
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.conversations import agent_episodes
 from distill_workers.rollout.conversations.agent_episodes import AgentEpisodes
 from distill_workers.rollout.conversations.build import build_episodes
+from distill_workers.rollout.conversations.conversation_clock import ConversationClock
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.teacher.protocol import Scores
 from distill_workers.teacher.teachers import Teachers
 
+CIRCULAR: list[Any] = []
+CIRCULAR.append(CIRCULAR)
 REPO = Path(__file__).resolve().parents[2]
 AGENT = """
 import json, os, sys, time, urllib.request
@@ -209,10 +216,8 @@ async def test_an_agent_that_is_cancelled_is_killed(tmp_path: Path, is_asking: b
 async def test_an_agent_that_neither_asks_nor_ends_is_killed_at_its_time_limit(tmp_path: Path) -> None:
     begin = time.monotonic()
     error = await failure(tmp_path, 'ask(*row["messages"])\ntime.sleep(600)', environment={"timeoutSeconds": 1})
-    assert (
-        str(error) == ("rollout.environment.agent.command: the agent made no request for 1 s, and did not end")
-        and not error.permanent
-    )
+    told = "rollout.environment.agent.command: the agent made no request that was answered for 1 s, and did not end"
+    assert str(error) == told and not error.permanent
     assert time.monotonic() - begin < 30
 
 
@@ -238,6 +243,7 @@ async def test_the_time_that_the_student_takes_is_none_of_the_agents(tmp_path: P
         ('ask(*row["messages"])\nprint("done")', "ended without a reward", True),
         ('ask(*row["messages"])\nprint(\'{"score": 1}\')', 'printed {"score": 1} at last, which has no "reward"', True),
         ('ask(*row["messages"])\nprint(\'{"reward": NaN}\')', "has no .* finite number", True),
+        ('ask(*row["messages"])\nprint(\'{"reward": \' + "1" * 400 + "}")', "has no .* finite number", True),
         ('ask(*row["messages"])\nraise KeyError("where")', "ended with exit code 1: KeyError: 'where'", False),
         ('ask(*row["messages"])\nsys.exit(3)', "the agent ended with exit code 3$", False),
         ("os.abort()", "the agent was ended by signal 6", False),
@@ -284,6 +290,48 @@ async def test_a_program_that_is_gone_by_then_fails_its_response(tmp_path: Path)
     program.unlink()
     with pytest.raises(EnvironmentFailed, match=r"ended with exit code 1: .*No such file or directory"):
         await samples(made)
+
+
+@pytest.mark.parametrize("metadata", [{(1, 2): 3}, {"level": CIRCULAR}], ids=["keys", "circular"])
+async def test_a_row_that_json_cannot_have_fails_its_response_for_good(metadata: Any) -> None:
+    with pytest.raises(EnvironmentFailed, match="the row cannot be written as JSON: ") as failed:
+        async with started(["true"], Row([], None, metadata), "", ""):
+            pass
+    assert failed.value.permanent
+
+
+async def test_an_endpoint_that_gets_no_port_fails_its_response(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(site: web.TCPSite) -> None:
+        raise OSError("Too many open files")
+
+    made = agents(tmp_path, "", Student(lambda read: ""))
+    monkeypatch.setattr(web.TCPSite, "start", refuse)
+    with pytest.raises(EnvironmentFailed, match="the agents' endpoint cannot listen: Too many open files") as failed:
+        await samples(made)
+    assert not failed.value.permanent
+
+
+async def test_signals_that_python_ignores_are_not_ignored_in_an_agent() -> None:
+    """A program such as yes, in a pipe whose reader has ended, would go on otherwise."""
+    async with started(["grep", "SigIgn", "/proc/self/status"], Row([], None, {}), "", "") as agent:
+        ignored = int((await agent.ended()).output.split()[1], 16)
+    assert not [s.name for s in (signal.SIGPIPE, signal.SIGXFSZ) if ignored >> s - 1 & 1]
+
+
+async def test_the_time_of_an_agent_begins_once_it_has_a_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(agent_episodes, "CONVERSATIONS", 1)
+    made = agents(tmp_path, 'ask(*row["messages"])\nprint(\'{"reward": 1}\')', Student(lambda read: "said"))
+    [prompt] = load_data(made._spec, TOKENIZER, Metrics())
+    clock, begin = ConversationClock(), time.monotonic()
+    async with made._places.one(Kind.TRAINING):
+        playing = asyncio.create_task(made.samples(prompt, 0, seed=5, clock=clock))
+        await asyncio.sleep(0.5)
+    await playing
+    clock.stop()
+    await made.close()
+    assert 0.0 < clock.seconds <= time.monotonic() - begin - 0.5
 
 
 async def test_what_an_engine_refuses_is_no_fault_of_the_agents(tmp_path: Path) -> None:

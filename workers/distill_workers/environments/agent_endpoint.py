@@ -56,7 +56,7 @@ class AgentEndpoint:
         """Base URL of the API, once `start` has been called."""
 
     async def start(self) -> None:
-        """Listen on a free port of this machine, unless that is done."""
+        """Listen on a free port of this machine, unless that is done. Raises OSError."""
         async with self._starting:
             if self._runner is not None:
                 return
@@ -64,11 +64,15 @@ class AgentEndpoint:
             app.router.add_post("/v1/chat/completions", self._with_errors_as_json(self._complete))
             app.router.add_get("/v1/models", self._with_errors_as_json(self._models))
             app.router.add_route("*", "/{path:.*}", self._with_errors_as_json(self._unknown))
-            # A request whose agent has gone is given up, with its generation.
+            # A request whose agent has gone is given up: nobody reads its answer, and no turn is recorded. No engine
+            # aborts what it generates for it.
             runner = web.AppRunner(app, access_log=None, handler_cancellation=True, shutdown_timeout=0)
-            await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
-            await site.start()
+            try:
+                await runner.setup()
+                await web.TCPSite(runner, "127.0.0.1", 0).start()
+            except OSError:
+                await runner.cleanup()
+                raise
             self._runner = runner
             self.url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
 

@@ -30,6 +30,7 @@ READING_SECONDS = 5.0
 BEGIN = (
     "import ctypes, os, signal, sys\n"
     "ctypes.CDLL(None).prctl(1, signal.SIGKILL)\n"  # PR_SET_PDEATHSIG: it ends with the trainer, however that ends
+    "for one in (signal.SIGPIPE, signal.SIGXFSZ): signal.signal(one, signal.SIG_DFL)\n"  # Python ignores both
     "try: os.execvp(sys.argv[1], sys.argv[1:])\n"
     "except OSError as error: sys.exit(str(error))\n"
 )
@@ -61,9 +62,10 @@ class Ended:
         if not isinstance(value, dict):
             return None
         reward = value.get("reward")
-        if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
-            raise NoReward(f'printed {line[:SHOWN]} at last, which has no "reward" that is a finite number')
-        return float(reward)
+        with contextlib.suppress(OverflowError):  # of a whole number that no float is near to
+            if isinstance(reward, int | float) and not isinstance(reward, bool) and math.isfinite(reward):
+                return float(reward)
+        raise NoReward(f'printed {line[:SHOWN]} at last, which has no "reward" that is a finite number')
 
     @property
     def failure(self) -> str:
@@ -148,11 +150,12 @@ def check_command(command: Sequence[str]) -> None:
 @asynccontextmanager
 async def started(command: Sequence[str], row: Row, url: str, key: str) -> AsyncIterator[AgentProcess]:
     """Start an agent, whose group is killed when the context is left. Raises EnvironmentFailed where none starts."""
+    content = _content(row)
     output, errors = _End(), _End()
     try:
         # No pipe for the row, which an agent that reads nothing would leave full.
         with tempfile.TemporaryFile() as given:
-            given.write(json.dumps(dataclasses.asdict(row), default=str).encode())
+            given.write(content)
             given.seek(0)
             async with output.begin() as to_output, errors.begin() as to_errors:
                 process = await asyncio.create_subprocess_exec(
@@ -177,6 +180,14 @@ async def started(command: Sequence[str], row: Row, url: str, key: str) -> Async
         output.close()
         errors.close()
         await process.wait()
+
+
+def _content(row: Row) -> bytes:
+    """Return a row as JSON. Raises EnvironmentFailed for one that JSON cannot have, such as a mapping by tuples."""
+    try:
+        return json.dumps(dataclasses.asdict(row), default=str).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise EnvironmentFailed(f"{SETTING}: the row cannot be written as JSON: {error}", permanent=True) from None
 
 
 def _variables(url: str, key: str, environment: Mapping[str, str]) -> dict[str, str]:

@@ -44,7 +44,8 @@ class AgentEpisodes(Episodes):
         assert prompt.messages is not None, "load_data gives prompts their messages in a job with an environment"
         row = Row(prompt.messages, prompt.answer, prompt.metadata)
         async with self._places.one(terms.kind):
-            await self._endpoint.start()
+            terms.clock.begin()
+            await self._start_endpoint()
             engines: Generator = self._engines
             session = AgentSession(
                 prompt,
@@ -57,8 +58,18 @@ class AgentEpisodes(Episodes):
             )
             with self._endpoint.open(session) as key:
                 async with started(self._command, row, self._endpoint.url, key) as agent:
-                    ended = await self._ended(agent, session)
+                    try:
+                        ended = await self._ended(agent, session)
+                    finally:
+                        session.end()
         return _rewarded(session, ended, terms)
+
+    async def _start_endpoint(self) -> None:
+        """Raise EnvironmentFailed where this machine gives it no port to listen on."""
+        try:
+            await self._endpoint.start()
+        except OSError as error:
+            raise EnvironmentFailed(f"{SETTING}: the agents' endpoint cannot listen: {error}") from None
 
     async def _ended(self, agent: AgentProcess, session: AgentSession) -> Ended:
         """Return how the agent ended. Raises what the session's `watch` does."""
@@ -79,13 +90,13 @@ class AgentEpisodes(Episodes):
 
 def _rewarded(session: AgentSession, ended: Ended, terms: Terms) -> list[Conversation]:
     """Return the conversations of an agent that has ended, with its reward. Raises EnvironmentFailed."""
-    told = f" (its last refused request was told: {session.refusal})" if session.refusal else ""
     conversations = session.tree.conversations()
     if ended.failure and not (session.met_a_limit and conversations):
-        raise EnvironmentFailed(f"{SETTING}: the agent {ended.failure}{told}")
+        raise EnvironmentFailed(f"{SETTING}: the agent {ended.failure}{session.told}")
     if not conversations:
         raise EnvironmentFailed(
-            f"{SETTING}: the agent ended without a message of the student: it must ask at OPENAI_BASE_URL{told}",
+            f"{SETTING}: the agent ended without a message of the student: it must ask at OPENAI_BASE_URL"
+            f"{session.told}",
             permanent=True,
         )
     try:

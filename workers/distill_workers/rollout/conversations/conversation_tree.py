@@ -2,13 +2,15 @@
 
 A request that repeats a conversation word for word and goes on continues its token ids. One that does so where another
 request went on already, as parallel calls do, is a branch; one that repeats none begins a conversation of its own: a
-sub-conversation, or one whose earlier messages the agent has changed.
+sub-conversation, or one whose earlier messages the agent has changed. What agents write otherwise in an assistant's
+message without another meaning (`as_compared`) changes nothing.
 """
 
 from dataclasses import dataclass
 
 from distill_workers.engine.request import Response
 from distill_workers.environments.protocol import Message
+from distill_workers.environments.tool_calls import plain_message
 from distill_workers.rollout.conversations.episodes import Conversation
 from distill_workers.rollout.scheduler import EngineAffinity
 
@@ -27,7 +29,7 @@ class RecordedTurn:
     """A turn of the student, at the end of its conversation so far."""
 
     messages: list[Message]
-    """Of the whole conversation, the student's own of this turn at last."""
+    """Of the whole conversation, the student's own of this turn at last, as_compared."""
     tools: str
     """The tools of its request, as JSON."""
     opening: Opening
@@ -54,6 +56,17 @@ class RecordedTurn:
         return [i for turn in self.path for i in (*turn.read_ids, *turn.response.ids)]
 
 
+def as_compared(messages: list[Message]) -> list[Message]:
+    """Return messages without what agents write otherwise in those of an assistant: a name, the thinking, which some
+    put back before the text, and white space around the text."""
+    return [
+        {**{field: m[field] for field in m if field != "name"}, "content": plain_message(m["content"]).content}
+        if m["role"] == "assistant"
+        else m
+        for m in messages
+    ]
+
+
 class ConversationTree:
     """All turns of one episode of an agent."""
 
@@ -65,21 +78,34 @@ class ConversationTree:
         self._turns.append(turn)
 
     def repeated(self, messages: list[Message], tools: str) -> RecordedTurn | None:
-        """Return the end of the longest conversation that the messages repeat and go on from; None without one."""
-        found = [
+        """Return the end of the longest conversation that the messages, as_compared, repeat and go on from; None
+        without one. Of several that say the same it is chosen by their ids, so by no timing of parallel calls."""
+        found = [turn for turn in self._repeated(messages) if turn.tools == tools]
+        longest = max((len(turn.messages) for turn in found), default=0)
+        return max((turn for turn in found if len(turn.messages) == longest), key=lambda turn: turn.ids, default=None)
+
+    def is_rewritten(self, messages: list[Message]) -> bool:
+        """Return whether the messages, as_compared, say otherwise what the student said, or what came before it.
+
+        After the longest conversation that they repeat, with whatever tools, they then have an assistant's message in
+        the place of a turn, and either that is the student's and what stands before is not, or the reverse.
+        """
+        repeated = max((len(turn.messages) for turn in self._repeated(messages)), default=0)
+        for turn in self._turns:
+            place = len(turn.messages) - 1
+            if repeated <= place < len(messages) and messages[place]["role"] == "assistant":
+                is_same, is_after_same = messages[place] == turn.messages[place], messages[:place] == turn.messages[:-1]
+                if is_same != is_after_same:
+                    return True
+        return False
+
+    def _repeated(self, messages: list[Message]) -> list[RecordedTurn]:
+        """Return the ends of all conversations that the messages repeat and go on from."""
+        return [
             turn
             for turn in self._turns
-            if turn.tools == tools
-            and len(turn.messages) < len(messages)
-            and turn.messages == messages[: len(turn.messages)]
+            if len(turn.messages) < len(messages) and turn.messages == messages[: len(turn.messages)]
         ]
-        return max(found, key=lambda turn: len(turn.messages), default=None)
-
-    def is_rewritten(self, messages: list[Message], repeated: RecordedTurn | None) -> bool:
-        """Return whether the messages have another turn of the assistant where a conversation has the student's."""
-        begin = len(repeated.messages) if repeated is not None else 0
-        places = {len(turn.messages) - 1 for turn in self._turns}
-        return any(m["role"] == "assistant" and begin <= i and i in places for i, m in enumerate(messages))
 
     def conversations(self) -> list[Conversation]:
         """Return every conversation that none goes on from, in an order that no timing of parallel calls changes.
