@@ -225,7 +225,7 @@ def legacy() -> Any:
     """SentencePiece as Llama 2 and Mistral have it, whose prompts end by a special token: the answer behind it is a
     text of its own, before which the normalizer puts a space."""
     tokenizer = sentence_piece()
-    tokenizer.add_special_tokens({"additional_special_tokens": ["<|user|>", "<|assistant|>"]})
+    tokenizer.add_tokens(["<|user|>", "<|assistant|>"], special_tokens=True)
     tokenizer.chat_template = (
         "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
         "{% if add_generation_prompt %}<|assistant|>{% endif %}"
