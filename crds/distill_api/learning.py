@@ -16,6 +16,7 @@ def obstacles(spec: Spec) -> list[str]:
         *_baseline_without_a_group(spec),
         *_reference_that_is_the_teacher(spec),
         *_repeated_greedy_responses(spec),
+        *mixed_templates(spec),
     ]
 
 
@@ -72,3 +73,17 @@ def _repeated_greedy_responses(spec: Spec) -> Iterator[str]:
                 "sampling.temperature 0 all of them are one response, so that pass@k is the score; set a temperature "
                 "above 0, or samplesPerPrompt: 1"
             )
+
+
+def mixed_templates(spec: Spec) -> Iterator[str]:
+    """Yield a sentence where a teacher with a tokenizer of its own is asked about conversations and about plain texts:
+    how a response begins and ends in its tokens is one thing for the whole job."""
+    parts = [(f"data source {source.name}", source.prompts) for source in spec.data.all_sources]
+    parts += [(f"evaluation {e.name}", e.prompts) for e in spec.evaluation if e.measure_reverse_kl]
+    chats, plain = ([name for name, p in parts if p.apply_chat_template is chat] for chat in (True, False))
+    if chats and plain and any(teacher.tokenizer is not None for teacher in spec.all_teachers):
+        yield (
+            f"prompts.applyChatTemplate: is true for {', '.join(chats)} and false for {', '.join(plain)}, and beside a "
+            "teacher's tokenizer one way must do for all, since a turn and a text do not begin and end alike in its "
+            "tokens; make two jobs, or set measureReverseKL: false for an evaluation"
+        )

@@ -260,6 +260,24 @@ def test_an_extrapolation_of_no_difference_is_refused(
     assert_obstacle(spec, problem)
 
 
+@pytest.mark.parametrize(
+    ("tokenizer", "evaluation", "problem"),
+    [
+        ({"tokenizer": "/m/teacher"}, {}, "true for data source prompts and false for evaluation texts, and beside a"),
+        ({"tokenizer": "/m/teacher"}, {"measureReverseKL": False}, None),
+        ({}, {}, None),
+    ],
+)
+def test_conversations_and_plain_texts_beside_a_tokenizer_of_the_teachers_are_refused(
+    tokenizer: dict[str, Any], evaluation: dict[str, Any], problem: str | None
+) -> None:
+    prompts = {"path": "/e.jsonl", "applyChatTemplate": False, "answerField": "answer"}
+    texts = {"name": "texts", "prompts": prompts, "reward": {"source": "exact-match"}, **evaluation}
+    teacher = {"model": "/m/teacher", **tokenizer}
+    spec = {"teacher": teacher, "data": {"prompts": {"path": "/p.jsonl"}}, "objective": SAMPLED, "evaluation": [texts]}
+    assert_obstacle(spec, problem)
+
+
 def assert_obstacle(spec: dict[str, Any], problem: str | None) -> None:
     """That the example with other parts has one obstacle, with these words, or none."""
     job = yaml.safe_load(EXAMPLE.read_text())

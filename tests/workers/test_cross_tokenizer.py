@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
+from distill_api.spec.data import Data
 from distill_api.spec.job_spec import Spec
 from distill_workers.failures import ConfigurationError
 from distill_workers.teacher.cross_tokenizer.alignment import Span, align
@@ -179,6 +180,11 @@ def test_a_response_of_a_part_of_a_character_alone_fails_its_sample() -> None:
         translator("byte-level", "SentencePiece").translate(written("byte-level", "\u2603")[:1])
 
 
+def test_a_response_that_was_cut_off_and_is_one_span_is_scored_all_the_same() -> None:
+    ids = written("byte-level", "a")
+    assert translator("byte-level", "byte-level").translate(ids) == Translation(ids, [Span(1, 1)])
+
+
 def test_an_id_that_is_no_token_fails_its_sample() -> None:
     with pytest.raises(BadScore, match="outside_vocabulary: token 9999 is none of the student's tokenizer"):
         translator("byte-level", "SentencePiece").translate([9999])
@@ -213,6 +219,48 @@ def test_the_space_before_an_answer_is_the_templates_and_no_part_of_the_response
     found = back.translate(ended("byte-level", "the answer"))
     assert found.ids == ended("SentencePiece", " the answer")
     assert found.spans is not None and sum(s.teacher for s in found.spans) == len(found.ids)
+
+
+def legacy() -> Any:
+    """SentencePiece as Llama 2 and Mistral have it, whose prompts end by a special token: the answer behind it is a
+    text of its own, before which the normalizer puts a space."""
+    tokenizer = sentence_piece()
+    tokenizer.add_tokens(["<|user|>", "<|assistant|>"], special_tokens=True)
+    tokenizer.chat_template = (
+        "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}</s>{% endfor %}"
+        "{% if add_generation_prompt %}<|assistant|>{% endif %}"
+    )
+    return tokenizer
+
+
+def test_a_space_that_arises_when_an_answer_is_tokenised_is_no_part_of_a_students_response() -> None:
+    student = legacy()
+    asked = student("<|assistant|>", add_special_tokens=False)["input_ids"]
+    answered = student("<|assistant|>the answer</s>", add_special_tokens=False)["input_ids"]
+    found = built(student, TOKENIZERS["byte-level"]).translate(answered[len(asked) :])
+    assert found.ids == ended("byte-level", "the answer") and found.unscored == 0
+
+
+def test_a_space_that_arises_when_an_answer_is_tokenised_is_given_to_a_teacher() -> None:
+    teacher = legacy()
+    answered = teacher("<|assistant|>the answer</s>", add_special_tokens=False)["input_ids"]
+    found = built(TOKENIZERS["byte-level"], teacher).translate(ended("byte-level", "the answer"))
+    assert found.ids == answered[1:]
+
+
+def test_a_lead_that_cannot_be_told_from_the_prompts_tokens_is_that_of_the_template() -> None:
+    inst = TOKENIZERS["SentencePiece"]
+
+    class Merging:
+        """Its last token of a prompt is another one where an answer follows."""
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(inst, name)
+
+        def encode(self, text: str, **options: Any) -> list[int]:
+            return [len(text), *inst.encode(text, **options)]
+
+    assert turn_of(Merging(), BYTES["SentencePiece"]).lead == turn_of(inst, BYTES["SentencePiece"]).lead == " "
 
 
 def test_a_template_without_an_answer_has_no_lead_and_no_end() -> None:
@@ -285,6 +333,13 @@ def test_the_end_of_a_turn_is_that_of_the_template_where_prompts_are_conversatio
     base.chat_template = CHATML
     end = base.convert_tokens_to_ids("<|im_end|>")
     assert built(byte_level(), base).translate([byte_level().eos_token_id]).ids == [end]
+
+
+def test_conversations_and_plain_texts_beside_a_tokenizer_of_the_teachers_end_the_job() -> None:
+    sources = [{"name": n, "prompts": {"path": "/d", "applyChatTemplate": n == "chats"}} for n in ("chats", "texts")]
+    mixed = spec().model_copy(update={"data": Data.model_validate({"sources": sources})})
+    with pytest.raises(ConfigurationError, match="is true for data source chats and false for data source texts"):
+        translators(mixed, TOKENIZERS["byte-level"], {1}, {"teacher": TOKENIZERS["SentencePiece"]})
 
 
 def test_a_text_without_a_token_is_not_reproduced() -> None:

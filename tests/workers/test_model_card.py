@@ -247,6 +247,16 @@ def test_the_reference_is_told_as_what_it_is_and_not_as_a_teacher(tmp_path: Path
     assert all(f"https://arxiv.org/abs/{number}" in text for number in ("2602.12125", "2604.08527"))
 
 
+def test_it_is_told_that_a_teacher_scored_text_in_tokens_of_its_own(tmp_path: Path) -> None:
+    said = "Responses were scored as text in the tokens of"
+    assert said not in card_of(tmp_path / "plain").text
+    text = card_of(tmp_path / "alone", teacher={"model": "/m/big", "tokenizer": "/m/big"}).text
+    assert f"{said} the teacher, whose tokenizer is not the student's: the divergence is over spans" in text
+    teachers = [{"name": "near", "model": "/m/a"}, {"name": "far", "model": "/m/b", "tokenizer": "/m/b"}]
+    data = {"prompts": {"path": "/inputs/train.jsonl"}, "defaultTeacher": "near"}
+    assert f"{said} `far`, whose" in card_of(tmp_path / "two", teacher=None, teachers=teachers, data=data).text
+
+
 def test_it_is_told_that_the_teacher_was_asked_another_question(tmp_path: Path) -> None:
     prompts = {"path": "/inputs/train.jsonl", "answerField": "answer"}
     said = "The teacher was asked with what the student does not see"

@@ -1,5 +1,6 @@
 """The divergence from a teacher with another tokenizer, against sums over every response of a tiny language."""
 
+import copy
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -82,8 +83,9 @@ class Pair:
         """log q: the log-prob of the teacher's own tokens of a text."""
         return self.teacher.chained(self.as_teacher(text)).detach().sum()
 
-    def expected_loss(self, objective: Objective) -> torch.Tensor:
-        """The loss of all responses, each weighed by its probability, which is not differentiated."""
+    def expected_loss(self, objective: Objective, engine: Language | None = None) -> torch.Tensor:
+        """The loss of all responses, each weighed by its probability, which is not differentiated: that of the engine,
+        or of the student."""
         per_token, teacher, span_ends, lengths = list[torch.Tensor](), list[float](), list[bool](), list[int]()
         for response, spans in zip(self.responses, self.spans, strict=True):
             scores = self.teacher.chained(self.as_teacher("".join(response))).tolist()
@@ -95,19 +97,20 @@ class Pair:
             lengths.append(len(response))
         logprobs = torch.cat(per_token)
         old = logprobs.detach()
+        drawn = [(engine or self.student).chained(response).detach() for response in self.responses]
         loss, _ = token_losses(
             objective,
             StepCoefficients(1.0, 0.0),
             logprobs=logprobs,
             old_logprobs=old,
-            engine_logprobs=old,
+            engine_logprobs=torch.cat(drawn),
             teacher_logprobs=torch.tensor(teacher, dtype=torch.float64),
             advantages=torch.zeros_like(old),
             lengths=torch.tensor(lengths),
             supervised=torch.zeros(len(old), dtype=torch.bool),
             span_ends=torch.tensor(span_ends),
         )
-        probabilities = torch.stack([x.sum().exp() for x in per_token]).detach()
+        probabilities = torch.stack([x.sum().exp() for x in drawn])
         return (probabilities * torch.stack([x.sum() for x in loss.split(lengths)])).sum()
 
     def divergence(self) -> torch.Tensor:
@@ -118,24 +121,24 @@ class Pair:
             found.append(own.exp() * (own - self.canonical("".join(response))))
         return torch.stack(found).sum()
 
-    def local_divergence(self) -> torch.Tensor:
+    def local_divergence(self, engine: Language | None = None) -> torch.Tensor:
         """The divergence of the span after each text that a span ends at, in expectation over those texts, whose own
-        probability is not differentiated."""
+        probability, the engine's, is not differentiated."""
         found, open_texts = list[torch.Tensor](), [("", torch.tensor(0.0, dtype=torch.float64))]
         while open_texts:
             text, reached = open_texts.pop()
             for step in self.steps(text):
                 after = text + "".join(step)
-                own = self._after(text, step)
+                own = self._after(self.student, text, step)
                 theirs = self.canonical(after) - (self.canonical(text) if text else 0.0)
                 found.append(reached.exp() * own.exp() * (own - theirs))
                 if not after.endswith(END):
-                    open_texts.append((after, reached + own.detach()))
+                    open_texts.append((after, reached + self._after(engine or self.student, text, step).detach()))
         return torch.stack(found).sum()
 
-    def _after(self, text: str, step: Tokens) -> torch.Tensor:
-        rows = [self.student.states.index(text + "".join(step[:place])) for place in range(len(step))]
-        return self.student.logprobs[rows, [self.student.tokens.index(token) for token in step]].sum()
+    def _after(self, language: Language, text: str, step: Tokens) -> torch.Tensor:
+        rows = [language.states.index(text + "".join(step[:place])) for place in range(len(step))]
+        return language.logprobs[rows, [language.tokens.index(token) for token in step]].sum()
 
     def text_divergence(self) -> tuple[float, float, float]:
         """By brute force: KL(P || Q) of the texts, E[log Q - log q] and H(tokens | text), nats."""
@@ -226,6 +229,23 @@ def test_with_the_sum_of_what_follows_it_is_that_of_the_whole_response(make: Cal
     pair = make(seed)
     expected = gradient(pair, pair.divergence())
     assert gradient(pair, pair.expected_loss(WHOLE)).allclose(expected, rtol=0, atol=1e-9)
+
+
+@SEEDS
+def test_of_responses_that_an_engine_drew_otherwise_the_weight_of_each_span_makes_the_gradient_exact(seed: int) -> None:
+    pair = letters_and_pairs(seed)
+    engine = copy.deepcopy(pair.student)
+    noise = torch.randn(engine.logits.shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed + 50))
+    engine.logits = (pair.student.logits + 0.1 * noise).detach()
+    expected = gradient(pair, pair.local_divergence(engine))
+
+    def error(objective: Objective) -> float:
+        found = gradient(pair, pair.expected_loss(objective, engine))
+        return ((found - expected).norm() / expected.norm()).item()
+
+    weighed = Objective.model_validate({**EXACT, "correction": {"importanceWeight": "truncated", "high": 100}})
+    assert error(weighed) < 1e-9
+    assert error(LOCAL) > 0.01, "without weights"
 
 
 @SEEDS

@@ -172,6 +172,17 @@ def test_the_gate_depends_on_the_state_and_not_on_the_token_that_was_sampled() -
     assert stats["teacher_entropy"].view(-1, TOKENS)[:, 0].unique().numel() == 1
 
 
+def test_what_is_said_to_be_clipped_is_the_sampled_term_alone() -> None:
+    clipped = {
+        threshold: TinyLanguage.random(4).token_losses(
+            Objective.model_validate({"advantageClip": 1.0, "forwardKlAboveEntropy": threshold})
+        )[1]["advantage_clipped_ratio"]
+        for threshold in (0.0, 20.0)
+    }
+    assert clipped[0.0].tolist() == clipped[20.0].tolist()
+    assert 0 < clipped[0.0].mean() < 1
+
+
 @pytest.mark.parametrize(
     "fields",
     [

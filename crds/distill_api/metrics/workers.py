@@ -79,7 +79,7 @@ WORKER_METRICS = (
     Metric(
         "distill_tokens_aligned_ratio",
         Kind.GAUGE,
-        "Share of tokens that are a span by themselves, where a teacher has a tokenizer of its own.",
+        "Share of tokens that are a span by themselves, of those that a teacher with a tokenizer of its own scored.",
     ),
     Metric(
         "distill_divergence_weight_mean",
@@ -118,7 +118,8 @@ WORKER_METRICS = (
     Metric(
         "distill_token_kl_nats",
         Kind.GAUGE,
-        "Reverse KL of single tokens of the last step (k1, by the engines' own log-probs): mean, p50, p95 and max.",
+        "Reverse KL of single tokens of the last step (k1, by the engines' own log-probs), in a span its mean at each: "
+        "mean, p50, p95 and max.",
         ("statistic",),
     ),
     Metric("distill_token_kl_high_ratio", Kind.GAUGE, "Share of the last step's tokens with a reverse KL above 1 nat."),

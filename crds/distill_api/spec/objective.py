@@ -52,8 +52,9 @@ class Correction(Model):
     """Off-policy corrections of the policy gradient.
 
     The importance ratio of a token is its probability by the trainer, before the step, over its probability by the
-    engine that sampled it; it differs from 1 by the engine's other kernels and older weights. The divergence of support
-    top-k is not corrected: it is valid on any sequence (GKD).
+    engine that sampled it; it differs from 1 by the engine's other kernels and older weights. With a teacher of another
+    tokenizer it is the product of the ratios over the token's span. The divergence of support top-k is not corrected:
+    it is valid on any sequence (GKD).
     """
 
     importance_weight: ImportanceWeight = Field(

@@ -101,7 +101,7 @@ class PromptReader:
         """`messages`: prompts have them too. Raises PromptError for a model that cannot render such prompts."""
         self._prompts, self._longest, self._route, self._messages = prompts, max_prompt_tokens, route, messages
         self._renderer, self._teachers = Renderer(prompts, tokenizer), TeacherRenderer.of(prompts, tokenizer)
-        self._of_teacher = {name: OwnTokensRenderer(prompts, own, name) for name, own in teachers.items()}
+        self._tokenizers, self._of_teacher = teachers, dict[str, OwnTokensRenderer]()
         self.findings, self._teacher_findings = Findings(), Findings()
         self.seen = self.long = 0
 
@@ -141,10 +141,19 @@ class PromptReader:
         """Return what the teacher is asked in each entry, as text and ids; None where it is asked the same."""
         found: list[tuple[str, list[int]] | tuple[None, None]] = [(None, None)] * len(batch)
         for name in {entry.teacher for entry in batch}:
-            renderer = self._of_teacher.get(name, self._teachers)
+            renderer = self._renderer_of(name)
             if renderer is not None:
                 places = [place for place, entry in enumerate(batch) if entry.teacher == name]
                 rendered = renderer.encode([batch[place] for place in places], self._teacher_findings)
                 for place, asked in zip(places, rendered, strict=True):
                     found[place] = asked
         return found
+
+    def _renderer_of(self, name: str) -> TeacherRenderer | None:
+        """Return what renders the prompts of a teacher; None where it is asked the same.
+
+        A tokenizer of its own must be able to render a source that has a prompt of it. Raises PromptError.
+        """
+        if name in self._tokenizers and name not in self._of_teacher:
+            self._of_teacher[name] = OwnTokensRenderer(self._prompts, self._tokenizers[name], name)
+        return self._of_teacher.get(name, self._teachers)

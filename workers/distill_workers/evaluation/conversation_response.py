@@ -19,6 +19,8 @@ class ConversationResponse(Response):
     """[response], True at the student's own tokens."""
     teacher_prompt_ids: list[int] = field(default_factory=list)
     """What stands before the response as the teacher reads it."""
+    prompt_ids: list[int] = field(default_factory=list)
+    """What stands before it as the student reads it."""
     others: "tuple[ConversationResponse, ...]" = ()
 
     @staticmethod
@@ -28,7 +30,8 @@ class ConversationResponse(Response):
         assert longest.reward is not None and longest.loss_mask is not None
         response = (longest.response_ids, longest.engine_logprobs, longest.token_versions, longest.truncated)
         rest = tuple(ConversationResponse.of([sample]) for sample in others)
-        return ConversationResponse(*response, longest.reward, longest.loss_mask, longest.teacher_prompt_ids, rest)
+        asked = longest.teacher_prompt_ids, longest.prompt_ids
+        return ConversationResponse(*response, longest.reward, longest.loss_mask, *asked, rest)
 
 
 def conversations_of(response: Response) -> list[Response]:

@@ -246,10 +246,12 @@ class Evaluator:
         async def one(prompt: Prompt, response: Response) -> list[float]:
             if not response.ids:
                 return []
-            asked = prompt.teacher_ids
+            asked = self._asked(prompt)
             mask: Iterable[bool] = itertools.repeat(True)
             if isinstance(response, ConversationResponse):
-                asked, mask = response.teacher_prompt_ids, response.loss_mask
+                by_reference = prompt.teacher == self._spec.objective.reference
+                asked = response.prompt_ids if by_reference else response.teacher_prompt_ids
+                mask = response.loss_mask
             try:
                 scores = await teachers.of(prompt.teacher).score(asked, response.ids, None)
             except BadScore:
@@ -264,6 +266,10 @@ class Evaluator:
         terms = [t for group in await asyncio.gather(*(one(p, r) for p, r in pairs)) for t in group]
         return statistics.fmean(terms) if terms else None
 
+    def _asked(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a prompt as its teacher is asked it: the reference the student's own, as in training."""
+        return prompt.ids if prompt.teacher == self._spec.objective.reference else prompt.teacher_ids
+
     async def _score_teacher(self, teachers: Teachers | None) -> float | None:
         reward = self.reward
         if teachers is None or reward is None:
@@ -272,7 +278,7 @@ class Evaluator:
         async def one(prompt: Prompt) -> float | None:
             decode = self._decode_of.get(prompt.teacher, self._decode)
             try:
-                ids = await teachers.of(prompt.teacher).generate(prompt.teacher_ids, self._max_tokens)
+                ids = await teachers.of(prompt.teacher).generate(self._asked(prompt), self._max_tokens)
                 return await reward.score(prompt, decode(ids))
             except (BadScore, RewardError):
                 return None

@@ -55,6 +55,8 @@ class MicroBatch:
     """[tokens]; empty without objective.reference."""
     span_ends: torch.Tensor | None
     """[tokens], bool (Sample.span_ends); None where each token of all samples was scored by itself."""
+    translated: torch.Tensor
+    """[tokens], bool: of a sample that a teacher with a tokenizer of its own scored."""
 
     @property
     def positions(self) -> torch.Tensor:
@@ -157,6 +159,7 @@ def filler(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
         baselines=values,
         reference_logprobs=values,
         span_ends=None,
+        translated=ids.bool(),
     )
 
 
@@ -204,6 +207,7 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
         baselines=per_token([[s.baseline] * count for s, count in zip(samples, counts, strict=True)]),
         reference_logprobs=per_token([s.trained(s.reference_logprobs) for s in samples if s.reference_logprobs]),
         span_ends=_span_ends(samples, device) if scored else None,
+        translated=torch.tensor([s.span_ends is not None for s in samples], device=device).repeat_interleave(lengths),
     )
 
 

@@ -61,5 +61,10 @@ def micro_batch_loss(
         here = own.pick(measured)
         found = support_overlap(hidden[here], head, own.pick(batch.support_ids)[here], vocabulary).to(entropy.dtype)
         stats["overlap_ratio"] = own.join(entropy.new_zeros(len(here)).masked_scatter_(here, found))
-    scopes = {Scope.ALL: torch.ones_like(sampled), Scope.OWN: sampled, Scope.MEASURED: measured}
+    scopes = {
+        Scope.ALL: torch.ones_like(sampled),
+        Scope.OWN: sampled,
+        Scope.MEASURED: measured,
+        Scope.TRANSLATED: sampled & batch.translated,
+    }
     return losses.sum(), sums(stats, scopes)

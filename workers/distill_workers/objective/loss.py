@@ -9,8 +9,8 @@ w_t is made of pi_old(y_t) / mu(y_t) (corrections.py), mu being the engine's own
 corrects the train-rollout mismatch, which other arithmetic and older weights cause. With w_t that ratio itself and
 discount 0 the gradient at rho = 1 is, in expectation and with no reward, that of the reverse KL, whatever the baseline
 b_t (baselines.py). The return of later tokens is their discounted mean or sum. u_t is 1 without weighting.py. An
-extrapolation has another d_t (reference.py). With a teacher of another tokenizer d_t is that of the token's whole span,
-and later tokens are those behind it (spans.py).
+extrapolation has another d_t (reference.py). With a teacher of another tokenizer d_t and the ratio of w_t are those of
+the token's whole span, and later tokens are those behind it (spans.py).
 
 top-k:
     L_t = c_divergence c_teacher u_t D(student, teacher; top-k and the sampled token, tail)
@@ -90,10 +90,10 @@ def token_losses(
     of teacher_logprobs has a meaning. Statistics of the reverse KL are then of the span's mean at each of its tokens.
     """
     old, current = old_logprobs.detach(), logprobs.detach()
-    weights = correct(objective.correction, old, engine_logprobs, lengths)
+    spans = Spans(span_ends)
+    weights = correct(objective.correction, old, engine_logprobs, lengths, spans)
     # Tokens that the student did not sample have no policy gradient.
     importance = torch.where(supervised, 0.0, weights.values)
-    spans = Spans(span_ends)
     reverse_kl = spans.means(sampled_reverse_kl(current, teacher_logprobs))
     total_advantages = coefficients.reward * advantages
     top_k: TeacherTopK | None = None
@@ -122,9 +122,11 @@ def token_losses(
             differentiated, divergence = differentiated + added, divergence + added
             of_method["uncertain_ratio"] = uncertain
     loss = coefficients.divergence * (factor * differentiated)
+    clipped = held = torch.zeros_like(supervised)
     if sampled:
         baseline = _baseline(objective, top_k, baselines, current)
         gaps = spans.totals(sampled_divergence(objective, old, teacher_logprobs, reference_logprobs))
+        clipped = gaps.abs() > objective.advantage_clip
         penalty = _penalty(objective, gaps, baseline, lengths, spans)
         if objective.baseline is not Baseline.NONE:
             of_method["baseline"] = baseline
@@ -136,7 +138,6 @@ def token_losses(
         of_method["reference_kl"] = sampled_reverse_kl(current, reference_logprobs)
         of_method["implicit_reward"] = implicit_reward(teacher_logprobs, reference_logprobs)
     has_policy_gradient = sampled or objective.reward.source is not RewardSource.NONE
-    held = torch.zeros_like(supervised)
     if has_policy_gradient:
         clip_range = objective.correction.ratio_clip
         surrogate, held = policy_gradient(logprobs, old, total_advantages.detach(), clip_range)
@@ -154,7 +155,7 @@ def token_losses(
         "importance_gated_ratio": weights.gated,
         "sequence_masked_ratio": weights.masked,
         "ratio_clipped_ratio": held,
-        "advantage_clipped_ratio": sampled & (spans.totals(divergence).abs() > objective.advantage_clip),
+        "advantage_clipped_ratio": clipped,
         "divergence_weight": factor,
         "selected_ratio": factor > 0,
         **of_method,

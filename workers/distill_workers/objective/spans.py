@@ -8,7 +8,8 @@ add up to log pi(response) - log q(its text), and
     E[sum over t in the span of d_span grad log pi(y_t)] = E[d_span grad log pi(span)] = grad KL(pi(span) || q(span))
 
 so each token of a span is given the whole d_span, and not its n-th part. Where each token is a span this is the
-sampled-token form itself.
+sampled-token form itself. Of a span that an engine drew with other probabilities mu, each token has the weight of the
+whole span for the same reason, pi(span) / mu(span).
 
 What it is not:
 - the divergence of texts. A text has several tokenizations; the teacher's is the one that its tokenizer makes, whose
@@ -67,3 +68,7 @@ class Spans:
         """Return the number of each token's span [tokens], and the tokens of each [spans]."""
         number = ends.cumsum(0) - ends.long()
         return number, torch.bincount(number)
+
+
+ONE_TOKEN_EACH = Spans(None)
+"""The spans of a teacher with the student's tokenizer."""

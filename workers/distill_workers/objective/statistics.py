@@ -19,6 +19,8 @@ class Scope(Enum):
     """Those that the student sampled: not the data set's."""
     MEASURED = "measured"
     """Those of its own at which the student's top-k was looked up (megatron/support_overlap.py)."""
+    TRANSLATED = "translated"
+    """Those of its own that a teacher with a tokenizer of its own scored."""
 
 
 SCOPES = {
@@ -45,7 +47,7 @@ SCOPES = {
     "baseline": Scope.OWN,
     "reference_kl": Scope.OWN,
     "implicit_reward": Scope.OWN,
-    "aligned_ratio": Scope.OWN,
+    "aligned_ratio": Scope.TRANSLATED,
     "entropy": Scope.OWN,
     "overlap_ratio": Scope.MEASURED,
 }
@@ -56,8 +58,9 @@ the divergence adds to a token's advantage, without coefficients: a baseline is 
 top-k is at hand are there forward_kl, that of teacher to student over the top-k and the tail; student_mass and
 teacher_mass, the mass that each gives to that top-k; teacher_entropy over it and the tail; and overlap_ratio, the share
 of the student's own top-k among it (as verl reports them). divergence_weight is the factor of a token's divergence but
-for the coefficient of the step, and selected_ratio the share of tokens at which it is above 0. aligned_ratio, where a
-teacher has a tokenizer of its own, is the share of tokens that are a span by themselves (spans.py)."""
+for the coefficient of the step, and selected_ratio the share of tokens at which it is above 0. aligned_ratio is
+the share of tokens that are a span by themselves (spans.py), among those that a teacher with a tokenizer of its own
+scored."""
 
 
 def no_sums(device: torch.device) -> torch.Tensor:

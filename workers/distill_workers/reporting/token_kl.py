@@ -20,9 +20,15 @@ HIGH_NATS = 1.0
 
 
 def token_kl(sample: Sample) -> Floats:
-    """[trained], nats: of the student's own tokens."""
+    """[trained], nats: of the student's own tokens. In a span (Sample.span_ends) each token has the span's mean: how a
+    teacher with another tokenizer would divide it between them is not known."""
     engine, teacher = sample.trained(sample.engine_logprobs), sample.trained(sample.teacher_logprobs)
-    return np.subtract(engine, teacher, dtype=np.float64)
+    gaps: Floats = np.subtract(engine, teacher, dtype=np.float64)
+    if sample.span_ends is None or not gaps.size:
+        return gaps
+    counts = np.diff(np.flatnonzero(sample.trained(sample.span_ends)), prepend=-1)
+    means = np.add.reduceat(gaps, np.cumsum(counts) - counts) / counts
+    return np.repeat(means, counts)
 
 
 def turns(samples: list[Sample]) -> dict[str, dict[str, float]] | None:

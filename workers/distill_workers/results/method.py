@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Support
+from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Spec, Support
 from distill_api.spec.objective import Baseline
 
 PAPERS = {
@@ -28,10 +28,12 @@ DIVERGENCES = {
 }
 
 
-def method(objective: Objective) -> list[str]:
+def method(spec: Spec) -> list[str]:
     """Return sentences in Markdown: the divergence first, then what a job adds to it."""
+    objective = spec.objective
     found = [f"On-policy distillation ({paper('GKD')}): the student learns from its own samples."]
     found.append(_divergence(objective))
+    found.extend(_other_tokenizers(spec))
     if objective.discount:
         found.append(
             f"A token has credit for the discounted {objective.discounted_return.value} of the divergence of later "
@@ -64,6 +66,18 @@ def _divergence(objective: Objective) -> str:
     else:
         how = f"over the {objective.top_k} likeliest tokens of the teacher and a bucket for all others, differentiated"
     return f"The divergence is the {name}, {how}; its coefficient is {objective.coefficient:g}."
+
+
+def _other_tokenizers(spec: Spec) -> Iterator[str]:
+    teachers = [teacher for teacher in spec.all_teachers if teacher.tokenizer is not None]
+    if teachers:
+        alone = len(spec.all_teachers) == 1
+        names = "the teacher" if alone else ", ".join(f"`{teacher.name}`" for teacher in teachers)
+        yield (
+            f"Responses were scored as text in the tokens of {names}, whose tokenizer is not the student's: the "
+            "divergence is over spans, the shortest runs of tokens that are the same text to both, and each token of a "
+            "span has that of the whole span."
+        )
 
 
 def _variants(objective: Objective) -> Iterator[str]:

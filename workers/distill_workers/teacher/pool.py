@@ -103,7 +103,7 @@ class TeacherPool:
     async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
         """Return the log-prob of each response token given all tokens before it, nats; with `top_k`, also the k
         likeliest tokens at each position. Raises BadScore, TeacherUnreachable."""
-        sent, request = self._score_request(prompt_ids, response_ids, top_k)
+        sent, request = await self._score_request(prompt_ids, response_ids, top_k)
         async with self._affinity.placement(prompt_ids) as placement:
             answer = await self._request(request, len(prompt_ids) + len(sent.ids), placement)
         self._affinity.observe(placement, self._protocol.cached_tokens(answer))
@@ -115,7 +115,7 @@ class TeacherPool:
         self, prompt_ids: list[int], response_ids: list[int], top_k: int | None
     ) -> list[tuple[str, Scores]]:
         """Return the scores of each replica that answers, with its address. Raises BadScore, TeacherUnreachable."""
-        sent, request = self._score_request(prompt_ids, response_ids, top_k)
+        sent, request = await self._score_request(prompt_ids, response_ids, top_k)
         await self._replicas.resolve(again=True)
         found: list[tuple[str, Scores]] = []
         for replica in self._replicas.all():
@@ -173,12 +173,14 @@ class TeacherPool:
         """Return the ids that the teacher's own tokenizer makes of a text. Raises BadScore if it does not tell."""
         return self._protocol.read_text_ids(await self._request(self._protocol.text_request(text), len(text)))
 
-    def _score_request(
+    async def _score_request(
         self, prompt_ids: list[int], response_ids: list[int], top_k: int | None
     ) -> tuple[Translation, TeacherRequest]:
         if not response_ids:
             raise BadScore("empty", "an empty response has no token to score")
-        sent = self.translator.translate(response_ids) if self.translator is not None else Translation(response_ids)
+        sent = Translation(response_ids)
+        if self.translator is not None:  # long ones take tenths of a second, in which the event loop goes on
+            sent = await asyncio.to_thread(self.translator.translate, response_ids)
         self._check_ids([*prompt_ids, *sent.ids])
         return sent, self._protocol.score_request(prompt_ids, sent.ids, top_k)
 

@@ -17,6 +17,7 @@ from distill_workers.run.preflight.student import (
     RESPONSES_END,
     engine_matches_trainer,
     probe,
+    probe_of,
     responses_end,
 )
 from distill_workers.run.preflight.teacher import (
@@ -26,6 +27,7 @@ from distill_workers.run.preflight.teacher import (
     TEACHER_DIFFERS,
     TEACHER_SANE,
     gap_nats,
+    named,
     scores_stored,
     stored_scores_agree,
     teacher_answers,
@@ -79,11 +81,16 @@ async def preflight(
             await SCORES_STORED.passing(scores_stored(*stored))
     samples = await ENGINE_GENERATES.passing(probe(spec, engines, cursor))
     await RESPONSES_END.passing(responses_end(samples, tokenizer, engines.ends))
-    few, gaps = samples[:PROBE_PROMPTS], dict[str, float]()
+    gaps = dict[str, float]()
     for teacher in teachers.pools.values():
-        if teacher.teacher.tokenizer is not None:
-            await TOKENS_ALIGN.passing(tokens_align(samples, tokenizer, teacher))
         is_reference = teacher.teacher.name == spec.objective.reference
+        own = probe_of(spec, samples, teacher.teacher)
+        if not own:
+            log.warning("preflight: %s has no prompt among the probes, so its scores are not checked", named(teacher))
+            continue
+        if teacher.teacher.tokenizer is not None:
+            await TOKENS_ALIGN.passing(tokens_align(spec, own, tokenizer, teacher))
+        few = own[:PROBE_PROMPTS]
         # The reference is given the student's own prompt, and may be the student.
         asked = [replace(s, privileged_ids=None) for s in few] if is_reference else few
         scores = await TEACHER_SANE.passing(teacher_is_sane(spec, asked, teacher, len(tokenizer), trained=step > 0))

@@ -2,12 +2,14 @@
 the vocabulary has as many tokens as the objective looks at."""
 
 import logging
+import math
 import random
 from typing import Any
 
 from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Sample
 from distill_workers.run.preflight.check import Check
+from distill_workers.run.preflight.model_limits import longest_response, teacher_limits
 from distill_workers.run.preflight.teacher import named
 from distill_workers.teacher.cross_tokenizer.alignment import Span
 from distill_workers.teacher.pool import BadScore, TeacherPool
@@ -94,7 +96,7 @@ async def _same_texts(tokenizer: Any, teacher: TeacherPool, ids: list[int], whos
             )
 
 
-async def tokens_align(samples: list[Sample], tokenizer: Any, teacher: TeacherPool) -> float | None:
+async def tokens_align(spec: Spec, samples: list[Sample], tokenizer: Any, teacher: TeacherPool) -> float | None:
     """Return the share of the student's tokens that are one token to the teacher too, and log it; None for a teacher
     that has the student's tokenizer."""
     if (translator := teacher.translator) is None:
@@ -104,7 +106,8 @@ async def tokens_align(samples: list[Sample], tokenizer: Any, teacher: TeacherPo
     for sample in samples:
         own = translator.student.joined(sample.response_ids).decode(errors="replace").strip()
         decoded = tokenizer.decode(sample.response_ids, clean_up_tokenization_spaces=False).strip()
-        if own != decoded:
+        # Of a part of a character, as where the probe was cut off, decoders write one sign or one for each byte.
+        if own != decoded and "\ufffd" not in own + decoded:
             raise TOKENS_ALIGN.failure(
                 f"the student's tokens of a probe are the text {own[:80]!r} by their bytes and {decoded[:80]!r} to its "
                 "decoder; its tokenizer.json is of a kind whose tokens cannot be aligned"
@@ -124,7 +127,24 @@ async def tokens_align(samples: list[Sample], tokenizer: Any, teacher: TeacherPo
         "%d of its own, in %d spans of one text; %d more, at the ends of responses that were cut off, are not scored",
         *(teacher.teacher.name, 100 * share, mine, theirs, len(spans), unscored),
     )
+    _warn_of_positions(spec, teacher, theirs / mine)
     return share
+
+
+def _warn_of_positions(spec: Spec, teacher: TeacherPool, ratio: float) -> None:
+    """Warn where the longest response would be more tokens of a teacher than it has positions. `ratio` of its tokens to
+    the student's is that of a few short responses, too few to refuse a job by."""
+    found = teacher_limits(teacher.teacher)
+    prompt, longest = spec.rollout.max_prompt_tokens, longest_response(spec)
+    needed = prompt + math.ceil(ratio * longest) + 1
+    if found is not None and found.positions is not None and needed > found.positions:
+        log.warning(
+            "preflight: ContextLength: %s has %.2f tokens for each of the student's, so rollout.maxPromptTokens %d and "
+            "a response of up to %d tokens need some %d of its positions, and it has %d (max_position_embeddings); it "
+            "refuses what is longer, and shorter responses are drawn instead: lower maxPromptTokens or "
+            "maxResponseTokens",
+            *(named(teacher), ratio, prompt, longest, needed, found.positions),
+        )
 
 
 async def _end(tokenizer: Any, teacher: TeacherPool) -> int:

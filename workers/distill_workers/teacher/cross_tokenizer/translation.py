@@ -9,7 +9,9 @@ chain of the whole response is the probability of one of the teacher's tokenizat
 tokenizer makes: a lower bound of the sum over all of them.
 
 The last span of a response that was cut off is left out. Had more text come, the teacher's last token might have been
-another: "Fr" is unlikely where "France" is a token. The rest of a character that was cut in two is left out with it.
+another: "Fr" is unlikely where "France" is a token. The rest of a character that was cut in two is left out with it. A
+response that is one span keeps it: without it nothing would be scored, and another response, drawn in place of this
+one, would more likely be one that ends.
 """
 
 import codecs
@@ -67,7 +69,7 @@ class Translator:
         teacher_lead: str = "",
     ) -> None:
         """ends: ids that end a response of the student; end: the teacher's own end of a turn. The leads are the white
-        space that each chat template writes between its generation prompt and a response."""
+        space that stands in each model's tokens between a generation prompt and a response (Turn.lead)."""
         self.student, self.teacher = student, teacher
         self._ends, self._end = frozenset(ends), end
         self._leads = student_lead, teacher_lead

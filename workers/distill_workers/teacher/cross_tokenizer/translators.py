@@ -3,6 +3,7 @@
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from distill_api.learning import mixed_templates
 from distill_api.spec.job_spec import Spec
 from distill_workers.failures import ConfigurationError
 from distill_workers.teacher.cross_tokenizer.token_bytes import NotReproduced, TokenBytes
@@ -29,21 +30,23 @@ def translators(
     """
     if not tokenizers:
         return {}
-    chat = any(source.prompts.apply_chat_template for source in spec.data.all_sources)
+    if mixed := next(mixed_templates(spec), None):
+        raise ConfigurationError(mixed)
+    chat = spec.data.all_sources[0].prompts.apply_chat_template
     student = _token_bytes(tokenizer, "spec.student.model")
-    lead = turn_of(tokenizer).lead if chat else ""
+    lead = turn_of(tokenizer, student).lead if chat else ""
     found: dict[str, Translator] = {}
     for teacher in spec.all_teachers:
         if teacher.name in tokenizers:
             own, field = tokenizers[teacher.name], f"{teacher.path}.tokenizer"
-            turn = turn_of(own) if chat else Turn()
+            theirs = _token_bytes(own, field)
+            turn = turn_of(own, theirs) if chat else Turn()
             end = own.eos_token_id if turn.end is None else turn.end
             if end is None:
                 raise ConfigurationError(
                     f"{field}: {teacher.tokenizer} names no token that ends a response (eos_token, or the end of a "
                     "turn in its chat template), so the ends of the student's responses could not be scored"
                 )
-            theirs = _token_bytes(own, field)
             _check_texts(student, theirs, field)
             found[teacher.name] = Translator(student, theirs, ends, end, student_lead=lead, teacher_lead=turn.lead)
     return found
