@@ -58,6 +58,16 @@ CASES: dict[str, tuple[dict[str, float], dict[str, Any], str, str]] = {
         "teacher: the trainer waits for scores 60 % of the step; raise teacher.replicas",
     ),
     "a deterministic teacher": (seconds(teacher=1), {"deterministic": True}, "teacher", "leave it off"),
+    "stored scores": (
+        seconds(teacher=6, train=4),
+        {
+            "objective": {"datasetShare": 1, "teacherLogprobs": "precomputed"},
+            "data": {"prompts": {"path": "/p.jsonl", "responseField": "response"}},
+        },
+        "teacher",
+        "teacher: the trainer waits for scores 60 % of the step; they are stored, and read from the output volume "
+        "(output.path): use one that answers faster",
+    ),
     "a trainer that computes": (
         seconds(rollout=1, train=3),
         {},

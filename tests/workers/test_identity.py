@@ -261,3 +261,51 @@ def test_an_agents_script_that_is_another_is_noted(tmp_path: Path) -> None:
 def test_an_agent_without_a_script_that_can_be_read_is_taken_as_it_is(command: list[str], tmp_path: Path) -> None:
     of = job(tmp_path, rollout={"environment": {"agent": {"command": command}}})
     assert RunFolder(of).claim() == RunFolder(of).claim() == []
+
+
+@pytest.mark.parametrize("folder", ["", "nested", "nested/deeper"])
+@pytest.mark.parametrize("package", [False, True])
+def test_code_in_folders_without_an_init_file_is_known_too(
+    folder: str, package: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "my_folder" / folder
+    code.mkdir(parents=True)
+    if package:
+        (tmp_path / "my_folder" / "__init__.py").write_text("raise SystemExit")
+    (code / "scores.py").write_text("raise SystemExit  # 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = ".".join(["my_folder", *folder.split("/"), "scores"] if folder else ["my_folder", "scores"])
+    reward = {"source": "python", "function": f"{module}:score"}
+    evaluation = [{"name": "sums", "prompts": {"path": "/data/sums.jsonl"}, "reward": reward}]
+    of = job(tmp_path / "runs", evaluation=evaluation)
+    assert RunFolder(of).claim() == []
+    (code / "scores.py").write_text("raise SystemExit  # 2")
+    [note] = RunFolder(of).claim()
+    assert note.startswith("UserCode: spec.evaluation[sums].reward.function: ")
+
+
+@pytest.mark.parametrize("module", ["my_folder", "my_folder.nested", "my_folder.nested.gone", "my_folder.scores.gone"])
+def test_code_that_is_no_source_file_does_not_keep_a_run_from_its_folder(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_folder" / "nested").mkdir(parents=True)
+    (tmp_path / "my_folder" / "scores.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = {"source": "python", "function": f"{module}:score"}
+    evaluation = [{"name": "sums", "prompts": {"path": "/data/sums.jsonl"}, "reward": reward}]
+    assert RunFolder(job(tmp_path / "runs", evaluation=evaluation)).claim() == []
+
+
+def test_code_that_cannot_be_read_does_not_keep_a_run_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_scores.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def stale(path: Path) -> bytes:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    reward = {"source": "python", "function": "my_scores:score"}
+    evaluation = [{"name": "sums", "prompts": {"path": "/data/sums.jsonl"}, "reward": reward}]
+    assert RunFolder(job(tmp_path / "runs", evaluation=evaluation)).claim() == []

@@ -14,14 +14,16 @@ from test_loop import FELL, SMALL, Told, Weights
 from test_loop import stages_module as stages
 
 from distill_api.job import DistillationJob
-from distill_api.protocol import ExitReason, ExitReport, Phase, ProgressReport, Publication
+from distill_api.protocol import ExitCode, ExitReason, ExitReport, Phase, ProgressReport, Publication
 from distill_api.status import Progress
 from distill_cli.main import main
 from distill_workers.failures import Failure, VolumeFull
 from distill_workers.results.manifest import NAME, Manifest
 from distill_workers.results.publisher import Publisher
+from distill_workers.run.exit_report import classify_error
 from distill_workers.run.loop import Loop
 from distill_workers.run.publication import StoppedPublishing
+from distill_workers.run.run_end import DamagedEnd
 from distill_workers.run_folder.checkpoints import DamagedCheckpoints
 from distill_workers.run_folder.run_folder import RunFolder
 
@@ -188,6 +190,96 @@ def test_an_end_whose_checkpoint_is_gone_is_named(tmp_path: Path, monkeypatch: p
     (tmp_path / "output" / "stages" / "checkpoints" / "step-000002" / "rank").unlink()
     with pytest.raises(DamagedCheckpoints, match=r"fell stopped the run, and its checkpoint of step 2 .*ended\.json"):
         asyncio.run(loop_of(tmp_path, Exports(), place, **STOPS).run())
+
+
+ENDS: dict[str, Any] = {**STOPS, "schedule": {"steps": 8, "checkpointEverySteps": 3}, "keep_best": False}
+"""The run is stopped at step 4, whose weights are exported; step 3 was saved by the schedule."""
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+def killed(loop: Loop, monkeypatch: pytest.MonkeyPatch, published: bool) -> None:
+    """Run until the checkpoint of the end is published, but for what follows; or until it would be."""
+    publish = RunFolder.publish_checkpoint
+
+    def until(self: RunFolder, aside: Path, state: dict[str, Any], schedule: Any) -> Path:
+        if state["step"] != 4:
+            return publish(self, aside, state, schedule)
+        if published:
+            publish(self, aside, state, schedule)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "publish_checkpoint", until)
+        with pytest.raises(Killed):
+            asyncio.run(loop.run())
+
+
+def test_a_run_that_was_killed_once_the_checkpoint_of_its_end_was_whole_is_trained_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a checkpoint replaces is removed meanwhile, which takes minutes on a slow volume."""
+    killed(loop_of(tmp_path, Exports(), **ENDS), monkeypatch, published=True)
+    resumed = Exports()
+    told = asyncio.run(loop_of(tmp_path, resumed, **ENDS).run())
+    assert told.startswith("guard fell stopped the run after step 4: ")
+    assert resumed.of("update") == [] and resumed.of("export") == [4]
+
+
+def test_a_run_that_was_killed_before_the_checkpoint_of_its_end_was_whole_goes_on_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(loop_of(tmp_path, Exports(), **ENDS), monkeypatch, published=False)
+    resumed = Exports()
+    told = asyncio.run(loop_of(tmp_path, resumed, **ENDS).run())
+    assert told.startswith("guard fell stopped the run after step 4: ")
+    assert resumed.of("load") == [3] and resumed.of("export") == [4]
+
+
+def test_an_end_without_its_checkpoint_is_no_end_of_what_is_trained_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a checkpoint of that step, or of a later one, would take the end up again."""
+    killed(loop_of(tmp_path, Exports(), **ENDS), monkeypatch, published=False)
+    loop = loop_of(tmp_path, Exports(), **ENDS)
+    assert asyncio.run(loop._guard_actions.resume_end()) is None
+    assert not (tmp_path / "output" / "stages" / "ended.json").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda end: "",
+        lambda end: "[]",
+        lambda end: json.dumps({**end, "decision": {}}),
+        lambda end: json.dumps({**end, "decision": {**end["decision"], "action": "pause"}}),
+        lambda end: json.dumps({**end, "step": "two"}),
+        lambda end: json.dumps({**end, "progress": {}}),
+        lambda end: json.dumps({**end, "progress": {"progress": {"step": "?"}}}),
+        lambda end: json.dumps({key: value for key, value in end.items() if key != "rule"}),
+    ],
+)
+def test_an_end_that_cannot_be_read_is_named_with_what_to_do_and_needs_no_other_attempt(
+    damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"to": f"file://{tmp_path}/claim"}
+    stopped_while_publishing(loop_of(tmp_path, Exports(), place, **STOPS), monkeypatch)
+    path = tmp_path / "output" / "stages" / "ended.json"
+    path.write_text(damage(json.loads(path.read_text())))
+    with pytest.raises(DamagedEnd, match=rf"^{path} is damaged, or of a newer release .* remove it to train on") as it:
+        asyncio.run(loop_of(tmp_path, Exports(), place, **STOPS).run())
+    assert classify_error(it.value, None)[0] == ExitCode.CONFIGURATION
+
+
+def test_what_a_newer_release_adds_to_an_end_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"to": f"file://{tmp_path}/claim"}
+    stopped_while_publishing(loop_of(tmp_path, Exports(), place, **STOPS), monkeypatch)
+    path = tmp_path / "output" / "stages" / "ended.json"
+    end = json.loads(path.read_text())
+    path.write_text(json.dumps({**end, "new": 1, "decision": {**end["decision"], "new": 1}}))
+    assert asyncio.run(loop_of(tmp_path, Exports(), place, **STOPS).run()).startswith("guard fell stopped the run")
 
 
 def test_a_run_without_a_place_writes_and_reports_nothing_of_it(tmp_path: Path) -> None:

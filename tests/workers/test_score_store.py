@@ -5,6 +5,7 @@ import dataclasses
 import errno
 import hashlib
 import os
+import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,9 @@ from distill_workers.teacher.protocol import Scores
 from distill_workers.teacher.stored_scores import segment as score_segment
 from distill_workers.teacher.stored_scores import store as module
 from distill_workers.teacher.stored_scores.identity import ScoreIdentity, identity_of, weights_digest
-from distill_workers.teacher.stored_scores.store import ScoreStore, stores_of_job
+from distill_workers.teacher.stored_scores.job_stores import stores_of_job
+from distill_workers.teacher.stored_scores.label import LABEL, stored_labels, write_label
+from distill_workers.teacher.stored_scores.store import ScoreStore
 
 IDENTITY = ScoreIdentity("teacher", "weights", "float32", (), 2, 64)
 PROMPT, RESPONSE = [5, 6, 7], [8, 9, 63]
@@ -196,6 +199,20 @@ async def test_a_writer_that_is_killed_at_any_byte_leaves_what_was_there(tmp_pat
     os.utime(aside, (0, 0))
     await opened(tmp_path)
     assert not aside.exists(), "nobody writes for so long"
+    assert {path.suffix for path in aside.parent.iterdir()} == {".json", ".scores"}
+
+
+async def test_the_age_of_a_file_of_another_writer_is_told_by_the_volumes_clock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This machine's may be hours ahead."""
+    await fill(tmp_path)
+    aside = segments(tmp_path)[0].with_suffix(score_segment.ASIDE)
+    aside.write_bytes(b"half")
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 86_400)
+    await opened(tmp_path)
+    assert aside.exists()
 
 
 async def test_two_writers_at_once_lose_nothing_of_each_other(tmp_path: Path) -> None:
@@ -228,34 +245,69 @@ async def test_of_two_scores_of_one_response_the_earlier_is_read(tmp_path: Path)
     assert bits(await store.find(PROMPT, RESPONSE)) == bits(scores_of([1], RESPONSE))
 
 
-async def test_where_the_volume_is_full_the_run_goes_on_and_stores_no_more(
+def broken(number: int) -> Any:
+    def fail(*_: Any, **__: Any) -> Any:
+        raise OSError(number, os.strerror(number))
+
+    return fail
+
+
+async def until(reached: Any) -> None:
+    async with asyncio.timeout(5):
+        while not reached():
+            await asyncio.sleep(0.005)
+
+
+async def test_on_a_full_volume_scores_wait_and_are_written_once_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     await fill(tmp_path, rows=ROWS[:5])
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
+    store, observed = await opened(tmp_path)
+    tries = []
 
     def full(descriptor: int) -> None:
+        tries.append(descriptor)
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "fsync", full)
+        for prompt, response in ROWS[5:]:
+            await store.add(prompt, response, scores_of(prompt, response))
+        await until(lambda: len(tries) > 3)
+    assert [r.levelname for r in caplog.records if "No space left" in r.message] == ["WARNING"], "said once"
+    await until(lambda: len(store) == len(ROWS))
+    await store.close()
+    assert [path.suffix for path in store.folder.iterdir() if path.suffix != ".json"] == [".scores"] * 2
+    hits, _ = await found(tmp_path)
+    assert all(hits) and observed.results == {}
+
+
+async def test_memory_holds_no_more_than_some_segments_where_nothing_can_be_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 100)
     store, observed = await opened(tmp_path)
-    monkeypatch.setattr(os, "fsync", full)
-    for prompt, response in ROWS[5:]:
-        await store.add(prompt, response, scores_of(prompt, response))
-    await store.flush()
-    monkeypatch.undo()
-    await store.add(PROMPT, RESPONSE, scores_of(PROMPT, RESPONSE))
-    await store.flush()
-    assert observed.results == {"unwritten": 16} and await store.find(*ROWS[0]) is not None
-    assert await store.find(*ROWS[7]) is None, "nor is it kept in memory"
-    assert [path.suffix for path in store.folder.iterdir() if path.suffix != ".json"] == [".scores"]
-    assert [r.levelname for r in caplog.records if "No space left" in r.message] == ["WARNING"]
+    monkeypatch.setattr(os, "fsync", broken(errno.EIO))
+    for _ in range(3):
+        for prompt, response in ROWS:
+            await store.add(prompt, response, scores_of(prompt, response))
+        assert store.unwritten_bytes <= 400
+    before = observed.results["unwritten"]
+    assert before == 3 * (len(ROWS) - 8), "of 48 bytes each"
+    await store.close()
+    assert observed.results == {"unwritten": before + 8} and segments(tmp_path) == []
 
 
-async def test_a_folder_that_cannot_be_made_is_a_store_of_nothing(tmp_path: Path) -> None:
+async def test_a_folder_that_cannot_be_made_is_a_store_of_nothing_until_it_can(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     store, observed = await opened(tmp_path / "file")
     await store.add(PROMPT, RESPONSE, scores_of(PROMPT, RESPONSE))
     await store.flush()
-    assert await store.find(PROMPT, RESPONSE) is None and observed.results == {"unwritten": 1, "miss": 1}
+    assert len(store) == 0 and observed.results == {}
+    (tmp_path / "file").unlink()
+    await store.close()
+    assert len(store) == 1 and observed.results == {} and len(segments(tmp_path / "file")) == 1
 
 
 async def test_a_segment_that_cannot_be_read_takes_no_other_with_it(tmp_path: Path) -> None:
@@ -287,18 +339,57 @@ async def test_memory_holds_no_more_than_a_segment_of_values(tmp_path: Path, mon
     assert len(segments(tmp_path)) == 6, "three entries of 48 bytes in each, and two that wait"
 
 
-async def test_what_is_old_is_written_also_where_little_came(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A kill loses the scores of the last minutes alone."""
-    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.0)
+async def test_what_is_old_is_written_also_where_nothing_comes_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A kill loses the scores of the last minutes alone, also after hours of hits."""
+    monkeypatch.setattr(module, "FLUSH_SECONDS", 0.01)
     store, _ = await opened(tmp_path)
     await store.add(*ROWS[0], scores_of(*ROWS[0]))
+    assert segments(tmp_path) == []
+    await until(lambda: len(store) == 1)
     assert len(segments(tmp_path)) == 1
 
 
 async def test_a_store_that_is_only_read_writes_nothing(tmp_path: Path) -> None:
     store, _ = await opened(tmp_path, read_only=True)
-    await store.flush()
+    await store.close()
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_what_a_volume_does_not_give_at_the_moment_is_an_error_of_a_store_that_is_only_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its entries are as they were: another attempt reads them."""
+    await fill(tmp_path)
+    store, observed = await opened(tmp_path, read_only=True)
+    for place in ("read_entry", "read_table", "segments_of"):
+        with monkeypatch.context() as patched:
+            patched.setattr(module, place, broken(errno.ESTALE))
+            with pytest.raises(OSError, match=os.strerror(errno.ESTALE)):
+                await (store.find(*ROWS[0]) if place == "read_entry" else opened(tmp_path, read_only=True))
+    assert await store.find(*ROWS[0]) is not None and observed.results == {"hit": 1}
+
+
+async def test_an_error_of_reading_names_the_segment(tmp_path: Path) -> None:
+    await fill(tmp_path)
+    store, _ = await opened(tmp_path, read_only=True)
+    [segment] = segments(tmp_path)
+    segment.unlink()
+    segment.symlink_to("/proc/self/mem")  # which opens, and cannot be read at 0
+    with pytest.raises(OSError, match=segment.name):
+        await store.find(*ROWS[0])
+
+
+@pytest.mark.parametrize("damage", ["", "{", "[]", '{"teacher": "t"}', "\0" * 9, "of another"])
+async def test_a_label_that_is_not_the_right_one_is_written_again(tmp_path: Path, damage: str) -> None:
+    await fill(tmp_path)
+    [label] = tmp_path.glob(f"*/{LABEL}")
+    right = label.read_text()
+    label.write_text(damage if damage != "of another" else right.replace('": "teacher"', '": "other"'))
+    assert stored_labels(tmp_path) == []
+    await opened(tmp_path)
+    assert label.read_text() == right
 
 
 def teacher_in(folder: Path, name: str = "t", change: int | None = None) -> Path:
@@ -339,7 +430,8 @@ async def test_the_identity_is_of_what_the_teacher_computes_with(tmp_path: Path)
     found = identity(spec(tmp_path, {"model": str(folder), "engineArgs": ["--x"]}))
     assert found == ScoreIdentity("t", weights_digest(folder), "float32", ("--x",), 2, 64)
     hub = identity(spec(tmp_path, {"model": "Qwen/Qwen3-8B"}))
-    assert (hub.teacher, hub.weights) == ("Qwen3-8B", "")
+    assert (hub.teacher, hub.weights) == ("Qwen/Qwen3-8B", ""), "not that of somebody else under the same name"
+    assert identity(spec(tmp_path, {"model": "/gone/model"})).teacher == "/gone/model"
     endpoint = {"url": "https://vllm.example/v1", "protocol": "openai", "model": "big"}
     assert identity(spec(tmp_path, {"endpoint": endpoint})).teacher == "https://vllm.example/v1 big"
     assert identity(spec(tmp_path, {"ref": {"name": "shared"}})).teacher == "Teacher shared"
@@ -351,22 +443,76 @@ def test_only_a_job_that_says_so_has_stores(tmp_path: Path) -> None:
     assert (name, store.folder.parent, store.read_only) == ("teacher", tmp_path / "teacher_scores", False)
 
 
-async def test_a_job_without_its_teachers_files_reads_the_one_store_of_that_name(tmp_path: Path) -> None:
-    """Where nothing of the teacher is left but its scores."""
-    folder, root = teacher_in(tmp_path / "models"), tmp_path / "teacher_scores"
-    own = identity(spec(tmp_path, {"model": str(folder)}))
-    await fill(root, own)
-    await fill(root, dataclasses.replace(own, top_k=3))
-    [store] = stores_of_job(spec(tmp_path, {"model": "/gone/t"}, "precomputed"), 64, Observed()).values()
+def store_without_a_teacher(tmp_path: Path, model: str) -> ScoreStore:
+    [store] = stores_of_job(spec(tmp_path, {"model": model}, "precomputed"), 64, Observed()).values()
+    return store
+
+
+async def stored_by(tmp_path: Path, model: Any) -> ScoreIdentity:
+    """Store scores as a job with that teacher does."""
+    of = spec(tmp_path, {"model": str(model)})
+    [store] = stores_of_job(of, 64, Observed()).values()
     await store.open()
-    assert store.read_only and await store.find(*ROWS[0]) is not None
-    await fill(root, dataclasses.replace(own, weights="of another t"))
+    for prompt, response in ROWS:
+        await store.add(prompt, response, scores_of(prompt, response))
+    await store.close()
+    return store.identity
+
+
+async def test_a_job_without_its_teachers_files_reads_the_one_store_of_that_path(tmp_path: Path) -> None:
+    """Where nothing of the teacher is left but its scores."""
+    folder = teacher_in(tmp_path / "models")
+    own = await stored_by(tmp_path, folder)
+    write_label(tmp_path / "teacher_scores", dataclasses.replace(own, top_k=3), str(folder))
+    (folder / "model.safetensors").rename(tmp_path / "weights")
+    store = store_without_a_teacher(tmp_path, str(folder))
+    await store.open()
+    assert store.read_only and store.identity == own and await store.find(*ROWS[0]) is not None
+    write_label(tmp_path / "teacher_scores", dataclasses.replace(own, weights="of another t"), str(folder))
     with pytest.raises(
-        ConfigurationError, match=r"2 stores of teacher t .*spec.teacher.model/config.json.*remove the other"
+        ConfigurationError, match=r"2 stores of teacher .*/t with .*spec.teacher.model/config.json.*remove the other"
     ):
-        stores_of_job(spec(tmp_path, {"model": "/gone/t"}, "precomputed"), 64, Observed())
-    [store] = stores_of_job(spec(tmp_path, {"model": str(folder)}, "precomputed"), 64, Observed()).values()
-    assert store.folder.name == own.digest[:32]
+        store_without_a_teacher(tmp_path, str(folder))
+    (tmp_path / "weights").rename(folder / "model.safetensors")
+    assert store_without_a_teacher(tmp_path, str(folder)).identity == own
+
+
+async def test_a_teacher_whose_path_ends_as_anothers_does_not_get_its_scores(tmp_path: Path) -> None:
+    """Each exported model is called `model`."""
+    folder = teacher_in(tmp_path / "one", "model")
+    own = await stored_by(tmp_path, folder)
+    with pytest.raises(
+        ConfigurationError,
+        match=rf"^spec\.teacher\.model: .*/teacher_scores has no scores of /two/model, .* of {folder}, which may be "
+        r"another teacher: .* write that path here or mount the files; else run .* cached$",
+    ):
+        store_without_a_teacher(tmp_path, "/two/model")
+    moved = tmp_path / "two" / "model"
+    moved.parent.mkdir()
+    folder.rename(moved)
+    assert await stored_by(tmp_path, moved) == own, "its weights say that it is the same"
+    [label] = stored_labels(tmp_path / "teacher_scores")
+    assert label.models == (str(folder), str(moved))
+    (moved / "model.safetensors").unlink()
+    for model in (folder, moved):
+        assert store_without_a_teacher(tmp_path, str(model)).identity == own
+
+
+async def test_a_model_of_the_hub_is_known_by_its_whole_id(tmp_path: Path) -> None:
+    own = await stored_by(tmp_path, "one/foo")
+    assert store_without_a_teacher(tmp_path, "one/foo").identity == own
+    with pytest.raises(ConfigurationError, match=r"no scores of two/foo, .* of one/foo, which may be another teacher"):
+        store_without_a_teacher(tmp_path, "two/foo")
+    assert store_without_a_teacher(tmp_path, "one/bar").identity.teacher == "one/bar"
+
+
+async def test_labels_that_the_volume_does_not_give_at_the_moment_are_an_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await stored_by(tmp_path, "one/foo")
+    monkeypatch.setattr(Path, "read_text", broken(errno.EIO))
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        store_without_a_teacher(tmp_path, "one/foo")
 
 
 def test_the_digest_is_stable() -> None:

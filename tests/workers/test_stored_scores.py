@@ -1,7 +1,9 @@
 """A run with a store of scores: what is asked of the teacher, what is trained on, and what the preflight says of it."""
 
 import dataclasses
+import errno
 import json
+import os
 from pathlib import Path
 from typing import Any
 from unittest.mock import AsyncMock, Mock
@@ -21,13 +23,15 @@ from distill_workers.data.sample import Prompt, Sample
 from distill_workers.failures import ConfigurationError, PreflightFailed
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.pipeline import RolloutPipeline
+from distill_workers.run.exit_report import classify_error
 from distill_workers.run.preflight import preflight as order
+from distill_workers.run.preflight import teacher as checks
 from distill_workers.run.preflight.teacher import scores_stored, stored_scores_agree
 from distill_workers.run_folder.identity import fingerprint
 from distill_workers.teacher.local_servers import TeacherServers
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import BadScore, Scores
-from distill_workers.teacher.stored_scores.store import stores_of_job
+from distill_workers.teacher.stored_scores.job_stores import stores_of_job
 from distill_workers.teacher.teachers import Teachers
 from distill_workers.teacher.token_ids import NOBODY
 
@@ -268,16 +272,16 @@ async def test_the_preflight_names_the_responses_without_scores(tmp_path: Path) 
     assert refused.value.code == ExitCode.CONFIGURATION
     [folder] = (tmp_path / "teacher_scores").iterdir()
     assert str(refused.value) == (
-        "ScoresStored: 1 of 9 responses of the data set have no undamaged scores of teacher (float32, topK 4, 128 "
-        f"tokens) in {folder}: those of the prompts 8 (response =8 of course, since that is wh…), counted from 0; run "
-        "the job once, over the whole data set, with objective.teacherLogprobs cached"
+        "ScoresStored: 1 of 9 responses of the data set have no undamaged scores of /gone/teacher (float32, topK 4, "
+        f"128 tokens) in {folder}: those of the prompts 8 (response =8 of course, since that is wh…), counted from 0; "
+        "run the job once, over the whole data set, with objective.teacherLogprobs cached"
     )
 
 
 async def test_the_preflight_says_whose_scores_are_there_instead(tmp_path: Path) -> None:
     await attempt(spec_with(tmp_path), Teacher(), 0, 2)
     with pytest.raises(
-        PreflightFailed, match=r"what is stored there is of teacher \(float32, topK 4, 128 tokens\); run"
+        PreflightFailed, match=r"what is stored there is of /gone/teacher \(float32, topK 4, 128 tokens\); run"
     ):
         await stored(spec_with(tmp_path, "precomputed", topK=5))
 
@@ -311,8 +315,74 @@ async def test_a_teacher_that_scores_otherwise_than_when_it_was_stored_is_refuse
         with pytest.raises(PreflightFailed, match=r"^StoredScoresAgree: .* by 0\.0600 nats .* remove that folder"):
             await check
     else:
-        await check
+        assert await check == []
     assert len(now.asked) == 2
+
+
+async def agreement(made: Attempt, prompts: list[Prompt], teacher: Any) -> list[str]:
+    """Open the store of an attempt, and return the notes of StoredScoresAgree."""
+    await made.teachers.start()
+    return await stored_scores_agree(made.spec, prompts, Tokenizer(), made.teachers.stores["teacher"], teacher)
+
+
+async def test_stored_responses_are_sought_among_those_of_all_sources(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first source may be one that has just been added."""
+    monkeypatch.setattr(checks, "LOOKED_UP", 40)
+    spec = spec_with(tmp_path)
+    await attempt(spec, Teacher(steady=True), 0, 2)
+    added = [Prompt(i, [i, 9], f"{i}!", response=f"-{i}", teacher="teacher") for i in range(40)]
+    known = [dataclasses.replace(p, index=40 + i) for i, p in enumerate(PROMPTS)]
+    with pytest.raises(PreflightFailed, match="StoredScoresAgree"):
+        await agreement(Attempt(spec, None), [*added, *known], Teacher(steady=True, shift=1))
+
+
+async def test_a_store_of_which_nothing_was_compared_is_noted(tmp_path: Path) -> None:
+    spec, teacher = spec_with(tmp_path), Teacher(steady=True)
+    await attempt(spec, teacher, 0, 2)
+    teacher.asked.clear()
+    others = [Prompt(i, [i, 9], f"{i}!", response=f"-{i}", teacher="teacher") for i in range(5)]
+    [note] = await agreement(Attempt(spec, None), others, Mock(teacher=Mock(title="/gone/teacher")))
+    assert note.startswith("StoredScoresAgree: none of 5 responses that were drawn from the data set has undamaged ")
+    assert "among the 8 in " in note and teacher.asked == []
+
+
+async def test_precomputed_scores_are_all_looked_up_and_some_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million of them on a network's volume would take an hour, in each attempt."""
+    await attempt(spec_with(tmp_path), Teacher(), 0, 2)
+    made = Attempt(spec_with(tmp_path, "precomputed"), None)
+    await made.teachers.start()
+    store = made.teachers.stores["teacher"]
+    monkeypatch.setattr(checks, "READ_RESPONSES", 3)
+    read = AsyncMock(wraps=store.read)
+    monkeypatch.setattr(store, "read", read)
+    await scores_stored(made.spec, PROMPTS, Tokenizer(), store)
+    assert read.await_count == 3
+    more = [*PROMPTS, *(Prompt(8 + i, [i, 9], "?", response="!", teacher="teacher") for i in range(4))]
+    with pytest.raises(PreflightFailed, match=r"ScoresStored: 4 of 12 .* prompts 8 .* 9 .* 10 .* 11 "):
+        await scores_stored(made.spec, more, Tokenizer(), store)
+
+
+async def test_a_volume_that_does_not_answer_is_tried_again_by_the_next_attempt(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is wrong with the scores: exit code 78 would end the job."""
+    await attempt(spec_with(tmp_path), Teacher(), 0, 2)
+    made = Attempt(spec_with(tmp_path, "precomputed"), None)
+    await made.teachers.start()
+
+    def stale(*_: Any) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    monkeypatch.setattr("distill_workers.teacher.stored_scores.store.read_entry", stale)
+    for work in (scores_stored(made.spec, PROMPTS, Tokenizer(), made.teachers.stores["teacher"]), made.steps(0, 2)):
+        with pytest.raises(OSError, match=os.strerror(errno.ESTALE)) as raised:
+            await work
+        assert classify_error(raised.value, None)[0] == ExitCode.TEMPORARY
+    assert made.results() == {}
 
 
 async def test_nothing_is_asked_of_a_teacher_of_which_nothing_is_stored(tmp_path: Path) -> None:
@@ -342,6 +412,6 @@ async def test_the_folder_says_whose_scores_it_has(tmp_path: Path) -> None:
     await attempt(spec_with(tmp_path), Teacher(), 0, 2)
     [label] = tmp_path.glob("teacher_scores/*/teacher.json")
     assert json.loads(label.read_text()) == {
-        "teacher": "teacher", "weights": "", "precision": "float32", "engine_args": [], "top_k": 4,
-        "student_tokens": 128,
+        "teacher": "/gone/teacher", "weights": "", "precision": "float32", "engine_args": [], "top_k": 4,
+        "student_tokens": 128, "models": ["/gone/teacher"],
     }  # fmt: skip

@@ -51,7 +51,7 @@ from distill_workers.run.preflight.rewards import REWARD_SCORES, reward_scores
 from distill_workers.run.trainer_ranks import TrainerRanks, follow
 from distill_workers.run_folder.run_folder import RunFolder, write_whole
 from distill_workers.teacher.cross_tokenizer.translators import translators
-from distill_workers.teacher.stored_scores.store import stores_of_job
+from distill_workers.teacher.stored_scores.job_stores import stores_of_job
 from distill_workers.teacher.teachers import Teachers
 
 log = logging.getLogger(__name__)

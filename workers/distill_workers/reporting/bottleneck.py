@@ -58,6 +58,8 @@ def _environment(spec: Spec) -> tuple[str, str]:
 
 def _teacher(spec: Spec) -> tuple[str, str]:
     what = "the trainer waits for scores"
+    if not spec.live_teachers:
+        return what, "they are stored, and read from the output volume (output.path): use one that answers faster"
     if spec.deterministic:
         return what, "deterministic scores one response at a time: leave it off where the last bit does not matter"
     return what, "raise teacher.replicas, or teacher.maxConcurrentRequests while SGLang's queue there is empty"

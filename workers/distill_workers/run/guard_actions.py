@@ -57,21 +57,24 @@ class GuardActions:
         """
         decision = wanted.decision
         self._recorder.guard(decision, self._state.step, self._guards.coefficient_factor)
-        if wanted.checkpoint is None:
-            await self._checkpoints.save()
-            await self._checkpoints.finish()
         step = self._state.step if wanted.checkpoint is None else wanted.checkpoint[1]["step"]
         message = f"{decision.message}; the model of step {step} is exported"
         end = RunEnd(dataclasses.replace(decision, message=message), step, self._recorder.state())
         end.record(self._folder, self._rules)
-        if wanted.checkpoint is not None:
+        if wanted.checkpoint is None:
+            # After the record: an attempt that finds this checkpoint, and no end, would train on from it.
+            await self._checkpoints.save()
+            await self._checkpoints.finish()
+            end = dataclasses.replace(end, progress=self._recorder.state())
+            end.record(self._folder, self._rules)
+        else:
             await self._trainer.load(wanted.checkpoint[0])
             self._state.step = step
         return end.decision
 
     async def resume_end(self) -> Decision | None:
         """Load what is exported of a run that a guard has stopped in an earlier attempt. Returns that decision; None
-        for a run that goes on. Raises DamagedCheckpoints."""
+        for a run that goes on. Raises DamagedCheckpoints, DamagedEnd."""
         end = RunEnd.recorded(self._folder, self._rules)
         if end is None:
             return None

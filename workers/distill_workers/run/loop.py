@@ -148,7 +148,8 @@ class Loop:
             self._reporter.update(phase=Phase.PREFLIGHT)
             parts = (self._trainer, self._engines, self._teachers, self._cursor)
             checks = preflight(self._spec, self._tokenizer, *parts, step=self._state.step)
-            await self._stop_signal.interrupting(checks)
+            if notes := await self._stop_signal.interrupting(checks):
+                self._reporter.update(notes=[*self._reporter.report.notes, *notes])
 
     def stop(self) -> None:
         """End the run as soon as its state is whole; `run` then raises Stopped."""

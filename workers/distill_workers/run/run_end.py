@@ -1,22 +1,29 @@
 """The end that a guard has given a run, as the run folder remembers it: later attempts export and publish alone.
 
-It is written before the model is exported. A run that has done all its steps needs none: its last checkpoint says so.
+It is written before the checkpoint that is exported, where that is yet to be made. A run that has done all its steps
+needs none: its last checkpoint says so.
 """
 
 import json
 import logging
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from distill_api.spec.guards import Guard, GuardAction
+from distill_api.status import Progress
 from distill_workers.evaluation.guards import Decision
+from distill_workers.failures import ConfigurationError
 from distill_workers.run_folder.checkpoints import Checkpoints, DamagedCheckpoints
 from distill_workers.run_folder.run_folder import RunFolder
 
 FILE = "ended.json"
 
 log = logging.getLogger(__name__)
+
+
+class DamagedEnd(ConfigurationError):
+    """Raised where the file of a run's end cannot be read: no attempt can tell whether the run goes on."""
 
 
 @dataclass(frozen=True)
@@ -38,19 +45,31 @@ class RunEnd:
     def recorded(cls, folder: RunFolder, guards: list[Guard]) -> "RunEnd | None":
         """Return the end of the run in a folder; None for one that goes on.
 
-        A run whose guard is another by now, or is gone, goes on from its newest checkpoint: its end is removed.
+        A run whose guard is another by now, or is gone, goes on from its newest checkpoint, as does one whose process
+        was killed before the checkpoint of the end was whole: their ends are removed. Raises DamagedEnd,
+        DamagedCheckpoints.
         """
         path = folder.root / FILE
         if not path.exists():
             return None
-        found = json.loads(path.read_text(encoding="utf-8"))
-        decision = Decision(**{**found["decision"], "action": GuardAction(found["decision"]["action"])})
-        if _rule(guards, decision.guard) == found["rule"]:
-            return cls(decision, found["step"], found["progress"])
+        end, rule = _read(path)
+        if _rule(guards, end.decision.guard) != rule:
+            why = "is not the same any more"
+        elif end._is_saved(folder):
+            return end
+        else:
+            why = f"did so at step {end.step}, whose checkpoint was not whole yet"
         folder.check_ownership()
         path.unlink()
-        log.info("guard %s, which had stopped the run, is not the same any more: training goes on", decision.guard)
+        log.info("guard %s, which had stopped the run, %s: training goes on", end.decision.guard, why)
         return None
+
+    def _is_saved(self, folder: RunFolder) -> bool:
+        """Return whether the checkpoint of the end is complete, or was: a later one is then, or none is any more."""
+        newest = folder.latest_checkpoint()  # which completes one that was about to be renamed
+        if self.step in Checkpoints(folder.checkpoints).complete():
+            return True
+        return newest is not None and newest[1]["step"] > self.step
 
     def checkpoint(self, folder: RunFolder) -> Path:
         """Return the checkpoint that is exported. Raises DamagedCheckpoints where it is not complete any more."""
@@ -62,6 +81,21 @@ class RunEnd:
                 "train on"
             )
         return found
+
+
+def _read(path: Path) -> tuple[RunEnd, dict[str, Any] | None]:
+    """Return an end, and the guard as it stood then. Fields of a newer release are left out. Raises DamagedEnd."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        known = {field.name: found["decision"][field.name] for field in fields(Decision)}
+        decision = Decision(**{**known, "action": GuardAction(known["action"])})
+        Progress.model_validate(found["progress"]["progress"])
+        return RunEnd(decision, int(found["step"]), found["progress"]), found["rule"]
+    except (ValueError, TypeError, LookupError) as error:
+        raise DamagedEnd(
+            f"{path} is damaged, or of a newer release ({type(error).__name__}: {' '.join(str(error).split())[:200]}): "
+            "bring it back, or remove it to train on from the newest checkpoint"
+        ) from None
 
 
 def _rule(guards: list[Guard], name: str) -> dict[str, Any] | None:

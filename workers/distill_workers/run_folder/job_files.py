@@ -7,7 +7,7 @@ on with a run. It is said.
 import contextlib
 import hashlib
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from importlib.machinery import ModuleSpec, PathFinder
 from pathlib import Path
 
@@ -90,19 +90,20 @@ def _functions(spec: Spec) -> Iterator[tuple[str, str]]:
 
 def _source_file(module: str) -> Path | None:
     """Return the file of a module, as Python would find it; None where that is no source file."""
-    parts = module.split(".")
     found: ModuleSpec | None = None
-    places: Sequence[str] | None = None
-    for end in range(1, len(parts) + 1):
-        try:
-            found = PathFinder.find_spec(".".join(parts[:end]), places)
-        except (ImportError, OSError, ValueError):
-            return None
-        if found is None:
-            return None
-        places = found.submodule_search_locations
-    file = Path(found.origin) if found is not None and found.has_location and found.origin else None
-    return file if file is not None and file.suffix == ".py" and file.is_file() else None
+    places: list[str] | None = None
+    try:
+        for part in module.split("."):
+            # By its last part: the finder looks up the parents of a whole name among what is imported, and a folder
+            # without __init__.py in one that is not there would be a KeyError.
+            found = PathFinder.find_spec(part, places)
+            if found is None:
+                return None
+            places = list(found.submodule_search_locations or ())
+        file = Path(found.origin) if found is not None and found.has_location and found.origin else None
+        return file if file is not None and file.suffix == ".py" and file.is_file() else None
+    except (ImportError, LookupError, OSError, ValueError):
+        return None
 
 
 def _hash(content: bytes) -> str:

@@ -65,8 +65,8 @@ class Teachers:
         """Return the pool of a teacher. Raises ConfigurationError where its scores are precomputed."""
         if name not in self.pools and name in self.stores:
             raise ConfigurationError(
-                f"{self.stores[name].folder} has not every score any more that it had before the first step; run the "
-                "job once with objective.teacherLogprobs cached"
+                f"{self.stores[name].folder} has not every score any more that it had before the first step, or a "
+                "damaged one; run the job once with objective.teacherLogprobs cached"
             )
         return self.pools[name]
 
@@ -80,7 +80,8 @@ class Teachers:
         return [TeacherRequests(name=name, requests=pool.requests) for name, pool in shared.items()]
 
     async def start(self) -> None:
-        """Wait until each teacher scores, and the stores are read. Raises TeacherUnreachable."""
+        """Wait until each teacher scores, and the stores are read. Raises TeacherUnreachable; and OSError where scores
+        are precomputed."""
         await asyncio.gather(
             *(pool.start() for pool in self.pools.values()), *(store.open() for store in self.stores.values())
         )
@@ -88,5 +89,5 @@ class Teachers:
     async def close(self) -> None:
         """Close the connections of all pools, and write what is to be stored."""
         await asyncio.gather(
-            *(pool.close() for pool in self.pools.values()), *(store.flush() for store in self.stores.values())
+            *(pool.close() for pool in self.pools.values()), *(store.close() for store in self.stores.values())
         )

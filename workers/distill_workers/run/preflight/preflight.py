@@ -57,14 +57,16 @@ async def preflight(
     cursor: Cursor,
     *,
     step: int = 0,
-) -> None:
+) -> list[str]:
     """Check the parts of an attempt that goes on from `step`, with the weights of that step in trainer and engines.
 
     Each attempt is checked: meanwhile an endpoint may serve another model, a teacher's pods may hold other weights, and
     its engines are new. A trained student may be as its teacher is, so what tells the two apart is looked at before the
-    first step only. Nothing of the run changes: no prompt is taken from the cursor, and no sample counts. Raises
-    PreflightFailed with the name of the check, what was expected, what came and what to do.
+    first step only. Nothing of the run changes: no prompt is taken from the cursor, and no sample counts. Returns notes
+    of what could not be checked. Raises PreflightFailed with the name of the check, what was expected, what came and
+    what to do.
     """
+    notes = list[str]()
     begin = time.monotonic()
     await OBJECTIVE_DISTILS.passing(objective_distils(spec.objective))
     for teacher in teachers.pools.values():
@@ -76,7 +78,7 @@ async def preflight(
     for name, store in teachers.stores.items():
         stored = (spec, [p for p in cursor.prompts if p.teacher == name], tokenizer, store)
         if name in teachers.pools:
-            await STORED_SCORES_AGREE.passing(stored_scores_agree(*stored, teachers.of(name)))
+            notes += await STORED_SCORES_AGREE.passing(stored_scores_agree(*stored, teachers.of(name)))
         else:
             await SCORES_STORED.passing(scores_stored(*stored))
     samples = await ENGINE_GENERATES.passing(probe(spec, engines, cursor))
@@ -100,4 +102,7 @@ async def preflight(
     if step == 0 and gaps:
         await TEACHER_DIFFERS.passing(teacher_differs(spec, gaps))
     await ENGINE_MATCHES_TRAINER.passing(engine_matches_trainer(spec, samples, trainer, trained=step > 0))
+    for note in notes:
+        log.warning("preflight: %s", note)
     log.info("preflight: all checks passed in %.1f s", time.monotonic() - begin)
+    return notes

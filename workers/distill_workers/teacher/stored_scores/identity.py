@@ -18,7 +18,8 @@ class ScoreIdentity:
     """All that two scores of the same tokens must have in common to stand for each other."""
 
     teacher: str
-    """The last part of the model's path or hub id; else the Teacher, or URL and model of the endpoint."""
+    """The last part of the model's path where `weights` are known, else all of it, or the hub id; else the Teacher, or
+    URL and model of the endpoint."""
     weights: str
     """`weights_digest`; empty where the teacher's files are not on this machine."""
     precision: str
@@ -51,8 +52,9 @@ def identity_of(spec: Spec, teacher: NamedTeacherSource, student_tokens: int) ->
         url = f"{teacher.endpoint.url} " if teacher.endpoint is not None and teacher.endpoint.model else ""
         return ScoreIdentity(url + teacher.title, "", "", (), top_k, student_tokens)
     folder = Path(teacher.model).expanduser()
-    own = (weights_digest(folder), spec.dtype, tuple(teacher.engine_args))
-    return ScoreIdentity(folder.name, *own, top_k, student_tokens)
+    weights = weights_digest(folder)
+    own = (weights, spec.dtype, tuple(teacher.engine_args))
+    return ScoreIdentity(folder.name if weights else teacher.model, *own, top_k, student_tokens)
 
 
 def weights_digest(folder: Path) -> str:

@@ -10,8 +10,9 @@ import os
 import struct
 import time
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -25,6 +26,9 @@ MAGIC = b"scores 1"
 ENTRY = struct.Struct("<32sQI")
 """Of the table: an Entry."""
 DIGEST_BYTES = 32
+
+ABANDONED_SECONDS = 3600.0
+"""Age of a file aside whose writer has ended; one that is alive writes for seconds."""
 
 Entry = tuple[bytes, int, int]
 """A key of 32 bytes, the place of its entry in the file, and the entry's size, bytes."""
@@ -47,10 +51,38 @@ def write_segment(folder: Path, values: Mapping[bytes, bytes]) -> tuple[Path, li
     return path, entries
 
 
+def segments_of(folder: Path) -> list[Path]:
+    """Return the segments in a folder by the time that they were written; none where it is not there. Raises
+    OSError: a glob would be empty where a volume does not answer."""
+    try:
+        return sorted(path for path in folder.iterdir() if path.suffix == SEGMENT)
+    except FileNotFoundError:
+        return []
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove the files aside of writers that were killed. Their age is told by the volume's own clock: that of this
+    machine may differ by more. Raises OSError."""
+    asides = [path for path in folder.iterdir() if path.suffix == ASIDE]
+    if not asides:
+        return
+    clock = folder / f"clock-{uuid.uuid4().hex[:8]}{ASIDE}"
+    with clock.open("xb", buffering=0) as file:
+        with contextlib.suppress(OSError):  # on a full volume what is abandoned is the room that is missing
+            file.write(b"0")
+            os.fsync(file.fileno())
+        now = os.fstat(file.fileno()).st_mtime
+    clock.unlink(missing_ok=True)
+    for aside in asides:
+        with contextlib.suppress(OSError):  # another reader was faster
+            if now - aside.stat().st_mtime > ABANDONED_SECONDS:
+                aside.unlink()
+
+
 def read_table(path: Path) -> tuple[list[Entry], int]:
     """Return the entries that are whole, and the number of those that are cut off. Raises Damaged, OSError."""
     size = path.stat().st_size
-    with path.open("rb") as file:
+    with _opened(path) as file:
         header = file.read(HEADER.size)
         if len(header) < HEADER.size:
             raise Damaged("it is cut off in its header")
@@ -66,11 +98,22 @@ def read_table(path: Path) -> tuple[list[Entry], int]:
 
 def read_entry(path: Path, key: bytes, offset: int, size: int) -> bytes | None:
     """Return the values of an entry; None where they are not those that were written under the key. Raises OSError."""
-    with path.open("rb") as file:
+    with _opened(path) as file:
         file.seek(offset)
         entry = file.read(size)
     digest, values = entry[:DIGEST_BYTES], entry[DIGEST_BYTES:]
     return values if digest == hashlib.sha256(key + values).digest() else None
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    """Open a file whose name is in each OSError; a read that fails has none."""
+    try:
+        with path.open("rb") as file:
+            yield file
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def publish(path: Path, parts: Iterable[bytes]) -> None:

@@ -5,87 +5,103 @@ A folder for each identity (identity.py) holds teacher.json, which says whose sc
 was written with: what was cut off, has a flipped bit or belongs to another teacher is no match, and its response is
 scored again. Writers share a folder without a lock, since each names its segments for itself; what two of them score at
 once is there twice, and the earlier is read. Memory holds the index, some 400 bytes an entry, and what is not written
-yet.
+yet: where that fails it is tried again, with HELD_SEGMENTS of values at most.
+
+A store that is only read has no teacher to score what it lacks, so what a volume does not give at the moment is an
+error and not a miss.
 
 Only responses of the data set are kept, so the folder has an entry for each of its rows at most, but for those scored
 twice: of 8 + 8 topK bytes a token and 76 more. Nothing is removed; a folder that no job needs any more may be.
 """
 
 import asyncio
-import contextlib
 import hashlib
-import json
 import logging
-import time
-from collections.abc import Awaitable, Callable, Iterable, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from weakref import WeakValueDictionary
 
 import numpy as np
 
-from distill_api.spec.job_spec import Spec
-from distill_api.teacher.dataset_scores import TeacherLogprobs
-from distill_workers.failures import ConfigurationError
 from distill_workers.teacher.protocol import Observer, Scores
-from distill_workers.teacher.stored_scores.identity import ScoreIdentity, identity_of
+from distill_workers.teacher.stored_scores.identity import ScoreIdentity
+from distill_workers.teacher.stored_scores.label import folder_of, write_label
 from distill_workers.teacher.stored_scores.segment import (
-    ASIDE,
-    SEGMENT,
     Damaged,
     Entry,
     decoded,
     encoded,
-    publish,
     read_entry,
     read_table,
+    remove_abandoned,
+    segments_of,
     write_segment,
 )
 
 log = logging.getLogger(__name__)
 
-FOLDER = "teacher_scores"
-"""Beside the run folders on the output volume; no job can have a name with an underscore."""
-LABEL = "teacher.json"
 SEGMENT_BYTES = 16 << 20
 """Values after which a segment is written."""
 FLUSH_SECONDS = 300.0
-"""Time after which one is written with fewer: what a kill loses is scored again."""
-ABANDONED_SECONDS = 3600.0
-"""Age of a file aside whose writer has ended; one that is alive writes for seconds."""
+"""Time after which one is written with fewer, and after which a write that failed is tried again: what a kill loses is
+scored again."""
+HELD_SEGMENTS = 4
+"""Segments of values that memory holds at most where they cannot be written; what comes then is not stored."""
 
 Place = tuple[int, int, int]
 """Number of the segment, and place and size of the entry in it, bytes."""
 
 
 class ScoreStore:
-    """The stored scores of one teacher. `open` comes first, and a last `flush` writes what is left."""
+    """The stored scores of one teacher. `open` comes first, and `close` writes what is left."""
 
     def __init__(
-        self, root: Path, teacher: str, identity: ScoreIdentity, observer: Observer, *, read_only: bool = False
+        self,
+        root: Path,
+        teacher: str,
+        identity: ScoreIdentity,
+        observer: Observer,
+        *,
+        model: str = "",
+        read_only: bool = False,
     ) -> None:
-        """`root` is FOLDER of the output volume, `teacher` the name by which the job calls it."""
-        self.folder = root / identity.digest[:32]
+        """`root` is the folder of all stores, `teacher` the name by which the job calls it, `model` its path or hub
+        id, if it has one."""
+        self.folder = folder_of(root, identity)
         self.identity, self.read_only = identity, read_only
-        self._teacher, self._observer, self._writable = teacher, observer, not read_only
+        self._root, self._model, self._teacher, self._observer = root, model, teacher, observer
         self._segments: list[Path] = []
         self._index: dict[bytes, tuple[Place, ...]] = {}
         self._unwritten: dict[bytes, bytes] = {}
         self.unwritten_bytes = 0
         """Of the values that wait for the next segment."""
         self._being_written: dict[bytes, bytes] = {}
+        self._bytes_being_written = 0
         # Of each response that is looked up at this moment; without those who hold it, a lock is gone.
         self._in_flight: WeakValueDictionary[bytes, asyncio.Lock] = WeakValueDictionary()
-        self._flushed_at = time.monotonic()
         self._flushing: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
+        """Of the next flush, where something waits for it: hits alone, or nothing at all, may come meanwhile."""
+        self._failing = False
+        """Whether the last write failed."""
 
     async def open(self) -> None:
-        """Read the tables of all segments. A folder that cannot be had is a store of nothing, which the log says."""
+        """Read the tables of all segments. A folder that cannot be had is a store of nothing, which the log says; of a
+        store that is only read, raises OSError."""
         try:
             await asyncio.to_thread(self._open)
         except OSError as error:
-            self._stop_writing(error)
+            if self.read_only:
+                raise
+            self._failed(error)
         log.info("teacher %s: %d responses have stored scores in %s", self._teacher, len(self), self.folder)
+
+    async def close(self) -> None:
+        """Write what is not written yet; what cannot be is lost, and counted."""
+        await self.flush()
+        self._stop_timer()
+        if self._unwritten:
+            self._count("unwritten", len(self._unwritten))
 
     def __len__(self) -> int:
         """Responses whose scores are on disk."""
@@ -105,8 +121,14 @@ class ScoreStore:
                 await self.add(prompt_ids, response_ids, scores)
             return scores
 
+    def has(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bool:
+        """Return whether a response has an entry, which is not read."""
+        key = self._key(prompt_ids, response_ids)
+        return key in self._index or key in self._unwritten or key in self._being_written
+
     async def find(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> Scores | None:
-        """Return the scores of a response as the teacher gave them, to the bit; None where they are not stored."""
+        """Return the scores of a response as the teacher gave them, to the bit; None where they are not stored, or
+        damaged. Of a store that is only read, raises OSError."""
         scores = await self.read(prompt_ids, response_ids)
         self._count("miss" if scores is None else "hit")
         return scores
@@ -123,16 +145,18 @@ class ScoreStore:
         return None if values is None else decoded(values, len(response_ids), self.identity.top_k)
 
     async def add(self, prompt_ids: Sequence[int], response_ids: Sequence[int], scores: Scores) -> None:
-        """Keep the scores of a response, unless it has some or the volume was full."""
-        key = self._key(prompt_ids, response_ids)
-        if key in self._index or key in self._unwritten or key in self._being_written:
+        """Keep the scores of a response, unless it has some or too many could not be written."""
+        if self.has(prompt_ids, response_ids):
             return
-        if not self._writable:
+        values = encoded(scores)
+        held = self.unwritten_bytes + self._bytes_being_written + len(values)
+        if self.read_only or (self._failing and held > HELD_SEGMENTS * SEGMENT_BYTES):
             self._count("unwritten")
             return
-        self._unwritten[key] = values = encoded(scores)
+        self._unwritten[self._key(prompt_ids, response_ids)] = values
         self.unwritten_bytes += len(values)
-        if self.unwritten_bytes >= SEGMENT_BYTES or time.monotonic() - self._flushed_at >= FLUSH_SECONDS:
+        self._start_timer()
+        if self.unwritten_bytes >= SEGMENT_BYTES and not self._failing:
             await self.flush()
 
     async def flush(self) -> None:
@@ -145,35 +169,58 @@ class ScoreStore:
             await asyncio.shield(self._flushing)
 
     async def _flush(self) -> None:
-        self._being_written, self._unwritten, self.unwritten_bytes = self._unwritten, {}, 0
-        self._flushed_at = time.monotonic()
+        self._stop_timer()
+        self._being_written, self._unwritten = self._unwritten, {}
+        self._bytes_being_written, self.unwritten_bytes = self.unwritten_bytes, 0
         try:
-            path, table = await asyncio.to_thread(write_segment, self.folder, self._being_written)
+            path, table = await asyncio.to_thread(self._write, self._being_written)
             self._add_segment(path, table)
+            if self._failing:
+                log.info("teacher %s: scores are stored again", self._teacher)
+            self._failing = False
         except OSError as error:
-            self._stop_writing(error)
-            self._count("unwritten", len(self._being_written))
+            self._failed(error)
+            self._unwritten = self._being_written | self._unwritten
+            self.unwritten_bytes += self._bytes_being_written
+            self._start_timer()
         finally:
-            self._being_written, self._flushing = {}, None
+            self._being_written, self._bytes_being_written, self._flushing = {}, 0, None
+
+    def _write(self, values: Mapping[bytes, bytes]) -> tuple[Path, list[Entry]]:
+        write_label(self._root, self.identity, self._model)  # also where the folder could not be made before
+        return write_segment(self.folder, values)
+
+    def _start_timer(self) -> None:
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_later(FLUSH_SECONDS, self._flush_in_time)
+
+    def _stop_timer(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = None
+
+    def _flush_in_time(self) -> None:
+        self._timer = None
+        if self._flushing is not None:  # for all this time
+            self._start_timer()
+        elif self._unwritten:
+            self._flushing = asyncio.create_task(self._flush())
 
     def _open(self) -> None:
-        if not self.read_only:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            for aside in self.folder.glob(f"*{ASIDE}"):
-                with contextlib.suppress(OSError):  # another reader was faster
-                    if time.time() - aside.stat().st_mtime > ABANDONED_SECONDS:
-                        aside.unlink()
-            if not (self.folder / LABEL).exists():
-                publish(self.folder / LABEL, [json.dumps(asdict(self.identity), indent=1).encode()])
-        for path in sorted(self.folder.glob(f"*{SEGMENT}")):  # by the time that they were written
+        for path in segments_of(self.folder):
             try:
                 whole, cut_off = read_table(path)
             except (OSError, Damaged) as error:
+                if self.read_only and isinstance(error, OSError):
+                    raise
                 whole, cut_off = [], 1
                 log.warning("%s is refused, its responses are scored again: %s", path, error)
             self._add_segment(path, whole)
             if cut_off:
                 self._count("refused", cut_off)
+        if not self.read_only:
+            write_label(self._root, self.identity, self._model)
+            remove_abandoned(self.folder)
 
     def _add_segment(self, path: Path, table: Iterable[Entry]) -> None:
         self._segments.append(path)
@@ -185,7 +232,9 @@ class ScoreStore:
         try:
             return read_entry(self._segments[segment], key, offset, size)
         except OSError as error:
-            log.warning("%s: %s", self._segments[segment], error)
+            if self.read_only:
+                raise
+            log.warning("%s is refused and scored again: %s", self._segments[segment], error)
             return None
 
     def _key(self, prompt_ids: Sequence[int], response_ids: Sequence[int]) -> bytes:
@@ -201,49 +250,16 @@ class ScoreStore:
                 del self._index[key]
             self._count("refused")
 
-    def _stop_writing(self, error: OSError) -> None:
-        if self._writable:
+    def _failed(self, error: OSError) -> None:
+        """Say once that nothing can be stored, until it can be again."""
+        if not self._failing:
             log.warning(
-                "teacher %s: no more scores are stored: %s; the run goes on, and later epochs ask the teacher again",
+                "teacher %s: no scores can be stored: %s; the run goes on, and it is tried again every %.0f s",
                 self._teacher,
                 error,
+                FLUSH_SECONDS,
             )
-        self._writable = False
+        self._failing = True
 
     def _count(self, result: str, amount: int = 1) -> None:
         self._observer.add("distill_stored_scores", amount, result=result, teacher=self._teacher)
-
-
-def stores_of_job(spec: Spec, student_tokens: int, observer: Observer) -> dict[str, ScoreStore]:
-    """Return the store of each teacher of a job, by name; none where it scores everything anew.
-
-    Without a live teacher its files may be gone too: then it is the one whose scores are there under its name. Raises
-    ConfigurationError where those are several.
-    """
-    how = spec.objective.teacher_logprobs
-    if how is TeacherLogprobs.LIVE:
-        return {}
-    root, read_only = Path(spec.output.path) / FOLDER, how is TeacherLogprobs.PRECOMPUTED
-    stores = {}
-    for teacher in spec.all_teachers:
-        identity = identity_of(spec, teacher, student_tokens)
-        if read_only and not identity.weights:
-            there = [found for found in stored_identities(root) if replace(found, weights="") == identity]
-            if len(there) > 1:
-                raise ConfigurationError(
-                    f"{root} has {len(there)} stores of teacher {identity.teacher} with different weights, and no "
-                    f"{teacher.path}.model/config.json is here to tell which is meant: mount the teacher's files, or "
-                    "remove the other stores (teacher.json in each says whose it is)"
-                )
-            identity = there[0] if there else identity
-        stores[teacher.name] = ScoreStore(root, teacher.name, identity, observer, read_only=read_only)
-    return stores
-
-
-def stored_identities(root: Path) -> list[ScoreIdentity]:
-    """Return the identities of which there are stores."""
-    found = []
-    for label in sorted(root.glob(f"*/{LABEL}")):
-        with contextlib.suppress(OSError, ValueError, TypeError, LookupError):  # what is damaged belongs to nobody
-            found.append(ScoreIdentity.of_fields(json.loads(label.read_text(encoding="utf-8"))))
-    return found
