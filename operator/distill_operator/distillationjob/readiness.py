@@ -137,8 +137,20 @@ def _rollout(job: DistillationJob, observed: Observed) -> RoleState:
     if not observed.kuberay_installed:
         return RoleState(Role.ROLLOUT, desired, 0, KUBERAY_MISSING)
     child = observed.child(Kind.RAY_CLUSTER, names.ray_cluster(job.metadata.name))
-    ready = child.ready if child else 0
-    return _serving_role(Role.ROLLOUT, desired, ready, observed.pods_of(Role.ROLLOUT), [child] if child else [])
+    pods = observed.pods_of(Role.ROLLOUT)
+    ready = max(child.ready, min(_ready_engines(pods), desired)) if child else 0
+    return _serving_role(Role.ROLLOUT, desired, ready, pods, [child] if child else [])
+
+
+def _ready_engines(pods: Sequence[Pod]) -> int:
+    """Return how many engines are ready by their pods; none serves without a head.
+
+    After an API server was away, KubeRay may write the status of a RayCluster eleven minutes late: it retries conflicts
+    with what it still has in its cache, each time after twice as long.
+    """
+    ready = [pod for pod in pods if pod.ready and not pod.ended]
+    heads = sum(pod.head for pod in ready)
+    return len(ready) - heads if heads else 0
 
 
 def _serving_role(role: Role, desired: int, ready: int, pods: Sequence[Pod], children: Sequence[Child]) -> RoleState:
