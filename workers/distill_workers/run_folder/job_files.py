@@ -73,7 +73,8 @@ def other_code(there: Mapping[str, str], here: Mapping[str, str]) -> list[str]:
 
 
 def _tools_path(spec: Spec) -> str | None:
-    return spec.rollout.environment and spec.rollout.environment.tools
+    environment = spec.rollout.environment
+    return environment.tools if environment is not None else None
 
 
 def _functions(spec: Spec) -> Iterator[tuple[str, str]]:

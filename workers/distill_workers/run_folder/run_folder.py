@@ -113,7 +113,7 @@ class RunFolder:
 
     def claim_text(self) -> str | None:
         """Return the claim on this folder for another process (`Ownership.from_text`); None without one."""
-        return self._ownership and self._ownership.text()
+        return self._ownership.text() if self._ownership is not None else None
 
     def replace(self, name: str, text: str) -> None:
         """Replace a file in the folder whole."""
