@@ -32,16 +32,17 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests/api"), str(ROOT / "bench"), str(ROOT / "crds"), str(ROOT / "operator")]
+sys.path[:0] = [str(ROOT / place) for place in ("tests/api", "bench", "crds", "operator", "workers")]
 
 import aiohttp  # noqa: E402
 import conftest as servers  # noqa: E402
 from fake_nodes import MERGE, Api, Json, connect  # noqa: E402
-from operator_world import JOBS, free_port, manifest  # noqa: E402
+from operator_world import JOBS, manifest  # noqa: E402
 
 from distill_api.job import parse_job  # noqa: E402
 from distill_operator.resources import rendering  # noqa: E402
 from distill_operator.settings import Settings  # noqa: E402
+from distill_workers.serving.ports import reserve_port  # noqa: E402
 
 NAMESPACE = "scale"
 ADDRESS = "127.77.0.1"
@@ -74,12 +75,12 @@ class Operator(Process):
     """`python -m distill_operator`, with its default settings but for the ports."""
 
     def __init__(self, folder: Path, kubeconfig: Path) -> None:
-        self.port = free_port()
+        self.port = reserve_port()
         environment = {
             **os.environ,
             "KUBECONFIG": str(kubeconfig),
             "DISTILL_WORKERS_IMAGE": "registry.test/workers:1",
-            "DISTILL_HEALTH_PORT": str(free_port()),
+            "DISTILL_HEALTH_PORT": str(reserve_port()),
             "DISTILL_METRICS_PORT": str(self.port),
             "DISTILL_LOG_LEVEL": "WARNING",
             "PYTHONPATH": f"{ROOT}/crds:{ROOT}/operator",
@@ -142,7 +143,7 @@ class Watched:
 @contextmanager
 def cluster(folder: Path) -> Iterator[tuple[Path, dict[str, Process]]]:
     """The kubeconfig, and what is measured by name."""
-    client, peer, port = servers._free_ports(3)
+    client, peer, port = (reserve_port() for _ in range(3))
     url, etcd = f"https://127.0.0.1:{port}", f"http://127.0.0.1:{client}"
     processes: list[subprocess.Popen[bytes]] = []
 
@@ -171,7 +172,7 @@ def cluster(folder: Path) -> Iterator[tuple[Path, dict[str, Process]]]:
         found["kube-scheduler"] = start([binary("kube-scheduler"), *fast])
         nodes = [sys.executable, str(ROOT / "bench/fake_nodes.py"), str(kubeconfig), ADDRESS]
         found["nodes"] = start(["env", *nodes])
-        free = [f"--metrics-addr=127.0.0.1:{free_port()}", f"--health-probe-bind-address=127.0.0.1:{free_port()}"]
+        free = [f"--metrics-addr=127.0.0.1:{reserve_port()}", f"--health-probe-bind-address=127.0.0.1:{reserve_port()}"]
         ray_operator = [binary("kuberay-operator"), "--enable-leader-election=false", f"--kubeconfig={kubeconfig}"]
         found["kuberay"] = start([*ray_operator, *free])
         found["this script"] = Process(os.getpid())

@@ -34,7 +34,8 @@ from transformers import PreTrainedTokenizerFast, Qwen3Config, Qwen3ForCausalLM
 
 from distill_api.spec.job_spec import Spec
 from distill_workers.metrics import Metrics
-from distill_workers.serving.server import SGLangServer, free_port
+from distill_workers.serving.ports import reserve_port
+from distill_workers.serving.server import SGLangServer
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import TeacherRequest
 
@@ -265,7 +266,7 @@ async def main() -> None:
                 "schedule": {"steps": 1},
             }
         )
-        server = SGLangServer(folder, spec, "teacher", port=free_port(), log=Path(folder, "server.log"))
+        server = SGLangServer(folder, spec, "teacher", port=reserve_port(), log=Path(folder, "server.log"))
         server.start()
         try:
             server.wait_ready(240)

@@ -34,7 +34,7 @@ import torch.distributed as dist
 from distill_api.spec.job_spec import Spec
 from distill_workers.engine.engine import Engine
 from distill_workers.run.trainer_ranks import TrainerRanks
-from distill_workers.serving.server import free_port
+from distill_workers.serving.ports import reserve_port
 from distill_workers.weight_sync.broadcast import DistributedSync
 from distill_workers.weight_sync.buckets import WeightSource
 from distill_workers.weight_sync.disk import DiskSync
@@ -64,7 +64,7 @@ class Bare:
     """Two processes that broadcast one flat tensor when told so."""
 
     def __init__(self, size_bytes: int) -> None:
-        port = str(free_port())
+        port = str(reserve_port())
         self._ends = [
             subprocess.Popen(
                 [sys.executable, __file__, "--end", str(rank), "--port", port, "--bytes", str(size_bytes)],
@@ -148,7 +148,7 @@ async def run(rounds: int, buckets: list[int], folder: Path) -> dict[str, Any]:
         }
     )
     os.environ |= {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1"}
-    os.environ["MASTER_PORT"] = str(free_port())
+    os.environ["MASTER_PORT"] = str(reserve_port())
     ranks = TrainerRanks(MegatronStudent(spec, folder / "model"))
     ways: dict[str, Any] = {
         f"distributed, {mb}-MB buckets": DistributedSync(spec, "127.0.0.1", bucket_bytes=mb * MB) for mb in buckets
