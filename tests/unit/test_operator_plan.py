@@ -163,11 +163,13 @@ def test_a_running_job_stays_running_while_an_engine_comes_back() -> None:
     assert says(found.status, ConditionType.READY)[0] == "False"
 
 
-@pytest.mark.parametrize(("head_is_ready", "ready"), [(True, "True"), (False, "False")])
-def test_engines_whose_pods_are_ready_are_ready_before_kuberay_says_so(head_is_ready: bool, ready: str) -> None:
+@pytest.mark.parametrize(
+    ("head", "ready"), [({"ready": True}, "True"), ({"ready": False}, "False"), ({"deleting": True}, "False")]
+)
+def test_engines_whose_pods_are_ready_are_ready_before_kuberay_says_so(head: dict[str, bool], ready: str) -> None:
     of = job()
     late = [replace(c, ready=0) if c.kind is Kind.RAY_CLUSTER else c for c in serving(of)]
-    of_pods = [replace(p, ready=head_is_ready or not p.head) for p in pods(of)]
+    of_pods = [replace(p, **{"ready": True, **(head if p.head else {})}) for p in pods(of)]
     observed = running(of, children=(*late, trainer(of)), pods=tuple(of_pods))
     assert says(plan_at(of, begun(of), observed).status, ConditionType.ROLLOUT_READY)[0] == ready
 

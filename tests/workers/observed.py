@@ -7,7 +7,6 @@ replaced by a file of what it would have found.
 
 import contextlib
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -24,7 +23,7 @@ from typing import Any
 
 import yaml
 from prometheus_client import start_http_server
-from runs import REPO, Run, arithmetic
+from runs import REPO, Run, arithmetic, servers_of
 
 from distill_api.job import parse_job
 from distill_workers.serving.ports import reserve_port
@@ -172,14 +171,12 @@ def operator_pod(port: int) -> dict[str, Any]:
 
 def engine_ports(folder: Path) -> tuple[int, int]:
     """SGLang's, and Ray's metrics: from the process whose output is the engine's log, and the raylet that it is of."""
-    log = str(folder / "logs" / "engine-0.log")
-    for process in filter(str.isdecimal, os.listdir("/proc")):
+    for process in servers_of(folder):
         with contextlib.suppress(OSError):  # gone meanwhile
-            if os.readlink(f"/proc/{process}/fd/1") == log:
-                arguments = Path("/proc", process, "cmdline").read_bytes().split(b"\0")
-                if b"--port" in arguments:
-                    return int(arguments[arguments.index(b"--port") + 1]), ray_metrics_port(int(process))
-    raise AssertionError(f"no process writes {log}")
+            arguments = Path(f"/proc/{process}/cmdline").read_bytes().split(b"\0")
+            if b"--port" in arguments:
+                return int(arguments[arguments.index(b"--port") + 1]), ray_metrics_port(process)
+    raise AssertionError(f"no process writes the log of engine 0 in {folder}")
 
 
 def ray_metrics_port(pid: int) -> int:

@@ -1,5 +1,6 @@
 """Whole runs with real parts: the launcher, Megatron ranks, Ray, SGLang engines; a teacher that the tests share."""
 
+import contextlib
 import json
 import os
 import signal
@@ -32,6 +33,17 @@ def arithmetic(output: Path, name: str, *, example: str = "arithmetic-cpu", **ch
         old = manifest["spec"].get(key)
         manifest["spec"][key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
     return with_volumes(manifest, {"/models": str(MODELS), "/output": str(output)})
+
+
+def servers_of(folder: Path, engine: int = 0) -> set[int]:
+    """Process ids of an engine's servers of a run folder: their log lies there, and is their output."""
+    log = str(folder / "logs" / f"engine-{engine}.log")
+    found = set()
+    for process in filter(str.isdecimal, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # gone meanwhile
+            if os.readlink(f"/proc/{process}/fd/1") == log:
+                found.add(int(process))
+    return found
 
 
 @dataclass

@@ -15,9 +15,8 @@ import fork_servers
 import pytest
 import torch
 from conftest import TinyModel, hf_logprobs, spec_of
-from runs import arithmetic
+from runs import arithmetic, servers_of
 from safetensors.torch import load_file
-from test_run import servers_of
 
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, parse_job

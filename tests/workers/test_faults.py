@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import ClientSession, web
-from runs import Run, arithmetic
-from test_run import servers_of
+from runs import Run, arithmetic, servers_of
 
 from distill_api.job import parse_job
 from distill_api.protocol import ExitCode, ExitReason, Variable

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from distill_api.protocol import Variable
+from distill_workers import stacks
 from distill_workers.child_processes import ChildProcesses
 from distill_workers.launch import rank_environment
 
@@ -107,13 +108,25 @@ def test_sigusr1_of_the_launcher_writes_the_stacks_of_every_rank_which_go_on(tmp
         process = launch(["hang", "hang"], tmp_path, log)
     wait_until(lambda: len(list(tmp_path.glob("hangs-*"))) == 2)
     process.send_signal(signal.SIGUSR1)
-    wait_until(lambda: (tmp_path / "log").read_text().count("stacks of rank ") == 2)
+    wait_until(lambda: all("in the_call_that_hangs\n" in of_rank(tmp_path, rank) for rank in "01"))
     assert process.poll() is None and not list(tmp_path.glob("term-*"))
     process.send_signal(signal.SIGTERM)
     assert process.wait(30) == 75 and gone(tmp_path)
-    of_each = (tmp_path / "log").read_text().split("stacks of rank ")[1:]
-    assert sorted(text.split(":")[0] for text in of_each) == ["0", "1"]
-    assert all(re.search(r'^  File "<string>", line \d+ in the_call_that_hangs$', text, re.M) for text in of_each)
+    line = re.compile(r'^  File "<string>", line \d+ in the_call_that_hangs$', re.MULTILINE)
+    assert all(len(line.findall(of_rank(tmp_path, rank))) == 1 for rank in "01")
+
+
+def of_rank(folder: Path, rank: str) -> str:
+    """What the log has of the stacks of one rank, in one piece or in several."""
+    pieces = (folder / "log").read_text().split("stacks of rank ")[1:]
+    return "".join(piece.removeprefix(f"{rank}:\n") for piece in pieces if piece.startswith(f"{rank}:"))
+
+
+def test_a_rank_that_cannot_have_its_launchers_file_writes_its_stacks_to_standard_error() -> None:
+    code = "import signal\nfrom distill_workers import stacks\nstacks.on_signal()\nsignal.raise_signal(signal.SIGUSR1)"
+    environment = {**os.environ, stacks.FILE: "/proc/1/fd/none"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert "in <module>" in done.stderr
 
 
 def test_what_a_rank_wrote_of_its_stacks_before_it_was_killed_is_in_the_log(tmp_path: Path) -> None:

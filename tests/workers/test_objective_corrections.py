@@ -33,7 +33,7 @@ def naive(spec: Correction, ratios: list[float]) -> list[float]:
 
 
 @pytest.mark.parametrize("kind", list(ImportanceWeight))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(lengths=LENGTHS, seed=st.integers(0, 1000), masks=st.booleans())
 def test_weights_equal_a_plain_loop(kind: ImportanceWeight, lengths: list[int], seed: int, masks: bool) -> None:
     spec = correction(

@@ -105,7 +105,7 @@ def test_a_support_of_the_whole_vocabulary_gives_the_full_divergence(divergence:
 
 
 @pytest.mark.parametrize("divergence", ALL)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(
     student=st.lists(st.floats(-60, 60), min_size=6, max_size=6),
     teacher=st.lists(st.floats(-60, 60), min_size=6, max_size=6),

@@ -23,7 +23,7 @@ def naive_future_mean(values: list[float], discount: float) -> list[float]:
     return found
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(LENGTHS, st.floats(0.01, 1), st.integers(0, 100))
 def test_the_future_mean_equals_a_plain_loop(lengths: list[int], discount: float, seed: int) -> None:
     values = values_of(lengths, seed)
@@ -34,7 +34,7 @@ def test_the_future_mean_equals_a_plain_loop(lengths: list[int], discount: float
     assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LENGTHS, st.floats(0.01, 1), st.integers(0, 100))
 def test_the_future_sum_equals_a_plain_loop(lengths: list[int], discount: float, seed: int) -> None:
     values = values_of(lengths, seed)
@@ -48,7 +48,7 @@ def test_the_future_sum_equals_a_plain_loop(lengths: list[int], discount: float,
     assert found.tolist() == pytest.approx(expected, rel=1e-9, abs=1e-12)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LENGTHS, st.floats(0.01, 1))
 def test_a_response_is_the_same_alone_as_among_others(lengths: list[int], discount: float) -> None:
     values = values_of(lengths)

@@ -29,7 +29,7 @@ def test_a_mean_is_over_the_tokens_that_it_says_something_about() -> None:
     assert found.keys() == {"loss", "reverse_kl", "overlap_ratio"}, "what nobody measured is not there"
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 @given(st.lists(st.integers(0, 9), min_size=1, max_size=6), st.integers(0, 1000))
 def test_any_split_of_the_tokens_adds_up_to_the_same(sizes: list[int], seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)

@@ -26,7 +26,7 @@ def values_of(lengths: list[int], seed: int) -> torch.Tensor:
     return torch.randn(sum(lengths), dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LENGTHS, st.integers(0, 100))
 def test_agreement_falls_with_the_divergence_before_a_token_as_in_a_plain_loop(lengths: list[int], seed: int) -> None:
     gaps = values_of(lengths, seed)
@@ -44,7 +44,7 @@ def test_a_response_that_agrees_everywhere_keeps_its_whole_weight() -> None:
     assert prefix_agreement(torch.zeros(5), torch.tensor([3, 2])).tolist() == [1.0] * 5
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(LENGTHS, st.floats(0.05, 1), st.integers(0, 100))
 def test_the_tokens_with_the_highest_soft_or_of_each_response_are_kept(
     lengths: list[int], share: float, seed: int

@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
-from runs import MODELS, Outcome, Run, arithmetic
+from runs import MODELS, Outcome, Run, arithmetic, servers_of
 
 import soak
 from distill_api.protocol import ExitCode, ExitReason
@@ -229,17 +229,6 @@ def test_a_killed_engine_costs_the_run_nothing_and_sigterm_saves_a_checkpoint(te
     done = outcome.lines("step")
     assert [s["step"] for s in done] == list(range(1, saved + 1))
     assert len({s["samples"] for s in done}) == 1, "what the engine lost is sampled again"
-
-
-def servers_of(folder: Path, engine: int = 0) -> set[int]:
-    """Process ids of an engine's servers of a run folder: their log lies there, and is their output."""
-    log = str(folder / "logs" / f"engine-{engine}.log")
-    found = set()
-    for process in filter(str.isdecimal, os.listdir("/proc")):
-        with contextlib.suppress(OSError):  # gone meanwhile
-            if os.readlink(f"/proc/{process}/fd/1") == log:
-                found.add(int(process))
-    return found
 
 
 def test_bad_input_is_never_retried_and_says_what_to_do(teacher: str, tmp_path: Path) -> None:

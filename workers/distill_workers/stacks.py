@@ -5,6 +5,7 @@ a collective. `kill -USR1` of a launcher reaches its ranks or server. faulthandl
 and ranks that hang together write together: so each of several ranks has a file, which its launcher passes on.
 """
 
+import contextlib
 import faulthandler
 import functools
 import os
@@ -12,7 +13,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TextIO
 
 FILE = "DISTILL_STACKS_FILE"
@@ -26,7 +26,7 @@ def on_signal() -> None:
     faulthandler.register(signal.SIGUSR1, file=_file(), all_threads=True)
 
 
-@contextmanager
+@contextlib.contextmanager
 def dumped_after(seconds: float) -> Iterator[None]:
     """Write the stacks of all threads, once, if the block takes longer than so many seconds. One block at a time."""
     faulthandler.dump_traceback_later(seconds, file=_file())
@@ -38,9 +38,12 @@ def dumped_after(seconds: float) -> Iterator[None]:
 
 @functools.cache
 def _file() -> TextIO | int:
-    """The launcher's file for this process, not for those that it starts; standard error where none is named."""
+    """The launcher's file for this process, not for those that it starts; standard error where none can be had."""
     path = os.environ.pop(FILE, None)
-    return os.open(path, os.O_WRONLY | os.O_APPEND) if path else sys.__stderr__ or 2
+    with contextlib.suppress(OSError):  # stacks of several ranks may then mix, but each rank starts
+        if path:
+            return os.open(path, os.O_WRONLY | os.O_APPEND)
+    return sys.__stderr__ or 2
 
 
 class CollectedStacks:
@@ -61,6 +64,11 @@ class CollectedStacks:
             self._size, self._grown = size, now
         if size > self._told and (ended or now - self._grown >= SETTLED_SECONDS):
             new = os.pread(self._descriptor, size - self._told, self._told)
-            with open(2, "wb", buffering=0, closefd=False) as log:
-                log.write(f"stacks of rank {self._rank}:\n".encode() + new)
             self._told = size
+            with contextlib.suppress(OSError):  # nobody reads the log any more: no reason to end the ranks
+                _write_whole(2, f"stacks of rank {self._rank}:\n".encode() + new)
+
+
+def _write_whole(descriptor: int, data: bytes) -> None:
+    while data:
+        data = data[os.write(descriptor, data) :]

@@ -148,7 +148,7 @@ def _ready_engines(pods: Sequence[Pod]) -> int:
     After an API server was away, KubeRay may write the status of a RayCluster eleven minutes late: it retries conflicts
     with what it still has in its cache, each time after twice as long.
     """
-    ready = [pod for pod in pods if pod.ready and not pod.ended]
+    ready = [pod for pod in pods if pod.ready and not pod.deleting]
     heads = sum(pod.head for pod in ready)
     return len(ready) - heads if heads else 0
 
