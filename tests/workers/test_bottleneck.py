@@ -61,7 +61,7 @@ CASES: dict[str, tuple[dict[str, float], dict[str, Any], str, str]] = {
     "stored scores": (
         seconds(teacher=6, train=4),
         {
-            "objective": {"datasetShare": 1, "teacherLogprobs": "precomputed"},
+            "objective": {"support": "top-k", "datasetShare": 1, "teacherLogprobs": "precomputed"},
             "data": {"prompts": {"path": "/p.jsonl", "responseField": "response"}},
         },
         "teacher",

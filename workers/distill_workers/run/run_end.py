@@ -14,7 +14,7 @@ from distill_api.spec.guards import Guard, GuardAction
 from distill_api.status import Progress
 from distill_workers.evaluation.guards import Decision
 from distill_workers.failures import ConfigurationError
-from distill_workers.run_folder.checkpoints import Checkpoints, DamagedCheckpoints
+from distill_workers.run_folder.checkpoints import STEP_FORMAT, Checkpoints, DamagedCheckpoints
 from distill_workers.run_folder.run_folder import RunFolder
 
 FILE = "ended.json"
@@ -65,9 +65,11 @@ class RunEnd:
         return None
 
     def _is_saved(self, folder: RunFolder) -> bool:
-        """Return whether the checkpoint of the end is complete, or was: a later one is then, or none is any more."""
+        """Return whether the checkpoint of the end is complete, or was: `latest` names it then, or a later one is."""
+        checkpoints = Checkpoints(folder.checkpoints)
+        named = checkpoints.named()
         newest = folder.latest_checkpoint()  # which completes one that was about to be renamed
-        if self.step in Checkpoints(folder.checkpoints).complete():
+        if self.step in checkpoints.complete() or (named and named.name == STEP_FORMAT.format(self.step)):
             return True
         return newest is not None and newest[1]["step"] > self.step
 

@@ -86,13 +86,18 @@ class Checkpoints:
         self._remove_superfluous(_step(final), best_step(state), schedule)
         return final
 
+    def named(self) -> Path | None:
+        """The checkpoint that `latest` names, which was complete when that was written; None before the first."""
+        mark = self._root / LATEST
+        return self._root / mark.read_text(encoding="utf-8").strip() if mark.exists() else None
+
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to go on from, and its state: the one that `latest` names, or else the newest complete one.
 
         None when the run has none yet. Raises DamagedCheckpoints when it had one, and none is complete.
         """
         mark = self._root / LATEST
-        named = self._root / mark.read_text(encoding="utf-8").strip() if mark.exists() else None
+        named = self.named()
         if named is not None and named.parent == self._root and _fault(named) is None:
             return named, _state(named)
         found = [path for path in self._folders() if _fault(path) is None]
