@@ -27,6 +27,8 @@ from distill_workers.rollout.conversations.conversation_tree import Conversation
 from distill_workers.rollout.conversations.episodes import Conversation, Terms
 from distill_workers.rollout.scheduler import EngineAffinity
 
+pytestmark = pytest.mark.timeout(120)
+
 ADDS = called("add", '{"a": 12, "b": 30}')
 SYSTEM = {"role": "system", "content": "Be brief."}
 
@@ -65,7 +67,8 @@ class Served:
 
     def __init__(self, endpoint: AgentEndpoint, session: AgentSession, key: str, metrics: Metrics) -> None:
         self.endpoint, self.session, self.key, self.metrics = endpoint, session, key, metrics
-        self.client = AsyncOpenAI(base_url=endpoint.url, api_key=key, max_retries=0)
+        direct = openai.DefaultAsyncHttpxClient(trust_env=False)  # by no proxy
+        self.client = AsyncOpenAI(base_url=endpoint.url, api_key=key, max_retries=0, http_client=direct)
 
     async def ask(self, *messages: Any, **options: Any) -> Any:
         """Return the choice of a completion."""
@@ -412,9 +415,9 @@ async def test_the_time_of_a_request_that_was_given_up_is_the_students() -> None
     student.together = asyncio.Barrier(2)
     async with served(student) as agent:
         asking = asyncio.create_task(agent.session.complete(ChatRequest([QUESTION])))
-        await asyncio.sleep(1.5)
+        await asyncio.sleep(2.5)
         await cancelled(asking)
-        watching = asyncio.create_task(agent.session.watch(1.0))
+        watching = asyncio.create_task(agent.session.watch(2.0))
         await asyncio.sleep(0.1)
         assert not watching.done()
         await cancelled(watching)

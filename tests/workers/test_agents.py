@@ -38,6 +38,8 @@ from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.teacher.protocol import Scores
 from distill_workers.teacher.teachers import Teachers
 
+pytestmark = pytest.mark.timeout(120)
+
 CIRCULAR: list[Any] = []
 CIRCULAR.append(CIRCULAR)
 REPO = Path(__file__).resolve().parents[2]
@@ -157,6 +159,10 @@ async def test_an_agent_is_killed_with_all_that_it_has_started(tmp_path: Path) -
     assert sample.reward == 1.0
 
 
+def written(path: Path) -> bool:
+    return path.exists() and path.read_text() != ""
+
+
 async def until_it_has_ended(process: int) -> None:
     for _ in range(500):
         try:
@@ -204,7 +210,7 @@ async def test_an_agent_that_is_cancelled_is_killed(tmp_path: Path, is_asking: b
     student = Student(lambda read: "said")
     student.together = asyncio.Barrier(2)
     playing = asyncio.create_task(samples(agents(tmp_path, code, student)))
-    while not (student.requests if is_asking else (tmp_path / "agent.py.pid").exists()):
+    while not (student.requests if is_asking else written(tmp_path / "agent.py.pid")):
         await asyncio.sleep(0.01)
     await asyncio.sleep(0.05)
     playing.cancel()
@@ -225,11 +231,11 @@ async def test_the_time_that_the_student_takes_is_none_of_the_agents(tmp_path: P
     student = Student(lambda read: "said")
     student.together = asyncio.Barrier(2)
     code = 'ask(*row["messages"])\nprint(\'{"reward": 1}\')'
-    made = agents(tmp_path, code, student, environment={"timeoutSeconds": 1})
+    made = agents(tmp_path, code, student, environment={"timeoutSeconds": 5})
     playing = asyncio.create_task(samples(made))
     while not student.requests:
         await asyncio.sleep(0.01)
-    await asyncio.sleep(2.5)
+    await asyncio.sleep(6)
     await student.together.wait()
     [sample] = await playing
     assert sample.reward == 1.0

@@ -50,7 +50,7 @@ async def done(rollouts: Any) -> Batch:
 
 
 @pytest.mark.parametrize(
-    ("engine", "environment", "low", "high"), [(0.02, 0.2, 0.85, 1.0), (0.2, 0.02, 0.0, 0.15)], ids=["slow", "fast"]
+    ("engine", "environment", "low", "high"), [(0.02, 0.2, 0.6, 1.0), (0.2, 0.02, 0.0, 0.4)], ids=["slow", "fast"]
 )
 async def test_the_share_of_the_environment_is_what_was_no_turn_of_the_student(
     engine: float, environment: float, low: float, high: float, tmp_path: Path
@@ -92,7 +92,7 @@ async def test_the_wait_for_the_turns_of_other_conversations_is_no_time_of_the_e
     engines.seconds = 0.1
     rollouts = pipeline(tmp_path, engines, OneAtATime(one_tool_then_done), Teacher(), Metrics(), samplesPerPrompt=4)
     batch = await done(rollouts)
-    assert len(engines.requests) > 4 and batch.longest is not None and batch.longest.environment_share < 0.3
+    assert len(engines.requests) > 4 and batch.longest is not None and batch.longest.environment_share < 0.5
 
 
 async def test_a_turn_that_ends_after_its_conversation_counts_up_to_its_end() -> None:

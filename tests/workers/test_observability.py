@@ -20,6 +20,7 @@ ABSENT_PANELS = {
     "Requests that the API server refuses": "a fault: a request that is refused",
     "Sampled advantage": "support sampled-token, and a baseline or a teacher with a tokenizer of its own",
     "Reference": "objective.reference",
+    "Stored scores": "objective.teacherLogprobs",
     "Weights of tokens": "objective.forwardKlAboveEntropy for that share",
     "Copied from the teacher's prompt": "prompts.teacherPrompt",
 }

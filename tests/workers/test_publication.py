@@ -188,8 +188,11 @@ def test_an_end_whose_checkpoint_is_gone_is_named(tmp_path: Path, monkeypatch: p
     place = {"to": f"file://{tmp_path}/claim"}
     stopped_while_publishing(loop_of(tmp_path, Exports(), place, **STOPS), monkeypatch)
     (tmp_path / "output" / "stages" / "checkpoints" / "step-000002" / "rank").unlink()
-    with pytest.raises(DamagedCheckpoints, match=r"fell stopped the run, and its checkpoint of step 2 .*ended\.json"):
-        asyncio.run(loop_of(tmp_path, Exports(), place, **STOPS).run())
+    for _ in range(2):
+        with pytest.raises(
+            DamagedCheckpoints, match=r"fell stopped the run, and its checkpoint of step 2 .*ended\.json"
+        ):
+            asyncio.run(loop_of(tmp_path, Exports(), place, **STOPS).run())
 
 
 ENDS: dict[str, Any] = {**STOPS, "schedule": {"steps": 8, "checkpointEverySteps": 3}, "keep_best": False}

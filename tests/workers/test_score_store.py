@@ -253,7 +253,7 @@ def broken(number: int) -> Any:
 
 
 async def until(reached: Any) -> None:
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(60):
         while not reached():
             await asyncio.sleep(0.005)
 

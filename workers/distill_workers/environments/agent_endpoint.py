@@ -102,7 +102,7 @@ class AgentEndpoint:
         name, _, signature = key.strip().rpartition("-")
         number = name.removeprefix("distill-")
         signed = self._signature(number).encode()
-        if kind.lower() != "bearer" or not hmac.compare_digest(signature.encode(), signed):
+        if kind.lower() != "bearer" or not hmac.compare_digest(signature.encode(errors="replace"), signed):
             raise ApiError(
                 "the key is of no episode: use OPENAI_API_KEY, which each episode has its own of",
                 status=401,

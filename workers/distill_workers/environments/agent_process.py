@@ -168,10 +168,12 @@ async def started(command: Sequence[str], row: Row, url: str, key: str) -> Async
                     env=_variables(url, key, os.environ),
                     process_group=0,
                 )
-    except OSError as error:
+    except BaseException as error:
         output.close()
         errors.close()
-        raise EnvironmentFailed(f"{SETTING}: no process could be started: {error}") from None
+        if isinstance(error, OSError):
+            raise EnvironmentFailed(f"{SETTING}: no process could be started: {error}") from None
+        raise
     agent = AgentProcess(process, output, errors)
     try:
         yield agent

@@ -69,7 +69,10 @@ class RunEnd:
         checkpoints = Checkpoints(folder.checkpoints)
         named = checkpoints.named()
         newest = folder.latest_checkpoint()  # which completes one that was about to be renamed
-        if self.step in checkpoints.complete() or (named and named.name == STEP_FORMAT.format(self.step)):
+        if self.step in checkpoints.complete():
+            return True
+        if named is not None and named.name == STEP_FORMAT.format(self.step):
+            checkpoints.name(named)  # for the next attempt, which must not train on either
             return True
         return newest is not None and newest[1]["step"] > self.step
 
