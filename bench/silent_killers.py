@@ -35,6 +35,7 @@ TEMPLATE = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 STEPS = 3
+SAVED = 2
 
 
 def make_tokenizer(special: list[str] = ENDS, eos: str = "<|im_end|>", template: str = TEMPLATE) -> Any:
@@ -103,6 +104,14 @@ class Case:
     """The training prompts are the evaluation's, too."""
     divergence: Callable[..., Any] | None = None
     """Instead of the trainer's own."""
+    lost: tuple[str, ...] = ()
+    """Files of the checkpoint of the second step that are gone when the run goes on from it."""
+    reordered: bool = False
+    """The run goes on from the checkpoint of its second step over rows in another order."""
+
+    @property
+    def resumes(self) -> bool:
+        return bool(self.lost) or self.reordered
 
 
 def unusable(model: Any) -> None:
@@ -127,6 +136,10 @@ def detached(student: Any, teacher: Any, student_head: Any, *others: Any, **rest
     return (loss.detach() + 0.0 * student.sum(), *more)
 
 
+def shifted(student: Any, teacher: Any, *others: Any, **rest: Any) -> Any:
+    return OWN(student, teacher.roll(1, dims=-2), *others, **rest)
+
+
 THINKS = TEMPLATE.replace("{% endif %}", "{% if enable_thinking is defined %}{% endif %}{% endif %}", 1).replace(
     "assistant\n", "assistant\n{% if enable_thinking is defined and not enable_thinking %}<think></think>{% endif %}"
 )
@@ -149,6 +162,9 @@ CASES = [
     Case("evaluation in training", evaluated=True),
     Case("direction flipped", divergence=flipped),
     Case("divergence detached", divergence=detached),
+    Case("shifted by one token", divergence=shifted),
+    Case("prompts begin anew", reordered=True),
+    Case("optimiser begins anew", lost=("optimizer.pt", "scheduler.pt")),
 ]
 
 
@@ -166,9 +182,10 @@ class Told(logging.Handler):
 class FirstStep(TrainerCallback):
     def __init__(self, told: Told) -> None:
         self._told, self.said = told, list[str]()
+        self.begins = 0
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if state.global_step == 0:
+        if state.global_step == self.begins:
             self.said = list(self._told.sentences)
 
 
@@ -196,22 +213,35 @@ def run(case: Case, folder: Path) -> dict[str, Any]:
                 report_to=[],
                 use_cpu=True,
                 disable_tqdm=True,
-                save_strategy="no",
+                save_strategy="steps" if case.resumes else "no",
+                save_steps=SAVED,
                 eval_strategy="steps" if case.evaluated else "no",
                 eval_steps=1,
                 bf16=False,
                 gradient_checkpointing=False,
             )
-            trainer = DistillationTrainer(
-                model=student,
-                teacher_model=teacher,
-                args=config,
-                train_dataset=rows,
-                eval_dataset=rows if case.evaluated else None,
-                callbacks=[first],
-            )
+
+            def trainer_over(rows: Dataset) -> Any:
+                return DistillationTrainer(
+                    model=student,
+                    teacher_model=teacher,
+                    args=config,
+                    train_dataset=rows,
+                    eval_dataset=rows if case.evaluated else None,
+                    callbacks=[first],
+                )
+
+            trainer = trainer_over(rows)
             with contextlib.redirect_stdout(sys.stderr):
                 trainer.train()
+                if case.resumes:
+                    checkpoint = folder / "out" / f"checkpoint-{SAVED}"
+                    for name in case.lost:
+                        (checkpoint / name).unlink()
+                    told.sentences.clear()
+                    first.begins = SAVED
+                    trainer = trainer_over(rows.select(range(len(rows))[::-1]) if case.reordered else rows)
+                    trainer.train(resume_from_checkpoint=str(checkpoint))
             answer["losses"] = [round(line["loss"], 4) for line in trainer.state.log_history if "loss" in line]
         except Exception as error:
             answer["raised"] = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"

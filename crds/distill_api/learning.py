@@ -11,7 +11,13 @@ from distill_api.spec.objective import Baseline
 
 def obstacles(spec: Spec) -> list[str]:
     """Return a sentence for each part of a job that can have no effect, with what to change."""
-    return [*_rewards_without_a_group(spec), *_baseline_without_a_group(spec), *_repeated_greedy_responses(spec)]
+    return [
+        *_rewards_without_a_group(spec),
+        *_baseline_without_a_group(spec),
+        *_reference_that_is_the_teacher(spec),
+        *_repeated_greedy_responses(spec),
+        *mixed_templates(spec),
+    ]
 
 
 def _rewards_without_a_group(spec: Spec) -> Iterator[str]:
@@ -29,11 +35,33 @@ def _rewards_without_a_group(spec: Spec) -> Iterator[str]:
 
 
 def _baseline_without_a_group(spec: Spec) -> Iterator[str]:
-    if spec.objective.baseline is Baseline.LEAVE_ONE_OUT and spec.rollout.samples_per_prompt == 1:
+    samples = spec.rollout.samples_per_prompt
+    if spec.objective.baseline is Baseline.LEAVE_ONE_OUT and samples == 1:
         yield (
             "spec.rollout.samplesPerPrompt: is 1, and objective.baseline leave-one-out is the mean over the other "
-            "responses to a prompt, so that it is 0 for each; sample at least 2, or set objective.baseline: top-k"
+            "responses to a prompt, so that it is 0 for each; sample at least 2, or set objective.baseline: top-k or "
+            "batch-mean"
         )
+    if spec.objective.baseline is Baseline.BATCH_MEAN and spec.rollout.prompts_per_step * samples == 1:
+        yield (
+            "spec.rollout.promptsPerStep: is 1, as samplesPerPrompt is, and objective.baseline batch-mean is the mean "
+            "over the other responses of a step, so that it is 0 for each; sample more, or set objective.baseline: "
+            "top-k"
+        )
+
+
+def _reference_that_is_the_teacher(spec: Spec) -> Iterator[str]:
+    objective = spec.objective
+    models = {t.name: t.title for t in spec.all_teachers}
+    privileged = any(s.prompts.teacher_prompt or s.prompts.teacher_system_prompt for s in spec.data.all_sources)
+    for teacher in spec.routed_teachers:
+        same = objective.reference is not None and models[teacher.name] == models[objective.reference]
+        if same and objective.extrapolation != 1 and not privileged:
+            yield (
+                f"spec.objective.reference: {objective.reference} is the model of teacher {teacher.name}, "
+                f"{teacher.title}, so that there is no difference for objective.extrapolation to scale; name what the "
+                "teacher was trained from"
+            )
 
 
 def _repeated_greedy_responses(spec: Spec) -> Iterator[str]:
@@ -45,3 +73,17 @@ def _repeated_greedy_responses(spec: Spec) -> Iterator[str]:
                 "sampling.temperature 0 all of them are one response, so that pass@k is the score; set a temperature "
                 "above 0, or samplesPerPrompt: 1"
             )
+
+
+def mixed_templates(spec: Spec) -> Iterator[str]:
+    """Yield a sentence where a teacher with a tokenizer of its own is asked about conversations and about plain texts:
+    how a response begins and ends in its tokens is one thing for the whole job."""
+    parts = [(f"data source {source.name}", source.prompts) for source in spec.data.all_sources]
+    parts += [(f"evaluation {e.name}", e.prompts) for e in spec.evaluation if e.measure_reverse_kl]
+    chats, plain = ([name for name, p in parts if p.apply_chat_template is chat] for chat in (True, False))
+    if chats and plain and any(teacher.tokenizer is not None for teacher in spec.all_teachers):
+        yield (
+            f"prompts.applyChatTemplate: is true for {', '.join(chats)} and false for {', '.join(plain)}, and beside a "
+            "teacher's tokenizer one way must do for all, since a turn and a text do not begin and end alike in its "
+            "tokens; make two jobs, or set measureReverseKL: false for an evaluation"
+        )

@@ -200,7 +200,8 @@ class Progress(Model):
     checkpoint_step: StatusCount | None = Field(None, description="Step of the newest complete checkpoint.")
     bottleneck: StatusText | None = Field(
         None,
-        description="Bottleneck of the last ten steps, where most time was spent: rollout, teacher, trainer or sync.",
+        description="Bottleneck of the last ten steps, where most time was spent: rollout, environment, teacher, "
+        "trainer or sync.",
     )
     advice: Annotated[str, Field(max_length=256)] | None = Field(
         None, description="Share of a step that the bottleneck takes, and a remedy."

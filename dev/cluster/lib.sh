@@ -5,7 +5,8 @@
 # tests of the cluster's own recovery never touch the developer's.
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
 
-STATE=${DISTILL_CLUSTER_STATE:-$CACHE/cluster}   # keep it short: unix socket paths end at 108 characters
+# Without symbolic links, since the kernel names mounts so; short, since unix socket paths end at 108 characters.
+STATE=$(realpath -m "${DISTILL_CLUSTER_STATE:-$CACHE/cluster}")
 NETNS=${DISTILL_CLUSTER_NETNS:-distill}          # network namespace of the node; at most 14 characters (interface v<name>)
 NET=${DISTILL_CLUSTER_NET:-10.200}               # first two numbers of the /16 that the cluster may use
 NODE=${DISTILL_CLUSTER_NODE:-node1}

@@ -17,7 +17,7 @@ def named(metric: str) -> str:
     return f'max {BY} (label_replace({metric}{{{NAMED}}}, "distillation_job", "$1", "name", "(.*)"))'
 
 
-WAITS = "rollout|teacher_score"
+WAITS = "rollout|environment|teacher_score"
 WAITING = (
     f'sum {BY} (rate(distill_step_duration_seconds_sum{{{JOBS}, stage=~"{WAITS}"}}[15m])) / '
     f'sum {BY} (rate(distill_step_duration_seconds_sum{{{JOBS}, stage=~"{WAITS}|train|weight_sync"}}[15m]))'

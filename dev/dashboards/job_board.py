@@ -170,12 +170,23 @@ LEARNING = [
     ),
     Panel(
         "Sampled advantage",
-        "With support sampled-token. What a baseline is for: its mean square should be lower than without one.",
+        "With support sampled-token. What a baseline is for: its mean square should be lower than without one. "
+        "The tokens of a longer span share what the teacher says of it.",
         {
             "mean square, nats²": of("distill_advantage_square_nats2"),
             "baseline, nats": of("distill_baseline_nats"),
+            "share of tokens that are a span": of("distill_tokens_aligned_ratio"),
         },
-        needs="support sampled-token, and a baseline",
+        needs="support sampled-token, and a baseline or a teacher with a tokenizer of its own",
+    ),
+    Panel(
+        "Reference",
+        "An extrapolation raises the teacher's lead over it; a coefficient keeps the reverse KL to it small.",
+        {
+            "reverse KL to it, nats": of("distill_reference_kl_nats"),
+            "lead of the teacher, nats": of("distill_implicit_reward_nats"),
+        },
+        needs="objective.reference",
     ),
     Panel(
         "Weights of tokens",
@@ -269,6 +280,12 @@ SPEED = [
         "reqps",
     ),
     Panel(
+        "Stored scores",
+        "Of the data set's responses: hit: read; miss: scored by the teacher; refused: damaged; unwritten: no room.",
+        {"{{result}}": f"sum by (result) ({rate('distill_stored_scores_total')})"},
+        needs="objective.teacherLogprobs",
+    ),
+    Panel(
         "Queue of the teacher",
         "Requests that wait for one of teacher.maxConcurrentRequests in the trainer, and in SGLang.",
         {
@@ -331,8 +348,11 @@ MACHINES = [
 FAILURES = [
     Panel(
         "Samples made again",
-        "In five minutes, by reason.",
-        {"{{reason}}": f"sum by (reason) (increase({of('distill_samples_failed_total')}[5m]))"},
+        "In five minutes, by reason; beside them, requests of agents that say otherwise what the student said before.",
+        {
+            "{{reason}}": f"sum by (reason) (increase({of('distill_samples_failed_total')}[5m]))",
+            "histories rewritten by agents": f"sum(increase({of('distill_agent_rewritten_histories_total')}[5m]))",
+        },
         needs="a fault: a sample that fails",
     ),
     Panel(

@@ -13,7 +13,8 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from prometheus_client.metrics_core import Metric as Family
 from prometheus_client.registry import Collector
 
-from distill_api.metrics import OPERATOR_METRICS, REQUEST_BUCKETS, Kind, Metric
+from distill_api.metrics import OPERATOR_METRICS, Kind, Metric
+from distill_api.metrics.metric import REQUEST_BUCKETS
 from distill_api.status import ConditionStatus
 from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.runtime.histogram import Histogram

@@ -329,6 +329,13 @@ CASES: list[tuple[str, str, dict[str, str], str, dict[str, str] | None]] = [
     ),
     (
         "DistillationTrainerWaiting",
+        "a trainer that waits for environments nine tenths of its time",
+        stages(rollout=10, environment=40, teacher_score=4, train=4, weight_sync=2),
+        "70m",
+        {"namespace": "team", "distillation_job": "qwen"},
+    ),
+    (
+        "DistillationTrainerWaiting",
         "a trainer that waits half of its time",
         stages(rollout=26, teacher_score=4, train=24, weight_sync=6),
         "70m",

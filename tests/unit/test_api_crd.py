@@ -119,16 +119,16 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
     found = {name for p, n in OURS.items() if ".spec" in p and "properties" in n for name in bare(n)}
     assert found == {
         # absent means something that no value says
-        *("forwardKlAboveEntropy", "entryClip", "teacherPrompt", "teacherSystemPrompt"),
+        *("forwardKlAboveEntropy", "entryClip", "reference", "teacherPrompt", "teacherSystemPrompt"),
         *("path", "reasoningGym", "answerField", "systemPrompt", "function", "maxResponseTokens", "volume"),
         *("queue", "topologyKey", "autoscaling", "lora", "steps", "sequenceHigh", "keepEvery"),
         *("above", "below", "aboveRatio", "belowRatio", "evaluation", "drop"),
         *("prompts", "dataset", "config", "revision", "responseField", "chatTemplateArguments", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("wandb", "mlflow", "entity", "keySecret", "secret"),
-        *("environment", "tools"),
+        *("environment", "agent", "tools"),
         *("teacher", "model", "ref", "endpoint", "keySecret", "vocabularySize", "teacherField", "defaultTeacher"),
-        "accelerator",
+        *("accelerator", "tokenizer"),
         *("metadata", "spec", "requests", "limits", "priorityClassName"),
         *former_template.FIELDS,
     }

@@ -13,7 +13,8 @@ import pytest
 import yaml
 from click.shell_completion import ShellComplete
 
-from distill_api.job import InvalidManifest, load_job
+from distill_api.job import InvalidManifest, load_job, parse_job
+from distill_api.learning import obstacles
 from distill_api.manifest import read_manifest
 from distill_cli.commands.completion import VARIABLE
 from distill_cli.failure import EXIT_CODES
@@ -196,6 +197,7 @@ SAMPLED = {"support": "sampled-token", "topK": 16}
             "is 1, and objective.baseline leave-one-out",
         ),
         (1, {**SAMPLED, "baseline": "top-k"}, {}, None),
+        (1, {**SAMPLED, "baseline": "batch-mean"}, {}, None),
         (2, {**SAMPLED, "baseline": "leave-one-out"}, {}, None),
         (1, {}, {}, None),
         (2, REWARD, {}, None),
@@ -220,6 +222,68 @@ def test_validate_refuses_what_cannot_learn_or_measure(
     path = documents(tmp_path, job)
     assert main(["validate", "-f", str(path)]) == (0 if problem is None else 1)
     assert (problem or "") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("spec", "problem"),
+    [
+        ({"rollout": {"promptsPerStep": 1, "samplesPerPrompt": 1}}, "is 1, as samplesPerPrompt is, and objective.base"),
+        ({"rollout": {"promptsPerStep": 1, "samplesPerPrompt": 2}}, None),
+    ],
+)
+def test_a_mean_over_a_step_of_one_response_is_refused(spec: dict[str, Any], problem: str | None) -> None:
+    assert_obstacle({**spec, "objective": {**SAMPLED, "baseline": "batch-mean"}}, problem)
+
+
+@pytest.mark.parametrize(
+    ("reference", "fields", "prompts", "problem"),
+    [
+        (
+            "/m/expert",
+            {"extrapolation": 1.5},
+            {},
+            "base is the model of teacher expert, /m/expert, so that there is no",
+        ),
+        ("/m/base", {"extrapolation": 1.5}, {}, None),
+        ("/m/expert", {"referenceCoefficient": 0.1}, {}, None),
+        # What scales is then the hint.
+        ("/m/expert", {"extrapolation": 1.5}, {"teacherPrompt": "{prompt} {answer}", "answerField": "answer"}, None),
+    ],
+)
+def test_an_extrapolation_of_no_difference_is_refused(
+    reference: str, fields: dict[str, Any], prompts: dict[str, Any], problem: str | None
+) -> None:
+    teachers = [{"name": "expert", "model": "/m/expert"}, {"name": "base", "model": reference}]
+    data = {"defaultTeacher": "expert", "prompts": {"path": "/p.jsonl", **prompts}}
+    objective = {**SAMPLED, "reference": "base", **fields}
+    spec = {"teacher": None, "teachers": teachers, "data": data, "objective": objective, "evaluation": []}
+    assert_obstacle(spec, problem)
+
+
+@pytest.mark.parametrize(
+    ("tokenizer", "evaluation", "problem"),
+    [
+        ({"tokenizer": "/m/teacher"}, {}, "true for data source prompts and false for evaluation texts, and beside a"),
+        ({"tokenizer": "/m/teacher"}, {"measureReverseKL": False}, None),
+        ({}, {}, None),
+    ],
+)
+def test_conversations_and_plain_texts_beside_a_tokenizer_of_the_teachers_are_refused(
+    tokenizer: dict[str, Any], evaluation: dict[str, Any], problem: str | None
+) -> None:
+    prompts = {"path": "/e.jsonl", "applyChatTemplate": False, "answerField": "answer"}
+    texts = {"name": "texts", "prompts": prompts, "reward": {"source": "exact-match"}, **evaluation}
+    teacher = {"model": "/m/teacher", **tokenizer}
+    spec = {"teacher": teacher, "data": {"prompts": {"path": "/p.jsonl"}}, "objective": SAMPLED, "evaluation": [texts]}
+    assert_obstacle(spec, problem)
+
+
+def assert_obstacle(spec: dict[str, Any], problem: str | None) -> None:
+    """That the example with other parts has one obstacle, with these words, or none."""
+    job = yaml.safe_load(EXAMPLE.read_text())
+    job["spec"] |= spec
+    found = obstacles(parse_job(job).spec)
+    assert len(found) == (problem is not None) and all(problem in sentence for sentence in found if problem)
 
 
 def test_a_reader_of_a_pipe_may_go_before_the_end() -> None:

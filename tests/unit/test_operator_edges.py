@@ -117,6 +117,19 @@ def test_a_teacher_is_seen_with_its_servers_jobs_and_scalings_and_a_deleted_one_
     assert "poet" not in generate_latest(found.registry()).decode()
 
 
+def test_a_job_with_precomputed_scores_asks_no_teacher() -> None:
+    """A shared Teacher that does not answer is critical as long as a job needs it."""
+    jobs, raw = JobRegistry(), manifest()
+    raw["spec"]["teacher"] = {"ref": {"name": "poet"}}
+    poet = Key(Kind.TEACHER, KEY.namespace, "poet")
+    for how, asked in (("live", True), ("cached", True), ("precomputed", False), (None, True)):
+        raw["spec"]["objective"] = {} if how is None else {"teacherLogprobs": how}
+        jobs.put(KEY, raw, status(), EPOCH)
+        assert (jobs.of_teacher(poet) == [KEY]) is asked and (jobs.teachers_of(KEY) == {poet}) is asked
+    jobs.put(KEY, {**raw, "spec": {**raw["spec"], "objective": "live"}}, status(), EPOCH)
+    assert jobs.of_teacher(poet) == [KEY], "an invalid spec is read as it came"
+
+
 def test_durations_are_cumulative() -> None:
     found = metrics_of(JobRegistry())
     for seconds in (0.005, 0.3, 500.0):

@@ -92,6 +92,30 @@ def test_more_replicas_of_a_running_teacher_change_its_deployment_and_leave_the_
     assert not any(c.kind is Kind.JOB and c.deleting for c in running(before).children)
 
 
+@pytest.mark.parametrize(
+    "teacher",
+    [
+        {"model": "/models/t"},
+        {"ref": {"name": "poet"}},
+        {"endpoint": {"url": "http://t.example", "keySecret": {"name": "key", "key": "token"}}},
+    ],
+    ids=["served", "shared", "external"],
+)
+def test_a_job_whose_scores_are_precomputed_waits_for_no_teacher_and_has_none(teacher: dict[str, Any]) -> None:
+    objective = {"support": "top-k", "datasetShare": 1, "teacherLogprobs": "precomputed"}
+    data = {"prompts": {"path": "/data/train.jsonl", "responseField": "response"}}
+    of = job(teacher=teacher, objective=objective, data=data, evaluation=[])
+    found = plan_at(of, begun(of), up(of))
+    state, reason, message = says(found.status, ConditionType.TEACHER_READY)
+    assert (state, reason) == ("True", "External")
+    assert message == "all scores are precomputed (objective.teacherLogprobs): no teacher is needed"
+    assert applied(found) == ["Job/job-trainer-1"]
+    made = [*rendering.lasting(of, SETTINGS), *rendering.serving(of, SETTINGS), rendering.training(of, SETTINGS, 1)]
+    assert not [child for child in made if "job-teacher" in child["metadata"]["name"]]
+    variables = str(next(child for child in made if child["kind"] == "Job"))
+    assert "DISTILL_TEACHER_KEY" not in variables and "poet" not in variables
+
+
 def _teachers(of: DistillationJob) -> list[dict[str, Any]]:
     return [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in of.spec.teachers]
 

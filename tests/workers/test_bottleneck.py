@@ -10,8 +10,11 @@ from distill_workers.reporting.bottleneck import bottleneck
 from distill_workers.reporting.cost import accelerators
 
 
-def seconds(rollout: float = 0, teacher: float = 0, train: float = 0, sync: float = 0) -> dict[str, float]:
-    return {"rollout": rollout, "teacher_score": teacher, "train": train, "weight_sync": sync}
+def seconds(
+    rollout: float = 0, teacher: float = 0, train: float = 0, sync: float = 0, environment: float = 0
+) -> dict[str, float]:
+    found = {"rollout": rollout, "teacher_score": teacher, "train": train, "weight_sync": sync}
+    return found | ({"environment": environment} if environment else {})
 
 
 CASES: dict[str, tuple[dict[str, float], dict[str, Any], str, str]] = {
@@ -35,6 +38,19 @@ CASES: dict[str, tuple[dict[str, float], dict[str, Any], str, str]] = {
         "100 % of the step; raise rollout.replicas, or lower rollout.maxResponseTokens",
     ),
     "a deterministic run": (seconds(rollout=5), {"deterministic": True}, "rollout", "one response at a time"),
+    "a slow environment": (
+        seconds(rollout=1, environment=6, teacher=2, train=1),
+        {},
+        "environment",
+        "environment: the trainer waits for rollout.environment 60 % of the step; make reset and step faster, or set "
+        "rollout.maxPolicyLag 1 so that they answer while it trains",
+    ),
+    "a slow environment of a run that lags": (
+        seconds(rollout=1, environment=6),
+        {"rollout": {"maxPolicyLag": 1}},
+        "environment",
+        "make reset and step faster, or lower rollout.environment.maxTurns; more engines do not help",
+    ),
     "a slow teacher": (
         seconds(rollout=2, teacher=6, train=2),
         {},
@@ -42,6 +58,16 @@ CASES: dict[str, tuple[dict[str, float], dict[str, Any], str, str]] = {
         "teacher: the trainer waits for scores 60 % of the step; raise teacher.replicas",
     ),
     "a deterministic teacher": (seconds(teacher=1), {"deterministic": True}, "teacher", "leave it off"),
+    "stored scores": (
+        seconds(teacher=6, train=4),
+        {
+            "objective": {"support": "top-k", "datasetShare": 1, "teacherLogprobs": "precomputed"},
+            "data": {"prompts": {"path": "/p.jsonl", "responseField": "response"}},
+        },
+        "teacher",
+        "teacher: the trainer waits for scores 60 % of the step; they are stored, and read from the output volume "
+        "(output.path): use one that answers faster",
+    ),
     "a trainer that computes": (
         seconds(rollout=1, train=3),
         {},

@@ -15,7 +15,7 @@ import fork_servers
 import pytest
 import torch
 from conftest import TinyModel, hf_logprobs, spec_of
-from runs import servers_of
+from runs import arithmetic, servers_of
 from safetensors.torch import load_file
 
 from distill_api.base import API_VERSION, KIND
@@ -24,6 +24,7 @@ from distill_api.protocol import Variable
 from distill_workers.engine.request import EngineUnavailable, Request
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.engine_pool import EnginePool
+from distill_workers.rollout.request_batching import RequestBatcher
 from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.weight_sync.broadcast import DistributedSync
 from distill_workers.weight_sync.buckets import Buffers, WeightPass
@@ -84,6 +85,38 @@ def test_a_trainer_that_is_asked_to_go_does_not_wait_for_a_ray_that_is_gone(
         answered.set()
         if pool._ray._thread is not None:
             pool._ray._thread.join(60)
+
+
+class EndsWithItsRequests:
+    """An engine whose requests end with it."""
+
+    def __init__(self) -> None:
+        self.stopped, self.starts, self.incarnation = asyncio.Event(), 0, 1
+
+    async def generate(self, requests: list[Request]) -> Any:
+        await self.stopped.wait()
+        raise EngineUnavailable("the actor died")
+
+    async def stop(self) -> None:
+        self.stopped.set()
+        await asyncio.sleep(0.05)
+
+    async def start(self, model: str) -> float:
+        self.starts += 1
+        raise EngineUnavailable("the run is over")
+
+
+async def test_a_request_that_ends_with_its_engine_at_the_end_of_a_run_starts_no_other(tmp_path: Path) -> None:
+    """An agent's request that was given up is generated to the end, or to that of the run."""
+    job = parse_job(arithmetic(tmp_path, "closed"))
+    pool, engine = EnginePool(job, RunFolder(job), Metrics()), EndsWithItsRequests()
+    pool._engines, pool._batchers = {0: engine}, {0: RequestBatcher(engine)}  # type: ignore[dict-item]
+    pool._scheduler.add(0)
+    request = asyncio.create_task(pool.generate([1], max_new_tokens=100, temperature=1.0, top_p=1.0, seed=1))
+    await asyncio.sleep(0.01)
+    await pool.close()
+    assert engine.stopped.is_set() and engine.starts == 0 and not request.done()
+    request.cancel()
 
 
 @pytest.mark.asyncio(loop_scope="session")

@@ -107,9 +107,11 @@ def test_tools_that_are_no_schemas_are_refused_with_their_place(content: str, se
         read_tools(str(file))
 
 
-def test_tools_are_read_as_they_stand(tmp_path: Path) -> None:
-    (tmp_path / "tools.json").write_text(json.dumps([TOOL]))
-    assert read_tools(str(tmp_path / "tools.json")) == [TOOL]
+@pytest.mark.parametrize("function", [TOOL["function"], {"name": "now"}, {"name": "now", "parameters": {}}])
+def test_tools_are_read_as_they_stand(function: dict[str, Any], tmp_path: Path) -> None:
+    tool = {"type": "function", "function": function}
+    (tmp_path / "tools.json").write_text(json.dumps([tool]))
+    assert read_tools(str(tmp_path / "tools.json")) == [tool]
     with pytest.raises(ConfigurationError, match=r"absent\.json: cannot be read: No such file"):
         read_tools(str(tmp_path / "absent.json"))
 
@@ -162,7 +164,7 @@ def test_a_template_that_writes_history_otherwise_is_found_and_named() -> None:
 @pytest.mark.parametrize(
     ("template", "tools", "sentence"),
     [
-        (CHAT_TEMPLATE, (TOOL,), "has no place for tools; leave out rollout.environment.tools"),
+        (CHAT_TEMPLATE, (TOOL,), "has no place for tools; leave them out"),
         ("{% for m in messages %}{{ m.content }}\n{% endfor %}A:", None, "ends the assistant's turn with no token"),
         ("{{ messages[-1].content }}<|im_start|>", None, "leaves out what the assistant says"),
         (

@@ -21,6 +21,7 @@ from distill_workers.data.prompts import load_data
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import EngineRefused, Response
 from distill_workers.environments.conversation_renderer import ConversationRenderer
+from distill_workers.environments.fair_slots import Kind
 from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool
 from distill_workers.environments.protocol import AssistantMessage, Message, Row, ToolCall
 from distill_workers.environments.user_environment import Answer
@@ -28,7 +29,9 @@ from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.failures import ConfigurationError, PromptError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.build import build_reward, build_rewards
-from distill_workers.rollout.episodes import Episodes, build_episodes, of_evaluation, turn_seed
+from distill_workers.rollout.conversations.build import build_episodes
+from distill_workers.rollout.conversations.environment_episodes import EnvironmentEpisodes
+from distill_workers.rollout.conversations.episodes import Episodes, of_evaluation, turn_seed
 from distill_workers.rollout.pipeline import RolloutPipeline, sample_seed
 from distill_workers.teacher.protocol import Scores
 from distill_workers.teacher.teachers import Teachers
@@ -70,10 +73,11 @@ class Played:
     def __init__(self, step: Callable[[int], Answer], opening: list[Message] | None = None) -> None:
         self.step_of, self.opening = step, opening
         self.seen = list[AssistantMessage]()
-        self.rows = list[Row]()
+        self.rows, self.kinds = list[Row](), list[Kind]()
 
     @contextlib.asynccontextmanager
-    async def conversation(self) -> AsyncIterator[Any]:
+    async def conversation(self, kind: Kind) -> AsyncIterator[Any]:
+        self.kinds.append(kind)
         yield self
 
     async def reset(self, row: Row) -> list[Message]:
@@ -110,7 +114,7 @@ def episodes(folder: Path, engines: Engines, environments: Any, *, prompts: Any 
     spec = spec_of(folder, **rollout)
     renderer = ConversationRenderer(Prompts.model_validate({"path": "/p", **(prompts or {})}), TOKENIZER, [TOOL])
     played: Any = engines
-    return Episodes(spec, played, environments, {"sums": renderer, of_evaluation("held-out"): renderer})
+    return EnvironmentEpisodes(spec, played, environments, {"sums": renderer, of_evaluation("held-out"): renderer})
 
 
 PROMPT = Prompt(3, [1], "?", "42", {"level": 2}, "sums", messages=[QUESTION])
@@ -118,7 +122,7 @@ PROMPT = Prompt(3, [1], "?", "42", {"level": 2}, "sums", messages=[QUESTION])
 
 async def test_a_conversation_is_one_sample_whose_ids_are_what_the_template_renders(tmp_path: Path) -> None:
     engines, environment = Engines(), Played(one_tool_then_done)
-    sample = await episodes(tmp_path, engines, environment).sample(PROMPT, 2, seed=5)
+    [sample] = await episodes(tmp_path, engines, environment).samples(PROMPT, 2, seed=5)
     messages = [QUESTION, {"role": "assistant", "content": SAYS[0]}, RESULT, {"role": "assistant", "content": SAYS[1]}]
     whole = ids_of(TOKENIZER.apply_chat_template(messages, tools=[TOOL], tokenize=False))
     newline = len(ids_of("\n"))  # which ends the template's turn and no turn of the student
@@ -135,8 +139,8 @@ async def test_a_conversation_is_one_sample_whose_ids_are_what_the_template_rend
 async def test_a_teacher_with_privileged_context_scores_the_same_turns_after_what_it_knows(tmp_path: Path) -> None:
     known = "{prompt} The answer is {answer}, at level {level}."
     made = episodes(tmp_path, Engines(), Played(one_tool_then_done), prompts={"teacherPrompt": known})
-    sample, plain = [
-        await e.sample(PROMPT, 0, seed=5) for e in (made, episodes(tmp_path, Engines(), Played(one_tool_then_done)))
+    [sample], [plain] = [
+        await e.samples(PROMPT, 0, seed=5) for e in (made, episodes(tmp_path, Engines(), Played(one_tool_then_done)))
     ]
     text = TOKENIZER.decode(sample.teacher_prompt_ids)
     assert "What is 12 plus 30? The answer is 42, at level 2.<|im_end|>" in text and '"name": "add"' in text
@@ -145,7 +149,7 @@ async def test_a_teacher_with_privileged_context_scores_the_same_turns_after_wha
 
 
 async def test_each_token_has_the_log_prob_and_the_weights_that_it_was_drawn_with(tmp_path: Path) -> None:
-    sample = await episodes(tmp_path, Engines(), Played(one_tool_then_done)).sample(PROMPT, 0, seed=5)
+    [sample] = await episodes(tmp_path, Engines(), Played(one_tool_then_done)).samples(PROMPT, 0, seed=5)
     assert sample.loss_mask is not None and len(sample.loss_mask) == len(sample.response_ids)
     first, second = sample.turns
     assert [sample.token_versions[i] for i in (*first, *second)] == [0] * len(first) + [1] * len(second)
@@ -155,7 +159,7 @@ async def test_each_token_has_the_log_prob_and_the_weights_that_it_was_drawn_wit
 
 async def test_every_turn_continues_the_ids_before_it_on_one_engine_with_a_seed_of_its_own(tmp_path: Path) -> None:
     engines = Engines()
-    sample = await episodes(tmp_path, engines, Played(one_tool_then_done)).sample(PROMPT, 0, seed=5)
+    [sample] = await episodes(tmp_path, engines, Played(one_tool_then_done)).samples(PROMPT, 0, seed=5)
     first, second = engines.requests
     assert first["prompt"] == sample.prompt_ids
     assert second["prompt"] == [*sample.prompt_ids, *sample.response_ids[: sample.turns[1].start]]
@@ -167,7 +171,7 @@ async def test_every_turn_continues_the_ids_before_it_on_one_engine_with_a_seed_
 async def test_a_conversation_ends_after_the_last_turn_that_it_may_have(tmp_path: Path) -> None:
     engines, environment = Engines(), Played(for_ever)
     made = episodes(tmp_path, engines, environment, environment={"maxTurns": 2})
-    sample = await made.sample(PROMPT, 0, seed=5)
+    [sample] = await made.samples(PROMPT, 0, seed=5)
     assert len(sample.turns) == len(environment.seen) == len(engines.requests) == 2
     assert sample.loss_mask is not None and sample.loss_mask[-1] and not sample.truncated and sample.reward == 2.0
 
@@ -178,7 +182,7 @@ async def test_a_turn_that_is_cut_off_ends_the_conversation_and_is_no_message(
 ) -> None:
     environment = Played(for_ever)
     made = episodes(tmp_path, Engines(), environment, maxResponseTokens=10, truncated=truncated)
-    sample = await made.sample(PROMPT, 0, seed=5)
+    [sample] = await made.samples(PROMPT, 0, seed=5)
     assert sample.truncated and sample.masked is masked and len(sample.response_ids) == 10
     assert (environment.seen, sample.reward) == ([], 0.0)
 
@@ -186,14 +190,14 @@ async def test_a_turn_that_is_cut_off_ends_the_conversation_and_is_no_message(
 async def test_an_answer_that_leaves_no_room_for_another_turn_is_not_read(tmp_path: Path) -> None:
     long: Message = {**RESULT, "content": "42 " * 100}
     engines = Engines()
-    sample = await episodes(tmp_path, engines, Played(lambda turn: Answer([long], 0.5))).sample(PROMPT, 0, seed=5)
+    [sample] = await episodes(tmp_path, engines, Played(lambda turn: Answer([long], 0.5))).samples(PROMPT, 0, seed=5)
     assert sample.response_ids == ids_of(SAYS[0] + "<|im_end|>") and len(engines.requests) == 1
     assert sample.truncated and sample.reward == 0.5 and sample.loss_mask == [True] * len(sample.response_ids)
 
 
 async def test_a_turn_that_ends_with_another_token_is_ended_as_the_template_does(tmp_path: Path) -> None:
     made = episodes(tmp_path, Engines(end="<|endoftext|>"), Played(one_tool_then_done))
-    sample = await made.sample(PROMPT, 0, seed=5)
+    [sample] = await made.samples(PROMPT, 0, seed=5)
     text = TOKENIZER.decode(sample.response_ids)
     assert text.startswith(f"{SAYS[0]}<|endoftext|><|im_end|>\n<|im_start|>user\n<tool_response>")
     begin = sample.turns[0].stop
@@ -203,7 +207,7 @@ async def test_a_turn_that_ends_with_another_token_is_ended_as_the_template_does
 async def test_an_opening_that_is_too_long_fails_its_sample_by_name(tmp_path: Path) -> None:
     made = episodes(tmp_path, Engines(), Played(for_ever, [{**QUESTION, "content": "12 " * 300}]))
     with pytest.raises(EnvironmentFailed, match=r"prompt 3: the environment begins with \d+ tokens, and .* is 200"):
-        await made.sample(PROMPT, 0, seed=5)
+        await made.samples(PROMPT, 0, seed=5)
 
 
 async def test_messages_that_the_template_refuses_fail_their_sample_by_name(tmp_path: Path) -> None:
@@ -212,7 +216,7 @@ async def test_messages_that_the_template_refuses_fail_their_sample_by_name(tmp_
     TOKENIZER.chat_template = WITH_TOOLS.replace("{% for m in messages %}", "{% for m in messages %}" + refusal)
     try:
         with pytest.raises(EnvironmentFailed, match="prompt 3: the student's chat template refuses these messages: no"):
-            await made.sample(PROMPT, 0, seed=5)
+            await made.samples(PROMPT, 0, seed=5)
     finally:
         TOKENIZER.chat_template = WITH_TOOLS
 
@@ -356,7 +360,8 @@ async def test_an_evaluation_scores_conversations_by_the_environments_reward(tmp
         lock = asyncio.Lock()
 
         @contextlib.asynccontextmanager
-        async def conversation(self) -> AsyncIterator[Any]:
+        async def conversation(self, kind: Kind) -> AsyncIterator[Any]:
+            self.kinds.append(kind)
             async with self.lock:
                 yield self
 
@@ -366,6 +371,7 @@ async def test_an_evaluation_scores_conversations_by_the_environments_reward(tmp
     scored = [r for r in engines.requests if r["temperature"] == 0.5]
     assert (found.score, found.failed, found.prompts) == (pytest.approx(1 / 3), 0, 3)
     assert len(scored) == 2 * 6 and len({r["seed"] for r in scored}) == 12 and all(r["urgent"] for r in scored)
+    assert set(environment.kinds) == {Kind.EVALUATION}
     assert scored[0]["room"] == 150 and {row.messages[0]["content"] for row in environment.rows} == {
         f"What is {n}?" for n in range(3)
     }
@@ -423,10 +429,10 @@ async def test_a_job_with_an_environment_plays_it_from_its_data_to_a_sample(
 ) -> None:
     spec, engines = job_of(tmp_path, monkeypatch), Engines()
     [prompt] = load_data(spec, TOKENIZER, Metrics())
-    made = build_episodes(spec, TOKENIZER, engines)  # type: ignore[arg-type]
+    made = build_episodes(spec, TOKENIZER, engines, Metrics())  # type: ignore[arg-type]
     assert made is not None and made.notes() == []
     made.check_ends([TOKENIZER.eos_token_id, *ids_of("<|im_end|>")])
-    sample = await made.sample(prompt, 0, seed=1)
+    [sample] = await made.samples(prompt, 0, seed=1)
     text = TOKENIZER.decode(sample.response_ids)
     assert "<tool_response>\n42\n</tool_response>" in text and len(sample.turns) == 2 and sample.reward == 1.0
     assert '"name": "add"' in TOKENIZER.decode(sample.prompt_ids)
@@ -440,12 +446,12 @@ def test_prompts_have_their_messages_in_a_job_with_an_environment_alone(
     single = spec.model_copy(update={"rollout": spec.rollout.model_copy(update={"environment": None})})
     assert [p.messages for p in load_data(spec, TOKENIZER, Metrics())] == [[QUESTION]]
     assert [p.messages for p in load_data(single, TOKENIZER, Metrics())] == [None]
-    assert build_episodes(single, TOKENIZER, None) is None  # type: ignore[arg-type]
+    assert build_episodes(single, TOKENIZER, None, Metrics()) is None  # type: ignore[arg-type]
 
 
 def test_prompts_that_begin_no_conversation_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(PromptError, match=r"rollout\.environment needs prompts\.applyChatTemplate: true"):
-        build_episodes(job_of(tmp_path, monkeypatch, applyChatTemplate=False), TOKENIZER, None)  # type: ignore[arg-type]
+        build_episodes(job_of(tmp_path, monkeypatch, applyChatTemplate=False), TOKENIZER, None, Metrics())  # type: ignore[arg-type]
 
 
 def test_a_job_with_an_environment_grades_no_responses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,7 @@ from distill_api.spec.job_spec import Prompts
 from distill_workers.engine.request import Request, Response
 from distill_workers.environments.conversation_renderer import ConversationRenderer
 from distill_workers.environments.user_environment import Answer
-from distill_workers.rollout.episodes import Episodes
+from distill_workers.rollout.conversations.environment_episodes import EnvironmentEpisodes
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
 TURNS = 4
@@ -42,7 +42,7 @@ async def test_the_engines_log_probs_of_four_turns_are_the_models_own(
     spec = spec_of(tmp_path, environment={"maxTurns": TURNS}, maxResponseTokens=1500)
     renderer = ConversationRenderer(Prompts(path="/p"), TOKENIZER, [TOOL])
     played: Any = (OneEngine(engine), Played(lambda turn: Answer([RESULT])))
-    sample = await Episodes(spec, *played, {"sums": renderer}).sample(PROMPT, 0, seed=7)
+    [sample] = await EnvironmentEpisodes(spec, *played, {"sums": renderer}).samples(PROMPT, 0, seed=7)
     assert len(sample.turns) == TURNS and not sample.truncated
     assert sample.loss_mask is not None and {True, False} == set(sample.loss_mask)
     expected = hf_logprobs(tiny_model(0), sample.prompt_ids, sample.response_ids)

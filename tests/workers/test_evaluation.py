@@ -20,8 +20,9 @@ from runs import MODELS, REPO
 
 from distill_cli.main import main
 from distill_workers.engine.engine import EngineRefused, Response
+from distill_workers.evaluation.conversation_response import ConversationResponse
 from distill_workers.evaluation.estimates import Estimate, interval, mean_score, pass_at_k, solves
-from distill_workers.evaluation.evaluator import Evaluator, Measurement
+from distill_workers.evaluation.evaluator import Evaluator, Measurement, Sampled
 from distill_workers.local.evaluate import chosen, table
 from distill_workers.metrics import Metrics
 from distill_workers.teacher.protocol import BadScore, Scores
@@ -156,6 +157,46 @@ async def test_a_privileged_teacher_scores_and_answers_what_it_is_asked_itself(t
     sampled.step = 0
     await made.grade(sampled, only(Privileged()))
     assert sorted(asked) == sorted([f"{n} is 42" for n in range(3)] * 2)
+
+
+async def test_the_reference_scores_and_answers_the_students_own_prompt(tmp_path: Path) -> None:
+    asked: list[str] = []
+    tokenizer = tiny_tokenizer()
+
+    class Reference(Teacher):
+        async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+            asked.append(tokenizer.decode(prompt_ids))
+            return await super().score(prompt_ids, response_ids, top_k)
+
+        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+            asked.append(tokenizer.decode(prompt_ids))
+            return await super().generate(prompt_ids, max_new_tokens)
+
+    file = tmp_path / "p.jsonl"
+    file.write_text('{"prompt": "12 + 30", "answer": "42"}\n')
+    hinted = {"path": str(file), "answerField": "answer", "applyChatTemplate": False, "teacherPrompt": "is {answer}"}
+    drift = {"name": "drift", "prompts": hinted, "teacher": "base", "reward": {"source": "exact-match"}}
+    spec = spec_of(
+        Path("/m"),
+        Path("/m"),
+        teacher=None,
+        teachers=[{"name": "expert", "model": "/e"}, {"name": "base", "model": "/b"}],
+        data={"prompts": {"path": str(file)}, "defaultTeacher": "expert"},
+        objective={"reference": "base", "referenceCoefficient": 0.1},
+        evaluation=[{**drift, "scoreTeacher": True}],
+    )
+    pools: Any = {"base": Reference()}
+    made, teachers = Evaluator(spec, spec.evaluation[0], tokenizer, Metrics()), Teachers(pools)
+    sampled = await made.sample(5, Engines(["42"]))
+    sampled.step = 0
+    await made.grade(sampled, teachers)
+    assert asked == ["12 + 30", "12 + 30"]
+    conversation = ConversationResponse(
+        [5, 6], [-1.0, -1.0], [5, 5], False, 1.0, [True, True], tokenizer("hinted")["input_ids"], made.prompts[0].ids
+    )
+    asked.clear()
+    await made.grade(Sampled(5, as_trained=[[conversation]]), teachers)
+    assert asked == ["12 + 30"]
 
 
 async def test_responses_that_fail_are_counted_and_leave_no_score_of_their_own(tmp_path: Path) -> None:

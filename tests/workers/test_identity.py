@@ -175,3 +175,137 @@ def test_an_environment_elsewhere_is_the_same_run_and_another_environment_is_ano
     RunFolder(job(tmp_path, rollout={"environment": moved})).claim()
     with pytest.raises(ForeignRun, match=r"spec\.rollout\.environment\.function is my_envs:Calculator there"):
         RunFolder(job(tmp_path, rollout={"environment": {**environment, "function": "my_envs:Other"}})).claim()
+
+
+TOOL = {"type": "function", "function": {"name": "add", "parameters": {"type": "object"}}}
+
+
+def tools(file: Path, *found: dict[str, Any], **style: Any) -> dict[str, Any]:
+    """The field rollout of a job with an environment whose tools are in a file."""
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(json.dumps(found, **style))
+    return {"environment": {"function": "my_envs:Calculator", "tools": str(file)}}
+
+
+def test_other_tools_are_another_run_which_names_the_field(tmp_path: Path) -> None:
+    RunFolder(job(tmp_path / "runs", rollout=tools(tmp_path / "a" / "tools.json", TOOL))).claim()
+    moved = tools(tmp_path / "b" / "tools.json", TOOL, indent=2)
+    RunFolder(job(tmp_path / "runs", rollout=moved)).claim()
+    other = tools(tmp_path / "b" / "tools.json", TOOL, {**TOOL, "function": {"name": "multiply"}})
+    with pytest.raises(ForeignRun, match=r"spec\.rollout\.environment\.tools: the tools in .*/b/tools\.json are not"):
+        RunFolder(job(tmp_path / "runs", rollout=other)).claim()
+
+
+@pytest.mark.parametrize("first", [True, False], ids=["taken away", "added"])
+def test_tools_that_were_added_or_taken_away_are_another_run(first: bool, tmp_path: Path) -> None:
+    with_tools = tools(tmp_path / "a" / "tools.json", TOOL)
+    without = {"environment": {"function": with_tools["environment"]["function"]}}
+    RunFolder(job(tmp_path / "runs", rollout=with_tools if first else without)).claim()
+    with pytest.raises(ForeignRun, match=r"spec\.rollout\.environment\.tools is .* there and .* here"):
+        RunFolder(job(tmp_path / "runs", rollout=without if first else with_tools)).claim()
+
+
+@pytest.mark.parametrize("earlier", ["a release that knew no tools", "not in the pod"])
+def test_tools_of_which_nothing_is_known_are_no_other_run(earlier: str, tmp_path: Path) -> None:
+    file = tmp_path / "a" / "tools.json"
+    rollout = tools(file, TOOL)
+    if earlier == "not in the pod":
+        file.unlink()
+    folder = RunFolder(job(tmp_path / "runs", rollout=rollout))
+    folder.claim()
+    if earlier != "not in the pod":
+        mark = folder.root / "run.json"
+        mark.write_text(json.dumps({k: v for k, v in json.loads(mark.read_text()).items() if k != "tools"}))
+    RunFolder(job(tmp_path / "runs", rollout=tools(file, TOOL, TOOL))).claim()
+    with pytest.raises(ForeignRun):
+        RunFolder(job(tmp_path / "runs", rollout=tools(file, TOOL))).claim()
+
+
+def test_code_of_the_user_that_is_another_is_noted_once_and_never_imported(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    package = tmp_path / "my_package"
+    package.mkdir()
+    (package / "__init__.py").write_text("raise SystemExit")
+    (package / "envs.py").write_text("raise SystemExit  # 1")
+    (package / "scores.py").write_text("raise SystemExit  # 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    environment = {"function": "my_package.envs:Calculator"}
+    reward = {"source": "python", "function": "my_package.scores:score"}
+    evaluation = [{"name": "sums", "prompts": {"path": "/data/sums.jsonl"}, "reward": reward}]
+    of = job(tmp_path / "runs", rollout={"environment": environment}, evaluation=evaluation)
+    assert RunFolder(of).claim() == RunFolder(of).claim() == []
+    (package / "envs.py").write_text("raise SystemExit  # 2")
+    assert RunFolder(of).claim() == [
+        "UserCode: spec.rollout.environment.function: its file is not the one that the attempt before ran with; "
+        "the run goes on with it"
+    ]
+    (package / "scores.py").write_text("raise SystemExit  # 2")
+    [note] = RunFolder(of).claim()
+    assert note.startswith("UserCode: spec.evaluation[sums].reward.function: ")
+    assert RunFolder(of).claim() == []
+
+
+def test_an_agents_script_that_is_another_is_noted(tmp_path: Path) -> None:
+    script = tmp_path / "agent.py"
+    script.write_text("raise SystemExit  # 1")
+    of = job(tmp_path / "runs", rollout={"environment": {"agent": {"command": ["python", str(script), "--fast"]}}})
+    assert RunFolder(of).claim() == RunFolder(of).claim() == []
+    script.write_text("raise SystemExit  # 2")
+    [note] = RunFolder(of).claim()
+    assert note.startswith("UserCode: spec.rollout.environment.agent.command: its file is not the one that")
+    assert RunFolder(of).claim() == []
+
+
+@pytest.mark.parametrize("command", [["my-agent"], ["python", "-m", "my_agent"], ["python", "/absent/agent.py"]])
+def test_an_agent_without_a_script_that_can_be_read_is_taken_as_it_is(command: list[str], tmp_path: Path) -> None:
+    of = job(tmp_path, rollout={"environment": {"agent": {"command": command}}})
+    assert RunFolder(of).claim() == RunFolder(of).claim() == []
+
+
+@pytest.mark.parametrize("folder", ["", "nested", "nested/deeper"])
+@pytest.mark.parametrize("package", [False, True])
+def test_code_in_folders_without_an_init_file_is_known_too(
+    folder: str, package: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    code = tmp_path / "my_folder" / folder
+    code.mkdir(parents=True)
+    if package:
+        (tmp_path / "my_folder" / "__init__.py").write_text("raise SystemExit")
+    (code / "scores.py").write_text("raise SystemExit  # 1")
+    monkeypatch.syspath_prepend(tmp_path)
+    module = ".".join(["my_folder", *folder.split("/"), "scores"] if folder else ["my_folder", "scores"])
+    reward = {"source": "python", "function": f"{module}:score"}
+    evaluation = [{"name": "sums", "prompts": {"path": "/data/sums.jsonl"}, "reward": reward}]
+    of = job(tmp_path / "runs", evaluation=evaluation)
+    assert RunFolder(of).claim() == []
+    (code / "scores.py").write_text("raise SystemExit  # 2")
+    [note] = RunFolder(of).claim()
+    assert note.startswith("UserCode: spec.evaluation[sums].reward.function: ")
+
+
+@pytest.mark.parametrize("module", ["my_folder", "my_folder.nested", "my_folder.nested.gone", "my_folder.scores.gone"])
+def test_code_that_is_no_source_file_does_not_keep_a_run_from_its_folder(
+    module: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_folder" / "nested").mkdir(parents=True)
+    (tmp_path / "my_folder" / "scores.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = {"source": "python", "function": f"{module}:score"}
+    evaluation = [{"name": "sums", "prompts": {"path": "/data/sums.jsonl"}, "reward": reward}]
+    assert RunFolder(job(tmp_path / "runs", evaluation=evaluation)).claim() == []
+
+
+def test_code_that_cannot_be_read_does_not_keep_a_run_from_its_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "my_scores.py").write_text("")
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def stale(path: Path) -> bytes:
+        raise OSError("stale file handle")
+
+    monkeypatch.setattr(Path, "read_bytes", stale)
+    reward = {"source": "python", "function": "my_scores:score"}
+    evaluation = [{"name": "sums", "prompts": {"path": "/data/sums.jsonl"}, "reward": reward}]
+    assert RunFolder(job(tmp_path / "runs", evaluation=evaluation)).claim() == []

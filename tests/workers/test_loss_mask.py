@@ -39,11 +39,12 @@ def conversation(seed: int = 0, mask: list[bool] | None = MASK, tokens: int = le
     made = Sample(
         seed, 0, ids[:4], ids[4:], numbers(tokens, draw), [0] * tokens, False, numbers(tokens, draw),
         top.numpy().astype(np.int32), -torch.rand(tokens, TOP, generator=draw).numpy() - 2,
-        loss_mask=mask, advantage=0.5,
+        loss_mask=mask, advantage=0.5, reference_logprobs=numbers(tokens, draw),
     )  # fmt: skip
     for place, is_student in enumerate(mask or []):
         if not is_student:
             made.engine_logprobs[place], made.teacher_logprobs[place] = 0.0, -1000.0
+            made.reference_logprobs[place] = -1000.0
     return made
 
 
@@ -55,7 +56,7 @@ def turns_alone(sample: Sample) -> list[Sample]:
         part = dataclasses.replace(
             sample, prompt_ids=[*sample.prompt_ids, *sample.response_ids[: turn.start]], loss_mask=None
         )
-        for name in ("response_ids", "engine_logprobs", "token_versions", "teacher_logprobs"):
+        for name in ("response_ids", "engine_logprobs", "token_versions", "teacher_logprobs", "reference_logprobs"):
             setattr(part, name, getattr(sample, name)[cut])
         assert sample.teacher_top_ids is not None and sample.teacher_top_logprobs is not None
         part.teacher_top_ids, part.teacher_top_logprobs = sample.teacher_top_ids[cut], sample.teacher_top_logprobs[cut]
@@ -91,10 +92,14 @@ def loss_of(student: Student, samples: list[Sample], **objective: Any) -> tuple[
     return loss, hidden
 
 
-OBJECTIVES = [{"support": "sampled-token"}, {"support": "top-k", "topK": TOP}]
+OBJECTIVES = [
+    {"support": "sampled-token"},
+    {"support": "top-k", "topK": TOP},
+    {"reference": "base", "extrapolation": 1.5, "referenceCoefficient": 0.1},
+]
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=["sampled-token", "top-k"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["sampled-token", "top-k", "reference"])
 def test_the_gradient_is_exactly_zero_where_an_environments_token_is_predicted(objective: dict[str, Any]) -> None:
     samples = [conversation(0), conversation(1, [True, False, True], 3)]
     loss, hidden = loss_of(Student(), samples, **objective)
@@ -108,7 +113,7 @@ def test_the_gradient_is_exactly_zero_where_an_environments_token_is_predicted(o
             assert is_student or gradient.eq(0).all()
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES, ids=["sampled-token", "top-k"])
+@pytest.mark.parametrize("objective", OBJECTIVES, ids=["sampled-token", "top-k", "reference"])
 def test_a_conversation_trains_the_student_as_its_turns_each_alone_would(objective: dict[str, Any]) -> None:
     whole, parts = Student(), Student()
     loss_of(whole, [conversation(0)], **objective)[0].backward()
@@ -122,9 +127,11 @@ def test_what_an_environment_says_changes_what_the_student_reads_and_no_target()
     other = dataclasses.replace(sample, response_ids=ids)
     first, second = (collate([s], [0], torch.device("cpu"), scored=True) for s in (sample, other))
     assert not torch.equal(first.input_ids, second.input_ids)
-    for name in ("targets", "engine_logprobs", "teacher_logprobs", "support_ids", "rows", "lengths"):
+    per_token = ("targets", "engine_logprobs", "teacher_logprobs", "reference_logprobs", "support_ids", "rows")
+    for name in (*per_token, "lengths"):
         assert torch.equal(getattr(first, name), getattr(second, name))
     assert first.lengths.tolist() == [6] and -1000.0 not in first.teacher_logprobs
+    assert -1000.0 not in first.reference_logprobs
 
 
 def test_the_log_probs_of_a_conversation_are_those_of_its_own_tokens_in_order() -> None:

@@ -147,6 +147,29 @@ def test_the_engines_are_told_the_ends_that_the_student_lacks(tmp_path: Path) ->
     assert "stop_token_ids" not in Request([1], 0, 8).sampling()
 
 
+def test_a_reference_need_not_know_conversations_but_must_have_their_tokens(tmp_path: Path) -> None:
+    """The model that the teacher was trained from has no chat template, and ends by another token."""
+    student, teacher = saved(tmp_path / "student", tokenizer(), 0), saved(tmp_path / "teacher", tokenizer(), 0)
+    base = saved(tmp_path / "base", tokenizer(None), 1)
+    job = spec(teacher).model_dump(by_alias=True, exclude_unset=True)
+    teachers = [{"name": n, "model": str(folder)} for n, folder in (("expert", teacher), ("base", base))]
+    objective = {"reference": "base", "extrapolation": 1.5}
+    job |= {"teacher": None, "teachers": teachers, "objective": objective}
+    job["data"]["defaultTeacher"] = "expert"
+    with_reference = Spec.model_validate(job)
+    assert check_models(with_reference, student, tokenizer()) == Agreement((), [])
+    taught = Spec.model_validate({**job, "objective": {}})
+    with pytest.raises(ModelsDisagree, match="the teacher has none"):
+        check_models(taught, student, tokenizer())
+    words = {word: i for i, word in enumerate([*SPECIAL[:2], "[UNK]"])}
+    other = PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.WordLevel(words, unk_token="[UNK]")), eos_token=SPECIAL[0]
+    )
+    saved(base, other, 0)
+    with pytest.raises(ModelsDisagree, match="SpecialTokens"):
+        check_models(with_reference, student, tokenizer())
+
+
 def test_templates_are_compared_with_the_arguments_that_the_job_gives_them(tmp_path: Path) -> None:
     """A teacher that is asked for a short answer where the job says so, and a student that is not."""
     student, quiet = tokenizer(CHATML + "{# terse #}"), "{% if terse %}<brief>{% endif %}"

@@ -211,6 +211,11 @@ def test_a_base_model_is_named_where_the_hub_knows_it(model: str, name: str | No
             "Its mean over the other responses to the prompt is subtracted",
         ),
         (
+            {"baseline": "batch-mean"},
+            {"GKD", "MiniLLM", "PPO"},
+            "Its mean over the other responses of the step is subtracted",
+        ),
+        (
             {
                 "support": "top-k",
                 "reward": {"source": "math"},
@@ -229,6 +234,27 @@ def test_the_objective_is_told_with_the_papers_it_is_from_and_no_others(
     ).text
     assert sentence in text
     assert {name for name, (_, number) in PAPERS.items() if f"https://arxiv.org/abs/{number}" in text} == papers
+
+
+def test_the_reference_is_told_as_what_it_is_and_not_as_a_teacher(tmp_path: Path) -> None:
+    teachers = [{"name": "expert", "model": "research/expert"}, {"name": "base", "model": "research/base"}]
+    objective = {"reference": "base", "extrapolation": 1.25, "referenceCoefficient": 0.05}
+    data = {"prompts": {"path": "/inputs/train.jsonl", "answerField": "answer"}, "defaultTeacher": "expert"}
+    text = card_of(tmp_path, teacher=None, teachers=teachers, objective=objective, data=data).text
+    assert "distilled from `research/expert` on its own samples" in text
+    assert "less those of the reference, `base`, are a reward of weight 1.25" in text
+    assert "The reverse KL to the reference, `base`, is added; its coefficient is 0.05" in text
+    assert all(f"https://arxiv.org/abs/{number}" in text for number in ("2602.12125", "2604.08527"))
+
+
+def test_it_is_told_that_a_teacher_scored_text_in_tokens_of_its_own(tmp_path: Path) -> None:
+    said = "Responses were scored as text in the tokens of"
+    assert said not in card_of(tmp_path / "plain").text
+    text = card_of(tmp_path / "alone", teacher={"model": "/m/big", "tokenizer": "/m/big"}).text
+    assert f"{said} the teacher, whose tokenizer is not the student's: the divergence is over spans" in text
+    teachers = [{"name": "near", "model": "/m/a"}, {"name": "far", "model": "/m/b", "tokenizer": "/m/b"}]
+    data = {"prompts": {"path": "/inputs/train.jsonl"}, "defaultTeacher": "near"}
+    assert f"{said} `far`, whose" in card_of(tmp_path / "two", teacher=None, teachers=teachers, data=data).text
 
 
 def test_it_is_told_that_the_teacher_was_asked_another_question(tmp_path: Path) -> None:

@@ -51,7 +51,7 @@ def test_the_top_k_value_leaves_the_expected_gradient_as_it_is_and_lowers_its_va
     assert stats["advantage_square"].mean() > 0
 
 
-@pytest.mark.parametrize("baseline", ["top-k", "leave-one-out"])
+@pytest.mark.parametrize("baseline", ["top-k", "leave-one-out", "batch-mean"])
 def test_a_baseline_may_raise_the_variance_where_the_student_is_surer_than_its_teacher(baseline: str) -> None:
     language = TinyLanguage.random(1, sharpness=0.3, distance=0.5)
     probabilities = language.probabilities.detach()
@@ -99,7 +99,8 @@ def groups_of_two(language: TinyLanguage) -> TinyLanguage:
     return TinyLanguage(language.logits, language.teacher, every)
 
 
-def test_the_mean_of_the_others_leaves_the_expected_gradient_as_it_is() -> None:
+@pytest.mark.parametrize("baseline", ["leave-one-out", "batch-mean"])
+def test_the_mean_of_the_others_leaves_the_expected_gradient_as_it_is(baseline: str) -> None:
     language = TinyLanguage.random(4)
     one = language.probabilities.detach()
     probability = (one[:, None] * one).flatten().repeat_interleave(2 * TOKENS)  # of the group of each token
@@ -109,11 +110,26 @@ def test_the_mean_of_the_others_leaves_the_expected_gradient_as_it_is() -> None:
     others = torch.cat([leave_one_out_values(group, torch.tensor([TOKENS, TOKENS])) for group in of_groups])
     baselines = others.repeat_interleave(TOKENS)
 
-    steadied, stats = groups.token_losses(objective(baseline="leave-one-out"), baselines=baselines)
+    steadied, stats = groups.token_losses(objective(baseline=baseline), baselines=baselines)
 
     torch.testing.assert_close(stats["baseline"], baselines)
     expected = groups.gradient((probability * plain).sum())
     torch.testing.assert_close(groups.gradient((probability * steadied).sum()), expected, rtol=1e-12, atol=1e-14)
+
+
+def test_a_mean_with_the_response_itself_would_bias_the_gradient() -> None:
+    """So the batch mean is that of the others: by as much as it would be, the whole mean is off."""
+    language = TinyLanguage.random(4)
+    one = language.probabilities.detach()
+    probability = (one[:, None] * one).flatten().repeat_interleave(2 * TOKENS)
+    groups = groups_of_two(language)
+    plain, stats = groups.token_losses(objective())
+    whole = stats["reverse_kl"].view(-1, 2 * TOKENS).mean(-1).repeat_interleave(2 * TOKENS)
+
+    biased, _ = groups.token_losses(objective(baseline="batch-mean"), baselines=whole)
+
+    right = groups.gradient((probability * plain).sum())
+    assert (groups.gradient((probability * biased).sum()) - right).norm() > 0.1 * right.norm()
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from distill_api.spec.job_spec import Correction, ImportanceWeight
 from distill_workers.objective.corrections import correct
+from distill_workers.objective.spans import Spans
 
 LENGTHS = st.lists(st.integers(1, 6), min_size=1, max_size=5)
 
@@ -81,3 +82,19 @@ def test_truncation_at_infinity_is_exact_importance_sampling() -> None:
     weights = correct(correction(high=100), trainer, engine, torch.tensor([3])).values
 
     assert (engine.exp() * weights * values).sum().item() == pytest.approx((trainer.exp() * values).sum().item())
+
+
+def test_tokens_have_the_weight_of_their_span_and_a_response_is_masked_by_its_tokens() -> None:
+    old, engine, lengths = torch.tensor([2.0, 2.0, 0.5]).log(), torch.zeros(3), torch.tensor([3])
+    spans = Spans(torch.tensor([False, True, True]))
+
+    # The mean ratio is 2^(1/3) over tokens, and would be 2 over the products at them.
+    truncated = correct(correction(high=3.0, sequenceHigh=1.5), old, engine, lengths, spans)
+    gated = correct(correction(importanceWeight="gated", low=0.4, high=3.0), old, engine, lengths, spans)
+    whole = correct(correction(high=5.0), old, engine, lengths, spans)
+
+    assert whole.values.tolist() == pytest.approx([4.0, 4.0, 0.5])
+    assert truncated.values.tolist() == pytest.approx([3.0, 3.0, 0.5])
+    assert truncated.capped.tolist() == [True, True, False] and not truncated.masked.any()
+    assert gated.values.tolist() == pytest.approx([0.0, 0.0, 0.5])
+    assert gated.gated.tolist() == [True, True, False]

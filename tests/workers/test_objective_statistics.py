@@ -8,7 +8,13 @@ from distill_workers.objective.statistics import SCOPES, Scope, means, no_sums, 
 
 
 def scopes(supervised: torch.Tensor, measured: torch.Tensor) -> dict[Scope, torch.Tensor]:
-    return {Scope.ALL: torch.ones_like(supervised), Scope.OWN: ~supervised, Scope.MEASURED: measured & ~supervised}
+    some = measured & ~supervised
+    return {
+        Scope.ALL: torch.ones_like(supervised),
+        Scope.OWN: ~supervised,
+        Scope.MEASURED: some,
+        Scope.TRANSLATED: some,
+    }
 
 
 def test_a_mean_is_over_the_tokens_that_it_says_something_about() -> None:

@@ -107,10 +107,15 @@ def test_what_a_sample_brings_stands_at_each_of_its_tokens() -> None:
         Sample(0, 0, [5], [6, 7], [-1.0, -1.0], [0, 0], False, [-1.0, -2.0], coefficient=0.5, baseline=0.25),
         Sample(0, 1, [5], [6], [-1.0], [0], False, [-1.0], coefficient=2.0, baseline=-1.0),
     ]
+    samples[0].reference_logprobs, samples[1].reference_logprobs = [-3.0, -4.0], [-5.0]
     batch = collate(samples, [0, 1], torch.device("cpu"), scored=True)
 
     assert batch.teacher_coefficients.tolist() == [0.5, 0.5, 2.0]
     assert batch.baselines.tolist() == [0.25, 0.25, -1.0]
+    assert batch.reference_logprobs.tolist() == [-3.0, -4.0, -5.0]
+    samples[0].reference_logprobs = [-3.0]
+    with pytest.raises(ValueError, match="'reference_logprobs': 1"):
+        collate(samples, [0, 1], torch.device("cpu"), scored=True)
 
 
 def entropies(language: TinyLanguage) -> list[float]:
@@ -167,11 +172,23 @@ def test_the_gate_depends_on_the_state_and_not_on_the_token_that_was_sampled() -
     assert stats["teacher_entropy"].view(-1, TOKENS)[:, 0].unique().numel() == 1
 
 
+def test_what_is_said_to_be_clipped_is_the_sampled_term_alone() -> None:
+    clipped = {
+        threshold: TinyLanguage.random(4).token_losses(
+            Objective.model_validate({"advantageClip": 1.0, "forwardKlAboveEntropy": threshold})
+        )[1]["advantage_clipped_ratio"]
+        for threshold in (0.0, 20.0)
+    }
+    assert clipped[0.0].tolist() == clipped[20.0].tolist()
+    assert 0 < clipped[0.0].mean() < 1
+
+
 @pytest.mark.parametrize(
     "fields",
     [
         {"support": "top-k", "weighting": {"share": 0.5, "prefix": 1.0}},
         {"baseline": "top-k", "forwardKlAboveEntropy": 0.5, "discount": 0.5, "discountedReturn": "sum"},
+        {"reference": "base", "extrapolation": 1.5, "referenceCoefficient": 0.1, "discount": 0.5},
     ],
 )
 def test_a_micro_batch_of_no_token_adds_nothing(fields: dict[str, Any]) -> None:
@@ -179,7 +196,8 @@ def test_a_micro_batch_of_no_token_adds_nothing(fields: dict[str, Any]) -> None:
     language, none = TinyLanguage.random(), torch.zeros(0, dtype=torch.float64)
     whole = {"lengths": none.long(), "supervised": none.bool(), "sampled_in_support": none.bool()}
     rows = {name: none.view(0, TOP) for name in ("support_logprobs", "teacher_support_logprobs")}
-    tokens = ("logprobs", "old_logprobs", "engine_logprobs", "teacher_logprobs", "advantages", "entropy", "baselines")
+    tokens = ["logprobs", "old_logprobs", "engine_logprobs", "teacher_logprobs", "advantages", "entropy", "baselines"]
+    tokens += ["reference_logprobs"] if "reference" in fields else []
 
     loss, stats = language.token_losses(objective(**fields), **whole, **rows, **dict.fromkeys(tokens, none))
 

@@ -18,7 +18,9 @@ ABSENT_PANELS = {
     "Memory of the GPUs": "a GPU, and DCGM's exporter",
     "Restarts of containers": "kube-state-metrics",
     "Requests that the API server refuses": "a fault: a request that is refused",
-    "Sampled advantage": "support sampled-token, and a baseline",
+    "Sampled advantage": "support sampled-token, and a baseline or a teacher with a tokenizer of its own",
+    "Reference": "objective.reference",
+    "Stored scores": "objective.teacherLogprobs",
     "Weights of tokens": "objective.forwardKlAboveEntropy for that share",
     "Copied from the teacher's prompt": "prompts.teacherPrompt",
 }

@@ -48,6 +48,7 @@ class Trainer:
 class Teacher:
     teacher = SPEC.all_teachers[0]
     vocabulary = len(TOKENIZER)
+    translator = None
 
     def __init__(self, *logprobs: float, shift: int = 0) -> None:
         self._logprobs, self._shift = list(logprobs), shift
@@ -73,6 +74,7 @@ async def check(
 ) -> None:
     class Teachers:
         pools = {"": teacher}  # noqa: RUF012
+        stores = {}  # noqa: RUF012
 
     of: Any = (trainer or Trainer(*STUDENT), engines or Engines(*STUDENT), Teachers())
     await preflight(SPEC, TOKENIZER, *of, cursor or used_cursor(), step=step)

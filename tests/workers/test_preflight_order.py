@@ -7,6 +7,7 @@ from unittest.mock import AsyncMock, Mock
 import pytest
 from conftest import spec_of
 
+from distill_workers.data.sample import Sample
 from distill_workers.metrics import Metrics
 from distill_workers.run.preflight import preflight as module
 from distill_workers.teacher.pool import TeacherPool
@@ -48,3 +49,34 @@ async def test_nothing_is_said_of_the_answers_of_a_teacher_that_the_job_serves(
 async def test_an_endpoint_is_said_to_answer(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     names = await said({"endpoint": {"url": "http://127.0.0.1:1"}}, monkeypatch, caplog)
     assert names[:4] == ["ObjectiveDistils", "TeacherAnswers", "TopKFits", "SameVocabulary"]
+
+
+async def test_the_reference_is_given_the_students_own_prompt_and_may_be_the_student(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given: dict[str, list[Any]] = {"teacher_is_sane": [], "replicas_agree": [], "teacher_differs": []}
+
+    def watched(name: str) -> Any:
+        async def check(*parts: Any, **_: Any) -> list[list[float]]:
+            given[name].append(parts)
+            return [[-1.0]]
+
+        return check
+
+    samples = [Sample(0, 0, [5], [6], [-1.0], [0], False, privileged_ids=[5, 7])]
+    for name in ("same_vocabulary", "responses_end", "engine_matches_trainer"):
+        monkeypatch.setattr(module, name, AsyncMock())
+    monkeypatch.setattr(module, "probe", AsyncMock(return_value=samples))
+    for name in given:
+        monkeypatch.setattr(module, name, watched(name))
+    teachers = [{"name": n, "model": f"/{n}"} for n in ("expert", "start")]
+    objective = {"reference": "start", "referenceCoefficient": 0.1}
+    data = {"prompts": {"path": "/p.jsonl"}, "defaultTeacher": "expert"}
+    spec = spec_of(Path("/s"), Path("/t"), teacher=None, teachers=teachers, objective=objective, data=data)
+    pools = {t.name: TeacherPool("127.0.0.1:1", spec, Metrics(), teacher=t) for t in spec.all_teachers}
+    rest: Any = Mock()
+    await module.preflight(spec, range(8), rest, rest, Teachers(pools), rest)
+    for name in ("teacher_is_sane", "replicas_agree"):
+        asked = {pool.teacher.name: few[0].teacher_prompt_ids for _, few, pool, *_ in given[name]}
+        assert asked == {"expert": [5, 7], "start": [5]}
+    assert [gaps for _, gaps in given["teacher_differs"]] == [{"expert": 0.0}]

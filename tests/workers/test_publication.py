@@ -10,18 +10,21 @@ from typing import Any
 
 import pytest
 from run_folders import manifest_of
-from test_loop import SMALL, Told, Weights
+from test_loop import FELL, SMALL, Told, Weights
 from test_loop import stages_module as stages
 
 from distill_api.job import DistillationJob
-from distill_api.protocol import ExitReason, ExitReport, Phase, ProgressReport, Publication
+from distill_api.protocol import ExitCode, ExitReason, ExitReport, Phase, ProgressReport, Publication
 from distill_api.status import Progress
 from distill_cli.main import main
 from distill_workers.failures import Failure, VolumeFull
 from distill_workers.results.manifest import NAME, Manifest
 from distill_workers.results.publisher import Publisher
+from distill_workers.run.exit_report import classify_error
 from distill_workers.run.loop import Loop
 from distill_workers.run.publication import StoppedPublishing
+from distill_workers.run.run_end import DamagedEnd
+from distill_workers.run_folder.checkpoints import DamagedCheckpoints
 from distill_workers.run_folder.run_folder import RunFolder
 
 SHORT = stages.Stages(0.004, 0.001, 0.002)
@@ -43,7 +46,9 @@ def passed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("distill_workers.run.loop.preflight", nothing)
 
 
-def loop_of(folder: Path, trainer: Weights, *places: dict[str, Any], best: int = 2) -> Loop:
+def loop_of(
+    folder: Path, trainer: Weights, *places: dict[str, Any], best: int = 2, keep_best: bool = True, **fields: Any
+) -> Loop:
     """Four steps, of which that of `best` has the lowest reverse KL."""
     (folder / "output").mkdir(exist_ok=True)
     return stages.staged(
@@ -52,9 +57,10 @@ def loop_of(folder: Path, trainer: Weights, *places: dict[str, Any], best: int =
         trainer=trainer,
         evaluators=[Told({best: 0.5}, 0.001)],
         rollout=SMALL,
-        schedule={"steps": 4, "evaluateEverySteps": 2, "keepBest": True},
+        schedule={"steps": 4, "evaluateEverySteps": 2, "keepBest": keep_best, **fields.pop("schedule", {})},
         evaluation=stages.heldout(folder / "output"),
         output={"path": str(folder / "output"), "publish": list(places)},
+        **fields,
     )[0]
 
 
@@ -115,12 +121,7 @@ def test_a_place_that_refuses_at_the_end_leaves_the_run_complete(tmp_path: Path)
     assert [path.name for path in (tmp_path / "claim").iterdir()] == ["thesis.tex"]
 
 
-def test_a_stop_while_the_model_is_published_is_gone_on_from_by_publishing_alone(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer, place = Exports(), {"to": f"file://{tmp_path}/claim"}
-    loop = loop_of(tmp_path, trainer, place)
-
+def stopped_while_publishing(loop: Loop, monkeypatch: pytest.MonkeyPatch) -> StoppedPublishing:
     async def stopped(self: Publisher, models: Any) -> None:
         loop.stop()
         await asyncio.sleep(60)
@@ -129,10 +130,159 @@ def test_a_stop_while_the_model_is_published_is_gone_on_from_by_publishing_alone
         patched.setattr(Publisher, "publish", stopped)
         with pytest.raises(StoppedPublishing, match="stopped by SIGTERM while the model was published") as raised:
             asyncio.run(loop.run())
-    assert isinstance(raised.value, Failure) and raised.value.reason is ExitReason.STOPPED
+    return raised.value
+
+
+def test_a_stop_while_the_model_is_published_is_gone_on_from_by_publishing_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, place = Exports(), {"to": f"file://{tmp_path}/claim"}
+    loop = loop_of(tmp_path, trainer, place)
+
+    raised = stopped_while_publishing(loop, monkeypatch)
+    assert isinstance(raised, Failure) and raised.reason is ExitReason.STOPPED
     resumed = Exports()
     asyncio.run(loop_of(tmp_path, resumed, place).run())
     assert published(tmp_path / "claim") == (4, "4") and resumed.of("update") == []
+
+
+STOPS: dict[str, Any] = {"schedule": {"steps": 8}, "guards": [{**FELL, "drop": 0.4, "action": "stop"}]}
+"""Of eight steps four are done: the reverse KL of the fourth is twice that of the second, the best."""
+
+
+@pytest.mark.parametrize(("keep_best", "exported"), [(True, 2), (False, 4)], ids=["best kept", "none kept"])
+def test_a_run_that_a_guard_has_stopped_is_trained_no_further_by_the_next_attempt(
+    keep_best: bool, exported: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"to": f"file://{tmp_path}/claim"}
+    stopped_while_publishing(loop_of(tmp_path, Exports(), place, keep_best=keep_best, **STOPS), monkeypatch)
+    lines = (tmp_path / "output" / "stages" / "metrics.jsonl").read_text()
+    events = report_of(tmp_path).progress.guard_events
+    for _ in range(2):  # however often it is stopped again
+        resumed = Exports()
+        told = asyncio.run(loop_of(tmp_path, resumed, place, keep_best=keep_best, **STOPS).run())
+        assert told.startswith("guard fell stopped the run after step 4: ")
+        assert told.endswith(f"; the model of step {exported} is exported")
+        assert published(tmp_path / "claim") == (exported, str(exported)) and resumed.of("update") == []
+    report = report_of(tmp_path)
+    assert report.phase is Phase.DONE and report.result is not None and report.preflight_passed
+    assert (report.result.step, report.result.best_step, report.result.stopped_by) == (exported, 2, "fell")
+    assert report.progress.step == 4 and report.progress.guard_events == events and len(events) == 1
+    assert (tmp_path / "output" / "stages" / "metrics.jsonl").read_text() == lines
+
+
+def test_a_run_goes_on_once_the_guard_that_stopped_it_is_another(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"to": f"file://{tmp_path}/claim"}
+    stopped_while_publishing(loop_of(tmp_path, Exports(), place, **STOPS), monkeypatch)
+    resumed = Exports()
+    told = asyncio.run(
+        loop_of(tmp_path, resumed, place, **{**STOPS, "guards": [{**STOPS["guards"][0], "drop": 9}]}).run()
+    )
+    assert told == "all steps are done and the model is exported" and published(tmp_path / "claim") == (8, "8")
+    assert not (tmp_path / "output" / "stages" / "ended.json").exists()
+
+
+def test_an_end_whose_checkpoint_is_gone_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"to": f"file://{tmp_path}/claim"}
+    stopped_while_publishing(loop_of(tmp_path, Exports(), place, **STOPS), monkeypatch)
+    (tmp_path / "output" / "stages" / "checkpoints" / "step-000002" / "rank").unlink()
+    for _ in range(2):
+        with pytest.raises(
+            DamagedCheckpoints, match=r"fell stopped the run, and its checkpoint of step 2 .*ended\.json"
+        ):
+            asyncio.run(loop_of(tmp_path, Exports(), place, **STOPS).run())
+
+
+ENDS: dict[str, Any] = {**STOPS, "schedule": {"steps": 8, "checkpointEverySteps": 3}, "keep_best": False}
+"""The run is stopped at step 4, whose weights are exported; step 3 was saved by the schedule."""
+
+
+class Killed(Exception):
+    """Stands for SIGKILL."""
+
+
+def killed(loop: Loop, monkeypatch: pytest.MonkeyPatch, published: bool) -> None:
+    """Run until the checkpoint of the end is published, but for what follows; or until it would be."""
+    publish = RunFolder.publish_checkpoint
+
+    def until(self: RunFolder, aside: Path, state: dict[str, Any], schedule: Any) -> Path:
+        if state["step"] != 4:
+            return publish(self, aside, state, schedule)
+        if published:
+            publish(self, aside, state, schedule)
+        raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(RunFolder, "publish_checkpoint", until)
+        with pytest.raises(Killed):
+            asyncio.run(loop.run())
+
+
+def test_a_run_that_was_killed_once_the_checkpoint_of_its_end_was_whole_is_trained_no_further(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a checkpoint replaces is removed meanwhile, which takes minutes on a slow volume."""
+    killed(loop_of(tmp_path, Exports(), **ENDS), monkeypatch, published=True)
+    resumed = Exports()
+    told = asyncio.run(loop_of(tmp_path, resumed, **ENDS).run())
+    assert told.startswith("guard fell stopped the run after step 4: ")
+    assert resumed.of("update") == [] and resumed.of("export") == [4]
+
+
+def test_a_run_that_was_killed_before_the_checkpoint_of_its_end_was_whole_goes_on_to_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed(loop_of(tmp_path, Exports(), **ENDS), monkeypatch, published=False)
+    resumed = Exports()
+    told = asyncio.run(loop_of(tmp_path, resumed, **ENDS).run())
+    assert told.startswith("guard fell stopped the run after step 4: ")
+    assert resumed.of("load") == [3] and resumed.of("export") == [4]
+
+
+def test_an_end_without_its_checkpoint_is_no_end_of_what_is_trained_after_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a checkpoint of that step, or of a later one, would take the end up again."""
+    killed(loop_of(tmp_path, Exports(), **ENDS), monkeypatch, published=False)
+    loop = loop_of(tmp_path, Exports(), **ENDS)
+    assert asyncio.run(loop._guard_actions.resume_end()) is None
+    assert not (tmp_path / "output" / "stages" / "ended.json").exists()
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda end: "",
+        lambda end: "[]",
+        lambda end: json.dumps({**end, "decision": {}}),
+        lambda end: json.dumps({**end, "decision": {**end["decision"], "action": "pause"}}),
+        lambda end: json.dumps({**end, "step": "two"}),
+        lambda end: json.dumps({**end, "progress": {}}),
+        lambda end: json.dumps({**end, "progress": {"progress": {"step": "?"}}}),
+        lambda end: json.dumps({key: value for key, value in end.items() if key != "rule"}),
+    ],
+)
+def test_an_end_that_cannot_be_read_is_named_with_what_to_do_and_needs_no_other_attempt(
+    damage: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    place = {"to": f"file://{tmp_path}/claim"}
+    stopped_while_publishing(loop_of(tmp_path, Exports(), place, **STOPS), monkeypatch)
+    path = tmp_path / "output" / "stages" / "ended.json"
+    path.write_text(damage(json.loads(path.read_text())))
+    with pytest.raises(DamagedEnd, match=rf"^{path} is damaged, or of a newer release .* remove it to train on") as it:
+        asyncio.run(loop_of(tmp_path, Exports(), place, **STOPS).run())
+    assert classify_error(it.value, None)[0] == ExitCode.CONFIGURATION
+
+
+def test_what_a_newer_release_adds_to_an_end_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    place = {"to": f"file://{tmp_path}/claim"}
+    stopped_while_publishing(loop_of(tmp_path, Exports(), place, **STOPS), monkeypatch)
+    path = tmp_path / "output" / "stages" / "ended.json"
+    end = json.loads(path.read_text())
+    path.write_text(json.dumps({**end, "new": 1, "decision": {**end["decision"], "new": 1}}))
+    assert asyncio.run(loop_of(tmp_path, Exports(), place, **STOPS).run()).startswith("guard fell stopped the run")
 
 
 def test_a_run_without_a_place_writes_and_reports_nothing_of_it(tmp_path: Path) -> None:

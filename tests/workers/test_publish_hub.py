@@ -10,6 +10,7 @@ from huggingface_hub import constants
 
 from distill_workers.results.manifest import NAME, Manifest
 from distill_workers.results.publish import Answer, Outcome, Request, answer
+from distill_workers.run_folder.ownership import Owner, Ownership
 
 CARD = "---\nlibrary_name: transformers\n---\n# sums\n"
 
@@ -141,3 +142,20 @@ def test_a_full_hub_is_said_by_its_own_words(hub: HubServer, model: Path) -> Non
         warnings.simplefilter("ignore")
         found = asked(hub, model)
     assert found.outcome is Outcome.FAILED and hub.commits == []
+
+
+@pytest.mark.parametrize("at", ["POST /api/models/team/sums/preupload", "PUT"], ids=["before an upload", "after it"])
+def test_a_trainer_that_is_replaced_while_it_uploads_commits_nothing(at: str, hub: HubServer, model: Path) -> None:
+    owner = Owner("", "", 1, "first")
+    mine = Ownership(model.parent, owner)
+    mine.claim()
+    text = Manifest.of_folder(model, job="sums", run="mine", step=20).text()
+
+    def replace(request: str) -> None:
+        if request.startswith(at):
+            Ownership(model.parent, Owner("", "", 2, "second")).claim()
+
+    hub.fault = replace
+    found = answer(Request("hf://team/sums", True, "mine", False, None, str(model), text, mine.text()), hub.url)
+    assert found.outcome is Outcome.SUPERSEDED and "publishes nothing more" in found.message
+    assert hub.commits == [] and len(hub.of("PUT")) == (at == "PUT")

@@ -289,3 +289,44 @@ def test_the_manifest_in_the_store_names_the_job_and_the_step(tmp_path: Path) ->
     found = Manifest.read((tmp_path / "claim" / NAME).read_text())
     assert found is not None and (found.job, found.step) == ("sums", 20)
     assert os.stat(tmp_path / "claim" / "config.json").st_size == found.bytes
+
+
+def test_a_stop_while_a_large_model_is_hashed_ends_that_within_a_second(tmp_path: Path) -> None:
+    """Python waits for its threads before it ends: one that hashes 140 GB would outlast the pod's grace period."""
+    setting, child = Setting(tmp_path, HUB), Child(tmp_path, DONE)
+    os.truncate(setting.folder.model / "config.json", 1 << 34)
+
+    async def work() -> None:
+        publishing = asyncio.create_task(setting.publisher(child.command).publish(setting.models))
+        await asyncio.sleep(0.3)
+        publishing.cancel()
+        await asyncio.wait([publishing])
+
+    begin = time.monotonic()
+    asyncio.run(work())
+    assert time.monotonic() - begin < 5  # 16 GiB take longer
+    assert child.requests == [] and json.loads((setting.folder.root / FILE).read_text())["places"] == {}
+
+
+@pytest.mark.parametrize("files_written", [0, 1, 3])
+def test_a_trainer_that_is_replaced_while_it_uploads_writes_no_further_file_and_no_manifest(
+    files_written: int, tmp_path: Path
+) -> None:
+    place = tmp_path / "claim"
+    setting = Setting(tmp_path / "output", {"to": f"file://{place}"})
+    for name in ("model-00001.safetensors", "model-00002.safetensors"):
+        (setting.folder.model / name).write_text(name)
+    newer = (
+        "import fsspec, pathlib, runpy; from fsspec.implementations.local import LocalFileSystem as Local; "
+        f"owner = pathlib.Path({str(setting.folder.root / 'owner.json')!r}); put, done = Local.put_file, []\n"
+        "def put_file(self, *a, **k):\n"
+        "    put(self, *a, **k); done.append(1); take(len(done))\n"
+        "def take(count):\n"
+        "    if count == {count} : owner.write_text(owner.read_text().replace('instance\": \"', 'instance\": \"x'))\n"
+        "Local.put_file = put_file; take(0)\n"
+        "runpy.run_module('distill_workers.results.publish', run_name='__main__')"
+    )
+    with pytest.raises(Superseded, match=r"another trainer has taken over .*; this trainer publishes nothing more"):
+        setting.published((sys.executable, "-c", newer.replace("{count}", str(files_written))))
+    there = sorted(p.name for p in place.iterdir()) if place.exists() else []
+    assert there == ["config.json", "model-00001.safetensors", "model-00002.safetensors"][:files_written]

@@ -18,7 +18,8 @@ from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import RewardError
-from distill_workers.rollout.pipeline import TRIES, Batch, RolloutPipeline, sample_seed
+from distill_workers.rollout.batch import Batch
+from distill_workers.rollout.pipeline import TRIES, RolloutPipeline, sample_seed
 from distill_workers.teacher.protocol import BadScore, Scores
 from distill_workers.teacher.teachers import Teachers
 
@@ -77,14 +78,22 @@ def pipeline(
     rewards: Any = None,
     objective: Any = None,
     data: Any = None,
+    reference: Teacher | None = None,
+    privileged: bool = False,
     **rollout: Any,
 ) -> RolloutPipeline:
     changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
-    spec = parse_job(arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {}, data=data or {})).spec
-    prompts = [Prompt(i, [i], str(i), source="sums", response=f"={i}") for i in range(8)]
+    several: dict[str, Any] = {}
+    if reference is not None:
+        several = {"teacher": None, "teachers": [{"name": n, "model": f"/{n}"} for n in ("expert", "base")]}
+        data = {"defaultTeacher": "expert"}
+    job = arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {}, data=data or {}, **several)
+    spec = parse_job(job).spec
+    hint = [99] if privileged else None
+    prompts = [Prompt(i, [i], str(i), source="sums", response=f"={i}", privileged_ids=hint) for i in range(8)]
     cursor = Cursor(prompts, seed=0, shuffle=False)
-    played: Any = teacher
-    parts: Any = (engines, Teachers({"": played}))
+    played: Any = {"": teacher} if reference is None else {"": teacher, "base": reference}
+    parts: Any = (engines, Teachers(played))
     return RolloutPipeline(spec, cursor, *parts, rewards or {}, Tokenizer(), metrics)
 
 
@@ -158,11 +167,83 @@ async def test_a_sample_has_the_mean_divergence_of_the_others_to_its_prompt(tmp_
     samples = await samples_of(rollouts.take(0, 1))
     assert len(samples) == 12
     for sample in samples:
-        others = [s for s in samples if s.prompt_index == sample.prompt_index and s is not sample]
-        gaps = [e - t for s in others for e, t in zip(s.engine_logprobs, s.teacher_logprobs, strict=True)]
-        expected = sum(max(-0.5, min(0.5, gap)) for gap in gaps) / len(gaps)
-        assert sample.baseline == pytest.approx(expected) and sample.reward is None
+        group = [s for s in samples if s.prompt_index == sample.prompt_index]
+        assert sample.baseline == pytest.approx(mean_of_others(sample, group)) and sample.reward is None
     assert len({s.baseline for s in samples}) > 1
+
+
+def mean_of_others(sample: Sample, others: list[Sample]) -> float:
+    """The mean divergence over the tokens of all but one, each clipped to half a nat."""
+    gaps = [
+        e - t for s in others if s is not sample for e, t in zip(s.engine_logprobs, s.teacher_logprobs, strict=True)
+    ]
+    return sum(max(-0.5, min(0.5, gap)) for gap in gaps) / len(gaps)
+
+
+@pytest.mark.parametrize("in_order", [True, False])
+async def test_a_sample_has_the_mean_divergence_of_the_others_of_its_step(
+    in_order: bool, tmp_path: Path, metrics: Metrics
+) -> None:
+    """Also where each prompt is answered once; all of them arrive together, since the last is in the mean of each."""
+    objective = {"support": "sampled-token", "topK": 16, "baseline": "batch-mean", "advantageClip": 0.5}
+    rollouts = pipeline(tmp_path, metrics, Engines({2}), Changing({}), objective=objective, samplesPerPrompt=1)
+    arrived = [part async for part in rollouts.take(0, 1).arrivals(in_order=in_order)]
+    assert [len(part) for part in arrived] == [3], "what failed is in no mean"
+    assert [s.baseline for s in arrived[0]] == pytest.approx([mean_of_others(s, arrived[0]) for s in arrived[0]])
+    assert len({s.baseline for s in arrived[0]}) == 3
+
+
+async def test_a_step_of_which_all_failed_has_no_mean(tmp_path: Path, metrics: Metrics) -> None:
+    objective = {"support": "sampled-token", "topK": 16, "baseline": "batch-mean"}
+    rollouts = pipeline(tmp_path, metrics, Engines({0, 1, 2, 3}), Teacher({}), objective=objective)
+    assert await samples_of(rollouts.take(0, 1)) == []
+
+
+class Reference(Teacher):
+    """Remembers what it was given, and that no top-k was wanted."""
+
+    def __init__(self, failures: dict[int, int]) -> None:
+        super().__init__(failures)
+        self.given = list[tuple[list[int], list[int], int | None]]()
+
+    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        self.given.append((prompt_ids, response_ids, top_k))
+        await super().score(prompt_ids, response_ids, top_k)
+        return Scores([-2.0, -3.0], None, None)
+
+
+EXTRAPOLATED = {"support": "sampled-token", "topK": 16, "reference": "base", "extrapolation": 1.5}
+
+
+async def test_the_reference_scores_every_sample_by_the_students_own_prompt(tmp_path: Path, metrics: Metrics) -> None:
+    teacher, reference = Reference({}), Reference({})
+    rollouts = pipeline(
+        tmp_path, metrics, Engines(set()), teacher, objective=EXTRAPOLATED, reference=reference, privileged=True
+    )
+    samples = await samples_of(rollouts.take(0, 1))
+    assert [s.reference_logprobs for s in samples] == [[-2.0, -3.0]] * 8
+    assert sorted(reference.given) == sorted(([n], [1, 2], None) for n in (0, 0, 1, 1, 2, 2, 3, 3))
+    assert {tuple(prompt) for prompt, _, _ in teacher.given} == {(99,)}
+    assert sorted(reference.prefetched) == [[0], [1], [2], [3]] and teacher.prefetched == [[99]] * 4
+    assert {s.teacher for s in samples} == {""}, "it teaches nobody"
+
+
+async def test_a_reference_that_scores_badly_has_that_response_drawn_again(tmp_path: Path, metrics: Metrics) -> None:
+    rollouts = pipeline(
+        tmp_path, metrics, Engines(set()), Teacher({}), objective=EXTRAPOLATED, reference=Reference({2: 1})
+    )
+    samples = await samples_of(rollouts.take(0, 1))
+    assert len(samples) == 8 and failed(metrics) == {"ids": 1.0}
+
+
+async def test_the_mean_of_the_others_is_of_the_extrapolated_divergence(tmp_path: Path, metrics: Metrics) -> None:
+    """Each token has -0.5 nats of the engine, -1 of the teacher, and -2 or -3 of the reference."""
+    objective = {**EXTRAPOLATED, "baseline": "leave-one-out"}
+    rollouts = pipeline(
+        tmp_path, metrics, Engines(set()), Teacher({}), objective=objective, reference=Reference({}), promptsPerStep=1
+    )
+    samples = await samples_of(rollouts.take(0, 1))
+    assert [s.baseline for s in samples] == pytest.approx([((0.5 - 0.5 * 1) + (0.5 - 0.5 * 2)) / 2] * 2)
 
 
 @pytest.mark.parametrize(("source", "expected"), [("sums", [3.0, 0.5]), ("another", [1.0, 1.0])])

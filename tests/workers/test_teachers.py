@@ -87,6 +87,20 @@ def test_a_prompt_that_names_no_teacher_is_an_error_with_file_line_and_value(
     assert [p.teacher for p in lenient] == ["math", "code"]
 
 
+def test_no_training_prompt_goes_to_the_reference_and_an_evaluation_may(tmp_path: Path) -> None:
+    by_row = {"prompts": prompts(rows(tmp_path / "p.jsonl", "code", "math"), teacherField="topic")}
+    objective = {"reference": "math", "extrapolation": 1.5}
+    teachers = [{"name": n, "model": f"/models/{n}"} for n in ("math", "code")]
+    drift = {"name": "drift", "prompts": prompts(tmp_path / "p.jsonl"), "teacher": "math"}
+    of = spec_of(
+        Path("/s"), Path("/t"), teacher=None, teachers=teachers, data=by_row, objective=objective, evaluation=[drift]
+    )
+    with pytest.raises(PromptError, match=r"p\.jsonl:2: .* is 'math'; it must name one of spec\.teachers \(code\)"):
+        load_data(of, tiny_tokenizer(), Metrics())
+    made = Evaluator(of, of.evaluation[0], tiny_tokenizer(), Metrics())
+    assert {p.teacher for p in made.prompts} == {"math"}
+
+
 async def test_an_evaluation_measures_against_the_teacher_that_it_or_its_rows_name(tmp_path: Path) -> None:
     from test_evaluation import Engines
 

@@ -17,22 +17,25 @@ STATES = [(), *((first,) for first in range(VOCABULARY))]
 
 @dataclass(frozen=True)
 class TinyLanguage:
-    """A student and a teacher that both depend on the token before, in float64."""
+    """A student, a teacher and a reference that all depend on the token before, in float64."""
 
     logits: torch.Tensor
     """[states, vocabulary] of the student, a leaf with gradient; state 0 is the prompt, state 1 + v follows token v."""
     teacher: torch.Tensor
     """[states, vocabulary] log-probs."""
     responses: list[tuple[int, ...]] = field(default_factory=lambda: list(RESPONSES))
+    reference: torch.Tensor | None = None
+    """[states, vocabulary] log-probs."""
 
     @classmethod
     def random(cls, seed: int = 0, sharpness: float = 1.0, distance: float = 1.0) -> "TinyLanguage":
         """The teacher's logits are `sharpness` times the student's, and noise."""
         generator = torch.Generator().manual_seed(seed)
-        student, other = (
-            torch.randn(len(STATES), VOCABULARY, dtype=torch.float64, generator=generator) for _ in range(2)
+        student, other, third = (
+            torch.randn(len(STATES), VOCABULARY, dtype=torch.float64, generator=generator) for _ in range(3)
         )
-        return cls(student.requires_grad_(), (sharpness * student.detach() + distance * other).log_softmax(-1))
+        teacher = (sharpness * student + distance * other).log_softmax(-1)
+        return cls(student.requires_grad_(), teacher, reference=(teacher + 2 * third).log_softmax(-1))
 
     @property
     def student(self) -> torch.Tensor:
@@ -59,6 +62,9 @@ class TinyLanguage:
             "supervised": torch.zeros(len(student), dtype=torch.bool),
             "entropy": -(self.student.exp() * self.student).sum(-1).detach()[states],
         }
+        if objective.reference is not None:
+            assert self.reference is not None
+            defaults["reference_logprobs"] = self._drawn(self.reference)
         if objective.teacher_top_k is not None:
             defaults |= {
                 "support_logprobs": self.student[states].gather(-1, ids),
@@ -68,9 +74,18 @@ class TinyLanguage:
         coefficients = StepCoefficients(objective.coefficient, objective.reward_coefficient)
         return token_losses(objective, coefficients, **{**defaults, **given})
 
-    def reverse_kl(self) -> torch.Tensor:
-        """[states] over the whole vocabulary, with gradient."""
-        return (self.student.exp() * (self.student - self.teacher)).sum(-1)
+    def reverse_kl(self, target: torch.Tensor | None = None) -> torch.Tensor:
+        """[states] to the target, the teacher if it is left out, over the whole vocabulary, with gradient."""
+        return (self.student.exp() * (self.student - (self.teacher if target is None else target))).sum(-1)
+
+    def optimum(self, objective: Objective) -> torch.Tensor:
+        """[states, vocabulary] log-probs of the student that an objective of each token alone is least for: the
+        teacher, or pi_T^(lambda / (1 + beta)) pi_ref^(1 - lambda / (1 + beta)), normalised."""
+        if objective.reference is None:
+            return self.teacher
+        assert self.reference is not None
+        share = objective.extrapolation / (1 + objective.reference_coefficient / objective.coefficient)
+        return (share * self.teacher + (1 - share) * self.reference).log_softmax(-1)
 
     def visits(self) -> torch.Tensor:
         """[states]: expected number of times that a response passes each, with gradient."""

@@ -56,19 +56,19 @@ def end(worker: Executor | None) -> None:
     if worker is None:
         return
     for process in list((getattr(worker, "_processes", None) or {}).values()):
-        _kill_group(process)
+        kill_group(process.pid, was_waited_for=process.exitcode is not None)
+        with contextlib.suppress(OSError):
+            process.kill()
     worker.shutdown(wait=False, cancel_futures=True)
 
 
-def _kill_group(process: Any) -> None:
-    """Kill a process and the group that `_begin` has made of it, which may outlive it."""
+def kill_group(number: int, *, was_waited_for: bool) -> None:
+    """Kill the process group that a process leads, which may outlive it."""
     # The number of one that was waited for is another's, if such a process is there: never while its group has members.
-    is_another = process.exitcode is not None and os.path.exists(f"/proc/{process.pid}")
+    is_another = was_waited_for and os.path.exists(f"/proc/{number}")
     if not is_another:
         with contextlib.suppress(OSError):
-            os.killpg(process.pid, signal.SIGKILL)
-    with contextlib.suppress(OSError):
-        process.kill()
+            os.killpg(number, signal.SIGKILL)
 
 
 def _begin() -> None:

@@ -12,10 +12,12 @@ FILES = [
 ]  # fmt: skip
 """Patterns of the files that are downloaded of a model: its weights, its tokenizer, code that runs only where the job
 trusts it, and the terms that an exported model takes over."""
+WEIGHTS = "*.safetensors"
 
 
-def model_folder(model: str, field: str) -> Path:
-    """Return the local folder of a model; a hub id is downloaded. Raises ConfigurationError, which names `field`."""
+def model_folder(model: str, field: str, *, weights: bool = True) -> Path:
+    """Return the local folder of a model; a hub id is downloaded, without its weights if they are not needed. Raises
+    ConfigurationError, which names `field`."""
     if model.startswith(("/", "./", "../", "~")):
         folder = Path(model).expanduser()
         if not (folder / "config.json").is_file():
@@ -29,7 +31,7 @@ def model_folder(model: str, field: str) -> Path:
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(model, allow_patterns=FILES))
+        return Path(snapshot_download(model, allow_patterns=[name for name in FILES if weights or name != WEIGHTS]))
     except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
         raise ConfigurationError(
             f"{field}: {model} could not be had from the Hugging Face hub: {' '.join(str(error).split())[:500]}; "

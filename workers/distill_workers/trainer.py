@@ -32,18 +32,26 @@ from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.trackers import Trackers
 from distill_workers.results.publisher import Publisher
 from distill_workers.rewards.build import build_rewards
+from distill_workers.rollout.conversations.build import build_episodes
 from distill_workers.rollout.engine_pool import EnginePool
-from distill_workers.rollout.episodes import build_episodes
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.traces import is_traced
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
 from distill_workers.run.loop import Loop
 from distill_workers.run.preflight.environment import check_environment
 from distill_workers.run.preflight.export import check_export
-from distill_workers.run.preflight.model_agreement import check_models, ends, load_tokenizer, size_notes
+from distill_workers.run.preflight.model_agreement import (
+    check_models,
+    ends,
+    load_tokenizer,
+    size_notes,
+    teacher_tokenizers,
+)
 from distill_workers.run.preflight.rewards import REWARD_SCORES, reward_scores
 from distill_workers.run.trainer_ranks import TrainerRanks, follow
 from distill_workers.run_folder.run_folder import RunFolder, write_whole
+from distill_workers.teacher.cross_tokenizer.translators import translators
+from distill_workers.teacher.stored_scores.job_stores import stores_of_job
 from distill_workers.teacher.teachers import Teachers
 
 log = logging.getLogger(__name__)
@@ -55,27 +63,30 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
     spec, folder, metrics = job.spec, RunFolder(job), Metrics()
     ranks = TrainerRanks(student)
     try:
-        folder.claim()
+        changed = folder.claim()
         add_file_log(folder)
         reporter = ProgressReporter(folder, metrics, spec.schedule.steps, Trackers(job, folder.root, metrics))
         server = ProgressServer(reporter, folder)
         await server.start(int(os.environ.get("DISTILL_PORT", TRAINER_PORT)))
         tokenizer = load_tokenizer(model, "spec.student.model", trust_remote_code=spec.trust_remote_code)
-        prompts = load_data(spec, tokenizer, metrics)
+        tokenizers = teacher_tokenizers(spec)
+        prompts = load_data(spec, tokenizer, metrics, tokenizers)
         weights = {source.name: source.weight for source in spec.data.all_sources}
         cursor = Cursor(prompts, seed=spec.seed, shuffle=spec.data.shuffle, weights=weights)
         engines = EnginePool(job, folder, metrics)
-        episodes = build_episodes(spec, tokenizer, engines)
-        evaluators = [Evaluator(spec, e, tokenizer, metrics, episodes) for e in spec.evaluation]
+        episodes = build_episodes(spec, tokenizer, engines, metrics)
+        evaluators = [Evaluator(spec, e, tokenizer, metrics, episodes, tokenizers) for e in spec.evaluation]
         known = {e.name: overlap(prompts, e.prompts) for e in evaluators}
-        notes = [f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what]
+        notes = [*changed, *(f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what)]
         rewards = build_rewards(spec, metrics)
         teachers = Teachers.of_job(spec, os.environ, metrics)
         teachers.bound_ids(len(tokenizer))
+        teachers.stores = await asyncio.to_thread(stores_of_job, spec, len(tokenizer), metrics)
         server.teachers = teachers.shared_requests
         agreement = check_models(spec, model, tokenizer)
         engines.stop_token_ids = agreement.stop_token_ids
         engines.ends = (*engines.stop_token_ids, *ends(model, tokenizer).ids)
+        teachers.translate(translators(spec, tokenizer, engines.ends, tokenizers))
         notes += [*agreement.notes, *size_notes(spec, model)]
         check_export(spec, model, folder)
         notes += await Publisher(job, folder).probe()

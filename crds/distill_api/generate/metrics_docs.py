@@ -8,7 +8,7 @@ from distill_api.metrics import OPERATOR_METRICS, WORKER_METRICS, Metric, scrape
 
 _HEAD = """# Metrics
 
-Made from `crds/distill_api/metrics.py` by `make crds`; do not edit. Counters are named as they are scraped. The job
+Made from `crds/distill_api/metrics/` by `make crds`; do not edit. Counters are named as they are scraped. The job
 that a series belongs to (namespace, `distillation_job`, `role`, pod) comes from the scrape target: the chart's
 PodMonitor sets these labels. SGLang's servers, teacher and engines, add their own `sglang:` metrics (`sglang_` in a
 Prometheus before 3).

@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from distill_api.base import Model
+from distill_api.base import Argument, Model
 from distill_api.rules import Rule, matching
 from distill_api.spec.reward import RewardSource
 
@@ -15,12 +15,42 @@ ClassName = Annotated[
 ]
 
 
-class Environment(Model):
-    """What answers the student: a class of the user, whose object runs in a process of its own."""
+BEGINS_WITH_A_PROGRAM = Rule(
+    "must begin with a program, such as [python, -m, my_agent]",
+    "self.size() > 0 && self[0] != ''",
+    lambda command: bool(command and command[0]),
+)
 
-    function: ClassName = Field(description="module:Class with async reset(row) and step(message).")
+
+class Agent(Model):
+    """A program of the user that speaks OpenAI's API with the student."""
+
+    command: Annotated[list[Argument], Field(max_length=64), BEGINS_WITH_A_PROGRAM] = Field(
+        description="Program and arguments, run once for each response."
+    )
+
+
+class Environment(Model):
+    """What answers the student: exactly one of a class of the user and a program that is an agent."""
+
+    rules = (
+        Rule(
+            "set exactly one of function and agent",
+            "has(self.function) != has(self.agent)",
+            lambda environment: (environment.function is None) != (environment.agent is None),
+        ),
+        Rule(
+            "tools goes with function: an agent names its own in its requests",
+            "!has(self.tools) || has(self.function)",
+            lambda environment: environment.tools is None or environment.function is not None,
+        ),
+    )
+    function: ClassName | None = Field(None, description="module:Class with async reset(row) and step(message).")
+    agent: Agent | None = Field(None, description="Agent that speaks OpenAI's API, instead of function.")
     max_turns: Annotated[int, Field(ge=1, le=1000)] = Field(8, description="Upper bound of the student's turns.")
-    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(60, description="Upper bound of one call in seconds.")
+    timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
+        60, description="Upper bound in seconds of one call, or of an agent's time between two requests."
+    )
     tools: Annotated[str, Field(max_length=1024)] | None = Field(None, description="JSON file of OpenAI tool schemas.")
 
 

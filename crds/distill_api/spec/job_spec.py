@@ -15,16 +15,7 @@ from distill_api.spec import environment
 from distill_api.spec.data import Data, Source
 from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.guards import Guard, GuardAction
-from distill_api.spec.objective import (
-    Advantage,
-    CoefficientSchedule,
-    Correction,
-    Decay,
-    Divergence,
-    ImportanceWeight,
-    Objective,
-    Support,
-)
+from distill_api.spec.objective import Advantage, Correction, Divergence, ImportanceWeight, Objective, Support
 from distill_api.spec.output import Output
 from distill_api.spec.prompts import Prompts, ReasoningGym
 from distill_api.spec.reward import (
@@ -36,13 +27,16 @@ from distill_api.spec.reward import (
     has_needed_answer_cel,
 )
 from distill_api.spec.rollout import Rollout, Sampling, Truncated
-from distill_api.spec.schedule import Schedule, StallPolicy
+from distill_api.spec.schedule import CoefficientSchedule, Decay, Schedule, StallPolicy
 from distill_api.spec.scheduling import Scheduling
 from distill_api.spec.tracking import Tracking
 from distill_api.spec.training import Optimizer, Parallelism, RateSchedule, Recompute, Student, Trainer, WeightSync
+from distill_api.teacher.dataset_scores import RULES as DATASET_SCORES_RULES
+from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_api.teacher.endpoint import Protocol
 from distill_api.teacher.routing import RULES as ROUTING_RULES
 from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
+from distill_api.teacher.tokenizer import RULES as TOKENIZER_RULES
 
 __all__ = [
     "Advantage",
@@ -109,6 +103,8 @@ class Spec(Model):
     )
     rules = (
         *ROUTING_RULES,
+        *DATASET_SCORES_RULES,
+        *TOKENIZER_RULES,
         *ACCELERATOR_RULES,
         environment.ENVIRONMENT_REWARD,
         Rule(
@@ -133,15 +129,6 @@ class Spec(Model):
             f"{has_needed_answer_cel('self.objective.reward', 's.prompts')})",
             lambda spec: all(
                 has_needed_answer(s.reward or spec.objective.reward, s.prompts) for s in spec.data.sources
-            ),
-        ),
-        Rule(
-            "objective.datasetShare above 0 needs prompts.responseField, of each source: what is learned from there",
-            "self.objective.datasetShare == 0.0 || (has(self.data.prompts) ? has(self.data.prompts.responseField) : "
-            "self.data.sources.all(s, has(s.prompts.responseField)))",
-            lambda spec: (
-                spec.objective.dataset_share == 0
-                or all(s.prompts.response_field is not None for s in spec.data.all_sources)
             ),
         ),
         Rule(
@@ -272,21 +259,31 @@ class Spec(Model):
         return [NamedTeacherSource.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
 
     @property
+    def routed_teachers(self) -> list[NamedTeacherSource]:
+        """Return the teachers that training prompts are routed to: all but the reference."""
+        return [t for t in self.all_teachers if t.name != self.objective.reference]
+
+    @property
+    def live_teachers(self) -> list[NamedTeacherSource]:
+        """Return the teachers that are asked while the job runs: none where all their scores are precomputed."""
+        return [] if self.objective.teacher_logprobs is TeacherLogprobs.PRECOMPUTED else self.all_teachers
+
+    @property
     def served_teachers(self) -> list[NamedTeacherSource]:
         """Return the teachers that the job itself serves."""
-        return [t for t in self.all_teachers if t.model is not None]
+        return [t for t in self.live_teachers if t.model is not None]
 
     @property
     def shared_teachers(self) -> list[str]:
         """Return the names of the Teachers that the job uses, each once, sorted."""
-        return sorted({t.ref.name for t in self.all_teachers if t.ref is not None})
+        return sorted({t.ref.name for t in self.live_teachers if t.ref is not None})
 
     @property
     def needs_hub(self) -> bool:
         """Return whether something is downloaded from the Hugging Face hub."""
         prompts = [s.prompts for s in self.data.all_sources] + [e.prompts for e in self.evaluation]
-        models = [self.student.model, *(t.model for t in self.served_teachers if t.model is not None)]
-        return not all(m.startswith("/") for m in models) or any(p.dataset is not None for p in prompts)
+        named = [self.student.model, *(name for t in self.all_teachers for name in (t.model, t.tokenizer) if name)]
+        return not all(m.startswith("/") for m in named) or any(p.dataset is not None for p in prompts)
 
     @property
     def on_cpu(self) -> bool:

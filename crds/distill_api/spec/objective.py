@@ -8,6 +8,9 @@ from pydantic import Field
 from distill_api.base import Model
 from distill_api.rules import Rule
 from distill_api.spec.reward import Reward, RewardSource
+from distill_api.spec.schedule import CoefficientSchedule
+from distill_api.teacher.dataset_scores import DATASET_SHARE, TeacherLogprobs
+from distill_api.teacher.source import TeacherName
 
 
 class Divergence(StrEnum):
@@ -25,6 +28,7 @@ class Baseline(StrEnum):
     NONE = "none"
     TOP_K = "top-k"
     LEAVE_ONE_OUT = "leave-one-out"
+    BATCH_MEAN = "batch-mean"
 
 
 class DiscountedReturn(StrEnum):
@@ -38,43 +42,19 @@ class Advantage(StrEnum):
     NONE = "none"
 
 
-class Decay(StrEnum):
-    CONSTANT = "constant"
-    LINEAR = "linear"
-    COSINE = "cosine"
-
-
 class ImportanceWeight(StrEnum):
     TRUNCATED = "truncated"
     GATED = "gated"
     NONE = "none"
 
 
-class CoefficientSchedule(Model):
-    """Schedule of a coefficient: it changes from its own value to another over the first steps."""
-
-    rules = (
-        Rule(
-            "steps goes with decay linear or cosine, and only with them",
-            "(self.decay == 'constant') == !has(self.steps)",
-            lambda schedule: (schedule.decay is Decay.CONSTANT) == (schedule.steps is None),
-        ),
-    )
-    decay: Decay = Field(Decay.CONSTANT, description="Shape of the change: constant, linear or cosine.")
-    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
-        None, description="Optimiser steps until endValue is reached; it is constant from then on."
-    )
-    end_value: Annotated[float, Field(ge=0, le=1000)] = Field(
-        0.0, description="Value of the coefficient after steps optimiser steps."
-    )
-
-
 class Correction(Model):
     """Off-policy corrections of the policy gradient.
 
     The importance ratio of a token is its probability by the trainer, before the step, over its probability by the
-    engine that sampled it; it differs from 1 by the engine's other kernels and older weights. The divergence of support
-    top-k is not corrected: it is valid on any sequence (GKD).
+    engine that sampled it; it differs from 1 by the engine's other kernels and older weights. With a teacher of another
+    tokenizer it is the product of the ratios over the token's span. The divergence of support top-k is not corrected:
+    it is valid on any sequence (GKD).
     """
 
     importance_weight: ImportanceWeight = Field(
@@ -185,12 +165,26 @@ class Objective(Model):
             "self.divergence == 'jsd' || self.jsdBeta == 0.5",
             lambda o: o.divergence is Divergence.JSD or o.jsd_beta == 0.5,
         ),
+        Rule(
+            "reference goes with extrapolation other than 1 or referenceCoefficient above 0, and they with it",
+            "has(self.reference) == (self.extrapolation != 1.0 || self.referenceCoefficient > 0.0)",
+            lambda o: (o.reference is not None) == (o.extrapolation != 1 or o.reference_coefficient > 0),
+        ),
+        # Servers give log-probs of the sampled token and of their own likeliest ones, not of another model's.
+        Rule(
+            "reference goes without the teacher's top-k (support, baseline, forwardKlAboveEntropy): it is scored at "
+            "the sampled token alone",
+            "!has(self.reference) || "
+            "(self.support == 'sampled-token' && self.baseline != 'top-k' && !has(self.forwardKlAboveEntropy))",
+            lambda o: o.reference is None or o.teacher_top_k is None,
+        ),
         # The policy gradient of a token that the student did not sample would be no gradient of its divergence.
         Rule(
             "datasetShare goes with support top-k only: sampled-token needs the student's own samples",
             "self.support == 'top-k' || self.datasetShare == 0.0",
             lambda o: o.support is Support.TOP_K or o.dataset_share == 0,
         ),
+        DATASET_SHARE,
     )
     divergence: Divergence = Field(
         Divergence.REVERSE_KL, description="Divergence between student and teacher: reverse-kl, forward-kl or jsd."
@@ -216,6 +210,12 @@ class Objective(Model):
         description="Share of a step's sequences taken from responseField of the data set, not sampled from the "
         "student (1 - lambda of GKD).",
     )
+    teacher_logprobs: TeacherLogprobs = Field(
+        TeacherLogprobs.LIVE,
+        description="Source of the teacher's log-probs of the data set's responses. live: the teacher, each time; "
+        "cached: the teacher, once, kept on the output volume; precomputed: what cached kept, without a teacher "
+        "(offline).",
+    )
     coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
         1.0, description="Coefficient of the divergence in the objective."
     )
@@ -238,12 +238,27 @@ class Objective(Model):
         Baseline.NONE,
         description="Subtracted from a token's divergence in support sampled-token, for less variance. top-k: its "
         "expectation, over the teacher's top-k and a tail bucket (vOPD, arXiv 2605.07865); leave-one-out: the mean "
-        "over the other responses to the prompt.",
+        "over the other responses to the prompt; batch-mean: the mean over the other responses of the step.",
     )
     forward_kl_above_entropy: Annotated[float, Field(ge=0, le=20)] | None = Field(
         None,
         description="Entropy of the teacher, nats, above which forward KL over its top-k and a tail bucket is added "
         "(EOPD, arXiv 2603.07079).",
+    )
+    reference: TeacherName | None = Field(
+        None,
+        description="Name of the one of spec.teachers that is the reference: it teaches nobody, and scores every "
+        "sample, always by the student's own prompt.",
+    )
+    extrapolation: Annotated[float, Field(ge=0, le=10)] = Field(
+        1.0,
+        description="lambda of the reward log-prob of the teacher less that of the reference: above 1 the student is "
+        "led beyond its teacher, below 1 it stays nearer to the reference (G-OPD, arXiv 2602.12125).",
+    )
+    reference_coefficient: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.0,
+        description="Coefficient of the reverse KL to the reference, at the sampled token (StableOPD, arXiv "
+        "2604.08527).",
     )
     weighting: Weighting = Field(default_factory=Weighting, description="Weights of tokens in the divergence.")
     correction: Correction = Field(

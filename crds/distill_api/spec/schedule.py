@@ -1,4 +1,5 @@
-"""The schedule of a run: its length, the periods of checkpoints and evaluations, and what becomes of a stalled one."""
+"""The schedule of a run: its length, the periods of checkpoints and evaluations, and what becomes of a stalled one; and
+the schedule of a coefficient."""
 
 from enum import StrEnum
 from typing import Annotated
@@ -47,4 +48,29 @@ class Schedule(Model):
     )
     evaluate_every_steps: Annotated[int, Field(ge=1, le=10_000_000)] = Field(
         20, description="Period of evaluations in optimiser steps; step 0 and the last step are always evaluated."
+    )
+
+
+class Decay(StrEnum):
+    CONSTANT = "constant"
+    LINEAR = "linear"
+    COSINE = "cosine"
+
+
+class CoefficientSchedule(Model):
+    """Schedule of a coefficient: it changes from its own value to another over the first steps."""
+
+    rules = (
+        Rule(
+            "steps goes with decay linear or cosine, and only with them",
+            "(self.decay == 'constant') == !has(self.steps)",
+            lambda schedule: (schedule.decay is Decay.CONSTANT) == (schedule.steps is None),
+        ),
+    )
+    decay: Decay = Field(Decay.CONSTANT, description="Shape of the change: constant, linear or cosine.")
+    steps: Annotated[int, Field(ge=1, le=10_000_000)] | None = Field(
+        None, description="Optimiser steps until endValue is reached; it is constant from then on."
+    )
+    end_value: Annotated[float, Field(ge=0, le=1000)] = Field(
+        0.0, description="Value of the coefficient after steps optimiser steps."
     )

@@ -1,4 +1,7 @@
-"""The rules of routing: which of several teachers scores a prompt, set by the job for a source, or by each row."""
+"""The rules of routing: which of several teachers scores a prompt, set by the job for a source, or by each row.
+
+The reference of an objective is one of the teachers, and no training prompt is routed to it.
+"""
 
 from typing import Any
 
@@ -37,6 +40,12 @@ def _names_no_teacher(spec: Any) -> bool:
     return not _named_teachers(spec) and all(p.teacher_field is None for p in prompts)
 
 
+def _knows_its_reference(spec: Any) -> bool:
+    name = spec.objective.reference
+    trains = {spec.data.default_teacher, *(source.teacher for source in spec.data.sources)}
+    return name is None or (name not in trains and any(t.name == name and t.coefficient == 1 for t in spec.teachers))
+
+
 ONE_ROUTE = Rule(
     "set teacher or prompts.teacherField, not both",
     "!has(self.teacher) || !has(self.prompts.teacherField)",
@@ -73,6 +82,15 @@ RULES = (
         "self.data.sources.all(s, !has(s.teacher) || self.teachers.exists(t, t.name == s.teacher)) && "
         "self.evaluation.all(e, !has(e.teacher) || self.teachers.exists(t, t.name == e.teacher)))",
         lambda spec: not spec.teachers or _named_teachers(spec) <= {t.name for t in spec.teachers},
+    ),
+    Rule(
+        "objective.reference must be the name of one of spec.teachers, with coefficient 1, and neither "
+        "data.defaultTeacher nor the teacher of a source: it teaches nobody",
+        "!has(self.objective.reference) || ("
+        "self.teachers.exists(t, t.name == self.objective.reference && t.coefficient == 1.0) && "
+        "(!has(self.data.defaultTeacher) || self.data.defaultTeacher != self.objective.reference) && "
+        "self.data.sources.all(s, !has(s.teacher) || s.teacher != self.objective.reference))",
+        _knows_its_reference,
     ),
 )
 """The rules of a spec."""

@@ -56,6 +56,7 @@ class TeacherSource(Serving):
             "has(self.model) == has(oldSelf.model) && has(self.ref) == has(oldSelf.ref) && "
             "has(self.endpoint) == has(oldSelf.endpoint)",
         ),
+        ("tokenizer is immutable: make a new job", "has(self.tokenizer) == has(oldSelf.tokenizer)"),
         ACCELERATOR_IS_IMMUTABLE,
     )
     rules = (
@@ -85,6 +86,11 @@ class TeacherSource(Serving):
     ref: TeacherRef | None = Field(None, description="Teacher of this namespace to use instead of model.")
     endpoint: Endpoint | None = Field(
         None, description="Servers outside the operator's control to use instead of model."
+    )
+    tokenizer: Path | None = Field(
+        None,
+        description="Tokenizer of the teacher, if it is not the student's: a hub id, or a folder that the trainer's "
+        "pods mount, with config.json and the chat template. The student's responses are then scored as text.",
     )
     request_timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
         120, description="Timeout of a scoring request in seconds; after it the request is retried."

@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from distill_api.metrics import PHASE_BUCKETS
+from distill_api.metrics.metric import PHASE_BUCKETS
 from distill_api.names import ONLY_TEACHER
 from distill_api.status import ConditionType, Reason, Status
+from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_operator.kinds import Kind
 from distill_operator.model import conditions
 from distill_operator.model.times import parse_time
@@ -29,7 +30,7 @@ class JobSnapshot:
     phase: str
     """Reason of the condition Succeeded."""
     teacher_refs: tuple[tuple[str, str], ...]
-    """Each Teacher that it learns from: what the job calls it, and the Teacher's own name."""
+    """Each Teacher that it asks: what the job calls it, and the Teacher's own name. None with precomputed scores."""
     since: datetime | None
     """When it came into the phase; None where that was before this process began."""
 
@@ -67,12 +68,12 @@ class JobRegistry:
         return found.uid if found else ""
 
     def teachers_of(self, key: Key) -> set[Key]:
-        """Return the Teachers that a job learns from."""
+        """Return the Teachers that a job asks."""
         found = self._snapshots.get(key)
         return {Key(Kind.TEACHER, key.namespace, name) for _, name in found.teacher_refs} if found else set()
 
     def of_teacher(self, teacher: Key) -> list[Key]:
-        """Return the jobs that name a Teacher, running or not."""
+        """Return the jobs that ask a Teacher, running or not."""
         return [key for key in self._snapshots if teacher in self.teachers_of(key)]
 
     def requests_of(self, teacher: Key) -> list[int]:
@@ -111,6 +112,9 @@ def _parts(spec: Mapping[str, Any]) -> list[Any]:
 
 
 def _teacher_refs(spec: Mapping[str, Any]) -> tuple[tuple[str, str], ...]:
+    objective = spec.get("objective")
+    if isinstance(objective, Mapping) and objective.get("teacherLogprobs") == TeacherLogprobs.PRECOMPUTED.value:
+        return ()  # a Teacher that is gone is no fault: nobody asks it
     found = [part for part in _parts(spec) if isinstance(part, Mapping) and isinstance(part.get("ref"), Mapping)]
     return tuple((str(part.get("name", ONLY_TEACHER)), str(part["ref"].get("name", ""))) for part in found)
 

@@ -114,8 +114,10 @@ def _teacher(job: DistillationJob, observed: Observed) -> RoleState:
     if lacking := next((condition for condition in values if condition.status is not TRUE), None):
         return RoleState(Role.TEACHER, desired, ready, lacking)
     messages = [condition.message for condition in values]
-    if external := [t.title for t in job.spec.all_teachers if t.endpoint is not None]:
+    if external := [t.title for t in job.spec.live_teachers if t.endpoint is not None]:
         messages.append(f"{', '.join(external)}: not the job's own, so the trainer's preflight judges")
+    if not job.spec.live_teachers:
+        messages.append("all scores are precomputed (objective.teacherLogprobs): no teacher is needed")
     reason = Reason.READY if values else Reason.EXTERNAL
     return RoleState(Role.TEACHER, desired, ready, ConditionValue(TRUE, reason, "; ".join(messages)))
 

@@ -81,7 +81,7 @@ def service(job: DistillationJob, teacher: NamedTeacherSource) -> Json:
 def addresses(job: DistillationJob) -> dict[str, str]:
     """Return HOST:PORT of the headless Service of each teacher, by its name; endpoints are read in the job itself."""
     own = {t.name: names.teacher(job.metadata.name, t.name) for t in job.spec.served_teachers}
-    named = {t.name: names.shared_teacher(t.ref.name) for t in job.spec.all_teachers if t.ref is not None}
+    named = {t.name: names.shared_teacher(t.ref.name) for t in job.spec.live_teachers if t.ref is not None}
     return {name: f"{service}:{protocol.SGLANG_PORT}" for name, service in (own | named).items()}
 
 
@@ -92,7 +92,7 @@ def keys(job: DistillationJob) -> list[Json]:
             "name": protocol.teacher_key(t.name),
             "valueFrom": {"secretKeyRef": {"name": t.endpoint.key_secret.name, "key": t.endpoint.key_secret.key}},
         }
-        for t in job.spec.all_teachers
+        for t in job.spec.live_teachers
         if t.endpoint is not None and t.endpoint.key_secret is not None
     ]
 

@@ -137,6 +137,27 @@ def test_references_that_no_response_could_match_are_named() -> None:
     assert scored(rewarded("math"), "5 and 7\n####", "4") == []
 
 
+@pytest.mark.parametrize("broken", ["first", "second"])
+def test_each_source_is_graded_with_its_own_references(broken: str) -> None:
+    names = ("first", "second")
+    where = {"path": "/p.jsonl", "answerField": "answer"}
+    data = {"sources": [{"name": name, "prompts": where} for name in names]}
+    sizes = {"samplesPerPrompt": 2}
+    spec = spec_of(Path("/s"), Path("/t"), data=data, objective={"reward": {"source": "math"}}, rollout=sizes)
+    answers = {name: "5 and 7\n####" if name == broken else "12" for name in names}
+    prompts = [Prompt(i, [1], "Add.", answers[name], source=name) for i, name in enumerate(names)]
+
+    async def score() -> list[str]:
+        rewards = build_rewards(spec, Metrics())
+        try:
+            return await reward_scores(spec, prompts, rewards)
+        finally:
+            await asyncio.gather(*(r.close() for r in rewards.values()))
+
+    with pytest.raises(PreflightFailed, match=f"RewardScores: reward math of source {broken} gives 0 to 1 reference"):
+        asyncio.run(score())
+
+
 def test_a_function_that_gives_no_reference_a_reward_is_noted_and_one_without_a_number_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -89,6 +89,11 @@ class Cursor:
         """Return the next prompts and move the cursor behind them."""
         return [self._iterators[self._choose()].next() for _ in range(count)]
 
+    @property
+    def prompts(self) -> list[Prompt]:
+        """All prompts, source by source, wherever the cursor stands."""
+        return [prompt for iterator in self._iterators.values() for prompt in iterator.prompts]
+
     def peek(self, count: int) -> list[Prompt]:
         """Return the first prompts of each source in turn, wherever the cursor stands."""
         rows = itertools.zip_longest(*(iterator.prompts[:count] for iterator in self._iterators.values()))

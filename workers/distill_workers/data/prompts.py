@@ -4,14 +4,14 @@ import dataclasses
 import itertools
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from distill_api.spec.job_spec import Prompts, Spec
 from distill_workers.data.entries import Entry, entries_of, messages_of, name_of
 from distill_workers.data.findings import Findings, shared
-from distill_workers.data.rendering import Renderer, TeacherRenderer
+from distill_workers.data.rendering import OwnTokensRenderer, Renderer, TeacherRenderer
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.failures import PromptError
@@ -25,15 +25,21 @@ PROGRESS_SECONDS = 10.0
 """Between two lines of the log while a source is read."""
 SINGLE_TEACHER = Route()
 """The route of a job with one teacher."""
+Tokenizers = Mapping[str, Any]
+"""Of teachers with a tokenizer of their own (teacher.tokenizer), by their names."""
+STUDENTS: Tokenizers = {}
+"""All teachers have the student's tokenizer."""
 
 
-def load_data(spec: Spec, tokenizer: Any, metrics: Metrics) -> list[Prompt]:
+def load_data(spec: Spec, tokenizer: Any, metrics: Metrics, teachers: Tokenizers = STUDENTS) -> list[Prompt]:
     """Return the training prompts of all sources, with `index` counted through all of them. Raises PromptError."""
     result: list[Prompt] = []
     for source in spec.data.all_sources:
         route = Route.of(spec, source)
         longest, messages = spec.rollout.max_prompt_tokens, spec.rollout.environment is not None
-        found, long = load_prompts(source.prompts, tokenizer, longest, None, route, messages=messages)
+        found, long = load_prompts(
+            source.prompts, tokenizer, longest, None, route, messages=messages, teachers=teachers
+        )
         metrics.set("distill_prompts_overlong", long, source=source.name)
         if result and (known := shared(result, found)):
             log.warning("source %s: %s", source.name, known)
@@ -50,9 +56,10 @@ def load_prompts(
     route: Route = SINGLE_TEACHER,
     *,
     messages: bool = False,
+    teachers: Tokenizers = STUDENTS,
 ) -> tuple[list[Prompt], int]:
     """Return the first `limit` prompts that are not too long, and how many were too long. Raises PromptError."""
-    reader = PromptReader(prompts, tokenizer, max_prompt_tokens, route, messages=messages)
+    reader = PromptReader(prompts, tokenizer, max_prompt_tokens, route, messages=messages, teachers=teachers)
     result = [row.prompt for row in reader.read(kept=limit) if not row.left_out]
     name, seen, long = name_of(prompts), reader.seen, reader.long
     for sentence in reader.sentences():
@@ -89,10 +96,12 @@ class PromptReader:
         route: Route = SINGLE_TEACHER,
         *,
         messages: bool = False,
+        teachers: Tokenizers = STUDENTS,
     ) -> None:
-        """`messages`: prompts have them too. Raises PromptError for a student that cannot render such prompts."""
+        """`messages`: prompts have them too. Raises PromptError for a model that cannot render such prompts."""
         self._prompts, self._longest, self._route, self._messages = prompts, max_prompt_tokens, route, messages
         self._renderer, self._teachers = Renderer(prompts, tokenizer), TeacherRenderer.of(prompts, tokenizer)
+        self._tokenizers, self._of_teacher = teachers, dict[str, OwnTokensRenderer]()
         self.findings, self._teacher_findings = Findings(), Findings()
         self.seen = self.long = 0
 
@@ -130,6 +139,21 @@ class PromptReader:
 
     def _privileged(self, batch: list[Entry]) -> Sequence[tuple[str, list[int]] | tuple[None, None]]:
         """Return what the teacher is asked in each entry, as text and ids; None where it is asked the same."""
-        if self._teachers is None:
-            return [(None, None)] * len(batch)
-        return self._teachers.encode(batch, self._teacher_findings)
+        found: list[tuple[str, list[int]] | tuple[None, None]] = [(None, None)] * len(batch)
+        for name in {entry.teacher for entry in batch}:
+            renderer = self._renderer_of(name)
+            if renderer is not None:
+                places = [place for place, entry in enumerate(batch) if entry.teacher == name]
+                rendered = renderer.encode([batch[place] for place in places], self._teacher_findings)
+                for place, asked in zip(places, rendered, strict=True):
+                    found[place] = asked
+        return found
+
+    def _renderer_of(self, name: str) -> TeacherRenderer | None:
+        """Return what renders the prompts of a teacher; None where it is asked the same.
+
+        A tokenizer of its own must be able to render a source that has a prompt of it. Raises PromptError.
+        """
+        if name in self._tokenizers and name not in self._of_teacher:
+            self._of_teacher[name] = OwnTokensRenderer(self._prompts, self._tokenizers[name], name)
+        return self._of_teacher.get(name, self._teachers)

@@ -29,7 +29,10 @@ PASSED_ON = (KeyboardInterrupt, SystemExit, asyncio.CancelledError)
 
 
 class Renderer:
-    """The student's chat template and tokenizer, as the prompts of one source use them."""
+    """A chat template and tokenizer, the student's unless `whose` says otherwise, as the prompts of one source use
+    them."""
+
+    whose = "the student"
 
     def __init__(self, prompts: Prompts, tokenizer: Any, tools: Sequence[dict[str, Any]] | None = None) -> None:
         """`tools` are given to the chat template. Raises PromptError for a student that cannot render such prompts."""
@@ -57,7 +60,7 @@ class Renderer:
     def _check_template(self) -> None:
         template = getattr(self._tokenizer, "chat_template", None)
         if not template:
-            raise PromptError("the student has no chat template; set prompts.applyChatTemplate: false")
+            raise PromptError(f"{self.whose} has no chat template; set prompts.applyChatTemplate: false")
         if fixed := sorted(set(FIXED) & self._arguments.keys()):
             raise PromptError(f"prompts.chatTemplateArguments sets {fixed[0]}, which is the same for every prompt")
         for name in self._arguments:
@@ -94,7 +97,7 @@ class Renderer:
             raise
         except BaseException as error:  # a template raises whatever it likes
             raise PromptError(
-                f"{where}: the student's chat template refuses these messages: {_described(error)}"
+                f"{where}: {self.whose}'s chat template refuses these messages: {_described(error)}"
             ) from None
 
     def _ids(self, texts: list[str], entries: Sequence[Entry]) -> list[list[int]]:
@@ -113,7 +116,7 @@ class Renderer:
                     raise
                 except BaseException as error:
                     raise PromptError(
-                        f"{entry.where}: the student's tokenizer refuses this prompt: {_described(error)}"
+                        f"{entry.where}: {self.whose}'s tokenizer refuses this prompt: {_described(error)}"
                     ) from None
             return self._shared(found)
 
@@ -129,11 +132,11 @@ class Renderer:
         if self._eos is None or not (ids[-1] == self._eos or text.rstrip().endswith(self._eos_text or "\0")):
             return
         what = (
-            "the student's chat template does not begin the assistant's turn (add_generation_prompt)"
+            f"{self.whose}'s chat template does not begin the assistant's turn (add_generation_prompt)"
             if self._apply
-            else "leave it out of the field, or set add_eos_token: false in the student's tokenizer_config.json"
+            else f"leave it out of the field, or set add_eos_token: false in {self.whose}'s tokenizer_config.json"
         )
-        raise PromptError(f"{where}: the prompt ends with the student's end token {self._eos_text}; {what}")
+        raise PromptError(f"{where}: the prompt ends with {self.whose}'s end token {self._eos_text}; {what}")
 
 
 class TeacherRenderer(Renderer):
@@ -165,6 +168,20 @@ class TeacherRenderer(Renderer):
             others = chat[1:] if chat[0]["role"] == "system" else chat
             question = [{"role": "system", "content": system}, *others]
         return dataclasses.replace(entry, question=question)
+
+
+class OwnTokensRenderer(TeacherRenderer):
+    """The prompts of a source as a teacher with a tokenizer of its own is asked them, by its own chat template."""
+
+    def __init__(self, prompts: Prompts, tokenizer: Any, name: str) -> None:
+        self.whose = f"teacher {name}"
+        super().__init__(prompts, tokenizer)
+
+    def _check_template(self) -> None:
+        # An argument such as enable_thinking is the student's template's; where this one lacks it, it says nothing.
+        template = str(getattr(self._tokenizer, "chat_template", None))
+        self._arguments = {k: v for k, v in self._arguments.items() if re.search(rf"\b{re.escape(k)}\b", template)}
+        super()._check_template()
 
 
 def filled(template: str, entry: Entry, prompt: str, setting: str) -> str:

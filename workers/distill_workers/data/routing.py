@@ -21,8 +21,8 @@ class Route:
 
     @classmethod
     def of(cls, spec: Spec, part: Source | Evaluation) -> "Route":
-        """Return the route of a data source or an evaluation."""
-        known = tuple(t.name for t in spec.all_teachers)
+        """Return the route of a data source or an evaluation. The reference scores prompts of evaluations alone."""
+        known = tuple(t.name for t in (spec.routed_teachers if isinstance(part, Source) else spec.all_teachers))
         return cls(known, part.teacher, spec.data.default_teacher if spec.teachers else ONLY_TEACHER)
 
     def teacher(self, field: str | None, row: Mapping[str, Any], where: str) -> str:

@@ -31,7 +31,8 @@ class Prompt:
     key: int = 0
     """Hash of what is asked, but for white space, system prompt and template: the same for copies, in this process."""
     privileged_ids: list[int] | None = None
-    """What the teacher is asked instead (prompts.teacherPrompt); None where it is asked the same."""
+    """What the teacher is asked instead (prompts.teacherPrompt), or the same in tokens of its own (teacher.tokenizer);
+    None where it is asked the same."""
     messages: list[dict[str, Any]] | None = None
     """The prompt as chat messages, which an environment is given; None in a job without one."""
 
@@ -79,13 +80,19 @@ class Sample:
     advantage: float = 0.0
     """Advantage of the reward (objective.advantage), without its coefficient; the same for every token."""
     baseline: float = 0.0
-    """Mean divergence at the tokens of the other responses to the prompt, nats, where objective.baseline is
-    leave-one-out."""
+    """Mean divergence at the tokens of the other responses, nats: to the prompt, where objective.baseline is
+    leave-one-out, or of the step, where it is batch-mean."""
+    reference_logprobs: list[float] = field(default_factory=list)
+    """By objective.reference, given the student's own prompt; empty without one."""
     privileged_ids: list[int] | None = None
     """What the teacher is asked instead of the prompt; None where it is asked the same."""
     loss_mask: list[bool] | None = None
-    """[response], False at the tokens of an environment: both models read them, and nobody is trained on them. What
-    per-token lists say there means nothing. None where every token is trained on."""
+    """[response], False at the tokens of an environment, which both models read and nobody is trained on, and at those
+    that a teacher with another tokenizer could not score. What per-token lists say there means nothing. None where
+    every token is trained on."""
+    span_ends: list[bool] | None = None
+    """[response], by a teacher with a tokenizer of its own: the last token of each run that is the same text to both,
+    over which teacher_logprobs add up to its score. None where each token was scored by itself."""
 
     def trained(self, values: Sequence[T]) -> Sequence[T]:
         """Return those of [response] values whose tokens are trained on."""
@@ -111,8 +118,9 @@ class Sample:
     @property
     def copied_share(self) -> float | None:
         """Share of what the student wrote in runs of COPIED_TOKENS tokens which the teacher's prompt has and the
-        student's lacks: what the student cannot know. None without privileged context."""
-        if self.privileged_ids is None:
+        student's lacks: what the student cannot know. None without privileged context, and where the teacher's tokens
+        are not the student's."""
+        if self.privileged_ids is None or self.span_ends is not None:
             return None
         hints = _runs(self.privileged_ids) - _runs(self.prompt_ids)
         ids, found = self.response_ids, set[int]()

@@ -7,6 +7,7 @@ then the messages. What the template writes after that word, from the end of the
 prompt, does not depend on what the assistant said.
 """
 
+import json
 from collections.abc import Sequence
 from typing import Any
 
@@ -19,6 +20,8 @@ from distill_workers.environments.protocol import Message
 from distill_workers.environments.tools import Tool
 from distill_workers.failures import PromptError
 
+MOST_TOOL_SETS = 64
+"""Renderers kept with tools of their own: an agent has a few sets of tools, and names one with each request."""
 PROBE_WORD = "Distillation-probe-7f3a91"
 QUESTION: Message = {"role": "user", "content": "What is 1 plus 2?"}
 PROBE: tuple[Message, ...] = (QUESTION, {"role": "assistant", "content": PROBE_WORD})
@@ -38,6 +41,8 @@ class ConversationRenderer(Renderer):
         if not prompts.apply_chat_template:
             raise PromptError("rollout.environment needs prompts.applyChatTemplate: true, which renders its messages")
         super().__init__(prompts, tokenizer, tools)
+        self._prompts = prompts
+        self._with_tools: dict[str, ConversationRenderer] = {}
         self._teachers = TeacherRenderer.of(prompts, tokenizer, tools)
         added = getattr(tokenizer, "added_tokens_decoder", {})
         self._own_tokens = {*getattr(tokenizer, "all_special_ids", ()), *added}
@@ -45,14 +50,24 @@ class ConversationRenderer(Renderer):
             without = Renderer(prompts, tokenizer).apply_template([QUESTION], "tools")
             if self.apply_template([QUESTION], "tools") == without:
                 raise PromptError(
-                    "the student's chat template has no place for tools; leave out rollout.environment.tools, and "
-                    "describe them in prompts.systemPrompt"
+                    "the student's chat template has no place for tools; leave them out, and describe them in "
+                    "prompts.systemPrompt"
                 )
         self._answers: list[Message] = [{"role": "user", "content": "And 2 plus 2?"}]
         if tools is not None:
             self._answers.append({"role": "tool", "tool_call_id": "call-0-0", "name": "add", "content": "3"})
         self.turn_ends = {self._checked_turn_end(message) for message in self._answers}
         """Ids with which the template ends a turn of the student: engines must stop at them."""
+
+    def with_tools(self, tools: Sequence[Tool]) -> "ConversationRenderer":
+        """Return the renderer of the same source with other tools. Raises PromptError as for a new one."""
+        name = json.dumps(tools)
+        if name not in self._with_tools:
+            made = ConversationRenderer(self._prompts, self._tokenizer, tools)
+            if len(self._with_tools) >= MOST_TOOL_SETS:
+                del self._with_tools[next(iter(self._with_tools))]
+            self._with_tools[name] = made
+        return self._with_tools[name]
 
     def opening(self, messages: list[Message], where: str) -> list[int]:
         """Return the ids of the messages that a conversation begins with. Raises PromptError."""
@@ -73,9 +88,9 @@ class ConversationRenderer(Renderer):
         itself, the messages, and the beginning of the next turn. Raises PromptError."""
         return self._encoded(self._after_turn(messages, where), where)
 
-    def text(self, ids: list[int]) -> str:
-        """Return the text of a whole turn of the student, whose last id is its end."""
-        return str(self._tokenizer.decode(ids[:-1], skip_special_tokens=False))
+    def text(self, ids: list[int], *, cut_off: bool = False) -> str:
+        """Return the text of a turn of the student, whose last id is its end unless it was cut off."""
+        return str(self._tokenizer.decode(ids if cut_off else ids[:-1], skip_special_tokens=False))
 
     def notes(self) -> list[str]:
         """Return a sentence about a template that writes earlier turns otherwise than the student did; else nothing."""

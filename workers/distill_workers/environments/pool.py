@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 
 from distill_api.spec.environment import Environment as EnvironmentSpec
+from distill_workers.environments.fair_slots import FairSlots, Kind
 from distill_workers.environments.protocol import AssistantMessage, Message, Row
 from distill_workers.environments.user_environment import Answer, UserEnvironment
 from distill_workers.user_code import UserCodeFailed, UserProcess, UserProcesses, described
@@ -77,8 +78,10 @@ class EnvironmentPool:
     """A pool of the processes in which environments run."""
 
     def __init__(self, spec: EnvironmentSpec) -> None:
-        _allow_open_files()
+        assert spec.function is not None
+        allow_open_files()
         self._environment = UserEnvironment(spec.function)
+        self._slots = FairSlots(CONVERSATIONS)
         self._processes = UserProcesses(
             self._environment,
             setting="rollout.environment.function",
@@ -88,13 +91,13 @@ class EnvironmentPool:
         )
 
     @asynccontextmanager
-    async def conversation(self) -> AsyncIterator[OpenEnvironment]:
-        """Open an environment for one conversation, once a process is free.
+    async def conversation(self, kind: Kind = Kind.TRAINING) -> AsyncIterator[OpenEnvironment]:
+        """Open an environment for one conversation, once a process is free and it is the turn of its kind.
 
         Raises EnvironmentFailed also for what the process itself does: it took too long, or died.
         """
         try:
-            async with self._processes.one() as process:
+            async with self._slots.one(kind), self._processes.one() as process:
                 opened = OpenEnvironment(self._environment, process)
                 try:
                     yield opened
@@ -117,7 +120,8 @@ class EnvironmentPool:
         await self._processes.close()
 
 
-def _allow_open_files() -> None:
+def allow_open_files() -> None:
+    """Let this process have OPEN_FILES, or as many as the system allows it."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     allowed = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < allowed:

@@ -39,6 +39,12 @@ def parse_message(text: str, turn: int) -> AssistantMessage:
     return AssistantMessage(CALL.sub("", said).strip(), tuple(calls), thinking, tuple(malformed), text)
 
 
+def plain_message(text: str) -> AssistantMessage:
+    """Return the student's text as a message in which no tool call is read."""
+    thinking, said = _thinking(text)
+    return AssistantMessage(said.strip(), (), thinking, (), text)
+
+
 def _thinking(text: str) -> tuple[str, str]:
     begin, end = THINKING
     before, found, after = text.rpartition(end)

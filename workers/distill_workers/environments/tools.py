@@ -25,7 +25,7 @@ def read_tools(path: str) -> list[Tool]:
         raise ConfigurationError(f"{where}: is no list of tools; it must be such as {EXAMPLE}")
     names: set[str] = set()
     for number, tool in enumerate(found, start=1):
-        if wrong := _wrong(tool):
+        if wrong := what_is_wrong(tool):
             raise ConfigurationError(f"{where}: tool {number} {wrong}; a tool is such as {EXAMPLE}")
         name = tool["function"]["name"]
         if name in names:
@@ -34,7 +34,7 @@ def read_tools(path: str) -> list[Tool]:
     return found
 
 
-def _wrong(tool: Any) -> str:
+def what_is_wrong(tool: Any) -> str:
     """Return what keeps a value from being a tool, as the end of a sentence; empty where nothing does."""
     if not isinstance(tool, dict):
         return "is no object"
@@ -46,8 +46,9 @@ def _wrong(tool: Any) -> str:
         return "has no name of letters, digits, _ and -, of at most 64 characters"
     if not isinstance(function.get("description", ""), str):
         return f"({name}) has a description that is no text"
-    parameters = function.get("parameters", {"type": "object"})
-    if not isinstance(parameters, dict) or parameters.get("type") != "object":
+    parameters = function.get("parameters", {})
+    # Without any, OpenAI's API takes a function for one that has no parameters.
+    if not isinstance(parameters, dict) or (parameters and parameters.get("type") != "object"):
         return f'({name}) has parameters that are no JSON schema of the type "object"'
     properties = parameters.get("properties", {})
     if not isinstance(properties, dict) or not all(isinstance(value, dict) for value in properties.values()):

@@ -8,24 +8,25 @@ import asyncio
 import itertools
 import logging
 import statistics
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 from distill_api.spec.job_spec import Evaluation, RewardSource, Sampling, Spec
 from distill_workers.data.identity import content_of
-from distill_workers.data.prompts import load_prompts
+from distill_workers.data.prompts import STUDENTS, Tokenizers, load_prompts
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.engine.engine import EngineRefused, Response
 from distill_workers.environments.pool import EnvironmentFailed
-from distill_workers.evaluation.conversation_response import ConversationResponse
+from distill_workers.evaluation.conversation_response import ConversationResponse, conversations_of
 from distill_workers.evaluation.estimates import Estimate, mean_score, pass_at_k
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import RewardError
 from distill_workers.rewards.build import build_reward
-from distill_workers.rollout.episodes import Episodes, Terms, of_evaluation
+from distill_workers.rewards.graded_text import GradedText
+from distill_workers.rollout.conversations.episodes import Episodes, Terms, of_evaluation
 from distill_workers.rollout.pipeline import sample_seed
 from distill_workers.teacher.pool import BadScore
 from distill_workers.teacher.teachers import Teachers
@@ -82,7 +83,13 @@ class Evaluator:
     """An evaluator of one entry of spec.evaluation, whose prompts are read once."""
 
     def __init__(
-        self, spec: Spec, evaluation: Evaluation, tokenizer: Any, metrics: Metrics, episodes: Episodes | None = None
+        self,
+        spec: Spec,
+        evaluation: Evaluation,
+        tokenizer: Any,
+        metrics: Metrics,
+        episodes: Episodes | None = None,
+        teachers: Tokenizers = STUDENTS,
     ) -> None:
         """`episodes`: of a job with an environment. Raises ConfigurationError for a reward that cannot be had."""
         self.name, self.reward_source = evaluation.name, evaluation.reward.source
@@ -95,13 +102,15 @@ class Evaluator:
             evaluation.max_prompts,
             Route.of(spec, evaluation),
             messages=self._episodes is not None,
+            teachers=teachers,
         )
         self.prompts, self.content = self._prompts, content_of(self._prompts)
         metrics.set("distill_prompts_overlong", long, source=f"evaluation/{self.name}")
         self._is_scored = self.reward_source is not RewardSource.NONE
         own = self._is_scored and self._episodes is None
         self.reward = build_reward(evaluation.reward, metrics) if own else None
-        self._decode: Callable[[list[int]], str] = lambda ids: tokenizer.decode(ids, skip_special_tokens=True)
+        self._decode = GradedText(tokenizer)
+        self._decode_of = {name: GradedText(own) for name, own in teachers.items()}
         self._max_tokens = evaluation.max_response_tokens or spec.rollout.max_response_tokens
 
     def _chosen(self, evaluation: Evaluation, episodes: Episodes | None) -> Episodes | None:
@@ -175,7 +184,9 @@ class Evaluator:
             except EngineRefused as error:
                 log.warning("evaluation %s: prompt %d was refused: %s", self.name, prompt.index, error)
                 responses = []
-            kept = [r for r in responses if all(v == sampled.step for v in r.versions)]
+            kept = [
+                r for r in responses if all(v == sampled.step for part in conversations_of(r) for v in part.versions)
+            ]
             sampled.failed += count - len(kept)
             return kept
 
@@ -235,21 +246,29 @@ class Evaluator:
         async def one(prompt: Prompt, response: Response) -> list[float]:
             if not response.ids:
                 return []
-            asked = prompt.teacher_ids
+            asked = self._asked(prompt)
             mask: Iterable[bool] = itertools.repeat(True)
             if isinstance(response, ConversationResponse):
-                asked, mask = response.teacher_prompt_ids, response.loss_mask
+                by_reference = prompt.teacher == self._spec.objective.reference
+                asked = response.prompt_ids if by_reference else response.teacher_prompt_ids
+                mask = response.loss_mask
             try:
                 scores = await teachers.of(prompt.teacher).score(asked, response.ids, None)
             except BadScore:
                 result.failed += 1
                 return []
-            pairs = zip(response.logprobs, scores.logprobs, strict=True)
+            scored = len(response.ids) - scores.unscored
+            pairs = zip(response.logprobs[:scored], scores.logprobs[:scored], strict=True)
             return [s - t for s, t in itertools.compress(pairs, mask)]
 
-        pairs = [(p, r) for p, group in zip(self._prompts, sampled.as_trained, strict=True) for r in group]
+        groups = zip(self._prompts, sampled.as_trained, strict=True)
+        pairs = [(p, part) for p, group in groups for r in group for part in conversations_of(r)]
         terms = [t for group in await asyncio.gather(*(one(p, r) for p, r in pairs)) for t in group]
         return statistics.fmean(terms) if terms else None
+
+    def _asked(self, prompt: Prompt) -> list[int]:
+        """Return the ids of a prompt as its teacher is asked it: the reference the student's own, as in training."""
+        return prompt.ids if prompt.teacher == self._spec.objective.reference else prompt.teacher_ids
 
     async def _score_teacher(self, teachers: Teachers | None) -> float | None:
         reward = self.reward
@@ -257,9 +276,10 @@ class Evaluator:
             return None
 
         async def one(prompt: Prompt) -> float | None:
+            decode = self._decode_of.get(prompt.teacher, self._decode)
             try:
-                ids = await teachers.of(prompt.teacher).generate(prompt.teacher_ids, self._max_tokens)
-                return await reward.score(prompt, self._decode(ids))
+                ids = await teachers.of(prompt.teacher).generate(self._asked(prompt), self._max_tokens)
+                return await reward.score(prompt, decode(ids))
             except (BadScore, RewardError):
                 return None
 

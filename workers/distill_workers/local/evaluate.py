@@ -12,6 +12,7 @@ from rich.table import Table
 
 from distill_api.protocol import Variable
 from distill_api.spec.job_spec import Evaluation, RewardSource, Spec
+from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_workers.engine.engine import Engine, Response
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.evaluation.evaluator import Evaluator, Measurement
@@ -20,7 +21,8 @@ from distill_workers.local.machine import check_temporary_folder
 from distill_workers.local.placement import Placement
 from distill_workers.metrics import Metrics
 from distill_workers.model_folder import model_folder
-from distill_workers.run.preflight.model_agreement import check_models, load_tokenizer
+from distill_workers.run.preflight.model_agreement import check_models, ends, load_tokenizer, teacher_tokenizers
+from distill_workers.teacher.cross_tokenizer.translators import translators
 from distill_workers.teacher.local_servers import TeacherServers
 from distill_workers.teacher.teachers import Teachers
 
@@ -66,19 +68,24 @@ async def evaluate(spec: Spec, model: str, names: Sequence[str], teacher: str | 
     Raises ValueError, Failure, and what a server that does not start or answer raises.
     """
     evaluations = chosen(spec, names, teacher is not None)
+    # A teacher that is asked for here is wanted, also where the run itself does without.
+    live = spec.objective.model_copy(update={"teacher_logprobs": TeacherLogprobs.LIVE})
+    spec = spec.model_copy(update={"objective": live})
     check_temporary_folder()
     folder = model_folder(model, "--model")
     placement = place_here(spec, model, "--model", ranks=0, engines=1, teachers=teacher == HERE) or Placement()
     tokenizer = load_tokenizer(folder, "--model", trust_remote_code=spec.trust_remote_code)
-    metrics = Metrics()
-    evaluators = [Evaluator(spec, e, tokenizer, metrics) for e in evaluations]
+    metrics, tokenizers = Metrics(), teacher_tokenizers(spec) if teacher is not None else {}
+    evaluators = [Evaluator(spec, e, tokenizer, metrics, teachers=tokenizers) for e in evaluations]
     with tempfile.TemporaryDirectory(prefix="distill-evaluate-") as logs:
         devices = next(iter(placement.engines), None)
         engine = Engine(spec, 0, host="127.0.0.1", port=None, log_folder=logs, devices=devices)
         engine.stop_token_ids = check_models(spec, folder, tokenizer).stop_token_ids
+        stops = (*engine.stop_token_ids, *ends(folder, tokenizer).ids)
         async with teachers_of(spec, teacher, Path(logs), metrics, placement) as (teachers, servers):
             if teachers is not None:
                 teachers.bound_ids(len(tokenizer))
+                teachers.translate(translators(spec, tokenizer, stops, tokenizers))
             try:
                 starting = asyncio.gather(engine.start(str(folder)), *([teachers.start()] if teachers else []))
                 await while_served(starting, servers)

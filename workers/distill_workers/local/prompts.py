@@ -10,7 +10,7 @@ from distill_workers.data.prompts import PromptReader, PromptRow
 from distill_workers.data.routing import Route
 from distill_workers.data.sample import Prompt
 from distill_workers.model_folder import model_folder
-from distill_workers.run.preflight.model_agreement import load_tokenizer
+from distill_workers.run.preflight.model_agreement import load_tokenizer, teacher_tokenizers
 
 
 @dataclass(frozen=True)
@@ -36,13 +36,15 @@ def read_sources(spec: Spec, shown: int, *, every_row: bool) -> Iterator[SourceR
     """
     folder = model_folder(spec.student.model, "spec.student.model")
     tokenizer = load_tokenizer(folder, "spec.student.model", trust_remote_code=spec.trust_remote_code)
+    teachers = teacher_tokenizers(spec)
     training: list[Prompt] = []
     parts: list[tuple[str, Source | Evaluation, Prompts, int | None]] = [
         *((source.name, source, source.prompts, None) for source in spec.data.all_sources),
         *((f"evaluation/{e.name}", e, e.prompts, e.max_prompts) for e in spec.evaluation),
     ]
     for name, part, prompts, limit in parts:
-        reader = PromptReader(prompts, tokenizer, spec.rollout.max_prompt_tokens, Route.of(spec, part))
+        longest, route = spec.rollout.max_prompt_tokens, Route.of(spec, part)
+        reader = PromptReader(prompts, tokenizer, longest, route, teachers=teachers)
         first: list[PromptRow] = []
         kept: list[Prompt] = []
         for row in reader.read(kept=limit, rows=None if every_row else shown):

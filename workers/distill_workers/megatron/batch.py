@@ -50,7 +50,13 @@ class MicroBatch:
     teacher_coefficients: torch.Tensor
     """[tokens]: factor of the divergence of each."""
     baselines: torch.Tensor
-    """[tokens]: of objective.baseline leave-one-out, nats."""
+    """[tokens]: of objective.baseline leave-one-out or batch-mean, nats."""
+    reference_logprobs: torch.Tensor
+    """[tokens]; empty without objective.reference."""
+    span_ends: torch.Tensor | None
+    """[tokens], bool (Sample.span_ends); None where each token of all samples was scored by itself."""
+    translated: torch.Tensor
+    """[tokens], bool: of a sample that a teacher with a tokenizer of its own scored."""
 
     @property
     def positions(self) -> torch.Tensor:
@@ -151,6 +157,9 @@ def filler(samples: Sequence[Sample], device: torch.device) -> MicroBatch:
         teacher_support_logprobs=values.view(0, k),
         teacher_coefficients=values,
         baselines=values,
+        reference_logprobs=values,
+        span_ends=None,
+        translated=ids.bool(),
     )
 
 
@@ -196,7 +205,17 @@ def collate(samples: Sequence[Sample], order: list[int], device: torch.device, *
         teacher_support_logprobs=support_logprobs,
         teacher_coefficients=torch.tensor([s.coefficient for s in samples], device=device).repeat_interleave(lengths),
         baselines=per_token([[s.baseline] * count for s, count in zip(samples, counts, strict=True)]),
+        reference_logprobs=per_token([s.trained(s.reference_logprobs) for s in samples if s.reference_logprobs]),
+        span_ends=_span_ends(samples, device) if scored else None,
+        translated=torch.tensor([s.span_ends is not None for s in samples], device=device).repeat_interleave(lengths),
     )
+
+
+def _span_ends(samples: Sequence[Sample], device: torch.device) -> torch.Tensor | None:
+    if all(s.span_ends is None for s in samples):
+        return None
+    ends = (s.trained(s.span_ends or [True] * len(s.response_ids)) for s in samples)
+    return torch.tensor([end for of_sample in ends for end in of_sample], dtype=torch.bool, device=device)
 
 
 def _rows(sample: Sample, values: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -245,8 +264,12 @@ def _check(sample: Sample, scored: bool) -> None:
     lengths = {"engine_logprobs": len(sample.engine_logprobs)}
     if sample.loss_mask is not None:
         lengths["loss_mask"] = len(sample.loss_mask)
+    if sample.reference_logprobs:
+        lengths["reference_logprobs"] = len(sample.reference_logprobs)
     if scored:
         lengths["teacher_logprobs"] = len(sample.teacher_logprobs)
+        if sample.span_ends is not None:
+            lengths["span_ends"] = len(sample.span_ends)
         for name in ("teacher_top_ids", "teacher_top_logprobs"):
             rows = getattr(sample, name)
             if rows is not None:

@@ -47,6 +47,8 @@ def micro_batch_loss(
         supervised=batch.supervised,
         teacher_coefficients=batch.teacher_coefficients,
         baselines=batch.baselines,
+        reference_logprobs=batch.reference_logprobs if objective.reference is not None else None,
+        span_ends=batch.span_ends,
         entropy=entropy,
         support_logprobs=values[:, 1:] if top_k else None,
         teacher_support_logprobs=batch.teacher_support_logprobs if top_k else None,
@@ -59,5 +61,10 @@ def micro_batch_loss(
         here = own.pick(measured)
         found = support_overlap(hidden[here], head, own.pick(batch.support_ids)[here], vocabulary).to(entropy.dtype)
         stats["overlap_ratio"] = own.join(entropy.new_zeros(len(here)).masked_scatter_(here, found))
-    scopes = {Scope.ALL: torch.ones_like(sampled), Scope.OWN: sampled, Scope.MEASURED: measured}
+    scopes = {
+        Scope.ALL: torch.ones_like(sampled),
+        Scope.OWN: sampled,
+        Scope.MEASURED: measured,
+        Scope.TRANSLATED: sampled & batch.translated,
+    }
     return losses.sum(), sums(stats, scopes)

@@ -22,8 +22,10 @@ def top_k_value(student: torch.Tensor, teacher: torch.Tensor) -> torch.Tensor:
 
 
 def leave_one_out_values(penalties: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
-    """Return for each response of a group the mean over the tokens of the others: [responses], nats, 0 for one alone.
+    """Return for each response the mean over the tokens of the others: [responses], nats, 0 for one alone.
 
+    The responses are those to a prompt, or of a step. Its own tokens are not in the mean of a response, since with them
+    it would depend on what was sampled, and the gradient would be biased by one part in the number of responses.
     penalties [tokens]: the divergence at each sampled token, response after response; lengths [responses].
     """
     response = torch.repeat_interleave(lengths)

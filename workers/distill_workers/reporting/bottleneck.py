@@ -1,6 +1,6 @@
 """What holds the steps up, by the measured seconds of their stages, and what to change about it."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from distill_api.metrics import StepStage
@@ -8,6 +8,7 @@ from distill_api.spec.job_spec import Recompute, Spec, WeightSync
 
 PARTS = {
     StepStage.ROLLOUT: "rollout",
+    StepStage.ENVIRONMENT: "environment",
     StepStage.TEACHER_SCORE: "teacher",
     StepStage.TRAIN: "trainer",
     StepStage.WEIGHT_SYNC: "sync",
@@ -18,9 +19,9 @@ PARTS = {
 @dataclass(frozen=True)
 class Bottleneck:
     part: str
-    """rollout, teacher, trainer or sync."""
+    """rollout, environment, teacher, trainer or sync."""
     share: float
-    """Of the four stages' seconds, 0 to 1."""
+    """Of the seconds of these stages, 0 to 1."""
     advice: str
     """One sentence: what takes how much of the step, and what to change."""
 
@@ -33,7 +34,7 @@ def bottleneck(seconds: Mapping[str, float], spec: Spec) -> Bottleneck | None:
         return None
     part = max(spent, key=lambda one: spent[one])
     share = spent[part] / total
-    what, change = {"rollout": _rollout, "teacher": _teacher, "trainer": _trainer, "sync": _sync}[part](spec)
+    what, change = ADVICE[part](spec)
     return Bottleneck(part, share, f"{part}: {what} {100 * share:.0f} % of the step; {change}")
 
 
@@ -48,8 +49,17 @@ def _rollout(spec: Spec) -> tuple[str, str]:
     return what, "raise rollout.replicas, or lower rollout.maxResponseTokens"
 
 
+def _environment(spec: Spec) -> tuple[str, str]:
+    what = "the trainer waits for rollout.environment"
+    if spec.rollout.max_policy_lag == 0 and not spec.deterministic:
+        return what, "make reset and step faster, or set rollout.maxPolicyLag 1 so that they answer while it trains"
+    return what, "make reset and step faster, or lower rollout.environment.maxTurns; more engines do not help"
+
+
 def _teacher(spec: Spec) -> tuple[str, str]:
     what = "the trainer waits for scores"
+    if not spec.live_teachers:
+        return what, "they are stored, and read from the output volume (output.path): use one that answers faster"
     if spec.deterministic:
         return what, "deterministic scores one response at a time: leave it off where the last bit does not matter"
     return what, "raise teacher.replicas, or teacher.maxConcurrentRequests while SGLang's queue there is empty"
@@ -67,3 +77,13 @@ def _sync(spec: Spec) -> tuple[str, str]:
     if spec.trainer.weight_sync is WeightSync.DISK:
         return what, "set trainer.weightSync distributed, or use a faster volume"
     return what, "raise rollout.promptsPerStep, so that a step is worth the hand-over, or use fewer rollout.replicas"
+
+
+ADVICE: dict[str, Callable[[Spec], tuple[str, str]]] = {
+    "rollout": _rollout,
+    "environment": _environment,
+    "teacher": _teacher,
+    "trainer": _trainer,
+    "sync": _sync,
+}
+"""What is waited for, and what to change, by part."""

@@ -11,7 +11,7 @@ from distill_api.job import DistillationJob
 from distill_api.metrics import StepStage
 from distill_workers.reporting.metrics_file import Evaluated, Run, Step
 
-COLOURS = ("#3366aa", "#dd7733", "#449955", "#aa4466", "#888888", "#66aacc")
+COLOURS = ("#3366aa", "#dd7733", "#449955", "#aa4466", "#888888", "#66aacc", "#ccaa33")
 SMOOTHING = 0.9
 """Weight of the past in the moving average drawn over noisy curves."""
 

@@ -56,6 +56,9 @@ GAUGES = {
     "distill_advantage_clipped_ratio": "advantage_clipped_ratio",
     "distill_advantage_square_nats2": "advantage_square",
     "distill_baseline_nats": "baseline",
+    "distill_reference_kl_nats": "reference_kl",
+    "distill_implicit_reward_nats": "implicit_reward",
+    "distill_tokens_aligned_ratio": "aligned_ratio",
     "distill_divergence_weight_mean": "divergence_weight",
     "distill_divergence_selected_ratio": "selected_ratio",
     "distill_teacher_entropy_nats": "teacher_entropy",
@@ -226,9 +229,15 @@ class Recorder:
         self._restore_progress(restored.model_copy(update={"guard_events": events}), step)
         self._metrics.set("distill_train_step", step)
 
-    def _restore_progress(self, restored: Progress, step: int) -> None:
+    def restore_end(self, state: dict[str, Any]) -> None:
+        """Progress is that of a run that has ended: no line of it is written again."""
+        restored = Progress.model_validate(state["progress"])
+        self._restore_progress(restored, restored.step, restored.checkpoint_step)
+
+    def _restore_progress(self, restored: Progress, step: int, checkpoint_step: int | None = None) -> None:
         self._evaluations = {e.name: e for e in restored.evaluations}
-        known = {"total_steps": self._total, "percent": 100 * step // self._total, "checkpoint_step": step}
+        newest = step if checkpoint_step is None else checkpoint_step
+        known = {"total_steps": self._total, "percent": 100 * step // self._total, "checkpoint_step": newest}
         self._reporter.update(progress=restored.model_copy(update=known))
 
 

@@ -41,7 +41,7 @@ def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str, 
     """Return the page; `drawing` is an <svg> element, `built_with` the versions of packages."""
     name, spec = html.escape(job.metadata.name), job.spec
     done = run.steps[-1].step if run.steps else 0
-    teachers = ", ".join(t.title for t in spec.all_teachers)
+    teachers = ", ".join(t.title for t in spec.routed_teachers)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><title>Distillation {name}</title>
 <style>{STYLE}{ROLLOUT_STYLE}</style></head><body>

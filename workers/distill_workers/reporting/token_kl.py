@@ -20,15 +20,22 @@ HIGH_NATS = 1.0
 
 
 def token_kl(sample: Sample) -> Floats:
-    """[trained], nats: of the student's own tokens."""
+    """[trained], nats: of the student's own tokens. In a span (Sample.span_ends) each token has the span's mean: how a
+    teacher with another tokenizer would divide it between them is not known."""
     engine, teacher = sample.trained(sample.engine_logprobs), sample.trained(sample.teacher_logprobs)
-    return np.subtract(engine, teacher, dtype=np.float64)
+    gaps: Floats = np.subtract(engine, teacher, dtype=np.float64)
+    if sample.span_ends is None or not gaps.size:
+        return gaps
+    counts = np.diff(np.flatnonzero(sample.trained(sample.span_ends)), prepend=-1)
+    means = np.add.reduceat(gaps, np.cumsum(counts) - counts) / counts
+    return np.repeat(means, counts)
 
 
 def turns(samples: list[Sample]) -> dict[str, dict[str, float]] | None:
     """For each of the first TURNS turns, by its number: samples that have it, mean tokens, and mean reverse_kl over its
     tokens, nats. None where no sample is a conversation."""
-    if all(sample.loss_mask is None for sample in samples):
+    # A teacher with another tokenizer masks tokens of single responses; conversations have none.
+    if all(sample.loss_mask is None or sample.span_ends is not None for sample in samples):
         return None
     drawn: dict[int, list[Floats]] = {}
     for sample in samples:

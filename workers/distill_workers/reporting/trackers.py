@@ -131,7 +131,7 @@ class MLflowRun:
             self._id = self._client.create_run(experiment, tags=tags, run_name=job.metadata.name).info.run_id
             for name, value in (
                 ("student", job.spec.student.model),
-                ("teacher", ", ".join(t.title for t in job.spec.all_teachers)),
+                ("teacher", ", ".join(t.title for t in job.spec.routed_teachers)),
             ):
                 self._client.log_param(self._id, name, value)
 

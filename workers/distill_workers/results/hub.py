@@ -6,6 +6,7 @@ the hub by its hash, and is not uploaded again.
 
 import hashlib
 import uuid
+from collections.abc import Callable
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
@@ -35,16 +36,23 @@ class Hub:
         self._api.create_branch(self._repository, branch=branch)
         self._api.delete_branch(self._repository, branch=branch)
 
-    def publish(self, manifest: Manifest, folder: Path) -> str:
-        """Commit the model, unless it is what is there. Returns the commit. Raises as `probe`."""
+    def publish(self, manifest: Manifest, folder: Path, check: Callable[[], None] = lambda: None) -> str:
+        """Commit the model, unless it is what is there. Returns the commit. Raises as `probe`, and what `check` raises
+        before a file is uploaded or the commit is made."""
+        check()
         self._make()
         paths = {file.path for file in manifest.files}
         there = self._api.list_repo_files(self._repository)
         stale = [name for name in there if name not in paths and any(fnmatch(name, p) for p in WEIGHTS)]
+        added = [CommitOperationAdd(file.path, str(folder / file.path)) for file in manifest.files]
+        for each in added:
+            check()
+            self._api.preupload_lfs_files(self._repository, [each])
+        check()
         commit = self._api.create_commit(
             self._repository,
             operations=[
-                *(CommitOperationAdd(file.path, str(folder / file.path)) for file in manifest.files),
+                *added,
                 CommitOperationAdd(NAME, manifest.text().encode()),
                 *(CommitOperationDelete(name) for name in stale),
             ],

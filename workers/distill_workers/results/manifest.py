@@ -5,11 +5,15 @@ It is written last, so a folder that has one has every file that it lists.
 
 import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 NAME = "distillation.json"
 """The file with the manifest, beside those of the model."""
+CHUNK_BYTES = 1 << 22
+"""Bytes that are read and hashed at once: also a slow volume gives them in less than a second."""
 
 
 @dataclass(frozen=True)
@@ -33,10 +37,13 @@ class Manifest:
     files: tuple[ModelFile, ...]
 
     @classmethod
-    def of_folder(cls, folder: Path, *, job: str, run: str, step: int) -> "Manifest":
-        """Return the manifest of the model in a folder, each file of which is read. Raises OSError."""
+    def of_folder(
+        cls, folder: Path, *, job: str, run: str, step: int, check: Callable[[], None] = lambda: None
+    ) -> "Manifest":
+        """Return the manifest of the model in a folder, each file of which is read. Raises OSError, and what `check`
+        raises, which is called before each few MiB."""
         paths = sorted(p for p in folder.rglob("*") if p.is_file() and p.relative_to(folder).as_posix() != NAME)
-        return cls(job, run, step, tuple(_described(path, folder) for path in paths))
+        return cls(job, run, step, tuple(_described(path, folder, check) for path in paths))
 
     @classmethod
     def read(cls, text: str | bytes) -> "Manifest | None":
@@ -63,7 +70,18 @@ class Manifest:
         return sum(file.bytes for file in self.files)
 
 
-def _described(path: Path, folder: Path) -> ModelFile:
+def sha256_of(stream: BinaryIO, check: Callable[[], None] = lambda: None) -> str:
+    """Return the hash of what is left of an open file. `check` is called before each CHUNK_BYTES of it, and may
+    raise."""
+    found, chunk = hashlib.sha256(), b" "
+    while chunk:
+        check()
+        chunk = stream.read(CHUNK_BYTES)
+        found.update(chunk)
+    return found.hexdigest()
+
+
+def _described(path: Path, folder: Path, check: Callable[[], None]) -> ModelFile:
     with path.open("rb") as file:
-        sha256 = hashlib.file_digest(file, "sha256").hexdigest()
+        sha256 = sha256_of(file, check)
     return ModelFile(path.relative_to(folder).as_posix(), path.stat().st_size, sha256)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Support
+from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Spec, Support
 from distill_api.spec.objective import Baseline
 
 PAPERS = {
@@ -17,6 +17,8 @@ PAPERS = {
     "IW-OPD": ("IW-OPD", "2606.22600"),
     "TIP": ("TIP", "2604.14084"),
     "OPSD": ("OPSD", "2601.18734"),
+    "G-OPD": ("Learning beyond Teacher", "2602.12125"),
+    "StableOPD": ("Demystifying OPD", "2604.08527"),
 }
 """Title, or its beginning, and arXiv number."""
 DIVERGENCES = {
@@ -26,10 +28,12 @@ DIVERGENCES = {
 }
 
 
-def method(objective: Objective) -> list[str]:
+def method(spec: Spec) -> list[str]:
     """Return sentences in Markdown: the divergence first, then what a job adds to it."""
+    objective = spec.objective
     found = [f"On-policy distillation ({paper('GKD')}): the student learns from its own samples."]
     found.append(_divergence(objective))
+    found.extend(_other_tokenizers(spec))
     if objective.discount:
         found.append(
             f"A token has credit for the discounted {objective.discounted_return.value} of the divergence of later "
@@ -64,6 +68,18 @@ def _divergence(objective: Objective) -> str:
     return f"The divergence is the {name}, {how}; its coefficient is {objective.coefficient:g}."
 
 
+def _other_tokenizers(spec: Spec) -> Iterator[str]:
+    teachers = [teacher for teacher in spec.all_teachers if teacher.tokenizer is not None]
+    if teachers:
+        alone = len(spec.all_teachers) == 1
+        names = "the teacher" if alone else ", ".join(f"`{teacher.name}`" for teacher in teachers)
+        yield (
+            f"Responses were scored as text in the tokens of {names}, whose tokenizer is not the student's: the "
+            "divergence is over spans, the shortest runs of tokens that are the same text to both, and each token of a "
+            "span has that of the whole span."
+        )
+
+
 def _variants(objective: Objective) -> Iterator[str]:
     """Yield a sentence for each baseline, addition and weight of the divergence."""
     match objective.baseline:
@@ -74,6 +90,18 @@ def _variants(objective: Objective) -> Iterator[str]:
             )
         case Baseline.LEAVE_ONE_OUT:
             yield "Its mean over the other responses to the prompt is subtracted, as a baseline."
+        case Baseline.BATCH_MEAN:
+            yield "Its mean over the other responses of the step is subtracted, as a baseline."
+    if objective.extrapolation != 1:
+        yield (
+            f"The teacher's log-probabilities less those of the reference, `{objective.reference}`, are a reward of "
+            f"weight {objective.extrapolation:g}; weight 1 would be distillation alone ({paper('G-OPD')})."
+        )
+    if (held := objective.reference_coefficient) > 0:
+        yield (
+            f"The reverse KL to the reference, `{objective.reference}`, is added; its coefficient is {held:g} "
+            f"({paper('StableOPD')})."
+        )
     if (clip := objective.entry_clip) is not None:
         yield f"What one token of the vocabulary adds is at most {clip:g} nats ({paper('OPSD')})."
     if (entropy := objective.forward_kl_above_entropy) is not None:

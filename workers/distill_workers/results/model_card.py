@@ -94,7 +94,7 @@ def model_card(job: DistillationJob, run: Run, step: int, licence: dict[str, Any
         f"{_code(_model(spec.student.model))}, distilled from {_teachers(spec)} on its own samples, "
         f"{step} of {spec.schedule.steps} steps.{adapters}",
         "## How it was made",
-        "\n".join(f"- {line}" for line in [*_data(spec), *method(spec.objective)]),
+        "\n".join(f"- {line}" for line in [*_data(spec), *method(spec)]),
         *_section("## Evaluation", _evaluation_table(run)),
         *_section("## Curve", _curve_table(run.steps)),
         "## Licence",
@@ -120,7 +120,7 @@ def _model(model: str) -> str:
 
 
 def _teachers(spec: Spec) -> str:
-    return " and ".join(_code(_model(t.model) if t.model is not None else t.title) for t in spec.all_teachers)
+    return " and ".join(_code(_model(t.model) if t.model is not None else t.title) for t in spec.routed_teachers)
 
 
 def _data(spec: Spec) -> list[str]:

@@ -1,11 +1,10 @@
 """What a place to which a model is published has to do, and which of its errors another try would not mend."""
 
 import errno
-import hashlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from json import JSONDecodeError
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 from distill_workers.results.manifest import Manifest
 
@@ -25,14 +24,9 @@ class Place(Protocol):
     def probe(self) -> None:
         """Write something and remove it again. Raises PlaceRefused, or what the client of the place raises."""
 
-    def publish(self, manifest: Manifest, folder: Path) -> str:
+    def publish(self, manifest: Manifest, folder: Path, check: Callable[[], None] = lambda: None) -> str:
         """Copy the model in a folder there, as far as it is not there already, and check it. Returns what is there, as
-        a phrase. Raises as `probe`."""
-
-
-def sha256_of(stream: Any) -> str:
-    """Return the hash of what is left of an open file."""
-    return hashlib.file_digest(stream, "sha256").hexdigest()
+        a phrase. Raises as `probe`, and what `check` raises, which is called before each change of what is there."""
 
 
 def is_permanent(error: BaseException) -> bool:

@@ -8,14 +8,17 @@ each as JSON; neither has a credential.
 import json
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from pathlib import Path
 from typing import TextIO
 
 from distill_workers.child_processes import end_with_parent
+from distill_workers.failures import Superseded
 from distill_workers.results.manifest import Manifest
 from distill_workers.results.place import Place, PlaceRefused, is_permanent, sentence
+from distill_workers.run_folder.ownership import Ownership
 
 HUB = "hf://"
 SECRET_NAMES = ("KEY", "SECRET", "TOKEN", "PASSWORD", "CONNECTION_STRING")
@@ -29,6 +32,8 @@ class Outcome(StrEnum):
     REFUSED = "refused"
     """Another try would end the same."""
     FAILED = "failed"
+    SUPERSEDED = "superseded"
+    """The run folder is a newer trainer's: this one changes nothing more."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,8 @@ class Request:
     """Folder of a mounted Secret; None for the environment as it is."""
     folder: str | None = None
     manifest: str | None = None
+    claim: str | None = None
+    """The claim of the trainer on its run folder (run_folder/ownership.py); None for one that has none."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +63,8 @@ def answer(request: Request, endpoint: str | None = None) -> Answer:
     """Do what is asked, once. Never raises. `endpoint` is another hub than that of the environment."""
     secrets: tuple[str, ...] = ()
     try:
+        check = _check_of(request.claim)
+        check()
         secrets = _take_up(request.secrets)
         place = place_of(request, endpoint)
         if request.manifest is None or request.folder is None:
@@ -63,7 +72,9 @@ def answer(request: Request, endpoint: str | None = None) -> Answer:
             return Answer(Outcome.DONE, "")
         manifest = Manifest.read(request.manifest)
         assert manifest is not None
-        return Answer(Outcome.DONE, place.publish(manifest, Path(request.folder)))
+        return Answer(Outcome.DONE, place.publish(manifest, Path(request.folder), check))
+    except Superseded as error:
+        return Answer(Outcome.SUPERSEDED, str(error))
     except Exception as error:
         return Answer(Outcome.REFUSED if is_permanent(error) else Outcome.FAILED, sentence(error, secrets))
 
@@ -77,6 +88,11 @@ def place_of(request: Request, endpoint: str | None = None) -> Place:
     from distill_workers.results.store import Store
 
     return Store(request.to, request.run, begun=request.begun)
+
+
+def _check_of(claim: str | None) -> Callable[[], None]:
+    """Return what raises Superseded once the run folder of a claim is another trainer's."""
+    return Ownership.from_text(claim).check if claim is not None else lambda: None
 
 
 def _take_up(folder: str | None) -> tuple[str, ...]:

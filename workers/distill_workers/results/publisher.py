@@ -9,6 +9,7 @@ import json
 import logging
 import os
 import sys
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from typing import Any
 from distill_api.job import DistillationJob
 from distill_api.protocol import SECRETS_FOLDER, Publication
 from distill_api.spec.output import Publish, PublishedStep
-from distill_workers.failures import PreflightFailed
+from distill_workers.failures import PreflightFailed, Superseded
 from distill_workers.results.manifest import Manifest
 from distill_workers.results.publish import Answer, Outcome, Request
 from distill_workers.run_folder.run_folder import RunFolder
@@ -92,13 +93,24 @@ class Publisher:
         """
         deadline = time.monotonic() + self._seconds
         run = self._seen()["run"]
-        manifests = {
-            step: await asyncio.to_thread(Manifest.of_folder, model.folder, job=self._job, run=run, step=model.step)
-            for step, model in models.items()
-            if model.problem is None
-        }
+        manifests = {step: await self._manifest(model, run) for step, model in models.items() if model.problem is None}
         done = (self._to(p, models[p.step], manifests.get(p.step), deadline) for p in self._places)
         return list(await asyncio.gather(*done))
+
+    async def _manifest(self, model: Model, run: str) -> Manifest:
+        """Return the manifest of a model, which takes a minute for each few 10 GB; cancelled, it ends at once."""
+        cancelled = threading.Event()
+
+        def check() -> None:
+            if cancelled.is_set():
+                raise asyncio.CancelledError
+
+        try:
+            return await asyncio.to_thread(
+                Manifest.of_folder, model.folder, job=self._job, run=run, step=model.step, check=check
+            )
+        finally:
+            cancelled.set()
 
     async def _to(self, place: Publish, model: Model, manifest: Manifest | None, deadline: float) -> Publication:
         if manifest is None:
@@ -133,7 +145,7 @@ class Publisher:
         return await self._ask(request, deadline - time.monotonic())
 
     async def _ask(self, request: Request, seconds: float) -> Answer:
-        """Return the answer of a process, which is killed where it takes longer."""
+        """Return the answer of a process, which is killed where it takes longer. Raises Superseded."""
         pipe = asyncio.subprocess.PIPE
         try:
             process = await asyncio.create_subprocess_exec(
@@ -145,7 +157,10 @@ class Publisher:
             said = json.dumps(asdict(request)).encode()
             output, _ = await asyncio.wait_for(process.communicate(said), max(0.0, seconds))
             found = json.loads(output)
-            return Answer(Outcome(found["outcome"]), found["message"])
+            outcome = Outcome(found["outcome"])
+            if outcome is Outcome.SUPERSEDED:
+                raise Superseded(found["message"])
+            return Answer(outcome, found["message"])
         except TimeoutError:
             return Answer(Outcome.FAILED, f"it had not ended after {seconds:,.0f} s")
         except ValueError:
@@ -168,6 +183,7 @@ class Publisher:
             secrets=str(secrets) if secrets is not None and secrets.is_dir() else None,
             folder=str(model.folder) if model is not None else None,
             manifest=manifest.text() if manifest is not None else None,
+            claim=self._folder.claim_text(),
         )
 
     def _seen(self) -> dict[str, Any]:

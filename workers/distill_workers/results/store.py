@@ -7,14 +7,15 @@ reader takes no mixture of two models for one.
 
 import os
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import fsspec
 from fsspec.implementations.local import LocalFileSystem
 
-from distill_workers.results.manifest import NAME, Manifest, ModelFile
-from distill_workers.results.place import PlaceRefused, sha256_of
+from distill_workers.results.manifest import NAME, Manifest, ModelFile, sha256_of
+from distill_workers.results.place import PlaceRefused
 
 PACKAGES = {"s3": "s3fs", "gs": "gcsfs", "az": "adlfs"}
 """The package that fsspec needs for a scheme; the workers' image has none of them."""
@@ -51,20 +52,25 @@ class Store:
         if found != b"probe":
             raise OSError(f"a file of 5 bytes was written and came back as {len(found)} others")
 
-    def publish(self, manifest: Manifest, folder: Path) -> str:
-        """Make the folder hold the model. Returns what is there, as a phrase. Raises as `probe`."""
+    def publish(self, manifest: Manifest, folder: Path, check: Callable[[], None] = lambda: None) -> str:
+        """Make the folder hold the model. Returns what is there, as a phrase. Raises as `probe`, and what `check`
+        raises before a file is written or removed."""
         former = self._former()
         if former is not None and former != manifest:
+            check()
             self._files.rm_file(self._path(NAME))
         for file in manifest.files:
             if not self._holds(file):
+                check()
                 self._write(folder / file.path, self._path(file.path))
                 if not self._holds(file):
                     raise OSError(f"{file.path} was written, and what is there now is something else")
         kept = {file.path for file in manifest.files}
         for file in former.files if former else ():
             if file.path not in kept and self._files.exists(self._path(file.path)):
+                check()
                 self._files.rm_file(self._path(file.path))
+        check()
         self._write_manifest(manifest)
         return f"{len(manifest.files)} files, {manifest.bytes / 2**20:,.1f} MiB"
 

@@ -117,8 +117,9 @@ class EnginePool:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if hasattr(self, "_sync"):
             await self._sync.close()
-        # Engines that are lost end with the connection, at the latest.
-        stopping = asyncio.gather(*(self._engines[n].stop() for n in self._scheduler.open), return_exceptions=True)
+        # Engines that are lost end with the connection, at the latest. A request that ends with its engine loses none.
+        serving, self._scheduler.open = self._scheduler.open, set()
+        stopping = asyncio.gather(*(self._engines[n].stop() for n in serving), return_exceptions=True)
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(stopping, CLOSE_SECONDS)
         await self._ray.close()

@@ -38,8 +38,9 @@ from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.recorder import Recorder
 from distill_workers.results.model_card import card_if_possible
+from distill_workers.rollout.batch import Batch
 from distill_workers.rollout.engine_pool import EnginePool
-from distill_workers.rollout.pipeline import Batch, RolloutPipeline
+from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.base import Callbacks, RepeatStep, RollBack, StopRun, TrainStep
 from distill_workers.run.callbacks.checkpointing import CheckpointCallback
 from distill_workers.run.callbacks.engine_agreement import EngineAgreementCallback
@@ -89,7 +90,7 @@ class Loop:
             spec.schedule, folder, trainer, cursor, recorder, guards, state, {e.name: e.content for e in evaluators}
         )
         self._guard_actions = GuardActions(
-            guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state
+            guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state, spec.guards
         )
         self.evaluation = EvaluationCallback(
             spec.schedule, evaluators, engines, teachers, recorder, self.checkpoints, state, self._stop_signal
@@ -115,19 +116,13 @@ class Loop:
     async def run(self) -> str:
         """Do the whole run, export and publish its model. Returns how it ended, as a sentence. Raises Failure; Stopped
         after `stop`."""
-        await self.checkpoints.resume()
-        cursor_continues(self._spec, self._state.step, self._state.cursor)
-        async with self._engines.updating_weights():
-            await self._load_engines()
-        if self._state.step < self._last_step:  # else nothing is left but to export and publish
-            self._reporter.update(phase=Phase.PREFLIGHT)
-            parts = (self._trainer, self._engines, self._teachers, self._cursor)
-            checks = preflight(self._spec, self._tokenizer, *parts, step=self._state.step)
-            await self._stop_signal.interrupting(checks)
-        self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
-        guard = await self._train()
-        await self.checkpoints.finish()
-        self._reporter.update(phase=Phase.EXPORTING)
+        guard = await self._guard_actions.resume_end()
+        if guard is None:
+            await self._resume()
+            self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
+            guard = await self._train()
+            await self.checkpoints.finish()
+        self._reporter.update(phase=Phase.EXPORTING, preflight_passed=True)
         self._folder.check_ownership()
         about = (self._job, self._folder.root, self._trainer.model_path, self._state.step)
         await self._trainer.export(self._folder.model, await asyncio.to_thread(card_if_possible, *about))
@@ -142,6 +137,19 @@ class Loop:
         if guard is None:
             return "all steps are done and the model is exported"
         return f"guard {guard.guard} stopped the run after step {guard.step}: {guard.message}"
+
+    async def _resume(self) -> None:
+        """Restore the newest checkpoint, give the engines its weights, and check what is left to train."""
+        await self.checkpoints.resume()
+        cursor_continues(self._spec, self._state.step, self._state.cursor)
+        async with self._engines.updating_weights():
+            await self._load_engines()
+        if self._state.step < self._last_step:  # else nothing is left but to export and publish
+            self._reporter.update(phase=Phase.PREFLIGHT)
+            parts = (self._trainer, self._engines, self._teachers, self._cursor)
+            checks = preflight(self._spec, self._tokenizer, *parts, step=self._state.step)
+            if notes := await self._stop_signal.interrupting(checks):
+                self._reporter.update(notes=[*self._reporter.report.notes, *notes])
 
     def stop(self) -> None:
         """End the run as soon as its state is whole; `run` then raises Stopped."""

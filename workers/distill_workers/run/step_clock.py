@@ -50,19 +50,22 @@ class StepClock:
         self._waits.append((begin, time.monotonic()))
         return result
 
-    def stages(self, generated_at: float) -> dict[StepStage, float]:
+    def stages(self, generated_at: float, environment_share: float = 0.0) -> dict[StepStage, float]:
         """Seconds by stage. What training waited for was the engines until the batch's last response was there
-        (`generated_at`, time.monotonic seconds), then the teacher."""
+        (`generated_at`, time.monotonic seconds), then the teacher. `environment_share`, 0 to 1, of the time of the
+        engines was that of an environment which they waited for."""
         rollout = scoring = 0.0
         for begin, end in self._waits:
             generated = min(max(generated_at, begin), end)
             rollout += generated - begin
             scoring += end - generated
+        environment = rollout * environment_share
         return {
             StepStage.WEIGHT_SYNC: self._spent(StepStage.WEIGHT_SYNC),
             StepStage.TRAIN: self._spent(StepStage.TRAIN),
-            StepStage.ROLLOUT: self._spent(StepStage.ROLLOUT) + rollout,
+            StepStage.ROLLOUT: self._spent(StepStage.ROLLOUT) + rollout - environment,
             StepStage.TEACHER_SCORE: scoring,
+            **({StepStage.ENVIRONMENT: environment} if environment else {}),
         }
 
     def _spent(self, stage: StepStage) -> float:

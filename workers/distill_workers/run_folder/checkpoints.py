@@ -81,10 +81,19 @@ class Checkpoints:
         aside.rename(final)
         sync_folder(self._root)
         check()
-        write_whole(self._root / LATEST, final.name)
+        self.name(final)
         check()
         self._remove_superfluous(_step(final), best_step(state), schedule)
         return final
+
+    def named(self) -> Path | None:
+        """The checkpoint that `latest` names, which was complete when that was written; None before the first."""
+        mark = self._root / LATEST
+        return self._root / mark.read_text(encoding="utf-8").strip() if mark.exists() else None
+
+    def name(self, checkpoint: Path) -> None:
+        """Make `latest` name a checkpoint."""
+        write_whole(self._root / LATEST, checkpoint.name)
 
     def latest(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint to go on from, and its state: the one that `latest` names, or else the newest complete one.
@@ -92,7 +101,7 @@ class Checkpoints:
         None when the run has none yet. Raises DamagedCheckpoints when it had one, and none is complete.
         """
         mark = self._root / LATEST
-        named = self._root / mark.read_text(encoding="utf-8").strip() if mark.exists() else None
+        named = self.named()
         if named is not None and named.parent == self._root and _fault(named) is None:
             return named, _state(named)
         found = [path for path in self._folders() if _fault(path) is None]
@@ -110,7 +119,7 @@ class Checkpoints:
             # The process that was about to rename it was killed.
             _remove(newest.with_suffix(""))
             newest = newest.rename(newest.with_suffix(""))
-        write_whole(mark, newest.name)
+        self.name(newest)
         return newest, _state(newest)
 
     def complete(self) -> dict[int, Path]:
@@ -130,7 +139,7 @@ class Checkpoints:
     def roll_back(self, folder: Path, state: dict[str, Any]) -> None:
         """Makes an earlier checkpoint the newest, with another state; later ones go."""
         write_whole(folder / STATE, json.dumps(state))
-        write_whole(self._root / LATEST, folder.name)
+        self.name(folder)
         for path in self._folders():
             if _step(path) > _step(folder):
                 _remove(path)

@@ -21,6 +21,7 @@ FREE_OF_TEACHER = {
     "max_disagreement": True,
     "endpoint": {"key_secret", "vocabulary_size"},
     "model": True,
+    "tokenizer": True,  # what it makes of the prompts is part of the data's content
 }
 FREE_FIELDS: dict[str, Any] = {
     "suspend": True,
@@ -40,6 +41,7 @@ FREE_FIELDS: dict[str, Any] = {
     "student": {"model"},
     "teacher": FREE_OF_TEACHER,
     "teachers": {"__all__": FREE_OF_TEACHER},
+    "objective": {"teacher_logprobs"},
     "data": {"prompts": True, "sources": {"__all__": {"prompts"}}},
     "evaluation": {"__all__": {"prompts"}},
     "rollout": {

@@ -47,12 +47,25 @@ class Ownership:
     """The claim of one owner on one run folder."""
 
     def __init__(self, folder: Path, owner: Owner) -> None:
-        """Claim the folder. Raises Superseded if its owner is younger, and OSError if it cannot be written."""
         self._file, self._owner = folder / FILE, owner
+
+    def claim(self) -> None:
+        """Make the folder the owner's. Raises Superseded if its owner is younger, and OSError if it cannot be
+        written."""
         found = self._read()
-        if found is not None and owner.older_than(found):
+        if found is not None and self._owner.older_than(found):
             raise Superseded(self._sentence(found))
-        write_whole(self._file, json.dumps(asdict(owner)))
+        write_whole(self._file, json.dumps(asdict(self._owner)))
+
+    def text(self) -> str:
+        """Return the claim for another process, which checks it by `from_text`."""
+        return json.dumps({"folder": str(self._file.parent), "owner": asdict(self._owner)})
+
+    @classmethod
+    def from_text(cls, text: str) -> "Ownership":
+        """Return the claim that `text` gave."""
+        found = json.loads(text)
+        return cls(Path(found["folder"]), Owner(**found["owner"]))
 
     def check(self) -> None:
         """Raise Superseded once another trainer has claimed the folder, or somebody has removed the claim."""

@@ -12,6 +12,7 @@ from distill_api.spec.job_spec import Schedule
 from distill_workers.run_folder.atomic_file import write_whole
 from distill_workers.run_folder.checkpoints import Checkpoints
 from distill_workers.run_folder.identity import differences, fingerprint, models, sentence, weights_of
+from distill_workers.run_folder.job_files import code_of, other_code, other_tools, tools_of
 from distill_workers.run_folder.ownership import Owner, Ownership
 
 __all__ = ["ForeignRun", "RunFolder", "fingerprint", "write_whole"]
@@ -23,7 +24,7 @@ class ForeignRun(ValueError):
     """The run folder holds another run."""
 
 
-def _difference(mark: dict[str, Any], job: DistillationJob, weights: dict[str, str]) -> str:
+def _difference(mark: dict[str, Any], job: DistillationJob, weights: dict[str, str], tools: dict[str, str]) -> str:
     """Return what makes the run of a run.json another than that of `job`; empty for the same run.
 
     Its job is read as this release reads it: a field that is new here, and has its default there, makes no other run.
@@ -34,7 +35,8 @@ def _difference(mark: dict[str, Any], job: DistillationJob, weights: dict[str, s
         mine = fingerprint(job)
         theirs = str(mark["fingerprint"])
         return "" if theirs == mine else f"its spec has fingerprint {theirs}, this one {mine}"
-    return sentence(differences(there, job, mark.get("weights", {}), weights))
+    found = differences(there, job, mark.get("weights", {}), weights)
+    return sentence([*found, *other_tools(there.spec, job.spec, mark.get("tools", {}), tools)])
 
 
 def versions() -> dict[str, str]:
@@ -73,8 +75,9 @@ class RunFolder:
         self._ownership: Ownership | None = None
         """The claim of a trainer; None for who only reads."""
 
-    def claim(self) -> None:
-        """Make the folder, or take up the run in it, as its newest trainer.
+    def claim(self) -> list[str]:
+        """Make the folder, or take up the run in it, as its newest trainer. Returns notes of what is not as it was in
+        the attempt before, and makes no other run.
 
         Raises ForeignRun, Superseded where a newer trainer has it, and OSError if it cannot be written.
         """
@@ -82,24 +85,35 @@ class RunFolder:
         mark = self.root / "run.json"
         found = {path: weights_of(model) for path, model in models(self._job.spec).items()}
         weights = {path: known for path, known in found.items() if known is not None}
+        tools, code, notes = tools_of(self._job.spec), code_of(self._job.spec), list[str]()
         if mark.exists():
             earlier = json.loads(mark.read_text(encoding="utf-8"))
-            if other := _difference(earlier, self._job, weights):
+            if other := _difference(earlier, self._job, weights, tools):
                 raise ForeignRun(
                     f"{self.root} holds another run ({other}): choose another spec.output.path or metadata.name, or "
                     "remove the folder"
                 )
             weights = earlier.get("weights", {}) | weights
+            tools = earlier.get("tools", {}) | tools
+            notes = other_code(earlier.get("code", {}), code)
         attempt = int(os.environ.get(Variable.ATTEMPT, "0"))
-        self._ownership = Ownership(self.root, Owner.of_this_process(self._job, attempt))
+        ownership = Ownership(self.root, Owner.of_this_process(self._job, attempt))
+        ownership.claim()
+        self._ownership = ownership
         manifest = self._job.model_dump(mode="json", by_alias=True, exclude_none=True)
-        what = {"fingerprint": fingerprint(self._job), "versions": versions(), "weights": weights, "job": manifest}
+        content = {"weights": weights, "tools": tools, "code": code}
+        what = {"fingerprint": fingerprint(self._job), "versions": versions(), **content, "job": manifest}
         write_whole(mark, json.dumps(what, indent=1))
+        return notes
 
     def check_ownership(self) -> None:
         """Raise Superseded if this folder was claimed, and is a newer trainer's by now. Before each publication."""
         if self._ownership is not None:
             self._ownership.check()
+
+    def claim_text(self) -> str | None:
+        """Return the claim on this folder for another process (`Ownership.from_text`); None without one."""
+        return self._ownership.text() if self._ownership is not None else None
 
     def replace(self, name: str, text: str) -> None:
         """Replace a file in the folder whole."""

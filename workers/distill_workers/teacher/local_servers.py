@@ -19,7 +19,7 @@ class TeacherServers:
         """`devices` are those of each replica, by the teacher's name; without, a server takes what it sees.
 
         Raises ConfigurationError for a model that does not exist, and for a teacher by `ref`."""
-        if shared := [t.ref.name for t in spec.all_teachers if t.ref is not None]:
+        if shared := [t.ref.name for t in spec.live_teachers if t.ref is not None]:
             raise ConfigurationError(
                 f"Teacher {', '.join(shared)} (ref) is an object of a cluster, and this is none: give a model or an "
                 "endpoint instead"

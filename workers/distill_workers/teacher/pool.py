@@ -18,15 +18,14 @@ from typing import Any
 import aiohttp
 import orjson
 
-from distill_api.spec import job_spec as api
 from distill_api.spec.job_spec import NamedTeacherSource, Spec
+from distill_workers.teacher.cross_tokenizer.translation import Translation, Translator
 from distill_workers.teacher.endpoint import TeacherEndpoint
-from distill_workers.teacher.openai_protocol import OpenAIProtocol
 from distill_workers.teacher.prefix_affinity import NO_PREFERENCE, Placement, PrefixAffinity
-from distill_workers.teacher.protocol import BadScore, Observer, Scores, ScoringProtocol, TeacherRequest
+from distill_workers.teacher.protocol import BadScore, Observer, Scores, TeacherRequest, TeacherUnreachable
+from distill_workers.teacher.protocol_choice import scoring_protocol
 from distill_workers.teacher.replica_admission import ReplicaAdmission
 from distill_workers.teacher.replicas import NotAnswered, Replica, Replicas
-from distill_workers.teacher.sglang_protocol import SGLangProtocol
 from distill_workers.teacher.token_ids import AbsentTokens, check_received, check_sent
 
 __all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
@@ -38,10 +37,6 @@ TRIES = 6
 """A request that has failed so often, while others succeed, fails its sample."""
 PREFETCHES = 8
 """Prompts that are prefetched at once: the others wait, so that scoring always finds free slots."""
-
-
-class TeacherUnreachable(Exception):
-    """Raised when no replica has answered for longer than the pool waits."""
 
 
 class TeacherPool:
@@ -66,13 +61,11 @@ class TeacherPool:
         self._endpoint = (
             TeacherEndpoint.of_endpoint(endpoint, key) if endpoint is not None else TeacherEndpoint.of_address(address)
         )
-        stated = endpoint.vocabulary_size if endpoint is not None else None
-        self._protocol: ScoringProtocol = SGLangProtocol(ours=endpoint is None, vocabulary=stated)
-        if endpoint is not None and endpoint.protocol is api.Protocol.OPENAI:
-            assert endpoint.model is not None, "Endpoint requires a model for this protocol"
-            self._protocol = OpenAIProtocol(endpoint.model, stated)
+        self._protocol = scoring_protocol(self.teacher)
         self.student_tokens: int | None = None
-        """Tokens of the student's tokenizer. Likeliest tokens beyond them are nobody's support."""
+        """Tokens of the student's tokenizer, or of the teacher's own. Likeliest ones beyond are nobody's support."""
+        self.translator: Translator | None = None
+        """Of a teacher with a tokenizer of its own: its prompts are in its own tokens, responses in the student's."""
         self._absent = AbsentTokens(self.teacher.name)
         self._observer, self._limit = observer, unreachable_seconds
         self._timeout_seconds = float(self.teacher.request_timeout_seconds)
@@ -110,19 +103,19 @@ class TeacherPool:
     async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
         """Return the log-prob of each response token given all tokens before it, nats; with `top_k`, also the k
         likeliest tokens at each position. Raises BadScore, TeacherUnreachable."""
-        request = self._score_request(prompt_ids, response_ids, top_k)
+        sent, request = await self._score_request(prompt_ids, response_ids, top_k)
         async with self._affinity.placement(prompt_ids) as placement:
-            answer = await self._request(request, len(prompt_ids) + len(response_ids), placement)
+            answer = await self._request(request, len(prompt_ids) + len(sent.ids), placement)
         self._affinity.observe(placement, self._protocol.cached_tokens(answer))
-        scores = self._protocol.read_scores(answer, prompt_ids, response_ids, top_k)
-        self._admission.observe(prompt_ids, response_ids, scores)
-        return self._absent.left_out(scores, self.student_tokens)
+        scores = self._protocol.read_scores(answer, prompt_ids, sent.ids, top_k)
+        self._admission.observe(prompt_ids, sent.ids, scores)
+        return sent.of_student(self._absent.left_out(scores, self.student_tokens))
 
     async def score_everywhere(
         self, prompt_ids: list[int], response_ids: list[int], top_k: int | None
     ) -> list[tuple[str, Scores]]:
         """Return the scores of each replica that answers, with its address. Raises BadScore, TeacherUnreachable."""
-        request = self._score_request(prompt_ids, response_ids, top_k)
+        sent, request = await self._score_request(prompt_ids, response_ids, top_k)
         await self._replicas.resolve(again=True)
         found: list[tuple[str, Scores]] = []
         for replica in self._replicas.all():
@@ -131,7 +124,8 @@ class TeacherPool:
             except NotAnswered as error:
                 log.warning("teacher %s: replica %s is not compared: %s", self.teacher.name, replica.address, error)
                 continue
-            found.append((replica.address, self._protocol.read_scores(answer, prompt_ids, response_ids, top_k)))
+            scores = self._protocol.read_scores(answer, prompt_ids, sent.ids, top_k)
+            found.append((replica.address, sent.of_student(scores)))
         if not found:
             # Each replica had one try; `score` retries, and its error says what is wrong if none answers.
             found.append((self._endpoint.title, await self.score(prompt_ids, response_ids, top_k)))
@@ -179,11 +173,16 @@ class TeacherPool:
         """Return the ids that the teacher's own tokenizer makes of a text. Raises BadScore if it does not tell."""
         return self._protocol.read_text_ids(await self._request(self._protocol.text_request(text), len(text)))
 
-    def _score_request(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> TeacherRequest:
+    async def _score_request(
+        self, prompt_ids: list[int], response_ids: list[int], top_k: int | None
+    ) -> tuple[Translation, TeacherRequest]:
         if not response_ids:
             raise BadScore("empty", "an empty response has no token to score")
-        self._check_ids([*prompt_ids, *response_ids])
-        return self._protocol.score_request(prompt_ids, response_ids, top_k)
+        sent = Translation(response_ids)
+        if self.translator is not None:  # long ones take tenths of a second, in which the event loop goes on
+            sent = await asyncio.to_thread(self.translator.translate, response_ids)
+        self._check_ids([*prompt_ids, *sent.ids])
+        return sent, self._protocol.score_request(prompt_ids, sent.ids, top_k)
 
     def _check_ids(self, ids: list[int]) -> None:
         """Raise BadScore for an id that could end the server. By the preflight an endpoint has the student's tokens."""

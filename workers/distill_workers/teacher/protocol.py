@@ -25,6 +25,10 @@ class BadScore(Exception):
         return f"{self.reason}: {self.args[1]}"
 
 
+class TeacherUnreachable(Exception):
+    """Raised when no replica has answered for longer than the pool waits."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scores:
     """The teacher's log-probs of one response, nats."""
@@ -35,6 +39,11 @@ class Scores:
     """[response, k], likeliest first"""
     top_logprobs: npt.NDArray[np.float32] | None
     """[response, k]"""
+    span_ends: list[bool] | None = None
+    """[response], by a teacher with a tokenizer of its own: where a run of tokens ends that is the same text to both,
+    of which logprobs has equal shares. None where each token was scored by itself."""
+    unscored: int = 0
+    """Tokens at the end of the response that such a teacher did not score: their logprobs mean nothing."""
 
 
 @dataclass(frozen=True)

@@ -100,6 +100,11 @@ def after_thinking(response: str, question: str) -> str | None:
     return rest
 
 
+def is_thinking_tag(text: str) -> bool:
+    """Return whether a text is a tag that begins or ends the thinking, and nothing else."""
+    return any(tag.fullmatch(text) for tag in (_OPEN, _CLOSE))
+
+
 def last_box(text: str) -> Answer | None:
     r"""Return the last box that is not empty; boxes joined by commas, `and` or `or` are one list. None without a box.
 

@@ -8,7 +8,7 @@ from distill_api.status import EvaluationScore
 from distill_workers.data.sample import Sample
 from distill_workers.evaluation.guards import Decision
 from distill_workers.objective.coefficients import StepCoefficients
-from distill_workers.rollout.pipeline import Batch
+from distill_workers.rollout.batch import Batch
 from distill_workers.run.step_clock import StepClock
 
 

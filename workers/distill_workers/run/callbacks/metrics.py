@@ -15,7 +15,9 @@ class MetricsCallback:
 
     async def after_step(self, step: TrainStep) -> None:
         assert step.batch is not None  # a step that is done had one
-        for stage, seconds in step.clock.stages(step.batch.generated_at).items():
+        longest = step.batch.longest
+        share = longest.environment_share if longest is not None else 0.0
+        for stage, seconds in step.clock.stages(step.batch.generated_at, share).items():
             self._recorder.spent(stage, seconds)
         lag = statistics.fmean(step.index - sample.weight_version for sample in step.samples)
         done = Step(step.index + 1, step.samples, step.stats, lag, step.clock.seconds)

@@ -14,7 +14,7 @@ from typing import Any
 from distill_api.spec.job_spec import NamedTeacherSource, Spec
 from distill_workers.data.rendering import WithArguments, template_arguments
 from distill_workers.failures import ConfigurationError
-from distill_workers.model_folder import read_config
+from distill_workers.model_folder import model_folder, read_config
 from distill_workers.run.preflight.chat_template import same_special_tokens, same_template, same_thinking
 from distill_workers.run.preflight.check import ModelsDisagree
 from distill_workers.run.preflight.model_limits import (
@@ -23,6 +23,7 @@ from distill_workers.run.preflight.model_limits import (
     limits,
     swapped_sizes,
 )
+from distill_workers.teacher.cross_tokenizer.turn import turn_of
 
 __all__ = [
     "Agreement",
@@ -34,14 +35,13 @@ __all__ = [
     "same_template",
     "size_notes",
     "stop_ids",
+    "teacher_tokenizers",
 ]
 
 log = logging.getLogger(__name__)
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer.model", "vocab.json", "*.tiktoken")
 """One of these holds a vocabulary. Without, transformers makes up a tokenizer of no tokens for some architectures."""
-MARK = "\u2603"
-"""A text of an assistant that no template writes by itself."""
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,17 @@ def load_tokenizer(folder: Path, field: str, *, trust_remote_code: bool) -> Any:
         ) from None
 
 
+def teacher_tokenizers(spec: Spec) -> dict[str, Any]:
+    """Return the tokenizers of the teachers that have one of their own, by their names. Raises ConfigurationError."""
+    found: dict[str, Any] = {}
+    for teacher in spec.all_teachers:
+        if teacher.tokenizer is not None:
+            field = f"{teacher.path}.tokenizer"
+            folder = model_folder(teacher.tokenizer, field, weights=False)
+            found[teacher.name] = load_tokenizer(folder, field, trust_remote_code=spec.trust_remote_code)
+    return found
+
+
 def check_models(spec: Spec, student: Path, tokenizer: Any) -> Agreement:
     """Compare a student with each teacher whose files are on this machine. Raises ModelsDisagree, ConfigurationError.
 
@@ -91,19 +102,30 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> Agreement:
     found: set[int] = set(spec.rollout.stop_token_ids)
     for teacher in spec.all_teachers:
         folder = Path(teacher.model or "").expanduser()
+        if teacher.tokenizer is not None:
+            # It is asked by its own template, and told of text: of its files only the positions concern the student.
+            theirs_long = limits(folder, teacher.engine_args) if (folder / "config.json").is_file() else None
+            check_context_length(spec, own_limits, theirs_long, teacher.name)
+            if mine.of_turn is not None and not spec.rollout.stop_token_ids:
+                found.add(mine.of_turn)
+            continue
         if not (folder / "config.json").is_file():
             notes.append(_not_compared(teacher))
             check_context_length(spec, own_limits, None, "")
             continue
         theirs = load_tokenizer(folder, f"{teacher.path}.model", trust_remote_code=spec.trust_remote_code)
+        # The reference may be a base model, which knows no conversations: it is no example of how to answer.
+        teaches = teacher.name != spec.objective.reference
         for arguments in template_arguments(spec):
             mine_so, theirs_so = WithArguments(tokenizer, arguments), WithArguments(theirs, arguments)
-            same_template(mine_so, theirs_so)
-            if arguments.get("enable_thinking") is not False:  # else the prompt itself, as compared, ends the thinking
+            if teaches:
+                same_template(mine_so, theirs_so)
+            # With thinking off, the prompt itself, as compared, ends the thinking.
+            if teaches and arguments.get("enable_thinking") is not False:
                 same_thinking(mine_so, theirs_so)
             same_special_tokens(mine_so, theirs_so)
         check_context_length(spec, own_limits, limits(folder, teacher.engine_args), teacher.name)
-        if not spec.rollout.stop_token_ids:
+        if teaches and not spec.rollout.stop_token_ids:
             their_ends = ends(folder, theirs)
             found |= set(stop_ids(mine, their_ends))
             notes += _unknown_end(mine, their_ends, teacher.name)
@@ -120,7 +142,7 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> Agreement:
 
 def size_notes(spec: Spec, student: Path) -> list[str]:
     """Return a note about each teacher that is smaller than the student, of those whose files are on this machine."""
-    folders = ((teacher.name, Path(teacher.model or "").expanduser()) for teacher in spec.all_teachers)
+    folders = ((teacher.name, Path(teacher.model or "").expanduser()) for teacher in spec.routed_teachers)
     found = (swapped_sizes(student, folder, name) for name, folder in folders if (folder / "config.json").is_file())
     return list(filter(None, found))
 
@@ -136,7 +158,7 @@ def ends(folder: Path, tokenizer: Any) -> Ends:
         found.update(ids)
     if tokenizer.eos_token_id is not None:
         found.add(tokenizer.eos_token_id)
-    return Ends(frozenset(found), _end_of_turn(tokenizer))
+    return Ends(frozenset(found), turn_of(tokenizer).end)
 
 
 def stop_ids(student: Ends, teacher: Ends) -> list[int]:
@@ -179,17 +201,3 @@ def _unknown_end(student: Ends, teacher: Ends, name: str) -> list[str]:
         f"{sorted(teacher.ids)}, so it may not know where a turn ends; if it is a base model, choose the one that was "
         "trained on conversations, or set rollout.stopTokenIds"
     ]
-
-
-def _end_of_turn(tokenizer: Any) -> int | None:
-    if not getattr(tokenizer, "chat_template", None):
-        return None
-    turn = [{"role": "user", "content": "?"}, {"role": "assistant", "content": MARK}]
-    try:
-        text = str(tokenizer.apply_chat_template(turn, tokenize=False))
-    except Exception as error:  # a template raises whatever it likes; prompts may be of another form
-        log.info("preflight: a chat template renders no answer, so its end of turn is not known: %s", error)
-        return None
-    behind = tokenizer.encode(text.rpartition(MARK)[2], add_special_tokens=False)
-    # White space behind it is the template's own business; what ends a turn is a special token.
-    return next((i for i in behind if i in tokenizer.all_special_ids), None)

@@ -3,11 +3,12 @@
 import contextlib
 import json
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from distill_api.spec.job_spec import Spec
+from distill_api.spec.job_spec import NamedTeacherSource, Spec
 from distill_workers.model_folder import read_config
 from distill_workers.run.preflight.check import ModelsDisagree
 
@@ -40,6 +41,33 @@ def limits(folder: Path, engine_args: list[str]) -> Limits:
     return Limits(_stated_context(engine_args) or positions, config.get("vocab_size"))
 
 
+def teacher_limits(teacher: NamedTeacherSource) -> Limits | None:
+    """Return the limits of a teacher by its files, or else by the config.json beside its own tokenizer; None where
+    neither is on this machine."""
+    folder = next((folder for folder in _folders(teacher) if (folder / "config.json").is_file()), None)
+    return None if folder is None else limits(folder, teacher.engine_args)
+
+
+def _folders(teacher: NamedTeacherSource) -> Iterator[Path]:
+    from huggingface_hub import try_to_load_from_cache
+
+    if teacher.model is not None:
+        yield Path(teacher.model).expanduser()
+    if teacher.tokenizer is not None:
+        yield Path(teacher.tokenizer).expanduser()
+        if not teacher.tokenizer.startswith(("/", ".", "~")):
+            # A hub id, whose tokenizer was read when the trainer started.
+            cached = try_to_load_from_cache(teacher.tokenizer, "config.json")
+            if isinstance(cached, str):
+                yield Path(cached).parent
+
+
+def longest_response(spec: Spec) -> int:
+    """Return the tokens of the longest response that the student may write, in training or in an evaluation."""
+    of_evaluations = (e.max_response_tokens for e in spec.evaluation if e.max_response_tokens is not None)
+    return max(spec.rollout.max_response_tokens, *of_evaluations, 0)
+
+
 def parameters(folder: Path) -> int | None:
     """Return the number of a model's parameters, by the headers of its safetensors files; None without any."""
     count = 0
@@ -68,8 +96,7 @@ def check_context_length(spec: Spec, student: Limits, teacher: Limits | None, na
     SGLang scores a sequence that is shorter than its context, and generates up to it: a teacher needs one more.
     """
     rollout = spec.rollout
-    responses = [e.max_response_tokens for e in spec.evaluation if e.max_response_tokens is not None]
-    longest = max(rollout.max_response_tokens, *responses, 0)
+    longest = longest_response(spec)
     tokens = rollout.max_prompt_tokens + longest
     found = [("the student", student.positions, tokens)]
     if teacher is not None:

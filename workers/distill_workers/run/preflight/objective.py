@@ -29,8 +29,8 @@ TOLERANCE = 1e-5
 async def objective_distils(objective: Objective) -> None:
     """Compare value and gradient by every token of a vocabulary that the student may have sampled.
 
-    The divergence alone: reward, clips, corrections, baselines and weights are left out. A column of the support that
-    the student lacks is among them: its -inf must not become NaN (trl#5594).
+    The divergence alone: reward, reference, clips, corrections, baselines and weights are left out. A column of the
+    support that the student lacks is among them: its -inf must not become NaN (trl#5594).
     """
     plain = Objective(
         divergence=objective.divergence, support=objective.support, jsd_beta=objective.jsd_beta, advantage_clip=1000.0

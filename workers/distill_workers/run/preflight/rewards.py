@@ -54,7 +54,7 @@ async def reward_scores(
             f"source {source.name or 'prompts'}",
             (source.reward or spec.objective.reward).source,
             rewards[source.name],
-            (p for p in prompts if p.source == source.name),
+            [p for p in prompts if p.source == source.name],  # a generator would look at the last source
         )
         for source in spec.data.all_sources
         if source.name in rewards

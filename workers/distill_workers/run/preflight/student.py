@@ -4,9 +4,10 @@ import asyncio
 import logging
 import statistics
 from collections.abc import Collection
+from dataclasses import replace
 from typing import Any
 
-from distill_api.spec.job_spec import Spec
+from distill_api.spec.job_spec import NamedTeacherSource, Spec
 from distill_workers.data.cursor import Cursor
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused
@@ -18,7 +19,8 @@ from distill_workers.run.trainer_ranks import TrainerRanks
 log = logging.getLogger(__name__)
 
 PROBE_PROMPTS, PROBE_RESPONSE_TOKENS = 2, 16
-"""Prompts that the student answers for the checks, and the longest answer. A teacher scores as many responses."""
+"""Prompts that the student answers for the checks, and the longest answer. A teacher scores as many responses at most.
+"""
 TOLERANCE_NATS = {"float32": 1e-3, "bfloat16": 0.15}
 """Mean difference of two computations of one log-probability: by other kernels, in the precision of the weights."""
 GROSS = 4
@@ -26,7 +28,8 @@ GROSS = 4
 ENGINE_GENERATES = Check(
     "EngineGenerates",
     promise="The engines answer the first prompts of the data.",
-    cost=f"{PROBE_PROMPTS} responses of up to {PROBE_RESPONSE_TOKENS} tokens, and at least one of each engine",
+    cost=f"{PROBE_PROMPTS} responses of up to {PROBE_RESPONSE_TOKENS} tokens, at least one of each engine, and one to "
+    "a prompt of each teacher where one has a tokenizer of its own",
 )
 RESPONSES_END = Check(
     "ResponsesEnd",
@@ -40,12 +43,29 @@ ENGINE_MATCHES_TRAINER = Check(
 )
 
 
+def probed_prompts(spec: Spec, cursor: Cursor) -> list[Prompt]:
+    """Return the first prompts of the data; where a teacher has a tokenizer of its own, also the first of each teacher
+    that would have none among them: such a teacher can score no prompt of another's."""
+    prompts = cursor.peek(PROBE_PROMPTS)
+    if has_other_tokenizers(spec):
+        of_teacher: dict[str, Prompt] = {}
+        for prompt in [*prompts, *cursor.prompts]:
+            of_teacher.setdefault(prompt.teacher, prompt)
+        prompts += [prompt for prompt in of_teacher.values() if prompt not in prompts]
+    return prompts
+
+
+def has_other_tokenizers(spec: Spec) -> bool:
+    """Return whether a teacher of the job has a tokenizer of its own."""
+    return any(teacher.tokenizer is not None for teacher in spec.all_teachers)
+
+
 async def probe(spec: Spec, engines: EnginePool, cursor: Cursor) -> list[Sample]:
     """Return short responses of the engines to the first prompts of the data, of each engine at least one.
 
     They are drawn at once: the pool gives each to the least busy engine.
     """
-    prompts = cursor.peek(PROBE_PROMPTS)
+    prompts = probed_prompts(spec, cursor)
 
     async def draw(prompt: Prompt, number: int) -> list[Sample]:
         try:
@@ -61,7 +81,9 @@ async def probe(spec: Spec, engines: EnginePool, cursor: Cursor) -> list[Sample]
         if not response.ids:
             return []
         said = (response.ids, response.logprobs, response.versions, response.truncated)
-        return [Sample(prompt.index, number, prompt.ids, *said, privileged_ids=prompt.privileged_ids)]
+        sample = Sample(prompt.index, number, prompt.ids, *said, privileged_ids=prompt.privileged_ids)
+        sample.teacher = prompt.teacher
+        return [sample]
 
     places = [divmod(i, len(prompts)) for i in range(max(len(prompts), engines.count_placed()))] if prompts else []
     drawn = await asyncio.gather(*(draw(prompts[at], number) for number, at in places))
@@ -69,6 +91,17 @@ async def probe(spec: Spec, engines: EnginePool, cursor: Cursor) -> list[Sample]
     if not samples:
         raise ENGINE_GENERATES.failure("the student answered the first prompts with nothing; check its chat template")
     return samples
+
+
+def probe_of(spec: Spec, samples: list[Sample], teacher: NamedTeacherSource) -> list[Sample]:
+    """Return the samples of a probe that a teacher can be asked about: all, or those of its own prompts where a teacher
+    has a tokenizer of its own. One with the student's tokenizer and no prompt there is asked the student's."""
+    if not has_other_tokenizers(spec):
+        return samples
+    own = [sample for sample in samples if sample.teacher == teacher.name]
+    if own or teacher.tokenizer is not None:
+        return own
+    return [replace(sample, privileged_ids=None) for sample in samples]
 
 
 async def responses_end(samples: list[Sample], tokenizer: Any, ends: Collection[int]) -> None:

@@ -1,47 +1,6 @@
-"""The registry of every metric: code, dashboards, alerts and documentation use these names alone.
+"""The metrics of trainers, engines and teachers."""
 
-The identity of a series (namespace, job, role, pod) comes from the scrape target's labels, never from the code.
-"""
-
-from dataclasses import dataclass
-from enum import StrEnum
-
-
-class Kind(StrEnum):
-    GAUGE = "gauge"
-    COUNTER = "counter"
-    HISTOGRAM = "histogram"
-
-
-@dataclass(frozen=True)
-class Metric:
-    """A metric; `name` is without the suffix _total that a counter is exposed with."""
-
-    name: str
-    kind: Kind
-    help: str
-    labels: tuple[str, ...] = ()
-    buckets: tuple[float, ...] = ()
-
-
-STEP_BUCKETS = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250, 500, 1000, 2500)
-PHASE_BUCKETS = (1, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200, 21600, 86400, 604800)
-REQUEST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120)
-
-
-class StepStage(StrEnum):
-    """A stage of an optimiser step: the label `stage` of distill_step_duration_seconds."""
-
-    ROLLOUT = "rollout"
-    """Waiting for the samples of the step: the generation that did not overlap with training."""
-    TEACHER_SCORE = "teacher_score"
-    """Waiting for scores after the last sample of the step was generated."""
-    TRAIN = "train"
-    WEIGHT_SYNC = "weight_sync"
-    CHECKPOINT = "checkpoint"
-    EVALUATE = "evaluate"
-    """Waiting for an evaluation after the gradient of the next step was complete."""
-
+from distill_api.metrics.metric import REQUEST_BUCKETS, STEP_BUCKETS, Kind, Metric
 
 WORKER_METRICS = (
     Metric("distill_train_step", Kind.GAUGE, "Optimiser steps done."),
@@ -108,6 +67,21 @@ WORKER_METRICS = (
     ),
     Metric("distill_baseline_nats", Kind.GAUGE, "Mean of objective.baseline over the tokens."),
     Metric(
+        "distill_reference_kl_nats",
+        Kind.GAUGE,
+        "Reverse KL of student to objective.reference on the last step's samples, mean per token (k1).",
+    ),
+    Metric(
+        "distill_implicit_reward_nats",
+        Kind.GAUGE,
+        "Mean log p_teacher - log p_reference at the sampled tokens: the reward that objective.extrapolation scales.",
+    ),
+    Metric(
+        "distill_tokens_aligned_ratio",
+        Kind.GAUGE,
+        "Share of tokens that are a span by themselves, of those that a teacher with a tokenizer of its own scored.",
+    ),
+    Metric(
         "distill_divergence_weight_mean",
         Kind.GAUGE,
         "Mean weight of a token's divergence: the teacher's coefficient times objective.weighting.",
@@ -144,7 +118,8 @@ WORKER_METRICS = (
     Metric(
         "distill_token_kl_nats",
         Kind.GAUGE,
-        "Reverse KL of single tokens of the last step (k1, by the engines' own log-probs): mean, p50, p95 and max.",
+        "Reverse KL of single tokens of the last step (k1, by the engines' own log-probs), in a span its mean at each: "
+        "mean, p50, p95 and max.",
         ("statistic",),
     ),
     Metric("distill_token_kl_high_ratio", Kind.GAUGE, "Share of the last step's tokens with a reverse KL above 1 nat."),
@@ -168,8 +143,20 @@ WORKER_METRICS = (
         "Samples that were dropped, by reason; truncated is that of rollout.truncated.",
         ("reason",),
     ),
+    Metric(
+        "distill_agent_rewritten_histories",
+        Kind.COUNTER,
+        "Requests of agents that say otherwise what the student said before: such a conversation begins anew.",
+    ),
     Metric("distill_engine_restarts", Kind.COUNTER, "Engine servers that were started again."),
-    Metric("distill_step_duration_seconds", Kind.HISTOGRAM, "Seconds of a step by stage.", ("stage",), STEP_BUCKETS),
+    Metric(
+        "distill_step_duration_seconds",
+        Kind.HISTOGRAM,
+        "Seconds of a step by stage: rollout, environment, teacher_score (these three are waits), train, weight_sync, "
+        "checkpoint, evaluate.",
+        ("stage",),
+        STEP_BUCKETS,
+    ),
     Metric(
         "distill_teacher_request_duration_seconds",
         Kind.HISTOGRAM,
@@ -184,6 +171,13 @@ WORKER_METRICS = (
         ("code", "teacher"),
     ),
     Metric("distill_teacher_retries", Kind.COUNTER, "Scoring requests that failed and were to be sent again."),
+    Metric(
+        "distill_stored_scores",
+        Kind.COUNTER,
+        "Look-ups of the data set's responses in the store of scores by result: hit; miss: scored by the teacher. And "
+        "refused: damaged entries or segments; unwritten: scores that could not be stored.",
+        ("result", "teacher"),
+    ),
     Metric("distill_teacher_queue_depth", Kind.GAUGE, "Scoring requests that wait for one of maxConcurrentRequests."),
     Metric(
         "distill_accelerator_seconds",
@@ -195,74 +189,3 @@ WORKER_METRICS = (
     Metric("distill_tracker_errors", Kind.COUNTER, "What a tracker of spec.tracking could not write.", ("tracker",)),
     Metric("distill_reward_requests", Kind.COUNTER, "Requests of reward source http by code, or error.", ("code",)),
 )
-
-OPERATOR_METRICS = (
-    Metric("distill_operator_build_info", Kind.GAUGE, "1, with the version of the operator.", ("version",)),
-    Metric("distill_operator_reconcile", Kind.COUNTER, "Reconciles by result: ok or error.", ("result",)),
-    Metric(
-        "distill_operator_reconcile_duration_seconds", Kind.HISTOGRAM, "Seconds of a reconcile.", (), REQUEST_BUCKETS
-    ),
-    Metric("distill_operator_queue_depth", Kind.GAUGE, "Jobs waiting to be reconciled."),
-    Metric("distill_operator_queue_retries", Kind.COUNTER, "Reconciles that were put back after an error."),
-    Metric(
-        "distill_operator_queue_conflicts",
-        Kind.COUNTER,
-        "Reconciles that were put back since the object had changed meanwhile.",
-    ),
-    Metric(
-        "distill_operator_watch_restarts",
-        Kind.COUNTER,
-        "Times that all watches began anew, since one had ended by an error or was missing.",
-    ),
-    Metric(
-        "distill_operator_namespaces_failing",
-        Kind.GAUGE,
-        "Watched namespaces whose last list failed; where all are watched they count as one, and so does the list of "
-        "the namespaces that have the label of watchNamespaceSelector.",
-    ),
-    Metric("distill_operator_api_requests", Kind.COUNTER, "Requests to the API server.", ("verb", "code")),
-    Metric("distill_job_info", Kind.GAUGE, "1 for each job.", ("namespace", "name", "student", "teacher")),
-    Metric("distill_job_condition", Kind.GAUGE, "1 where the condition is True.", ("namespace", "name", "type")),
-    Metric(
-        "distill_job_phase", Kind.GAUGE, "1 for the reason of the Succeeded condition.", ("namespace", "name", "phase")
-    ),
-    Metric(
-        "distill_job_phase_duration_seconds",
-        Kind.HISTOGRAM,
-        "Seconds that jobs were Pending, Starting, Running, Restarting or Suspended, once they have left the phase.",
-        ("phase",),
-        PHASE_BUCKETS,
-    ),
-    Metric("distill_job_restarts", Kind.GAUGE, "Failed attempts of a job.", ("namespace", "name")),
-    Metric("distill_jobs", Kind.GAUGE, "Jobs by reason of their Succeeded condition.", ("state",)),
-    Metric(
-        "distill_shared_teacher_condition",
-        Kind.GAUGE,
-        "1 where the condition of a Teacher is True: Ready, SpecValid.",
-        ("namespace", "name", "type"),
-    ),
-    Metric(
-        "distill_shared_teacher_servers",
-        Kind.GAUGE,
-        "Servers of a Teacher: wanted, and ready, which answer.",
-        ("namespace", "name", "state"),
-    ),
-    Metric("distill_shared_teacher_jobs", Kind.GAUGE, "Running jobs that learn from a Teacher.", ("namespace", "name")),
-    Metric(
-        "distill_shared_teacher_requests",
-        Kind.GAUGE,
-        "Scoring requests, waiting and under way, of the running jobs of a Teacher: by them it is scaled.",
-        ("namespace", "name"),
-    ),
-    Metric(
-        "distill_shared_teacher_scalings",
-        Kind.COUNTER,
-        "Decisions of a Teacher's autoscaling to have more servers (up), or fewer (down).",
-        ("namespace", "name", "direction"),
-    ),
-)
-
-
-def scraped_name(metric: Metric) -> str:
-    """Return the name of a metric as it is scraped: that of a counter ends in _total."""
-    return f"{metric.name}_total" if metric.kind is Kind.COUNTER else metric.name

@@ -1,0 +1,48 @@
+"""Where the teacher's log-probs of the data set's responses come from, and the rules of a spec for them."""
+
+from enum import StrEnum
+
+from distill_api.rules import Rule
+
+
+class TeacherLogprobs(StrEnum):
+    LIVE = "live"
+    CACHED = "cached"
+    PRECOMPUTED = "precomputed"
+
+
+DATASET_SHARE = Rule(
+    "teacherLogprobs cached goes with datasetShare above 0, and precomputed with 1: only the data set's responses come "
+    "again",
+    "self.teacherLogprobs == 'live' || self.datasetShare == 1.0 || "
+    "(self.teacherLogprobs == 'cached' && self.datasetShare > 0.0)",
+    lambda o: (
+        o.teacher_logprobs is TeacherLogprobs.LIVE
+        or o.dataset_share == 1
+        or (o.teacher_logprobs is TeacherLogprobs.CACHED and o.dataset_share > 0)
+    ),
+)
+"""The rule of an objective."""
+
+RULES = (
+    Rule(
+        "objective.datasetShare above 0 needs prompts.responseField, of each source: what is learned from there",
+        "self.objective.datasetShare == 0.0 || (has(self.data.prompts) ? has(self.data.prompts.responseField) : "
+        "self.data.sources.all(s, has(s.prompts.responseField)))",
+        lambda spec: (
+            spec.objective.dataset_share == 0
+            or all(s.prompts.response_field is not None for s in spec.data.all_sources)
+        ),
+    ),
+    Rule(
+        "objective.teacherLogprobs precomputed goes with evaluations that ask no teacher: measureReverseKL and "
+        "scoreTeacher must be false",
+        "self.objective.teacherLogprobs != 'precomputed' || "
+        "self.evaluation.all(e, !e.measureReverseKL && !e.scoreTeacher)",
+        lambda spec: (
+            spec.objective.teacher_logprobs is not TeacherLogprobs.PRECOMPUTED
+            or not any(e.measure_reverse_kl or e.score_teacher for e in spec.evaluation)
+        ),
+    ),
+)
+"""The rules of a spec."""
