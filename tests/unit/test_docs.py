@@ -100,6 +100,19 @@ def test_every_file_that_the_documentation_names_exists(page: Path) -> None:
     assert not missing
 
 
+EXAMPLES = [path for path in sorted((ROOT / "examples").rglob("*.yaml")) if "distill run -f" in path.read_text()]
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda p: p.stem)
+def test_the_command_of_an_example_has_each_folder_that_the_example_names(example: Path) -> None:
+    text = example.read_text()
+    manifest = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
+    needed = {"/output", *re.findall(r"(?:model|path): (/\w+)/", manifest)}
+    for program, file, options in re.findall(r"([\w./]+) run -f (\S+)([^`\n]*)", text):
+        assert (program, file) == ("workers/.venv/bin/distill", str(example.relative_to(ROOT)))
+        assert needed <= set(re.findall(r"--volume (/\w+)=", options))
+
+
 SOURCES = [
     "crds",
     "operator/distill_operator",

@@ -65,7 +65,10 @@ class RunEnd:
         return None
 
     def _is_saved(self, folder: RunFolder) -> bool:
-        """Return whether the checkpoint of the end is complete, or was: `latest` names it then, or a later one is."""
+        """Return whether the checkpoint of the end is complete, or was: `latest` names it then, or a later one is.
+
+        `latest` goes on naming it where it is damaged.
+        """
         checkpoints = Checkpoints(folder.checkpoints)
         named = checkpoints.named()
         newest = folder.latest_checkpoint()  # which completes one that was about to be renamed
