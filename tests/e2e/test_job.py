@@ -34,8 +34,8 @@ from release import (
 
 pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800, func_only=True)]
 
-NAME, STEPS = "learns", 48
-UPGRADED_AT, PAUSED_AT = 33, 40
+NAME, STEPS = "learns", 60
+UPGRADED_AT, PAUSED_AT = 40, 50
 """The last steps at which the job is still in the middle: what comes after takes a few more."""
 SOMEBODYS = "somebodys"
 """The namespace of the demo, on a cluster that somebody else made. The embedded one plays that part here."""
