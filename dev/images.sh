@@ -249,9 +249,12 @@ if [ -n "${GPU:-}" ] && [ -z "$REGISTRY" ]; then
 fi
 
 if [ -n "$REGISTRY" ]; then
+  mkdir -p "$IMAGES"
+  sweep   # and what is under way here is not swept by others
   for what in "${WHAT[@]}"; do
     case $what in
       all) release_one operator; release_one workers ;;
+      base) build_base ;;   # pushed nowhere: what BASE_IMAGE may name
       operator | workers) release_one "$what" ;;
       *) die "only the images operator and workers are released, not '$what'." ;;
     esac

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -323,6 +324,15 @@ async def test_a_replica_that_was_left_alone_is_tried_again_later(fakes: Any, fa
     await asyncio.gather(*(pool.score([prompt], RESPONSE, None) for prompt in range(8)))
     assert len(fakes[0].bodies) > before
     await pool.close()
+
+
+async def test_an_overload_that_refuses_all_requests_at_once_costs_the_shortest_pause() -> None:
+    replica, sent = replicas.Replica("127.0.0.1:1", asyncio.Semaphore(1)), time.monotonic()
+    for _ in range(32):
+        replica.failed(sent)
+    assert replica.open_until - replica.skipped_at == pytest.approx(replicas.BREAK_SECONDS[0])
+    replica.failed(replica.skipped_at + 0.001)
+    assert replica.open_until - replica.skipped_at == pytest.approx(2 * replicas.BREAK_SECONDS[0]), "it fails still"
 
 
 async def test_what_waits_for_a_free_slot_is_the_queue(fakes: Any) -> None:

@@ -1,5 +1,6 @@
 """`distill run`: all roles of a job on this machine, without Kubernetes. The same file, the same programs."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -7,7 +8,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
@@ -243,7 +243,8 @@ class LocalRun:
             if not stopping:
                 for sentence in teachers.restart_ended(served=phase is not Phase.STARTING):
                     say(sentence)
-            time.sleep(POLL_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._trainer.wait(POLL_SECONDS)
         state = self.folder.root / "state.json"
         if code == ExitCode.DONE and state.exists():
             show(ProgressReport.model_validate_json(state.read_text()))

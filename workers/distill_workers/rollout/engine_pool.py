@@ -252,26 +252,26 @@ class EnginePool:
             self._scheduler.add(number)
 
     async def _check_health(self) -> None:
-        """Check every engine for ever: a hung engine, or a lost Ray head, may show in nothing else for a long time.
-
-        One missed check may be due to load; the second in a row makes the engine lost.
-        """
+        """Check every engine for ever: a hung engine, or a lost Ray head, may show in nothing else for a long time."""
         missed: Counter[int] = Counter()
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
             self._fail_without_engines()
             if not self._ray.private:
                 self._resize(await asyncio.to_thread(rollout_replicas, self._wanted))
-            for number in self._scheduler.open.copy():
-                try:
-                    await self._engines[number].health(HEALTH_TIMEOUT_SECONDS)
-                    missed[number] = 0
-                except (EngineUnavailable, EngineRefused) as error:
-                    missed[number] += 1
-                    log.warning("engine %d, health check: %s", number, error)
-                    if missed[number] == 2:
-                        missed[number] = 0
-                        self._mark_lost(number, f"health check: {error}")
+            # Beside each other, as the timeouts of several that hang would add up.
+            await asyncio.gather(*(self._check_engine(number, missed) for number in self._scheduler.open.copy()))
+
+    async def _check_engine(self, number: int, missed: Counter[int]) -> None:
+        """One missed check may be due to load; the second in a row makes the engine lost."""
+        try:
+            await self._engines[number].health(HEALTH_TIMEOUT_SECONDS)
+            missed[number] = 0
+        except (EngineUnavailable, EngineRefused) as error:
+            missed[number] += 1
+            log.warning("engine %d, health check: %s", number, error)
+            if missed[number] % 2 == 0:
+                self._mark_lost(number, f"health check: {error}")
 
     def _resize(self, wanted: int) -> None:
         """Set the number of engines that the job wants.

@@ -274,10 +274,10 @@ class TeacherPool:
                         code = str(answer.status)
                         text = await answer.read()
                 except TimeoutError:
-                    replica.failed(time.monotonic())
+                    replica.failed(begin)
                     raise NotAnswered(f"not answered within {timeout:.0f} s") from None
                 except (aiohttp.ClientError, OSError) as error:
-                    replica.failed(time.monotonic())
+                    replica.failed(begin)
                     raise NotAnswered(f"{type(error).__name__}: {error}") from None
                 finally:
                     self._observer.add("distill_teacher_requests", 1, code=code, teacher=self.teacher.name)
@@ -286,7 +286,7 @@ class TeacherPool:
             replica.outstanding_tokens -= tokens
         shown = self._endpoint.without_key(text)[:300]
         if answer.status >= 500 or answer.status == 429:
-            replica.failed(time.monotonic())
+            replica.failed(begin)
             raise NotAnswered(f"answered {answer.status}: {shown!r}")
         replica.succeeded()
         replica.answered_tokens += tokens

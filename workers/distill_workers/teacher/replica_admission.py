@@ -75,11 +75,11 @@ class ReplicaAdmission:
             proof.cancel()
 
     async def _compare(self, replica: Replica, reference: Reference) -> None:
-        prompt, response = reference.prompt_ids, reference.response_ids
+        prompt, response, sent = reference.prompt_ids, reference.response_ids, time.monotonic()
         try:
             gap = reference.gap_nats(await self._score(replica, prompt, response))
         except (NotAnswered, BadScore) as error:
-            replica.failed(time.monotonic())
+            replica.failed(sent)
             log.warning("teacher %s: replica %s could not be compared: %s", self._teacher.name, replica.address, error)
             return
         finally:

@@ -32,17 +32,26 @@ class Replica:
     failures: int = 0
     open_until: float = 0.0
     """time.monotonic until which it is skipped."""
+    skipped_at: float = 0.0
+    """time.monotonic at which it was skipped last."""
     admitted: bool = True
     """Whether it scores as the others do; one that joins later gets no requests before (replica_admission.py)."""
     rejected: bool = False
     """Whether it was found to score otherwise than the others."""
 
-    def failed(self, now: float) -> None:
-        """Count a failure, and skip the replica after several in a row."""
+    def failed(self, sent: float) -> None:
+        """Count the failure of a request that was sent at a time of time.monotonic; skip the replica after several.
+
+        What was under way when it was skipped tells nothing new: else one overload that refuses all requests at once
+        would count as many failures in a row, and cost the longest pause.
+        """
+        if sent <= self.skipped_at:
+            return
         self.failures += 1
         if self.failures >= BREAK_AFTER:
             pause = min(BREAK_SECONDS[1], BREAK_SECONDS[0] * 2 ** (self.failures - BREAK_AFTER))
-            self.open_until = now + pause
+            self.skipped_at = time.monotonic()
+            self.open_until = self.skipped_at + pause
 
     def succeeded(self) -> None:
         """Forget earlier failures."""
