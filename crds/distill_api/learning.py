@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from distill_api.spec.job_spec import Advantage, Decay, RewardSource, Spec
 from distill_api.spec.objective import Baseline
+from distill_api.teacher.control import Control
 
 
 def obstacles(spec: Spec) -> list[str]:
@@ -14,6 +15,7 @@ def obstacles(spec: Spec) -> list[str]:
     return [
         *_rewards_without_a_group(spec),
         *_baseline_without_a_group(spec),
+        *_control_of_nothing(spec),
         *_reference_that_is_the_teacher(spec),
         *_repeated_greedy_responses(spec),
         *mixed_templates(spec),
@@ -47,6 +49,16 @@ def _baseline_without_a_group(spec: Spec) -> Iterator[str]:
             "spec.rollout.promptsPerStep: is 1, as samplesPerPrompt is, and objective.baseline batch-mean is the mean "
             "over the other responses of a step, so that it is 0 for each; sample more, or set objective.baseline: "
             "top-k"
+        )
+
+
+def _control_of_nothing(spec: Spec) -> Iterator[str]:
+    objective = spec.objective
+    constant = objective.coefficient_schedule.decay is Decay.CONSTANT
+    if objective.control is not Control.NONE and objective.coefficient == 0 and constant:
+        yield (
+            "spec.objective.coefficient: is 0, so that the teacher teaches nothing in the job as it is, and "
+            "objective.control changes nothing; set a coefficient above 0, or leave control out"
         )
 
 
