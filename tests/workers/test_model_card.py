@@ -243,11 +243,8 @@ def test_the_objective_is_told_with_the_papers_it_is_from_and_no_others(
 
 
 def test_a_control_is_not_told_as_a_distillation(tmp_path: Path) -> None:
-    assert (
-        "trained as the control of a distillation from"
-        in card_of(tmp_path, objective={"control": "fixed-advantage"}).text
-    )
-    assert "distilled from" not in card_of(tmp_path, objective={"control": "fixed-advantage"}).text
+    text = card_of(tmp_path, objective={"control": "fixed-advantage"}).text
+    assert "trained as the control of a distillation from" in text and "distilled from" not in text
 
 
 def test_the_reference_is_told_as_what_it_is_and_not_as_a_teacher(tmp_path: Path) -> None:
