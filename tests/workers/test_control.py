@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 from run_folders import manifest_of, run_of
+from runs import REPO
 from test_compare import HELDOUT
 from test_local_run import NoTeacher, command, lines
 
@@ -119,6 +121,13 @@ def test_a_control_is_another_run_of_a_sibling_folder_and_publishes_nothing(tmp_
     assert fingerprint(control) != fingerprint(job)
     assert job.spec.output.publish and not control.spec.output.publish
     assert "control" not in manifest["spec"]["objective"], "the job itself is as it was"
+
+
+def test_the_example_is_the_control_of_the_example() -> None:
+    job, control = (
+        yaml.safe_load((REPO / "examples" / f"{n}-cpu.yaml").read_text()) for n in ("arithmetic", "control")
+    )
+    assert control == control_of(job)
 
 
 def test_a_control_that_cannot_be_made_is_refused_before_the_job_runs(
