@@ -105,6 +105,7 @@ class Objective(Model):
     """The training objective: a divergence from the teacher on the student's own samples, and a task reward."""
 
     rules = (
+        ON_POLICY,
         Rule(
             "support sampled-token goes with divergence reverse-kl only; choose support top-k",
             "self.support != 'sampled-token' || self.divergence == 'reverse-kl'",
@@ -186,7 +187,6 @@ class Objective(Model):
             lambda o: o.support is Support.TOP_K or o.dataset_share == 0,
         ),
         DATASET_SHARE,
-        ON_POLICY,
     )
     divergence: Divergence = Field(
         Divergence.REVERSE_KL, description="Divergence between student and teacher: reverse-kl, forward-kl or jsd."

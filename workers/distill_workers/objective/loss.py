@@ -15,10 +15,10 @@ the token's whole span, and later tokens are those behind it (spans.py).
 top-k:
     L_t = c_divergence c_teacher u_t D(student, teacher; top-k and the sampled token, tail)
           + L_t of sampled-token with A'_t = c_reward A_t
-Both, with forwardKlAboveEntropy (EOPD, arXiv 2603.07079):
-    L_t + c_divergence c_teacher u_t 1[H_T(s_t) > tau] KL(teacher || student; the same)
 Both, with a control (control.py): L_t of sampled-token, with
     A'_t = c_reward A_t + c_divergence c_teacher A 1[y_t is among the least likely of its response], and c_reference's
+Both, with forwardKlAboveEntropy (EOPD, arXiv 2603.07079):
+    L_t + c_divergence c_teacher u_t 1[H_T(s_t) > tau] KL(teacher || student; the same)
 The divergence is taken on any sequence, the data set's included (GKD, arXiv 2306.13649); the policy gradient on the
 student's own alone.
 """

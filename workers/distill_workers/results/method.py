@@ -34,15 +34,24 @@ DIVERGENCES = {
 def method(spec: Spec) -> list[str]:
     """Return sentences in Markdown: the divergence first, then what a job adds to it."""
     objective = spec.objective
-    control = objective.control is not Control.NONE
-    found = list(_control(objective) if control else _distillation(spec))
+    if objective.control is not Control.NONE:
+        return list(_control(objective))
+    found = [f"On-policy distillation ({paper('GKD')}): the student learns from its own samples."]
+    found.append(_divergence(objective))
+    found.extend(_other_tokenizers(spec))
+    if objective.discount:
+        found.append(
+            f"A token has credit for the discounted {objective.discounted_return.value} of the divergence of later "
+            f"ones, discount {objective.discount:g} ({paper('MiniLLM')})."
+        )
+    found.extend(_variants(objective))
     if objective.dataset_share:
         found.append(
             f"A share of {objective.dataset_share:g} of a step's sequences is text of the data set ({paper('GKD')})."
         )
     if objective.reward.source is not RewardSource.NONE:
         found.append(_reward(objective))
-    if control or objective.support is Support.SAMPLED_TOKEN or objective.reward.source is not RewardSource.NONE:
+    if objective.support is Support.SAMPLED_TOKEN or objective.reward.source is not RewardSource.NONE:
         found.append(_policy_gradient(objective))
     return found
 
@@ -51,41 +60,6 @@ def paper(name: str) -> str:
     """Return a link to the paper of a method."""
     title, number = PAPERS[name]
     return f"[{title}, arXiv {number}](https://arxiv.org/abs/{number})"
-
-
-def _distillation(spec: Spec) -> Iterator[str]:
-    objective = spec.objective
-    yield f"On-policy distillation ({paper('GKD')}): the student learns from its own samples."
-    yield _divergence(objective)
-    yield from _other_tokenizers(spec)
-    if objective.discount:
-        yield (
-            f"A token has credit for the discounted {objective.discounted_return.value} of the divergence of later "
-            f"ones, discount {objective.discount:g} ({paper('MiniLLM')})."
-        )
-    yield from _variants(objective)
-    yield from _beside_the_teacher(objective)
-
-
-def _control(objective: Objective) -> Iterator[str]:
-    yield (
-        f"A control ({paper('control')}): nothing that the teacher says is in the loss. In its place stands the "
-        f"advantage {ADVANTAGE:g} at those {SHARE:.0%} of a response's tokens that the student finds least likely; "
-        f"its coefficient is {objective.coefficient:g}."
-    )
-    yield from _beside_the_teacher(objective)
-
-
-def _beside_the_teacher(objective: Objective) -> Iterator[str]:
-    """Yield a sentence for each part that a control keeps."""
-    weighting = objective.weighting
-    if (weighting.correct, weighting.wrong) != (1, 1):
-        yield f"Correct responses have the weight {weighting.correct:g}, others {weighting.wrong:g}."
-    if (held := objective.reference_coefficient) > 0:
-        yield (
-            f"The reverse KL to the reference, `{objective.reference}`, is added; its coefficient is {held:g} "
-            f"({paper('StableOPD')})."
-        )
 
 
 def _divergence(objective: Objective) -> str:
@@ -128,6 +102,8 @@ def _variants(objective: Objective) -> Iterator[str]:
             f"The teacher's log-probabilities less those of the reference, `{objective.reference}`, are a reward of "
             f"weight {objective.extrapolation:g}; weight 1 would be distillation alone ({paper('G-OPD')})."
         )
+    if objective.reference_coefficient > 0:
+        yield _held_back(objective)
     if (clip := objective.entry_clip) is not None:
         yield f"What one token of the vocabulary adds is at most {clip:g} nats ({paper('OPSD')})."
     if (entropy := objective.forward_kl_above_entropy) is not None:
@@ -137,6 +113,36 @@ def _variants(objective: Objective) -> Iterator[str]:
         yield f"A token weighs more the less divergence stands before it, gamma {gamma:g} ({paper('IW-OPD')})."
     if (share := weighting.share) < 1:
         yield f"A share of {share:g} of a response's tokens is kept, those that can teach most ({paper('TIP')})."
+    if (weighting.correct, weighting.wrong) != (1, 1):
+        yield _by_outcome(objective)
+
+
+def _control(objective: Objective) -> Iterator[str]:
+    """Yield the sentences of a control: what stands in the teacher's place, then what the job has beside a teacher."""
+    yield (
+        f"A control ({paper('control')}): nothing that the teacher says is in the loss. In its place stands the "
+        f"advantage {ADVANTAGE:g} at those {SHARE:.0%} of a response's tokens that the student finds least likely; "
+        f"its coefficient is {objective.coefficient:g}."
+    )
+    if objective.reference_coefficient > 0:
+        yield _held_back(objective)
+    if (objective.weighting.correct, objective.weighting.wrong) != (1, 1):
+        yield _by_outcome(objective)
+    if objective.reward.source is not RewardSource.NONE:
+        yield _reward(objective)
+    yield _policy_gradient(objective)
+
+
+def _held_back(objective: Objective) -> str:
+    return (
+        f"The reverse KL to the reference, `{objective.reference}`, is added; its coefficient is "
+        f"{objective.reference_coefficient:g} ({paper('StableOPD')})."
+    )
+
+
+def _by_outcome(objective: Objective) -> str:
+    weighting = objective.weighting
+    return f"Correct responses have the weight {weighting.correct:g}, others {weighting.wrong:g}."
 
 
 def _reward(objective: Objective) -> str:
