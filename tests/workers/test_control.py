@@ -113,7 +113,7 @@ def test_the_control_of_another_job_is_no_control_of_this_one(
 
 
 def test_a_control_is_another_run_of_a_sibling_folder_and_publishes_nothing(tmp_path: Path) -> None:
-    publish = {"publish": [{"to": "/published/sums"}]}
+    publish = {"publish": [{"to": "file:///published/sums"}]}
     manifest = manifest_of(tmp_path, objective={"support": "top-k", "topK": 8}, output={"path": "/out", **publish})
     job, control = parse_job(manifest), parse_job(control_of(manifest))
     assert control.metadata.name == "sums-control" and control.spec.output.path == "/out"
@@ -150,12 +150,13 @@ def played(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 import json, os, sys
 sys.path.insert(0, {str(Path(__file__).parent)!r})
 from run_folders import run_of
-from test_control import scored
+from distill_workers.evaluation.evaluator import Measurement
 manifest = json.load(open(os.environ["DISTILL_JOB_FILE"]))
 if manifest["metadata"]["name"] == "fails":
     sys.exit({int(ExitCode.CONFIGURATION)})
 score = 0.2 if manifest["spec"]["objective"]["control"] == "fixed-advantage" else 0.9
-run_of(manifest, steps=3, measured=[scored(0, 0.1), scored(3, score)])
+last = Measurement("heldout", 3, score=score, score_low=score - 0.1, score_high=score + 0.1)
+run_of(manifest, steps=3, measured=[last])
 """
     monkeypatch.setattr("distill_workers.local.run.TRAINER", (sys.executable, "-c", script))
     monkeypatch.setattr("distill_workers.local.run.POLL_SECONDS", 0.05)
