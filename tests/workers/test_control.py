@@ -113,10 +113,10 @@ def test_the_control_of_another_job_is_no_control_of_this_one(
 
 
 def test_a_control_is_another_run_of_a_sibling_folder_and_publishes_nothing(tmp_path: Path) -> None:
-    publish = {"publish": [{"to": "file:///published/sums"}]}
-    manifest = manifest_of(tmp_path, objective={"support": "top-k", "topK": 8}, output={"path": "/out", **publish})
+    manifest = manifest_of(tmp_path, objective={"support": "top-k", "topK": 8})
+    manifest["spec"]["output"]["publish"] = [{"to": "file:///published/sums"}]
     job, control = parse_job(manifest), parse_job(control_of(manifest))
-    assert control.metadata.name == "sums-control" and control.spec.output.path == "/out"
+    assert control.metadata.name == "sums-control" and control.spec.output.path == str(tmp_path)
     assert control.spec.objective == job.spec.objective.model_copy(update={"control": "fixed-advantage"})
     assert fingerprint(control) != fingerprint(job)
     assert job.spec.output.publish and not control.spec.output.publish
