@@ -15,6 +15,7 @@ def obstacles(spec: Spec) -> list[str]:
         *_rewards_without_a_group(spec),
         *_baseline_without_a_group(spec),
         *_reference_that_is_the_teacher(spec),
+        *_control_of_nothing(spec),
         *_repeated_greedy_responses(spec),
         *mixed_templates(spec),
     ]
@@ -62,6 +63,16 @@ def _reference_that_is_the_teacher(spec: Spec) -> Iterator[str]:
                 f"{teacher.title}, so that there is no difference for objective.extrapolation to scale; name what the "
                 "teacher was trained from"
             )
+
+
+def _control_of_nothing(spec: Spec) -> Iterator[str]:
+    objective = spec.objective
+    constant = objective.coefficient_schedule.decay is Decay.CONSTANT
+    if objective.control != "none" and objective.coefficient == 0 and constant:
+        yield (
+            "spec.objective.coefficient: is 0, so that the teacher teaches nothing in the job as it is, and "
+            "objective.control changes nothing; set a coefficient above 0, or leave control out"
+        )
 
 
 def _repeated_greedy_responses(spec: Spec) -> Iterator[str]:

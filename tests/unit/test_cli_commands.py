@@ -261,6 +261,20 @@ def test_an_extrapolation_of_no_difference_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"coefficient": 0}, "the teacher teaches nothing in the job as it is, and objective.control changes nothing"),
+        ({"coefficient": 0, "coefficientSchedule": {"decay": "linear", "steps": 5, "endValue": 1}}, None),
+        ({}, None),
+    ],
+)
+def test_a_control_of_a_job_whose_teacher_teaches_nothing_is_refused(
+    fields: dict[str, Any], problem: str | None
+) -> None:
+    assert_obstacle({"objective": {**SAMPLED, "control": "fixed-advantage", **fields}}, problem)
+
+
+@pytest.mark.parametrize(
     ("tokenizer", "evaluation", "problem"),
     [
         ({"tokenizer": "/m/teacher"}, {}, "true for data source prompts and false for evaluation texts, and beside a"),

@@ -22,13 +22,16 @@ from distill_cli.run_folder import run_folder
 def compare(folders: tuple[Path, ...], page: Path | None, output: str) -> int:
     """Compare the runs in two run folders or more: curves, evaluations, time by stage, cost, what differs in the spec.
 
-    The runs may be going on, or have failed. Time and cost are those of the steps: accelerators of all roles, with as
-    many engines as the spec has, times the seconds of the steps.
+    Of a run and its control (objective.control) it is said whether the difference of their scores, at the last step at
+    which both were measured, is outside the intervals of both. The runs may be going on, or have failed. Time and cost
+    are those of the steps: accelerators of all roles, with as many engines as the spec has, times the seconds of the
+    steps.
     """
     from distill_cli.views.comparison import curve_rows
     from distill_cli.views.tables import write_table
     from distill_workers.failures import Failure
     from distill_workers.results.comparison import as_json, differences, read_runs, sections
+    from distill_workers.results.control import NO_VERDICT, pairs, verdicts
 
     if len(folders) < 2:
         raise click.UsageError("give two run folders or more: what is one run to be compared with?")
@@ -54,6 +57,10 @@ def compare(folders: tuple[Path, ...], page: Path | None, output: str) -> int:
     for section in sections(runs):
         write_table([section.head, *section.rows], section.title)
         print()
+    for verdict in verdicts(runs):
+        print(verdict.sentence)
+    if pairs(runs) and not verdicts(runs):
+        print(NO_VERDICT)
     if not differences(runs):
         print("The specs and the versions are equal.")
     if page is not None:

@@ -1,6 +1,9 @@
 """`distill run`, `evaluate`, `report` and `export`: the workers on this machine, and the folders of their runs."""
 
+from __future__ import annotations
+
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -11,6 +14,9 @@ from distill_cli.failure import INTERRUPTED, CommandFailed
 from distill_cli.options import FOLDER, one_file, output, settings, volumes, write_json
 from distill_cli.run_folder import folder_snapshot, run_folder
 
+if TYPE_CHECKING:
+    from distill_workers.local.run import LocalRun
+
 Volumes = tuple[tuple[str, str], ...]
 
 
@@ -18,25 +24,56 @@ Volumes = tuple[tuple[str, str], ...]
 @one_file
 @settings
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, from its newest checkpoint.")
+@click.option(
+    "--control",
+    is_flag=True,
+    help="Then run the job as its own control, in the folder NAME-control: nothing that the teacher says is in its "
+    "loss (objective.control). Says whether the difference is outside the intervals of both scores.",
+)
 @volumes
-def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -> int:
+def run(file: Path, settings: tuple[str, ...], resume: bool, control: bool, volumes: Volumes) -> int:
     """Run a job on this machine, without a cluster.
 
     Ctrl-C ends it with a checkpoint, from which --resume goes on; a second one ends it at once.
     """
-    from rich.console import Console
-
     from distill_cli.overrides import with_overrides
-    from distill_cli.views.progress import view
     from distill_workers.failures import Failure
     from distill_workers.local.run import LocalRun, with_volumes
-    from distill_workers.reporting.report import write_report
 
     load_job(file)
     manifest = with_overrides(read_manifest(file.read_text(encoding="utf-8")), list(settings))
     parse_job(manifest)
-    local = LocalRun(parse_job(with_volumes(manifest, dict(volumes))))
-    local.claim(resume)
+    manifests = [manifest]
+    try:
+        if control:
+            from distill_workers.local.control import compare_with_control, control_of
+
+            manifests.append(control_of(manifest))
+    except Failure as error:
+        raise CommandFailed(str(error), error.code) from error
+    runs = [LocalRun(parse_job(with_volumes(one, dict(volumes)))) for one in manifests]
+    for local in runs:  # before hours are spent on the first
+        local.claim(resume)
+    for local in runs:
+        code = _run(local)
+        if code != ExitCode.DONE:
+            return code
+    if control:
+        folders = [local.folder.root for local in runs]
+        for sentence in compare_with_control(*folders):
+            print(f"control: {sentence}")
+        print(f"control: both curves {folders[0] / 'control.html'}")
+    return int(ExitCode.DONE)
+
+
+def _run(local: LocalRun) -> int:
+    """Run a job to its end, show it and say how it ended; return the exit code."""
+    from rich.console import Console
+
+    from distill_cli.views.progress import view
+    from distill_workers.failures import Failure
+    from distill_workers.reporting.report import write_report
+
     folder = local.folder.root
     print(f"distill run: {local.job.metadata.name}, results and logs in {folder}", flush=True)
     try:

@@ -9,6 +9,7 @@ from distill_api.base import Model
 from distill_api.rules import Rule
 from distill_api.spec.reward import Reward, RewardSource
 from distill_api.spec.schedule import CoefficientSchedule
+from distill_api.teacher.control import ON_POLICY, Control
 from distill_api.teacher.dataset_scores import DATASET_SHARE, TeacherLogprobs
 from distill_api.teacher.source import TeacherName
 
@@ -104,6 +105,7 @@ class Objective(Model):
     """The training objective: a divergence from the teacher on the student's own samples, and a task reward."""
 
     rules = (
+        ON_POLICY,
         Rule(
             "support sampled-token goes with divergence reverse-kl only; choose support top-k",
             "self.support != 'sampled-token' || self.divergence == 'reverse-kl'",
@@ -259,6 +261,12 @@ class Objective(Model):
         0.0,
         description="Coefficient of the reverse KL to the reference, at the sampled token (StableOPD, arXiv "
         "2604.08527).",
+    )
+    control: Control = Field(
+        Control.NONE,
+        description="fixed-advantage: the same job, taught by nothing. In place of all that the teacher says stands "
+        "one advantage, -0.5, at the fifth of a response's tokens that the student finds least likely (arXiv "
+        "2608.31046).",
     )
     weighting: Weighting = Field(default_factory=Weighting, description="Weights of tokens in the divergence.")
     correction: Correction = Field(

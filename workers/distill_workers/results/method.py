@@ -4,6 +4,8 @@ from collections.abc import Iterator
 
 from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Spec, Support
 from distill_api.spec.objective import Baseline
+from distill_api.teacher.control import Control
+from distill_workers.objective.control import ADVANTAGE, SHARE
 
 PAPERS = {
     "GKD": ("On-Policy Distillation of Language Models", "2306.13649"),
@@ -19,6 +21,7 @@ PAPERS = {
     "OPSD": ("OPSD", "2601.18734"),
     "G-OPD": ("Learning beyond Teacher", "2602.12125"),
     "StableOPD": ("Demystifying OPD", "2604.08527"),
+    "control": ("Does On-Policy Distillation Really Distill?", "2608.31046"),
 }
 """Title, or its beginning, and arXiv number."""
 DIVERGENCES = {
@@ -31,6 +34,8 @@ DIVERGENCES = {
 def method(spec: Spec) -> list[str]:
     """Return sentences in Markdown: the divergence first, then what a job adds to it."""
     objective = spec.objective
+    if objective.control is not Control.NONE:
+        return list(_control(objective))
     found = [f"On-policy distillation ({paper('GKD')}): the student learns from its own samples."]
     found.append(_divergence(objective))
     found.extend(_other_tokenizers(spec))
@@ -97,11 +102,8 @@ def _variants(objective: Objective) -> Iterator[str]:
             f"The teacher's log-probabilities less those of the reference, `{objective.reference}`, are a reward of "
             f"weight {objective.extrapolation:g}; weight 1 would be distillation alone ({paper('G-OPD')})."
         )
-    if (held := objective.reference_coefficient) > 0:
-        yield (
-            f"The reverse KL to the reference, `{objective.reference}`, is added; its coefficient is {held:g} "
-            f"({paper('StableOPD')})."
-        )
+    if objective.reference_coefficient > 0:
+        yield _held_back(objective)
     if (clip := objective.entry_clip) is not None:
         yield f"What one token of the vocabulary adds is at most {clip:g} nats ({paper('OPSD')})."
     if (entropy := objective.forward_kl_above_entropy) is not None:
@@ -112,7 +114,35 @@ def _variants(objective: Objective) -> Iterator[str]:
     if (share := weighting.share) < 1:
         yield f"A share of {share:g} of a response's tokens is kept, those that can teach most ({paper('TIP')})."
     if (weighting.correct, weighting.wrong) != (1, 1):
-        yield f"Correct responses have the weight {weighting.correct:g}, others {weighting.wrong:g}."
+        yield _by_outcome(objective)
+
+
+def _control(objective: Objective) -> Iterator[str]:
+    """Yield the sentences of a control: what stands in the teacher's place, then what the job has beside a teacher."""
+    yield (
+        f"A control ({paper('control')}): nothing that the teacher says is in the loss. In its place stands the "
+        f"advantage {ADVANTAGE:g} at those {SHARE:.0%} of a response's tokens that the student finds least likely; "
+        f"its coefficient is {objective.coefficient:g}."
+    )
+    if objective.reference_coefficient > 0:
+        yield _held_back(objective)
+    if (objective.weighting.correct, objective.weighting.wrong) != (1, 1):
+        yield _by_outcome(objective)
+    if objective.reward.source is not RewardSource.NONE:
+        yield _reward(objective)
+    yield _policy_gradient(objective)
+
+
+def _held_back(objective: Objective) -> str:
+    return (
+        f"The reverse KL to the reference, `{objective.reference}`, is added; its coefficient is "
+        f"{objective.reference_coefficient:g} ({paper('StableOPD')})."
+    )
+
+
+def _by_outcome(objective: Objective) -> str:
+    weighting = objective.weighting
+    return f"Correct responses have the weight {weighting.correct:g}, others {weighting.wrong:g}."
 
 
 def _reward(objective: Objective) -> str:

@@ -20,6 +20,7 @@ from distill_api.job import DistillationJob
 from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.job_spec import RewardSource, Spec
 from distill_api.spec.prompts import Prompts
+from distill_api.teacher.control import Control
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.reporting.metrics_file import Evaluated, Run, Step, read_run
 from distill_workers.results.method import method, paper
@@ -91,7 +92,7 @@ def model_card(job: DistillationJob, run: Run, step: int, licence: dict[str, Any
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        f"{_code(_model(spec.student.model))}, distilled from {_teachers(spec)} on its own samples, "
+        f"{_code(_model(spec.student.model))}, {_made(spec)} {_teachers(spec)} on its own samples, "
         f"{step} of {spec.schedule.steps} steps.{adapters}",
         "## How it was made",
         "\n".join(f"- {line}" for line in [*_data(spec), *method(spec)]),
@@ -117,6 +118,12 @@ def hub_id(model: str) -> str | None:
 
 def _model(model: str) -> str:
     return hub_id(model) or Path(model).name
+
+
+def _made(spec: Spec) -> str:
+    return (
+        "distilled from" if spec.objective.control is Control.NONE else "trained as the control of a distillation from"
+    )
 
 
 def _teachers(spec: Spec) -> str:
