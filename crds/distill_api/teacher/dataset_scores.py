@@ -1,4 +1,4 @@
-"""Where the teacher's log-probs of the data set's responses come from, and the rules of a spec for them."""
+"""Where the teacher's log-probs of the data set's responses come from, and the rules for learning from these."""
 
 from enum import StrEnum
 
@@ -23,6 +23,24 @@ DATASET_SHARE = Rule(
     ),
 )
 """The rule of an objective."""
+
+# The forward KL from the target, all of whose mass is at one token, is the cross-entropy: no teacher is in it.
+TARGET = Rule(
+    "support target goes with divergence forward-kl, datasetShare 1 and teacherLogprobs live, and without entryClip, "
+    "weighting.prefix and reference: it is the cross-entropy of the data set's responses",
+    "self.support != 'target' || (self.divergence == 'forward-kl' && self.datasetShare == 1.0 && "
+    "self.teacherLogprobs == 'live' && !has(self.entryClip) && self.weighting.prefix == 0.0 && !has(self.reference))",
+    lambda o: (
+        o.support != "target"
+        or (
+            (o.divergence, o.dataset_share, o.teacher_logprobs) == ("forward-kl", 1, TeacherLogprobs.LIVE)
+            and o.entry_clip is None
+            and o.weighting.prefix == 0
+            and o.reference is None
+        )
+    ),
+)
+"""The rule of an objective that learns from the data set's responses alone."""
 
 RULES = (
     Rule(

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Spec, Support
 from distill_api.spec.objective import Baseline
+from distill_api.training_phases import TrainingPhase, objectives
 
 PAPERS = {
     "GKD": ("On-Policy Distillation of Language Models", "2306.13649"),
@@ -29,8 +30,28 @@ DIVERGENCES = {
 
 
 def method(spec: Spec) -> list[str]:
-    """Return sentences in Markdown: the divergence first, then what a job adds to it."""
-    objective = spec.objective
+    """Return sentences in Markdown: the divergence first, then what a job adds to it; of a job with phases, all of a
+    phase in one."""
+    if spec.phases:
+        parts = zip(spec.phases, objectives(spec), strict=True)
+        return [f"Phase `{phase.name}`, {_end(phase)}: {' '.join(_method(spec, o))}" for phase, o in parts]
+    return _method(spec, spec.objective)
+
+
+def _end(phase: TrainingPhase) -> str:
+    """Return when a phase ends, as a part of a sentence."""
+    ends = [] if phase.until_step is None else [f"until step {phase.until_step}"]
+    if (flat := phase.until_flat) is not None:
+        gain = f" of more than {flat.minimum_gain:g}" if flat.minimum_gain else ""
+        ends.append(f"until {flat.patience} evaluations `{flat.evaluation}` in a row without a gain{gain}")
+    return ", or ".join(ends) or "to the end"
+
+
+def _method(spec: Spec, objective: Objective) -> list[str]:
+    """Return the sentences of one objective."""
+    if objective.support is Support.TARGET:
+        of = f"the responses of the data set is the loss; its coefficient is {objective.coefficient:g}."
+        return [f"Supervised fine-tuning: the cross-entropy of {of}"]
     found = [f"On-policy distillation ({paper('GKD')}): the student learns from its own samples."]
     found.append(_divergence(objective))
     found.extend(_other_tokenizers(spec))
