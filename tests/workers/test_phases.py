@@ -341,7 +341,8 @@ def test_report_and_card_tell_the_phases(tmp_path: Path) -> None:
     run = read_run(tmp_path / "metrics.jsonl")
     assert run.phases == [("warm-start", 1, 2), ("distil", 3, 3)]
     parts = [{**WARM_START, "untilStep": 2}, {**DISTIL, "untilFlat": FLAT}, {"name": "last"}]
-    job = parse_job(arithmetic(tmp_path, "told", phases=parts, data=DATA))
+    objective = {"support": "sampled-token", "topK": 16}
+    job = parse_job(arithmetic(tmp_path, "told", phases=parts, data=DATA, objective=objective))
     shown = page(run, [], job, "<svg></svg>", {})
     assert "<td>warm-start</td><td>1 – 2</td>" in shown and "<td>distil</td><td>3 – 3</td>" in shown
     first, second, last = method(job.spec)

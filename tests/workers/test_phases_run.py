@@ -21,7 +21,7 @@ JOB: dict[str, Any] = {
     "deterministic": True,
     "data": {"prompts": {"path": str(MODELS / "arithmetic" / "train.jsonl"), "responseField": "answer", **ROWS}},
     "rollout": {"promptsPerStep": 4, "samplesPerPrompt": 2},
-    "objective": {"reward": {"source": "exact-match"}, "rewardCoefficient": 0},
+    "objective": {"support": "sampled-token", "topK": 16, "reward": {"source": "exact-match"}, "rewardCoefficient": 0},
     "schedule": {"steps": STEPS, "checkpointEverySteps": 1, "keepLast": 100, "evaluateEverySteps": 1},
     "evaluation": [
         {"name": "heldout", "prompts": {"path": str(MODELS / "arithmetic" / "test.jsonl"), **ROWS}, "maxPrompts": 4}

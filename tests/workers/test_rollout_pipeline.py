@@ -298,7 +298,8 @@ async def test_a_batch_has_the_samples_that_the_phase_of_its_step_asks_for(tmp_p
     prompts = {"path": "/prompts.jsonl", "responseField": "response"}
     given = {"divergence": "forward-kl", "support": "target", "datasetShare": 1}
     phases = [{"name": "warm-start", "objective": given, "untilStep": 1}, {"name": "distil"}]
-    rollouts = pipeline(tmp_path, metrics, engines, teacher, data={"prompts": prompts}, phases=phases, maxPolicyLag=1)
+    fields = {"data": {"prompts": prompts}, "objective": {"support": "sampled-token", "topK": 16}, "phases": phases}
+    rollouts = pipeline(tmp_path, metrics, engines, teacher, **fields, maxPolicyLag=1)
     first = await samples_of(rollouts.take(0, 2))
     assert [s.response_ids for s in first] == [[ord("="), ord(str(s.prompt_index)), 0] for s in first]
     assert len(first) == 4 and all(s.supervised and s.teacher_logprobs == [0.0] * 3 for s in first)
