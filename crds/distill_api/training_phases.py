@@ -17,6 +17,7 @@ from distill_api.fields import Name
 from distill_api.rules import ListMap, Rule
 from distill_api.spec.objective import Baseline, DiscountedReturn, Divergence, Objective, Support, Weighting
 from distill_api.spec.schedule import CoefficientSchedule
+from distill_api.teacher.dataset_scores import DatasetResponses
 
 if TYPE_CHECKING:
     from distill_api.spec.job_spec import Spec
@@ -39,6 +40,7 @@ class PhaseObjective(Model):
     dataset_share: Annotated[float, Field(ge=0, le=1)] | None = Field(
         None, description=_as_in_objective("dataset_share")
     )
+    dataset_responses: DatasetResponses | None = Field(None, description=_as_in_objective("dataset_responses"))
     coefficient: Coefficient | None = Field(None, description=_as_in_objective("coefficient"))
     coefficient_schedule: CoefficientSchedule | None = Field(
         None, description="Schedule of coefficient over the steps of the phase."

@@ -130,7 +130,16 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("teacher", "model", "ref", "endpoint", "keySecret", "vocabularySize", "teacherField", "defaultTeacher"),
         *("accelerator", "tokenizer"),
         # of a phase, whose absent fields are those of spec.objective
-        *("divergence", "support", "topK", "jsdBeta", "datasetShare", "coefficient", "coefficientSchedule"),
+        *(
+            "divergence",
+            "support",
+            "topK",
+            "jsdBeta",
+            "datasetShare",
+            "datasetResponses",
+            "coefficient",
+            "coefficientSchedule",
+        ),
         *("discount", "discountedReturn", "baseline", "weighting", "rewardCoefficient", "rewardCoefficientSchedule"),
         *("untilStep", "untilFlat"),
         *("metadata", "spec", "requests", "limits", "priorityClassName"),

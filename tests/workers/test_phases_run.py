@@ -1,4 +1,4 @@
-"""A whole run in phases: the data set's responses, distillation until an evaluation is flat, the reward alone."""
+"""A whole run in phases: the teacher's responses, distillation until an evaluation is flat, the reward alone."""
 
 import hashlib
 import shutil
@@ -19,7 +19,7 @@ ROWS = {"promptField": "prompt", "answerField": "answer", "applyChatTemplate": F
 STEPS, NAMES = 6, ["warm-start", "warm-start", "distil", "distil", "reinforce", "reinforce"]
 JOB: dict[str, Any] = {
     "deterministic": True,
-    "data": {"prompts": {"path": str(MODELS / "arithmetic" / "train.jsonl"), "responseField": "answer", **ROWS}},
+    "data": {"prompts": {"path": str(MODELS / "arithmetic" / "train.jsonl"), **ROWS}},
     "rollout": {"promptsPerStep": 4, "samplesPerPrompt": 2},
     "objective": {"support": "sampled-token", "topK": 16, "reward": {"source": "exact-match"}, "rewardCoefficient": 0},
     "schedule": {"steps": STEPS, "checkpointEverySteps": 1, "keepLast": 100, "evaluateEverySteps": 1},
@@ -29,7 +29,14 @@ JOB: dict[str, Any] = {
     ],
     "phases": [
         {"name": "warm-start", "untilStep": 2}
-        | {"objective": {"divergence": "forward-kl", "support": "target", "datasetShare": 1}},
+        | {
+            "objective": {
+                "divergence": "forward-kl",
+                "support": "target",
+                "datasetShare": 1,
+                "datasetResponses": "teacher",
+            }
+        },
         # No score rises by more than 1: the first evaluation of the phase, at step 2, is its best, the next is flat.
         {"name": "distil", "untilFlat": {"evaluation": "heldout", "patience": 1, "minimumGain": 1}},
         {"name": "reinforce", "objective": {"coefficient": 0, "rewardCoefficient": 1}},
@@ -51,7 +58,7 @@ def model_hash(outcome: Outcome) -> str:
 
 
 def test_a_run_in_phases_goes_on_from_inside_one_to_the_same_last_bit(tmp_path: Path) -> None:
-    """From the checkpoint of step 3, with one step of the second phase done and the third decided."""
+    """From the checkpoint of step 1: the next step is of the first phase, and both others begin after it."""
     whole, part = (arithmetic(tmp_path / name, "phases", **JOB) for name in ("whole", "part"))
     spec = parse_job(whole).spec
     assert spec.teacher is not None and spec.teacher.model is not None
@@ -65,7 +72,7 @@ def test_a_run_in_phases_goes_on_from_inside_one_to_the_same_last_bit(tmp_path: 
         folder = tmp_path / "part" / "phases"
         shutil.copytree(tmp_path / "whole" / "phases", folder)
         shutil.rmtree(folder / "model")
-        (folder / "checkpoints" / "latest").write_text("step-000003")
+        (folder / "checkpoints" / "latest").write_text("step-000001")
         resumed = Run(part, address, tmp_path).wait()
         assert resumed.code == ExitCode.DONE, resumed.log
     finally:
@@ -73,7 +80,7 @@ def test_a_run_in_phases_goes_on_from_inside_one_to_the_same_last_bit(tmp_path: 
     assert "resumed from" in resumed.log
     lines = uninterrupted.lines("step")
     assert [line["phase"] for line in lines] == NAMES
-    # The data set's response to each prompt once, of which no reverse KL is known; then two of the student's own.
+    # The teacher's response to each prompt once, of which no reverse KL is known; then two of the student's own.
     assert [line["samples"] for line in lines] == [4, 4, 8, 8, 8, 8]
     assert [line["reverse_kl"] is None for line in lines] == [True, True, False, False, False, False]
     assert [line["coefficient"] for line in lines] == [1, 1, 1, 1, 0, 0]

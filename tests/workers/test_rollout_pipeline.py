@@ -309,6 +309,26 @@ async def test_a_batch_has_the_samples_that_the_phase_of_its_step_asks_for(tmp_p
     assert all(s.teacher_logprobs == [-1.0, -1.0] for s in second)
 
 
+async def test_the_teacher_writes_the_responses_where_it_is_told_to(tmp_path: Path, metrics: Metrics) -> None:
+    """Asked as it would be for scores, with its hint; what it writes is the target, or scored as any response is."""
+
+    class Writes(Teacher):
+        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+            return [] if prompt_ids == [3] else [*prompt_ids, 7][:max_new_tokens]
+
+    given = {"divergence": "forward-kl", "datasetShare": 1, "datasetResponses": "teacher"}
+    for support in ("target", "top-k"):
+        engines, objective = Engines(set()), {**given, "support": support, "topK": 16}
+        rollouts = pipeline(tmp_path, metrics, engines, Writes({}), objective=objective, maxResponseTokens=2)
+        samples = await samples_of(rollouts.take(0, 1))
+        assert [s.response_ids for s in samples] == [[0, 7], [1, 7], [2, 7]], "an empty response teaches nothing"
+        assert all(s.supervised and s.engine_logprobs == [0.0, 0.0] and s.truncated for s in samples)
+        expected = [0.0, 0.0] if support == "target" else [-1.0, -1.0]
+        assert all(s.teacher_logprobs == expected for s in samples) and engines.seeds == []
+    hinted = pipeline(tmp_path, metrics, Engines(set()), Writes({}), objective=objective, privileged=True)
+    assert (await samples_of(hinted.take(0, 1)))[0].response_ids == [99, 7]
+
+
 async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Path, metrics: Metrics) -> None:
     rollouts = pipeline(tmp_path, metrics, Engines(set()), Teacher({}), maxPolicyLag=1)
     first, second = rollouts.take(0, 3), rollouts.take(1, 3)

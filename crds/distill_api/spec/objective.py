@@ -9,7 +9,7 @@ from distill_api.base import Model
 from distill_api.rules import Rule
 from distill_api.spec.reward import Reward, RewardSource
 from distill_api.spec.schedule import CoefficientSchedule
-from distill_api.teacher.dataset_scores import DATASET_SHARE, TARGET, TeacherLogprobs
+from distill_api.teacher import dataset_scores
 from distill_api.teacher.source import TeacherName
 
 
@@ -185,8 +185,9 @@ class Objective(Model):
             "self.support != 'sampled-token' || self.datasetShare == 0.0",
             lambda o: o.support is not Support.SAMPLED_TOKEN or o.dataset_share == 0,
         ),
-        DATASET_SHARE,
-        TARGET,
+        dataset_scores.DATASET_SHARE,
+        dataset_scores.TARGET,
+        dataset_scores.DATASET_RESPONSES,
     )
     divergence: Divergence = Field(
         Divergence.REVERSE_KL, description="Divergence between student and teacher: reverse-kl, forward-kl or jsd."
@@ -213,8 +214,12 @@ class Objective(Model):
         description="Share of a step's sequences taken from responseField of the data set, not sampled from the "
         "student (1 - lambda of GKD).",
     )
-    teacher_logprobs: TeacherLogprobs = Field(
-        TeacherLogprobs.LIVE,
+    dataset_responses: dataset_scores.DatasetResponses = Field(
+        dataset_scores.DatasetResponses.ROW,
+        description="Source of datasetShare's responses. row: responseField; teacher: its own, by greedy decoding.",
+    )
+    teacher_logprobs: dataset_scores.TeacherLogprobs = Field(
+        dataset_scores.TeacherLogprobs.LIVE,
         description="Source of the teacher's log-probs of the data set's responses. live: the teacher, each time; "
         "cached: the teacher, once, kept on the output volume; precomputed: what cached kept, without a teacher "
         "(offline).",

@@ -11,6 +11,11 @@ class TeacherLogprobs(StrEnum):
     PRECOMPUTED = "precomputed"
 
 
+class DatasetResponses(StrEnum):
+    ROW = "row"
+    TEACHER = "teacher"
+
+
 DATASET_SHARE = Rule(
     "teacherLogprobs cached goes with datasetShare above 0, and precomputed with 1: only the data set's responses come "
     "again",
@@ -42,13 +47,26 @@ TARGET = Rule(
 )
 """The rule of an objective that learns from the data set's responses alone."""
 
+DATASET_RESPONSES = Rule(
+    "datasetResponses teacher goes with datasetShare above 0 and teacherLogprobs live only: they are written anew",
+    "self.datasetResponses == 'row' || (self.datasetShare > 0.0 && self.teacherLogprobs == 'live')",
+    lambda o: (
+        o.dataset_responses is DatasetResponses.ROW
+        or (o.dataset_share > 0 and o.teacher_logprobs is TeacherLogprobs.LIVE)
+    ),
+)
+"""The rule of an objective whose off-policy responses the teacher writes."""
+
 RULES = (
     Rule(
-        "objective.datasetShare above 0 needs prompts.responseField, of each source: what is learned from there",
-        "self.objective.datasetShare == 0.0 || (has(self.data.prompts) ? has(self.data.prompts.responseField) : "
+        "objective.datasetShare above 0 needs prompts.responseField, of each source, or datasetResponses teacher: what "
+        "is learned from there",
+        "self.objective.datasetShare == 0.0 || self.objective.datasetResponses == 'teacher' || "
+        "(has(self.data.prompts) ? has(self.data.prompts.responseField) : "
         "self.data.sources.all(s, has(s.prompts.responseField)))",
         lambda spec: (
             spec.objective.dataset_share == 0
+            or spec.objective.dataset_responses is DatasetResponses.TEACHER
             or all(s.prompts.response_field is not None for s in spec.data.all_sources)
         ),
     ),

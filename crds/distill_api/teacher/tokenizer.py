@@ -20,6 +20,11 @@ RULES = (
         lambda spec: not _has_own(spec) or spec.objective.teacher_top_k is None,
     ),
     Rule(
+        "tokenizer of a teacher goes without objective.datasetResponses teacher: those are in tokens of its own",
+        f"({_NO_OWN}) || self.objective.datasetResponses != 'teacher'",
+        lambda spec: not _has_own(spec) or spec.objective.dataset_responses != "teacher",
+    ),
+    Rule(
         "tokenizer of a teacher goes without objective.reference: what it takes of both models is of one token",
         f"({_NO_OWN}) || !has(self.objective.reference)",
         lambda spec: not _has_own(spec) or spec.objective.reference is None,

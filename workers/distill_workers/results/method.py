@@ -4,6 +4,7 @@ from collections.abc import Iterator
 
 from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Spec, Support
 from distill_api.spec.objective import Baseline
+from distill_api.teacher.dataset_scores import DatasetResponses
 from distill_api.training_phases import TrainingPhase, objectives
 
 PAPERS = {
@@ -50,8 +51,9 @@ def _end(phase: TrainingPhase) -> str:
 def _method(spec: Spec, objective: Objective) -> list[str]:
     """Return the sentences of one objective."""
     if objective.support is Support.TARGET:
-        of = f"the responses of the data set is the loss; its coefficient is {objective.coefficient:g}."
-        return [f"Supervised fine-tuning: the cross-entropy of {of}"]
+        whose = _given_by(objective)
+        what = f"the cross-entropy of {whose} is the loss; its coefficient is {objective.coefficient:g}."
+        return [f"Supervised fine-tuning: {what}"]
     found = [f"On-policy distillation ({paper('GKD')}): the student learns from its own samples."]
     found.append(_divergence(objective))
     found.extend(_other_tokenizers(spec))
@@ -63,13 +65,18 @@ def _method(spec: Spec, objective: Objective) -> list[str]:
     found.extend(_variants(objective))
     if objective.dataset_share:
         found.append(
-            f"A share of {objective.dataset_share:g} of a step's sequences is text of the data set ({paper('GKD')})."
+            f"A share of {objective.dataset_share:g} of a step's sequences is {_given_by(objective)} ({paper('GKD')})."
         )
     if objective.reward.source is not RewardSource.NONE:
         found.append(_reward(objective))
     if objective.support is Support.SAMPLED_TOKEN or objective.reward.source is not RewardSource.NONE:
         found.append(_policy_gradient(objective))
     return found
+
+
+def _given_by(objective: Objective) -> str:
+    teacher = objective.dataset_responses is DatasetResponses.TEACHER
+    return "responses of the teacher, by greedy decoding" if teacher else "text of the data set"
 
 
 def paper(name: str) -> str:

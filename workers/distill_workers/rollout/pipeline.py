@@ -18,8 +18,9 @@ from typing import Any
 
 from distill_api.spec.job_spec import RewardSource, Spec, Support, Truncated
 from distill_api.spec.objective import Baseline
+from distill_api.teacher.dataset_scores import DatasetResponses
 from distill_workers.data.cursor import Cursor
-from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
+from distill_workers.data.dataset_responses import given_sample, supervised_positions, supervised_sample
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused
 from distill_workers.environments.pool import EnvironmentFailed
@@ -138,18 +139,22 @@ class RolloutPipeline:
             task.add_done_callback(self._prefetches.discard)
 
     async def _supervised(self, batch: Batch, prompt: Prompt) -> list[Sample]:
-        """Return the data set's own response, scored by the teacher, unless it is the target itself."""
+        """Return the data set's response, or the teacher's, scored by the teacher unless it is the target itself."""
         limit = self._spec.rollout.max_response_tokens
-        sample = supervised_sample(prompt, self._tokenizer, limit, batch.step)
-        if batch.objective.support is Support.TARGET:
-            sample.teacher_logprobs = [0.0] * len(sample.response_ids)
-            return [sample]
         try:
-            await self._score(batch, prompt, sample)
+            if batch.objective.dataset_responses is DatasetResponses.TEACHER:
+                ids = await self._teachers.of(prompt.teacher).generate(prompt.teacher_ids, limit)
+                sample = given_sample(prompt, ids, batch.step, truncated=len(ids) >= limit)
+            else:
+                sample = supervised_sample(prompt, self._tokenizer, limit, batch.step)
+            if batch.objective.support is Support.TARGET:
+                sample.teacher_logprobs = [0.0] * len(sample.response_ids)
+            elif sample.response_ids:
+                await self._score(batch, prompt, sample)
         except BadScore as error:
             self._failed(batch, prompt, error.reason, error)
             return []
-        return [sample]
+        return [sample] if sample.response_ids else []
 
     async def _group(self, batch: Batch, prompt: Prompt, place: int) -> list[Sample]:
         """Return the samples of a prompt, with what compares each with the others: advantage and baseline."""
