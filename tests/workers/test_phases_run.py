@@ -17,6 +17,7 @@ pytestmark = pytest.mark.timeout(900)
 
 ROWS = {"promptField": "prompt", "answerField": "answer", "applyChatTemplate": False}
 STEPS, NAMES = 6, ["warm-start", "warm-start", "distil", "distil", "reinforce", "reinforce"]
+WARM_START = {"divergence": "forward-kl", "support": "target", "datasetShare": 1, "datasetResponses": "teacher"}
 JOB: dict[str, Any] = {
     "deterministic": True,
     "data": {"prompts": {"path": str(MODELS / "arithmetic" / "train.jsonl"), **ROWS}},
@@ -28,15 +29,7 @@ JOB: dict[str, Any] = {
         | {"reward": {"source": "exact-match"}, "measureReverseKL": False}
     ],
     "phases": [
-        {"name": "warm-start", "untilStep": 2}
-        | {
-            "objective": {
-                "divergence": "forward-kl",
-                "support": "target",
-                "datasetShare": 1,
-                "datasetResponses": "teacher",
-            }
-        },
+        {"name": "warm-start", "objective": WARM_START, "untilStep": 2},
         # No score rises by more than 1: the first evaluation of the phase, at step 2, is its best, the next is flat.
         {"name": "distil", "untilFlat": {"evaluation": "heldout", "patience": 1, "minimumGain": 1}},
         {"name": "reinforce", "objective": {"coefficient": 0, "rewardCoefficient": 1}},
