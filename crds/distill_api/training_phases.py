@@ -172,12 +172,16 @@ def _of_phase(objective: str, rules: Sequence[Rule]) -> Iterator[str]:
     changeable = {field.alias for field in PhaseObjective.model_fields.values()}
 
     def effective(found: re.Match[str]) -> str:
-        own, common = f"p.objective.{found['name']}", f"self.objective.{found['name']}"
-        if found["name"] not in changeable:
-            return f"has({common})" if found["has"] else common
-        return f"(has({own}) || has({common}))" if found["has"] else f"(has({own}) ? {own} : {common})"
+        name, below = found["name"], found["below"] or ""
+        own, common = f"p.objective.{name}", f"self.objective.{name}"
+        if name not in changeable:
+            return f"has({common})" if found["has"] else common + below
+        if found["has"]:
+            return f"(has({own}) || has({common}))"
+        # To CEL the two weightings are of two types, and their fields of one.
+        return f"(has({own}) ? {own}{below} : {common}{below})"
 
-    field = re.compile(rf"(?P<has>has\()?\b{re.escape(objective)}\.(?P<name>\w+)(?(has)\))")
+    field = re.compile(rf"(?P<has>has\()?\b{re.escape(objective)}\.(?P<name>\w+)(?(has)\)|(?P<below>(\.\w+)*))")
     for rule in rules:
         if found := field.sub(effective, rule.cel):
             yield found
