@@ -140,9 +140,12 @@ class ProgressReport(Model):
     result: Result | None = Field(None, description="Result, which is copied into status.result when phase is Done.")
 
     @model_serializer(mode="wrap")
-    def _without_empty_lists(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Operators of release 0.1.0 read no report with a field that they do not know."""
         found: dict[str, Any] = handler(self)
+        if self.progress.objective_phase is None:
+            absent = ("objective_phase", "objectivePhase")
+            found["progress"] = {name: value for name, value in found["progress"].items() if name not in absent}
         return {name: value for name, value in found.items() if value or name not in ("notes", "publications")}
 
 

@@ -183,6 +183,9 @@ class Progress(Model):
     step: StatusCount = Field(0, description="Optimiser steps done.")
     total_steps: StatusCount = Field(0, description="Optimiser steps to do.")
     percent: StatusCount = Field(0, description="Share of totalSteps that is done, in percent.")
+    objective_phase: StatusText | None = Field(
+        None, description="Name of the phase (spec.phases) of the last step, where there are phases."
+    )
     reverse_kl: Decimal | None = Field(
         None,
         alias="reverseKL",

@@ -202,7 +202,11 @@ LEARNING = [
     Panel(
         "Coefficients",
         "By schedule, and lowered by guards.",
-        {"divergence": of("distill_coefficient"), "reward": of("distill_reward_coefficient")},
+        {
+            "divergence": of("distill_coefficient"),
+            "reward": of("distill_reward_coefficient"),
+            "number of the phase": of("distill_phase_number"),
+        },
     ),
     Panel(
         "Decisions of guards",

@@ -129,6 +129,19 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("environment", "agent", "tools"),
         *("teacher", "model", "ref", "endpoint", "keySecret", "vocabularySize", "teacherField", "defaultTeacher"),
         *("accelerator", "tokenizer"),
+        # of a phase, whose absent fields are those of spec.objective
+        *(
+            "divergence",
+            "support",
+            "topK",
+            "jsdBeta",
+            "datasetShare",
+            "datasetResponses",
+            "coefficient",
+            "coefficientSchedule",
+        ),
+        *("discount", "discountedReturn", "baseline", "weighting", "rewardCoefficient", "rewardCoefficientSchedule"),
+        *("untilStep", "untilFlat"),
         *("metadata", "spec", "requests", "limits", "priorityClassName"),
         *former_template.FIELDS,
     }
@@ -169,7 +182,14 @@ def test_what_may_change_in_a_running_job_is_little() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [".status.conditions", ".status.roles", ".status.progress.evaluations", ".spec.evaluation", ".spec.teachers"],
+    [
+        ".status.conditions",
+        ".status.roles",
+        ".status.progress.evaluations",
+        ".spec.evaluation",
+        ".spec.teachers",
+        ".spec.phases",
+    ],
 )
 def test_lists_of_named_things_merge_by_their_name(path: str) -> None:
     assert NODES[f"DistillationJob{path}"]["x-kubernetes-list-type"] == "map"

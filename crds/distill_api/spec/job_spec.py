@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from distill_api import training_phases
 from distill_api.base import Model
 from distill_api.fields import AcceleratorName, ControllerName, Precision, Seconds
 from distill_api.names import ONLY_TEACHER
@@ -100,12 +101,14 @@ class Spec(Model):
             "output.volume must be set: name a PersistentVolumeClaim for checkpoints and the model",
             "has(self.output.volume)",
         ),
+        training_phases.cluster_rule([environment.ENVIRONMENT_REWARD, *DATASET_SCORES_RULES, *TOKENIZER_RULES]),
     )
     rules = (
         *ROUTING_RULES,
         *DATASET_SCORES_RULES,
         *TOKENIZER_RULES,
         *ACCELERATOR_RULES,
+        *training_phases.RULES,
         environment.ENVIRONMENT_REWARD,
         Rule(
             "deterministic goes with rollout.maxPolicyLag 0 only",
@@ -194,6 +197,7 @@ class Spec(Model):
     data: Data = Field(description="Training prompts.")
     rollout: Rollout = Field(default_factory=Rollout, description="Generation of samples by the student.")
     objective: Objective = Field(default_factory=Objective, description="Training objective.")
+    phases: training_phases.Phases = Field(default_factory=list, description="Phases of the run, in their order.")
     trainer: Trainer = Field(default_factory=Trainer, description="Trainer pods, parallelism and optimiser.")
     schedule: Schedule = Field(description="Length of the run, and periods of checkpoints and evaluations.")
     evaluation: Annotated[list[Evaluation], Field(max_length=16), ListMap("name")] = Field(
@@ -247,7 +251,7 @@ class Spec(Model):
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
-        if problems := [*agreement.problems(self), *environment.problems(self)]:
+        if problems := [p for part in (agreement, environment, training_phases) for p in part.problems(self)]:
             raise ValueError("; ".join(problems))
         return self
 

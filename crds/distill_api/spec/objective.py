@@ -9,8 +9,8 @@ from distill_api.base import Model
 from distill_api.rules import Rule
 from distill_api.spec.reward import Reward, RewardSource
 from distill_api.spec.schedule import CoefficientSchedule
+from distill_api.teacher import dataset_scores
 from distill_api.teacher.control import ON_POLICY, Control
-from distill_api.teacher.dataset_scores import DATASET_SHARE, TeacherLogprobs
 from distill_api.teacher.source import TeacherName
 
 
@@ -23,6 +23,7 @@ class Divergence(StrEnum):
 class Support(StrEnum):
     SAMPLED_TOKEN = "sampled-token"
     TOP_K = "top-k"
+    TARGET = "target"
 
 
 class Baseline(StrEnum):
@@ -182,11 +183,13 @@ class Objective(Model):
         ),
         # The policy gradient of a token that the student did not sample would be no gradient of its divergence.
         Rule(
-            "datasetShare goes with support top-k only: sampled-token needs the student's own samples",
-            "self.support == 'top-k' || self.datasetShare == 0.0",
-            lambda o: o.support is Support.TOP_K or o.dataset_share == 0,
+            "datasetShare goes with support top-k or target only: sampled-token needs the student's own samples",
+            "self.support != 'sampled-token' || self.datasetShare == 0.0",
+            lambda o: o.support is not Support.SAMPLED_TOKEN or o.dataset_share == 0,
         ),
-        DATASET_SHARE,
+        dataset_scores.DATASET_SHARE,
+        dataset_scores.TARGET,
+        dataset_scores.DATASET_RESPONSES,
     )
     divergence: Divergence = Field(
         Divergence.REVERSE_KL, description="Divergence between student and teacher: reverse-kl, forward-kl or jsd."
@@ -194,7 +197,8 @@ class Objective(Model):
     support: Support = Field(
         Support.SAMPLED_TOKEN,
         description="Tokens over which the divergence is taken. sampled-token: at the sampled token, as an advantage; "
-        "top-k: over the teacher's top-k tokens and a tail bucket, differentiated.",
+        "top-k: over the teacher's top-k tokens and a tail bucket, differentiated; target: at the data set's token, "
+        "cross-entropy (SFT).",
     )
     top_k: Annotated[int, Field(ge=1, le=256)] = Field(
         16, description="Number k of the teacher's likeliest tokens, where support, baseline or forward KL take them."
@@ -212,8 +216,12 @@ class Objective(Model):
         description="Share of a step's sequences taken from responseField of the data set, not sampled from the "
         "student (1 - lambda of GKD).",
     )
-    teacher_logprobs: TeacherLogprobs = Field(
-        TeacherLogprobs.LIVE,
+    dataset_responses: dataset_scores.DatasetResponses = Field(
+        dataset_scores.DatasetResponses.ROW,
+        description="Source of datasetShare's responses. row: responseField; teacher: its own, by greedy decoding.",
+    )
+    teacher_logprobs: dataset_scores.TeacherLogprobs = Field(
+        dataset_scores.TeacherLogprobs.LIVE,
         description="Source of the teacher's log-probs of the data set's responses. live: the teacher, each time; "
         "cached: the teacher, once, kept on the output volume; precomputed: what cached kept, without a teacher "
         "(offline).",

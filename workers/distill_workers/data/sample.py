@@ -73,7 +73,8 @@ class Sample:
     source: str = ""
     """Name of the data source of the prompt."""
     supervised: bool = False
-    """The response is the data set's, not the student's: no engine sampled it, and engine_logprobs are 0."""
+    """The response is the data set's, not the student's: no engine sampled it, and engine_logprobs are 0. So are
+    teacher_logprobs where it is the target itself (support target), which no teacher scores."""
     masked: bool = False
     """None of its tokens is trained on (rollout.truncated)."""
     reward: float | None = None

@@ -19,6 +19,7 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from distill_api.spec.job_spec import Spec
+from distill_api.training_phases import objectives
 from distill_workers.data.sample import Sample
 from distill_workers.megatron import lora, memory, parallel, pipeline
 from distill_workers.megatron.architecture import read_shape
@@ -109,7 +110,8 @@ class MegatronStudent:
         )
         self.writer = CheckpointWriter()
         self._copies = HostCopies() if self.ranks.device.type == "cuda" else None
-        self._first_coefficients: StepCoefficients = step_coefficients(spec.objective, 0)
+        self._objectives = objectives(spec)
+        self._first_coefficients: StepCoefficients = step_coefficients(self._objectives[0], 0)
         self._coefficients = self._first_coefficients
         self._begin_step()
 
@@ -126,7 +128,7 @@ class MegatronStudent:
         coefficients = coefficients or self._first_coefficients
         if self._samples and coefficients != self._coefficients:
             raise ValueError(f"a step has one pair of coefficients: {self._coefficients}, and now {coefficients}")
-        self._coefficients = coefficients
+        self._coefficients, objective = coefficients, self._objectives[coefficients.phase]
         shares = share(samples, self._loads, self._limit)
         for rank, indices in enumerate(shares):
             self._loads[rank] += cost(samples, indices, self._limit)
@@ -137,9 +139,8 @@ class MegatronStudent:
         def loss(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             own = own_tokens(batch, len(hidden), self.ranks)
             at_responses, head = hidden.flatten(0, 1)[own.rows], self._model.head_weight()
-            summed, sums = micro_batch_loss(
-                self.spec.objective, coefficients, batch, own, at_responses, head, self._vocabulary
-            )
+            parts = (batch, own, at_responses, head, self._vocabulary)
+            summed, sums = micro_batch_loss(objective, coefficients, *parts)
             self._sums = self._sums + sums
             self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
             self._local_tokens += len(own.rows)

@@ -19,6 +19,10 @@ Both, with a control (control.py): L_t of sampled-token, with
     A'_t = c_reward A_t + c_divergence c_teacher A 1[y_t is among the least likely of its response], and c_reference's
 Both, with forwardKlAboveEntropy (EOPD, arXiv 2603.07079):
     L_t + c_divergence c_teacher u_t 1[H_T(s_t) > tau] KL(teacher || student; the same)
+
+target (supervised fine-tuning), of responses of the data set alone:
+    L_t = -c_divergence log pi(y_t), the forward KL from the target, all of whose mass is at y_t
+
 The divergence is taken on any sequence, the data set's included (GKD, arXiv 2306.13649); the policy gradient on the
 student's own alone.
 """
@@ -115,6 +119,8 @@ def token_losses(
     differentiated = torch.zeros_like(logprobs)
     if not sampled and top_k is not None:
         divergence = differentiated = top_k.divergence(objective.divergence, objective.jsd_beta, objective.entry_clip)
+    if objective.support is Support.TARGET:
+        divergence = differentiated = -logprobs
     of_method: dict[str, torch.Tensor] = {} if span_ends is None else {"aligned_ratio": spans.single(span_ends)}
     factor = teacher_coefficients * token_weights(
         objective.weighting, reverse_kl=reverse_kl, divergence=divergence, entropy=entropy, lengths=lengths

@@ -49,6 +49,7 @@ def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str, 
 <p>Teacher <b>{html.escape(teachers)}</b>, student <b>{html.escape(spec.student.model)}</b>:
 {done} of {spec.schedule.steps} steps.</p>
 {_evaluation_table(run)}
+{_phase_table(run)}
 {_guard_table(run)}
 {drawing}
 {rollouts_html(rollouts)}
@@ -80,6 +81,14 @@ def _evaluation_table(run: Run) -> str:
         )
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f"<table>{''.join(rows)}</table>"
+
+
+def _phase_table(run: Run) -> str:
+    """Return a table of the phases and their steps, in order."""
+    if not run.phases:
+        return ""
+    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{a} – {b}</td></tr>" for name, a, b in run.phases)
+    return f"<h2>Phases</h2><table><tr><th>phase</th><th>steps</th></tr>{rows}</table>"
 
 
 def _guard_table(run: Run) -> str:

@@ -14,6 +14,15 @@ TRAINED = (*SCOPES, "grad_norm", "learning_rate", "coefficient", "reward_coeffic
 
 
 @dataclass(frozen=True)
+class Phase:
+    """The phase of a step (spec.phases)."""
+
+    name: str
+    number: int
+    """From 1, as people count."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One optimiser step that is done."""
 
@@ -23,6 +32,8 @@ class Step:
     """What MegatronStudent.update returned."""
     policy_lag: float
     seconds: float
+    phase: Phase | None = None
+    """None without phases."""
 
 
 def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
@@ -33,6 +44,8 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
     return {
         "kind": "step",
         "step": step.number,
+        "phase": step.phase and step.phase.name,
+        "phase_number": step.phase and step.phase.number,
         "time": time.time(),
         "seconds": step.seconds,
         "samples": len(samples),

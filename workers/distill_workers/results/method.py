@@ -5,6 +5,8 @@ from collections.abc import Iterator
 from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Spec, Support
 from distill_api.spec.objective import Baseline
 from distill_api.teacher.control import Control
+from distill_api.teacher.dataset_scores import DatasetResponses
+from distill_api.training_phases import TrainingPhase, objectives
 from distill_workers.objective.control import ADVANTAGE, SHARE
 
 PAPERS = {
@@ -32,10 +34,31 @@ DIVERGENCES = {
 
 
 def method(spec: Spec) -> list[str]:
-    """Return sentences in Markdown: the divergence first, then what a job adds to it."""
-    objective = spec.objective
+    """Return sentences in Markdown: the divergence first, then what a job adds to it; of a job with phases, all of a
+    phase in one."""
+    if spec.phases:
+        parts = zip(spec.phases, objectives(spec), strict=True)
+        return [f"Phase `{phase.name}`, {_end(phase)}: {' '.join(_method(spec, o))}" for phase, o in parts]
+    return _method(spec, spec.objective)
+
+
+def _end(phase: TrainingPhase) -> str:
+    """Return when a phase ends, as a part of a sentence."""
+    ends = [] if phase.until_step is None else [f"until step {phase.until_step}"]
+    if (flat := phase.until_flat) is not None:
+        gain = f" of more than {flat.minimum_gain:g}" if flat.minimum_gain else ""
+        ends.append(f"until {flat.patience} evaluations `{flat.evaluation}` in a row without a gain{gain}")
+    return ", or ".join(ends) or "to the end"
+
+
+def _method(spec: Spec, objective: Objective) -> list[str]:
+    """Return the sentences of one objective."""
     if objective.control is not Control.NONE:
         return list(_control(objective))
+    if objective.support is Support.TARGET:
+        whose = _given_by(objective)
+        what = f"the cross-entropy of {whose} is the loss; its coefficient is {objective.coefficient:g}."
+        return [f"Supervised fine-tuning: {what}"]
     found = [f"On-policy distillation ({paper('GKD')}): the student learns from its own samples."]
     found.append(_divergence(objective))
     found.extend(_other_tokenizers(spec))
@@ -47,13 +70,18 @@ def method(spec: Spec) -> list[str]:
     found.extend(_variants(objective))
     if objective.dataset_share:
         found.append(
-            f"A share of {objective.dataset_share:g} of a step's sequences is text of the data set ({paper('GKD')})."
+            f"A share of {objective.dataset_share:g} of a step's sequences is {_given_by(objective)} ({paper('GKD')})."
         )
     if objective.reward.source is not RewardSource.NONE:
         found.append(_reward(objective))
     if objective.support is Support.SAMPLED_TOKEN or objective.reward.source is not RewardSource.NONE:
         found.append(_policy_gradient(objective))
     return found
+
+
+def _given_by(objective: Objective) -> str:
+    teacher = objective.dataset_responses is DatasetResponses.TEACHER
+    return "responses of the teacher, by greedy decoding" if teacher else "text of the data set"
 
 
 def paper(name: str) -> str:

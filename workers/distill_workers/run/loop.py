@@ -33,7 +33,6 @@ from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.evaluation.guards import Decision, Guards
 from distill_workers.failures import ConfigurationError, Failure, Stopped
-from distill_workers.objective.coefficients import step_coefficients
 from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.recorder import Recorder
@@ -48,6 +47,7 @@ from distill_workers.run.callbacks.evaluation import EvaluationCallback
 from distill_workers.run.callbacks.guards import GuardCallback
 from distill_workers.run.callbacks.metrics import MetricsCallback
 from distill_workers.run.callbacks.next_batches import NextBatchesCallback
+from distill_workers.run.callbacks.phases import PhaseCallback
 from distill_workers.run.callbacks.traces import traces_of
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.guard_actions import GuardActions
@@ -83,11 +83,19 @@ class Loop:
         self._reporter, self._tokenizer, self._last_step = reporter, tokenizer, spec.schedule.steps
         self._state = state = RunState(cursor.state())
         self._stop_signal = StopSignal(state)
-        self._guards = guards = Guards(spec)
+        self._guards, self._phases = guards, phases = Guards(spec), rollouts.phases
         self._recorder = recorder = Recorder(folder, reporter, spec, tokenizer.decode)
         recorder.engines = engines.count_placed
         self.checkpoints = CheckpointManager(
-            spec.schedule, folder, trainer, cursor, recorder, guards, state, {e.name: e.content for e in evaluators}
+            spec.schedule,
+            folder,
+            trainer,
+            cursor,
+            recorder,
+            guards,
+            state,
+            {e.name: e.content for e in evaluators},
+            phases,
         )
         self._guard_actions = GuardActions(
             guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state, spec.guards
@@ -101,7 +109,7 @@ class Loop:
         self._publication = ModelPublication(job, folder, trainer, recorder, state, self._stop_signal)
         self.traces = traces_of(job)
         self.callbacks = Callbacks(
-            before=[self.evaluation, *self.traces, guard, checkpoint],
+            before=[self.evaluation, *self.traces, PhaseCallback(phases), guard, checkpoint],
             after=[
                 MetricsCallback(recorder),
                 *self.traces,
@@ -197,9 +205,10 @@ class Loop:
             yield self._step()
 
     def _step(self) -> TrainStep:
-        """The step that the run has reached, with the coefficients of the objective as guards have lowered them."""
-        planned = step_coefficients(self._spec.objective, self._state.step)
-        return TrainStep(self._state.step, planned.lowered(self._guards.coefficient_factor))
+        """The step that the run has reached, with the coefficients of its phase as guards have lowered them."""
+        step = self._state.step
+        planned = self._phases.coefficients(step)
+        return TrainStep(step, planned.lowered(self._guards.coefficient_factor), self._phases.name(step))
 
     async def _portions(self, step: TrainStep, batch: Batch) -> AsyncIterator[list[Sample]]:
         """The samples of the batch as they come in, in portions that fill a micro-batch of every replica.

@@ -3,7 +3,7 @@
 import statistics
 
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.reporting.step_line import Step
+from distill_workers.reporting.step_line import Phase, Step
 from distill_workers.run.callbacks.base import TrainStep
 
 
@@ -20,5 +20,6 @@ class MetricsCallback:
         for stage, seconds in step.clock.stages(step.batch.generated_at, share).items():
             self._recorder.spent(stage, seconds)
         lag = statistics.fmean(step.index - sample.weight_version for sample in step.samples)
-        done = Step(step.index + 1, step.samples, step.stats, lag, step.clock.seconds)
+        phase = None if step.phase is None else Phase(step.phase, step.coefficients.phase + 1)
+        done = Step(step.index + 1, step.samples, step.stats, lag, step.clock.seconds, phase)
         step.line = self._recorder.step(done)

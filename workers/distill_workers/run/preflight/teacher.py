@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from distill_api.spec.job_spec import RewardSource, Spec
+from distill_api.training_phases import teacher_top_k
 from distill_workers.data.dataset_responses import supervised_sample
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.run.preflight.check import Check
@@ -81,7 +82,7 @@ async def teacher_is_sane(
 
     To a teacher that is sure of its answers, those of a `trained` student may have probability 1.
     """
-    top_k = spec.objective.teacher_top_k
+    top_k = teacher_top_k(spec)
     try:
         scores = [await teacher.score(s.teacher_prompt_ids, s.response_ids, top_k) for s in samples]
     except BadScore as error:
