@@ -35,7 +35,8 @@ from distill_api.teacher.dataset_scores import RULES as DATASET_SCORES_RULES
 from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_api.teacher.endpoint import Protocol
 from distill_api.teacher.routing import RULES as ROUTING_RULES
-from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
+from distill_api.teacher.source import OWN_WHERE_DETERMINISTIC, NamedTeacherSource, Serving, TeacherSource
+from distill_api.teacher.student import RULES as STUDENT_RULES
 from distill_api.teacher.tokenizer import RULES as TOKENIZER_RULES
 
 __all__ = [
@@ -105,6 +106,7 @@ class Spec(Model):
         *ROUTING_RULES,
         *DATASET_SCORES_RULES,
         *TOKENIZER_RULES,
+        *STUDENT_RULES,
         *ACCELERATOR_RULES,
         environment.ENVIRONMENT_REWARD,
         Rule(
@@ -112,12 +114,7 @@ class Spec(Model):
             "!self.deterministic || self.rollout.maxPolicyLag == 0",
             lambda spec: not spec.deterministic or spec.rollout.max_policy_lag == 0,
         ),
-        Rule(
-            "deterministic goes with teachers that the job itself serves: the scores of others change with their load",
-            "!self.deterministic || ((!has(self.teacher) || has(self.teacher.model)) && "
-            "self.teachers.all(t, has(t.model)))",
-            lambda spec: not spec.deterministic or all(t.model is not None for t in spec.all_teachers),
-        ),
+        OWN_WHERE_DETERMINISTIC,
         Rule(
             f"data.prompts.answerField must be set: objective.reward: {NEEDS_ANSWER}",
             f"!has(self.data.prompts) || {has_needed_answer_cel('self.objective.reward', 'self.data.prompts')}",
@@ -272,6 +269,11 @@ class Spec(Model):
     def served_teachers(self) -> list[NamedTeacherSource]:
         """Return the teachers that the job itself serves."""
         return [t for t in self.live_teachers if t.model is not None]
+
+    @property
+    def engines_score(self) -> bool:
+        """Return whether the rollout engines score too: the teacher is the student with the weights that they hold."""
+        return self.teacher is not None and self.teacher.student is not None
 
     @property
     def shared_teachers(self) -> list[str]:

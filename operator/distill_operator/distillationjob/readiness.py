@@ -118,6 +118,8 @@ def _teacher(job: DistillationJob, observed: Observed) -> RoleState:
         messages.append(f"{', '.join(external)}: not the job's own, so the trainer's preflight judges")
     if not job.spec.live_teachers:
         messages.append("all scores are precomputed (objective.teacherLogprobs): no teacher is needed")
+    if job.spec.engines_score:
+        messages.append("the teacher is the student itself (teacher.student): the rollout engines score")
     reason = Reason.READY if values else Reason.EXTERNAL
     return RoleState(Role.TEACHER, desired, ready, ConditionValue(TRUE, reason, "; ".join(messages)))
 

@@ -58,6 +58,8 @@ def _environment(spec: Spec) -> tuple[str, str]:
 
 def _teacher(spec: Spec) -> tuple[str, str]:
     what = "the trainer waits for scores"
+    if spec.engines_score:
+        return what, "the engines give them (teacher.student): raise rollout.replicas, or rollout.maxConcurrentRequests"
     if not spec.live_teachers:
         return what, "they are stored, and read from the output volume (output.path): use one that answers faster"
     if spec.deterministic:

@@ -23,6 +23,8 @@ class Step:
     """What MegatronStudent.update returned."""
     policy_lag: float
     seconds: float
+    teacher_lag: float | None = None
+    """As policy_lag of the weights that scored; None where the teacher is not the student."""
 
 
 def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
@@ -40,6 +42,7 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         # What had no token to be measured at is not there.
         **{key: trained.get(key) for key in TRAINED},
         "policy_lag": step.policy_lag,
+        "teacher_lag": step.teacher_lag,
         "copied_ratio": statistics.fmean(copied) if copied else None,
         "truncated_ratio": statistics.fmean(s.truncated for s in samples),
         "reward": statistics.fmean(rewards) if rewards else None,

@@ -120,6 +120,8 @@ def _model(model: str) -> str:
 
 
 def _teachers(spec: Spec) -> str:
+    if spec.engines_score:
+        return "itself, as it was at each step and with what it was not asked,"
     return " and ".join(_code(_model(t.model) if t.model is not None else t.title) for t in spec.routed_teachers)
 
 

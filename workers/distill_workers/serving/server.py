@@ -33,7 +33,7 @@ SHARED_POOL_TOKENS = 65_536
 """Upper bound of the key-value cache of a server that shares its memory with other roles, on a CPU or on one device,
 unless one sequence needs more."""
 SCORING_CHUNK_TOKENS = 4096
-"""Chunk of a teacher's prefill: its fp32 logits are [chunk, vocabulary] (sglang#2607)."""
+"""Chunk of the prefill of a server that scores: its fp32 logits are [chunk, vocabulary] (sglang#2607)."""
 ARCHITECTURES = "SGLANG_EXTERNAL_MODEL_PACKAGE", "distill_workers.serving.architectures"
 """Without it each scheduler imports the code of every model that SGLang knows: 6 seconds of a processor."""
 SHARED_MEMORY_LOADER = "distill_workers.weight_sync.shared_memory.load"
@@ -102,6 +102,8 @@ def sglang_command(
     if role == "teacher":
         flags += ["--chunked-prefill-size", str(SCORING_CHUNK_TOKENS)]
     else:
+        if isinstance(spec, Spec) and spec.engines_score:
+            flags += ["--chunked-prefill-size", str(SCORING_CHUNK_TOKENS)]
         flags += ["--weight-version", "0", "--custom-weight-loader", SHARED_MEMORY_LOADER]
         if not spec.on_cpu:
             # A peer that dies in a push of weights must not take this engine along, as torch's default would.

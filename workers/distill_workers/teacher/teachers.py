@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from distill_api.protocol import Variable, read_teacher_addresses, teacher_key
 from distill_api.spec.job_spec import Spec
@@ -11,6 +12,8 @@ from distill_workers.teacher.cross_tokenizer.translation import Translator
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import Observer
 from distill_workers.teacher.stored_scores.store import ScoreStore
+
+NONE: Mapping[str, TeacherPool] = MappingProxyType({})
 
 
 class Teachers:
@@ -26,14 +29,17 @@ class Teachers:
         """By the teachers' names, where the data set's responses are scored once."""
 
     @classmethod
-    def of_job(cls, spec: Spec, environment: Mapping[str, str], observer: Observer) -> "Teachers":
-        """Return the live teachers of a job, whose addresses and keys are in the environment (distill_api.protocol).
+    def of_job(
+        cls, spec: Spec, environment: Mapping[str, str], observer: Observer, own: Mapping[str, TeacherPool] = NONE
+    ) -> "Teachers":
+        """Return the live teachers of a job, whose addresses and keys are in the environment (distill_api.protocol);
+        but those of `own`, which the engines are.
 
         Raises ConfigurationError where one is missing.
         """
         addresses = read_teacher_addresses(environment.get(Variable.TEACHER, ""))
-        pools: dict[str, TeacherPool] = {}
-        for teacher in spec.live_teachers:
+        pools = dict(own)
+        for teacher in (t for t in spec.live_teachers if t.name not in own):
             key = ""
             if teacher.endpoint is None and teacher.name not in addresses:
                 raise ConfigurationError(

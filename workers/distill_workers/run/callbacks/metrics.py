@@ -20,5 +20,7 @@ class MetricsCallback:
         for stage, seconds in step.clock.stages(step.batch.generated_at, share).items():
             self._recorder.spent(stage, seconds)
         lag = statistics.fmean(step.index - sample.weight_version for sample in step.samples)
-        done = Step(step.index + 1, step.samples, step.stats, lag, step.clock.seconds)
+        scored = [step.index - s.teacher_version for s in step.samples if s.teacher_version is not None]
+        teacher_lag = statistics.fmean(scored) if scored else None
+        done = Step(step.index + 1, step.samples, step.stats, lag, step.clock.seconds, teacher_lag)
         step.line = self._recorder.step(done)
