@@ -116,6 +116,19 @@ def test_a_job_whose_scores_are_precomputed_waits_for_no_teacher_and_has_none(te
     assert "DISTILL_TEACHER_KEY" not in variables and "poet" not in variables
 
 
+def test_a_student_that_teaches_itself_has_no_teachers_pods_and_the_trainer_waits_for_none() -> None:
+    data = {"prompts": {"path": "/data/train.jsonl", "answerField": "answer", "teacherPrompt": "{prompt} {answer}"}}
+    of = job(teacher={"student": {"weights": "live"}}, data=data, evaluation=[])
+    found = plan_at(of, begun(of), up(of))
+    state, reason, message = says(found.status, ConditionType.TEACHER_READY)
+    assert (state, reason) == ("True", "External")
+    assert message == "the teacher is the student itself (teacher.student): the rollout engines score"
+    assert applied(found) == ["Job/job-trainer-1"]
+    made = [*rendering.lasting(of, SETTINGS), *rendering.serving(of, SETTINGS), rendering.training(of, SETTINGS, 1)]
+    assert [child["kind"] for child in made] == ["ConfigMap", "NetworkPolicy", "Service", "RayCluster", "Job"]
+    assert "job-teacher" not in str(made[-1])
+
+
 def _teachers(of: DistillationJob) -> list[dict[str, Any]]:
     return [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in of.spec.teachers]
 
@@ -126,6 +139,7 @@ def _teachers(of: DistillationJob) -> list[dict[str, Any]]:
         ({"teacher": {"model": "/models/t"}}, "/models/t"),
         ({"teacher": {"ref": {"name": "poet"}}}, "Teacher poet"),
         ({"teacher": {"endpoint": {"url": "http://t.example"}}}, "http://t.example"),
+        ({"teacher": {"student": {}}}, "the student itself"),
         ({"teachers": [{"name": "a", "model": "/a"}, {"name": "b", "endpoint": {"model": "big"}}]}, "/a,big"),
         ({"teacher": "nonsense"}, ""),
         ("nonsense", ""),
