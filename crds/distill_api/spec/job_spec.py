@@ -37,6 +37,7 @@ from distill_api.teacher.endpoint import Protocol
 from distill_api.teacher.routing import RULES as ROUTING_RULES
 from distill_api.teacher.source import OWN_WHERE_DETERMINISTIC, NamedTeacherSource, Serving, TeacherSource
 from distill_api.teacher.student import RULES as STUDENT_RULES
+from distill_api.teacher.student import engines_score, teaches_itself
 from distill_api.teacher.tokenizer import RULES as TOKENIZER_RULES
 
 __all__ = [
@@ -250,10 +251,12 @@ class Spec(Model):
 
     @property
     def all_teachers(self) -> list[NamedTeacherSource]:
-        """Return `teachers`, or `teacher` as the one of the name teacher."""
+        """Return `teachers`, or `teacher` as the one of the name teacher, with its model where it is the student's."""
         if self.teacher is None:
             return self.teachers
-        return [NamedTeacherSource.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
+        served = teaches_itself(self) and not engines_score(self)
+        fields = dict(self.teacher) | ({"model": self.student.model} if served else {})
+        return [NamedTeacherSource.model_construct(**fields, name=ONLY_TEACHER, coefficient=1.0)]
 
     @property
     def routed_teachers(self) -> list[NamedTeacherSource]:
@@ -269,11 +272,6 @@ class Spec(Model):
     def served_teachers(self) -> list[NamedTeacherSource]:
         """Return the teachers that the job itself serves."""
         return [t for t in self.live_teachers if t.model is not None]
-
-    @property
-    def engines_score(self) -> bool:
-        """Return whether the rollout engines score too: the teacher is the student with the weights that they hold."""
-        return self.teacher is not None and self.teacher.student is not None
 
     @property
     def shared_teachers(self) -> list[str]:

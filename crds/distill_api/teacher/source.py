@@ -11,7 +11,7 @@ from distill_api.pods.template import RoleTemplate, is_untouched, is_untouched_c
 from distill_api.role_accelerators import ACCELERATOR_IS_IMMUTABLE, DESCRIPTION, RoleAccelerator
 from distill_api.rules import Rule, matching
 from distill_api.teacher.endpoint import Endpoint
-from distill_api.teacher.student import StudentAsTeacher
+from distill_api.teacher.student import StudentAsTeacher, StudentWeights
 
 TeacherName = Annotated[
     str,
@@ -67,12 +67,14 @@ class TeacherSource(Serving):
             lambda t: [t.model, t.ref, t.endpoint, t.student].count(None) == 3,
         ),
         Rule(
-            "replicas, tensorParallelSize, accelerator, engineArgs and template go with model only: they are how the "
-            "job serves it",
-            "has(self.model) || (self.replicas == 1 && self.tensorParallelSize == 1 && !has(self.accelerator) && "
+            "replicas, tensorParallelSize, accelerator, engineArgs and template go with model, and with a student's "
+            "weights that are not live: they are how the job serves it",
+            "has(self.model) || (has(self.student) && self.student.weights != 'live') || "
+            "(self.replicas == 1 && self.tensorParallelSize == 1 && !has(self.accelerator) && "
             f"self.engineArgs.size() == 0 && {is_untouched_cel('self.template')})",
             lambda t: (
                 t.model is not None
+                or (t.student is not None and t.student.weights is not StudentWeights.LIVE)
                 or (
                     (t.replicas, t.tensor_parallel_size, t.accelerator, t.engine_args) == (1, 1, None, [])
                     and is_untouched(t.template)
@@ -80,12 +82,18 @@ class TeacherSource(Serving):
             ),
         ),
         Rule(
-            "student goes without tokenizer, maxConcurrentRequests and requestTimeoutSeconds: the engines score",
-            "!has(self.student) || "
-            "(!has(self.tokenizer) && self.maxConcurrentRequests == 32 && self.requestTimeoutSeconds == 120)",
+            "student goes without tokenizer: it has the student's",
+            "!has(self.student) || !has(self.tokenizer)",
+            lambda t: t.student is None or t.tokenizer is None,
+        ),
+        Rule(
+            "student with weights live goes without maxConcurrentRequests and requestTimeoutSeconds: the engines score",
+            "!has(self.student) || self.student.weights != 'live' || "
+            "(self.maxConcurrentRequests == 32 && self.requestTimeoutSeconds == 120)",
             lambda t: (
                 t.student is None
-                or (t.tokenizer, t.max_concurrent_requests, t.request_timeout_seconds) == (None, 32, 120)
+                or t.student.weights is not StudentWeights.LIVE
+                or (t.max_concurrent_requests, t.request_timeout_seconds) == (32, 120)
             ),
         ),
     )

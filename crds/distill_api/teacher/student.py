@@ -1,7 +1,7 @@
 """A teacher that is the student itself, asked with privileged context: which weights it scores with, and its rules."""
 
 from enum import StrEnum
-from typing import Any
+from typing import Annotated, Any
 
 from pydantic import Field
 
@@ -11,15 +11,28 @@ from distill_api.rules import Rule
 
 class StudentWeights(StrEnum):
     LIVE = "live"
+    LAGGED = "lagged"
 
 
 class StudentAsTeacher(Model):
     """The student as its own teacher, which is asked with what the student does not see (OPSD, arXiv 2601.18734)."""
 
+    rules = (
+        Rule(
+            "everySteps goes with weights other than live only, which are those of the last step anyway",
+            "self.weights != 'live' || self.everySteps == 10",
+            lambda student: student.weights is not StudentWeights.LIVE or student.every_steps == 10,
+        ),
+    )
     weights: StudentWeights = Field(
         StudentWeights.LIVE,
         description="Weights that score. live: those that the rollout engines hold, which score in slots of "
-        "rollout.maxConcurrentRequests.",
+        "rollout.maxConcurrentRequests; lagged: servers of the job's own, which get the student's every everySteps, "
+        "over the output volume.",
+    )
+    every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        10,
+        description="Optimiser steps after which the servers get new weights; before, they have the student's start.",
     )
 
 
@@ -27,8 +40,14 @@ _OTHER = "(!has(self.teacher) || !has(self.teacher.student))"
 _PRIVILEGED = "(has({0}.prompts.teacherPrompt) || has({0}.prompts.teacherSystemPrompt))"
 
 
-def _is_student(spec: Any) -> bool:
+def teaches_itself(spec: Any) -> bool:
+    """Return whether the teacher of a job's spec is its student."""
     return spec.teacher is not None and spec.teacher.student is not None
+
+
+def engines_score(spec: Any) -> bool:
+    """Return whether the rollout engines score too: the teacher is the student with the weights that they hold."""
+    return teaches_itself(spec) and spec.teacher.student.weights is StudentWeights.LIVE
 
 
 def _is_privileged(part: Any) -> bool:
@@ -48,7 +67,7 @@ RULES = (
         f"self.data.sources.all(s, {_PRIVILEGED.format('s')}) && "
         f"self.evaluation.all(e, !e.measureReverseKL || {_PRIVILEGED.format('e')}))",
         lambda spec: (
-            not _is_student(spec)
+            not teaches_itself(spec)
             or (
                 all(map(_is_privileged, spec.data.all_sources))
                 and all(_is_privileged(e) for e in spec.evaluation if e.measure_reverse_kl)
@@ -59,17 +78,18 @@ RULES = (
         "teacher.student goes with evaluations whose scoreTeacher is false: it changes with the student, so give its "
         "hint to an evaluation as the prompt",
         f"{_OTHER} || self.evaluation.all(e, !e.scoreTeacher)",
-        lambda spec: not _is_student(spec) or not any(e.score_teacher for e in spec.evaluation),
+        lambda spec: not teaches_itself(spec) or not any(e.score_teacher for e in spec.evaluation),
     ),
     Rule(
         "teacher.student goes with objective.teacherLogprobs live only: what it says of a response changes with it",
         f"{_OTHER} || self.objective.teacherLogprobs == 'live'",
-        lambda spec: not _is_student(spec) or spec.objective.teacher_logprobs == "live",
+        lambda spec: not teaches_itself(spec) or spec.objective.teacher_logprobs == "live",
     ),
     Rule(
-        "teacher.student goes without rollout.partial: new weights could come in the middle of a score",
-        f"{_OTHER} || !self.rollout.partial",
-        lambda spec: not _is_student(spec) or not spec.rollout.partial,
+        "teacher.student with weights live goes without rollout.partial: new weights could come in the middle of a "
+        "score",
+        f"{_OTHER} || self.teacher.student.weights != 'live' || !self.rollout.partial",
+        lambda spec: not engines_score(spec) or not spec.rollout.partial,
     ),
 )
 """The rules of a spec."""

@@ -9,16 +9,16 @@ maxPolicyLag is 0. Which they were is told in its answer, and kept with the samp
 import asyncio
 import time
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 from distill_api.spec.job_spec import NamedTeacherSource, Spec
+from distill_api.teacher.student import engines_score
 from distill_workers.engine.request import EngineRefused
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.scheduler import EngineAffinity
 from distill_workers.teacher.pool import BadScore, Scores, TeacherPool
 from distill_workers.teacher.prefix_affinity import NO_PREFERENCE, Placement
-from distill_workers.teacher.protocol import Observer, TeacherRequest, malformed
+from distill_workers.teacher.protocol import Observer, TeacherRequest
 
 
 class StudentTeacher(TeacherPool):
@@ -28,29 +28,20 @@ class StudentTeacher(TeacherPool):
         super().__init__("", spec, observer, teacher=teacher)
         self._engines = engines
 
-    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
-        """As TeacherPool.score, with the version of the weights that scored. Raises BadScore, EnginesLost."""
-        return await self._score(prompt_ids, response_ids, top_k, EngineAffinity())
-
     async def score_everywhere(
         self, prompt_ids: list[int], response_ids: list[int], top_k: int | None
     ) -> list[tuple[str, Scores]]:
+        _, request = await self._score_request(prompt_ids, response_ids, top_k)
+
         async def by(affinity: EngineAffinity) -> tuple[str, Scores]:
-            scores = await self._score(prompt_ids, response_ids, top_k, affinity)
+            answer = await self._answer(request, affinity)
+            scores = self._protocol.read_scores(answer, prompt_ids, response_ids, top_k)
             return f"engine {affinity.engine}", scores  # another one, where that was lost meanwhile
 
         return await asyncio.gather(*(by(EngineAffinity(number)) for number in self._engines.serving))
 
     async def prefetch(self, prompt_ids: list[int]) -> None:
         """Do nothing: the engines are busy with the group, whose first score caches the prompt as well."""
-
-    async def _score(
-        self, prompt_ids: list[int], response_ids: list[int], top_k: int | None, affinity: EngineAffinity
-    ) -> Scores:
-        sent, request = await self._score_request(prompt_ids, response_ids, top_k)
-        answer = await self._answer(request, affinity)
-        scores = self._protocol.read_scores(answer, prompt_ids, sent.ids, top_k)
-        return replace(self._absent.left_out(scores, self.student_tokens), version=_version(answer))
 
     async def _request(
         self,
@@ -76,12 +67,7 @@ class StudentTeacher(TeacherPool):
 
 
 def student_teachers(spec: Spec, engines: EnginePool, observer: Observer) -> Mapping[str, TeacherPool]:
-    """Return the teacher of a job that is its student, by its name; none where the job has another."""
-    return {t.name: StudentTeacher(engines, spec, observer, t) for t in spec.all_teachers if t.student is not None}
-
-
-def _version(answer: Any) -> int:
-    try:
-        return int(answer["meta_info"]["weight_version"])
-    except (LookupError, TypeError, ValueError):
-        raise malformed(answer) from None
+    """Return the teacher of a job that is its student, by its name; none where servers score."""
+    if not engines_score(spec):
+        return {}
+    return {t.name: StudentTeacher(engines, spec, observer, t) for t in spec.all_teachers}

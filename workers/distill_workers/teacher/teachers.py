@@ -11,6 +11,7 @@ from distill_workers.failures import ConfigurationError
 from distill_workers.teacher.cross_tokenizer.translation import Translator
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import Observer
+from distill_workers.teacher.refreshed import RefreshedTeacher
 from distill_workers.teacher.stored_scores.store import ScoreStore
 
 NONE: Mapping[str, TeacherPool] = MappingProxyType({})
@@ -54,7 +55,8 @@ class Teachers:
                         f"keySecret {teacher.endpoint.key_secret.name}; without a cluster, set it yourself"
                     )
             address = addresses.get(teacher.name, "")
-            pools[teacher.name] = TeacherPool(address, spec, observer, teacher=teacher, key=key)
+            kind = TeacherPool if teacher.student is None else RefreshedTeacher
+            pools[teacher.name] = kind(address, spec, observer, teacher=teacher, key=key)
         return cls(pools, {t.name: t.coefficient for t in spec.all_teachers})
 
     def bound_ids(self, student_tokens: int) -> None:

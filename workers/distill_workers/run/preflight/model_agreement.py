@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.spec.job_spec import NamedTeacherSource, Spec
+from distill_api.teacher.student import engines_score
 from distill_workers.data.rendering import WithArguments, template_arguments
 from distill_workers.failures import ConfigurationError
 from distill_workers.model_folder import model_folder, read_config
@@ -102,7 +103,7 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> Agreement:
     found: set[int] = set(spec.rollout.stop_token_ids)
     for teacher in spec.all_teachers:
         folder = Path(teacher.model or "").expanduser()
-        if teacher.student is not None:  # the files are the same, and positions must do for a score too
+        if engines_score(spec):  # the files are the same, and positions must do for a score too
             check_context_length(spec, own_limits, own_limits, teacher.name)
             continue
         if teacher.tokenizer is not None:
