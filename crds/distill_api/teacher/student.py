@@ -12,6 +12,7 @@ from distill_api.rules import Rule
 class StudentWeights(StrEnum):
     LIVE = "live"
     LAGGED = "lagged"
+    EMA = "ema"
 
 
 class StudentAsTeacher(Model):
@@ -23,16 +24,24 @@ class StudentAsTeacher(Model):
             "self.weights != 'live' || self.everySteps == 10",
             lambda student: student.weights is not StudentWeights.LIVE or student.every_steps == 10,
         ),
+        Rule(
+            "decay goes with weights ema only",
+            "self.weights == 'ema' || self.decay == 0.99",
+            lambda student: student.weights is StudentWeights.EMA or student.decay == 0.99,
+        ),
     )
     weights: StudentWeights = Field(
         StudentWeights.LIVE,
         description="Weights that score. live: those that the rollout engines hold, which score in slots of "
         "rollout.maxConcurrentRequests; lagged: servers of the job's own, which get the student's every everySteps, "
-        "over the output volume.",
+        "over the output volume; ema: the same, with the exponential moving average of the student's.",
     )
     every_steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
         10,
         description="Optimiser steps after which the servers get new weights; before, they have the student's start.",
+    )
+    decay: Annotated[float, Field(ge=0, lt=1)] = Field(
+        0.99, description="Decay of the average of weights ema, at each optimiser step."
     )
 
 
@@ -48,6 +57,13 @@ def teaches_itself(spec: Any) -> bool:
 def engines_score(spec: Any) -> bool:
     """Return whether the rollout engines score too: the teacher is the student with the weights that they hold."""
     return teaches_itself(spec) and spec.teacher.student.weights is StudentWeights.LIVE
+
+
+def average_decay(spec: Any) -> float | None:
+    """Return the decay of the average that the trainer keeps of its weights for the teacher; None without one."""
+    if not teaches_itself(spec) or spec.teacher.student.weights is not StudentWeights.EMA:
+        return None
+    return float(spec.teacher.student.decay)
 
 
 def _is_privileged(part: Any) -> bool:
@@ -90,6 +106,12 @@ RULES = (
         "score",
         f"{_OTHER} || self.teacher.student.weights != 'live' || !self.rollout.partial",
         lambda spec: not engines_score(spec) or not spec.rollout.partial,
+    ),
+    Rule(
+        "teacher.student with weights ema goes without trainer.lora: the average of two factors is not that of their "
+        "product; take lagged",
+        f"{_OTHER} || self.teacher.student.weights != 'ema' || !has(self.trainer.lora)",
+        lambda spec: average_decay(spec) is None or spec.trainer.lora is None,
     ),
 )
 """The rules of a spec."""

@@ -1,4 +1,4 @@
-"""The weights of a teacher that is the student of some steps ago: written every so many, and given to its servers.
+"""The weights of a teacher that is the student of some steps ago, or its average: written, and given to its servers.
 
 A run that goes on from a checkpoint, or back to one, gives the servers what they had at that step: the weights of
 each version lie in the run folder as long as a checkpoint needs them.
@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 
 from distill_api.spec.job_spec import Spec
-from distill_api.teacher.student import StudentAsTeacher
+from distill_api.teacher.student import StudentAsTeacher, average_decay
 from distill_workers.failures import Failure
 from distill_workers.run.callbacks.base import TrainStep
 from distill_workers.run.run_state import RunState
@@ -38,6 +38,7 @@ class TeacherWeights:
         self._student: StudentAsTeacher | None = None if spec.teacher is None else spec.teacher.student
         found = [pool for pool in teachers.pools.values() if isinstance(pool, RefreshedTeacher)]
         self._teacher = found[0] if found else None
+        self._decay = average_decay(spec)
         self._buffers = Buffers(BUCKET_BYTES, torch.device("cpu"))
 
     async def after_step(self, step: TrainStep) -> None:
@@ -75,7 +76,8 @@ class TeacherWeights:
         version = self._state.step
         self._folder.teacher.mkdir(exist_ok=True)
         model = self._trainer.model_path
-        await write_model_folder(self._place(version), self._trainer.weights, model, self._buffers, durable=True)
+        source = self._trainer.weights if self._decay is None else self._trainer.averages
+        await write_model_folder(self._place(version), source, model, self._buffers, durable=True)
         needed = {self._place(self._version(step)) for step in [version, *self._folder.checkpoint_steps()]}
         await asyncio.to_thread(_remove_but, self._folder.teacher, needed)
 
