@@ -34,7 +34,7 @@ class TeacherWeights:
     ) -> None:
         self._folder, self._trainer, self._state = folder, trainer, state
         # What the hub's client has downloaded here is not where the servers have it.
-        self._start = trainer.model_path if spec.student.model.startswith("/") else None
+        self._servers_have_start = spec.student.model.startswith("/")
         self._student: StudentAsTeacher | None = None if spec.teacher is None else spec.teacher.student
         found = [pool for pool in teachers.pools.values() if isinstance(pool, RefreshedTeacher)]
         self._teacher = found[0] if found else None
@@ -68,8 +68,9 @@ class TeacherWeights:
         return step - step % self._student.every_steps
 
     def _place(self, version: int) -> Path:
-        written = self._folder.teacher / f"version-{version:06d}"
-        return self._start if version == 0 and self._start is not None else written
+        if version == 0 and self._servers_have_start:
+            return self._trainer.model_path
+        return self._folder.teacher / f"version-{version:06d}"
 
     async def _write(self) -> None:
         self._folder.check_ownership()
