@@ -233,6 +233,12 @@ SAMPLES = [
         {"steps": of("distill_policy_lag_steps")},
     ),
     Panel(
+        "Lag of the teacher",
+        "Steps by which the student's weights that scored the last samples lagged behind the trainer.",
+        {"steps": of("distill_teacher_lag_steps")},
+        needs="teacher.student",
+    ),
+    Panel(
         "Prompts left out", "Longer than maxPromptTokens, by source.", {"{{source}}": of("distill_prompts_overlong")}
     ),
     Panel(

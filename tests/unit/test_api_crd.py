@@ -128,7 +128,7 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("wandb", "mlflow", "entity", "keySecret", "secret"),
         *("environment", "agent", "tools"),
         *("teacher", "model", "ref", "endpoint", "keySecret", "vocabularySize", "teacherField", "defaultTeacher"),
-        *("accelerator", "tokenizer"),
+        *("accelerator", "tokenizer", "student"),
         # of a phase, whose absent fields are those of spec.objective
         *(
             "divergence",

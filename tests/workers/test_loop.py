@@ -265,6 +265,11 @@ def test_a_roll_back_leaves_the_step_that_was_begun_meanwhile(tmp_path: Path) ->
     async def work() -> None:
         loop = loop_of(tmp_path, trainer, told, {"steps": 3, "evaluateEverySteps": 1, "keepBest": True}, back)
         told.found[2] = 3.0
+
+        async def restored() -> None:
+            trainer.note("teacher", trainer.steps)
+
+        loop._teacher_weights.restore = restored  # type: ignore[method-assign]
         await loop.checkpoints.resume()
         training = asyncio.create_task(loop._train())
         while not trainer.of("load"):
@@ -275,6 +280,7 @@ def test_a_roll_back_leaves_the_step_that_was_begun_meanwhile(tmp_path: Path) ->
 
     virtually(work)
     assert trainer.of("load") == [1] and trainer.of("discard") == [2]
+    assert trainer.of("teacher") == [1], "a teacher that follows the student goes back with it"
     assert len(trainer.of("update")) == 4 and told.begun == [0, 1, 2, 2, 3]
     assert [line["step"] for line in lines(tmp_path, "step")] == [1, 2, 3]
     [event] = lines(tmp_path, "guard")

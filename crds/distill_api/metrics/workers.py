@@ -106,6 +106,11 @@ WORKER_METRICS = (
         "Share of responses cut off at maxResponseTokens; 0 where rollout.truncated drops them.",
     ),
     Metric("distill_policy_lag_steps", Kind.GAUGE, "Mean steps that the last samples lagged behind the trainer."),
+    Metric(
+        "distill_teacher_lag_steps",
+        Kind.GAUGE,
+        "Mean steps by which the weights that scored the last samples lagged behind the trainer; teacher.student.",
+    ),
     Metric("distill_weight_version", Kind.GAUGE, "Version of the weights in the engines."),
     Metric("distill_checkpoint_last_success_timestamp_seconds", Kind.GAUGE, "Unix time of the newest checkpoint."),
     Metric("distill_evaluation_score", Kind.GAUGE, "Mean reward of an evaluation.", ("evaluation",)),

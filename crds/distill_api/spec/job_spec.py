@@ -36,7 +36,9 @@ from distill_api.teacher.dataset_scores import RULES as DATASET_SCORES_RULES
 from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_api.teacher.endpoint import Protocol
 from distill_api.teacher.routing import RULES as ROUTING_RULES
-from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
+from distill_api.teacher.source import OWN_WHERE_DETERMINISTIC, NamedTeacherSource, Serving, TeacherSource
+from distill_api.teacher.student import RULES as STUDENT_RULES
+from distill_api.teacher.student import engines_score, teaches_itself
 from distill_api.teacher.tokenizer import RULES as TOKENIZER_RULES
 
 __all__ = [
@@ -107,6 +109,7 @@ class Spec(Model):
         *ROUTING_RULES,
         *DATASET_SCORES_RULES,
         *TOKENIZER_RULES,
+        *STUDENT_RULES,
         *ACCELERATOR_RULES,
         *training_phases.RULES,
         environment.ENVIRONMENT_REWARD,
@@ -115,12 +118,7 @@ class Spec(Model):
             "!self.deterministic || self.rollout.maxPolicyLag == 0",
             lambda spec: not spec.deterministic or spec.rollout.max_policy_lag == 0,
         ),
-        Rule(
-            "deterministic goes with teachers that the job itself serves: the scores of others change with their load",
-            "!self.deterministic || ((!has(self.teacher) || has(self.teacher.model)) && "
-            "self.teachers.all(t, has(t.model)))",
-            lambda spec: not spec.deterministic or all(t.model is not None for t in spec.all_teachers),
-        ),
+        OWN_WHERE_DETERMINISTIC,
         Rule(
             f"data.prompts.answerField must be set: objective.reward: {NEEDS_ANSWER}",
             f"!has(self.data.prompts) || {has_needed_answer_cel('self.objective.reward', 'self.data.prompts')}",
@@ -257,10 +255,12 @@ class Spec(Model):
 
     @property
     def all_teachers(self) -> list[NamedTeacherSource]:
-        """Return `teachers`, or `teacher` as the one of the name teacher."""
+        """Return `teachers`, or `teacher` as the one of the name teacher, with its model where it is the student's."""
         if self.teacher is None:
             return self.teachers
-        return [NamedTeacherSource.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
+        served = teaches_itself(self) and not engines_score(self)
+        fields = dict(self.teacher) | ({"model": self.student.model} if served else {})
+        return [NamedTeacherSource.model_construct(**fields, name=ONLY_TEACHER, coefficient=1.0)]
 
     @property
     def routed_teachers(self) -> list[NamedTeacherSource]:

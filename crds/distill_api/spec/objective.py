@@ -181,12 +181,7 @@ class Objective(Model):
             "(self.support == 'sampled-token' && self.baseline != 'top-k' && !has(self.forwardKlAboveEntropy))",
             lambda o: o.reference is None or o.teacher_top_k is None,
         ),
-        # The policy gradient of a token that the student did not sample would be no gradient of its divergence.
-        Rule(
-            "datasetShare goes with support top-k or target only: sampled-token needs the student's own samples",
-            "self.support != 'sampled-token' || self.datasetShare == 0.0",
-            lambda o: o.support is not Support.SAMPLED_TOKEN or o.dataset_share == 0,
-        ),
+        dataset_scores.SUPPORT,
         dataset_scores.DATASET_SHARE,
         dataset_scores.TARGET,
         dataset_scores.DATASET_RESPONSES,

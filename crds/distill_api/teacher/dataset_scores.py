@@ -16,6 +16,14 @@ class DatasetResponses(StrEnum):
     TEACHER = "teacher"
 
 
+# The policy gradient of a token that the student did not sample would be no gradient of its divergence.
+SUPPORT = Rule(
+    "datasetShare goes with support top-k or target only: sampled-token needs the student's own samples",
+    "self.support != 'sampled-token' || self.datasetShare == 0.0",
+    lambda o: o.support != "sampled-token" or o.dataset_share == 0,
+)
+"""The rule of an objective that learns from given responses, for its support."""
+
 DATASET_SHARE = Rule(
     "teacherLogprobs cached goes with datasetShare above 0, and precomputed with 1: only the data set's responses come "
     "again",

@@ -41,6 +41,7 @@ FOLDER = REPO / "examples"
 EXAMPLES = [str(p.relative_to(FOLDER).with_suffix("")) for p in sorted(FOLDER.rglob("*-cpu.yaml")) if _is_job(p)]
 KNOWN = {
     "smollm2-cpu": {"HeldOut"},
+    "recipes/live-student-cpu": {"HeldOut"},
     "recipes/privileged-context-cpu": {"HeldOut"},
     "endpoint-cpu": {"ModelsNotCompared"},
     "shared-teacher-cpu": {"ModelsNotCompared"},

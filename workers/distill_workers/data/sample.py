@@ -68,6 +68,8 @@ class Sample:
     """[response, k]"""
     teacher: str = ""
     """Name of the teacher that scored it."""
+    teacher_version: int | None = None
+    """Version of the weights that scored it, where the teacher is the student itself."""
     coefficient: float = 1.0
     """A factor of the sample's divergence: the coefficient of that teacher, times the weight of the outcome."""
     source: str = ""

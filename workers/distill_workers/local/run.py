@@ -87,7 +87,7 @@ class LocalRun:
         self.interrupts = 0
         self._port = reserve_port()
         self._key = secrets.token_urlsafe(32)
-        """Of this run: the engines' administration and Ray ask for it."""
+        """Of this run: the servers' administration and Ray ask for it."""
         self._placement: Placement | None = None
         self._trainer: subprocess.Popen[bytes] | None = None
         # In memory: where the volume is full, a file would not say so.
@@ -151,7 +151,7 @@ class LocalRun:
         )
         machine.check_machine(self.folder.root)
         logs = self.folder.root / "logs"
-        teachers = TeacherServers(spec, logs, self._placement.teachers if self._placement else None)
+        teachers = TeacherServers(spec, logs, self._placement.teachers if self._placement else None, self._key)
         logs.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="distill-") as scratch:
             manifest = Path(scratch) / "job.json"

@@ -67,6 +67,7 @@ GAUGES = {
     "distill_truncated_ratio": "truncated_ratio",
     "distill_privileged_copied_ratio": "copied_ratio",
     "distill_policy_lag_steps": "policy_lag",
+    "distill_teacher_lag_steps": "teacher_lag",
 }
 """Gauges by the field of a step's line that they show."""
 

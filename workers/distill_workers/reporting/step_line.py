@@ -34,6 +34,8 @@ class Step:
     seconds: float
     phase: Phase | None = None
     """None without phases."""
+    teacher_lag: float | None = None
+    """As policy_lag of the weights that scored; None where the teacher is not the student."""
 
 
 def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
@@ -53,6 +55,7 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         # What had no token to be measured at is not there.
         **{key: trained.get(key) for key in TRAINED},
         "policy_lag": step.policy_lag,
+        "teacher_lag": step.teacher_lag,
         "copied_ratio": statistics.fmean(copied) if copied else None,
         "truncated_ratio": statistics.fmean(s.truncated for s in samples),
         "reward": statistics.fmean(rewards) if rewards else None,

@@ -21,6 +21,7 @@ from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.job_spec import RewardSource, Spec
 from distill_api.spec.prompts import Prompts
 from distill_api.teacher.control import Control
+from distill_api.teacher.student import engines_score
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.reporting.metrics_file import Evaluated, Run, Step, read_run
 from distill_workers.results.method import method, paper
@@ -127,6 +128,9 @@ def _made(spec: Spec) -> str:
 
 
 def _teachers(spec: Spec) -> str:
+    if spec.teacher is not None and (student := spec.teacher.student) is not None:
+        every = "each step" if engines_score(spec) else f"every {student.every_steps} steps"
+        return f"itself, as it was at {every} and with what it was not asked,"
     return " and ".join(_code(_model(t.model) if t.model is not None else t.title) for t in spec.routed_teachers)
 
 

@@ -257,6 +257,7 @@ class RolloutPipeline:
         scored = score() if store is None else store.scored_once(asked, said, score)
         scores, sample.reference_logprobs = await asyncio.gather(scored, self._reference_logprobs(sample))
         sample.teacher_logprobs, sample.span_ends = scores.logprobs, scores.span_ends
+        sample.teacher_version = scores.version
         if scores.unscored:
             trained = len(said) - scores.unscored
             sample.loss_mask = [*[True] * trained, *[False] * scores.unscored]

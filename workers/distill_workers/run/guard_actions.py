@@ -8,6 +8,7 @@ from distill_workers.reporting.recorder import Recorder
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.base import RollBack, StopRun
+from distill_workers.run.callbacks.teacher_weights import TeacherWeights
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.run_end import RunEnd
 from distill_workers.run.run_state import RunState
@@ -29,9 +30,10 @@ class GuardActions:
         recorder: Recorder,
         state: RunState,
         rules: list[Guard],
+        teacher_weights: TeacherWeights,
     ) -> None:
         """`rules` are the guards of the job."""
-        self._rules = rules
+        self._rules, self._teacher_weights = rules, teacher_weights
         self._guards, self._checkpoints, self._folder, self._trainer = guards, checkpoints, folder, trainer
         self._engines, self._rollouts, self._recorder, self._state = engines, rollouts, recorder, state
 
@@ -49,6 +51,7 @@ class GuardActions:
             await self._engines.drain()
             await self._engines.push(self._trainer.weights, step)
             self._recorder.weights(step)
+        await self._teacher_weights.restore()
 
     async def stop(self, wanted: StopRun) -> Decision:
         """End the run: load what is exported, the best checkpoint, or the weights as they are where none is kept.

@@ -48,6 +48,7 @@ from distill_workers.run.callbacks.guards import GuardCallback
 from distill_workers.run.callbacks.metrics import MetricsCallback
 from distill_workers.run.callbacks.next_batches import NextBatchesCallback
 from distill_workers.run.callbacks.phases import PhaseCallback
+from distill_workers.run.callbacks.teacher_weights import TeacherWeights
 from distill_workers.run.callbacks.traces import traces_of
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.guard_actions import GuardActions
@@ -97,8 +98,9 @@ class Loop:
             {e.name: e.content for e in evaluators},
             phases,
         )
+        self._teacher_weights = weights = TeacherWeights(spec, folder, trainer, teachers, state)
         self._guard_actions = GuardActions(
-            guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state, spec.guards
+            guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state, spec.guards, weights
         )
         self.evaluation = EvaluationCallback(
             spec.schedule, evaluators, engines, teachers, recorder, self.checkpoints, state, self._stop_signal
@@ -114,6 +116,7 @@ class Loop:
                 MetricsCallback(recorder),
                 *self.traces,
                 EngineAgreementCallback(spec, engines, cursor, trainer),
+                weights,
                 guard,
                 self.evaluation,
                 next_batches,
@@ -152,6 +155,7 @@ class Loop:
         cursor_continues(self._spec, self._state.step, self._state.cursor)
         async with self._engines.updating_weights():
             await self._load_engines()
+        await self._teacher_weights.restore()
         if self._state.step < self._last_step:  # else nothing is left but to export and publish
             self._reporter.update(phase=Phase.PREFLIGHT)
             parts = (self._trainer, self._engines, self._teachers, self._cursor)

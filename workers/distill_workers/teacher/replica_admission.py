@@ -61,6 +61,11 @@ class ReplicaAdmission:
         if self._reference is None or self._reference.worse_than(response_ids):
             self._reference = Reference(prompt_ids, response_ids, scores.logprobs)
 
+    def reset(self) -> None:
+        """Forget the reference, and what was to be compared with it: the weights of all replicas change."""
+        self.close()
+        self._reference = None
+
     def admit_pending(self) -> None:
         """Start the comparison of each replica that has joined, in the background."""
         for replica in self._replicas.pending_admission():

@@ -11,6 +11,7 @@ import logging
 import math
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, c
 
 log = logging.getLogger(__name__)
 PATH = "/generate"
+SEPARATOR = "-"
+"""Between the version of weights and what else their name has."""
 
 
 class SGLangProtocol:
@@ -92,6 +95,25 @@ class SGLangProtocol:
             return [text if seen == sent else None for sent, (_, seen, text) in zip(ids, entries, strict=True)]
         except (LookupError, TypeError, ValueError):
             raise malformed(answer) from None
+
+
+class VersionedSGLangProtocol(SGLangProtocol):
+    """That of servers that hold the student's weights: scores have the version, with which their name begins."""
+
+    def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        scores = super().read_scores(answer, prompt_ids, response_ids, top_k)
+        try:
+            return replace(scores, version=int(weights_name(answer).partition(SEPARATOR)[0]))
+        except ValueError:
+            raise malformed(answer) from None
+
+
+def weights_name(answer: Any) -> str:
+    """Return the name of the weights that gave an answer. Raises BadScore."""
+    try:
+        return str(answer["meta_info"]["weight_version"])
+    except (LookupError, TypeError):
+        raise malformed(answer) from None
 
 
 def scoring_request(prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> dict[str, Any]:

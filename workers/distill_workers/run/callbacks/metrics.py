@@ -21,5 +21,9 @@ class MetricsCallback:
             self._recorder.spent(stage, seconds)
         lag = statistics.fmean(step.index - sample.weight_version for sample in step.samples)
         phase = None if step.phase is None else Phase(step.phase, step.coefficients.phase + 1)
-        done = Step(step.index + 1, step.samples, step.stats, lag, step.clock.seconds, phase)
+        scored = [step.index - s.teacher_version for s in step.samples if s.teacher_version is not None]
+        teacher_lag = statistics.fmean(scored) if scored else None
+        done = Step(
+            step.index + 1, step.samples, step.stats, lag, step.clock.seconds, phase=phase, teacher_lag=teacher_lag
+        )
         step.line = self._recorder.step(done)
