@@ -63,7 +63,10 @@ class AgentSession:
         *,
         max_prompt_tokens: int,
         max_turns: int,
+        setting: str = SETTING,
     ) -> None:
+        """`setting` is the field of the job that names the agent."""
+        self._setting = setting
         self._prompt, self._terms, self._renderer = prompt, terms, renderer
         self._engines, self._metrics = engines, metrics
         self._max_prompt_tokens, self._max_turns = max_prompt_tokens, max_turns
@@ -125,7 +128,7 @@ class AgentSession:
             idle = 0.0 if self._open else asyncio.get_running_loop().time() - self._idle_since
             if idle >= seconds:
                 raise EnvironmentFailed(
-                    f"{SETTING}: the agent made no request that was answered for {seconds:g} s, and did not end"
+                    f"{self._setting}: the agent made no request that was answered for {seconds:g} s, and did not end"
                     f"{self.told}"
                 )
             try:
