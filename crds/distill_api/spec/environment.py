@@ -46,6 +46,17 @@ class Verifiers(Model):
     )
 
 
+class TurnCurriculum(Model):
+    """Fewer turns at first (TCOD, arXiv 2604.24005)."""
+
+    from_turns: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="Upper bound of the turns in the first step."
+    )
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        description="Number of steps over which the bound grows evenly to maxTurns."
+    )
+
+
 class Environment(Model):
     """What answers the student: exactly one of a class of the user, an agent, and an environment of verifiers."""
 
@@ -60,11 +71,17 @@ class Environment(Model):
             "!has(self.tools) || has(self.function)",
             lambda environment: environment.tools is None or environment.function is not None,
         ),
+        Rule(
+            "curriculum.fromTurns must be at most maxTurns",
+            "!has(self.curriculum) || self.curriculum.fromTurns <= self.maxTurns",
+            lambda e: e.curriculum is None or e.curriculum.from_turns <= e.max_turns,
+        ),
     )
     function: ClassName | None = Field(None, description="module:Class with async reset(row) and step(message).")
     agent: Agent | None = Field(None, description="Agent that speaks OpenAI's API, instead of function.")
     verifiers: Verifiers | None = Field(None, description="Environment of the package verifiers, instead of function.")
     max_turns: Annotated[int, Field(ge=1, le=1000)] = Field(8, description="Upper bound of the student's turns.")
+    curriculum: TurnCurriculum | None = Field(None, description="Curriculum on the turns of training; by default none.")
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
         60, description="Upper bound in seconds of one call, or of an agent's time between two requests."
     )

@@ -62,7 +62,6 @@ class AgentEpisodes(Episodes):
                 engines,
                 self._metrics,
                 max_prompt_tokens=self._spec.rollout.max_prompt_tokens,
-                max_turns=self._environment.max_turns,
                 setting=self._setting,
             )
             with self._endpoint.open(session) as key:
