@@ -58,15 +58,15 @@ def test_an_example_with_a_tool_trains_on_conversations_of_two_turns(
         tmp_path,
         rollout={"promptsPerStep": 4, "samplesPerPrompt": 6},
         schedule={"steps": 1, "checkpointEverySteps": 1, "evaluateEverySteps": 1},
-        evaluation=[{**evaluation[0], "maxPrompts": 4}],
+        evaluation=[{**evaluation[0], "maxPrompts": 2}],
     )
     [step] = outcome.lines("step")
     first, last = outcome.lines("evaluation")
     assert step["samples"] == step["turns"]["1"]["samples"] == 24
     # The student calls the tool in a fifth of its conversations: in none of 24 with a probability of half a percent.
     assert 1 <= step["turns"]["2"]["samples"] < 24
-    assert step["turns"]["2"]["reverse_kl"] < step["turns"]["1"]["reverse_kl"]
-    assert (first["prompts"], first["failed"], last["failed"]) == (4, 0, 0)
+    assert step["turns"]["1"]["reverse_kl"] > 0.1
+    assert (first["prompts"], first["failed"], last["failed"]) == (2, 0, 0)
     assert 0.0 <= first["score"] <= 1.0
     lines = [json.loads(text) for text in (outcome.folder / "samples.jsonl").read_text().splitlines()]
     assert any("tool" in json.dumps(line) for line in lines if line["kind"] == "rollout")
