@@ -368,3 +368,13 @@ def test_the_place_of_a_turn_is_named(tmp_path: Path, tokenizer: Any) -> None:
     bad = [*ANSWERED, user(""), assistant("4")]
     with pytest.raises(PromptError, match=r"p\.jsonl:1, turn 2: field prompt ends with an empty message"):
         load(tmp_path, tokenizer, {"prompt": bad}, turns={})
+
+
+def test_the_tools_of_recorded_conversations_are_an_argument_of_the_chat_template(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    with_tools = tiny_tokenizer()
+    with_tools.chat_template = "{% for t in tools %}{{ t.function.name }} {% endfor %}{{ messages | length }}"
+    tool = {"type": "function", "function": {"name": "add"}}
+    found = load(tmp_path, with_tools, {"prompt": RECORDED}, turns={"last": 2}, chatTemplateArguments={"tools": [tool]})
+    assert [p.text for p in found] == ["add 2", "add 4"]

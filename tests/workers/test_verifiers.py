@@ -35,12 +35,15 @@ def add(a: int, b: int) -> int:
     return a + b
 
 
-async def right(completion, answer) -> float:
-    return float(answer in str(completion[-1].content))
+async def right(completion, answer, info) -> float:
+    return float(answer in str(completion[-1].content) and info["unit"] == "apples")
 
 
 def load_environment(first: int = 12) -> vf.Environment:
-    rows = [{"question": f"What is {first + n} plus 30?", "answer": str(first + n + 30)} for n in range(4)]
+    rows = [
+        {"question": f"What is {first + n} plus 30?", "answer": str(first + n + 30), "info": {"unit": "apples"}}
+        for n in range(4)
+    ]
     return vf.ToolEnv(tools=[add], dataset=Dataset.from_list(rows), rubric=vf.Rubric(funcs=[right]), max_turns=4)
 '''
 
