@@ -31,6 +31,7 @@ tools: ## Kubernetes, KubeRay, Helm and CoreDNS from Go modules, cached
 .PHONY: models
 models: setup ## The small models and data of the examples, cached
 	@$(WORKERS_PYTHON) dev/models/arithmetic.py
+	@$(WORKERS_PYTHON) dev/models/calculator.py
 	@$(WORKERS_PYTHON) dev/models/smollm2.py
 
 .PHONY: crds

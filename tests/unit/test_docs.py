@@ -107,7 +107,7 @@ EXAMPLES = [path for path in sorted((ROOT / "examples").rglob("*.yaml")) if "dis
 def test_the_command_of_an_example_has_each_folder_that_the_example_names(example: Path) -> None:
     text = example.read_text()
     manifest = "\n".join(line for line in text.splitlines() if not line.startswith("#"))
-    needed = {"/output", *re.findall(r"(?:model|path): (/\w+)/", manifest)}
+    needed = {"/output", *re.findall(r"(?:model|path|tools|python)[:,] (/\w+)/", manifest)}
     for program, file, options in re.findall(r"([\w./]+) run -f (\S+)([^`\n]*)", text):
         assert (program, file) == ("workers/.venv/bin/distill", str(example.relative_to(ROOT)))
         assert needed <= set(re.findall(r"--volume (/\w+)=", options))

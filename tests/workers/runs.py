@@ -23,16 +23,18 @@ from distill_workers.serving.ports import reserve_port
 REPO = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))
 MODELS = CACHE / "models"
+CALCULATOR = REPO / "examples" / "calculator"
+"""The environment and the agent of the calculator's examples."""
 
 
 def arithmetic(output: Path, name: str, *, example: str = "arithmetic-cpu", **changes: Any) -> dict[str, Any]:
-    """An example with the arithmetic models for this machine; `changes` are merged into spec, two levels deep."""
+    """An example with its models on this machine; `changes` are merged into spec, two levels deep."""
     manifest = yaml.safe_load((REPO / "examples" / f"{example}.yaml").read_text())
     manifest["metadata"]["name"] = name
     for key, value in changes.items():
         old = manifest["spec"].get(key)
         manifest["spec"][key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-    return with_volumes(manifest, {"/models": str(MODELS), "/output": str(output)})
+    return with_volumes(manifest, {"/models": str(MODELS), "/output": str(output), "/environment": str(CALCULATOR)})
 
 
 def servers_of(folder: Path, engine: int = 0) -> set[int]:

@@ -86,10 +86,9 @@ async def served(
 ) -> AsyncIterator[Served]:
     TOKENIZER.chat_template = WITH_TOOLS
     endpoint, metrics = AgentEndpoint(), Metrics()
-    terms = Terms("sums", seed, Sampling(), max_tokens)
+    terms = Terms("sums", seed, Sampling(), max_tokens, max_turns)
     renderer = ConversationRenderer(Prompts(path="/p"), TOKENIZER, None)
-    limits = {"max_prompt_tokens": max_prompt_tokens, "max_turns": max_turns}
-    session = AgentSession(PROMPT, terms, renderer, student, metrics, **limits)
+    session = AgentSession(PROMPT, terms, renderer, student, metrics, max_prompt_tokens=max_prompt_tokens)
     await endpoint.start()
     with endpoint.open(session) as key:
         made = Served(endpoint, session, key, metrics)

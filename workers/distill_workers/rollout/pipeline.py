@@ -216,7 +216,7 @@ class RolloutPipeline:
         if self._episodes is not None:
             clock = ConversationClock()
             try:
-                samples = await self._episodes.samples(prompt, index_in_group, seed, clock)
+                samples = await self._episodes.samples(prompt, index_in_group, seed, step=batch.step, clock=clock)
             finally:
                 batch.note_conversation(clock)
             self._metrics.add("distill_tokens", sum(s.trained_tokens for s in samples), kind="rollout")

@@ -49,7 +49,7 @@ FREE_FIELDS: dict[str, Any] = {
         "template": True,
         "head_template": True,
         "max_concurrent_requests": True,
-        "environment": {"tools", "timeout_seconds"},
+        "environment": {"tools": True, "timeout_seconds": True, "verifiers": {"python"}},
     },
     "trainer": {
         "nodes": True,
