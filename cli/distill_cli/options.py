@@ -39,6 +39,15 @@ one_file = click.option(
 )
 settings = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help=SET_HELP)
 job_name = click.argument("job", shell_complete=job_names)
+reader_image = click.option(
+    "--image",
+    help="Image of the pod that reads the run folder of a job on a cluster; by default that of its trainer.",
+)
+
+
+def is_folder(job: str) -> bool:
+    """Return whether an argument names a run folder, and not a job: where it has a slash in it."""
+    return "/" in job or job == "."
 
 
 def output(*formats: str) -> Callable[[Command], Command]:
