@@ -3,6 +3,7 @@
 import json
 import re
 import subprocess
+from pathlib import Path
 
 import pytest
 from conftest import LABEL_JOB, REPO, Jobs, prometheus, run
@@ -12,9 +13,25 @@ pytestmark = [pytest.mark.e2e, pytest.mark.timeout(2400, func_only=True)]
 REWARD = {"reward": {"source": "exact-match"}, "rewardCoefficient": 0.0}
 """Graded, for the metric; without weight, so that the curve is the KL's alone."""
 TWO_PODS = {"nodes": 2}
+READERS = "app.kubernetes.io/name=distillation-reader"
 
 
-def test_an_applied_job_succeeds_and_the_student_has_learned(jobs: Jobs) -> None:
+def results_come_out_of_the_cluster(jobs: Jobs, name: str, folder: Path) -> None:
+    """By `kubectl distill` and the API server alone, from a namespace that enforces Pod Security `restricted`."""
+    distill = REPO / "operator/.venv/bin/distill"
+    exported, page = folder / "model", folder / "page.html"
+    run(distill, "export", name, exported, "-n", jobs.namespace)
+    of_the_job = jobs.output / name / "model"
+    files = [path.relative_to(of_the_job) for path in of_the_job.rglob("*") if path.is_file()]
+    assert files and all((exported / path).read_bytes() == (of_the_job / path).read_bytes() for path in files)
+    run(distill, "report", name, "--html", page, "-n", jobs.namespace)
+    assert f"<title>Distillation {name}</title>" in page.read_text() and "<svg" in page.read_text()
+    last = json.loads(run(distill, "samples", name, "-n", jobs.namespace, "--output", "json"))
+    assert last and last[0]["step"] == jobs.status(name)["progress"]["step"]
+    jobs.wait("the pods that read it are gone", lambda: not jobs.names("pods", READERS), 60)
+
+
+def test_an_applied_job_succeeds_and_the_student_has_learned(jobs: Jobs, tmp_path: Path) -> None:
     """Two trainer pods, data parallel. What is in status, on the volume and in Prometheus is the same run."""
     jobs.arithmetic("learns", objective=REWARD, trainer=TWO_PODS)
     jobs.wait("step 2", lambda: jobs.step("learns") >= 2)
@@ -41,6 +58,7 @@ def test_an_applied_job_succeeds_and_the_student_has_learned(jobs: Jobs) -> None
     assert [x["step"] for x in steps] == list(range(1, 41))
     log = (jobs.output / "learns" / "logs" / "rank-0.log").read_text()
     assert "is lost" not in log, "no engine had a reason to be restarted"
+    results_come_out_of_the_cluster(jobs, "learns", tmp_path)
     # The teacher and the engines hold accelerators: they go at once, the trainer's record stays.
     jobs.wait("roles are released", lambda: not jobs.names("deployments") and not jobs.names("rayclusters"), 60)
     # By its pod: an earlier run of this test may have left series of the same job.
