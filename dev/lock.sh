@@ -26,5 +26,5 @@ lock() { # FILE EXTRA...
 step "operator/requirements.lock" lock operator/requirements.lock operator
 step "operator/requirements-dev.lock" lock operator/requirements-dev.lock operator cli dev docs
 step "workers/requirements-cpu.lock" lock workers/requirements-cpu.lock workers
-step "workers/requirements-dev.lock" lock workers/requirements-dev.lock workers dev models
+step "workers/requirements-dev.lock" lock workers/requirements-dev.lock workers dev models s3 store-tests
 step "workers/requirements-gpu.lock" lock_gpu
