@@ -98,7 +98,7 @@ def handler_of(kubelet: Kubelet) -> type[BaseHTTPRequestHandler]:
 
 
 @pytest.fixture
-def mine(crds_installed: Any, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+def mine(crds_installed: Any, namespace: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[World]:
     """A namespace that enforces Pod Security `restricted`, with a finished job: its trainer, its claim, no operator."""
     world = World(api_of(crds_installed.kubeconfig), namespace, crds_installed.kubeconfig, tmp_path)
     label = {"pod-security.kubernetes.io/enforce": "restricted"}
@@ -117,7 +117,8 @@ def mine(crds_installed: Any, namespace: str, tmp_path: Path, monkeypatch: pytes
     }
     world.api.call("POST", world.path(CHILDREN["Job"]), trainer)
     monkeypatch.setenv("KUBECONFIG", str(world.kubeconfig))
-    return world
+    yield world
+    world.clear()
 
 
 @pytest.fixture

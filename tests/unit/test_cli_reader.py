@@ -155,8 +155,9 @@ def test_a_file_that_grows_while_it_is_sent_is_sent_as_long_as_it_was(
     read = reader._Hashed.read
 
     def grows(self: Any, size: int = -1) -> bytes:
-        with (folder / "metrics.jsonl").open("a") as file:
-            file.write('{"kind": "step"}\n')
+        if self._file.name.endswith("metrics.jsonl"):
+            with (folder / "metrics.jsonl").open("a") as file:
+                file.write('{"kind": "step"}\n')
         return read(self, size)
 
     before = (folder / "metrics.jsonl").read_bytes()
@@ -391,7 +392,7 @@ UNSCHEDULED = {"type": "PodScheduled", "status": "False", "reason": "Unschedulab
 def test_a_pod_that_does_not_start_says_why(
     status: Json, events: list[Json], sentence: str, cluster: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_files, "START_SECONDS", -0.0)
+    monkeypatch.setattr(run_files, "START_SECONDS", 0.0)
     cluster.status, cluster.events = status, events
     with pytest.raises(CommandFailed, match=sentence):
         read_run_files(cluster, "sums", tmp_path / "here", "records")
