@@ -77,6 +77,8 @@ class Server:
         return Manifest.read(self.client.get_object(Bucket=BUCKET, Key=f"team/sums/{NAME}")["Body"].read())
 
     def close(self) -> None:
+        for each in self.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", []):
+            self.client.abort_multipart_upload(Bucket=BUCKET, Key=each["Key"], UploadId=each["UploadId"])
         for key in self.files():
             self.client.delete_object(Bucket=BUCKET, Key=f"team/sums/{key}")
         self._server.shutdown()
@@ -160,6 +162,8 @@ def test_a_process_that_is_killed_in_the_middle_of_an_upload_leaves_no_manifest_
     left = server.files()
     killed.set()
     assert left == {"config.json": 2}
+    parts = server.client.list_multipart_uploads(Bucket=BUCKET).get("Uploads", [])
+    assert len(parts) == (size == PARTS), "what a lifecycle rule of the bucket removes"
     server.answers = lambda method, path: None
     server.requests.clear()
     assert asked(model, begun=True)[0] is Outcome.DONE
