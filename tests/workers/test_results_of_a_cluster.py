@@ -99,6 +99,22 @@ def test_what_cannot_be_had_is_one_sentence_and_leaves_nothing(
     assert sentence in capsys.readouterr().err and names(Path()) == []
 
 
+def test_without_a_cluster_the_folder_of_that_name_is_told(
+    volume: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def absent(*_: Any) -> None:
+        raise CommandFailed("no cluster is configured")
+
+    monkeypatch.setattr("distill_cli.cluster.connect", absent)
+    monkeypatch.chdir(volume)
+    for command in (["report", "sums"], ["export", "sums", "model"], ["samples", "sums"], ["compare", "sums", "top-k"]):
+        assert main(command) == 1
+        said = capsys.readouterr().err
+        assert "sums is taken for a job's name; for the folder write ./sums (no cluster is configured)" in said
+    assert main(["report", "other"]) == 1
+    assert capsys.readouterr().err == "distill: no cluster is configured\n"
+
+
 def test_jobs_and_folders_are_compared(volume: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["compare", "sums", str(volume / "top-k")]) == 0
     said = capsys.readouterr().out

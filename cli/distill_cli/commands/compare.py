@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import click
 
 from distill_cli.failure import CommandFailed
-from distill_cli.options import is_folder, job_names, output, reader_image, with_connect, write_json
+from distill_cli.options import cluster_of, is_folder, job_names, output, reader_image, with_connect, write_json
 from distill_cli.run_folder import run_folder
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ def _folders(names: Sequence[str], scratch: Path, image: str | None, connect: Ca
     if jobs:
         from distill_cli.reader.run_files import read_run_files
 
-        cluster = connect()
+        cluster = cluster_of(jobs[0], connect)
         for name in jobs:
             (scratch / name).mkdir()
             read_run_files(cluster, name, scratch / name, "records", image=image)

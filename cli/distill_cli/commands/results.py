@@ -13,7 +13,7 @@ import click
 
 from distill_api.job import parse_job
 from distill_cli.failure import CommandFailed
-from distill_cli.options import FOLDER, is_folder, job_name, reader_image, volumes, with_connect
+from distill_cli.options import FOLDER, cluster_of, is_folder, job_name, reader_image, volumes, with_connect
 from distill_cli.run_folder import run_folder
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ def report(job: str, page: Path | None, opened: bool, image: str | None, connect
         page = _report_of_folder(Path(job))
     else:
         page = page or Path(f"{job}.html")
-        _report_of_job(connect(), job, page, image)
+        _report_of_job(cluster_of(job, connect), job, page, image)
     print(page)
     if opened and not _shown(page):
         click.echo(f"distill: no browser is known here: open {page} in one", err=True)
@@ -111,7 +111,9 @@ def export(
     if is_folder(job):
         what = _exported(run_folder(Path(job)), destination, step=step, best=best, volumes=volumes)
     else:
-        what = _export_of_job(connect(), job, destination, step=step, best=best, volumes=volumes, image=image)
+        what = _export_of_job(
+            cluster_of(job, connect), job, destination, step=step, best=best, volumes=volumes, image=image
+        )
     print(f"{destination}: {what}")
     return 0
 
@@ -143,7 +145,7 @@ def _export_of_job(
         raise CommandFailed(f"{destination} is not empty: choose another folder, or remove it")
     destination.parent.mkdir(parents=True, exist_ok=True)
     options = ["--best"] if best else ["--step", str(step)] if step is not None else []
-    aside = destination.with_name(f".{destination.name}.receiving")
+    aside = destination.resolve().with_name(f".{destination.name}.receiving")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
     try:

@@ -12,7 +12,7 @@ import click
 
 from distill_api.names import Role
 from distill_cli.failure import CommandFailed
-from distill_cli.options import is_folder, job_name, output, reader_image, with_connect, write_json
+from distill_cli.options import cluster_of, is_folder, job_name, output, reader_image, with_connect, write_json
 from distill_cli.pods import newest_attempt, pods_of_role, rank_0, running, trainer_path
 from distill_cli.run_folder import run_folder
 
@@ -50,9 +50,9 @@ def samples(
     """Show decoded rollouts of JOB, a job's name or a run folder, each token coloured by its reverse KL.
 
     A token is red where the teacher finds it less likely than the student did, blue where more. In a pipe the furthest
-    tokens are listed instead. Of a job on a cluster the trainer serves the newest rollouts while it runs; with --step,
-    and once it has ended, a pod reads all that were kept from the run folder on its output volume, and is removed. JOB
-    is taken for a folder where it has a slash in it.
+    tokens are listed instead. Of a job on a cluster the trainer serves the newest rollouts while it runs; earlier ones,
+    and those of a job that has ended, are read by a pod from the run folder on the output volume. JOB is taken for a
+    folder where it has a slash in it.
     """
     from rich.console import Console
 
@@ -64,7 +64,7 @@ def samples(
         folder = Path(job)
         rollouts, where = every_rollout(run_folder(folder)), str(folder / "samples.jsonl")
     else:
-        rollouts, where = rollouts_of_job(connect(), job, image, newest=step is None)
+        rollouts, where = rollouts_of_job(cluster_of(job, connect), job, image, step)
     found = select_rollouts(rollouts, step, source, limit)
     if not found:
         raise CommandFailed(f"{where} has no rollout{_of(step, source)}: wait for the first step, or ask for another")
@@ -80,18 +80,19 @@ def samples(
     return 0
 
 
-def rollouts_of_job(cluster: Cluster, name: str, image: str | None, *, newest: bool) -> tuple[Iterable[Rollout], str]:
+def rollouts_of_job(cluster: Cluster, name: str, image: str | None, step: int | None) -> tuple[Iterable[Rollout], str]:
     """Return rollouts of a job, and from where they are.
 
-    The `newest` are those that trainer rank 0 serves through the API server; all, and those of a job without a trainer,
-    are read by a pod. Raises CommandFailed.
+    Trainer rank 0 serves the newest through the API server; the others, and those of a job without a trainer, are read
+    by a pod. Raises CommandFailed.
     """
     from distill_workers.reporting.samples_file import every_rollout, rollouts_in
 
     uid = cluster.job(name)["metadata"]["uid"]
     first = rank_0(running(newest_attempt(pods_of_role(cluster, name, Role.TRAINER, uid=uid))))
-    if newest and first is not None and (served := _served(cluster, first["metadata"]["name"])):
-        return list(rollouts_in(served.splitlines())), f"what the trainer of job {name} serves"
+    served = list(rollouts_in(_served(cluster, first["metadata"]["name"]).splitlines())) if first is not None else []
+    if any(step in (None, rollout.step) for rollout in served):
+        return served, f"what the trainer of job {name} serves"
     from distill_cli.reader.run_files import read_run_files
 
     with tempfile.TemporaryDirectory() as folder:
