@@ -27,7 +27,7 @@ lock() { # FILE EXTRA...
 step "operator/requirements.lock" lock operator/requirements.lock operator
 step "operator/requirements-dev.lock" lock operator/requirements-dev.lock operator cli dev docs
 step "workers/requirements-cpu.lock" lock workers/requirements-cpu.lock workers
-step "workers/requirements-dev.lock" lock workers/requirements-dev.lock workers dev models
+step "workers/requirements-dev.lock" lock workers/requirements-dev.lock workers dev models s3 store-tests
 # What the workers' CPU lock has, as it has it, and what the overrides leave out of it.
 step "workers/requirements-gpu.lock" lock_apart workers/requirements-gpu.lock workers --constraint "$REPO/workers/requirements-cpu.lock"
 step "workers/requirements-verifiers.lock" lock_apart workers/requirements-verifiers.lock verifiers

@@ -21,6 +21,11 @@ JOB_FILE = "/etc/distill/job.yaml"
 SECRETS_FOLDER = "/etc/distill-secrets"
 """The folder in trainer pods with one folder for each Secret of spec.output.publish, by its name."""
 
+READER_MODULE = "distill_workers.local.reader"
+"""The module of the workers' image that writes files of a run folder as a tar to stdout."""
+READER_SUMS = "SHA256SUMS"
+"""The last file of such a tar, with the hash of every file before it, as sha256sum writes them."""
+
 SGLANG_PORT = 30000
 """The HTTP port of every SGLang server, teacher and engine, with /metrics."""
 TRAINER_PORT = 8080

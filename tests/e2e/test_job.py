@@ -42,6 +42,7 @@ SOMEBODYS = "somebodys"
 REWARD = {"reward": {"source": "exact-match"}, "rewardCoefficient": 0.0}
 """Graded, for the metric; without weight, so that the curve is the KL's alone."""
 TWO_PODS = {"nodes": 2}
+READERS = "app.kubernetes.io/name=distillation-reader"
 
 
 @dataclass(frozen=True)
@@ -236,6 +237,22 @@ def test_the_student_has_learned(begun: Begun, finished: dict[str, Any]) -> None
     model = begun.folder / "model"
     assert finished["result"]["modelPath"] == f"/output/{NAME}/model"
     assert (model / "model.safetensors").exists() and (model / "config.json").exists()
+
+
+def test_results_come_out_of_the_cluster(begun: Begun, finished: dict[str, Any], tmp_path: Path) -> None:
+    """By `kubectl distill` and the API server alone, from a namespace that enforces Pod Security `restricted`."""
+    jobs, name = begun.jobs, NAME
+    distill = REPO / "operator/.venv/bin/distill"
+    exported, page = tmp_path / "model", tmp_path / "page.html"
+    run(distill, "export", name, exported, "-n", jobs.namespace)
+    of_the_job = jobs.output / name / "model"
+    files = [path.relative_to(of_the_job) for path in of_the_job.rglob("*") if path.is_file()]
+    assert files and all((exported / path).read_bytes() == (of_the_job / path).read_bytes() for path in files)
+    run(distill, "report", name, "--html", page, "-n", jobs.namespace)
+    assert f"<title>Distillation {name}</title>" in page.read_text() and "<svg" in page.read_text()
+    last = json.loads(run(distill, "samples", name, "-n", jobs.namespace, "--output", "json"))
+    assert last and last[0]["step"] == finished["progress"]["step"]
+    jobs.wait("the pods that read it are gone", lambda: not jobs.names("pods", READERS), 60)
 
 
 def test_teacher_and_engines_go_at_once_and_the_trainers_record_stays(begun: Begun, finished: dict[str, Any]) -> None:

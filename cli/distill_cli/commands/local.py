@@ -1,4 +1,4 @@
-"""`distill run`, `evaluate`, `report` and `export`: the workers on this machine, and the folders of their runs."""
+"""`distill run` and `evaluate`: the workers on this machine."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from distill_api.job import load_job, parse_job
 from distill_api.manifest import read_manifest
 from distill_api.protocol import ExitCode
 from distill_cli.failure import INTERRUPTED, CommandFailed
-from distill_cli.options import FOLDER, one_file, output, settings, volumes, write_json
-from distill_cli.run_folder import folder_snapshot, run_folder
+from distill_cli.options import one_file, output, settings, volumes, write_json
+from distill_cli.run_folder import folder_snapshot
 
 if TYPE_CHECKING:
     from distill_workers.local.run import LocalRun
@@ -147,47 +147,4 @@ def evaluate(model: str, file: Path, names: tuple[str, ...], teacher: str | None
         write_json({"model": model, "evaluations": [dataclasses.asdict(m) for m in measured]})
     else:
         Console().print(table(model, measured))
-    return 0
-
-
-@click.command()
-@click.argument("folder", type=FOLDER)
-def report(folder: Path) -> int:
-    """Write report.html into the run FOLDER: curves, stage times, rollouts, configuration and versions, in one file.
-
-    It needs no other file and no network. Beside it: curve.png.
-    """
-    import json
-
-    from distill_workers.reporting.report import write_report
-
-    run_folder(folder)
-    job = parse_job(json.loads((folder / "run.json").read_text(encoding="utf-8"))["job"])
-    write_report(folder, job)
-    print(folder / "report.html")
-    return 0
-
-
-@click.command()
-@click.argument("folder", type=FOLDER)
-@click.argument("destination", type=FOLDER)
-@click.option("--step", type=click.IntRange(min=0), metavar="N", help="From the checkpoint of this step.")
-@click.option("--best", is_flag=True, help="From the best checkpoint by the first evaluation.")
-@volumes
-def export(folder: Path, destination: Path, step: int | None, best: bool, volumes: Volumes) -> int:
-    """Write the model of the run in FOLDER to DESTINATION, as a Hugging Face checkpoint.
-
-    By default the model that the run exported at its end or, where it has not come to that, its newest checkpoint,
-    which is converted here, on one CPU, in memory for one copy of the model.
-    """
-    from distill_workers.failures import Failure
-    from distill_workers.local.export import export
-
-    if best and step is not None:
-        raise click.UsageError("--step and --best name two checkpoints; give one of them")
-    try:
-        what = export(run_folder(folder), destination, step=step, best=best, volumes=dict(volumes))
-    except Failure as error:
-        raise CommandFailed(str(error), error.code) from error
-    print(f"{destination}: {what}")
     return 0

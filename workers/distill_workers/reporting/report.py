@@ -26,15 +26,16 @@ pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 """
 
 
-def write_report(run_folder: Path, job: DistillationJob) -> None:
-    """Writes curve.png and report.html into the run folder."""
+def write_report(run_folder: Path, job: DistillationJob, into: Path | None = None) -> None:
+    """Writes curve.png and report.html into a folder, by default the run folder."""
+    into = into or run_folder
     run = read_run(run_folder / "metrics.jsonl")
     figure = draw(run, job)
-    aside = run_folder / "curve.png.tmp"
+    aside = into / "curve.png.tmp"
     figure.savefig(aside, format="png", dpi=120)
-    aside.replace(run_folder / "curve.png")
+    aside.replace(into / "curve.png")
     made = page(run, read_rollouts(run_folder), job, svg(figure), versions_of(run_folder))
-    write_whole(run_folder / "report.html", made)
+    write_whole(into / "report.html", made)
 
 
 def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str, built_with: dict[str, str]) -> str:

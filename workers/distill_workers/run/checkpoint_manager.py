@@ -45,6 +45,16 @@ class CheckpointManager:
         """Step of the newest checkpoint, made or being made; None if there is none, or it must be made again."""
         self._saving: asyncio.Future[None] | None = None
 
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint, made or being made."""
+        return self._newest
+
+    @property
+    def saving(self) -> asyncio.Future[None] | None:
+        """The checkpoint that is being written."""
+        return self._saving
+
     async def resume(self) -> None:
         """Restore the newest checkpoint, if there is one. Raises DamagedCheckpoints."""
         newest = self._folder.latest_checkpoint()

@@ -48,6 +48,7 @@ from distill_workers.run.callbacks.guards import GuardCallback
 from distill_workers.run.callbacks.metrics import MetricsCallback
 from distill_workers.run.callbacks.next_batches import NextBatchesCallback
 from distill_workers.run.callbacks.phases import PhaseCallback
+from distill_workers.run.callbacks.publishing import PublishingCallback
 from distill_workers.run.callbacks.teacher_weights import TeacherWeights
 from distill_workers.run.callbacks.traces import traces_of
 from distill_workers.run.checkpoint_manager import CheckpointManager
@@ -108,10 +109,13 @@ class Loop:
         guard = GuardCallback(guards, folder, trainer, rollouts, recorder, self.checkpoints, state)
         checkpoint = CheckpointCallback(self.checkpoints, self.evaluation)
         next_batches = NextBatchesCallback(rollouts, self._last_step)
+        self._publishing = PublishingCallback(
+            job, folder, trainer, recorder, self.checkpoints, state, self._stop_signal
+        )
         self._publication = ModelPublication(job, folder, trainer, recorder, state, self._stop_signal)
         self.traces = traces_of(job)
         self.callbacks = Callbacks(
-            before=[self.evaluation, *self.traces, PhaseCallback(phases), guard, checkpoint],
+            before=[self.evaluation, *self.traces, PhaseCallback(phases), guard, checkpoint, self._publishing],
             after=[
                 MetricsCallback(recorder),
                 *self.traces,
@@ -121,6 +125,7 @@ class Loop:
                 self.evaluation,
                 next_batches,
                 checkpoint,
+                self._publishing,
             ],
         )
 
@@ -131,8 +136,9 @@ class Loop:
         if guard is None:
             await self._resume()
             self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
-            guard = await self._train()
-            await self.checkpoints.finish()
+            async with self._publishing.until_published():
+                guard = await self._train()
+                await self.checkpoints.finish()
         self._reporter.update(phase=Phase.EXPORTING, preflight_passed=True)
         self._folder.check_ownership()
         about = (self._job, self._folder.root, self._trainer.model_path, self._state.step)
