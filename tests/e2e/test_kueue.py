@@ -140,8 +140,8 @@ def test_of_two_jobs_with_quota_for_one_the_urgent_one_runs_and_the_other_goes_o
     jobs.wait("the eviction", lambda: says(jobs, low, "Evicted")["status"] == "True", 120)
     end = time.monotonic() + 300
     while True:
-        # In this order: what is released between the two reads had no pod before.
-        others, holds = live_pods(jobs, low), reserved(jobs, low)
+        # In this order: what has no quota at the first read has no pod at the second.
+        holds, others = reserved(jobs, low), live_pods(jobs, low)
         assert not others or holds, f"{others} run without quota"
         if not others and not holds:
             break
