@@ -47,9 +47,8 @@ def pod_sets(child: Json) -> list[PodSet]:
             return [PodSet("head", 1, spec["headGroupSpec"]["template"]), *groups]
         case Kind.JOB:
             return [PodSet("trainer", spec["completions"], spec["template"])]
-        case Kind.DEPLOYMENT:
+        case _:
             return [PodSet(_of_servers(child), spec["replicas"], spec["template"])]
-    return []
 
 
 def placed(child: Json, placements: Mapping[str, Placement]) -> Json:
