@@ -375,6 +375,66 @@ async def test_a_job_in_a_queue_runs_while_it_is_admitted_and_only_then() -> Non
     assert sim.condition("Complete")[0] == "True" and says(sim, "Finished") == "True"
 
 
+async def test_pods_get_what_a_topology_and_admission_checks_ask_of_them() -> None:
+    sim = life()
+    await sim.run_until_quiet()
+    admit(sim)
+    granted = copy.deepcopy(sim.cluster.objects[Kind.WORKLOAD, WORKLOAD]["status"]["admission"])
+    for each in granted["podSetAssignments"]:
+        if each["name"] == "engine":
+            each["topologyAssignment"] = {"levels": ["rack"], "slices": []}
+    update = {
+        "name": "trainer",
+        "labels": {"l": "1"},
+        "annotations": {"a": "2"},
+        "nodeSelector": {"claim": "c1"},
+        "tolerations": [{"key": "new", "operator": "Exists"}],
+    }
+    checks = [{"name": "machines", "state": "Ready", "podSetUpdates": [update]}]
+    write(sim, admission=granted, admissionChecks=checks)
+    await sim.run_until_quiet()
+    [trainer] = [j["spec"]["template"] for j in sim.cluster.of(Kind.JOB).values()]
+    assert trainer["spec"]["nodeSelector"] == {**POOL, "claim": "c1"} and len(trainer["spec"]["tolerations"]) == 2
+    assert trainer["metadata"]["labels"]["l"] == "1" and trainer["metadata"]["annotations"]["a"] == "2"
+    assert "schedulingGates" not in trainer["spec"]
+    [ray] = sim.cluster.of(Kind.RAY_CLUSTER).values()
+    engine = ray["spec"]["workerGroupSpecs"][0]["template"]
+    assert engine["spec"]["schedulingGates"] == [{"name": "kueue.x-k8s.io/topology"}]
+    assert engine["metadata"]["labels"]["kueue.x-k8s.io/podset"] == "engine"
+    assert engine["metadata"]["annotations"]["kueue.x-k8s.io/workload"] == WORKLOAD
+    assert engine["metadata"]["annotations"]["kueue.x-k8s.io/podset-unconstrained-topology"] == "true"
+
+
+async def test_an_edit_of_a_flavor_leaves_the_pods_that_it_has_placed_alone() -> None:
+    sim = life()
+    await sim.run_until_quiet()
+    admit(sim)
+    await sim.run_until_quiet()
+    before = {name: d["spec"] for name, d in sim.cluster.of(Kind.DEPLOYMENT).items()}
+    sim.cluster.put(Kind.RESOURCE_FLAVOR, "gpus", {"spec": {"nodeLabels": {"pool": "others"}}})
+    sim.upgrade()
+    await sim.run_until_quiet()
+    assert sim.condition("Succeeded")[1] == "Running" and sim.job_status["attempts"] == 1
+    assert {name: d["spec"] for name, d in sim.cluster.of(Kind.DEPLOYMENT).items()} == before
+
+
+@pytest.mark.parametrize("crash_after", range(40))
+async def test_a_crash_after_any_write_loses_no_quota_and_makes_no_pod_without_it(crash_after: int) -> None:
+    sim = life()
+    sim.cluster.crash_after = crash_after
+    await sim.run_until_quiet()
+    for attempt in (1, 2):
+        admit(sim)
+        await sim.run_until_quiet()
+        assert sim.condition("Succeeded")[1] == "Running" and sim.job_status["attempts"] == attempt
+        write(sim, EVICTED)
+        while says(sim, "QuotaReserved") == "True":
+            await turn(sim)
+        assert not sim.cluster.of(Kind.POD)
+        await sim.run_until_quiet()
+        assert sim.condition("Succeeded")[1] == "WaitingForQuota" and sim.job_status.get("restarts", 0) == 0
+
+
 async def test_a_restart_keeps_the_reservation() -> None:
     sim = life(backoffLimit=3)
     await sim.run_until_quiet()
