@@ -99,6 +99,16 @@ report_failed_step() {
 }
 trap report_failed_step EXIT
 
+again() { # COMMAND...: three tries, for what a download needs that Go does not try again itself
+  local pause
+  for pause in 5 20; do
+    "$@" && return 0
+    echo "failed; once more in $pause s: $*" >&2
+    sleep "$pause"
+  done
+  "$@"
+}
+
 hash_of() { # FILE... : one hash for the contents of all of them
   cat -- "$@" | sha256sum | cut -c1-16
 }

@@ -73,16 +73,6 @@ stop() { # NAME [SECONDS] : TERM, a bounded wait, KILL
   rm -f "$RUN/$1.pid"
 }
 
-again() { # COMMAND...: three tries, for what a download needs that Go does not try again itself
-  local pause
-  for pause in 5 20; do
-    "$@" && return 0
-    echo "failed; once more in $pause s: $*" >&2
-    sleep "$pause"
-  done
-  "$@"
-}
-
 wait_for() { # SECONDS NAME-OR-- COMMAND... : polls; gives up early when the named process has died
   local limit=$1 name=$2 from=$SECONDS
   shift 2
