@@ -46,8 +46,8 @@ class QueueObserver:
         """Return how an owner is queued; `live` is the object under the name of its Workload."""
         queue, class_name, max_seconds = workload.labels_of(owner.metadata.labels)
         own = live if live is not None and live.ours else None
-        if not queue and own is None:
-            return Queueing()
+        if (not queue and own is None) or (own is not None and workload.is_true(own.content, "Finished")):
+            return Queueing(queue)
         if not self._settings.kueue:
             return Queueing(queue, obstacle=NOT_USED)
         if not await self._cache.serves(Kind.WORKLOAD):
