@@ -1,6 +1,7 @@
 """Kueue: what a job takes is what its pods will ask for, it has no pod without an admission, and none after it."""
 
 import copy
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -503,6 +504,73 @@ async def test_a_job_of_another_cluster_has_no_workload() -> None:
     sim = life(managedBy="kueue.x-k8s.io/multikueue")
     await sim.run_until_quiet()
     assert not sim.cluster.of(Kind.WORKLOAD) and not sim.job_status
+
+
+def without_quota(sim: Simulation) -> list[str]:
+    """Pods that have not ended, where no quota is reserved for them."""
+    live_pods = [n for n, p in sim.cluster.of(Kind.POD).items() if p["status"]["phase"] not in ("Succeeded", "Failed")]
+    if (Kind.WORKLOAD, WORKLOAD) in sim.cluster.objects and says(sim, "QuotaReserved") == "True":
+        return []
+    return live_pods
+
+
+def act(sim: Simulation, rng: random.Random) -> None:
+    """What Kueue, the user and the cluster may do next."""
+    action = rng.choice(("admit", "admit", "evict", "evict", "user", "edit", "trainer", "crash", "time"))
+    workload_exists = (Kind.WORKLOAD, WORKLOAD) in sim.cluster.objects
+    if (
+        action == "admit"
+        and workload_exists
+        and says(sim, "QuotaReserved") != "True"
+        and says(sim, "Finished") != "True"
+    ):
+        admit(sim)
+    elif action == "evict" and workload_exists and says(sim, "QuotaReserved") == "True":
+        write(sim, EVICTED)
+    elif action == "user":
+        sim.edit(suspend=rng.random() < 0.5)
+    elif action == "edit":
+        sim.edit(rollout={"replicas": rng.choice([1, 2, 3])})
+    elif action == "trainer":
+        sim.trainers[sim.job_status.get("attempts", 0)] = (75, "")
+    elif action == "crash":
+        sim.cluster.crash_after = rng.randrange(5)
+    elif action == "time":
+        sim.pass_time(rng.choice([5, 70]))
+
+
+@pytest.mark.parametrize("block", range(4))
+async def test_in_no_life_is_there_a_pod_without_quota(block: int) -> None:
+    for seed in range(block * 30, (block + 1) * 30):
+        rng = random.Random(seed)
+        sim = life(backoffLimit=50)
+        sim.chaos = rng
+        for _ in range(60):
+            if rng.random() < 0.25:
+                act(sim, rng)
+            sim.deliver()
+            await sim.reconcile_if_due()
+            assert not without_quota(sim), f"seed {seed}"
+            sim.play(collect=rng.random() < 0.5)
+            assert not without_quota(sim), f"seed {seed}"
+            for name, pod in sim.cluster.of(Kind.POD).items():
+                # Those that end gracefully do so at last.
+                if "deletionTimestamp" in pod["metadata"] and rng.random() < 0.3:
+                    sim.cluster.remove(Kind.POD, name)
+            if rng.random() < 0.3:
+                sim.pass_time(rng.choice([1, 5, 15]))
+        sim.chaos = None
+        sim.cluster.crash_after = -1
+        sim.edit(suspend=False)
+        for _ in range(4):
+            for name, pod in sim.cluster.of(Kind.POD).items():
+                if "deletionTimestamp" in pod["metadata"]:
+                    sim.cluster.remove(Kind.POD, name)
+            sim.trainers = {n: t for n, t in sim.trainers.items() if n < sim.job_status.get("attempts", 0)}
+            await sim.run_until_quiet(limit=400, seconds=2000)
+            if (Kind.WORKLOAD, WORKLOAD) in sim.cluster.objects and says(sim, "QuotaReserved") != "True":
+                admit(sim)
+        assert sim.condition("Succeeded")[1] == "Running", f"seed {seed}: {sim.condition('Succeeded')}"
 
 
 # Teachers
