@@ -1,5 +1,5 @@
 #!/bin/bash
-# images.sh [base|operator|workers|kuberay|operator@VERSION|all]... - builds the images of the embedded cluster, without a daemon, and hands them to it.
+# images.sh [base|operator|workers|kuberay|kueue|operator@VERSION|all]... - builds the images of the embedded cluster, without a daemon, and hands them to it.
 #
 # operator/Dockerfile and workers/Dockerfile are the same files that a release is built from; here they stand on a small
 # Debian with Python. Their dependencies are one image, named by the hash of what goes into it, the code another: a
@@ -193,20 +193,19 @@ build_dependencies() { # operator|workers NAME
   fi
 }
 
-build_kuberay_image() { # one static binary on nothing
-  local folder=$IMAGES/kuberay key
-  [ -x "$BIN/kuberay-operator" ] || die "$BIN/kuberay-operator is missing: run dev/tools.sh."
-  key=$(stat -c '%s %Y' "$BIN/kuberay-operator" | sha256sum | cut -c1-16)
-  if in_cluster local.test/kuberay-operator:1.6.1 "$key"; then
-    echo "local.test/kuberay-operator:1.6.1 is up to date"
+build_binary_image() { # NAME BINARY REFERENCE [TOOLS] : one static binary on nothing
+  local folder=$IMAGES/$1 binary=$BIN/$2 reference=$3 key
+  [ -x "$binary" ] || die "$binary is missing: run dev/tools.sh${4:+ $4}."
+  key=$(stat -c '%s %Y' "$binary" | sha256sum | cut -c1-16)
+  if in_cluster "$reference" "$key"; then
+    echo "$reference is up to date"
     return 0
   fi
   rm -rf "$folder"
   mkdir -p "$folder"
-  ln "$BIN/kuberay-operator" "$folder/manager"
-  step "local.test/kuberay-operator:1.6.1 into the cluster" \
-    images folder --ref local.test/kuberay-operator:1.6.1 --entrypoint /manager --user 65532:65532 "$folder"
-  note_in_cluster local.test/kuberay-operator:1.6.1 "$key"
+  ln "$binary" "$folder/manager"
+  step "$reference into the cluster" images folder --ref "$reference" --entrypoint /manager --user 65532:65532 "$folder"
+  note_in_cluster "$reference" "$key"
 }
 
 build_one() {
@@ -214,7 +213,8 @@ build_one() {
     take_turn 8 "${1%@*}"
     case $1 in
       base) build_base; deliver "$LOCAL_BASE" local.test/python-base:1 "$BASE_KEY" ;;
-      kuberay) build_kuberay_image ;;
+      kuberay) build_binary_image kuberay kuberay-operator local.test/kuberay-operator:1.6.1 ;;
+      kueue) build_binary_image kueue kueue-manager local.test/kueue:0.19.2 kueue ;;
       operator) build_project_image dev operator "${OPERATOR_CODE[@]}" ;;
       operator@*) build_release_of_operator "${1#*@}" ;;
       workers) build_project_image dev workers crds/distill_api cli/distill_cli workers/distill_workers ;;
@@ -269,7 +269,7 @@ sweep
 for what in "${WHAT[@]}"; do
   case $what in
     all) for each in base kuberay operator workers; do build_one "$each"; done ;;
-    base | kuberay | operator | operator@* | workers) build_one "$what" ;;
-    *) die "unknown image '$what': base, operator, operator@VERSION, workers, kuberay or all." ;;
+    base | kuberay | kueue | operator | operator@* | workers) build_one "$what" ;;
+    *) die "unknown image '$what': base, operator, operator@VERSION, workers, kuberay, kueue or all." ;;
   esac
 done

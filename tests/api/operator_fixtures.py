@@ -9,7 +9,14 @@ from typing import Any
 import pytest
 from operator_world import ROOT, Kubelet, World, api_of
 
-from distill_operator.rbac import CLUSTER_RULES, GANG_RULES, LEASE_RULES, NAMESPACED_RULES
+from distill_operator.rbac import (
+    CLUSTER_RULES,
+    GANG_RULES,
+    KUEUE_CLUSTER_RULES,
+    KUEUE_RULES,
+    LEASE_RULES,
+    NAMESPACED_RULES,
+)
 from go_modules import downloaded
 
 
@@ -37,7 +44,7 @@ def kuberay(crds_installed: Any, ray_crd: Path) -> None:
 def operator_kubeconfig(crds_installed: Any, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Of a ServiceAccount with exactly the rights that rbac.py lists."""
     account(crds_installed, "everywhere")
-    rules = [*NAMESPACED_RULES, *CLUSTER_RULES, *LEASE_RULES, *GANG_RULES]
+    rules = [*NAMESPACED_RULES, *CLUSTER_RULES, *LEASE_RULES, *GANG_RULES, *KUEUE_RULES, *KUEUE_CLUSTER_RULES]
     grant(crds_installed, {"kind": "ClusterRole", "metadata": {"name": "operator"}, "rules": rules})
     crds_installed.kubectl(
         "create", "clusterrolebinding", "operator", "--clusterrole=operator", "--serviceaccount=default:everywhere"

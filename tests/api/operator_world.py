@@ -175,7 +175,7 @@ def manifest(name: str, **spec: Any) -> Json:
     return {
         "apiVersion": "distillation-operator.io/v1alpha1",
         "kind": "DistillationJob",
-        "metadata": {"name": name, "labels": {"kueue.x-k8s.io/queue-name": "must-not-be-copied"}},
+        "metadata": {"name": name, "labels": {"kueue.x-k8s.io/priority-class": "must-not-be-copied"}},
         "spec": {**body, **spec},
     }
 

@@ -56,10 +56,10 @@ def memoised() -> Iterator[None]:
 
         @functools.wraps(build)
         def wrapped(job: Any, settings: Any, *rest: Any) -> Any:
-            if (id(job), rest) not in known:
+            if (id(job), repr(rest)) not in known:
                 # With the job itself, or another would get its id.
-                known[id(job), rest] = job, build(job, settings, *rest)
-            return copy.copy(known[id(job), rest][1])
+                known[id(job), repr(rest)] = job, build(job, settings, *rest)
+            return copy.copy(known[id(job), repr(rest)][1])
 
         return wrapped
 

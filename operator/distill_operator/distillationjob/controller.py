@@ -21,11 +21,12 @@ from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.plan import Plan, invalid, over_quota, plan, refused
 from distill_operator.distillationjob.progress_poller import ProgressPoller
 from distill_operator.kinds import Kind, kind_of
+from distill_operator.kueue.observer import QueueObserver
 from distill_operator.model import conditions
 from distill_operator.model.observed import Observed
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.runtime.cache import Cache
-from distill_operator.runtime.effects import Apply, Check, CreateSecret, Delete, Effect, Event
+from distill_operator.runtime.effects import Apply, Check, CreateSecret, Delete, Effect, Event, PatchStatus
 from distill_operator.runtime.errors import Conflict, NamespaceEnding, QuotaExceeded, Refused
 from distill_operator.runtime.events import EventRecorder
 from distill_operator.runtime.ownership import Key
@@ -75,7 +76,8 @@ class JobController:
 
     def __post_init__(self) -> None:
         self._writer = ChildWriter(self.cache)
-        self._observer = JobObserver(self.cache, self.progress, self.clock)
+        self._queues = QueueObserver(self.cache, self.settings)
+        self._observer = JobObserver(self.cache, self.progress, self._queues, self.clock)
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one job. Return the seconds until time alone changes something. Raises Retry at a conflict."""
@@ -149,7 +151,7 @@ class JobController:
     ) -> Plan:
         """Return the plan instead of the one that was decided, as the API server forbids a part of that."""
         job = _parse(raw)
-        if isinstance(error, QuotaExceeded) and not isinstance(effect, Delete | Event):
+        if isinstance(error, QuotaExceeded) and not isinstance(effect, Delete | PatchStatus | Event):
             # With a check that failed, no attempt has begun.
             known = status if isinstance(effect, Check) else decided.status
             return over_quota(job, known, observed, effect.body, error.message, self.clock())
@@ -170,6 +172,9 @@ class JobController:
             case Delete(kind, name, child_uid):
                 logger.info("%s: delete %s %s", key, kind.value.kind, name)
                 await self.cache.delete(kind, key.namespace, name, child_uid)
+            case PatchStatus(kind, name, patch):
+                logger.info("%s: write the status of %s %s", key, kind.value.kind, name)
+                await self.cache.patch_status(key, patch, (kind, name))
             case Event():
                 await self.events.record(key, uid, effect)
 
@@ -204,6 +209,7 @@ class JobController:
         self.progress.forget(key)
         if uid:
             self.events.forget(uid)
+            self._queues.forget(uid)
 
 
 def _only_requests(change: Json) -> bool:

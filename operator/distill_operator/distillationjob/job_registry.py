@@ -15,7 +15,14 @@ from distill_operator.model.times import parse_time
 from distill_operator.runtime.histogram import Histogram
 from distill_operator.runtime.ownership import Key
 
-TIMED = (Reason.PENDING, Reason.STARTING, Reason.RUNNING, Reason.RESTARTING, Reason.SUSPENDED)
+TIMED = (
+    Reason.PENDING,
+    Reason.STARTING,
+    Reason.RUNNING,
+    Reason.RESTARTING,
+    Reason.SUSPENDED,
+    Reason.WAITING_FOR_QUOTA,
+)
 """Reasons of Succeeded that a job leaves again."""
 STUDENT = "the student itself"
 """Title of a teacher that is the student."""

@@ -9,14 +9,17 @@ from typing import Any, Protocol
 from distill_api.base import API_VERSION
 from distill_api.job import InvalidManifest, Metadata
 from distill_api.status import Reason
-from distill_api.teacher.kind import KIND, TeacherStatus, parse_teacher
+from distill_api.teacher.kind import KIND, Teacher, TeacherStatus, parse_teacher
+from distill_operator.kinds import Kind
+from distill_operator.kueue import workload
+from distill_operator.kueue.observer import QueueObserver
 from distill_operator.model import reading
 from distill_operator.model.conditions import FALSE, ConditionValue
 from distill_operator.model.observed import Observed, ObservedTeacher
 from distill_operator.model.pod_owners import servers_of
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.runtime.cache import Cache
-from distill_operator.runtime.effects import Apply, CreateSecret, Effect, Event
+from distill_operator.runtime.effects import Apply, CreateSecret, Delete, Effect, Event, PatchStatus
 from distill_operator.runtime.errors import Conflict, NamespaceEnding, QuotaExceeded, Refused
 from distill_operator.runtime.events import EventRecorder
 from distill_operator.runtime.ownership import Key
@@ -64,6 +67,9 @@ class TeacherController:
     """Has a job reconciled."""
     clock: Callable[[], datetime]
 
+    def __post_init__(self) -> None:
+        self._queues = QueueObserver(self.cache, self.settings)
+
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one Teacher. Return the seconds until time alone changes something. Raises Retry at a conflict."""
         raw = self.cache.owner(key)
@@ -72,7 +78,7 @@ class TeacherController:
             self._forget(key)
             return None
         status, meta = read_status(raw, TeacherStatus), _metadata(raw)
-        observed = await self._observe(key, meta.uid)
+        observed = await self._observe(key, raw)
         decided = self._decide(key, raw, status, observed)
         try:
             for effect in decided.effects:
@@ -105,9 +111,22 @@ class TeacherController:
             return decided
         return replace(decided, requeue_after=min(REQUESTS_SECONDS, decided.requeue_after or REQUESTS_SECONDS))
 
-    async def _observe(self, key: Key, uid: str) -> Observed:
-        children = tuple(reading.read_child(raw, uid) for raw in await self.cache.children(key, uid))
-        return Observed(children=children, pods=servers_of(await self.cache.pods(key, live=False), uid))
+    async def _observe(self, key: Key, raw: Mapping[str, Any]) -> Observed:
+        uid = raw["metadata"]["uid"]
+        children = tuple(reading.read_child(child, uid) for child in await self.cache.children(key, uid))
+        seen = Observed(children=children, pods=servers_of(await self.cache.pods(key, live=False), uid))
+        teacher = self._parsed(raw)
+        if teacher is None:
+            return seen
+        own = seen.child(Kind.WORKLOAD, workload.name_of(teacher))
+        return replace(seen, queueing=await self._queues.observe(teacher, own))
+
+    @staticmethod
+    def _parsed(raw: Mapping[str, Any]) -> Teacher | None:
+        try:
+            return parse_teacher({"apiVersion": API_VERSION, "kind": KIND, **raw})
+        except InvalidManifest:
+            return None
 
     async def _do(self, key: Key, meta: Metadata, effect: Effect) -> None:
         match effect:
@@ -116,6 +135,10 @@ class TeacherController:
                 await self._checked(self.cache.apply(body))
             case CreateSecret(body, entry):
                 await self.cache.create_secret(body, entry)
+            case PatchStatus(kind, name, patch):
+                await self.cache.patch_status(key, patch, (kind, name))
+            case Delete(kind, name, uid):
+                await self.cache.delete(kind, key.namespace, name, uid)
             case Event():
                 await self.events.record(key, meta.uid, effect)
 
@@ -123,6 +146,7 @@ class TeacherController:
         self.cache.forget(key)
         if uid := self.teachers.remove(key):
             self.events.forget(uid)
+            self._queues.forget(uid)
             self._wake_jobs(key)
 
     def _wake_jobs(self, key: Key) -> None:
