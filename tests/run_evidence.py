@@ -1,13 +1,32 @@
-"""What tells whether a run was disturbed: its steps, its checkpoints, and when its trainers lived. Pure."""
+"""What tells whether a run was disturbed: its steps, its checkpoints, and when its trainers lived."""
 
 import itertools
+import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
+from pathlib import Path
 from typing import Any
 
 Json = Mapping[str, Any]
+
+
+def steps_of(run_folder: Path) -> list[int]:
+    """Return the steps in metrics.jsonl, also while it is being written or replaced."""
+    try:
+        lines = (run_folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return []
+    found = []
+    for line in lines:
+        try:
+            entry = json.loads(line)
+        except ValueError:
+            continue  # half of the last one
+        if entry["kind"] == "step":
+            found.append(int(entry["step"]))
+    return found
 
 
 def step_problems(done: Sequence[int], last: int) -> list[str]:

@@ -9,7 +9,6 @@ import json
 import shutil
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +19,7 @@ import soak
 from distill_cli.cluster import Cluster, connect
 from distill_cli.failure import CommandFailed
 from fault_schedule import KILLS, FaultSchedule, fault_schedule
-from run_evidence import step_problems
+from run_evidence import step_problems, steps_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(0)]
 
@@ -146,23 +145,6 @@ def problems_of(jobs: Jobs, cluster: Cluster, name: str) -> list[str]:
     if succeeded["status"] != "True":
         return [f"{succeeded['reason']}: {succeeded['message']}"]
     return step_problems(steps_of(jobs.output / name), STEPS)
-
-
-def steps_of(run_folder: Path) -> list[int]:
-    """Return the steps in metrics.jsonl, also while it is being written or replaced."""
-    try:
-        lines = (run_folder / "metrics.jsonl").read_text().splitlines()
-    except OSError:
-        return []
-    found = []
-    for line in lines:
-        try:
-            entry = json.loads(line)
-        except ValueError:
-            continue  # half of the last one
-        if entry["kind"] == "step":
-            found.append(int(entry["step"]))
-    return found
 
 
 def exported(jobs: Jobs, name: str) -> str:

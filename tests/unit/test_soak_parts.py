@@ -1,8 +1,10 @@
 """The pure parts of the soak on the cluster: what disturbs a run, and what would show that it was disturbed."""
 
 import itertools
+import json
 from collections import Counter
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +21,7 @@ from fault_schedule import (
     fault_schedule,
     restarts,
 )
-from run_evidence import Life, lives, overlapping, step_problems, steps_back
+from run_evidence import Life, lives, overlapping, step_problems, steps_back, steps_of
 
 STEPS = 40
 SCHEDULES = [fault_schedule(seed, STEPS) for seed in range(300)]
@@ -81,6 +83,13 @@ def test_only_what_does_not_start_by_itself_is_away_for_a_time() -> None:
 )
 def test_a_gap_a_double_and_a_step_too_many_are_named(done: list[int], said: list[str]) -> None:
     assert step_problems(done, 3) == said
+
+
+def test_steps_are_read_while_the_last_line_is_being_written(tmp_path: Path) -> None:
+    assert steps_of(tmp_path) == []
+    lines = [{"kind": "evaluation", "step": 0}, {"kind": "step", "step": 1}, {"kind": "step", "step": 2}]
+    (tmp_path / "metrics.jsonl").write_text("\n".join(map(json.dumps, lines)) + '\n{"kind": "st')
+    assert steps_of(tmp_path) == [1, 2]
 
 
 def test_a_checkpoint_that_goes_back_is_named() -> None:
