@@ -13,11 +13,12 @@ from typing import Any
 
 import pytest
 from conftest import CACHE, Jobs
-from fault_injection import FaultInjector
+from fault_injection import ClusterFaults
 
 import soak
 from distill_cli.cluster import Cluster, connect
 from distill_cli.failure import CommandFailed
+from fault_runner import FaultRunner
 from fault_schedule import KILLS, FaultSchedule, fault_schedule
 from run_evidence import step_problems, steps_of
 
@@ -78,24 +79,24 @@ def disturbed(jobs: Jobs, cluster: Cluster, schedule: FaultSchedule, whole: str)
     print(f"\nseed {schedule.seed}: checkpoints every {saves}; to come:", end="", flush=True)
     print("".join(f"\n  {disturbance}" for disturbance in schedule.disturbances), end="", flush=True)
     jobs.arithmetic(name, schedule={"steps": STEPS, "checkpointEverySteps": saves}, **SPEC)
-    injector, highest, told = FaultInjector(cluster, name, schedule), 0, 0
+    faults, highest, told = FaultRunner(schedule, ClusterFaults(cluster, name).happen), 0, 0
 
     def tell() -> None:
         nonlocal told
-        for line in injector.said[told:]:
+        for line in faults.said[told:]:
             print(f"\n  at {line}", end="", flush=True)
-        told = len(injector.said)
+        told = len(faults.said)
 
     def advance() -> None:
         nonlocal highest
         highest = max([highest, *steps_of(jobs.output / name)])
-        injector.advance(highest)
+        faults.advance(highest)
         tell()
 
     try:
         until_finished(cluster, name, advance)
     finally:
-        injector.restore()
+        faults.restore()
         tell()
     problems = problems_of(jobs, cluster, name)
     found = "none" if problems else exported(jobs, name)
@@ -105,13 +106,13 @@ def disturbed(jobs: Jobs, cluster: Cluster, schedule: FaultSchedule, whole: str)
     attempts = f"{status.get('attempts')} attempts, {status.get('restarts')} counted restarts"
     print(f"\n  {'; '.join(problems) or 'the same'}: sha256 {found} in {seconds:.0f} s, {attempts}", end="", flush=True)
     if problems:
-        keep_evidence(jobs, name, [*problems, *map(str, schedule.disturbances), *injector.said])
+        keep_evidence(jobs, name, [*problems, *map(str, schedule.disturbances), *faults.said])
     try:
         jobs.delete(name)
     except AssertionError as error:
         problems.append(f"it left something: {str(error)[:300]}")
     shutil.rmtree(jobs.output / name, ignore_errors=True)
-    return problems, bool(injector.missed)
+    return problems, bool(faults.missed)
 
 
 def until_finished(cluster: Cluster, name: str, meanwhile: Callable[[], None]) -> None:
