@@ -10,7 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _CONTAINER = re.compile(r"/pod([0-9a-f-]{36})/([0-9a-f]{64})")
-FIRST = 1
+_FIRST = 1
+_MAIN = re.compile(
+    r" -m distill_(?:operator|workers\.(?!probe))|^(?:sglang::|ray::Engine)|^\S+/(?:raylet/raylet|gcs/gcs_server) "
+    r"| -m ray\.util\.client\.server "
+)
 
 
 @dataclass(frozen=True)
@@ -49,7 +53,7 @@ def pod_processes(name: str, proc: Path = Path("/proc")) -> list[PodProcess]:
             command = (folder / "cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace").strip()
             containers[key].append((int(folder.name), inner, command))
             # Of the first alone: SGLang and Ray write their titles over the environment of others.
-            if inner == FIRST:
+            if inner == _FIRST:
                 variables = (folder / "environ").read_bytes().split(b"\0")
                 host = next((v.decode() for v in variables if v.startswith(b"HOSTNAME=")), "")
                 pods[key] = host.removeprefix("HOSTNAME=")
@@ -63,3 +67,8 @@ def pod_processes(name: str, proc: Path = Path("/proc")) -> list[PodProcess]:
         if not command.startswith("/pause")
     ]
     return sorted(found, key=lambda process: process.pid)
+
+
+def main_processes(found: list[PodProcess]) -> list[PodProcess]:
+    """Return those that do the work of their pods: without probes, dashboards and their like."""
+    return [process for process in found if process.inner == _FIRST or _MAIN.search(process.command)]

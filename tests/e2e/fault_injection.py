@@ -1,7 +1,6 @@
 """Faults as a cluster has them: its daemons, and the processes of its pods, are killed or stopped."""
 
 import os
-import re
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -12,10 +11,8 @@ from distill_cli.cluster import Cluster
 from distill_cli.failure import CommandFailed
 from fault_runner import Fault, NotYet
 from fault_schedule import DAEMONS, Disturbance, Target
-from pod_processes import FIRST, PodProcess, pod_processes
+from pod_processes import PodProcess, main_processes, pod_processes
 
-_OURS = re.compile(r"distill_workers|distill_operator|sglang|raylet|gcs_server")
-"""Besides the first process of its container: what a kill may hit."""
 PODS = {
     Target.TRAINER: "{job}-trainer-.*",
     Target.ENGINE: "{job}-rollout-.*worker.*",
@@ -70,8 +67,7 @@ class ClusterFaults:
         if target is Target.RUN:
             self._suspend(True)
             return Fault(f"suspended {seconds}", lambda: self._suspend(False))
-        processes = pod_processes(PODS[target].format(job=self._job))
-        victims = [p for p in processes if p.inner == FIRST or _OURS.search(p.command)]
+        victims = main_processes(pod_processes(PODS[target].format(job=self._job)))
         if not victims:
             raise NotYet(f"no {target} runs")
         victim = victims[int(disturbance.share * len(victims))]

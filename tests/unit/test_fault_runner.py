@@ -7,7 +7,7 @@ import pytest
 
 from fault_runner import RESTORE_SECONDS, Fault, FaultRunner, NotYet
 from fault_schedule import Disturbance, FaultSchedule, Target
-from pod_processes import PodProcess, pod_processes
+from pod_processes import PodProcess, main_processes, pod_processes
 
 
 class Cluster:
@@ -142,3 +142,28 @@ def test_processes_are_found_by_the_name_of_their_pod(tmp_path: Path) -> None:
     ]
     assert [p.uid for p in pod_processes("run-teacher-.*", tmp_path)] == [OTHER]
     assert pod_processes("other-trainer-.*", tmp_path) == []
+
+
+RAY = "/opt/venv/lib/python3.11/site-packages/ray"
+COMMANDS = {
+    "bash -c -- ulimit -n 65536": False,
+    f"/opt/venv/bin/python -u {RAY}/dashboard/agent.py --node-id=8a --gcs-address=x:6379": False,
+    "python3 -m distill_workers.probe score 127.0.0.1:30000": False,
+    "ray::DashboardAgent": False,
+    "/opt/venv/bin/python3 -c from multiprocessing.spawn import spawn_main": False,
+    "/opt/venv/bin/python3 -W ignore -m distill_workers.cpu.sglang_launch --model-path /models/x": True,
+    "/opt/venv/bin/python3 -m distill_workers.trainer_on_cpu": True,
+    "sglang::scheduler": True,
+    "ray::Engine": True,
+    f"{RAY}/core/src/ray/raylet/raylet --raylet_socket_name=/tmp/ray/x": True,
+    f"{RAY}/core/src/ray/gcs/gcs_server --log_dir=/tmp/ray/x": True,
+    "/opt/venv/bin/python -m ray.util.client.server --address=10.200.16.9:6379": True,
+}
+
+
+def test_a_kill_may_hit_the_first_process_of_a_container_and_those_that_do_its_work() -> None:
+    """Command lines of the embedded cluster."""
+    found = [PodProcess(pid, 7 + pid, "x", UID, command) for pid, command in enumerate(COMMANDS)]
+    assert [p.command for p in main_processes(found)] == [command for command, main in COMMANDS.items() if main]
+    first = PodProcess(1, 1, "x", UID, "bash -c -- ulimit -n 65536")
+    assert main_processes([first]) == [first]
