@@ -85,7 +85,7 @@ test: setup tools ## Every layer, cheap ones first
 	@dev/test.sh lint unit api chart workers e2e
 
 .PHONY: soak
-soak: setup tools models ## What needs hours: lives, manifests, seeds, kills (SOAK_MINUTES=120)
+soak: setup tools models ## What needs hours: lives, manifests, seeds, kills (SOAK_MINUTES=120, SOAK_RUNS, SOAK_SEED)
 	@dev/soak.sh
 
 .PHONY: bench

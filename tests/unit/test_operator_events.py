@@ -231,4 +231,4 @@ def test_any_life_ends_in_the_right_fixed_point(block: int) -> None:
 
 @pytest.mark.soak
 def test_thousands_of_lives_end_in_the_right_fixed_point() -> None:
-    assert all_end_well(soak.seeds(0.25, at_least=2000)).total() >= 2000
+    assert all_end_well(soak.seeds(0.2, at_least=2000)).total() >= 2000

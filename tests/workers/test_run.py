@@ -89,7 +89,7 @@ def test_a_tensor_parallel_trainer_learns_too(teacher: str, tmp_path: Path) -> N
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_three_seeds_of_every_layout_lift_the_accuracy_and_halve_the_reverse_kl(teacher: str, tmp_path: Path) -> None:
-    for seed in soak.seeds(0.25, at_least=3):
+    for seed in soak.seeds(0.2, at_least=3):
         for name in VARIANTS:
             folder = tmp_path / f"{name}-{seed}"
             folder.mkdir()
@@ -101,7 +101,7 @@ def test_three_seeds_of_every_layout_lift_the_accuracy_and_halve_the_reverse_kl(
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 def test_runs_that_are_killed_at_any_time_count_every_step_once(teacher: str, tmp_path: Path) -> None:
-    for seed in soak.seeds(0.25, at_least=3):
+    for seed in soak.seeds(0.2, at_least=3):
         rng, kills = random.Random(seed), 0
         folder = tmp_path / str(seed)
         folder.mkdir()

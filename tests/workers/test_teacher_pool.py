@@ -377,6 +377,32 @@ async def test_one_request_that_always_fails_does_not_end_the_job(fakes: Any, fa
     await pool.close()
 
 
+async def test_a_request_outlives_a_server_that_is_away_although_others_succeeded_after_it_was_made(
+    fakes: Any, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its response would be generated anew, from another seed: a deterministic run would be another one."""
+    monkeypatch.setattr(replicas, "BREAK_SECONDS", (0.02, 0.02))
+    killed = False
+
+    async def held(body: dict[str, Any]) -> web.Response:
+        if body["input_ids"][0] == 3 and not killed:
+            await asyncio.sleep(600)
+        return web.json_response(good(body))
+
+    fakes[0].answer = held
+    pool = await pool_of(fakes[0], unreachable=60.0)
+    request = asyncio.create_task(pool.score([3], RESPONSE, None))
+    await until(lambda: fakes[0].busy == 1)
+    await pool.score([4], RESPONSE, None)
+    killed = True
+    await fakes[0].stop()
+    observed: Any = pool._observer
+    await until(lambda: request.done() or observed.retries > 2 * module.TRIES)
+    await fakes[0].start()
+    assert (await request).logprobs == [-1.5] * 4
+    await pool.close()
+
+
 async def test_a_pool_that_is_gone_is_an_error_with_a_sentence(fakes: Any, fast: None) -> None:
     pool = await pool_of(*fakes, unreachable=1.0)
     for fake in fakes:

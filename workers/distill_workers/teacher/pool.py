@@ -25,7 +25,7 @@ from distill_workers.teacher.prefix_affinity import NO_PREFERENCE, Placement, Pr
 from distill_workers.teacher.protocol import BadScore, Observer, Scores, TeacherRequest, TeacherUnreachable
 from distill_workers.teacher.protocol_choice import scoring_protocol
 from distill_workers.teacher.replica_admission import ReplicaAdmission
-from distill_workers.teacher.replicas import NotAnswered, Replica, Replicas
+from distill_workers.teacher.replicas import NotAnswered, NotReached, Replica, Replicas, not_answered
 from distill_workers.teacher.token_ids import AbsentTokens, check_received, check_sent
 
 __all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
@@ -34,7 +34,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.2, 10.0)
 TRIES = 6
-"""A request that has failed so often, while others succeed, fails its sample."""
+"""A request that has failed so often, while others succeed, fails its sample; a server that is away is no failure."""
 PREFETCHES = 8
 """Prompts that are prefetched at once: the others wait, so that scoring always finds free slots."""
 
@@ -204,7 +204,7 @@ class TeacherPool:
         """Return the JSON of an answer with status 200. Raises BadScore for a refusal, TeacherUnreachable."""
         timeout = timeout_seconds or self._timeout_seconds
         preferred = placement.replica
-        begin, tries, failed_on, why = time.monotonic(), 0, None, "its name has no address"
+        begin, tries, failures, failed_on, why = time.monotonic(), 0, 0, None, "its name has no address"
         while True:
             await self._replicas.resolve(again=failed_on is not None)
             self._admission.admit_pending()
@@ -220,6 +220,7 @@ class TeacherPool:
                 except NotAnswered as error:
                     self._observer.add("distill_teacher_retries")
                     failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
+                    failures += not isinstance(error, NotReached)
             elif rejected := [r.address for r in self._replicas.all() if r.rejected]:
                 why = f"{', '.join(rejected)}: joined later, and scores otherwise than those before (maxDisagreement)"
             now = time.monotonic()
@@ -228,8 +229,8 @@ class TeacherPool:
                     f"no teacher at {self._endpoint.title} has answered for {self._limit:.0f} s (last: {why}); "
                     + ("see the log of the teacher's server" if self.teacher.endpoint is None else "see endpoint.url")
                 )
-            if tries >= TRIES and self._last_success > begin:
-                raise BadScore("failed", f"{tries} tries failed while other requests succeeded (last: {why})")
+            if failures >= TRIES and self._last_success > begin:
+                raise BadScore("failed", f"{failures} tries failed while other requests succeeded (last: {why})")
             pause = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** max(0, tries - 1))
             await asyncio.sleep(min(pause, self._limit / 4) * random.uniform(0.5, 1.0))
 
@@ -278,7 +279,7 @@ class TeacherPool:
                     raise NotAnswered(f"not answered within {timeout:.0f} s") from None
                 except (aiohttp.ClientError, OSError) as error:
                     replica.failed(begin)
-                    raise NotAnswered(f"{type(error).__name__}: {error}") from None
+                    raise not_answered(error) from None
                 finally:
                     self._observer.add("distill_teacher_requests", 1, code=code, teacher=self.teacher.name)
                     self._observer.observe("distill_teacher_request_duration_seconds", time.monotonic() - begin)

@@ -5,6 +5,8 @@ import logging
 import time
 from dataclasses import dataclass
 
+import aiohttp
+
 log = logging.getLogger(__name__)
 
 RESOLVE_SECONDS = 30.0
@@ -17,6 +19,16 @@ BREAK_SECONDS = (1.0, 30.0)
 
 class NotAnswered(Exception):
     """Raised for a failure of transport or server: another try may succeed."""
+
+
+class NotReached(NotAnswered):
+    """Raised where no connection was made, which says nothing about the request: its server is away."""
+
+
+def not_answered(error: Exception) -> NotAnswered:
+    """Return the error of a request that ended in `error`, of aiohttp or of the system."""
+    kind = NotReached if isinstance(error, aiohttp.ClientConnectorError) else NotAnswered
+    return kind(f"{type(error).__name__}: {error}")
 
 
 @dataclass(eq=False)
