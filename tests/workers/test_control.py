@@ -139,6 +139,9 @@ def test_a_control_that_cannot_be_made_is_refused_before_the_job_runs(
     assert main(command(tmp_path, "sums", "--control", settings=settings)) == ExitCode.CONFIGURATION
     err = capsys.readouterr().err
     assert "is fixed-advantage, so that the job is a control itself" in err and err.count("\n") == 1
+    mixed = ("spec.objective.datasetShare=0.5", "spec.data.prompts.responseField=answer")
+    assert main(command(tmp_path, "sums", "--control", settings=mixed)) == 1
+    assert "control goes with datasetShare 0 only" in capsys.readouterr().err
     assert not (tmp_path / "sums").exists()
 
 
