@@ -21,10 +21,9 @@ from run_evidence import step_problems, steps_of
 
 pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(3600)]
 
-STEPS = 40
-SCHEDULE = {"steps": STEPS, "checkpointEverySteps": 2, "keepLast": 3}
+STEPS, STEPS_OF_A_LOST_NODE = 40, 120
+"""It takes half a minute until a node counts as lost, in which a trainer goes on."""
 SPEC: dict[str, Any] = {
-    "schedule": SCHEDULE,
     "rollout": {"promptsPerStep": 8, "samplesPerPrompt": 2},
     "evaluation": [],
     "backoffLimit": 10,
@@ -46,9 +45,13 @@ def suspended_and_resumed(jobs: Jobs, name: str) -> None:
     print(f"\nsuspended for {time.monotonic() - began:.2f} s", end="", flush=True)
 
 
+def apply(jobs: Jobs, name: str, steps: int = STEPS) -> None:
+    jobs.arithmetic(name, schedule={"steps": steps, "checkpointEverySteps": 2, "keepLast": 3}, **SPEC)
+
+
 def deleted_and_applied(jobs: Jobs, name: str) -> None:
     jobs.kubectl("delete", "djob", name, "--wait=false")
-    jobs.arithmetic(name, **SPEC)
+    apply(jobs, name)
 
 
 def its_trainer_job_deleted(jobs: Jobs, name: str) -> None:
@@ -66,7 +69,7 @@ def its_node_cut_off(jobs: Jobs, name: str) -> None:
         folder = jobs.output / name
         # One that still starts looks for services that are gone by now.
         if done := len(steps_of(folder)):
-            jobs.wait("the old trainer trains on", lambda: len(steps_of(folder)) >= min(done + 2, STEPS), 480)
+            jobs.wait("the old trainer trains on", lambda: len(steps_of(folder)) >= done + 2, 480)
         assert len(jobs.names("pods", f"{LABEL_JOB}={name},job-name")) == 1, jobs.picture()
     jobs.wait("the node is back", lambda: jobs.kubectl("get", "node", NODE, "-o", query) == "True", 240)
 
@@ -82,11 +85,12 @@ TROUBLES: list[tuple[str, Trouble]] = [
 
 @pytest.mark.parametrize(("what", "trouble"), TROUBLES, ids=[what for what, _ in TROUBLES])
 def test_a_job_never_has_two_trainers(what: str, trouble: Trouble, jobs: Jobs) -> None:
+    steps = STEPS_OF_A_LOST_NODE if trouble is its_node_cut_off else STEPS
     for seed in soak.chosen(range(2)):
         name = f"{what}-{seed}"
         print(f"\n{name}: seed {seed}", end="", flush=True)
         with TrainerWatch(jobs.namespace, name, jobs.output / name) as watch:
-            jobs.arithmetic(name, **SPEC)
+            apply(jobs, name, steps)
             moment(jobs, name, seed)
             assert trainer_processes(name), jobs.picture()
             # A kubelet that is stopped ends nobody, so there the old one needs no hold.
@@ -97,7 +101,7 @@ def test_a_job_never_has_two_trainers(what: str, trouble: Trouble, jobs: Jobs) -
         found = watch.lives()
         print(f"\n{name}: {', '.join(map(str, found))}; latest {' '.join(watch.named)}", end="", flush=True)
         assert len(found) >= 2, "the trouble must have cost the first trainer, or this shows nothing"
-        assert [*watch.problems(), *step_problems(steps_of(jobs.output / name), STEPS)] == [], jobs.picture()
+        assert [*watch.problems(), *step_problems(steps_of(jobs.output / name), steps)] == [], jobs.picture()
         jobs.delete(name)
 
 
