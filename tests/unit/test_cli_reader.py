@@ -2,7 +2,6 @@
 
 import io
 import json
-import os
 import signal
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -337,7 +336,7 @@ def test_pods_that_a_killed_command_left_are_removed_and_others_stay(cluster: An
 def test_an_interrupted_command_removes_its_pod(number: signal.Signals, cluster: Any, tmp_path: Path) -> None:
     def interrupted(path: str, query: Any) -> None:
         assert len(cluster.pods) == 1
-        os.kill(os.getpid(), number)
+        signal.raise_signal(number)
 
     before = signal.getsignal(number)
     cluster.websocket = interrupted

@@ -115,6 +115,7 @@ def test_the_command_of_an_example_has_each_folder_that_the_example_names(exampl
 
 SOURCES = [
     "crds",
+    "examples",
     "operator/distill_operator",
     "cli",
     "workers/distill_workers",
