@@ -193,6 +193,24 @@ def test_no_control_is_run_where_the_job_has_failed(tmp_path: Path, capsys: pyte
 
 
 @pytest.mark.timeout(300)
+def test_a_real_control_is_measured_against_its_teacher_and_trains_a_part_of_its_tokens(tmp_path: Path) -> None:
+    settings = (
+        "spec.objective.control=fixed-advantage",
+        "spec.schedule={steps: 2, checkpointEverySteps: 2, evaluateEverySteps: 2}",
+        "spec.evaluation.heldout.maxPrompts=8",
+        "spec.evaluation.heldout.scoreTeacher=false",
+    )
+    assert main(command(tmp_path, "tiny", settings=settings)) == ExitCode.DONE
+    for step in lines(tmp_path / "tiny" / "metrics.jsonl", "step"):
+        # Of a response of n tokens ceil(n / 5): of one of 8, the longest here, a quarter, and of one of 2 a half.
+        assert 0.2 <= step["selected_ratio"] <= 0.5 and step["divergence_weight"] == step["selected_ratio"]
+        assert step["grad_norm"] > 0 and step["reverse_kl"] is not None and step["forward_kl"] > 0
+    last = lines(tmp_path / "tiny" / "metrics.jsonl", "evaluation")[-1]
+    assert last["step"] == 2 and last["score"] is not None and last["reverse_kl"] is not None
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(600)
 def test_a_real_job_and_its_control_begin_with_the_same_samples(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
