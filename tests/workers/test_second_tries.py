@@ -10,7 +10,7 @@ from distill_api.spec.environment import Environment
 from distill_api.spec.prompts import ReasoningGym
 from distill_workers.data.entries import Entry, reasoning_gym_entries
 from distill_workers.data.findings import Findings
-from distill_workers.data.routing import SINGLE_TEACHER
+from distill_workers.data.prompts import SINGLE_TEACHER
 from distill_workers.environments.pool import EnvironmentFailed, EnvironmentPool
 from distill_workers.environments.protocol import AssistantMessage, Row
 
