@@ -60,7 +60,8 @@ class Server:
 
     def authenticate(self, on: bool) -> None:
         """Know keys from here on, of which there are none; or take any."""
-        request = urllib.request.Request(f"{self.url}/moto-api/reset-auth", b"0" if on else b"inf", method="POST")
+        address, kind = f"{self.url}/moto-api/reset-auth", {"Content-Type": "text/plain"}
+        request = urllib.request.Request(address, b"0" if on else b"inf", kind, method="POST")
         urllib.request.urlopen(request, timeout=30).read()
 
     def written(self) -> list[str]:
@@ -227,7 +228,7 @@ def test_a_slow_store_ends_no_run_and_is_gone_on_with_by_the_next_attempt(server
     released.set()
     assert not missed.done and missed.message.startswith("it had not ended after")
     server.answers = lambda method, path: None
-    [made] = setting.published()
+    [made] = Setting(tmp_path / "output", {"to": TO}).published()
     assert made.done and NAME in server.files()
 
 

@@ -5,8 +5,11 @@ The pod and the stream themselves: tests/unit/test_cli_reader.py, tests/api/test
 
 import io
 import os
+import sys
 import webbrowser
+from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -17,6 +20,13 @@ from distill_cli.failure import CommandFailed
 from distill_cli.main import main
 from distill_cli.reader.unpack import unpack
 from distill_workers.local import reader
+
+
+def connects(monkeypatch: pytest.MonkeyPatch, connect: Callable[..., None]) -> None:
+    """Have the commands connect so: the workers' packages have no client of a cluster."""
+    module = ModuleType("distill_cli.cluster")
+    module.connect = connect  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "distill_cli.cluster", module)
 
 
 @pytest.fixture
@@ -34,7 +44,7 @@ def volume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
             raise CommandFailed("as the pod said")
         unpack(io.BytesIO(sink.getvalue()), folder)
 
-    monkeypatch.setattr("distill_cli.cluster.connect", lambda *_: None)
+    connects(monkeypatch, lambda *_: None)
     monkeypatch.setattr("distill_cli.reader.run_files.read_run_files", read)
     here = tmp_path / "here"
     here.mkdir()
@@ -105,7 +115,7 @@ def test_without_a_cluster_the_folder_of_that_name_is_told(
     def absent(*_: Any) -> None:
         raise CommandFailed("no cluster is configured")
 
-    monkeypatch.setattr("distill_cli.cluster.connect", absent)
+    connects(monkeypatch, absent)
     monkeypatch.chdir(volume)
     for command in (["report", "sums"], ["export", "sums", "model"], ["samples", "sums"], ["compare", "sums", "top-k"]):
         assert main(command) == 1
