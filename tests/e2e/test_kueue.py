@@ -122,7 +122,8 @@ def test_of_two_jobs_with_quota_for_one_the_urgent_one_runs_and_the_other_goes_o
     # No queue of that name yet: the job says so, in Kueue's words, and has no pod.
     submit(jobs, low, {QUEUE: "research", PRIORITY: "low"}, 30)
     jobs.wait("the Workload", lambda: workload(jobs, low))
-    jobs.wait("Kueue's reason", lambda: "research" in jobs.condition(low, "Admitted").get("message", ""), 120)
+    absent = "LocalQueue research doesn't exist"
+    jobs.wait("Kueue's reason", lambda: absent in jobs.condition(low, "Admitted").get("message", ""), 120)
     assert jobs.condition(low, "Succeeded")["reason"] == "WaitingForQuota"
     assert not live_pods(jobs, low) and not jobs.status(low).get("attempts")
 
