@@ -109,7 +109,7 @@ def conversations(stages: Stages, places: int, spec: Any, engines: EnginePool) -
     engines._batchers[0]._engine = engine
     # In an environment's mean time the student draws a turn: MEAN_CUT / TURNS tokens.
     environments: Any = SleepingEnvironments(MEAN_CUT / TURNS * engine._token_seconds, places)
-    renderers: Any = {source.name: OneToken() for source in spec.data.all_sources}
+    renderers: Any = {"": OneToken()}  # the prompts of the stages name no source
     return EnvironmentEpisodes(spec, engines, environments, renderers)
 
 

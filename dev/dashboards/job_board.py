@@ -205,8 +205,13 @@ LEARNING = [
         {
             "divergence": of("distill_coefficient"),
             "reward": of("distill_reward_coefficient"),
-            "number of the phase": of("distill_phase_number"),
         },
+    ),
+    Panel(
+        "Phase",
+        "The number of the phase that the last step had, from 1, in the order of spec.phases.",
+        {"number": of("distill_phase_number")},
+        needs="spec.phases",
     ),
     Panel(
         "Decisions of guards",

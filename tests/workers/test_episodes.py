@@ -179,7 +179,8 @@ async def test_a_conversation_ends_after_the_last_turn_that_it_may_have(tmp_path
 @pytest.mark.parametrize(("step", "turns"), [(0, 1), (1, 1), (2, 2), (5, 3), (6, 4), (100, 4)])
 async def test_under_a_curriculum_the_turns_grow_evenly_with_the_steps(step: int, turns: int, tmp_path: Path) -> None:
     curriculum = {"maxTurns": 4, "curriculum": {"fromTurns": 1, "steps": 6}}
-    made = episodes(tmp_path, Engines([*SAYS, "And", "so on"]), Played(for_ever), environment=curriculum)
+    engines, environment = Engines([*SAYS, "And", "so on"]), Played(for_ever)
+    made = episodes(tmp_path, engines, environment, environment=curriculum, maxResponseTokens=400)
     [sample] = await made.samples(PROMPT, 0, seed=5, step=step)
     assert len(sample.turns) == turns and not sample.truncated
 

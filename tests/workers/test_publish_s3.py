@@ -8,7 +8,6 @@ import os
 import subprocess
 import sys
 import threading
-import urllib.request
 from collections.abc import Callable, Iterator
 from dataclasses import asdict
 from pathlib import Path
@@ -25,6 +24,8 @@ from distill_workers.results.publisher import CHILD
 pytest.importorskip("s3fs")
 boto3 = pytest.importorskip("boto3")
 moto_app = pytest.importorskip("moto.moto_server.werkzeug_app")
+moto_settings = pytest.importorskip("moto.settings")
+moto_authorization = pytest.importorskip("moto.core.authorization")
 serving = pytest.importorskip("werkzeug.serving")
 
 BUCKET, TO = "models", "s3://models/team/sums"
@@ -60,9 +61,8 @@ class Server:
 
     def authenticate(self, on: bool) -> None:
         """Know keys from here on, of which there are none; or take any."""
-        address, kind = f"{self.url}/moto-api/reset-auth", {"Content-Type": "text/plain"}
-        request = urllib.request.Request(address, b"0" if on else b"inf", kind, method="POST")
-        urllib.request.urlopen(request, timeout=30).read()
+        moto_settings.INITIAL_NO_AUTH_ACTION_COUNT = 0.0 if on else float("inf")
+        moto_authorization.ActionAuthenticatorMixin.request_count = 0
 
     def written(self) -> list[str]:
         """The files that were written, by one request or in parts."""
@@ -191,7 +191,11 @@ def test_a_wrong_key_is_refused_at_once_and_stands_in_no_message(server: Server,
     for model in (None, model_of(tmp_path)):
         outcome, message = asked(model)
         assert outcome is Outcome.REFUSED
-        assert "Access Key" in message and "wJalrXUtnFEMI" not in message and "AKIAIOSFODNN7EXAMPLE" not in message
+        assert (
+            "the store does not know the key" in message
+            and "wJalrXUtnFEMI" not in message
+            and "AKIAIOSFODNN7EXAMPLE" not in message
+        )
 
 
 def test_without_a_key_it_is_refused_at_once(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +239,9 @@ def test_a_slow_store_ends_no_run_and_is_gone_on_with_by_the_next_attempt(server
 async def test_a_store_that_refuses_ends_the_run_before_its_first_step(server: Server, tmp_path: Path) -> None:
     server.authenticate(True)
     setting = Setting(tmp_path / "output", {"to": TO})
-    with pytest.raises(PreflightFailed, match=r"spec\.output\.publish to s3://models/team/sums: .*Access Key"):
+    with pytest.raises(
+        PreflightFailed, match=r"spec\.output\.publish to s3://models/team/sums: .*the store does not know the key"
+    ):
         await setting.publisher().probe()
 
 

@@ -207,7 +207,7 @@ async def test_it_needs_no_server_no_address_and_no_comparison_of_files(tiny_mod
 async def test_a_step_tells_by_how_much_the_weights_that_scored_lag() -> None:
     sample = Sample(0, 0, [1], [2], [-1.0], [0], False, [-1.0])
     assert step_line(Step(1, [sample], {}, 0.0, 1.0), {})["teacher_lag"] is None
-    assert step_line(Step(1, [sample], {}, 0.0, 1.0, 0.5), {})["teacher_lag"] == 0.5
+    assert step_line(Step(1, [sample], {}, 0.0, 1.0, teacher_lag=0.5), {})["teacher_lag"] == 0.5
 
 
 RUN: dict[str, Any] = {

@@ -81,9 +81,9 @@ def rows(python: str, tmp_path_factory: pytest.TempPathFactory) -> str:
         return program(python, "rows", "sums-of-verifiers", "-n", "2")
 
 
-def episodes(folder: Path, rows: str, student: Any, python: str, **verifiers: Any) -> Any:
+def episodes(folder: Path, rows: str, student: Any, python: str, verifiers: dict[str, Any] | None = None) -> Any:
     (folder / "rows.jsonl").write_text(rows)
-    chosen = {"name": "sums-of-verifiers", "python": python, **verifiers}
+    chosen = {"name": "sums-of-verifiers", "python": python, **(verifiers or {})}
     spec = parse_job(
         arithmetic(
             folder,
@@ -159,4 +159,4 @@ def test_an_environment_that_cannot_be_loaded_ends_the_job_before_its_first_step
     verifiers: dict[str, Any], sentence: str, rows: str, python: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ConfigurationError, match=rf"rollout\.environment\.{sentence}"):
-        episodes(tmp_path, rows, Student(lambda read: ""), python, **verifiers)
+        episodes(tmp_path, rows, Student(lambda read: ""), python, verifiers)

@@ -33,7 +33,6 @@ from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.evaluation.guards import Decision, Guards
 from distill_workers.failures import ConfigurationError, Failure, Stopped
-from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.recorder import Recorder
 from distill_workers.results.model_card import card_if_possible
@@ -53,6 +52,7 @@ from distill_workers.run.callbacks.teacher_weights import TeacherWeights
 from distill_workers.run.callbacks.traces import traces_of
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.guard_actions import GuardActions
+from distill_workers.run.learning_rate import learning_rate
 from distill_workers.run.preflight.preflight import preflight
 from distill_workers.run.preflight.resumption import cursor_continues
 from distill_workers.run.publication import ModelPublication

@@ -141,7 +141,11 @@ class AgentSession:
         tools, asked = json.dumps(request.tools), as_compared(request.messages)
         if sum(map(len, self._numbers.values())) >= self._terms.max_turns:
             most = self._terms.max_turns
-            raise self._limit(f"the student has had {most} turns, and rollout.environment allows as many", "max_turns")
+            raise self._limit(
+                f"the student has had {most} turns, and rollout.environment allows as many (maxTurns, or "
+                "its curriculum)",
+                "max_turns",
+            )
         parent = self.tree.repeated(asked, tools)
         opening, said, read_ids = self._placed(request.messages, parent, renderer)
         room = self._terms.max_tokens - len(said) - len(read_ids)
