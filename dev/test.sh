@@ -67,7 +67,7 @@ layer() {
   case $1 in
     lint) make --no-print-directory lint ;;
     unit | api | chart) in_parallel operator/.venv/bin/python "tests/$1" ;;
-    workers) make --no-print-directory models && OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python tests/workers ;;
+    workers) make --no-print-directory models && dev/verifiers.sh > /dev/null && OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python tests/workers ;;
     isa) make --no-print-directory models && instruction_sets ;;
     e2e) make --no-print-directory models && end_to_end ;;
     *) echo "no test layer $1: unit, api, chart, workers, isa, e2e or lint" >&2; return 2 ;;

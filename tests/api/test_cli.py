@@ -405,7 +405,7 @@ def test_samples_of_a_running_job_come_from_its_trainer_through_the_api_server(
     assert trainer == ["/samples"]
     assert distill("samples", "sums", "--step", "3", "--source", "other") == 1
     said = capsys.readouterr().err
-    assert "what the trainer of job sums serves has no rollout of step 3 from source other" in said
+    assert "claim out, which holds the run folder, does not exist" in said, "the volume may have what is not served"
 
 
 def test_samples_of_a_job_without_a_trainer_ask_for_an_image_to_read_them_with(

@@ -346,6 +346,23 @@ def test_an_interrupted_command_removes_its_pod(number: signal.Signals, cluster:
     assert signal.getsignal(number) is before
 
 
+def test_a_second_interrupt_leaves_no_pod_either(cluster: Any, tmp_path: Path) -> None:
+    def interrupted(path: str, query: Any) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+    request = cluster.request
+
+    def interrupted_again(method: str, *rest: Any) -> Any:
+        if method == "DELETE":
+            signal.raise_signal(signal.SIGINT)
+        return request(method, *rest)
+
+    cluster.websocket, cluster.request = interrupted, interrupted_again
+    with pytest.raises(KeyboardInterrupt):
+        read_run_files(cluster, "sums", tmp_path / "here", "records")
+    assert len(cluster.made) == 1 and cluster.pods == {}
+
+
 @pytest.mark.parametrize(
     ("socket", "sentence"),
     [

@@ -13,20 +13,18 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import boto3
 import pytest
+from moto import settings as moto_settings
+from moto.core import authorization as moto_authorization
+from moto.moto_server import werkzeug_app as moto_app
 from test_publisher import Setting
+from werkzeug import serving
 
 from distill_workers.failures import PreflightFailed
 from distill_workers.results.manifest import NAME, Manifest
 from distill_workers.results.publish import Outcome, Request
 from distill_workers.results.publisher import CHILD
-
-pytest.importorskip("s3fs")
-boto3 = pytest.importorskip("boto3")
-moto_app = pytest.importorskip("moto.moto_server.werkzeug_app")
-moto_settings = pytest.importorskip("moto.settings")
-moto_authorization = pytest.importorskip("moto.core.authorization")
-serving = pytest.importorskip("werkzeug.serving")
 
 BUCKET, TO = "models", "s3://models/team/sums"
 SMALL, PARTS = 200_000, 105 * 2**20

@@ -5,6 +5,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,11 +15,13 @@ from runs import REPO, arithmetic
 from test_agent_endpoint import ADDS, Student, by_turn
 from test_environment_messages import WITH_TOOLS
 from test_episodes import LIMITS, TOKENIZER
+from test_ray_connection import alive
 
 from distill_api.job import parse_job
+from distill_api.spec.environment import Verifiers
 from distill_workers.data.prompts import load_data
 from distill_workers.environments.pool import EnvironmentFailed
-from distill_workers.environments.verifiers import PROGRAM
+from distill_workers.environments.verifiers import PROGRAM, check_verifiers
 from distill_workers.failures import ConfigurationError
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.conversations.build import build_episodes
@@ -50,8 +53,8 @@ def load_environment(first: int = 12) -> vf.Environment:
 
 @pytest.fixture(scope="module")
 def python() -> str:
-    """A Python with verifiers; made once, from its lock."""
-    done = subprocess.run([REPO / "dev" / "verifiers.sh"], capture_output=True, text=True, check=False)
+    """A Python with verifiers, made from its lock: before the layer, or here where this file runs by itself."""
+    done = subprocess.run([REPO / "dev" / "verifiers.sh"], capture_output=True, text=True, timeout=500, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout.strip().splitlines()[-1]
 
@@ -131,7 +134,7 @@ async def test_a_student_that_says_nothing_gets_no_reward_and_does_not_fail(
     assert (len(sample.turns), sample.reward) == (1, 0.0)
 
 
-async def test_what_an_engine_or_the_network_does_is_told_by_the_name_of_the_field(
+async def test_a_conversation_that_fails_is_told_by_the_name_of_the_field(
     rows: str, python: str, tmp_path: Path
 ) -> None:
     made = episodes(tmp_path, rows, Student(lambda read: "said"), python)
@@ -142,6 +145,24 @@ async def test_what_an_engine_or_the_network_does_is_told_by_the_name_of_the_fie
     ):
         await made.samples(first, 0, seed=5)
     await made.close()
+
+
+def test_what_an_environment_starts_while_it_is_loaded_ends_with_the_check(
+    python: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A sandbox, say, which has its output from the process that loads the environment."""
+    started = tmp_path / "started"
+    (tmp_path / "starts.py").write_text(
+        "import subprocess\n"
+        "def load_environment():\n"
+        f"    open({str(started)!r}, 'w').write(str(subprocess.Popen(['sleep', '3600']).pid))\n"
+        "    raise ValueError('too few')\n"
+    )
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with pytest.raises(ConfigurationError, match=r"^rollout\.environment\.verifiers starts: .*too few"):
+        check_verifiers(Verifiers(name="starts", python=python))
+    while alive(int(started.read_text())):
+        time.sleep(0.05)
 
 
 @pytest.mark.parametrize(

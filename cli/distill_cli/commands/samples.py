@@ -64,7 +64,7 @@ def samples(
         folder = Path(job)
         rollouts, where = every_rollout(run_folder(folder)), str(folder / "samples.jsonl")
     else:
-        rollouts, where = rollouts_of_job(cluster_of(job, connect), job, image, step)
+        rollouts, where = rollouts_of_job(cluster_of(job, connect), job, image, step, source)
     found = select_rollouts(rollouts, step, source, limit)
     if not found:
         raise CommandFailed(f"{where} has no rollout{_of(step, source)}: wait for the first step, or ask for another")
@@ -80,18 +80,21 @@ def samples(
     return 0
 
 
-def rollouts_of_job(cluster: Cluster, name: str, image: str | None, step: int | None) -> tuple[Iterable[Rollout], str]:
-    """Return rollouts of a job, and from where they are.
+def rollouts_of_job(
+    cluster: Cluster, name: str, image: str | None, step: int | None, source: str | None
+) -> tuple[Iterable[Rollout], str]:
+    """Return rollouts of a job, among which are those of a step or a data source if there are any, and from where.
 
     Trainer rank 0 serves the newest through the API server; the others, and those of a job without a trainer, are read
     by a pod. Raises CommandFailed.
     """
+    from distill_cli.views.rollout import select_rollouts
     from distill_workers.reporting.samples_file import every_rollout, rollouts_in
 
     uid = cluster.job(name)["metadata"]["uid"]
     first = rank_0(running(newest_attempt(pods_of_role(cluster, name, Role.TRAINER, uid=uid))))
     served = list(rollouts_in(_served(cluster, first["metadata"]["name"]).splitlines())) if first is not None else []
-    if any(step in (None, rollout.step) for rollout in served):
+    if select_rollouts(served, step, source, 1):
         return served, f"what the trainer of job {name} serves"
     from distill_cli.reader.run_files import read_run_files
 

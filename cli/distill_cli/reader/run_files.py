@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import FrameType
 from typing import TYPE_CHECKING, Any, cast
 
 from distill_api.names import LABEL_ATTEMPT, LABEL_JOB, Role
@@ -95,29 +96,30 @@ def _sentence(said: str) -> str:
 def _pod(cluster: Cluster, pod: Json) -> Iterator[str]:
     """Yield the name of the pod once it runs; it is deleted afterwards, also by SIGINT, SIGTERM and SIGHUP."""
     pods, name = f"/api/v1/namespaces/{cluster.namespace}/pods", str(pod["metadata"]["name"])
-    with _signals_interrupt():
+    with _signals(_interrupt):
         try:
             cluster.request("POST", pods, {"fieldManager": "distill"}, pod)
             _wait_until_running(cluster, f"{pods}/{name}", name)
             yield name
         finally:
-            with suppress(CommandFailed):  # it may not have come to be, and its deadline ends it
+            # A second Ctrl-C would leave the pod, and a claim attached, until its deadline.
+            with _signals(signal.SIG_IGN), suppress(CommandFailed):  # the pod may not have come to be
                 cluster.request("DELETE", f"{pods}/{name}")
 
 
+def _interrupt(number: int, frame: object) -> None:
+    raise KeyboardInterrupt
+
+
 @contextmanager
-def _signals_interrupt() -> Iterator[None]:
-    """Have SIGTERM and SIGHUP raise KeyboardInterrupt, as SIGINT does."""
-
-    def interrupt(number: int, frame: object) -> None:
-        raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGTERM, signal.SIGHUP)}
+def _signals(handler: Callable[[int, FrameType | None], None] | signal.Handlers) -> Iterator[None]:
+    """Handle SIGINT, SIGTERM and SIGHUP so for a while."""
+    before = {number: signal.signal(number, handler) for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)}
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, former in before.items():
+            signal.signal(number, former)
 
 
 def _wait_until_running(cluster: Cluster, path: str, name: str, clock: Callable[[], float] = time.monotonic) -> None:

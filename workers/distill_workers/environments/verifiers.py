@@ -6,11 +6,13 @@ verifiers needs other versions of packages than SGLang does, so it has a Python 
 
 import json
 import subprocess
+import tempfile
 from pathlib import Path
 
 from distill_api.spec.environment import Verifiers
 from distill_workers.environments.agent_process import check_command, last_line
 from distill_workers.failures import ConfigurationError
+from distill_workers.isolated_process import kill_group
 
 SETTING = "rollout.environment.verifiers"
 PROGRAM = Path(__file__).with_name("verifiers_program.py")
@@ -27,24 +29,29 @@ def check_verifiers(chosen: Verifiers) -> None:
     """Raise ConfigurationError for an environment that cannot be loaded. One that loads slowly is left to its
     conversations."""
     check_command([chosen.python], f"{SETTING}.python")
-    command = _command(chosen, "check")
-    try:
-        done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            text=True,
-            errors="replace",
-            timeout=CHECK_SECONDS,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return
-    except OSError as error:
-        raise ConfigurationError(f"{SETTING}.python: {chosen.python} cannot be started: {error}") from None
-    if done.returncode:
-        said = last_line(done.stderr)[:1000] or f"its process ended with code {done.returncode}"
-        raise ConfigurationError(f"{SETTING} {chosen.name}: {said}")
+    # Its errors go to a file: what the environment has started may hold a pipe for as long as it likes.
+    with tempfile.TemporaryFile() as errors:
+        try:
+            process = subprocess.Popen(
+                _command(chosen, "check"),
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=errors,
+                start_new_session=True,
+            )
+        except OSError as error:
+            raise ConfigurationError(f"{SETTING}.python: {chosen.python} cannot be started: {error}") from None
+        try:
+            code = process.wait(CHECK_SECONDS)
+        except subprocess.TimeoutExpired:
+            return
+        finally:
+            kill_group(process.pid, was_waited_for=process.returncode is not None)
+            process.wait()
+        if code:
+            errors.seek(0)
+            said = last_line(errors.read().decode(errors="replace"))[:1000] or f"its process ended with code {code}"
+            raise ConfigurationError(f"{SETTING} {chosen.name}: {said}")
 
 
 def _command(chosen: Verifiers, what: str) -> list[str]:
