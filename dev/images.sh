@@ -34,7 +34,7 @@ take_turn() { # FD NAME : two builds of one image never run at the same time; th
 sweep() { # what interrupted builds left; only while nobody builds, since it cannot tell theirs from ours
   exec 6>"$IMAGES/.lock.store"
   if flock -n 6; then
-    awk -v folder="$BUILDAH/" 'index($2, folder) == 1 {print $2}' /proc/self/mounts | sort -r | xargs -r umount -l
+    mounted_in_store | xargs -r umount -l
     if [ -e "$BUILDAH/overlay-images/images.json" ] && ! images whole --store "$BUILDAH"; then
       mv "$BUILDAH" "$BUILDAH.broken"
       rm -rf "$BUILDAH-run"
@@ -128,9 +128,16 @@ note_in_cluster() { # REF BUILD-ID
   echo "$2" > "$STATE/images/${1//\//_}"
 }
 
+mounted_in_store() { awk -v folder="$BUILDAH/" 'index($2, folder) == 1 {print $2}' /proc/self/mounts | sort -r; }
+
+beside_builds() { # COMMAND... : without what other builds have mounted over the store, across which no hard link goes
+  # shellcheck disable=SC2016  # of the inner shell
+  mounted_in_store | unshare --mount --propagation private bash -c 'xargs -r umount -l; exec "$@" < /dev/null' - "$@"
+}
+
 hand_over() { # NAME REF : by hard links; by copy where the two stores lie on different disks
   local status=0
-  images buildah --store "$BUILDAH" --ref "$2" "$1" || status=$?
+  beside_builds python3.11 "$DEV/cluster/images.py" --state "$STATE" buildah --store "$BUILDAH" --ref "$2" "$1" || status=$?
   [ "$status" -ne 3 ] || { bu push "$1" "oci-archive:$IMAGES/handover.tar:$2" && ctrk images import "$IMAGES/handover.tar" && rm -f "$IMAGES/handover.tar"; status=$?; }
   return "$status"
 }
