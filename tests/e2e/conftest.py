@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from distill_cli.cluster import ApiError, Cluster, connect
+from run_evidence import steps_of
 
 REPO = Path(__file__).resolve().parents[2]
 DEV = REPO / "dev"
@@ -43,13 +44,6 @@ def timed(what: str) -> Iterator[None]:
         yield
     finally:
         print(f"\n{what}: {time.monotonic() - begin:.0f} s", end="", flush=True)
-
-
-def steps_in(run_folder: Path) -> list[int]:
-    """The steps in metrics.jsonl: what the trainer has done, whether or not anybody can say so."""
-    file = run_folder / "metrics.jsonl"
-    lines = file.read_text().splitlines() if file.exists() else []
-    return [x["step"] for x in map(json.loads, lines) if x["kind"] == "step"]
 
 
 def run(*command: str | Path, timeout: float = 900) -> str:
@@ -108,8 +102,8 @@ class Jobs:
         return int(self.status(name).get("progress", {}).get("step", 0))
 
     def trains(self, name: str, steps: int = 3, seconds: float = 480) -> None:
-        """Wait for so many steps more in the status."""
-        target = self.step(name) + steps
+        """Wait until the status tells of so many steps more than have been done by now, which it may not know yet."""
+        target = max([self.step(name), *steps_of(self.output / name)]) + steps
         self.wait(f"step {target} of {name} in the status", lambda: self.step(name) >= target, seconds)
 
     def suspend(self, name: str, value: bool) -> None:

@@ -3,7 +3,7 @@
 import pytest
 from conftest import REPO, Jobs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800, func_only=True)]
 
 
 @pytest.mark.soak

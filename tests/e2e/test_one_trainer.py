@@ -19,7 +19,7 @@ import soak
 from distill_cli.cluster import connect
 from run_evidence import step_problems, steps_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(3600, func_only=True)]
 
 STEPS, STEPS_OF_A_LOST_NODE = 40, 120
 """It takes half a minute until a node counts as lost, in which a trainer goes on."""

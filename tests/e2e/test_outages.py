@@ -24,7 +24,7 @@ from distill_cli.cluster import Cluster, connect
 from distill_workers.serving.ports import reserve_port
 from run_evidence import steps_of
 
-pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(1800)]
+pytestmark = [pytest.mark.e2e, pytest.mark.soak, pytest.mark.timeout(1800, func_only=True)]
 
 SYSTEM, RELEASE = "distillation-system", "distillation-operator"
 OUTAGE_SECONDS = 60

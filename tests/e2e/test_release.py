@@ -13,7 +13,7 @@ from conftest import CACHE, DEV, REPO, run
 
 from distill_workers.serving.ports import reserve_port
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(1800)]
 
 
 def registry_config(folder: Path, port: int) -> str:
