@@ -14,6 +14,7 @@ from test_local_run import NoTeacher, command, lines
 
 from distill_api.job import parse_job
 from distill_api.protocol import ExitCode
+from distill_api.training_phases import objectives
 from distill_cli.main import main
 from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.failures import ConfigurationError
@@ -121,6 +122,18 @@ def test_a_control_is_another_run_of_a_sibling_folder_and_publishes_nothing(tmp_
     assert fingerprint(control) != fingerprint(job)
     assert job.spec.output.publish and not control.spec.output.publish
     assert "control" not in manifest["spec"]["objective"], "the job itself is as it was"
+
+
+def test_a_job_with_a_warm_start_has_a_control_with_the_same_warm_start(tmp_path: Path) -> None:
+    warm = {"divergence": "forward-kl", "support": "target", "datasetShare": 1}
+    phases = [{"name": "warm-start", "objective": warm, "untilStep": 5}, {"name": "distil"}]
+    data = {"prompts": {"path": "/inputs/train.jsonl", "responseField": "response"}}
+    manifest = manifest_of(tmp_path, data=data, phases=phases)
+    job, control = parse_job(manifest), parse_job(control_of(manifest))
+    (first, taught), (same, untaught) = objectives(job.spec), objectives(control.spec)
+    assert first == same, "no teacher is in it"
+    assert untaught == taught.model_copy(update={"control": "fixed-advantage"})
+    assert fingerprint(control) != fingerprint(job)
 
 
 def test_the_example_is_the_control_of_the_example() -> None:
