@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 from distill_api.spec.job_spec import Advantage, Decay, RewardSource, Spec
 from distill_api.spec.objective import Baseline
+from distill_api.teacher.control import Control
 from distill_api.training_phases import objectives
 
 
@@ -86,12 +87,15 @@ def _reference_that_is_the_teacher(spec: Spec) -> Iterator[str]:
 
 
 def _control_of_nothing(spec: Spec) -> Iterator[str]:
-    objective = spec.objective
-    constant = objective.coefficient_schedule.decay is Decay.CONSTANT
-    if objective.control != "none" and objective.coefficient == 0 and constant:
+    taught = any(
+        o.control is not Control.NONE and (o.coefficient > 0 or o.coefficient_schedule.decay is not Decay.CONSTANT)
+        for o in objectives(spec)
+    )
+    if spec.objective.control is not Control.NONE and not taught:
+        in_phases = " in each of spec.phases that a teacher is in" if spec.phases else ""
         yield (
-            "spec.objective.coefficient: is 0, so that the teacher teaches nothing in the job as it is, and "
-            "objective.control changes nothing; set a coefficient above 0, or leave control out"
+            f"spec.objective.coefficient: is 0{in_phases}, so that the teacher teaches nothing in the job as it is, "
+            "and objective.control changes nothing; set a coefficient above 0, or leave control out"
         )
 
 

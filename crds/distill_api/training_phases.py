@@ -17,6 +17,7 @@ from distill_api.fields import Name
 from distill_api.rules import ListMap, Rule
 from distill_api.spec.objective import Baseline, DiscountedReturn, Divergence, Objective, Support, Weighting
 from distill_api.spec.schedule import CoefficientSchedule
+from distill_api.teacher.control import ON_POLICY, ON_POLICY_OF_PHASE, Control, without_teacher
 from distill_api.teacher.dataset_scores import DatasetResponses
 
 if TYPE_CHECKING:
@@ -131,10 +132,15 @@ def objectives(spec: Spec) -> list[Objective]:
 
     Raises ValidationError for one that is none: a spec has no such phase.
     """
-    common = spec.objective.model_dump(exclude_none=True)
-    return [
-        Objective.model_validate(common | phase.objective.model_dump(exclude_none=True)) for phase in spec.phases
-    ] or [spec.objective]
+    return [_merged(spec, phase) for phase in spec.phases] or [spec.objective]
+
+
+def _merged(spec: Spec, phase: TrainingPhase) -> Objective:
+    """Return the objective of a phase: without the control where no teacher is in it that could be replaced, so that
+    the job and its control have the phase in common."""
+    merged = spec.objective.model_dump(exclude_none=True) | phase.objective.model_dump(exclude_none=True)
+    taught = Objective.model_validate({**merged, "control": Control.NONE})
+    return taught if without_teacher(taught) else Objective.model_validate(merged)
 
 
 def teacher_top_k(spec: Spec) -> int | None:
@@ -159,7 +165,8 @@ def problems(spec: Spec) -> list[str]:
 
 def cluster_rule(of_spec: Sequence[Rule]) -> tuple[str, str]:
     """Return message and CEL of what `problems` says; `of_spec` are the rules of a spec about its objective."""
-    parts = [*_of_phase("self", Objective.rules), *_of_phase("self.objective", of_spec)]
+    own = [ON_POLICY_OF_PHASE if rule is ON_POLICY else rule for rule in Objective.rules]
+    parts = [*_of_phase("self", own), *_of_phase("self.objective", of_spec)]
     return (
         "phases: the objective of each, which is spec.objective with what the phase changes, must be valid by itself; "
         "`distill validate` says what is not",
@@ -168,7 +175,8 @@ def cluster_rule(of_spec: Sequence[Rule]) -> tuple[str, str]:
 
 
 def _of_phase(objective: str, rules: Sequence[Rule]) -> Iterator[str]:
-    """Yield the CEL of rules about the objective at a path, about that of phase p instead."""
+    """Yield the CEL of rules about the objective at a path, about that of phase p instead, where a phase may
+    change what they are about."""
     changeable = {field.alias for field in PhaseObjective.model_fields.values()}
 
     def effective(found: re.Match[str]) -> str:
@@ -183,8 +191,8 @@ def _of_phase(objective: str, rules: Sequence[Rule]) -> Iterator[str]:
 
     field = re.compile(rf"(?P<has>has\()?\b{re.escape(objective)}\.(?P<name>\w+)(?(has)\)|(?P<below>(\.\w+)*))")
     for rule in rules:
-        if found := field.sub(effective, rule.cel):
-            yield found
+        if any(found["name"] in changeable for found in field.finditer(rule.cel)):  # else it says nothing of a phase
+            yield field.sub(effective, rule.cel)
 
 
 def _ends(spec: Spec) -> list[int]:

@@ -208,9 +208,9 @@ LEARNING = [
         },
     ),
     Panel(
-        "Phase",
+        "Phase of the objective",
         "The number of the phase that the last step had, from 1, in the order of spec.phases.",
-        {"number": of("distill_phase_number")},
+        {"number": of("distill_objective_phase_number")},
         needs="spec.phases",
     ),
     Panel(

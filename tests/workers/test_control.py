@@ -14,10 +14,12 @@ from test_local_run import NoTeacher, command, lines
 
 from distill_api.job import parse_job
 from distill_api.protocol import ExitCode
+from distill_api.training_phases import objectives
 from distill_cli.main import main
 from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.failures import ConfigurationError
 from distill_workers.local.control import control_of
+from distill_workers.local.run import LocalRun
 from distill_workers.results.comparison import read_runs
 from distill_workers.results.control import pairs
 from distill_workers.run_folder.identity import fingerprint
@@ -123,6 +125,18 @@ def test_a_control_is_another_run_of_a_sibling_folder_and_publishes_nothing(tmp_
     assert "control" not in manifest["spec"]["objective"], "the job itself is as it was"
 
 
+def test_a_job_with_a_warm_start_has_a_control_with_the_same_warm_start(tmp_path: Path) -> None:
+    warm = {"divergence": "forward-kl", "support": "target", "datasetShare": 1}
+    phases = [{"name": "warm-start", "objective": warm, "untilStep": 5}, {"name": "distil"}]
+    data = {"prompts": {"path": "/inputs/train.jsonl", "responseField": "response"}}
+    manifest = manifest_of(tmp_path, data=data, phases=phases)
+    job, control = parse_job(manifest), parse_job(control_of(manifest))
+    (first, taught), (same, untaught) = objectives(job.spec), objectives(control.spec)
+    assert first == same, "no teacher is in it"
+    assert untaught == taught.model_copy(update={"control": "fixed-advantage"})
+    assert fingerprint(control) != fingerprint(job)
+
+
 def test_the_example_is_the_control_of_the_example() -> None:
     job, control = (
         yaml.safe_load((REPO / "examples" / f"{n}-cpu.yaml").read_text()) for n in ("arithmetic", "control")
@@ -171,7 +185,14 @@ run_of(manifest, steps=3, measured=[last])
 def test_run_control_runs_the_job_then_its_control_and_says_what_came_of_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(command(tmp_path, "sums", "--control", settings=("spec.schedule.steps=3",))) == ExitCode.DONE
+    settings = (
+        "spec.schedule.steps=3",
+        "spec.objective.topK=16",
+        "spec.data.prompts.responseField=answer",
+        "spec.phases=[{name: warm-start, objective: {divergence: forward-kl, support: target, datasetShare: 1}, "
+        "untilStep: 1}, {name: distil}]",
+    )
+    assert main(command(tmp_path, "sums", "--control", settings=settings)) == ExitCode.DONE
     out = capsys.readouterr().out
     first, second = (json.loads((tmp_path / name / "run.json").read_text()) for name in ("sums", "sums-control"))
     assert first["fingerprint"] != second["fingerprint"]
@@ -183,6 +204,33 @@ def test_run_control_runs_the_job_then_its_control_and_says_what_came_of_it(
     assert "outside both intervals" in out and f"{tmp_path}/sums/control.html" in out
     page = (tmp_path / "sums" / "control.html").read_text()
     assert ">sums<" in page and ">sums-control<" in page
+
+
+@pytest.mark.timeout(120)
+def test_a_job_that_is_done_is_not_run_again_for_its_control(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    begun: list[str] = []
+
+    def play(self: LocalRun, show: Any, say: Any) -> int:
+        begun.append(self.job.metadata.name)
+        if len(begun) == 2:
+            return int(ExitCode.TEMPORARY)
+        run_of(self.job.model_dump(mode="json", by_alias=True, exclude_none=True), steps=3, measured=[scored(3, 0.5)])
+        return int(ExitCode.DONE)
+
+    monkeypatch.setattr(LocalRun, "run", play)
+    settings = ("spec.schedule.steps=3",)
+    assert main(command(tmp_path, "sums", "--control", settings=settings)) == ExitCode.TEMPORARY
+    capsys.readouterr()
+    assert main(command(tmp_path, "sums", "--control", "--resume", settings=settings)) == ExitCode.DONE
+    assert begun == ["sums", "sums-control", "sums-control"]
+    out = capsys.readouterr().out
+    assert f"distill run: sums is done, and is not run again: {tmp_path}/sums\n" in out
+    assert "control: heldout, step 3: " in out
+    more = ("spec.schedule.steps=4",)
+    assert main(command(tmp_path, "sums", "--control", "--resume", settings=more)) == ExitCode.DONE
+    assert begun[3:] == ["sums", "sums-control"], "of another length it is not done"
 
 
 @pytest.mark.usefixtures("played")

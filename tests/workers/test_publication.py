@@ -108,7 +108,7 @@ def test_a_best_model_that_cannot_be_exported_fails_its_publication_and_not_the_
 
     asyncio.run(loop_of(tmp_path, Full(), {"to": f"file://{tmp_path}/best", "step": "best"}).run())
     [missed] = report_of(tmp_path).publications
-    assert (missed.done, missed.message) == (False, "the model of the best step was not exported: no room")
+    assert (missed.done, missed.message) == (False, "the model of step 2 was not exported: no room")
 
 
 def test_a_place_that_refuses_at_the_end_leaves_the_run_complete(tmp_path: Path) -> None:
@@ -349,6 +349,67 @@ def test_training_does_not_wait_for_a_slow_place_and_leaves_out_checkpoints_mean
     loop = loop_of(tmp_path, trainer, at_checkpoints(tmp_path), keep_best=False, schedule=EACH)
     asyncio.run(asyncio.wait_for(loop.run(), 120))
     assert handed.steps == [1, 4] and published(tmp_path / "claim") == (4, "4")
+
+
+def test_a_checkpoint_that_is_not_of_the_schedule_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """keepBest keeps those of step 0, the untrained student, and of step 1."""
+    trainer, handed = PatientExports(), Published(monkeypatch)
+    schedule = {"checkpointEverySteps": 2, "evaluateEverySteps": 1, "keepLast": 9}
+    trainer.loop = loop_of(tmp_path, trainer, at_checkpoints(tmp_path), best=1, schedule=schedule)
+    asyncio.run(trainer.loop.run())
+    assert (tmp_path / "output" / "stages" / "checkpoints" / "step-000001").exists()
+    assert handed.steps == [2, 4]
+
+
+@pytest.mark.timeout(60)
+def test_a_checkpoint_that_is_on_its_way_at_the_end_is_given_up_for_the_exported_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the run would wait for two uploads to one place, and each may take half of the stall timeout."""
+    begun, given_up = asyncio.Event(), list[int]()
+
+    async def forever(model: Any) -> None:
+        if model.step == 4:
+            return
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            given_up.append(model.step)
+            raise
+
+    class Begun(Exports):
+        async def update(self, *arguments: Any, **fields: Any) -> Any:
+            if self.steps == 2:
+                await begun.wait()
+            return await super().update(*arguments, **fields)
+
+    handed = Published(monkeypatch, forever)
+    asyncio.run(loop_of(tmp_path, Begun(), at_checkpoints(tmp_path), keep_best=False, schedule=TWO).run())
+    assert (handed.steps, given_up) == ([2, 4], [2]) and published(tmp_path / "claim") == (4, "4")
+
+
+def test_steps_that_are_trained_again_after_a_roll_back_are_published_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered = list[bool]()
+
+    class Led(PatientExports):
+        async def load(self, folder: Path) -> None:
+            await super().load(folder)
+            remembered.append(self.loop._publishing._publisher.is_published(self.loop._publishing._places[0], 3))
+            self.loop.evaluation._evaluators[0].found[4] = 0.4  # type: ignore[attr-defined]
+
+    trainer, handed = Led(), Published(monkeypatch)
+    schedule = {"checkpointEverySteps": 1}
+    back = [{**FELL, "drop": 0.4, "action": "roll-back"}]
+    trainer.loop = loop_of(tmp_path, trainer, at_checkpoints(tmp_path), schedule=schedule, guards=back)
+    asyncio.run(trainer.loop.run())
+    # Step 4 is led back to step 2 before its checkpoint is made.
+    assert handed.steps == [1, 2, 3, 2, 3, 4] and published(tmp_path / "claim") == (4, "4")
+    assert remembered == [False], "an attempt that goes on from the new step 3 must not take the old one for it"
 
 
 @pytest.mark.parametrize("done", [False, True])

@@ -55,6 +55,9 @@ def run(file: Path, settings: tuple[str, ...], resume: bool, control: bool, volu
     for local in runs:  # before hours are spent on the first
         local.claim(resume)
     for local in runs:
+        if control and resume and local.is_done():
+            print(f"distill run: {local.job.metadata.name} is done, and is not run again: {local.folder.root}")
+            continue
         code = _run(local)
         if code != ExitCode.DONE:
             return code

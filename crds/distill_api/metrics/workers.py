@@ -50,7 +50,7 @@ WORKER_METRICS = (
     Metric("distill_student_mass_ratio", Kind.GAUGE, "Mean probability that the student gives to the teacher's top-k."),
     Metric("distill_teacher_mass_ratio", Kind.GAUGE, "Mean probability that the teacher gives to its own top-k."),
     Metric("distill_overlap_ratio", Kind.GAUGE, "Mean share of the student's top-k that is in the teacher's top-k."),
-    Metric("distill_phase_number", Kind.GAUGE, "Number of the last step's phase in spec.phases, from 1."),
+    Metric("distill_objective_phase_number", Kind.GAUGE, "Number of the last step's phase in spec.phases, from 1."),
     Metric("distill_coefficient", Kind.GAUGE, "Weight of the divergence in the last step."),
     Metric("distill_reward_coefficient", Kind.GAUGE, "Weight of the task reward in the last step."),
     Metric(

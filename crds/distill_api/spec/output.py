@@ -27,7 +27,7 @@ class PublishedStep(StrEnum):
 class PublishedWhen(StrEnum):
     END = "end"
     CHECKPOINT = "checkpoint"
-    """After each checkpoint of the schedule, and at the end."""
+    """Once the run is done, and after each checkpoint of the schedule."""
 
 
 class Publish(Model):
@@ -53,7 +53,8 @@ class Publish(Model):
         description="Step of the model: last is the exported one, best that of the best evaluation.",
     )
     when: PublishedWhen = Field(
-        PublishedWhen.END, description="Once the run is done or, with checkpoint, after each checkpoint too."
+        PublishedWhen.END,
+        description="Once the run is done; with checkpoint, after each checkpoint of the schedule too.",
     )
     private: bool = Field(True, description="Whether a repository of the hub is private; a public one is then refused.")
     secret: ObjectName | None = Field(
@@ -86,5 +87,5 @@ class Output(Model):
 
     @property
     def at_checkpoints(self) -> list[Publish]:
-        """Return the places that get the model of each checkpoint."""
+        """Return the places that get the model of each checkpoint of the schedule."""
         return [place for place in self.publish if place.when is PublishedWhen.CHECKPOINT]

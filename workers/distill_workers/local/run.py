@@ -14,7 +14,7 @@ from types import FrameType
 from typing import Any, TypeVar
 
 from distill_api import accelerator_environment
-from distill_api.job import DistillationJob
+from distill_api.job import DistillationJob, parse_job
 from distill_api.protocol import ExitCode, ExitReport, Phase, ProgressReport, Variable
 from distill_api.spec.output import Output
 from distill_workers import loopback
@@ -102,6 +102,16 @@ class LocalRun:
                 "--resume goes on with it; for a new one choose another metadata.name or spec.output.path, "
                 "or remove the folder"
             )
+
+    def is_done(self) -> bool:
+        """Return whether the folder holds this very job, and nothing of it is left to do."""
+        try:
+            report = ProgressReport.model_validate_json((self.folder.root / "state.json").read_text())
+            there = parse_job(json.loads((self.folder.root / "run.json").read_text())["job"])
+        except (OSError, ValueError, LookupError):
+            return False
+        published = all(place.done for place in report.publications)
+        return report.phase is Phase.DONE and published and there == self.job
 
     def run(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
         """Runs the job to its end and returns the trainer's exit code, or INTERRUPTED after a second Ctrl-C. `show`

@@ -92,7 +92,8 @@ class Phases:
         if curve is None or (value := self._value(entry)) is None:
             return
         before = self._begins()
-        curve.append((entry.step, value))
+        # A run that goes on from a checkpoint without this step's evaluation makes it again, as one of step 0 does.
+        curve[:] = [*(point for point in curve if point[0] < entry.step), (entry.step, value)]
         if (now := self._begins()) != before:
             what = (entry.name, entry.step, self._phases[len(now) - 1].name, now[-1])
             log.info("evaluation %s is flat at step %d: phase %s begins after step %d", *what)

@@ -32,7 +32,7 @@ GUARD_EVENTS = 4
 EVENT_CHARACTERS = 300
 GAUGES = {
     "distill_train_step": "step",
-    "distill_phase_number": "phase_number",
+    "distill_objective_phase_number": "phase_number",
     "distill_last_step_timestamp_seconds": "time",
     "distill_reverse_kl_nats": "reverse_kl",
     "distill_policy_rollout_kl_nats": "trainer_engine_gap",

@@ -14,7 +14,7 @@ TRAINED = (*SCOPES, "grad_norm", "learning_rate", "coefficient", "reward_coeffic
 
 
 @dataclass(frozen=True)
-class Phase:
+class ObjectivePhase:
     """The phase of a step (spec.phases)."""
 
     name: str
@@ -32,7 +32,7 @@ class Step:
     """What MegatronStudent.update returned."""
     policy_lag: float
     seconds: float
-    phase: Phase | None = None
+    phase: ObjectivePhase | None = None
     """None without phases."""
     teacher_lag: float | None = None
     """As policy_lag of the weights that scored; None where the teacher is not the student."""

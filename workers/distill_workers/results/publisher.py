@@ -91,6 +91,16 @@ class Publisher:
         known = self._seen()["places"].get(place.to, {})
         return bool(known.get("done")) and known["step"] == step
 
+    def forget_after(self, step: int) -> None:
+        """Let what is published of a later step count no more: a run that goes on from `step` makes another model of
+        it."""
+        seen = self._seen()
+        places = {
+            to: {**known, "done": False} if known["step"] > step else known for to, known in seen["places"].items()
+        }
+        if places != seen["places"]:
+            self._folder.replace(FILE, json.dumps({**seen, "places": places}, indent=1))
+
     async def publish(
         self, models: Mapping[PublishedStep, Model], places: Sequence[Publish] | None = None
     ) -> list[Publication]:
@@ -124,7 +134,8 @@ class Publisher:
 
     async def _to(self, place: Publish, model: Model, manifest: Manifest | None, deadline: float) -> Publication:
         if manifest is None:
-            return Publication(to=place.to, step=model.step, done=False, message=model.problem or "")
+            missing = (model.problem or "")[:MESSAGE_CHARACTERS]
+            return Publication(to=place.to, step=model.step, done=False, message=missing)
         known = self._seen()["places"].get(place.to, {})
         if known.get("done") and known["content"] == manifest.content:
             log.info("publish: step %d is at %s since an earlier attempt: %s", model.step, place.to, known["message"])

@@ -100,8 +100,19 @@ class Loop:
             phases,
         )
         self._teacher_weights = weights = TeacherWeights(spec, folder, trainer, teachers, state)
+        self._publishing = publishing = PublishingCallback(job, folder, trainer, recorder, self.checkpoints, state)
         self._guard_actions = GuardActions(
-            guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state, spec.guards, weights
+            guards,
+            self.checkpoints,
+            folder,
+            trainer,
+            engines,
+            rollouts,
+            recorder,
+            state,
+            spec.guards,
+            weights,
+            publishing,
         )
         self.evaluation = EvaluationCallback(
             spec.schedule, evaluators, engines, teachers, recorder, self.checkpoints, state, self._stop_signal
@@ -109,13 +120,10 @@ class Loop:
         guard = GuardCallback(guards, folder, trainer, rollouts, recorder, self.checkpoints, state)
         checkpoint = CheckpointCallback(self.checkpoints, self.evaluation)
         next_batches = NextBatchesCallback(rollouts, self._last_step)
-        self._publishing = PublishingCallback(
-            job, folder, trainer, recorder, self.checkpoints, state, self._stop_signal
-        )
         self._publication = ModelPublication(job, folder, trainer, recorder, state, self._stop_signal)
         self.traces = traces_of(job)
         self.callbacks = Callbacks(
-            before=[self.evaluation, *self.traces, PhaseCallback(phases), guard, checkpoint, self._publishing],
+            before=[self.evaluation, *self.traces, PhaseCallback(phases), guard, checkpoint, publishing],
             after=[
                 MetricsCallback(recorder),
                 *self.traces,
@@ -125,7 +133,7 @@ class Loop:
                 self.evaluation,
                 next_batches,
                 checkpoint,
-                self._publishing,
+                publishing,
             ],
         )
 
@@ -136,7 +144,7 @@ class Loop:
         if guard is None:
             await self._resume()
             self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
-            async with self._publishing.until_published():
+            async with self._publishing.while_training():
                 guard = await self._train()
                 await self.checkpoints.finish()
         self._reporter.update(phase=Phase.EXPORTING, preflight_passed=True)

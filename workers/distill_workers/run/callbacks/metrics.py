@@ -3,7 +3,7 @@
 import statistics
 
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.reporting.step_line import Phase, Step
+from distill_workers.reporting.step_line import ObjectivePhase, Step
 from distill_workers.run.callbacks.base import TrainStep
 
 
@@ -20,7 +20,7 @@ class MetricsCallback:
         for stage, seconds in step.clock.stages(step.batch.generated_at, share).items():
             self._recorder.spent(stage, seconds)
         lag = statistics.fmean(step.index - sample.weight_version for sample in step.samples)
-        phase = None if step.phase is None else Phase(step.phase, step.coefficients.phase + 1)
+        phase = None if step.phase is None else ObjectivePhase(step.phase, step.coefficients.phase + 1)
         scored = [step.index - s.teacher_version for s in step.samples if s.teacher_version is not None]
         teacher_lag = statistics.fmean(scored) if scored else None
         done = Step(
