@@ -15,6 +15,7 @@ from runs import arithmetic, twice
 from safetensors.torch import load_file
 
 import distill_workers.teacher.pool as pool_module
+import distill_workers.teacher.refreshed as refreshed_module
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, parse_job
 from distill_api.protocol import Variable
@@ -26,7 +27,10 @@ from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.serving.admin_key import bearer
 from distill_workers.serving.ports import reserve_port
 from distill_workers.serving.server import SGLangServer
+from distill_workers.teacher.protocol import TeacherUnreachable
 from distill_workers.teacher.refreshed import RefreshedTeacher
+from distill_workers.teacher.replicas import BREAK_AFTER, NotReached
+from distill_workers.teacher.sglang_protocol import weights_name
 from distill_workers.teacher.teachers import Teachers
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -46,13 +50,12 @@ class Server:
     """The part of SGLang's API that a teacher is asked by. Its log-probs tell its weights: -(n + 1) those of step n."""
 
     def __init__(self) -> None:
-        self.port, self.name, self.loads, self.refuses, self.asked = (
-            reserve_port(),
-            "0",
-            list[dict[str, Any]](),
-            False,
-            0,
-        )
+        self.port, self.name, self.asked = reserve_port(), "0", 0
+        self.loads, self.refuses, self.nameless = list[dict[str, Any]](), False, False
+        self.tells, self.takes = asyncio.Event(), asyncio.Event()
+        """Its weights' name, and other weights. One that hangs does not."""
+        self.tells.set()
+        self.takes.set()
 
     async def start(self) -> None:
         app = web.Application()
@@ -74,10 +77,12 @@ class Server:
         return web.json_response({"meta_info": meta})
 
     async def info(self, request: web.Request) -> web.Response:
-        return web.json_response({"weight_version": self.name})
+        await self.tells.wait()
+        return web.json_response({} if self.nameless else {"weight_version": self.name})
 
     async def update(self, request: web.Request) -> web.Response:
         assert request.headers["Authorization"] == bearer(KEY_OF_JOB)["Authorization"]
+        await self.takes.wait()
         if self.refuses:
             return web.json_response({"success": False, "message": "no such folder"}, status=400)
         self.loads.append(await request.json())
@@ -89,6 +94,8 @@ class Server:
 async def servers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Server]]:
     monkeypatch.setenv(Variable.KEY, KEY_OF_JOB)
     monkeypatch.setattr(pool_module, "BACKOFF_SECONDS", (0.01, 0.05))
+    monkeypatch.setattr(refreshed_module, "LEAST_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(refreshed_module, "INFO_SECONDS", 0.2)
     made = [Server(), Server()]
     for server in made:
         await server.start()
@@ -164,6 +171,76 @@ async def test_a_server_that_cannot_load_them_scores_nothing_and_the_others_go_o
         await teacher.hold(2, Path("/two"))
         assert await scores(teacher) == {(2, -3.0)}
         servers[0].refuses = False
+    finally:
+        await teacher.close()
+
+
+@pytest.mark.parametrize("hangs", ["takes", "tells"])
+async def test_a_server_that_hangs_holds_up_nothing_and_scores_again_once_it_has_the_weights(
+    hangs: str, servers: list[Server], tmp_path: Path
+) -> None:
+    teacher = await teacher_of(job_of(tmp_path), *(s.port for s in servers))
+    try:
+        hanging: asyncio.Event = getattr(servers[0], hangs)
+        hanging.clear()
+        async with asyncio.timeout(20):
+            await teacher.hold(2, Path("/two"))
+            assert [len(s.loads) for s in servers] == [0, 1]
+            assert await scores(teacher) == {(2, -3.0)}
+            assert servers[0].asked == 0, "it is asked for no score that cannot be taken"
+            hanging.set()
+            for replica in teacher._replicas.all():
+                replica.succeeded()  # skipped no longer
+            while not servers[0].asked:
+                assert await scores(teacher) == {(2, -3.0)}
+    finally:
+        await teacher.close()
+
+
+async def test_a_teacher_none_of_whose_servers_takes_the_weights_is_unreachable(
+    servers: list[Server], tmp_path: Path
+) -> None:
+    teacher = await teacher_of(job_of(tmp_path), *(s.port for s in servers))
+    try:
+        teacher._limit = 0.1
+        servers[0].refuses, servers[1].nameless = True, True
+        with pytest.raises(TeacherUnreachable, match="has taken the weights of step 2"):
+            await teacher.hold(2, Path("/two"))
+    finally:
+        await teacher.close()
+
+
+async def test_an_answer_by_other_weights_is_no_success_and_costs_a_sample_nothing_but_time(
+    servers: list[Server], tmp_path: Path
+) -> None:
+    """A server that scores and cannot load is away: it is skipped, and the teacher unreachable once nobody else is."""
+    teacher = await teacher_of(job_of(tmp_path), servers[0].port)
+    try:
+        await teacher.hold(2, Path("/two"))
+        before = teacher._last_success
+        servers[0].name, servers[0].refuses, teacher._limit = "0", True, 0.5
+        with pytest.raises(TeacherUnreachable, match=r"it lacks the teacher's weights: .*no such folder"):
+            await teacher.score([1], [2], None)
+        [replica] = teacher._replicas.all()
+        assert teacher._last_success == before and replica.failures >= BREAK_AFTER
+        assert servers[0].asked == 1, "what it cannot load by is asked for before a score that costs a prefill"
+    finally:
+        await teacher.close()
+
+
+async def test_a_server_that_takes_weights_and_answers_by_others_is_asked_twice_a_try(
+    servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = await teacher_of(job_of(tmp_path), servers[0].port)
+    try:
+        await teacher.hold(2, Path("/two"))
+        held, real = servers[0].name, weights_name
+        monkeypatch.setattr(refreshed_module, "weights_name", lambda answer: f"x{real(answer)}")
+        [replica] = teacher._replicas.all()
+        request = teacher._protocol.score_request([1], [2], None)
+        with pytest.raises(NotReached, match="it answers by the weights x2-"):
+            await teacher._send(replica, request, 2, 5.0)
+        assert servers[0].asked == 2 and servers[0].name == held
     finally:
         await teacher.close()
 
