@@ -11,7 +11,7 @@ import pytest_asyncio
 import torch
 from aiohttp import web
 from conftest import TinyModel, hf_logprobs, source_of, spec_of
-from runs import arithmetic, twice
+from runs import HINTED_SUMS, arithmetic, twice
 from safetensors.torch import load_file
 
 import distill_workers.teacher.pool as pool_module
@@ -19,7 +19,7 @@ import distill_workers.teacher.refreshed as refreshed_module
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, parse_job
 from distill_api.protocol import Variable
-from distill_workers.failures import Failure
+from distill_workers.failures import Failure, Superseded
 from distill_workers.metrics import Metrics
 from distill_workers.run.callbacks.teacher_weights import TeacherWeights
 from distill_workers.run.run_state import RunState
@@ -277,16 +277,23 @@ class Held(RefreshedTeacher):
     """Remembers what it was given."""
 
     held: list[tuple[int, str]]
+    there: list[list[str]]
+    """The versions in the run folder meanwhile."""
 
     async def hold(self, version: int, folder: Path) -> None:
         self.held.append((version, folder.name))
+        self.there.append(sorted(path.name for path in folder.parent.glob("version-*")))
 
 
-def weights_of_job(job: DistillationJob, trainer: Any, state: RunState) -> tuple[TeacherWeights, Held]:
+def weights_of_job(
+    job: DistillationJob, trainer: Any, state: RunState, *, claimed: bool = False
+) -> tuple[TeacherWeights, Held]:
     teacher = Held("127.0.0.1:1", job.spec, Metrics(), teacher=job.spec.all_teachers[0])
-    teacher.held = []
+    teacher.held, teacher.there = [], []
     folder = RunFolder(job)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    if claimed:
+        folder.claim()
     return TeacherWeights(job.spec, folder, trainer, Teachers({"teacher": teacher}), state), teacher
 
 
@@ -307,6 +314,7 @@ async def test_weights_are_given_every_so_many_steps_and_kept_as_long_as_a_check
             (folder.checkpoints / "step-000007.tmp").mkdir()
         await weights.after_step(step)
     assert teacher.held == [(0, tiny_model(0).name), *((v, f"version-{v:06d}") for v in (2, 4, 6))]
+    assert teacher.there[2] == ["version-000002", "version-000004"], "a server may still load the one before"
     assert sorted(p.name for p in folder.teacher.iterdir()) == ["version-000002", "version-000006"]
     read = {k: v for p in (folder.teacher / "version-000002").glob("*.safetensors") for k, v in load_file(p).items()}
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors[1])
@@ -333,11 +341,50 @@ async def test_an_average_is_what_is_given_where_that_is_asked_for(tiny_model: T
     assert teacher.held == [(1, "version-000001")]
 
 
+@pytest.mark.parametrize("writes", [True, False])
+async def test_a_trainer_that_is_superseded_while_it_writes_takes_no_place(
+    writes: bool, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """Both write the same version at once, and the newer one has removed what it found; or that has yet to begin."""
+    job, state = job_of(tmp_path, tiny_model(0)), RunState({}, 2)
+    tensors = {seed: list(load_file(tiny_model(seed) / "model.safetensors").items()) for seed in (0, 1)}
+    step: Any = None
+    goes_on, entered = asyncio.Event(), asyncio.Event()
+
+    async def slowly(buffers: Any) -> AsyncIterator[Any]:
+        async for bucket in source_of(tensors[0])(buffers):
+            entered.set()
+            await goes_on.wait()
+            yield bucket
+
+    older, old_teacher = weights_of_job(
+        job, SimpleNamespace(model_path=tiny_model(0), weights=slowly), state, claimed=True
+    )
+    writing = asyncio.create_task(older.after_step(step))
+    await entered.wait()
+    newer, new_teacher = weights_of_job(
+        job, SimpleNamespace(model_path=tiny_model(0), weights=source_of(tensors[1])), state, claimed=True
+    )
+    if writes:
+        await newer.after_step(step)
+    goes_on.set()
+    with pytest.raises(Superseded):
+        await writing
+    assert old_teacher.held == []
+    folder = RunFolder(job).teacher
+    assert (folder / "version-000002").exists() == writes
+    await newer.after_step(step)
+    assert new_teacher.held[-1] == (2, "version-000002")
+    assert [path.name for path in folder.iterdir()] == ["version-000002"], "what the dead have left is removed"
+    read = {k: v for p in (folder / "version-000002").glob("*.safetensors") for k, v in load_file(p).items()}
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors[1])
+
+
 RUN: dict[str, Any] = {
     "deterministic": True,
     "rollout": {"promptsPerStep": 4, "samplesPerPrompt": 2, "maxPromptTokens": 32},
     "schedule": {"steps": 6, "checkpointEverySteps": 3, "evaluateEverySteps": 6},
-    "evaluation": [],
+    "evaluation": [{"name": "drift", "maxPrompts": 2, "prompts": HINTED_SUMS}],
 }
 
 
@@ -360,3 +407,4 @@ async def test_a_run_that_goes_on_has_the_same_last_bit_with_the_average_that_it
         server.stop()
     assert whole == again
     assert [(step, lag) for step, *_, lag in whole[0]] == [(step, float((step - 1) % 2)) for step in range(1, 7)]
+    assert [step for step, _ in whole[2]] == [0, 6] and whole[2][1][1], "an evaluation is scored as well"
