@@ -21,7 +21,14 @@ from distill_api.spec.job_spec import NamedTeacherSource, Spec
 from distill_workers.teacher.cross_tokenizer.translation import Translation, Translator
 from distill_workers.teacher.endpoint import TeacherEndpoint
 from distill_workers.teacher.prefix_affinity import NO_PREFERENCE, Placement, PrefixAffinity
-from distill_workers.teacher.protocol import BadScore, Observer, Scores, TeacherRequest, TeacherUnreachable
+from distill_workers.teacher.protocol import (
+    BadScore,
+    Observer,
+    Scores,
+    TeacherRequest,
+    TeacherUnreachable,
+    WrittenResponse,
+)
 from distill_workers.teacher.protocol_choice import scoring_protocol
 from distill_workers.teacher.replica_admission import ReplicaAdmission
 from distill_workers.teacher.replicas import NotAnswered, NotReached, Replica, Replicas, not_answered
@@ -148,15 +155,15 @@ class TeacherPool:
             except Exception as error:
                 log.warning("a prompt of %d tokens was not prefetched: %s", len(prompt_ids), error)
 
-    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> WrittenResponse:
         """Return the teacher's own greedy response."""
         self._check_ids(prompt_ids)
         request = self._protocol.generation_request(prompt_ids, max_new_tokens)
         # The job sets no limit for generation, which may take long.
         answer = await self._request(request, len(prompt_ids) + max_new_tokens, timeout_seconds=3600)
-        ids = self._protocol.read_generation(answer)
-        check_received(ids, self.vocabulary)
-        return ids
+        written = self._protocol.read_generation(answer)
+        check_received(written.ids, self.vocabulary)
+        return written
 
     async def token_texts(self, ids: list[int]) -> list[str | None]:
         """Return what the teacher's own tokenizer makes of each id, None where it does not tell.
