@@ -25,6 +25,12 @@ from distill_workers.serving.ports import reserve_port
 REPO = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))
 MODELS = CACHE / "models"
+HINTED_SUMS = {
+    "path": "/models/arithmetic/test.jsonl",
+    "answerField": "answer",
+    "applyChatTemplate": False,
+    "teacherPrompt": "{answer}+{prompt}",
+}
 CALCULATOR = REPO / "examples" / "calculator"
 """The environment and the agent of the calculator's examples."""
 
@@ -144,14 +150,16 @@ class Run:
 
 def twice(manifest: dict[str, Any], teacher: str, scratch: Path, step: int, **environment: str) -> list[Any]:
     """What a run has learnt, from end to end, and once more from its checkpoint of `step`: of each its steps (number,
-    loss, reverse KL, norm of the gradient, lag of the teacher) and a hash of its model."""
+    loss, reverse KL, norm of the gradient, lag of the teacher), a hash of its model, and its evaluations (step, reverse
+    KL)."""
     found = []
     for _ in range(2):
         outcome = Run(manifest, teacher, scratch, **environment).wait()
         assert outcome.code == ExitCode.DONE, outcome.log
         model = hashlib.sha256((outcome.folder / "model" / "model.safetensors").read_bytes()).hexdigest()
         keys = ("step", "loss", "reverse_kl", "grad_norm", "teacher_lag")
-        found.append(([tuple(line[key] for key in keys) for line in outcome.lines("step")], model))
+        steps = [tuple(line[key] for key in keys) for line in outcome.lines("step")]
+        found.append((steps, model, [(line["step"], line["reverse_kl"]) for line in outcome.lines("evaluation")]))
         rewind(outcome.folder, step)
     assert f"resumed from {outcome.folder / 'checkpoints' / f'step-{step:06d}'}" in outcome.log
     return found

@@ -15,10 +15,11 @@ from runs import arithmetic, twice
 from safetensors.torch import load_file
 
 import distill_workers.teacher.pool as pool_module
+import distill_workers.teacher.refreshed as refreshed_module
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, parse_job
 from distill_api.protocol import Variable
-from distill_workers.failures import Failure
+from distill_workers.failures import Failure, Superseded
 from distill_workers.metrics import Metrics
 from distill_workers.run.callbacks.teacher_weights import TeacherWeights
 from distill_workers.run.run_state import RunState
@@ -26,7 +27,10 @@ from distill_workers.run_folder.run_folder import RunFolder
 from distill_workers.serving.admin_key import bearer
 from distill_workers.serving.ports import reserve_port
 from distill_workers.serving.server import SGLangServer
+from distill_workers.teacher.protocol import TeacherUnreachable
 from distill_workers.teacher.refreshed import RefreshedTeacher
+from distill_workers.teacher.replicas import BREAK_AFTER, NotReached
+from distill_workers.teacher.sglang_protocol import weights_name
 from distill_workers.teacher.teachers import Teachers
 
 pytestmark = pytest.mark.asyncio(loop_scope="session")
@@ -46,13 +50,12 @@ class Server:
     """The part of SGLang's API that a teacher is asked by. Its log-probs tell its weights: -(n + 1) those of step n."""
 
     def __init__(self) -> None:
-        self.port, self.name, self.loads, self.refuses, self.asked = (
-            reserve_port(),
-            "0",
-            list[dict[str, Any]](),
-            False,
-            0,
-        )
+        self.port, self.name, self.asked = reserve_port(), "0", 0
+        self.loads, self.refuses, self.nameless = list[dict[str, Any]](), False, False
+        self.tells, self.takes = asyncio.Event(), asyncio.Event()
+        """Its weights' name, and other weights. One that hangs does not."""
+        self.tells.set()
+        self.takes.set()
 
     async def start(self) -> None:
         app = web.Application()
@@ -74,10 +77,12 @@ class Server:
         return web.json_response({"meta_info": meta})
 
     async def info(self, request: web.Request) -> web.Response:
-        return web.json_response({"weight_version": self.name})
+        await self.tells.wait()
+        return web.json_response({} if self.nameless else {"weight_version": self.name})
 
     async def update(self, request: web.Request) -> web.Response:
         assert request.headers["Authorization"] == bearer(KEY_OF_JOB)["Authorization"]
+        await self.takes.wait()
         if self.refuses:
             return web.json_response({"success": False, "message": "no such folder"}, status=400)
         self.loads.append(await request.json())
@@ -89,6 +94,8 @@ class Server:
 async def servers(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Server]]:
     monkeypatch.setenv(Variable.KEY, KEY_OF_JOB)
     monkeypatch.setattr(pool_module, "BACKOFF_SECONDS", (0.01, 0.05))
+    monkeypatch.setattr(refreshed_module, "LEAST_PATIENCE_SECONDS", 0.2)
+    monkeypatch.setattr(refreshed_module, "INFO_SECONDS", 0.2)
     made = [Server(), Server()]
     for server in made:
         await server.start()
@@ -168,6 +175,76 @@ async def test_a_server_that_cannot_load_them_scores_nothing_and_the_others_go_o
         await teacher.close()
 
 
+@pytest.mark.parametrize("hangs", ["takes", "tells"])
+async def test_a_server_that_hangs_holds_up_nothing_and_scores_again_once_it_has_the_weights(
+    hangs: str, servers: list[Server], tmp_path: Path
+) -> None:
+    teacher = await teacher_of(job_of(tmp_path), *(s.port for s in servers))
+    try:
+        hanging: asyncio.Event = getattr(servers[0], hangs)
+        hanging.clear()
+        async with asyncio.timeout(20):
+            await teacher.hold(2, Path("/two"))
+            assert [len(s.loads) for s in servers] == [0, 1]
+            assert await scores(teacher) == {(2, -3.0)}
+            assert servers[0].asked == 0, "it is asked for no score that cannot be taken"
+            hanging.set()
+            for replica in teacher._replicas.all():
+                replica.succeeded()  # skipped no longer
+            while not servers[0].asked:
+                assert await scores(teacher) == {(2, -3.0)}
+    finally:
+        await teacher.close()
+
+
+async def test_a_teacher_none_of_whose_servers_takes_the_weights_is_unreachable(
+    servers: list[Server], tmp_path: Path
+) -> None:
+    teacher = await teacher_of(job_of(tmp_path), *(s.port for s in servers))
+    try:
+        teacher._limit = 0.1
+        servers[0].refuses, servers[1].nameless = True, True
+        with pytest.raises(TeacherUnreachable, match="has taken the weights of step 2"):
+            await teacher.hold(2, Path("/two"))
+    finally:
+        await teacher.close()
+
+
+async def test_an_answer_by_other_weights_is_no_success_and_costs_a_sample_nothing_but_time(
+    servers: list[Server], tmp_path: Path
+) -> None:
+    """A server that scores and cannot load is away: it is skipped, and the teacher unreachable once nobody else is."""
+    teacher = await teacher_of(job_of(tmp_path), servers[0].port)
+    try:
+        await teacher.hold(2, Path("/two"))
+        before = teacher._last_success
+        servers[0].name, servers[0].refuses, teacher._limit = "0", True, 0.5
+        with pytest.raises(TeacherUnreachable, match=r"it lacks the teacher's weights: .*no such folder"):
+            await teacher.score([1], [2], None)
+        [replica] = teacher._replicas.all()
+        assert teacher._last_success == before and replica.failures >= BREAK_AFTER
+        assert servers[0].asked == 1, "what it cannot load by is asked for before a score that costs a prefill"
+    finally:
+        await teacher.close()
+
+
+async def test_a_server_that_takes_weights_and_answers_by_others_is_asked_twice_a_try(
+    servers: list[Server], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    teacher = await teacher_of(job_of(tmp_path), servers[0].port)
+    try:
+        await teacher.hold(2, Path("/two"))
+        held, real = servers[0].name, weights_name
+        monkeypatch.setattr(refreshed_module, "weights_name", lambda answer: f"x{real(answer)}")
+        [replica] = teacher._replicas.all()
+        request = teacher._protocol.score_request([1], [2], None)
+        with pytest.raises(NotReached, match="it answers by the weights x2-"):
+            await teacher._send(replica, request, 2, 5.0)
+        assert servers[0].asked == 2 and servers[0].name == held
+    finally:
+        await teacher.close()
+
+
 async def test_a_real_server_scores_by_what_it_was_given_also_after_it_was_started_again(
     tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -200,16 +277,23 @@ class Held(RefreshedTeacher):
     """Remembers what it was given."""
 
     held: list[tuple[int, str]]
+    there: list[list[str]]
+    """The versions in the run folder meanwhile."""
 
     async def hold(self, version: int, folder: Path) -> None:
         self.held.append((version, folder.name))
+        self.there.append(sorted(path.name for path in folder.parent.glob("version-*")))
 
 
-def weights_of_job(job: DistillationJob, trainer: Any, state: RunState) -> tuple[TeacherWeights, Held]:
+def weights_of_job(
+    job: DistillationJob, trainer: Any, state: RunState, *, claimed: bool = False
+) -> tuple[TeacherWeights, Held]:
     teacher = Held("127.0.0.1:1", job.spec, Metrics(), teacher=job.spec.all_teachers[0])
-    teacher.held = []
+    teacher.held, teacher.there = [], []
     folder = RunFolder(job)
     folder.checkpoints.mkdir(parents=True, exist_ok=True)
+    if claimed:
+        folder.claim()
     return TeacherWeights(job.spec, folder, trainer, Teachers({"teacher": teacher}), state), teacher
 
 
@@ -230,6 +314,7 @@ async def test_weights_are_given_every_so_many_steps_and_kept_as_long_as_a_check
             (folder.checkpoints / "step-000007.tmp").mkdir()
         await weights.after_step(step)
     assert teacher.held == [(0, tiny_model(0).name), *((v, f"version-{v:06d}") for v in (2, 4, 6))]
+    assert teacher.there[2] == ["version-000002", "version-000004"], "a server may still load the one before"
     assert sorted(p.name for p in folder.teacher.iterdir()) == ["version-000002", "version-000006"]
     read = {k: v for p in (folder.teacher / "version-000002").glob("*.safetensors") for k, v in load_file(p).items()}
     assert all(torch.equal(read[name], tensor) for name, tensor in tensors[1])
@@ -254,6 +339,45 @@ async def test_an_average_is_what_is_given_where_that_is_asked_for(tiny_model: T
     step: Any = None
     await weights.after_step(step)
     assert teacher.held == [(1, "version-000001")]
+
+
+@pytest.mark.parametrize("writes", [True, False])
+async def test_a_trainer_that_is_superseded_while_it_writes_takes_no_place(
+    writes: bool, tiny_model: TinyModel, tmp_path: Path
+) -> None:
+    """Both write the same version at once, and the newer one has removed what it found; or that has yet to begin."""
+    job, state = job_of(tmp_path, tiny_model(0)), RunState({}, 2)
+    tensors = {seed: list(load_file(tiny_model(seed) / "model.safetensors").items()) for seed in (0, 1)}
+    step: Any = None
+    goes_on, entered = asyncio.Event(), asyncio.Event()
+
+    async def slowly(buffers: Any) -> AsyncIterator[Any]:
+        async for bucket in source_of(tensors[0])(buffers):
+            entered.set()
+            await goes_on.wait()
+            yield bucket
+
+    older, old_teacher = weights_of_job(
+        job, SimpleNamespace(model_path=tiny_model(0), weights=slowly), state, claimed=True
+    )
+    writing = asyncio.create_task(older.after_step(step))
+    await entered.wait()
+    newer, new_teacher = weights_of_job(
+        job, SimpleNamespace(model_path=tiny_model(0), weights=source_of(tensors[1])), state, claimed=True
+    )
+    if writes:
+        await newer.after_step(step)
+    goes_on.set()
+    with pytest.raises(Superseded):
+        await writing
+    assert old_teacher.held == []
+    folder = RunFolder(job).teacher
+    assert (folder / "version-000002").exists() == writes
+    await newer.after_step(step)
+    assert new_teacher.held[-1] == (2, "version-000002")
+    assert [path.name for path in folder.iterdir()] == ["version-000002"], "what the dead have left is removed"
+    read = {k: v for p in (folder / "version-000002").glob("*.safetensors") for k, v in load_file(p).items()}
+    assert all(torch.equal(read[name], tensor) for name, tensor in tensors[1])
 
 
 RUN: dict[str, Any] = {

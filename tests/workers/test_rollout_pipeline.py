@@ -20,7 +20,7 @@ from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import RewardError
 from distill_workers.rollout.batch import Batch
 from distill_workers.rollout.pipeline import TRIES, RolloutPipeline, sample_seed
-from distill_workers.teacher.protocol import BadScore, Scores
+from distill_workers.teacher.protocol import BadScore, Scores, WrittenResponse
 from distill_workers.teacher.teachers import Teachers
 
 
@@ -313,16 +313,21 @@ async def test_the_teacher_writes_the_responses_where_it_is_told_to(tmp_path: Pa
     """Asked as it would be for scores, with its hint; what it writes is the target, or scored as any response is."""
 
     class Writes(Teacher):
-        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
-            return [] if prompt_ids == [3] else [*prompt_ids, 7][:max_new_tokens]
+        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> WrittenResponse:
+            ended = prompt_ids != [1]
+            return WrittenResponse([] if prompt_ids == [3] else [*prompt_ids, 7][:max_new_tokens], not ended)
 
     given = {"divergence": "forward-kl", "datasetShare": 1, "datasetResponses": "teacher"}
+    empty = 0.0
     for support in ("target", "top-k"):
         engines, objective = Engines(set()), {**given, "support": support, "topK": 16}
         rollouts = pipeline(tmp_path, metrics, engines, Writes({}), objective=objective, maxResponseTokens=2)
         samples = await samples_of(rollouts.take(0, 1))
         assert [s.response_ids for s in samples] == [[0, 7], [1, 7], [2, 7]], "an empty response teaches nothing"
-        assert all(s.supervised and s.engine_logprobs == [0.0, 0.0] and s.truncated for s in samples)
+        assert all(s.supervised and s.engine_logprobs == [0.0, 0.0] for s in samples)
+        assert [s.truncated for s in samples] == [False, True, False], "what ends at the limit may have ended by itself"
+        empty += 1.0
+        assert failed(metrics) == {"empty": empty}
         expected = [0.0, 0.0] if support == "target" else [-1.0, -1.0]
         assert all(s.teacher_logprobs == expected for s in samples) and engines.seeds == []
     hinted = pipeline(tmp_path, metrics, Engines(set()), Writes({}), objective=objective, privileged=True)

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 from conftest import TinyModel, hf_logprobs, spec_of
-from runs import arithmetic, twice
+from runs import HINTED_SUMS, arithmetic, twice
 
 from distill_api.base import API_VERSION, KIND
 from distill_api.job import DistillationJob, parse_job
@@ -15,10 +15,14 @@ from distill_workers.engine.request import EngineRefused, EngineUnavailable
 from distill_workers.failures import PreflightFailed
 from distill_workers.local.evaluate import chosen
 from distill_workers.metrics import Metrics
+from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.reporting.step_line import Step, step_line
+from distill_workers.rollout.batch import Batch
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.request_batching import RequestBatcher
 from distill_workers.rollout.student_teacher import StudentTeacher, student_teachers
+from distill_workers.run.callbacks.base import TrainStep
+from distill_workers.run.callbacks.metrics import MetricsCallback
 from distill_workers.run.preflight.model_agreement import check_models, load_tokenizer, size_notes
 from distill_workers.run.preflight.replicas import replicas_agree
 from distill_workers.run.preflight.teacher import teacher_differs
@@ -204,10 +208,25 @@ async def test_it_needs_no_server_no_address_and_no_comparison_of_files(tiny_mod
         chosen(job_of(model, tmp_path, evaluation=[hinted]).spec, [], with_teacher=True)
 
 
-async def test_a_step_tells_by_how_much_the_weights_that_scored_lag() -> None:
-    sample = Sample(0, 0, [1], [2], [-1.0], [0], False, [-1.0])
-    assert step_line(Step(1, [sample], {}, 0.0, 1.0), {})["teacher_lag"] is None
-    assert step_line(Step(1, [sample], {}, 0.0, 1.0, teacher_lag=0.5), {})["teacher_lag"] == 0.5
+@pytest.mark.parametrize(("versions", "lag"), [([2, 3, 3, 3], 0.25), ([1, None], 2.0), ([None, None], None)])
+async def test_a_step_tells_by_how_much_the_weights_that_scored_lag(
+    versions: list[int | None], lag: float | None, tmp_path: Path
+) -> None:
+    """The mean over the samples that the student has scored."""
+
+    class Recorded:
+        def spent(self, stage: Any, seconds: float) -> None:
+            pass
+
+        def step(self, step: Step) -> dict[str, Any]:
+            return step_line(step, {})
+
+    recorder: Any = Recorded()
+    objective = job_of(Path("/s"), tmp_path).spec.objective
+    step = TrainStep(3, StepCoefficients(divergence=1.0, reward=0.0), batch=Batch(3, {}, objective))
+    step.samples = [Sample(0, 0, [1], [2], [-1.0], [2], False, [-1.0], teacher_version=v) for v in versions]
+    await MetricsCallback(recorder).after_step(step)
+    assert (step.line["teacher_lag"], step.line["policy_lag"]) == (lag, 1.0)
 
 
 RUN: dict[str, Any] = {
@@ -215,7 +234,7 @@ RUN: dict[str, Any] = {
     "teacher": None,
     "rollout": {"promptsPerStep": 4, "samplesPerPrompt": 2, "maxPromptTokens": 32},
     "schedule": {"steps": 6, "checkpointEverySteps": 3, "evaluateEverySteps": 6},
-    "evaluation": [],
+    "evaluation": [{"name": "drift", "maxPrompts": 2, "prompts": HINTED_SUMS}],
 }
 
 
@@ -229,3 +248,4 @@ async def test_a_run_that_goes_on_has_the_same_last_bit_and_each_step_tells_whic
     assert whole == again
     assert [(step, lag) for step, *_, lag in whole[0]] == [(step, 0.0) for step in range(1, 7)]
     assert all(kl != 0 for _, _, kl, _, _ in whole[0])
+    assert [step for step, _ in whole[2]] == [0, 6] and all(kl for _, kl in whole[2]), "an evaluation is scored as well"

@@ -111,10 +111,10 @@ async def test_a_sequence_longer_than_the_teachers_context_fails_the_sample(real
 async def test_the_teacher_answers_greedily_and_names_its_tokens(real: TeacherPool, tiny_model: TinyModel) -> None:
     from transformers import AutoTokenizer
 
-    ids = await real.generate(PROMPT, 6)
-    assert 1 <= len(ids) <= 6
-    assert ids == await real.generate(PROMPT, 6)
+    written = await real.generate(PROMPT, 6)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(1))
+    assert 1 <= len(written.ids) <= 6 and written.truncated == (written.ids[-1] != tokenizer.eos_token_id)
+    assert written == await real.generate(PROMPT, 6)
     probed = [0, 1, 2, 30, 300]
     assert await real.token_texts(probed) == [tokenizer.decode([i]) for i in probed]
 

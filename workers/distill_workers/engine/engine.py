@@ -52,7 +52,7 @@ class EngineHandle(ResponseGenerator, Protocol):
         """Return if SGLang's scheduler answers, also while generation is paused or busy."""
 
     async def answer(self, request: dict[str, Any]) -> Any:
-        """Return the JSON of the answer to the body of a scoring request to SGLang's /generate."""
+        """Return the JSON of the answer of SGLang's /generate to the body of any request, to score or to generate."""
 
     async def pause(self) -> None:
         """Pause generation: running requests wait, and go on with the weights that the engine has then."""

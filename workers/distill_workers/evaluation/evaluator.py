@@ -281,8 +281,8 @@ class Evaluator:
         async def one(prompt: Prompt) -> float | None:
             decode = self._decode_of.get(prompt.teacher, self._decode)
             try:
-                ids = await teachers.of(prompt.teacher).generate(self._asked(prompt), self._max_tokens)
-                return await reward.score(prompt, decode(ids))
+                written = await teachers.of(prompt.teacher).generate(self._asked(prompt), self._max_tokens)
+                return await reward.score(prompt, decode(written.ids))
             except (BadScore, RewardError):
                 return None
 

@@ -152,7 +152,8 @@ class EnginePool:
         return await self._call(lambda n: self._batchers[n].generate(request), urgent, affinity)
 
     async def answer(self, request: dict[str, Any], *, affinity: EngineAffinity | None = None) -> Any:
-        """Return the answer to an urgent scoring request, the JSON of SGLang's /generate, as `generate` a response."""
+        """Return the JSON of the answer of SGLang's /generate to the body of a request, which is urgent: to a teacher's
+        scoring, or for a response that the teacher writes. Engines are chosen, and fail, as in `generate`."""
         return await self._call(lambda n: self._engines[n].answer(request), True, affinity)
 
     async def _call(self, work: Callable[[int], Awaitable[T]], urgent: bool, affinity: EngineAffinity | None) -> T:

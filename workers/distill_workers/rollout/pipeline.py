@@ -143,18 +143,20 @@ class RolloutPipeline:
         limit = self._spec.rollout.max_response_tokens
         try:
             if batch.objective.dataset_responses is DatasetResponses.TEACHER:
-                ids = await self._teachers.of(prompt.teacher).generate(prompt.teacher_ids, limit)
-                sample = given_sample(prompt, ids, batch.step, truncated=len(ids) >= limit)
+                written = await self._teachers.of(prompt.teacher).generate(prompt.teacher_ids, limit)
+                if not written.ids:
+                    raise BadScore("empty", "the teacher answered with nothing, and there is no token to learn from")
+                sample = given_sample(prompt, written.ids, batch.step, truncated=written.truncated)
             else:
                 sample = supervised_sample(prompt, self._tokenizer, limit, batch.step)
             if batch.objective.support is Support.TARGET:
                 sample.teacher_logprobs = [0.0] * len(sample.response_ids)
-            elif sample.response_ids:
+            else:
                 await self._score(batch, prompt, sample)
         except BadScore as error:
             self._failed(batch, prompt, error.reason, error)
             return []
-        return [sample] if sample.response_ids else []
+        return [sample]
 
     async def _group(self, batch: Batch, prompt: Prompt, place: int) -> list[Sample]:
         """Return the samples of a prompt, with what compares each with the others: advantage and baseline."""

@@ -53,7 +53,7 @@ class StudentTeacher(TeacherPool):
         return await self._answer(request, EngineAffinity())
 
     async def _answer(self, request: TeacherRequest, affinity: EngineAffinity) -> Any:
-        """Return the answer of an engine, which the engine pool waits for. Raises BadScore for a refusal."""
+        """Return the answer of an engine to a request for scores or a response. Raises BadScore for a refusal."""
         begin, code = time.monotonic(), "error"
         try:
             answer = await self._engines.answer(request.body, affinity=affinity)

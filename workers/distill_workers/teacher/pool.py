@@ -8,11 +8,10 @@ openai_protocol.py.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -22,7 +21,14 @@ from distill_api.spec.job_spec import NamedTeacherSource, Spec
 from distill_workers.teacher.cross_tokenizer.translation import Translation, Translator
 from distill_workers.teacher.endpoint import TeacherEndpoint
 from distill_workers.teacher.prefix_affinity import NO_PREFERENCE, Placement, PrefixAffinity
-from distill_workers.teacher.protocol import BadScore, Observer, Scores, TeacherRequest, TeacherUnreachable
+from distill_workers.teacher.protocol import (
+    BadScore,
+    Observer,
+    Scores,
+    TeacherRequest,
+    TeacherUnreachable,
+    WrittenResponse,
+)
 from distill_workers.teacher.protocol_choice import scoring_protocol
 from distill_workers.teacher.replica_admission import ReplicaAdmission
 from distill_workers.teacher.replicas import NotAnswered, NotReached, Replica, Replicas, not_answered
@@ -149,15 +155,15 @@ class TeacherPool:
             except Exception as error:
                 log.warning("a prompt of %d tokens was not prefetched: %s", len(prompt_ids), error)
 
-    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> WrittenResponse:
         """Return the teacher's own greedy response."""
         self._check_ids(prompt_ids)
         request = self._protocol.generation_request(prompt_ids, max_new_tokens)
         # The job sets no limit for generation, which may take long.
         answer = await self._request(request, len(prompt_ids) + max_new_tokens, timeout_seconds=3600)
-        ids = self._protocol.read_generation(answer)
-        check_received(ids, self.vocabulary)
-        return ids
+        written = self._protocol.read_generation(answer)
+        check_received(written.ids, self.vocabulary)
+        return written
 
     async def token_texts(self, ids: list[int]) -> list[str | None]:
         """Return what the teacher's own tokenizer makes of each id, None where it does not tell.
@@ -234,23 +240,6 @@ class TeacherPool:
             pause = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** max(0, tries - 1))
             await asyncio.sleep(min(pause, self._limit / 4) * random.uniform(0.5, 1.0))
 
-    @asynccontextmanager
-    async def _slot(self, replica: Replica) -> AsyncIterator[None]:
-        """Hold one of the replica's request slots, once one is free."""
-        self.requests += 1
-        try:
-            self._observer.change("distill_teacher_queue_depth", 1)
-            try:
-                await replica.slots.acquire()
-            finally:
-                self._observer.change("distill_teacher_queue_depth", -1)
-            try:
-                yield
-            finally:
-                replica.slots.release()
-        finally:
-            self.requests -= 1
-
     async def _send(
         self, replica: Replica, request: TeacherRequest, tokens: int, timeout: float, own_connection: bool = False
     ) -> Any:
@@ -260,8 +249,9 @@ class TeacherPool:
         """
         assert self._session is not None, "start() comes first"
         replica.outstanding_tokens += tokens
+        self.requests += 1
         try:
-            async with self._slot(replica):
+            async with replica.slot(lambda by: self._observer.change("distill_teacher_queue_depth", by)):
                 begin, code = time.monotonic(), "error"
                 try:
                     async with self._session.post(
@@ -284,17 +274,24 @@ class TeacherPool:
                     self._observer.add("distill_teacher_requests", 1, code=code, teacher=self.teacher.name)
                     self._observer.observe("distill_teacher_request_duration_seconds", time.monotonic() - begin)
         finally:
+            self.requests -= 1
             replica.outstanding_tokens -= tokens
         shown = self._endpoint.without_key(text)[:300]
         if answer.status >= 500 or answer.status == 429:
             replica.failed(begin)
             raise NotAnswered(f"answered {answer.status}: {shown!r}")
+        found = None
+        if answer.status == 200:
+            with contextlib.suppress(orjson.JSONDecodeError):
+                self._check_weights(found := orjson.loads(text))
         replica.succeeded()
         replica.answered_tokens += tokens
         self._last_success = time.monotonic()
         if answer.status != 200:
             raise BadScore("refused", f"{replica.address} answered {answer.status}: {shown!r}")
-        try:
-            return orjson.loads(text)
-        except orjson.JSONDecodeError:
-            raise BadScore("malformed", f"{replica.address} answered no JSON: {shown!r}") from None
+        if found is None:
+            raise BadScore("malformed", f"{replica.address} answered no JSON: {shown!r}")
+        return found
+
+    def _check_weights(self, answer: Any) -> None:
+        """Raise NotAnswered for an answer by other weights than the teacher's, which are fixed here."""

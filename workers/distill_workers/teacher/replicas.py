@@ -3,6 +3,8 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 import aiohttp
@@ -22,7 +24,8 @@ class NotAnswered(Exception):
 
 
 class NotReached(NotAnswered):
-    """Raised where no connection was made, which says nothing about the request: its server is away."""
+    """Raised where a server did not get to a request, which says nothing about it: no connection was made, or the
+    server lacks the weights that it should have."""
 
 
 def not_answered(error: Exception) -> NotAnswered:
@@ -64,6 +67,19 @@ class Replica:
             pause = min(BREAK_SECONDS[1], BREAK_SECONDS[0] * 2 ** (self.failures - BREAK_AFTER))
             self.skipped_at = time.monotonic()
             self.open_until = self.skipped_at + pause
+
+    @asynccontextmanager
+    async def slot(self, waiting: Callable[[int], None]) -> AsyncIterator[None]:
+        """Hold one of its request slots, once one is free; `waiting` is told 1 when the wait begins, -1 at its end."""
+        waiting(1)
+        try:
+            await self.slots.acquire()
+        finally:
+            waiting(-1)
+        try:
+            yield
+        finally:
+            self.slots.release()
 
     def succeeded(self) -> None:
         """Forget earlier failures."""

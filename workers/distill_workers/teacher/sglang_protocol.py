@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, checked, malformed
+from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, WrittenResponse, checked, malformed
 
 log = logging.getLogger(__name__)
 PATH = "/generate"
@@ -78,11 +78,12 @@ class SGLangProtocol:
         sampling = {"max_new_tokens": max_new_tokens, "temperature": 0}
         return TeacherRequest(PATH, {"input_ids": prompt_ids, "sampling_params": sampling})
 
-    def read_generation(self, answer: Any) -> list[int]:
+    def read_generation(self, answer: Any) -> WrittenResponse:
         try:
-            return [int(i) for i in answer["output_ids"]]
+            ids, reason = [int(i) for i in answer["output_ids"]], str(answer["meta_info"]["finish_reason"]["type"])
         except (LookupError, TypeError, ValueError):
-            raise BadScore("malformed", f"no output_ids in {str(answer)[:200]}") from None
+            raise BadScore("malformed", f"no output_ids or finish_reason in {str(answer)[:200]}") from None
+        return WrittenResponse.of(ids, reason)
 
     def token_texts_request(self, ids: list[int]) -> TeacherRequest:
         request = scoring_request(ids[:1], ids[1:], None)

@@ -6,6 +6,8 @@ import json
 import math
 import os
 import shutil
+import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -20,11 +22,22 @@ SAFETENSORS_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16
 
 
 async def write_model_folder(
-    final: Path, source: WeightSource, model: Path, buffers: Buffers, *, durable: bool = False
+    final: Path,
+    source: WeightSource,
+    model: Path,
+    buffers: Buffers,
+    *,
+    durable: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> None:
     """Write the weights of a pass beside `final`, with configuration and tokenizer of `model`, and rename the folder: a
-    reader sees all of it or none. `durable`: what depends on it may be written once this has returned."""
-    aside = final.with_suffix(".tmp")
+    reader sees all of it or none. `durable`: what depends on it may be written once this has returned. `check` raises
+    if the folder may not be renamed any more.
+
+    The folder aside, FINAL.*.tmp, has a name that no other writer of it has; what one leaves that dies, the next
+    caller removes.
+    """
+    aside = final.with_name(f"{final.name}.{uuid.uuid4().hex[:12]}.tmp")
     await asyncio.to_thread(_begin, aside, model)
     index: dict[str, str] = {}
     async with contextlib.aclosing(source(buffers)) as buckets:
@@ -37,6 +50,7 @@ async def write_model_folder(
     (aside / "model.safetensors.index.json").write_text(json.dumps({"metadata": {}, "weight_map": index}))
     if durable:
         await asyncio.to_thread(_sync, aside)
+    check()
     await asyncio.to_thread(shutil.rmtree, final, ignore_errors=True)
     aside.rename(final)
     if durable:
@@ -60,7 +74,6 @@ def write_safetensors(path: Path, bucket: Bucket) -> None:
 
 
 def _begin(folder: Path, model: Path) -> None:
-    shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
     for path in model.iterdir():
         if path.is_file() and path.suffix in COMPANIONS and "safetensors" not in path.name:

@@ -7,6 +7,7 @@ each version lie in the run folder as long as a checkpoint needs them.
 import asyncio
 import logging
 import shutil
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -45,7 +46,7 @@ class TeacherWeights:
         """Give the teacher new weights where the schedule wants it. Scores of the next step then begin."""
         if self._teacher is not None and self._version(self._state.step) == self._state.step:
             await self._write()
-            await self._teacher.hold(self._state.step, self._place(self._state.step))
+            await self._hold(self._state.step)
 
     async def restore(self) -> None:
         """Give the teacher the weights that it had at the step which the run has gone to. Raises Failure."""
@@ -60,7 +61,7 @@ class TeacherWeights:
                     f"{self._state.step} goes on with; bring the folder back, or remove that checkpoint"
                 )
             await self._write()  # the trainer has them
-        await self._teacher.hold(version, place)
+        await self._hold(version)
 
     def _version(self, step: int) -> int:
         """Return the step whose weights the teacher has after `step` steps."""
@@ -73,17 +74,28 @@ class TeacherWeights:
         return self._folder.teacher / f"version-{version:06d}"
 
     async def _write(self) -> None:
+        """Write the trainer's weights. Raises Superseded, also where a newer trainer has removed what is written."""
         self._folder.check_ownership()
-        version = self._state.step
         self._folder.teacher.mkdir(exist_ok=True)
-        model = self._trainer.model_path
+        await asyncio.to_thread(_remove, self._folder.teacher.glob("version-*.tmp"))  # of attempts that are dead
         source = self._trainer.weights if self._decay is None else self._trainer.averages
-        await write_model_folder(self._place(version), source, model, self._buffers, durable=True)
-        needed = {self._place(self._version(step)) for step in [version, *self._folder.checkpoint_steps()]}
-        await asyncio.to_thread(_remove_but, self._folder.teacher, needed)
+        final, model, check = self._place(self._state.step), self._trainer.model_path, self._folder.check_ownership
+        try:
+            await write_model_folder(final, source, model, self._buffers, durable=True, check=check)
+        except OSError:
+            self._folder.check_ownership()
+            raise
+
+    async def _hold(self, version: int) -> None:
+        """Give the servers the weights of `version`; then remove those that neither they nor a checkpoint need."""
+        assert self._teacher is not None
+        await self._teacher.hold(version, self._place(version))
+        self._folder.check_ownership()
+        needed = {self._place(self._version(step)) for step in [self._state.step, *self._folder.checkpoint_steps()]}
+        found = self._folder.teacher.glob("version-*")
+        await asyncio.to_thread(_remove, [path for path in found if path not in needed])
 
 
-def _remove_but(folder: Path, kept: set[Path]) -> None:
-    for path in folder.glob("version-*"):
-        if path not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+def _remove(folders: Iterable[Path]) -> None:
+    for folder in folders:
+        shutil.rmtree(folder, ignore_errors=True)
