@@ -500,6 +500,34 @@ async def test_an_installation_without_kueue_says_so_and_starts_nothing() -> Non
     assert sim.condition("Succeeded")[1] == "Running" and sim.condition("Admitted") == ("", "", "")
 
 
+def pod_uids(sim: Simulation) -> dict[str, str]:
+    return {name: pod["metadata"]["uid"] for name, pod in sim.cluster.of(Kind.POD).items()}
+
+
+@pytest.mark.parametrize("label_first", [True, False])
+async def test_an_attempt_that_began_without_a_queue_keeps_its_pods_and_the_next_is_queued(label_first: bool) -> None:
+    sim = Simulation(spec={"backoffLimit": 3})
+    await sim.run_until_quiet()
+    before = pod_uids(sim)
+    assert before and sim.condition("Succeeded")[1] == "Running"
+    for step in (0, 1):
+        if label_first == (step == 0):
+            label(sim, **{QUEUE: "research"})
+        else:
+            sim.upgrade(kueue=True)
+        await sim.run_until_quiet()
+        assert sim.condition("Succeeded")[1] == "Running" and pod_uids(sim) == before
+        assert not sim.cluster.of(Kind.WORKLOAD) and sim.condition("Admitted") == ("", "", "")
+    sim.cluster.put(Kind.RESOURCE_FLAVOR, "gpus", {"spec": {"nodeLabels": POOL}})
+    sim.trainers[1] = (75, "")
+    await sim.run_until_quiet()
+    assert sim.condition("Succeeded")[1] == "WaitingForQuota" and not sim.cluster.of(Kind.POD)
+    admit(sim)
+    await sim.run_until_quiet()
+    assert sim.condition("Succeeded")[1] == "Running" and sim.job_status["attempts"] == 2
+    assert sim.condition("Admitted")[0] == "True"
+
+
 async def test_a_job_of_another_cluster_has_no_workload() -> None:
     sim = life(managedBy="kueue.x-k8s.io/multikueue")
     await sim.run_until_quiet()
@@ -576,7 +604,16 @@ async def test_in_no_life_is_there_a_pod_without_quota(block: int) -> None:
 # Teachers
 
 
-def teacher_plan(found: Json | None, wanted: int = 2, **spec: Any) -> Any:
+def teacher_plan(
+    found: Json | None,
+    wanted: int = 2,
+    *,
+    serves: Json | None = None,
+    status: TeacherStatus | None = None,
+    queueing: Queueing | None = None,
+    **spec: Any,
+) -> Any:
+    """The plan of a Teacher with a Workload of status `found`, and with the Deployment `serves`."""
     meta = {"name": "poet", "namespace": "default", "uid": "t", "generation": 1, "labels": {QUEUE: "research"}}
     body = {"model": "/m", "accelerator": "none", **(spec or {"replicas": wanted})}
     of = parse_teacher(
@@ -585,14 +622,21 @@ def teacher_plan(found: Json | None, wanted: int = 2, **spec: Any) -> Any:
     if found is not None:
         found = {**workload.workload(of, SETTINGS, RESEARCH), "status": found}
         found["metadata"] |= {"uid": "w", "resourceVersion": "7"}
-    children = (read_child(found, "t"),) if found else ()
-    observed = Observed(children=children, queueing=replace(RESEARCH, placements={"teacher": Placement(POOL)}))
-    return plan_teacher(of, TeacherStatus(), observed, [], SETTINGS, EPOCH)
+    children = tuple(read_child(child, "t") for child in (found, serves) if child is not None)
+    placed = replace(RESEARCH, placements={"teacher": Placement(POOL)})
+    observed = Observed(children=children, queueing=queueing or placed)
+    return plan_teacher(of, status or TeacherStatus(), observed, [], SETTINGS, EPOCH)
 
 
 def deployment(decided: Any) -> Json:
     [found] = [e.body for e in decided.effects if isinstance(e, Apply) and e.body["kind"] == "Deployment"]
     return dict(found["spec"])
+
+
+def made(decided: Any) -> Json:
+    """The Deployment that a plan makes, as it is then."""
+    [found] = [e.body for e in decided.effects if isinstance(e, Apply) and e.body["kind"] == "Deployment"]
+    return {**found, "metadata": {**found["metadata"], "uid": "d", "generation": 1}}
 
 
 def reservation(count: int) -> Json:
@@ -611,6 +655,17 @@ def test_a_teacher_has_no_server_until_it_is_admitted() -> None:
     admitted = teacher_plan(reservation(2))
     assert deployment(admitted)["replicas"] == 2
     assert deployment(admitted)["template"]["spec"]["nodeSelector"] == POOL
+
+
+def test_a_teacher_that_serves_without_a_queue_goes_on_and_is_queued_once_it_is_scaled_to_zero() -> None:
+    serves = made(teacher_plan(None, queueing=Queueing(), status=TeacherStatus()))
+    labelled = teacher_plan(None, serves=serves, queueing=RESEARCH)
+    assert not [e for e in labelled.effects if isinstance(e, Apply) and e.body["kind"] in ("Deployment", "Workload")]
+    assert not [c for c in labelled.status.conditions if c.type == "Admitted"]
+    stopped = made(teacher_plan(None, wanted=0, serves=serves, queueing=RESEARCH))
+    again = teacher_plan(None, serves=stopped, queueing=RESEARCH)
+    assert [e.body["kind"] for e in again.effects if isinstance(e, Apply)][-1] == "Workload"
+    assert not [e for e in again.effects if isinstance(e, Apply) and e.body["kind"] == "Deployment"]
 
 
 def test_a_teacher_with_an_autoscaler_reserves_the_most_that_it_may_have() -> None:

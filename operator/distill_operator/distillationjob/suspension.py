@@ -28,12 +28,15 @@ QUEUE_CONDITIONS = (ConditionType.QUOTA_RESERVED, ConditionType.ADMITTED)
 def request(job: DistillationJob, status: Status, observed: Observed, settings: Settings) -> Request:
     """Return the job's Workload with what decides about it."""
     waits = status.next_attempt_time is not None or lifecycle.is_suspended(status) or conditions.is_finished(status)
+    running = status.attempts > 0 and not waits
     return Request(
         observed.queueing,
         observed.child(Kind.WORKLOAD, workload.name_of(job)),
         wanted=lambda: workload.workload(job, settings, observed.queueing),
         generation=job.metadata.generation,
-        running=status.attempts > 0 and not waits,
+        running=running,
+        # Admission is recorded with the beginning of an attempt that needed it.
+        unqueued=running and conditions.find(status, ConditionType.ADMITTED) is None,
     )
 
 

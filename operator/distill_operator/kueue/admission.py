@@ -43,12 +43,22 @@ class Request:
     """Pods were made by an admission that is not withdrawn: what cannot be read now does not end them."""
     capped: bool = False
     """It makes do with the number of pods that was admitted, where it wants more."""
+    unqueued: bool = False
+    """Its pods were made before it had a queue: it keeps them, and is queued for the next."""
+
+
+def is_queued(request: Request) -> bool:
+    """Return whether Kueue decides: also of an owner whose label was removed, for as long as it holds quota."""
+    live = request.live
+    if live is not None and live.ours and _is_reserved(live.content):
+        return True
+    return bool(request.queueing.queue) and not request.unqueued
 
 
 def hold(request: Request) -> Hold | None:
     """Return why the owner may have no pod; None where it may."""
     queueing, live = request.queueing, request.live
-    if not _is_queued(request):
+    if not is_queued(request):
         return None
     if queueing.obstacle is not None:
         if not request.running:
@@ -85,7 +95,7 @@ def effects(
     live = request.live
     if live is not None and (not live.ours or live.deleting):
         return []
-    if not _is_queued(request):
+    if not is_queued(request):
         return [] if live is None else _deletion(live)
     if ended is not None:
         if live is None or not released or workload.is_true(live.content, "Finished"):
@@ -129,7 +139,7 @@ def withdrawal(live: Child | None) -> list[Effect]:
 
 def conditions(request: Request) -> Mapping[ConditionType, ConditionValue]:
     """Return QuotaReserved and Admitted as the owner shows them; nothing for one without a queue."""
-    if not _is_queued(request):
+    if not is_queued(request):
         return {}
     stopped = hold(request)
     live = request.live.content if request.live is not None and request.live.ours else {}
@@ -144,12 +154,6 @@ def conditions(request: Request) -> Mapping[ConditionType, ConditionValue]:
         admitted_by = (live.get("status", {}).get("admission") or {}).get("clusterQueue", "")
         found[ConditionType.ADMITTED] = ConditionValue(TRUE, Reason.ADMITTED, f"admitted by ClusterQueue {admitted_by}")
     return found
-
-
-def _is_queued(request: Request) -> bool:
-    """Return whether Kueue decides: also of an owner whose label was removed, for as long as it holds quota."""
-    live = request.live
-    return bool(request.queueing.queue) or (live is not None and live.ours and _is_reserved(live.content))
 
 
 def _is_reserved(live: Raw) -> bool:

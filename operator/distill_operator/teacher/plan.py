@@ -57,7 +57,7 @@ def plan_teacher(
     if problems := policy.problems(teacher.spec, settings):
         return refused(meta, status, observed, ConditionValue(FALSE, Reason.INVALID_SPEC, "; ".join(problems)), now)
     scale = _scale(teacher, status, sum(requests), now)
-    queue = queued(teacher, observed, settings, scale.replicas)
+    queue = queued(teacher, status, observed, settings, scale.replicas)
     effects: list[Effect] = []
     for body in teacher_servers.children(teacher, settings, queue.servers, observed.queueing.placements):
         child = observed.child(kind_of(body), body["metadata"]["name"])

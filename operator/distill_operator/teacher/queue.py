@@ -15,6 +15,7 @@ from distill_api.teacher.kind import Teacher, TeacherStatus
 from distill_operator.kinds import Kind
 from distill_operator.kueue import admission, workload
 from distill_operator.kueue.admission import Request
+from distill_operator.model import conditions
 from distill_operator.model.conditions import FALSE, ConditionValue
 from distill_operator.model.observed import Observed
 from distill_operator.runtime.effects import Effect
@@ -34,8 +35,10 @@ class Queued:
     conditions: Mapping[ConditionType, ConditionValue] = field(default_factory=dict)
 
 
-def queued(teacher: Teacher, observed: Observed, settings: Settings, wanted: int) -> Queued:
+def queued(teacher: Teacher, status: TeacherStatus, observed: Observed, settings: Settings, wanted: int) -> Queued:
     """Return what the queue of a Teacher allows; `wanted` is how many servers it is to have."""
+    deployment = observed.child(Kind.DEPLOYMENT, names.shared_teacher(teacher.metadata.name))
+    serves = deployment is not None and deployment.ours and deployment.desired > 0
     request = Request(
         observed.queueing,
         observed.child(Kind.WORKLOAD, workload.name_of(teacher)),
@@ -43,6 +46,8 @@ def queued(teacher: Teacher, observed: Observed, settings: Settings, wanted: int
         generation=teacher.metadata.generation,
         running=bool(observed.active),
         capped=True,
+        # Servers that were made without a queue stay until it is scaled to zero.
+        unqueued=serves and conditions.find(status, ConditionType.ADMITTED) is None,
     )
     if wanted == 0:
         return Queued(teacher.metadata.name, request, 0)
