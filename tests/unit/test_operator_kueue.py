@@ -493,6 +493,7 @@ async def test_an_installation_without_kueue_says_so_and_starts_nothing() -> Non
     sim = Simulation()
     label(sim, **{QUEUE: "research"})
     await sim.run_until_quiet()
+    assert sim.condition("Succeeded")[:2] == ("Unknown", "KueueNotInstalled"), "the alert counts it"
     assert "(kueue of the chart)" in sim.condition("Succeeded")[2] and not sim.cluster.of(Kind.POD)
     label(sim)
     sim.pass_time(60)

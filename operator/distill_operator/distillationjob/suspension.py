@@ -46,7 +46,9 @@ def of(job: DistillationJob, queued: Request) -> Suspension | None:
         return BY_USER
     if held := admission.hold(queued):
         releasing = f"{held.message}; pods are still there: status.active says how many"
-        return Suspension(Reason.WAITING_FOR_QUOTA, held.message, releasing)
+        # An evicted job waits for quota like any other; what somebody has to mend is named as what it is.
+        reason = Reason.WAITING_FOR_QUOTA if held.reason is Reason.EVICTED else held.reason
+        return Suspension(reason, held.message, releasing)
     return None
 
 
