@@ -22,6 +22,7 @@ from distill_operator.model.queueing import Priority, Queueing
 from distill_operator.model.reading import read_child
 from distill_operator.resources import rendering
 from distill_operator.runtime.effects import Apply, Delete, PatchStatus
+from distill_operator.runtime.errors import ApiError, Refused
 from distill_operator.teacher.plan import plan_teacher
 
 Json = dict[str, Any]
@@ -499,6 +500,32 @@ async def test_an_installation_without_kueue_says_so_and_starts_nothing() -> Non
     sim.pass_time(60)
     await sim.run_until_quiet()
     assert sim.condition("Succeeded")[1] == "Running" and sim.condition("Admitted") == ("", "", "")
+
+
+@pytest.mark.parametrize("error", [ApiError(500, "failed calling webhook"), Refused(422, "status.conditions: no")])
+async def test_a_jobs_status_does_not_wait_for_kueue(error: ApiError) -> None:
+    sim = life()
+    await sim.run_until_quiet()
+    admit(sim)
+    sim.cluster.workloads = error
+    for _ in range(60):
+        await turn(sim)
+    assert sim.condition("Succeeded")[1] == "Running" and sim.condition("SpecValid")[0] == "True"
+    assert says(sim, "PodsReady") == ""
+    with pytest.raises(ApiError):
+        # So that the work queue tries again.
+        await sim.reconciler.reconcile(sim.key)
+    sim.cluster.workloads = None
+    await sim.run_until_quiet()
+    assert says(sim, "PodsReady") == "True"
+
+
+async def test_a_new_job_says_that_it_waits_while_kueues_webhooks_refuse_everything() -> None:
+    sim = life()
+    sim.cluster.workloads = ApiError(500, "failed calling webhook")
+    for _ in range(30):
+        await turn(sim)
+    assert sim.condition("Succeeded")[1] == "WaitingForQuota" and not sim.cluster.of(Kind.WORKLOAD)
 
 
 def pod_uids(sim: Simulation) -> dict[str, str]:

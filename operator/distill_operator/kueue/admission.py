@@ -10,13 +10,14 @@ from datetime import datetime
 
 from distill_api.names import ANNOTATION_SPEC_HASH
 from distill_api.status import ConditionType, Reason
-from distill_operator.kinds import Kind
+from distill_operator.kinds import Kind, kind_of
 from distill_operator.kueue import workload
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Child, Raw
 from distill_operator.model.queueing import Queueing
 from distill_operator.resources.pod_template import Json
 from distill_operator.runtime.effects import Apply, Delete, Effect, PatchStatus
+from distill_operator.runtime.errors import ApiError, QuotaExceeded, Refused
 
 NOT_YET = "Kueue has not considered it yet"
 
@@ -122,6 +123,22 @@ def effects(
     if ready and before.get("status") == "True":
         return []
     return [_patch(live, now, condition)]
+
+
+def may_fail(effect: Effect, error: ApiError) -> bool:
+    """Return whether an effect that failed concerns the Workload alone, and is nothing that the owner's author mends.
+
+    While Kueue's manager is down, its webhooks refuse everything; the owner's status does not wait for its return.
+    """
+    match effect:
+        case PatchStatus():
+            return True
+        case Delete(kind):
+            return kind is Kind.WORKLOAD
+        case Apply(body):
+            return kind_of(body) is Kind.WORKLOAD and not isinstance(error, Refused | QuotaExceeded)
+        case _:
+            return False
 
 
 def admitted_count(request: Request, name: str) -> int | None:
