@@ -11,9 +11,10 @@ import yaml
 from operator_fakes import EPOCH, SETTINGS, Simulation, job, manifest
 
 from distill_api.job import DistillationJob, parse_job
+from distill_api.status import Reason
 from distill_api.teacher.kind import TeacherStatus, parse_teacher
 from distill_operator.kinds import Kind
-from distill_operator.kueue import admission, workload
+from distill_operator.kueue import admission, demand, workload
 from distill_operator.kueue.admission import Request
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Observed
@@ -244,6 +245,31 @@ def test_more_pods_than_were_admitted_are_queued_anew_and_fewer_are_not() -> Non
     assert [type(e) for e in effects(more, released=True)] == [Delete]
     larger = edited(2, template={"spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": "9"}}}]}})
     assert admission.hold(larger) is not None
+
+
+def test_an_edit_after_an_upgrade_that_renders_pods_differently_ends_no_reservation() -> None:
+    found = live(RESERVED, ADMITTED, of=job(rollout={"replicas": 2}))
+    found["metadata"]["annotations"]["distillation-operator.io/spec-hash"] = "another"
+    for pod_set in found["spec"]["podSets"]:
+        pod_set["template"]["spec"] |= {"restartPolicy": "Never", "nodeSelector": {"old": "1"}}
+    for replicas, ends in ((1, False), (2, False), (3, True)):
+        meta = {**manifest()["metadata"], "generation": 2}
+        of = parse_job({**manifest(rollout={"replicas": replicas}), "metadata": meta})
+        assert (admission.hold(request(found, of)) is not None) is ends
+
+
+def test_a_pod_takes_what_its_containers_take_together_or_an_init_container_before_them() -> None:
+    def container(cpu: Any, **more: Any) -> Json:
+        return {"name": "c", "resources": {"requests": {"cpu": cpu}, "limits": {"cpu": "64", "gpu": 1}}, **more}
+
+    two = {"containers": [container("500m"), container(1.5)]}
+    assert demand.pod_size(two) == {"cpu": 2, "gpu": 2}
+    first = {"initContainers": [container("1", restartPolicy="Always"), container("3")], **two}
+    assert demand.pod_size(first) == {"cpu": 4, "gpu": 3}
+    assert demand.pod_size({**two, "resources": {"requests": {"cpu": "8"}}, "overhead": {"cpu": "250m"}})["cpu"] == 8.25
+    assert demand.pod_size({"containers": [{"name": "c", "resources": {"limits": {"memory": "1.5Gi"}}}]}) == {
+        "memory": 1536 * 1024**2
+    }
 
 
 def test_another_operator_that_counts_differently_ends_no_reservation() -> None:
@@ -502,6 +528,48 @@ async def test_an_installation_without_kueue_says_so_and_starts_nothing() -> Non
     assert sim.condition("Succeeded")[1] == "Running" and sim.condition("Admitted") == ("", "", "")
 
 
+@pytest.mark.parametrize("lost", ["flavor", "kueue"])
+async def test_no_pod_is_made_without_the_place_that_was_admitted(lost: str) -> None:
+    sim = life()
+    await sim.run_until_quiet()
+    admit(sim)
+    await sim.run_until_quiet()
+    before = pod_uids(sim)
+    if lost == "flavor":
+        sim.cluster.remove(Kind.RESOURCE_FLAVOR, "gpus")
+    sim.upgrade(kueue=lost == "flavor")
+    await sim.run_until_quiet(limit=200)
+    assert pod_uids(sim) == before and sim.condition("Succeeded")[1] == "Running", "what runs is left alone"
+    sim.cluster.remove(Kind.RAY_CLUSTER, "job-rollout")
+    await sim.run_until_quiet(limit=200)
+    assert not sim.cluster.of(Kind.RAY_CLUSTER) and sim.job_status["attempts"] == 1
+    sim.cluster.put(Kind.RESOURCE_FLAVOR, "gpus", {"spec": {"nodeLabels": POOL}})
+    sim.upgrade(kueue=True)
+    await sim.run_until_quiet(limit=200)
+    [ray] = sim.cluster.of(Kind.RAY_CLUSTER).values()
+    assert ray["spec"]["workerGroupSpecs"][0]["template"]["spec"]["nodeSelector"] == POOL
+
+
+async def test_a_priority_class_is_read_once_for_all_that_wait() -> None:
+    sim = life()
+    label(sim, **{QUEUE: "research", "kueue.x-k8s.io/priority-class": "urgent"})
+    sim.cluster.put(Kind.WORKLOAD_PRIORITY_CLASS, "urgent", {"value": 1000})
+    reads: list[str] = []
+    get = sim.cluster.get
+
+    async def counted(kind: Kind, namespace: str, name: str) -> Any:
+        reads.append(name)
+        return await get(kind, namespace, name)
+
+    sim.cluster.get = counted  # type: ignore[method-assign]
+    await sim.run_until_quiet()
+    reads.clear()
+    for seconds in (0, 0, 0, 60, 0):
+        sim.pass_time(seconds)
+        await sim.reconciler.reconcile(sim.key)
+    assert reads.count("urgent") == 1
+
+
 @pytest.mark.parametrize("error", [ApiError(500, "failed calling webhook"), Refused(422, "status.conditions: no")])
 async def test_a_jobs_status_does_not_wait_for_kueue(error: ApiError) -> None:
     sim = life()
@@ -694,6 +762,19 @@ def test_a_teacher_that_serves_without_a_queue_goes_on_and_is_queued_once_it_is_
     again = teacher_plan(None, serves=stopped, queueing=RESEARCH)
     assert [e.body["kind"] for e in again.effects if isinstance(e, Apply)][-1] == "Workload"
     assert not [e for e in again.effects if isinstance(e, Apply) and e.body["kind"] == "Deployment"]
+
+
+def test_a_teacher_that_serves_keeps_its_pods_while_their_place_cannot_be_read() -> None:
+    serves = made(teacher_plan(reservation(2)))
+    admitted = teacher_plan(reservation(2)).status
+    lost = replace(RESEARCH, obstacle=ConditionValue(FALSE, Reason.WAITING_FOR_QUOTA, "no flavor"))
+    for found in (reservation(2), None):
+        blind = teacher_plan(found, serves=serves, status=admitted, queueing=lost)
+        assert not [e for e in blind.effects if isinstance(e, Apply) and e.body["kind"] == "Deployment"]
+        assert blind.requeue_after is not None, "no watch tells when it can be read"
+    fewer = teacher_plan(reservation(2), wanted=1, serves=serves, status=admitted, queueing=lost)
+    assert deployment(fewer)["replicas"] == 1
+    assert deployment(fewer)["template"]["spec"]["nodeSelector"] == POOL
 
 
 def test_a_teacher_with_an_autoscaler_reserves_the_most_that_it_may_have() -> None:

@@ -77,7 +77,7 @@ class JobController:
 
     def __post_init__(self) -> None:
         self._writer = ChildWriter(self.cache)
-        self._queues = QueueObserver(self.cache, self.settings)
+        self._queues = QueueObserver(self.cache, self.settings, self.clock)
         self._observer = JobObserver(self.cache, self.progress, self._queues, self.clock)
 
     async def reconcile(self, key: Key) -> float | None:

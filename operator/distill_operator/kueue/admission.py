@@ -8,10 +8,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from distill_api.names import ANNOTATION_SPEC_HASH
 from distill_api.status import ConditionType, Reason
 from distill_operator.kinds import Kind, kind_of
-from distill_operator.kueue import workload
+from distill_operator.kueue import demand, workload
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Child, Raw
 from distill_operator.model.queueing import Queueing
@@ -146,7 +145,7 @@ def admitted_count(request: Request, name: str) -> int | None:
     live = request.live
     if live is None or not live.ours or not _is_reserved(live.content):
         return None
-    return _counts(live.content).get(name)
+    return demand.counts(live.content).get(name)
 
 
 def withdrawal(live: Child | None) -> list[Effect]:
@@ -169,7 +168,10 @@ def conditions(request: Request) -> Mapping[ConditionType, ConditionValue]:
         found[ConditionType.QUOTA_RESERVED] = ConditionValue(TRUE, Reason.QUOTA_RESERVED, text)
     if stopped is None:
         admitted_by = (live.get("status", {}).get("admission") or {}).get("clusterQueue", "")
-        found[ConditionType.ADMITTED] = ConditionValue(TRUE, Reason.ADMITTED, f"admitted by ClusterQueue {admitted_by}")
+        text = f"admitted by ClusterQueue {admitted_by}"
+        if not live and request.queueing.obstacle is not None:
+            text = f"what was admitted runs on: {request.queueing.obstacle.message}"
+        found[ConditionType.ADMITTED] = ConditionValue(TRUE, Reason.ADMITTED, text)
     return found
 
 
@@ -189,7 +191,8 @@ def _is_evicted(live: Raw) -> bool:
 def _is_outgrown(request: Request) -> bool:
     """Return whether an edit of the spec wants pods that the reservation does not cover; fewer of the same it does.
 
-    Another operator may count the same spec differently: that alone ends no reservation.
+    Another operator may count the same spec differently: that alone ends no reservation. Nor do pods that it renders
+    differently, and no larger.
     """
     live = request.live
     if live is None or not _is_reserved(live.content) or not request.queueing.queue:
@@ -197,11 +200,7 @@ def _is_outgrown(request: Request) -> bool:
     annotations = live.content["metadata"].get("annotations", {})
     if annotations.get(workload.GENERATION) == str(request.generation):
         return False
-    wanted = request.wanted()
-    if wanted["metadata"]["annotations"][ANNOTATION_SPEC_HASH] != live.spec_hash:
-        return True
-    admitted = _counts(live.content)
-    return not request.capped and any(n > admitted.get(name, 0) for name, n in _counts(wanted).items())
+    return demand.exceeds(request.wanted(), live.content, capped=request.capped)
 
 
 def _update(request: Request, live: Child) -> list[Effect]:
@@ -211,15 +210,13 @@ def _update(request: Request, live: Child) -> list[Effect]:
     wanted = request.wanted()
     spec, before = wanted["spec"], live.content["spec"]
     keys = ("queueName", "priority", "priorityClassRef", "maximumExecutionTimeSeconds")
-    same = all(spec.get(key) == before.get(key) for key in keys) and _counts(wanted) == _counts(live.content)
+    same = all(spec.get(key) == before.get(key) for key in keys) and demand.counts(wanted) == demand.counts(
+        live.content
+    )
     same = same and wanted["metadata"]["annotations"] == {
         key: live.content["metadata"].get("annotations", {}).get(key) for key in wanted["metadata"]["annotations"]
     }
     return [] if same else [Apply(wanted)]
-
-
-def _counts(body: Raw) -> dict[str, int]:
-    return {each["name"]: each["count"] for each in body["spec"]["podSets"]}
 
 
 def _why(live: Raw) -> str:

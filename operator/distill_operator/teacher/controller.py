@@ -68,7 +68,7 @@ class TeacherController:
     clock: Callable[[], datetime]
 
     def __post_init__(self) -> None:
-        self._queues = QueueObserver(self.cache, self.settings)
+        self._queues = QueueObserver(self.cache, self.settings, self.clock)
 
     async def reconcile(self, key: Key) -> float | None:
         """Reconcile one Teacher. Return the seconds until time alone changes something.
