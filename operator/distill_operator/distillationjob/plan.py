@@ -268,7 +268,10 @@ def _keep_running(
     after = lifecycle.revised(job, after, now, found, attempts=attempt, trainer_job_uid=uid)
     if observed.report is not None:
         after = after.model_copy(update={"progress": trainer_conditions.progress(status, observed.report)})
-    again = trainer_conditions.seconds_to_next_change(job, after, observed, now) if unplaced is None else POLL_SECONDS
+    again = trainer_conditions.seconds_to_next_change(job, after, observed, now)
+    if unplaced is not None:
+        # Nothing tells of its end.
+        again = min(again or POLL_SECONDS, POLL_SECONDS)
     return Plan(tuple(effects), after, again, settled=not effects and unplaced is None)
 
 
