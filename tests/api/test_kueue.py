@@ -196,7 +196,7 @@ def test_a_queue_without_kueue_is_told_and_the_job_starts_once_it_is_there(
     world.claim()
     world.operator()
     submit(world, {QUEUE: "research"})
-    world.until_condition("Succeeded", "WaitingForQuota")
+    world.until_condition("Succeeded", "KueueNotInstalled")
     assert "(kueue of the chart)" in world.condition("Succeeded")["message"]
     world.operators[-1].kill()
     world.operator(DISTILL_KUEUE="true")

@@ -72,6 +72,8 @@ class FakeCluster:
     kuberay: bool = True
     refuse: str = ""
     """Part of a name whose apply is refused."""
+    workloads: ApiError | None = None
+    """What every write of a Workload, or of its status, is answered with."""
     writes: list[str] = field(default_factory=list)
     crash_after: int = -1
     """Die after so many writes. Reads never fail by it."""
@@ -114,6 +116,8 @@ class FakeCluster:
         name = body["metadata"]["name"]
         if self.refuse and self.refuse in name:
             raise Refused(422, f"{name} is wrong")
+        if self.workloads and kind_of(body) is Kind.WORKLOAD:
+            raise self.workloads
         key = (kind_of(body), name)
         if key[0] is Kind.RAY_CLUSTER and not self.kuberay:
             raise ApiError(404, "no RayCluster")
@@ -159,6 +163,8 @@ class FakeCluster:
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         self._maybe_fail()
+        if self.workloads and kind is Kind.WORKLOAD:
+            raise self.workloads
         found = self.objects.get((kind, name))
         if found is None:
             raise ApiError(404, "gone")

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from websocket import ABNF, WebSocketConnectionClosedException
 
-from distill_api.names import LABEL_MANAGED_BY
+from distill_api.names import LABEL_ATTEMPT, LABEL_JOB, LABEL_MANAGED_BY, LABEL_ROLE
 from distill_api.protocol import READER_MODULE, READER_SUMS
 from distill_cli.cluster import ApiError
+from distill_cli.commands import samples
 from distill_cli.failure import CommandFailed
 from distill_cli.reader import run_files
 from distill_cli.reader.claim import node_for
@@ -193,6 +194,13 @@ def test_a_name_outside_of_the_folder_is_refused(name: str, tmp_path: Path) -> N
     assert files_in(tmp_path) == {}
 
 
+def test_a_list_of_hashes_that_would_fill_the_memory_is_refused(tmp_path: Path) -> None:
+    sums = tarfile.TarInfo(READER_SUMS)
+    sums.size = 1 << 40
+    with pytest.raises(Incomplete, match="has 1048576 MiB, and at most 16 are read"):
+        unpack(io.BytesIO(sums.tobuf()), tmp_path / "here")
+
+
 def test_a_link_is_refused(tmp_path: Path) -> None:
     sink = io.BytesIO()
     with tarfile.open(fileobj=sink, mode="w") as tar:
@@ -317,6 +325,16 @@ def test_files_of_a_job_are_read_by_a_pod_that_is_gone_afterwards(cluster: Any, 
     assert pod["spec"]["activeDeadlineSeconds"] == 77
     assert pod["spec"]["containers"][0]["image"] == "registry.example.com/workers:1"
     assert cluster.commands == [["python3", "-m", READER_MODULE, "model", "/output/sums"]]
+
+
+def test_samples_of_a_trainer_before_its_first_step_need_no_pod(cluster: Any, folder: Path) -> None:
+    labels = {LABEL_JOB: "sums", LABEL_ROLE: "trainer", LABEL_ATTEMPT: "1"}
+    trainer = {"metadata": {"name": "sums-trainer-1-0", "labels": labels}, "status": {"phase": "Running"}}
+    cluster.pods = {"sums-trainer-1-0": trainer}
+    cluster.text = lambda path: ""
+    with pytest.raises(CommandFailed, match="wait for the first step"):
+        samples.rollouts_of_job(cluster, "sums", None, None, None)
+    assert not cluster.made
 
 
 def test_pods_that_a_killed_command_left_are_removed_and_others_stay(cluster: Any, tmp_path: Path) -> None:

@@ -11,9 +11,10 @@ import yaml
 from operator_fakes import EPOCH, SETTINGS, Simulation, job, manifest
 
 from distill_api.job import DistillationJob, parse_job
+from distill_api.status import Reason
 from distill_api.teacher.kind import TeacherStatus, parse_teacher
 from distill_operator.kinds import Kind
-from distill_operator.kueue import admission, workload
+from distill_operator.kueue import admission, demand, workload
 from distill_operator.kueue.admission import Request
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Observed
@@ -22,6 +23,7 @@ from distill_operator.model.queueing import Priority, Queueing
 from distill_operator.model.reading import read_child
 from distill_operator.resources import rendering
 from distill_operator.runtime.effects import Apply, Delete, PatchStatus
+from distill_operator.runtime.errors import ApiError, Refused
 from distill_operator.teacher.plan import plan_teacher
 
 Json = dict[str, Any]
@@ -243,6 +245,31 @@ def test_more_pods_than_were_admitted_are_queued_anew_and_fewer_are_not() -> Non
     assert [type(e) for e in effects(more, released=True)] == [Delete]
     larger = edited(2, template={"spec": {"containers": [{"name": "main", "resources": {"requests": {"cpu": "9"}}}]}})
     assert admission.hold(larger) is not None
+
+
+def test_an_edit_after_an_upgrade_that_renders_pods_differently_ends_no_reservation() -> None:
+    found = live(RESERVED, ADMITTED, of=job(rollout={"replicas": 2}))
+    found["metadata"]["annotations"]["distillation-operator.io/spec-hash"] = "another"
+    for pod_set in found["spec"]["podSets"]:
+        pod_set["template"]["spec"] |= {"restartPolicy": "Never", "nodeSelector": {"old": "1"}}
+    for replicas, ends in ((1, False), (2, False), (3, True)):
+        meta = {**manifest()["metadata"], "generation": 2}
+        of = parse_job({**manifest(rollout={"replicas": replicas}), "metadata": meta})
+        assert (admission.hold(request(found, of)) is not None) is ends
+
+
+def test_a_pod_takes_what_its_containers_take_together_or_an_init_container_before_them() -> None:
+    def container(cpu: Any, **more: Any) -> Json:
+        return {"name": "c", "resources": {"requests": {"cpu": cpu}, "limits": {"cpu": "64", "gpu": 1}}, **more}
+
+    two = {"containers": [container("500m"), container(1.5)]}
+    assert demand.pod_size(two) == {"cpu": 2, "gpu": 2}
+    first = {"initContainers": [container("1", restartPolicy="Always"), container("3")], **two}
+    assert demand.pod_size(first) == {"cpu": 4, "gpu": 3}
+    assert demand.pod_size({**two, "resources": {"requests": {"cpu": "8"}}, "overhead": {"cpu": "250m"}})["cpu"] == 8.25
+    assert demand.pod_size({"containers": [{"name": "c", "resources": {"limits": {"memory": "1.5Gi"}}}]}) == {
+        "memory": 1536 * 1024**2
+    }
 
 
 def test_another_operator_that_counts_differently_ends_no_reservation() -> None:
@@ -493,11 +520,108 @@ async def test_an_installation_without_kueue_says_so_and_starts_nothing() -> Non
     sim = Simulation()
     label(sim, **{QUEUE: "research"})
     await sim.run_until_quiet()
+    assert sim.condition("Succeeded")[:2] == ("Unknown", "KueueNotInstalled"), "the alert counts it"
     assert "(kueue of the chart)" in sim.condition("Succeeded")[2] and not sim.cluster.of(Kind.POD)
     label(sim)
     sim.pass_time(60)
     await sim.run_until_quiet()
     assert sim.condition("Succeeded")[1] == "Running" and sim.condition("Admitted") == ("", "", "")
+
+
+@pytest.mark.parametrize("lost", ["flavor", "kueue"])
+async def test_no_pod_is_made_without_the_place_that_was_admitted(lost: str) -> None:
+    sim = life()
+    await sim.run_until_quiet()
+    admit(sim)
+    await sim.run_until_quiet()
+    before = pod_uids(sim)
+    if lost == "flavor":
+        sim.cluster.remove(Kind.RESOURCE_FLAVOR, "gpus")
+    sim.upgrade(kueue=lost == "flavor")
+    await sim.run_until_quiet(limit=200)
+    assert pod_uids(sim) == before and sim.condition("Succeeded")[1] == "Running", "what runs is left alone"
+    sim.cluster.remove(Kind.RAY_CLUSTER, "job-rollout")
+    await sim.run_until_quiet(limit=200)
+    assert not sim.cluster.of(Kind.RAY_CLUSTER) and sim.job_status["attempts"] == 1
+    sim.cluster.put(Kind.RESOURCE_FLAVOR, "gpus", {"spec": {"nodeLabels": POOL}})
+    sim.upgrade(kueue=True)
+    await sim.run_until_quiet(limit=200)
+    [ray] = sim.cluster.of(Kind.RAY_CLUSTER).values()
+    assert ray["spec"]["workerGroupSpecs"][0]["template"]["spec"]["nodeSelector"] == POOL
+
+
+async def test_a_priority_class_is_read_once_for_all_that_wait() -> None:
+    sim = life()
+    label(sim, **{QUEUE: "research", "kueue.x-k8s.io/priority-class": "urgent"})
+    sim.cluster.put(Kind.WORKLOAD_PRIORITY_CLASS, "urgent", {"value": 1000})
+    reads: list[str] = []
+    get = sim.cluster.get
+
+    async def counted(kind: Kind, namespace: str, name: str) -> Any:
+        reads.append(name)
+        return await get(kind, namespace, name)
+
+    sim.cluster.get = counted  # type: ignore[method-assign]
+    await sim.run_until_quiet()
+    reads.clear()
+    for seconds in (0, 0, 0, 60, 0):
+        sim.pass_time(seconds)
+        await sim.reconciler.reconcile(sim.key)
+    assert reads.count("urgent") == 1
+
+
+@pytest.mark.parametrize("error", [ApiError(500, "failed calling webhook"), Refused(422, "status.conditions: no")])
+async def test_a_jobs_status_does_not_wait_for_kueue(error: ApiError) -> None:
+    sim = life()
+    await sim.run_until_quiet()
+    admit(sim)
+    sim.cluster.workloads = error
+    for _ in range(60):
+        await turn(sim)
+    assert sim.condition("Succeeded")[1] == "Running" and sim.condition("SpecValid")[0] == "True"
+    assert says(sim, "PodsReady") == ""
+    with pytest.raises(ApiError):
+        # So that the work queue tries again.
+        await sim.reconciler.reconcile(sim.key)
+    sim.cluster.workloads = None
+    await sim.run_until_quiet()
+    assert says(sim, "PodsReady") == "True"
+
+
+async def test_a_new_job_says_that_it_waits_while_kueues_webhooks_refuse_everything() -> None:
+    sim = life()
+    sim.cluster.workloads = ApiError(500, "failed calling webhook")
+    for _ in range(30):
+        await turn(sim)
+    assert sim.condition("Succeeded")[1] == "WaitingForQuota" and not sim.cluster.of(Kind.WORKLOAD)
+
+
+def pod_uids(sim: Simulation) -> dict[str, str]:
+    return {name: pod["metadata"]["uid"] for name, pod in sim.cluster.of(Kind.POD).items()}
+
+
+@pytest.mark.parametrize("label_first", [True, False])
+async def test_an_attempt_that_began_without_a_queue_keeps_its_pods_and_the_next_is_queued(label_first: bool) -> None:
+    sim = Simulation(spec={"backoffLimit": 3})
+    await sim.run_until_quiet()
+    before = pod_uids(sim)
+    assert before and sim.condition("Succeeded")[1] == "Running"
+    for step in (0, 1):
+        if label_first == (step == 0):
+            label(sim, **{QUEUE: "research"})
+        else:
+            sim.upgrade(kueue=True)
+        await sim.run_until_quiet()
+        assert sim.condition("Succeeded")[1] == "Running" and pod_uids(sim) == before
+        assert not sim.cluster.of(Kind.WORKLOAD) and sim.condition("Admitted") == ("", "", "")
+    sim.cluster.put(Kind.RESOURCE_FLAVOR, "gpus", {"spec": {"nodeLabels": POOL}})
+    sim.trainers[1] = (75, "")
+    await sim.run_until_quiet()
+    assert sim.condition("Succeeded")[1] == "WaitingForQuota" and not sim.cluster.of(Kind.POD)
+    admit(sim)
+    await sim.run_until_quiet()
+    assert sim.condition("Succeeded")[1] == "Running" and sim.job_status["attempts"] == 2
+    assert sim.condition("Admitted")[0] == "True"
 
 
 async def test_a_job_of_another_cluster_has_no_workload() -> None:
@@ -576,7 +700,16 @@ async def test_in_no_life_is_there_a_pod_without_quota(block: int) -> None:
 # Teachers
 
 
-def teacher_plan(found: Json | None, wanted: int = 2, **spec: Any) -> Any:
+def teacher_plan(
+    found: Json | None,
+    wanted: int = 2,
+    *,
+    serves: Json | None = None,
+    status: TeacherStatus | None = None,
+    queueing: Queueing | None = None,
+    **spec: Any,
+) -> Any:
+    """The plan of a Teacher with a Workload of status `found`, and with the Deployment `serves`."""
     meta = {"name": "poet", "namespace": "default", "uid": "t", "generation": 1, "labels": {QUEUE: "research"}}
     body = {"model": "/m", "accelerator": "none", **(spec or {"replicas": wanted})}
     of = parse_teacher(
@@ -585,14 +718,21 @@ def teacher_plan(found: Json | None, wanted: int = 2, **spec: Any) -> Any:
     if found is not None:
         found = {**workload.workload(of, SETTINGS, RESEARCH), "status": found}
         found["metadata"] |= {"uid": "w", "resourceVersion": "7"}
-    children = (read_child(found, "t"),) if found else ()
-    observed = Observed(children=children, queueing=replace(RESEARCH, placements={"teacher": Placement(POOL)}))
-    return plan_teacher(of, TeacherStatus(), observed, [], SETTINGS, EPOCH)
+    children = tuple(read_child(child, "t") for child in (found, serves) if child is not None)
+    placed = replace(RESEARCH, placements={"teacher": Placement(POOL)})
+    observed = Observed(children=children, queueing=queueing or placed)
+    return plan_teacher(of, status or TeacherStatus(), observed, [], SETTINGS, EPOCH)
 
 
 def deployment(decided: Any) -> Json:
     [found] = [e.body for e in decided.effects if isinstance(e, Apply) and e.body["kind"] == "Deployment"]
     return dict(found["spec"])
+
+
+def made(decided: Any) -> Json:
+    """The Deployment that a plan makes, as it is then."""
+    [found] = [e.body for e in decided.effects if isinstance(e, Apply) and e.body["kind"] == "Deployment"]
+    return {**found, "metadata": {**found["metadata"], "uid": "d", "generation": 1}}
 
 
 def reservation(count: int) -> Json:
@@ -611,6 +751,30 @@ def test_a_teacher_has_no_server_until_it_is_admitted() -> None:
     admitted = teacher_plan(reservation(2))
     assert deployment(admitted)["replicas"] == 2
     assert deployment(admitted)["template"]["spec"]["nodeSelector"] == POOL
+
+
+def test_a_teacher_that_serves_without_a_queue_goes_on_and_is_queued_once_it_is_scaled_to_zero() -> None:
+    serves = made(teacher_plan(None, queueing=Queueing(), status=TeacherStatus()))
+    labelled = teacher_plan(None, serves=serves, queueing=RESEARCH)
+    assert not [e for e in labelled.effects if isinstance(e, Apply) and e.body["kind"] in ("Deployment", "Workload")]
+    assert not [c for c in labelled.status.conditions if c.type == "Admitted"]
+    stopped = made(teacher_plan(None, wanted=0, serves=serves, queueing=RESEARCH))
+    again = teacher_plan(None, serves=stopped, queueing=RESEARCH)
+    assert [e.body["kind"] for e in again.effects if isinstance(e, Apply)][-1] == "Workload"
+    assert not [e for e in again.effects if isinstance(e, Apply) and e.body["kind"] == "Deployment"]
+
+
+def test_a_teacher_that_serves_keeps_its_pods_while_their_place_cannot_be_read() -> None:
+    serves = made(teacher_plan(reservation(2)))
+    admitted = teacher_plan(reservation(2)).status
+    lost = replace(RESEARCH, obstacle=ConditionValue(FALSE, Reason.WAITING_FOR_QUOTA, "no flavor"))
+    for found in (reservation(2), None):
+        blind = teacher_plan(found, serves=serves, status=admitted, queueing=lost)
+        assert not [e for e in blind.effects if isinstance(e, Apply) and e.body["kind"] == "Deployment"]
+        assert blind.requeue_after is not None, "no watch tells when it can be read"
+    fewer = teacher_plan(reservation(2), wanted=1, serves=serves, status=admitted, queueing=lost)
+    assert deployment(fewer)["replicas"] == 1
+    assert deployment(fewer)["template"]["spec"]["nodeSelector"] == POOL
 
 
 def test_a_teacher_with_an_autoscaler_reserves_the_most_that_it_may_have() -> None:

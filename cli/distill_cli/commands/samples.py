@@ -86,14 +86,17 @@ def rollouts_of_job(
     """Return rollouts of a job, among which are those of a step or a data source if there are any, and from where.
 
     Trainer rank 0 serves the newest through the API server; the others, and those of a job without a trainer, are read
-    by a pod. Raises CommandFailed.
+    by a pod. Raises CommandFailed, also where the newest are those of a trainer that has made no step yet.
     """
     from distill_cli.views.rollout import select_rollouts
     from distill_workers.reporting.samples_file import every_rollout, rollouts_in
 
     uid = cluster.job(name)["metadata"]["uid"]
     first = rank_0(running(newest_attempt(pods_of_role(cluster, name, Role.TRAINER, uid=uid))))
-    served = list(rollouts_in(_served(cluster, first["metadata"]["name"]).splitlines())) if first is not None else []
+    text = _served(cluster, first["metadata"]["name"]) if first is not None else None
+    served = list(rollouts_in((text or "").splitlines()))
+    if text is not None and not served and step is None:
+        raise CommandFailed(f"the trainer of job {name} has no rollout yet: wait for the first step")
     if select_rollouts(served, step, source, 1):
         return served, f"what the trainer of job {name} serves"
     from distill_cli.reader.run_files import read_run_files
@@ -103,8 +106,8 @@ def rollouts_of_job(
         return list(every_rollout(Path(folder))), f"samples.jsonl of job {name}"
 
 
-def _served(cluster: Cluster, pod: str) -> str:
-    """Return what a trainer serves; nothing where a NetworkPolicy, say, keeps the API server from it."""
+def _served(cluster: Cluster, pod: str) -> str | None:
+    """Return what a trainer serves; None where a NetworkPolicy, say, keeps the API server from it."""
     from distill_cli.cluster import ApiError
 
     try:
@@ -112,7 +115,7 @@ def _served(cluster: Cluster, pod: str) -> str:
     except ApiError as error:
         if error.status == 403:
             raise
-        return ""
+        return None
 
 
 def _of(step: int | None, source: str | None) -> str:

@@ -9,6 +9,8 @@ from distill_api.protocol import READER_SUMS
 from distill_cli.failure import CommandFailed
 
 CHUNK_BYTES = 1 << 20
+SUMS_BYTES = 16 << 20
+"""Upper bound of the list of hashes, which is read into memory: a hundred thousand files."""
 
 
 class Incomplete(CommandFailed):
@@ -29,6 +31,9 @@ def unpack(stream: IO[bytes], folder: Path) -> None:
                 if content is None:
                     raise Incomplete(f"{member.name} is no file: the pod sent something else than a run folder")
                 if member.name == READER_SUMS:
+                    if member.size > SUMS_BYTES:
+                        text = f"{READER_SUMS} has {member.size >> 20} MiB, and at most {SUMS_BYTES >> 20} are read"
+                        raise Incomplete(f"{text}: the pod sent something else than a run folder")
                     sums = content.read()
                 else:
                     found[member.name] = _written(content, _inside(folder, member.name), member.size)

@@ -232,18 +232,19 @@ def _keep_running(
     trainer_job = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt))
     trainer_made = trainer_job is not None
     own = pinning.pinned_settings(job, observed, attempt, settings)
+    # An attempt without the condition began without a queue, and what becomes of one is nothing to it.
+    unplaced = observed.queueing.obstacle if conditions.find(status, ConditionType.ADMITTED) else None
     if not (observed.settled and (trainer_made or not readiness.trainer_may_start(job, observed))):
         where = observed.queueing.placements
         wanted = [*rendering.lasting(job, own), *rendering.group(job, own), *rendering.serving(job, own, where)]
         trainer = rendering.training(job, own, attempt, where)
         if obstacle := upkeep.name_taken([*wanted, trainer], observed):
             return _wait(job, status, observed, attempt, *obstacle, now)
-        effects += upkeep.repairs(
-            job, observed, wanted, trainer, under_way=pinning.is_under_way(job, observed, attempt)
-        )
+        begun = pinning.is_under_way(job, observed, attempt)
+        effects += upkeep.repairs(job, observed, wanted, trainer, under_way=begun, unplaced=unplaced is not None)
 
     states = readiness.roles(job, observed, attempt)
-    if not trainer_made and (other := handover.obstacle(job, observed, now)):
+    if not trainer_made and (other := unplaced or handover.obstacle(job, observed, now)):
         states = [replace(s, condition=other) if s.role is Role.TRAINER else s for s in states]
     after = lifecycle.with_roles(job, status, states, now)
     not_ready = readiness.at_fault(states)
@@ -267,9 +268,11 @@ def _keep_running(
     after = lifecycle.revised(job, after, now, found, attempts=attempt, trainer_job_uid=uid)
     if observed.report is not None:
         after = after.model_copy(update={"progress": trainer_conditions.progress(status, observed.report)})
-    return Plan(
-        tuple(effects), after, trainer_conditions.seconds_to_next_change(job, after, observed, now), settled=not effects
-    )
+    again = trainer_conditions.seconds_to_next_change(job, after, observed, now)
+    if unplaced is not None:
+        # Nothing tells of its end.
+        again = min(again or POLL_SECONDS, POLL_SECONDS)
+    return Plan(tuple(effects), after, again, settled=not effects and unplaced is None)
 
 
 def _starting(attempt: int, states: list[RoleState]) -> ConditionValue:

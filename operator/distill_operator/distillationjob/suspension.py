@@ -28,12 +28,15 @@ QUEUE_CONDITIONS = (ConditionType.QUOTA_RESERVED, ConditionType.ADMITTED)
 def request(job: DistillationJob, status: Status, observed: Observed, settings: Settings) -> Request:
     """Return the job's Workload with what decides about it."""
     waits = status.next_attempt_time is not None or lifecycle.is_suspended(status) or conditions.is_finished(status)
+    running = status.attempts > 0 and not waits
     return Request(
         observed.queueing,
         observed.child(Kind.WORKLOAD, workload.name_of(job)),
         wanted=lambda: workload.workload(job, settings, observed.queueing),
         generation=job.metadata.generation,
-        running=status.attempts > 0 and not waits,
+        running=running,
+        # Admission is recorded with the beginning of an attempt that needed it.
+        unqueued=running and conditions.find(status, ConditionType.ADMITTED) is None,
     )
 
 
@@ -43,7 +46,9 @@ def of(job: DistillationJob, queued: Request) -> Suspension | None:
         return BY_USER
     if held := admission.hold(queued):
         releasing = f"{held.message}; pods are still there: status.active says how many"
-        return Suspension(Reason.WAITING_FOR_QUOTA, held.message, releasing)
+        # An evicted job waits for quota like any other; what somebody has to mend is named as what it is.
+        reason = Reason.WAITING_FOR_QUOTA if held.reason is Reason.EVICTED else held.reason
+        return Suspension(reason, held.message, releasing)
     return None
 
 

@@ -8,15 +8,15 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 
-from distill_api.names import ANNOTATION_SPEC_HASH
 from distill_api.status import ConditionType, Reason
-from distill_operator.kinds import Kind
-from distill_operator.kueue import workload
+from distill_operator.kinds import Kind, kind_of
+from distill_operator.kueue import demand, workload
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Child, Raw
 from distill_operator.model.queueing import Queueing
 from distill_operator.resources.pod_template import Json
 from distill_operator.runtime.effects import Apply, Delete, Effect, PatchStatus
+from distill_operator.runtime.errors import ApiError, QuotaExceeded, Refused
 
 NOT_YET = "Kueue has not considered it yet"
 
@@ -43,12 +43,22 @@ class Request:
     """Pods were made by an admission that is not withdrawn: what cannot be read now does not end them."""
     capped: bool = False
     """It makes do with the number of pods that was admitted, where it wants more."""
+    unqueued: bool = False
+    """Its pods were made before it had a queue: it keeps them, and is queued for the next."""
+
+
+def is_queued(request: Request) -> bool:
+    """Return whether Kueue decides: also of an owner whose label was removed, for as long as it holds quota."""
+    live = request.live
+    if live is not None and live.ours and _is_reserved(live.content):
+        return True
+    return bool(request.queueing.queue) and not request.unqueued
 
 
 def hold(request: Request) -> Hold | None:
     """Return why the owner may have no pod; None where it may."""
     queueing, live = request.queueing, request.live
-    if not _is_queued(request):
+    if not is_queued(request):
         return None
     if queueing.obstacle is not None:
         if not request.running:
@@ -85,7 +95,7 @@ def effects(
     live = request.live
     if live is not None and (not live.ours or live.deleting):
         return []
-    if not _is_queued(request):
+    if not is_queued(request):
         return [] if live is None else _deletion(live)
     if ended is not None:
         if live is None or not released or workload.is_true(live.content, "Finished"):
@@ -114,12 +124,28 @@ def effects(
     return [_patch(live, now, condition)]
 
 
+def may_fail(effect: Effect, error: ApiError) -> bool:
+    """Return whether an effect that failed concerns the Workload alone, and is nothing that the owner's author mends.
+
+    While Kueue's manager is down, its webhooks refuse everything; the owner's status does not wait for its return.
+    """
+    match effect:
+        case PatchStatus():
+            return True
+        case Delete(kind):
+            return kind is Kind.WORKLOAD
+        case Apply(body):
+            return kind_of(body) is Kind.WORKLOAD and not isinstance(error, Refused | QuotaExceeded)
+        case _:
+            return False
+
+
 def admitted_count(request: Request, name: str) -> int | None:
     """Return for how many pods of a set quota is reserved; None where none is, or need not be."""
     live = request.live
     if live is None or not live.ours or not _is_reserved(live.content):
         return None
-    return _counts(live.content).get(name)
+    return demand.counts(live.content).get(name)
 
 
 def withdrawal(live: Child | None) -> list[Effect]:
@@ -129,7 +155,7 @@ def withdrawal(live: Child | None) -> list[Effect]:
 
 def conditions(request: Request) -> Mapping[ConditionType, ConditionValue]:
     """Return QuotaReserved and Admitted as the owner shows them; nothing for one without a queue."""
-    if not _is_queued(request):
+    if not is_queued(request):
         return {}
     stopped = hold(request)
     live = request.live.content if request.live is not None and request.live.ours else {}
@@ -142,14 +168,11 @@ def conditions(request: Request) -> Mapping[ConditionType, ConditionValue]:
         found[ConditionType.QUOTA_RESERVED] = ConditionValue(TRUE, Reason.QUOTA_RESERVED, text)
     if stopped is None:
         admitted_by = (live.get("status", {}).get("admission") or {}).get("clusterQueue", "")
-        found[ConditionType.ADMITTED] = ConditionValue(TRUE, Reason.ADMITTED, f"admitted by ClusterQueue {admitted_by}")
+        text = f"admitted by ClusterQueue {admitted_by}"
+        if not live and request.queueing.obstacle is not None:
+            text = f"what was admitted runs on: {request.queueing.obstacle.message}"
+        found[ConditionType.ADMITTED] = ConditionValue(TRUE, Reason.ADMITTED, text)
     return found
-
-
-def _is_queued(request: Request) -> bool:
-    """Return whether Kueue decides: also of an owner whose label was removed, for as long as it holds quota."""
-    live = request.live
-    return bool(request.queueing.queue) or (live is not None and live.ours and _is_reserved(live.content))
 
 
 def _is_reserved(live: Raw) -> bool:
@@ -168,7 +191,8 @@ def _is_evicted(live: Raw) -> bool:
 def _is_outgrown(request: Request) -> bool:
     """Return whether an edit of the spec wants pods that the reservation does not cover; fewer of the same it does.
 
-    Another operator may count the same spec differently: that alone ends no reservation.
+    Another operator may count the same spec differently: that alone ends no reservation. Nor do pods that it renders
+    differently, and no larger.
     """
     live = request.live
     if live is None or not _is_reserved(live.content) or not request.queueing.queue:
@@ -176,11 +200,7 @@ def _is_outgrown(request: Request) -> bool:
     annotations = live.content["metadata"].get("annotations", {})
     if annotations.get(workload.GENERATION) == str(request.generation):
         return False
-    wanted = request.wanted()
-    if wanted["metadata"]["annotations"][ANNOTATION_SPEC_HASH] != live.spec_hash:
-        return True
-    admitted = _counts(live.content)
-    return not request.capped and any(n > admitted.get(name, 0) for name, n in _counts(wanted).items())
+    return demand.exceeds(request.wanted(), live.content, capped=request.capped)
 
 
 def _update(request: Request, live: Child) -> list[Effect]:
@@ -190,15 +210,13 @@ def _update(request: Request, live: Child) -> list[Effect]:
     wanted = request.wanted()
     spec, before = wanted["spec"], live.content["spec"]
     keys = ("queueName", "priority", "priorityClassRef", "maximumExecutionTimeSeconds")
-    same = all(spec.get(key) == before.get(key) for key in keys) and _counts(wanted) == _counts(live.content)
+    same = all(spec.get(key) == before.get(key) for key in keys) and demand.counts(wanted) == demand.counts(
+        live.content
+    )
     same = same and wanted["metadata"]["annotations"] == {
         key: live.content["metadata"].get("annotations", {}).get(key) for key in wanted["metadata"]["annotations"]
     }
     return [] if same else [Apply(wanted)]
-
-
-def _counts(body: Raw) -> dict[str, int]:
-    return {each["name"]: each["count"] for each in body["spec"]["podSets"]}
 
 
 def _why(live: Raw) -> str:

@@ -1,6 +1,7 @@
 """Observation of a queue: the owner's labels, and the objects of Kueue besides its Workload."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
 from typing import Any
 
 from distill_api.job import DistillationJob
@@ -29,6 +30,10 @@ NOT_INSTALLED = ConditionValue(
 )
 
 
+CLASS_READ_AGAIN = timedelta(seconds=30)
+"""How long a priority class is not read again: all that wait share a few."""
+
+
 class Unreadable(Exception):
     """Raised for an object of the cluster that does not exist, or may not be read; the message names it."""
 
@@ -36,9 +41,12 @@ class Unreadable(Exception):
 class QueueObserver:
     """Observes the queues of one owner after another."""
 
-    def __init__(self, cache: Cache, settings: Settings) -> None:
+    def __init__(self, cache: Cache, settings: Settings, clock: Callable[[], datetime]) -> None:
         self._cache = cache
         self._settings = settings
+        self._clock = clock
+        self._classes: dict[tuple[Kind, str], tuple[datetime, Raw]] = {}
+        """Priority classes, and until when each is not read again."""
         self._placements: dict[str, tuple[str, Mapping[str, Placement]]] = {}
         """By uid of the owner: what its admission adds. An edit of a flavor changes no pods that it has placed."""
 
@@ -69,12 +77,20 @@ class QueueObserver:
 
     async def _priority(self, owner: DistillationJob | Teacher, class_name: str) -> Priority | None:
         if class_name:
-            found = await self._read(Kind.WORKLOAD_PRIORITY_CLASS, class_name)
+            found = await self._class(Kind.WORKLOAD_PRIORITY_CLASS, class_name)
             return Priority("kueue.x-k8s.io", "WorkloadPriorityClass", class_name, int(found["value"]))
         if name := _priority_class(owner):
-            found = await self._read(Kind.PRIORITY_CLASS, name)
+            found = await self._class(Kind.PRIORITY_CLASS, name)
             return Priority("scheduling.k8s.io", "PriorityClass", name, int(found["value"]))
         return None
+
+    async def _class(self, kind: Kind, name: str) -> Raw:
+        until, known = self._classes.get((kind, name), (None, {}))
+        if until is not None and self._clock() < until:
+            return known
+        found = await self._read(kind, name)
+        self._classes[kind, name] = self._clock() + CLASS_READ_AGAIN, found
+        return found
 
     async def _placed(self, uid: str, live: Raw) -> Mapping[str, Placement]:
         key = workload.admission_key(live)

@@ -15,8 +15,10 @@ from distill_api.teacher.kind import Teacher, TeacherStatus
 from distill_operator.kinds import Kind
 from distill_operator.kueue import admission, workload
 from distill_operator.kueue.admission import Request
+from distill_operator.model import conditions
 from distill_operator.model.conditions import FALSE, ConditionValue
-from distill_operator.model.observed import Observed
+from distill_operator.model.observed import Child, Observed
+from distill_operator.resources.pod_template import Json
 from distill_operator.runtime.effects import Effect
 from distill_operator.settings import Settings
 
@@ -34,15 +36,19 @@ class Queued:
     conditions: Mapping[ConditionType, ConditionValue] = field(default_factory=dict)
 
 
-def queued(teacher: Teacher, observed: Observed, settings: Settings, wanted: int) -> Queued:
+def queued(teacher: Teacher, status: TeacherStatus, observed: Observed, settings: Settings, wanted: int) -> Queued:
     """Return what the queue of a Teacher allows; `wanted` is how many servers it is to have."""
+    deployment = observed.child(Kind.DEPLOYMENT, names.shared_teacher(teacher.metadata.name))
+    serves = deployment is not None and deployment.ours and deployment.desired > 0
     request = Request(
         observed.queueing,
         observed.child(Kind.WORKLOAD, workload.name_of(teacher)),
         wanted=lambda: workload.workload(teacher, settings, observed.queueing),
         generation=teacher.metadata.generation,
-        running=bool(observed.active),
+        running=serves,
         capped=True,
+        # Servers that were made without a queue stay until it is scaled to zero.
+        unqueued=serves and conditions.find(status, ConditionType.ADMITTED) is None,
     )
     if wanted == 0:
         return Queued(teacher.metadata.name, request, 0)
@@ -53,6 +59,20 @@ def queued(teacher: Teacher, observed: Observed, settings: Settings, wanted: int
     admitted = admission.admitted_count(request, Role.TEACHER.value)
     servers = wanted if admitted is None else min(wanted, admitted)
     return Queued(teacher.metadata.name, request, servers, conditions=admission.conditions(request))
+
+
+def kept(queue: Queued, body: Json, live: Child) -> Json:
+    """Return the Deployment with the pods that its servers are now, where their placement cannot be read."""
+    request = queue.request
+    serves = live.desired > 0 and queue.servers > 0
+    if request.queueing.obstacle is None or not serves or not admission.is_queued(request):
+        return body
+    annotations = {**body["metadata"]["annotations"], names.ANNOTATION_SPEC_HASH: live.spec_hash}
+    return {
+        **body,
+        "metadata": {**body["metadata"], "annotations": annotations},
+        "spec": {**body["spec"], "template": live.content["spec"]["template"]},
+    }
 
 
 def queue_effects(queue: Queued, observed: Observed, now: datetime, *, ready: bool) -> Sequence[Effect]:
