@@ -66,8 +66,7 @@ class EnginePool:
         """time.monotonic since when no engine serves; None while one does."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._source: WeightSource | None = None
-        self._version, self._model = 0, ""
-        self._push_seconds = 0.0  # that the last push without a lost engine took
+        self._version, self._model, self._push_seconds = 0, "", 0.0  # of the last push without a lost engine
         # Held while weights change or are pushed: a restarted engine must not get the weights of half a step.
         self._weights_lock = asyncio.Lock()
 
