@@ -134,6 +134,13 @@ def webhooks(port: int, certificate: Path) -> list[Json]:
     return found
 
 
+def create(manager: Api, path: str, kind: str, name: str, **body: Any) -> None:
+    """Make an object of Kueue's."""
+    manager.call(
+        "POST", path, {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind, "metadata": {"name": name}, **body}
+    )
+
+
 def submit(world: World, name: str, queue: str, priority: str) -> None:
     body = manifest(name)
     body["metadata"]["labels"] = {QUEUE: queue, PRIORITY: priority}
@@ -159,8 +166,8 @@ def test_of_two_jobs_with_quota_for_one_the_urgent_one_runs_first_and_the_other_
     manager: Api, world: World, kubelet: Kubelet
 ) -> None:
     for name, value in (("low", 10), ("high", 1000)):
-        manager.call("POST", f"{KUEUE}/workloadpriorityclasses", {"metadata": {"name": name}, "value": value})
-    manager.call("POST", f"{KUEUE}/resourceflavors", {"metadata": {"name": "training"}, "spec": {"nodeLabels": POOL}})
+        create(manager, f"{KUEUE}/workloadpriorityclasses", "WorkloadPriorityClass", name, value=value)
+    create(manager, f"{KUEUE}/resourceflavors", "ResourceFlavor", "training", spec={"nodeLabels": POOL})
     world.claim()
     world.operator(DISTILL_KUEUE="true")
     submit(world, "job", "research", "low")
@@ -176,10 +183,10 @@ def test_of_two_jobs_with_quota_for_one_the_urgent_one_runs_first_and_the_other_
         "preemption": {"withinClusterQueue": "LowerPriority"},
         "resourceGroups": [{"coveredResources": [n for n, _ in amounts], "flavors": [flavor]}],
     }
-    manager.call("POST", f"{KUEUE}/clusterqueues", {"metadata": {"name": "all"}, "spec": spec})
+    create(manager, f"{KUEUE}/clusterqueues", "ClusterQueue", "all", spec=spec)
     for name in ("research", "production"):
         path = world.path(KUEUE + "/namespaces/{ns}/localqueues")
-        manager.call("POST", path, {"metadata": {"name": name}, "spec": {"clusterQueue": "all"}})
+        create(manager, path, "LocalQueue", name, spec={"clusterQueue": "all"})
     world.until_condition("Succeeded", "Running")
     world.until("PodsReady", lambda: says(world, "job", "PodsReady") == ("True", "Started"))
     assert all(p["spec"]["nodeSelector"] == POOL for p in pods_of(world, "job"))
