@@ -68,8 +68,6 @@ class Sample:
     """[response, k]"""
     teacher: str = ""
     """Name of the teacher that scored it."""
-    teacher_version: int | None = None
-    """Version of the weights that scored it, where the teacher is the student itself."""
     coefficient: float = 1.0
     """A factor of the sample's divergence: the coefficient of that teacher, times the weight of the outcome."""
     source: str = ""
@@ -96,6 +94,8 @@ class Sample:
     span_ends: list[bool] | None = None
     """[response], by a teacher with a tokenizer of its own: the last token of each run that is the same text to both,
     over which teacher_logprobs add up to its score. None where each token was scored by itself."""
+    teacher_version: int | None = None
+    """Version of the weights that scored it, where the teacher is the student itself."""
 
     def trained(self, values: Sequence[T]) -> Sequence[T]:
         """Return those of [response] values whose tokens are trained on."""

@@ -42,10 +42,10 @@ class Scores:
     span_ends: list[bool] | None = None
     """[response], by a teacher with a tokenizer of its own: where a run of tokens ends that is the same text to both,
     of which logprobs has equal shares. None where each token was scored by itself."""
-    version: int | None = None
-    """Of the weights that scored, where the teacher is the student itself."""
     unscored: int = 0
     """Tokens at the end of the response that such a teacher did not score: their logprobs mean nothing."""
+    version: int | None = None
+    """Of the weights that scored, where the teacher is the student itself."""
 
 
 @dataclass(frozen=True, slots=True)
