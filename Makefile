@@ -31,6 +31,7 @@ tools: ## Kubernetes, KubeRay, Helm and CoreDNS from Go modules, cached
 .PHONY: models
 models: setup ## The small models and data of the examples, cached
 	@$(WORKERS_PYTHON) dev/models/arithmetic.py
+	@$(WORKERS_PYTHON) dev/models/calculator.py
 	@$(WORKERS_PYTHON) dev/models/smollm2.py
 
 .PHONY: crds
@@ -84,7 +85,7 @@ test: setup tools ## Every layer, cheap ones first
 	@dev/test.sh lint unit api chart workers e2e
 
 .PHONY: soak
-soak: setup tools models ## What needs hours: lives, manifests, seeds, kills (SOAK_MINUTES=120)
+soak: setup tools models ## What needs hours: lives, manifests, seeds, kills (SOAK_MINUTES=120, SOAK_RUNS, SOAK_SEED)
 	@dev/soak.sh
 
 .PHONY: bench

@@ -161,9 +161,16 @@ class Tokenizer:
 
 
 def staged(
-    stages: Stages, folder: Path, *, trainer: Any = None, evaluators: list[Any] | None = None, **changes: Any
+    stages: Stages,
+    folder: Path,
+    *,
+    trainer: Any = None,
+    evaluators: list[Any] | None = None,
+    episodes: Callable[[Any, Any], Any] | None = None,
+    **changes: Any,
 ) -> tuple[Loop, RolloutPipeline]:
-    """The loop over these stages; `changes` are camelCase fields of the spec, merged one level deep."""
+    """The loop over these stages; `episodes` makes the conversations of spec and engines, where responses are such;
+    `changes` are camelCase fields of the spec, merged one level deep."""
     (folder / "heldout.jsonl").write_text('{"prompt": "a"}\n' * PROMPTS)
     spec: dict[str, Any] = {
         "accelerator": "none",
@@ -188,9 +195,9 @@ def staged(
     run_folder.claim()
     stub: Any = Teacher(stages)
     engines, teacher = StubEnginePool(job, stages), Teachers({"": stub, ONLY_TEACHER: stub})
-    cursor = Cursor([Prompt(i, [i], "") for i in range(PROMPTS)], seed=0, shuffle=False)
+    cursor = Cursor([Prompt(i, [i], "", messages=[]) for i in range(PROMPTS)], seed=0, shuffle=False)
     pipeline: Any = (cursor, engines, teacher, {}, tokenizer, metrics)
-    rollouts = RolloutPipeline(job.spec, *pipeline)
+    rollouts = RolloutPipeline(job.spec, *pipeline, None if episodes is None else episodes(job.spec, engines))
     if evaluators is None:
         evaluators = [Evaluator(job.spec, each, tokenizer, metrics) for each in job.spec.evaluation]
     reporter = ProgressReporter(run_folder, metrics, job.spec.schedule.steps)
@@ -210,7 +217,11 @@ async def step_seconds(
     evaluation."""
     rollout = {"maxPolicyLag": max_policy_lag, "partial": partial}
     loop, rollouts = staged(stages, folder, rollout=rollout, evaluation=heldout(folder) if evaluate else [])
-    warm_up = max_policy_lag + 1
+    return await mean_step(loop, rollouts, max_policy_lag + 1, steps)
+
+
+async def mean_step(loop: Loop, rollouts: RolloutPipeline, warm_up: int, steps: int) -> float:
+    """Mean time of `steps` steps after the first `warm_up`, in seconds of the running event loop."""
     stopwatch = Stopwatch(warm_up + steps)
     loop.callbacks.after.append(stopwatch)
     with contextlib.suppress(Enough):

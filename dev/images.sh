@@ -1,5 +1,5 @@
 #!/bin/bash
-# images.sh [base|operator|workers|kuberay|operator@VERSION|all]... - builds the images of the embedded cluster, without a daemon, and hands them to it.
+# images.sh [base|operator|workers|kuberay|kueue|operator@VERSION|all]... - builds the images of the embedded cluster, without a daemon, and hands them to it.
 #
 # operator/Dockerfile and workers/Dockerfile are the same files that a release is built from; here they stand on a small
 # Debian with Python. Their dependencies are one image, named by the hash of what goes into it, the code another: a
@@ -34,7 +34,7 @@ take_turn() { # FD NAME : two builds of one image never run at the same time; th
 sweep() { # what interrupted builds left; only while nobody builds, since it cannot tell theirs from ours
   exec 6>"$IMAGES/.lock.store"
   if flock -n 6; then
-    awk -v folder="$BUILDAH/" 'index($2, folder) == 1 {print $2}' /proc/self/mounts | sort -r | xargs -r umount -l
+    mounted_in_store | xargs -r umount -l
     if [ -e "$BUILDAH/overlay-images/images.json" ] && ! images whole --store "$BUILDAH"; then
       mv "$BUILDAH" "$BUILDAH.broken"
       rm -rf "$BUILDAH-run"
@@ -128,9 +128,16 @@ note_in_cluster() { # REF BUILD-ID
   echo "$2" > "$STATE/images/${1//\//_}"
 }
 
+mounted_in_store() { awk -v folder="$BUILDAH/" 'index($2, folder) == 1 {print $2}' /proc/self/mounts | sort -r; }
+
+beside_builds() { # COMMAND... : without what other builds have mounted over the store, across which no hard link goes
+  # shellcheck disable=SC2016  # of the inner shell
+  mounted_in_store | unshare --mount --propagation private bash -c 'xargs -r umount -l; exec "$@" < /dev/null' - "$@"
+}
+
 hand_over() { # NAME REF : by hard links; by copy where the two stores lie on different disks
   local status=0
-  images buildah --store "$BUILDAH" --ref "$2" "$1" || status=$?
+  beside_builds python3.11 "$DEV/cluster/images.py" --state "$STATE" buildah --store "$BUILDAH" --ref "$2" "$1" || status=$?
   [ "$status" -ne 3 ] || { bu push "$1" "oci-archive:$IMAGES/handover.tar:$2" && ctrk images import "$IMAGES/handover.tar" && rm -f "$IMAGES/handover.tar"; status=$?; }
   return "$status"
 }
@@ -193,20 +200,19 @@ build_dependencies() { # operator|workers NAME
   fi
 }
 
-build_kuberay_image() { # one static binary on nothing
-  local folder=$IMAGES/kuberay key
-  [ -x "$BIN/kuberay-operator" ] || die "$BIN/kuberay-operator is missing: run dev/tools.sh."
-  key=$(stat -c '%s %Y' "$BIN/kuberay-operator" | sha256sum | cut -c1-16)
-  if in_cluster local.test/kuberay-operator:1.6.1 "$key"; then
-    echo "local.test/kuberay-operator:1.6.1 is up to date"
+build_binary_image() { # NAME BINARY REFERENCE [TOOLS] : one static binary on nothing
+  local folder=$IMAGES/$1 binary=$BIN/$2 reference=$3 key
+  [ -x "$binary" ] || die "$binary is missing: run dev/tools.sh${4:+ $4}."
+  key=$(stat -c '%s %Y' "$binary" | sha256sum | cut -c1-16)
+  if in_cluster "$reference" "$key"; then
+    echo "$reference is up to date"
     return 0
   fi
   rm -rf "$folder"
   mkdir -p "$folder"
-  ln "$BIN/kuberay-operator" "$folder/manager"
-  step "local.test/kuberay-operator:1.6.1 into the cluster" \
-    images folder --ref local.test/kuberay-operator:1.6.1 --entrypoint /manager --user 65532:65532 "$folder"
-  note_in_cluster local.test/kuberay-operator:1.6.1 "$key"
+  ln "$binary" "$folder/manager"
+  step "$reference into the cluster" images folder --ref "$reference" --entrypoint /manager --user 65532:65532 "$folder"
+  note_in_cluster "$reference" "$key"
 }
 
 build_one() {
@@ -214,7 +220,8 @@ build_one() {
     take_turn 8 "${1%@*}"
     case $1 in
       base) build_base; deliver "$LOCAL_BASE" local.test/python-base:1 "$BASE_KEY" ;;
-      kuberay) build_kuberay_image ;;
+      kuberay) build_binary_image kuberay kuberay-operator local.test/kuberay-operator:1.6.1 ;;
+      kueue) build_binary_image kueue kueue-manager local.test/kueue:0.19.2 kueue ;;
       operator) build_project_image dev operator "${OPERATOR_CODE[@]}" ;;
       operator@*) build_release_of_operator "${1#*@}" ;;
       workers) build_project_image dev workers crds/distill_api cli/distill_cli workers/distill_workers ;;
@@ -249,9 +256,12 @@ if [ -n "${GPU:-}" ] && [ -z "$REGISTRY" ]; then
 fi
 
 if [ -n "$REGISTRY" ]; then
+  mkdir -p "$IMAGES"
+  sweep   # and what is under way here is not swept by others
   for what in "${WHAT[@]}"; do
     case $what in
       all) release_one operator; release_one workers ;;
+      base) build_base ;;   # pushed nowhere: what BASE_IMAGE may name
       operator | workers) release_one "$what" ;;
       *) die "only the images operator and workers are released, not '$what'." ;;
     esac
@@ -266,7 +276,7 @@ sweep
 for what in "${WHAT[@]}"; do
   case $what in
     all) for each in base kuberay operator workers; do build_one "$each"; done ;;
-    base | kuberay | operator | operator@* | workers) build_one "$what" ;;
-    *) die "unknown image '$what': base, operator, operator@VERSION, workers, kuberay or all." ;;
+    base | kuberay | kueue | operator | operator@* | workers) build_one "$what" ;;
+    *) die "unknown image '$what': base, operator, operator@VERSION, workers, kuberay, kueue or all." ;;
   esac
 done

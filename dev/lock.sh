@@ -3,13 +3,14 @@
 # otherwise; `lock.sh --upgrade` takes the newest.
 . "$(dirname "$0")/lib.sh"
 
-lock_gpu() { # what the workers' CPU lock has, as it has it, and what the overrides leave out of it
-  local file=$REPO/workers/requirements-gpu.lock scratch
+lock_apart() { # FILE EXTRA [OPTION...]
+  local file=$REPO/$1 extra=$2 scratch
+  shift 2
   scratch=$(mktemp -d)
-  python3.11 "$DEV/gpu_requirements.py" "$REPO/pyproject.toml" > "$scratch/requirements.in"
-  # Outside the repository, whose [tool.uv] would leave the GPU's packages out again.
+  python3.11 "$DEV/requirements_apart.py" "$REPO/pyproject.toml" "$extra" > "$scratch/requirements.in"
+  # Outside the repository, whose [tool.uv] leaves out what a CPU's workers never import.
   (cd "$scratch" && python3.11 -m uv pip compile --quiet --generate-hashes --no-header --no-annotate --no-emit-index-url --python-version 3.11 \
-    --constraint "$REPO/workers/requirements-cpu.lock" ${UPGRADE:+--upgrade} --output-file "$file" requirements.in)
+    "$@" ${UPGRADE:+--upgrade} --output-file "$file" requirements.in)
   rm -r "$scratch"
 }
 
@@ -26,5 +27,7 @@ lock() { # FILE EXTRA...
 step "operator/requirements.lock" lock operator/requirements.lock operator
 step "operator/requirements-dev.lock" lock operator/requirements-dev.lock operator cli dev docs
 step "workers/requirements-cpu.lock" lock workers/requirements-cpu.lock workers
-step "workers/requirements-dev.lock" lock workers/requirements-dev.lock workers dev models
-step "workers/requirements-gpu.lock" lock_gpu
+step "workers/requirements-dev.lock" lock workers/requirements-dev.lock workers dev models s3 store-tests
+# What the workers' CPU lock has, as it has it, and what the overrides leave out of it.
+step "workers/requirements-gpu.lock" lock_apart workers/requirements-gpu.lock workers --constraint "$REPO/workers/requirements-cpu.lock"
+step "workers/requirements-verifiers.lock" lock_apart workers/requirements-verifiers.lock verifiers

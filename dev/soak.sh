@@ -1,6 +1,7 @@
 #!/bin/bash
-# soak.sh - what needs hours: SOAK_MINUTES (120) over four parts, each of which does its least also in no time.
-# Prints what each part did, and exits by the result of all of them.
+# soak.sh - what needs hours: SOAK_MINUTES (120) over four layers, each of whose parts does its least also in no time.
+# Prints what each part did, and exits by the result of all of them. Of the runs that
+# are disturbed on the cluster SOAK_RUNS sets the number, and SOAK_SEED repeats one.
 set -uo pipefail
 cd "$(dirname "$0")/.."
 [ -n "${DISTILL_CACHE:-}" ] || export DISTILL_CACHE="$HOME/.cache/distillation-operator"

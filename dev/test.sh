@@ -45,13 +45,31 @@ instruction_sets() {
   done
 }
 
+# end_to_end: what brings up a cluster of its own, or needs none, runs beside the jobs on the embedded one.
+end_to_end() {
+  local python=operator/.venv/bin/python options=(-m pytest -q -s -p no:cacheprovider --color=no) failed=0 pids=() pid
+  local own=(tests/e2e/test_cluster.py tests/e2e/test_release.py)
+  if [ "$PROCESSES" = 1 ]; then
+    "$python" "${options[@]}" tests/e2e
+    return
+  fi
+  (set -o pipefail; "$python" "${options[@]}" tests/e2e "${own[@]/#/--ignore=}" 2>&1 | sed -u "s/^/[1] /") &
+  pids+=($!)
+  (set -o pipefail; "$python" "${options[@]}" "${own[@]}" 2>&1 | sed -u "s/^/[2] /") &
+  pids+=($!)
+  for pid in "${pids[@]}"; do
+    wait "$pid" || { echo "a process of the layer ended with code $?"; failed=1; }
+  done
+  return $failed
+}
+
 layer() {
   case $1 in
     lint) make --no-print-directory lint ;;
     unit | api | chart) in_parallel operator/.venv/bin/python "tests/$1" ;;
-    workers) make --no-print-directory models && OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python tests/workers ;;
+    workers) make --no-print-directory models && dev/verifiers.sh > /dev/null && OMP_NUM_THREADS=1 in_parallel workers/.venv/bin/python tests/workers ;;
     isa) make --no-print-directory models && instruction_sets ;;
-    e2e) make --no-print-directory models && operator/.venv/bin/python -m pytest -q tests/e2e ;;
+    e2e) make --no-print-directory models && end_to_end ;;
     *) echo "no test layer $1: unit, api, chart, workers, isa, e2e or lint" >&2; return 2 ;;
   esac
 }

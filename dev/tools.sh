@@ -2,7 +2,8 @@
 # tools.sh - builds the Go programs of the embedded cluster from the modules pinned under dev/tools/ into the cache:
 # Kubernetes' six and Helm and CoreDNS (one module, so that they share most of the compiling), KubeRay (its own: it needs
 # older Kubernetes libraries), and kube-score, which reads the chart for the tests (its own, for a minute). From an empty
-# cache that is about 13 minutes of two cores; with an unchanged go.mod nothing.
+# cache that is about 13 minutes of two cores; with an unchanged go.mod nothing. `tools.sh kueue` builds Kueue's manager
+# alone, which only its own test on the cluster needs.
 . "$(dirname "$0")/lib.sh"
 
 export CGO_ENABLED=0
@@ -28,6 +29,8 @@ build_lint() { go_build lint "$STRIP" "$NEW/" tool; }
 
 build_kuberay() { go_build kuberay "$STRIP" "$NEW/kuberay-operator" github.com/ray-project/kuberay/ray-operator; }
 
+build_kueue() { go_build kueue "$STRIP" "$NEW/kueue-manager" sigs.k8s.io/kueue/cmd/kueue; }
+
 group() { # GROUP USUAL BINARY... : builds the group aside, then moves the binaries in place; its stamp comes last
   local name=$1 usual=$2 key binary missing=false
   shift 2
@@ -51,6 +54,14 @@ group() { # GROUP USUAL BINARY... : builds the group aside, then moves the binar
 mkdir -p "$BIN"
 exec 8>"$BIN/.lock"
 flock -n 8 || { echo "waiting for another build of the tools"; flock 8; }
+case "${1:-}" in
+  '') ;;
+  kueue)
+    group kueue "some minutes" kueue-manager
+    exit
+    ;;
+  *) die "unknown tools '$1': kueue, or nothing for all others." ;;
+esac
 group kubernetes "about 7 minutes" kube-apiserver kube-controller-manager kube-scheduler kubelet kube-proxy kubectl helm coredns
 group kuberay "about 2 minutes" kuberay-operator
 group lint "about a minute" kube-score

@@ -6,7 +6,7 @@ Rights and address are those of the user's kubeconfig, as for kubectl. The opera
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 from urllib.parse import quote, urlencode
 
@@ -20,7 +20,7 @@ Json = dict[str, Any]
 SECONDS = 30.0
 """The timeout of a request."""
 MANAGER = "distill"
-"""The field manager of what `submit`, `suspend` and `resume` write."""
+"""The field manager of what the commands write."""
 APPLY, MERGE, BODY = "application/apply-patch+yaml", "application/merge-patch+json", "application/json"
 
 
@@ -106,6 +106,25 @@ class Cluster:
         """Return the JSON of any request; empty values of the query are left out. Raises ApiError."""
         response = self._send(method, path, query, body, content_type)
         return dict(json.loads(response.data))
+
+    def websocket(self, path: str, query: Sequence[tuple[str, str]]) -> Any:
+        """Return the WebSocket of a path, such as that of an exec, with the channels of v4.channel.k8s.io.
+
+        Raises ApiError.
+        """
+        import websocket
+        from kubernetes.stream import ws_client
+
+        headers = {"sec-websocket-protocol": ws_client.V4_CHANNEL_PROTOCOL}
+        self._api.update_params_for_auth(headers, [], ["BearerToken"], path, "GET", None)
+        url = ws_client.get_websocket_url(self.server + path, query)
+        try:
+            return ws_client.create_websocket(self._api.configuration, url, headers)
+        except websocket.WebSocketBadStatusException as error:
+            text = (error.resp_body or b"").decode(errors="replace")
+            raise ApiError(error.status_code, self._sentence(error.status_code, text)) from None
+        except (websocket.WebSocketException, OSError) as error:
+            raise ApiError(0, f"{self.server} does not stream ({error}): check what is between here and it") from None
 
     def _send(
         self,

@@ -17,7 +17,7 @@ EXIT_CODES = {
 }
 """The exit codes of every command, with their meaning; they are shown by --help and in docs/cli.md."""
 
-_KUBERNETES = {"kubernetes", "urllib3"}
+_KUBERNETES = {"kubernetes", "urllib3", "websocket"}
 _WORKERS = {"distill_workers", "torch", "sglang", "megatron", "ray", "transformers", "numpy", "matplotlib", "aiohttp"}
 
 

@@ -9,6 +9,8 @@ from typing import Any, TypeVar
 
 import click
 
+from distill_cli.failure import CommandFailed
+
 NAMES_SECONDS = 3.0
 """How long a shell waits for the names of jobs."""
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -39,6 +41,25 @@ one_file = click.option(
 )
 settings = click.option("--set", "settings", multiple=True, metavar="PATH=VALUE", help=SET_HELP)
 job_name = click.argument("job", shell_complete=job_names)
+reader_image = click.option(
+    "--image",
+    help="Image of the pod that reads the run folder of a job on a cluster; by default that of its trainer.",
+)
+
+
+def is_folder(job: str) -> bool:
+    """Return whether an argument names a run folder, and not a job: where it has a slash in it."""
+    return "/" in job or job == "."
+
+
+def cluster_of(job: str, connect: Callable[[], Any]) -> Any:
+    """Return the connected Cluster of a job. Raises CommandFailed, which tells of a folder where one has that name."""
+    try:
+        return connect()
+    except CommandFailed as error:
+        if not Path(job).is_dir():
+            raise
+        raise CommandFailed(f"{job} is taken for a job's name; for the folder write ./{job} ({error})") from None
 
 
 def output(*formats: str) -> Callable[[Command], Command]:

@@ -30,18 +30,20 @@ distill validate -f job.yaml                    # offline, what the API server w
 distill submit -f job.yaml --set spec.schedule.steps=10 --watch
 distill list -A                                 # state, step, KL and reward of every job
 distill logs arithmetic trainer -f
-distill samples arithmetic                      # what the student writes, from its running trainer
+distill samples arithmetic                      # what the student writes, from its running trainer or its volume
 distill suspend arithmetic                      # with a checkpoint; `distill resume arithmetic` goes on
+distill report arithmetic --open                # one HTML file: curves, stage times, rollouts, configuration, versions
+distill export arithmetic ./model               # the model, by a pod that reads the output volume
 ```
 
-The same file without a cluster, and what to do with the folder that a run leaves (`spec.output.path/metadata.name`; of
-a job on a cluster it is on the output volume):
+The same file without a cluster, and what to do with the folder that a run leaves (`spec.output.path/metadata.name`). A
+name with a slash in it is such a folder, any other a job's on the cluster:
 
 ```
 distill run -f job.yaml --volume /models=./models --volume /output=./runs
 distill watch ./runs/arithmetic                 # from another terminal
 distill samples ./runs/arithmetic               # what the student writes, coloured by where its teacher disagrees
-distill report ./runs/arithmetic                # one HTML file: curves, stage times, rollouts, configuration, versions
+distill report ./runs/arithmetic
 distill compare ./runs/arithmetic ./runs/top-k --html comparison.html
 distill evaluate --model ./runs/arithmetic/model -f job.yaml --volume /models=./models
 distill export ./runs/arithmetic ./step-20 --step 20

@@ -21,6 +21,11 @@ JOB_FILE = "/etc/distill/job.yaml"
 SECRETS_FOLDER = "/etc/distill-secrets"
 """The folder in trainer pods with one folder for each Secret of spec.output.publish, by its name."""
 
+READER_MODULE = "distill_workers.local.reader"
+"""The module of the workers' image that writes files of a run folder as a tar to stdout."""
+READER_SUMS = "SHA256SUMS"
+"""The last file of such a tar, with the hash of every file before it, as sha256sum writes them."""
+
 SGLANG_PORT = 30000
 """The HTTP port of every SGLang server, teacher and engine, with /metrics."""
 TRAINER_PORT = 8080
@@ -140,9 +145,12 @@ class ProgressReport(Model):
     result: Result | None = Field(None, description="Result, which is copied into status.result when phase is Done.")
 
     @model_serializer(mode="wrap")
-    def _without_empty_lists(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_absent(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """Operators of release 0.1.0 read no report with a field that they do not know."""
         found: dict[str, Any] = handler(self)
+        if self.progress.objective_phase is None:
+            absent = ("objective_phase", "objectivePhase")
+            found["progress"] = {name: value for name, value in found["progress"].items() if name not in absent}
         return {name: value for name, value in found.items() if value or name not in ("notes", "publications")}
 
 

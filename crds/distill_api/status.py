@@ -28,6 +28,10 @@ class ConditionType(StrEnum):
     ROLLOUT_READY = "RolloutReady"
     TRAINER_READY = "TrainerReady"
     SUSPENDED = "Suspended"
+    QUOTA_RESERVED = "QuotaReserved"
+    """Kueue has reserved quota for the job; absent of a job without a queue."""
+    ADMITTED = "Admitted"
+    """Kueue has admitted the job, so that it may have pods; absent of a job without a queue."""
     SPEC_VALID = "SpecValid"
     PREFLIGHT = "Preflight"
     """The checks of the workers before the first step, reported by the trainer."""
@@ -45,6 +49,8 @@ class Reason(StrEnum):
     SUSPENDED = "Suspended"
     SUSPENDING = "Suspending"
     """The job is suspended, and pods of it are still there."""
+    WAITING_FOR_QUOTA = "WaitingForQuota"
+    """The job waits in a queue of Kueue until it is admitted."""
     COMPLETED = "Completed"
     BACKOFF_LIMIT_EXCEEDED = "BackoffLimitExceeded"
     DEADLINE_EXCEEDED = "DeadlineExceeded"
@@ -90,6 +96,10 @@ class Reason(StrEnum):
     OUT_OF_MEMORY = "OutOfMemory"
     EXTERNAL = "External"
     EVICTED = "Evicted"
+    # QuotaReserved, Admitted
+    QUOTA_RESERVED = "QuotaReserved"
+    ADMITTED = "Admitted"
+    KUEUE_NOT_INSTALLED = "KueueNotInstalled"
     # Stalled
     PROGRESSING = "Progressing"
     NO_STEP = "NoStep"
@@ -183,6 +193,9 @@ class Progress(Model):
     step: StatusCount = Field(0, description="Optimiser steps done.")
     total_steps: StatusCount = Field(0, description="Optimiser steps to do.")
     percent: StatusCount = Field(0, description="Share of totalSteps that is done, in percent.")
+    objective_phase: StatusText | None = Field(
+        None, description="Name of the phase (spec.phases) of the last step, where there are phases."
+    )
     reverse_kl: Decimal | None = Field(
         None,
         alias="reverseKL",

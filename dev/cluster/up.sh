@@ -236,7 +236,7 @@ dns_answers() { nsenter --net="/run/netns/$NETNS" curl -sf "http://$NODE_IP:8181
 wait_until_ready() {
   wait_for 60 kube-controller-manager kubectl get serviceaccount default
   wait_for 90 kubelet node_is_ready
-  wait_for 30 coredns dns_answers
+  wait_for 90 coredns dns_answers
 }
 
 # --- the steps -------------------------------------------------------------------------------------------------------

@@ -202,7 +202,16 @@ LEARNING = [
     Panel(
         "Coefficients",
         "By schedule, and lowered by guards.",
-        {"divergence": of("distill_coefficient"), "reward": of("distill_reward_coefficient")},
+        {
+            "divergence": of("distill_coefficient"),
+            "reward": of("distill_reward_coefficient"),
+        },
+    ),
+    Panel(
+        "Phase of the objective",
+        "The number of the phase that the last step had, from 1, in the order of spec.phases.",
+        {"number": of("distill_objective_phase_number")},
+        needs="spec.phases",
     ),
     Panel(
         "Decisions of guards",
@@ -227,6 +236,12 @@ SAMPLES = [
         "Policy lag",
         "Steps that the last samples lagged behind the trainer; at most maxPolicyLag.",
         {"steps": of("distill_policy_lag_steps")},
+    ),
+    Panel(
+        "Lag of the teacher",
+        "Steps by which the student's weights that scored the last samples lagged behind the trainer.",
+        {"steps": of("distill_teacher_lag_steps")},
+        needs="teacher.student",
     ),
     Panel(
         "Prompts left out", "Longer than maxPromptTokens, by source.", {"{{source}}": of("distill_prompts_overlong")}

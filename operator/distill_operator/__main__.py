@@ -21,7 +21,7 @@ from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
 from distill_operator.kinds import Kind
 from distill_operator.metrics import OperatorMetrics
-from distill_operator.model.ownership import OWNERSHIP
+from distill_operator.model.ownership import OWNERSHIP, WITH_KUEUE
 from distill_operator.model.status import read_status
 from distill_operator.resync import Resync
 from distill_operator.runtime import health_server, logs
@@ -56,7 +56,7 @@ async def operate(settings: Settings) -> None:
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     cluster = await connect(OWNERSHIP.field_manager)
-    cache = Cache(cluster, OWNERSHIP, settings.watch_namespaces)
+    cache = Cache(cluster, WITH_KUEUE if settings.kueue else OWNERSHIP, settings.watch_namespaces)
     jobs, teachers, hearts = JobRegistry(), TeacherRegistry(), Hearts()
 
     async def handle(key: Key) -> float | None:

@@ -3,7 +3,16 @@
 import sys
 from collections.abc import Iterable
 
-from distill_operator.rbac import CLUSTER_RULES, GANG_RULES, LEASE_RULES, NAMESPACE_RULES, NAMESPACED_RULES, Rule
+from distill_operator.rbac import (
+    CLUSTER_RULES,
+    GANG_RULES,
+    KUEUE_CLUSTER_RULES,
+    KUEUE_RULES,
+    LEASE_RULES,
+    NAMESPACE_RULES,
+    NAMESPACED_RULES,
+    Rule,
+)
 
 GANG_GROUPS = {
     "scheduler-plugins": "scheduling.x-k8s.io",
@@ -28,10 +37,11 @@ def rules_template() -> str:
         + _rule("{{ get $groups . }}", GANG_RULES[0]["resources"], GANG_RULES[0]["verbs"])
         + "{{- end }}\n"
     )
-    namespaced = _define("namespacedRules", _rules(NAMESPACED_RULES) + gang)
+    kueue = "{{- if .Values.kueue }}\n" + _rules(KUEUE_RULES) + "{{- end }}\n"
+    namespaced = _define("namespacedRules", _rules(NAMESPACED_RULES) + gang + kueue)
     selected = "{{- if .Values.watchNamespaceSelector }}\n" + _rules(NAMESPACE_RULES) + "{{- end }}\n"
     cluster = _define("clusterRules", _rules(CLUSTER_RULES) + selected)
-    return HEAD + "\n".join((namespaced, cluster, _lease_rules()))
+    return HEAD + "\n".join((namespaced, cluster, _define("kueueRules", _rules(KUEUE_CLUSTER_RULES)), _lease_rules()))
 
 
 def _lease_rules() -> str:

@@ -54,6 +54,24 @@ GANG_RULES: tuple[Rule, ...] = tuple(
 )
 """With NAMESPACED_RULES, each where its scheduler is used: spec.scheduling.gang."""
 
+KUEUE_RULES: tuple[Rule, ...] = (
+    {
+        "apiGroups": ["kueue.x-k8s.io"],
+        "resources": ["workloads"],
+        "verbs": ["list", "watch", "create", "patch", "delete"],
+    },
+    # PodsReady, Finished, and the end of a reservation, as Kueue's own integrations write them.
+    {"apiGroups": ["kueue.x-k8s.io"], "resources": ["workloads/status"], "verbs": ["patch"]},
+)
+"""With NAMESPACED_RULES, when DISTILL_KUEUE is true."""
+
+KUEUE_CLUSTER_RULES: tuple[Rule, ...] = (
+    # What an admission means for pods; the priority of a job in its queue.
+    {"apiGroups": ["kueue.x-k8s.io"], "resources": ["resourceflavors", "workloadpriorityclasses"], "verbs": ["get"]},
+    {"apiGroups": ["scheduling.k8s.io"], "resources": ["priorityclasses"], "verbs": ["get"]},
+)
+"""For a ClusterRole of its own, when DISTILL_KUEUE is true: these kinds are in no namespace."""
+
 LEASE_RULES: tuple[Rule, ...] = (
     {"apiGroups": ["coordination.k8s.io"], "resources": ["leases"], "verbs": ["get", "create", "update"]},
 )

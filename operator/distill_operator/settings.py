@@ -89,6 +89,9 @@ class Settings:
     """DISTILL_NAMESPACE: the operator's own; jobs answer GET /progress to its pods there. Empty: to everybody."""
     allow_trust_remote_code: bool = False
     """DISTILL_ALLOW_TRUST_REMOTE_CODE: whether a job may set trustRemoteCode."""
+    kueue: bool = False
+    """DISTILL_KUEUE: whether jobs and Teachers may wait in a queue of Kueue. Without it those with a queue's label
+    wait, and say so."""
     resync_seconds: float = 60.0
     """DISTILL_RESYNC_SECONDS: every job is reconciled again at least this often, whatever the watches say."""
     progress_seconds: float = 2.0
@@ -141,6 +144,7 @@ class Settings:
             dns=_dns(environment),
             namespace=environment.get("DISTILL_NAMESPACE", "").strip(),
             allow_trust_remote_code=_flag(environment, "DISTILL_ALLOW_TRUST_REMOTE_CODE"),
+            kueue=_flag(environment, "DISTILL_KUEUE"),
             resync_seconds=_positive(environment, "DISTILL_RESYNC_SECONDS", cls.resync_seconds),
             progress_seconds=_positive(environment, "DISTILL_PROGRESS_SECONDS", cls.progress_seconds),
             concurrency=int(_positive(environment, "DISTILL_CONCURRENCY", cls.concurrency)),

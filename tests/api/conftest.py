@@ -7,12 +7,15 @@ namespace for each test. And a pod may be created without a ServiceAccount, whos
 import json
 import os
 import shutil
+import ssl
 import subprocess
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -53,6 +56,14 @@ class ApiServer:
         if check and done.returncode:
             raise AssertionError(f"kubectl {' '.join(arguments)}: {done.stderr}")
         return done
+
+    def create(self, path: str, body: dict[str, Any]) -> None:
+        """Create an object without kubectl, which takes a quarter of a second of a processor."""
+        context = ssl.create_default_context(cafile=str(self.kubeconfig.parent / "certificates" / "apiserver.crt"))
+        headers = {"Authorization": f"Bearer {TOKEN}", "Content-Type": "application/json"}
+        request = urllib.request.Request(self.url + path, json.dumps(body).encode(), headers)
+        with urllib.request.urlopen(request, context=context, timeout=60) as answer:
+            answer.read()
 
 
 def _binary(name: str) -> Path:
@@ -196,5 +207,5 @@ def crds_installed(api_server: ApiServer) -> ApiServer:
 def namespace(api_server: ApiServer) -> str:
     """The name of a namespace made for this test."""
     name = f"test-{uuid.uuid4().hex[:10]}"
-    api_server.kubectl("create", "namespace", name)
+    api_server.create("/api/v1/namespaces", {"metadata": {"name": name}})
     return name

@@ -8,6 +8,7 @@ exactly the rights of rbac.py.
 import contextlib
 import hashlib
 import http.client
+import io
 import json
 import os
 import signal
@@ -17,6 +18,7 @@ import sys
 import threading
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -41,24 +43,49 @@ CHILDREN = {
 RAY_CRD = "rayclusters.ray.io"
 PODS = "/api/v1/namespaces/{ns}/pods"
 
+IDLE_SECONDS = 30.0
+"""Age of a connection after which another is made: the server closes one that is idle for 90 s."""
 PATIENCE_SECONDS = 240.0
 """Only what hangs takes longer, also on a machine that is busy with other things."""
 
 
 class Api:
-    """A dozen lines of REST; kubectl takes a quarter of a second each time."""
+    """A dozen lines of REST; kubectl takes a quarter of a second each time.
+
+    Each thread keeps its connection: a test asks tens of times a second, and the handshake costs both ends more than
+    the answer.
+    """
 
     def __init__(self, url: str, token: str, certificate: Path) -> None:
         self.url, self.token = url, token
-        self.context = ssl.create_default_context(cafile=str(certificate))
+        self._context = ssl.create_default_context(cafile=str(certificate))
+        self._threads = threading.local()
 
     def call(self, method: str, path: str, body: Any = None, kind: str = "application/json") -> Json:
         headers = {"Authorization": f"Bearer {self.token}", "Content-Type": kind}
         data = None if body is None else json.dumps(body).encode()
-        request = urllib.request.Request(self.url + path, data, headers, method=method)
-        with urllib.request.urlopen(request, context=self.context, timeout=30) as answer:
-            found: Json = json.loads(answer.read())
-            return found
+        status, reason, text = self._answer(method, path, data, headers)
+        if status >= 400:
+            raise urllib.error.HTTPError(self.url + path, status, reason, http.client.HTTPMessage(), io.BytesIO(text))
+        found: Json = json.loads(text)
+        return found
+
+    def _answer(self, method: str, path: str, data: bytes | None, headers: dict[str, str]) -> tuple[int, str, bytes]:
+        """Return status, reason and body."""
+        connection, used = getattr(self._threads, "kept", (None, 0.0))
+        if connection is None or time.monotonic() - used > IDLE_SECONDS:
+            where = urllib.parse.urlsplit(self.url).netloc
+            connection = http.client.HTTPSConnection(where, context=self._context, timeout=30)
+        self._threads.kept = None, 0.0
+        try:
+            connection.request(method, path, data, headers)
+            answer = connection.getresponse()
+            found = answer.status, answer.reason, answer.read()
+        except BaseException:
+            connection.close()
+            raise
+        self._threads.kept = connection, time.monotonic()
+        return found
 
     def find(self, path: str) -> Json | None:
         try:
@@ -175,7 +202,7 @@ def manifest(name: str, **spec: Any) -> Json:
     return {
         "apiVersion": "distillation-operator.io/v1alpha1",
         "kind": "DistillationJob",
-        "metadata": {"name": name, "labels": {"kueue.x-k8s.io/queue-name": "must-not-be-copied"}},
+        "metadata": {"name": name, "labels": {"kueue.x-k8s.io/priority-class": "must-not-be-copied"}},
         "spec": {**body, **spec},
     }
 

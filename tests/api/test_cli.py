@@ -403,21 +403,20 @@ def test_samples_of_a_running_job_come_from_its_trainer_through_the_api_server(
     assert "step 3, first, 2 tokens, 1.300 nats per token, reward 1" in said
     assert "1+1=\n2!\nfurthest from the teacher: '!' 2.50" in said
     assert trainer == ["/samples"]
-    assert distill("samples", "sums", "--step", "9") == 1
-    assert "what the trainer of job sums serves has no rollout of step 9" in capsys.readouterr().err
+    assert distill("samples", "sums", "--step", "3", "--source", "other") == 1
+    said = capsys.readouterr().err
+    assert "claim out, which holds the run folder, does not exist" in said, "the volume may have what is not served"
 
 
-def test_samples_of_a_job_without_a_trainer_say_where_they_lie(
+def test_samples_of_a_job_without_a_trainer_ask_for_an_image_to_read_them_with(
     mine: World, distill: Distill, capsys: pytest.CaptureFixture[str]
 ) -> None:
     mine.submit("sums")
     set_status(mine, "sums", "Completed", "True", progress=progress(10))
     assert distill("samples", "sums") == 1
     said = capsys.readouterr().err
-    assert said.startswith("distill: job sums has no running trainer; it is Completed. Its rollouts are in")
-    assert (
-        "/sums on claim out" in said and "`distill report FOLDER` writes report.html" in said and said.count("\n") == 1
-    )
+    assert said.startswith("distill: job sums has no trainer to take the image from") and "--image" in said
+    assert said.count("\n") == 1 and mine.pods() == []
 
 
 def restricted(server: Any, world: World, folder: Path, rules: list[Json]) -> list[str]:

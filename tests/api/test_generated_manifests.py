@@ -127,7 +127,7 @@ def verdicts(crds_installed: ApiServer) -> Verdicts:
 @pytest.mark.soak
 def test_manifests_of_many_seeds_are_refused_or_planned_and_nobody_disagrees(crds_installed: ApiServer) -> None:
     server, total = Client(crds_installed), 0
-    for seed in soak.seeds(0.25, at_least=5):
+    for seed in soak.seeds(0.2, at_least=5):
         found = judge_all(server, 1000, random.Random(seed))
         total += sum(found.counts.values())
         print(f"seed {seed}: {dict(found.counts)}", flush=True)

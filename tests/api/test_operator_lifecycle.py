@@ -53,7 +53,7 @@ def test_a_job_goes_from_apply_to_succeeded(world: World, kubelet: Kubelet) -> N
         meta = child["metadata"]
         assert [(o["uid"], o["controller"]) for o in meta["ownerReferences"]] == [(owner["uid"], True)]
         assert meta["labels"]["distillation-operator.io/job"] == "job"
-        assert "kueue.x-k8s.io/queue-name" not in meta["labels"]
+        assert "kueue.x-k8s.io/priority-class" not in meta["labels"]
         assert "finalizers" not in meta
     assert "annotations" not in owner and "finalizers" not in owner
 

@@ -193,6 +193,20 @@ CASES: list[tuple[str, str, dict[str, str], str, dict[str, str] | None]] = [
     ),
     (
         "DistillationPendingTooLong",
+        "a job with a queue's label where nobody admits it",
+        {phase("KueueNotInstalled"): "1x40"},
+        "35m",
+        {"namespace": "team", "name": "qwen"},
+    ),
+    (
+        "DistillationPendingTooLong",
+        "a job that waits for quota",
+        {phase("WaitingForQuota"): "1x40"},
+        "35m",
+        None,
+    ),
+    (
+        "DistillationPendingTooLong",
         "a job that waited, and runs",
         {phase("Pending"): "1x20 stale", phase("Running"): "_x21 1x40"},
         "50m",

@@ -15,7 +15,7 @@ from conftest import CHART, ROOT, Manifest, Render, Tool, _tool, one
 
 from distill_api.job import load_job
 from distill_api.names import OPERATOR_LABELS
-from distill_operator.rbac import CLUSTER_RULES, NAMESPACED_RULES
+from distill_operator.rbac import CLUSTER_RULES, KUEUE_CLUSTER_RULES, KUEUE_RULES, NAMESPACED_RULES
 from distill_operator.resources import rendering
 from distill_operator.settings import Settings
 
@@ -152,6 +152,16 @@ def test_groups_of_a_gang_scheduler_are_a_right_only_where_it_is_named(render: R
     assert one(render(*where), kind, NAME)["rules"] == list(usual)
 
 
+@pytest.mark.parametrize("where", [(), ("watchNamespaces={team}",)], ids=["everywhere", "one namespace"])
+def test_workloads_of_kueue_are_a_right_only_where_it_is_used(render: Render, where: tuple[str, ...]) -> None:
+    kind, usual = ("Role", NAMESPACED_RULES) if where else ("ClusterRole", (*NAMESPACED_RULES, *CLUSTER_RULES))
+    used = render(*where, "kueue=true")
+    assert [r for r in one(used, kind, NAME)["rules"] if r not in usual] == list(KUEUE_RULES)
+    assert one(used, "ClusterRole", f"{NAME}-kueue")["rules"] == list(KUEUE_CLUSTER_RULES)
+    assert environment(used)["DISTILL_KUEUE"] == "true" and environment(render())["DISTILL_KUEUE"] == "false"
+    assert not [m for m in render(*where) if m["metadata"]["name"] == f"{NAME}-kueue"]
+
+
 def test_the_operators_pod_is_closed_but_for_metrics_to_named_namespaces(render: Render) -> None:
     labels = one(render(), "Deployment")["spec"]["template"]["metadata"]["labels"]
     closed = one(render(), "NetworkPolicy")["spec"]
@@ -198,7 +208,7 @@ def test_the_operator_is_held_by_a_policy_and_users_where_it_is_turned_on(render
 
 def test_an_upgrade_that_reuses_the_values_of_an_older_chart_gets_the_defaults(helm: Tool, render: Render) -> None:
     added = ("allowTrustRemoteCode", "jobEgress", "gangSchedulers", "replicas", "leaderElection", "networkPolicy")
-    added += ("metadataAddresses", "dns", "policies")
+    added += ("metadataAddresses", "dns", "policies", "kueue")
     absent = [part for name in added for part in ("--set", f"{name}=null")]
     done = helm("template", NAME, CHART, "--namespace", "distillation-system", *absent)
     assert done.returncode == 0, done.stderr

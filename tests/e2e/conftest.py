@@ -8,6 +8,7 @@ import time
 import urllib.parse
 import urllib.request
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,12 +18,32 @@ import pytest
 import yaml
 
 from distill_cli.cluster import ApiError, Cluster, connect
+from run_evidence import steps_of
 
 REPO = Path(__file__).resolve().parents[2]
 DEV = REPO / "dev"
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))
 pytest_plugins = ["failures_last"]
 LABEL_JOB = "distillation-operator.io/job"
+LABEL_ROLE = "distillation-operator.io/role"
+SYSTEM = "distillation-system"
+ORDER = ("test_job", "test_faults")
+"""Modules that begin: the first wants a cluster that has no operator yet."""
+CHILDREN = ("deployments", "rayclusters", "jobs", "services", "configmaps", "secrets", "networkpolicies")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: ORDER.index(item.path.stem) if item.path.stem in ORDER else len(ORDER))
+
+
+@contextmanager
+def timed(what: str) -> Iterator[None]:
+    """Print how long it took, also where it fails."""
+    begin = time.monotonic()
+    try:
+        yield
+    finally:
+        print(f"\n{what}: {time.monotonic() - begin:.0f} s", end="", flush=True)
 
 
 def run(*command: str | Path, timeout: float = 900) -> str:
@@ -80,6 +101,24 @@ class Jobs:
     def step(self, name: str) -> int:
         return int(self.status(name).get("progress", {}).get("step", 0))
 
+    def trains(self, name: str, steps: int = 3, seconds: float = 480) -> None:
+        """Wait until the status tells of so many steps more than have been done by now, which it may not know yet."""
+        target = max([self.step(name), *steps_of(self.output / name)]) + steps
+        self.wait(f"step {target} of {name} in the status", lambda: self.step(name) >= target, seconds)
+
+    def suspend(self, name: str, value: bool) -> None:
+        patch = json.dumps({"spec": {"suspend": value}})
+        self.kubectl("patch", "djob", name, "--type=merge", "-p", patch)
+
+    def kill(self, selector: str) -> None:
+        """Delete pods without a grace period, and do not wait for it."""
+        self.kubectl("delete", "pod", "-l", selector, "--grace-period=0", "--force", "--wait=false")
+
+    def of_job(self, kinds: str, name: str) -> list[dict[str, Any]]:
+        """The objects of these kinds that are a job's."""
+        found = json.loads(self.kubectl("get", kinds, "-l", f"{LABEL_JOB}={name}", "-o", "json"))
+        return list(found["items"])
+
     def wait(self, what: str, true: Callable[[], Any], seconds: float = 300) -> Any:
         end = time.monotonic() + seconds
         while not (value := true()):
@@ -104,22 +143,13 @@ class Jobs:
 
     def delete(self, job: str) -> None:
         self.kubectl("delete", "djob", job, "--wait")
-        for kind in (
-            "pods",
-            "deployments",
-            "rayclusters",
-            "jobs",
-            "services",
-            "configmaps",
-            "secrets",
-            "networkpolicies",
-        ):
+        for kind in ("pods", *CHILDREN):
             self.wait(f"no {kind} of {job} is left", lambda k=kind: not self.names(k, f"{LABEL_JOB}={job}"), 120)
 
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """Leaves the cluster as it was found: up, or down again."""
+    """A cluster without our operator, left as it was found: up, or down again."""
     os.environ["KUBECONFIG"] = str(CACHE / "cluster" / "pki" / "admin.conf")
     os.environ["PATH"] = f"{CACHE / 'bin'}:{os.environ['PATH']}"
     probe = ["kubectl", "get", "--raw", "/readyz", "--request-timeout=3s"]
@@ -128,10 +158,10 @@ def cluster() -> Iterator[None]:
         (DEV / "cluster" / "up.sh",),
         (DEV / "images.sh", "all"),
         (DEV / "cluster" / "kuberay.sh",),
-        (DEV / "install.sh",),
         (DEV / "cluster" / "prometheus.sh", "start"),
     ):
-        run(*command, timeout=1800)
+        with timed(" ".join((command[0].name, *command[1:]))):
+            run(*command, timeout=1800)
     yield
     if not was_up:
         run(DEV / "cluster" / "prometheus.sh", "stop")
@@ -139,7 +169,15 @@ def cluster() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def jobs(cluster: None) -> Iterator[Jobs]:
+def operator(cluster: None) -> None:
+    """The chart as it is here, with the images built here."""
+    with timed("operator chart"):
+        run(DEV / "install.sh")
+
+
+@pytest.fixture(scope="session")
+def namespace(cluster: None) -> Iterator[Jobs]:
+    """The namespace of the tests' jobs. Whoever asks for it alone installs an operator."""
     found = Jobs("distill-e2e", CACHE / "e2e-output")
     label = {"pod-security.kubernetes.io/enforce": "restricted"}
     namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": found.namespace, "labels": label}}
@@ -151,6 +189,11 @@ def jobs(cluster: None) -> Iterator[Jobs]:
     yield found
     run("kubectl", "delete", "namespace", found.namespace, "--wait")
     shutil.rmtree(found.output, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def jobs(namespace: Jobs, operator: None) -> Jobs:
+    return namespace
 
 
 def prometheus(query: str) -> list[dict[str, Any]]:

@@ -65,7 +65,7 @@ class Cluster:
         """Its image is there, the cluster's DNS answers it, and its log comes back."""
         lookup = "import socket; print(socket.gethostbyname('kubernetes.default.svc.cluster.local'))"
         self.start_pod(name, "python3", "-c", lookup)
-        self.run("kubectl", "wait", f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=60s")
+        self.run("kubectl", "wait", f"pod/{name}", "--for=jsonpath={.status.phase}=Succeeded", "--timeout=300s")
         assert self.run("kubectl", "logs", name).strip() == f"{self.net}.32.1"
 
     def daemons(self) -> dict[str, int]:
@@ -107,7 +107,7 @@ def command_of(pid: int) -> str:
         return ""
 
 
-def wait_until(condition: Callable[[], bool], seconds: float = 20) -> None:
+def wait_until(condition: Callable[[], bool], seconds: float = 120) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline, "gave up waiting"
@@ -135,7 +135,7 @@ def test_up_on_a_running_cluster_changes_nothing(beside: Cluster) -> None:
 
 def test_one_dead_daemon_is_started_again_and_the_pods_stay(beside: Cluster) -> None:
     beside.start_pod("stays", "sleep", "1000")
-    beside.run("kubectl", "wait", "pod/stays", "--for=condition=Ready", "--timeout=60s")
+    beside.run("kubectl", "wait", "pod/stays", "--for=condition=Ready", "--timeout=300s")
     os.kill(beside.daemons()["kubelet"], signal.SIGKILL)
     beside.up()
     what = "jsonpath={.status.phase} {.status.containerStatuses[0].restartCount}"
@@ -183,7 +183,7 @@ def test_a_layer_that_was_half_deleted_by_a_killed_process_is_noticed(beside: Cl
 
 def test_down_leaves_no_process_mount_namespace_interface_route_or_cgroup(beside: Cluster) -> None:
     beside.start_pod("still-running", "sleep", "1000")
-    beside.run("kubectl", "wait", "pod/still-running", "--for=condition=Ready", "--timeout=60s")
+    beside.run("kubectl", "wait", "pod/still-running", "--for=condition=Ready", "--timeout=300s")
     beside.down()
     assert beside.processes() == set()
     everywhere = {pid: command_of(int(pid)) for pid in os.listdir("/proc") if pid.isdigit()}

@@ -7,7 +7,7 @@ import pytest
 import yaml
 from conftest import REPO, Jobs
 
-pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.e2e, pytest.mark.timeout(900, func_only=True)]
 
 
 @pytest.mark.soak

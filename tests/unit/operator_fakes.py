@@ -15,7 +15,7 @@ from distill_operator.distillationjob.controller import JobController
 from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.progress_poller import ProgressPoller
 from distill_operator.kinds import Kind, kind_of
-from distill_operator.model.ownership import OWNERSHIP
+from distill_operator.model.ownership import OWNERSHIP, WITH_KUEUE
 from distill_operator.model.times import format_time
 from distill_operator.runtime.cache import Cache
 from distill_operator.runtime.errors import AlreadyExists, ApiError, Conflict, NotServed, Refused
@@ -72,6 +72,8 @@ class FakeCluster:
     kuberay: bool = True
     refuse: str = ""
     """Part of a name whose apply is refused."""
+    workloads: ApiError | None = None
+    """What every write of a Workload, or of its status, is answered with."""
     writes: list[str] = field(default_factory=list)
     crash_after: int = -1
     """Die after so many writes. Reads never fail by it."""
@@ -114,6 +116,8 @@ class FakeCluster:
         name = body["metadata"]["name"]
         if self.refuse and self.refuse in name:
             raise Refused(422, f"{name} is wrong")
+        if self.workloads and kind_of(body) is Kind.WORKLOAD:
+            raise self.workloads
         key = (kind_of(body), name)
         if key[0] is Kind.RAY_CLUSTER and not self.kuberay:
             raise ApiError(404, "no RayCluster")
@@ -159,6 +163,8 @@ class FakeCluster:
 
     async def patch_status(self, kind: Kind, namespace: str, name: str, patch: Mapping[str, Any]) -> Json:
         self._maybe_fail()
+        if self.workloads and kind is Kind.WORKLOAD:
+            raise self.workloads
         found = self.objects.get((kind, name))
         if found is None:
             raise ApiError(404, "gone")
@@ -219,7 +225,7 @@ class FakeCluster:
 
     def _tell(self, kind: Kind, body: Json, *, gone: bool) -> None:
         label = body["metadata"].get("labels", {}).get(OWNERSHIP.managed_label)
-        child = kind in OWNERSHIP.watched and label == OWNERSHIP.field_manager
+        child = kind in WITH_KUEUE.watched and label == OWNERSHIP.field_manager
         if OWNERSHIP.is_owner(kind) or child:
             self.stream.append((kind, body, gone))
 
@@ -284,7 +290,8 @@ class Simulation:
         poller = ProgressPoller(1.0, lambda _: None)
         poller.is_silent = lambda key, pod_uid: True  # type: ignore[method-assign]  # its trainers answer nobody
         recorder = EventRecorder(self.cluster, "test/operator", "test", lambda: self.now)
-        self.cache = Cache(self.cluster, OWNERSHIP, clock=lambda: self.now.timestamp())
+        ownership = WITH_KUEUE if self.settings.kueue else OWNERSHIP
+        self.cache = Cache(self.cluster, ownership, clock=lambda: self.now.timestamp())
         self.reconciler = JobController(self.cache, self.settings, recorder, poller, JobRegistry(), lambda: self.now)
         self.next_resync = self.due = self.now
         self.listed = False

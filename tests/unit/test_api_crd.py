@@ -104,7 +104,7 @@ def test_only_pieces_of_a_pod_options_of_a_task_and_arguments_of_a_template_are_
         p.removesuffix("[]").split(".")[-1] for p, n in NODES.items() if "x-kubernetes-preserve-unknown-fields" in n
     }
     former = {"env", "volumes", "volumeMounts", "tolerations", "affinity"}
-    assert names == {"spec", *former, "options", "chatTemplateArguments"}
+    assert names == {"spec", *former, "options", "chatTemplateArguments", "arguments"}
 
 
 def test_the_schema_has_no_word_that_a_structural_one_forbids() -> None:
@@ -126,9 +126,22 @@ def test_every_optional_field_of_the_spec_but_an_absent_one_has_a_default() -> N
         *("prompts", "dataset", "config", "revision", "responseField", "chatTemplateArguments", "reward", "url"),
         *("activeDeadlineSeconds", "preRunningDeadlineSeconds", "ttlSecondsAfterFinished"),
         *("wandb", "mlflow", "entity", "keySecret", "secret"),
-        *("environment", "agent", "tools"),
+        *("environment", "agent", "tools", "verifiers", "arguments", "curriculum", "turns", "last"),
         *("teacher", "model", "ref", "endpoint", "keySecret", "vocabularySize", "teacherField", "defaultTeacher"),
-        *("accelerator", "tokenizer"),
+        *("accelerator", "tokenizer", "student"),
+        # of a phase, whose absent fields are those of spec.objective
+        *(
+            "divergence",
+            "support",
+            "topK",
+            "jsdBeta",
+            "datasetShare",
+            "datasetResponses",
+            "coefficient",
+            "coefficientSchedule",
+        ),
+        *("discount", "discountedReturn", "baseline", "weighting", "rewardCoefficient", "rewardCoefficientSchedule"),
+        *("untilStep", "untilFlat"),
         *("metadata", "spec", "requests", "limits", "priorityClassName"),
         *former_template.FIELDS,
     }
@@ -169,7 +182,14 @@ def test_what_may_change_in_a_running_job_is_little() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    [".status.conditions", ".status.roles", ".status.progress.evaluations", ".spec.evaluation", ".spec.teachers"],
+    [
+        ".status.conditions",
+        ".status.roles",
+        ".status.progress.evaluations",
+        ".spec.evaluation",
+        ".spec.teachers",
+        ".spec.phases",
+    ],
 )
 def test_lists_of_named_things_merge_by_their_name(path: str) -> None:
     assert NODES[f"DistillationJob{path}"]["x-kubernetes-list-type"] == "map"

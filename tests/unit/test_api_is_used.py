@@ -58,11 +58,15 @@ def used() -> set[str]:
 
 @pytest.mark.parametrize("model", [*models(Spec), *models(TeacherSpec)], ids=lambda m: m.__name__)
 def test_every_field_of_the_spec_is_read(model: type[BaseModel], used: set[str]) -> None:
-    read_by_the_model_itself = {"precision", "sources"}  # Spec.dtype and Data.all_sources, which the sides read
+    read_by_the_model_itself = {
+        "precision",
+        "sources",
+        "when",
+    }  # by Spec.dtype, Data.all_sources, Output.at_checkpoints
     # Of release 0.2.0, read by their names in manifests.
     former = {name for name, field in model.model_fields.items() if model is RoleTemplate and field.alias in used}
     unread = set(model.model_fields) - used - read_by_the_model_itself - former
-    assert {"dtype", "all_sources"} <= used
+    assert {"dtype", "all_sources", "at_checkpoints"} <= used
     assert not unread, f"{model.__name__}: nothing reads {unread}"
 
 

@@ -11,8 +11,10 @@ from pydantic import ValidationError
 from distill_api.generate.crd import crd
 from distill_api.job import InvalidManifest, load_job, parse_job
 from distill_api.manifest import read_manifest
+from distill_api.rules import Rule
 from distill_api.spec.job_spec import Prompts, Protocol, Spec
 from distill_api.teacher.kind import parse_teacher
+from distill_api.training_phases import cluster_rule
 
 ROOT = Path(__file__).resolve().parents[2]
 MANIFESTS = ROOT / "tests" / "manifests"
@@ -93,6 +95,14 @@ def test_every_rule_of_the_crd_is_broken_by_a_bad_manifest() -> None:
     rules = {m.removeprefix("metadata.name ") for m in messages(crd()) if "immutable" not in m} - for_the_server_alone
     assert len(rules) >= 15
     assert {rule for rule in rules if rule not in said} == set()
+
+
+def test_the_server_is_asked_of_a_phase_only_what_a_phase_may_change() -> None:
+    kept = Rule("", "self.objective.topK < 300 || has(self.objective.reference)", lambda spec: True)
+    left_out = Rule("", "!has(self.objective.reference)", lambda spec: True)
+    _, cel = cluster_rule([kept, left_out])
+    changed = "(has(p.objective.topK) ? p.objective.topK : self.objective.topK)"
+    assert cel.endswith(f" && ({changed} < 300 || has(self.objective.reference)))")
 
 
 @pytest.mark.parametrize("path", SINGLE_BAD, ids=lambda p: p.stem)

@@ -261,6 +261,42 @@ def test_an_extrapolation_of_no_difference_is_refused(
 
 
 @pytest.mark.parametrize(
+    ("fields", "problem"),
+    [
+        ({"coefficient": 0}, "the teacher teaches nothing in the job as it is, and objective.control changes nothing"),
+        ({"coefficient": 0, "coefficientSchedule": {"decay": "linear", "steps": 5, "endValue": 1}}, None),
+        ({}, None),
+    ],
+)
+def test_a_control_of_a_job_whose_teacher_teaches_nothing_is_refused(
+    fields: dict[str, Any], problem: str | None
+) -> None:
+    assert_obstacle({"objective": {**SAMPLED, "control": "fixed-advantage", **fields}}, problem)
+
+
+WARM_START = {"name": "warm-start", "objective": {"divergence": "forward-kl", "support": "target", "datasetShare": 1}}
+
+
+@pytest.mark.parametrize(
+    ("coefficient", "phases", "problem"),
+    [
+        (0, [{"name": "distil", "objective": {"coefficient": 1}}], None),
+        (1, [WARM_START, {"name": "distil"}], None),
+        # The warm start has a coefficient, and no teacher.
+        (1, [WARM_START, {"name": "reward", "objective": {"coefficient": 0}}], "is 0 in each of spec.phases that a t"),
+    ],
+)
+def test_a_control_of_a_job_in_whose_phases_no_teacher_teaches_is_refused(
+    coefficient: float, phases: list[dict[str, Any]], problem: str | None
+) -> None:
+    phases = [{**phase, "untilStep": 2} for phase in phases[:-1]] + phases[-1:]
+    objective = {**SAMPLED, "reward": {"source": "exact-match"}, "control": "fixed-advantage"}
+    prompts = {"path": "/p.jsonl", "answerField": "answer", "responseField": "answer"}
+    spec = {"objective": {**objective, "coefficient": coefficient}, "data": {"prompts": prompts}, "phases": phases}
+    assert_obstacle(spec, problem)
+
+
+@pytest.mark.parametrize(
     ("tokenizer", "evaluation", "problem"),
     [
         ({"tokenizer": "/m/teacher"}, {}, "true for data source prompts and false for evaluation texts, and beside a"),

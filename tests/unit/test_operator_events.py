@@ -56,10 +56,10 @@ def memoised() -> Iterator[None]:
 
         @functools.wraps(build)
         def wrapped(job: Any, settings: Any, *rest: Any) -> Any:
-            if (id(job), rest) not in known:
+            if (id(job), repr(rest)) not in known:
                 # With the job itself, or another would get its id.
-                known[id(job), rest] = job, build(job, settings, *rest)
-            return copy.copy(known[id(job), rest][1])
+                known[id(job), repr(rest)] = job, build(job, settings, *rest)
+            return copy.copy(known[id(job), repr(rest)][1])
 
         return wrapped
 
@@ -231,4 +231,4 @@ def test_any_life_ends_in_the_right_fixed_point(block: int) -> None:
 
 @pytest.mark.soak
 def test_thousands_of_lives_end_in_the_right_fixed_point() -> None:
-    assert all_end_well(soak.seeds(0.25, at_least=2000)).total() >= 2000
+    assert all_end_well(soak.seeds(0.2, at_least=2000)).total() >= 2000

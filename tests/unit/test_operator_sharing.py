@@ -1,5 +1,6 @@
 """A job and its Teacher side by side, with both reconcilers: who wakes whom, who is told, and when all is quiet."""
 
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -24,6 +25,7 @@ from distill_operator.teacher.teacher_registry import TeacherRegistry
 POET = Key(Kind.TEACHER, "default", "poet")
 LEARNER = {"teacher": {"ref": {"name": "poet"}}}
 MINUTE = 60.0
+KUEUE = replace(SETTINGS, kueue=True)
 
 
 class Lab(Simulation):
@@ -34,7 +36,9 @@ class Lab(Simulation):
         self.teachers = TeacherRegistry()
         events = EventRecorder(self.cluster, "test/operator", "test", lambda: self.now)
         jobs = self.reconciler.jobs
-        self.shared = TeacherController(self.cache, SETTINGS, events, jobs, self.teachers, self.wake, lambda: self.now)
+        self.shared = TeacherController(
+            self.cache, self.settings, events, jobs, self.teachers, self.wake, lambda: self.now
+        )
         self.due_at: dict[Key, datetime] = {}
         self.down: set[str] = set()
         """Deployments whose pods do not come up."""
@@ -108,6 +112,16 @@ class Lab(Simulation):
     def said(self, about: str) -> list[tuple[str, str]]:
         """Reasons and messages of the Events on a kind."""
         return [(e["reason"], e["note"]) for e in self.cluster.events.values() if e["regarding"]["kind"] == about]
+
+
+async def test_a_teachers_status_does_not_wait_for_kueue() -> None:
+    sim = Lab(cluster=FakeCluster(workloads=ApiError(500, "failed calling webhook")), settings=KUEUE)
+    sim.teacher(uid="first", labels={"kueue.x-k8s.io/queue-name": "research"})
+    await sim.cache.sync()
+    with pytest.raises(ApiError, match="webhook"):
+        await sim.shared.reconcile(POET)
+    found = sim.cluster.objects[Kind.TEACHER, "poet"]["status"]["conditions"]
+    assert ("Ready", "WaitingForQuota") in [(c["type"], c["reason"]) for c in found]
 
 
 async def lab(*, teacher: bool = True, cluster: FakeCluster | None = None) -> Lab:

@@ -116,6 +116,35 @@ def test_a_job_whose_scores_are_precomputed_waits_for_no_teacher_and_has_none(te
     assert "DISTILL_TEACHER_KEY" not in variables and "poet" not in variables
 
 
+def test_a_student_that_teaches_itself_has_no_teachers_pods_and_the_trainer_waits_for_none() -> None:
+    data = {"prompts": {"path": "/data/train.jsonl", "answerField": "answer", "teacherPrompt": "{prompt} {answer}"}}
+    of = job(teacher={"student": {"weights": "live"}}, data=data, evaluation=[])
+    found = plan_at(of, begun(of), up(of))
+    state, reason, message = says(found.status, ConditionType.TEACHER_READY)
+    assert (state, reason) == ("True", "External")
+    assert message == "the teacher is the student itself (teacher.student): the rollout engines score"
+    assert applied(found) == ["Job/job-trainer-1"]
+    made = [*rendering.lasting(of, SETTINGS), *rendering.serving(of, SETTINGS), rendering.training(of, SETTINGS, 1)]
+    assert [child["kind"] for child in made] == ["ConfigMap", "NetworkPolicy", "Service", "RayCluster", "Job"]
+    assert "job-teacher" not in str(made[-1])
+
+
+def test_a_lagged_student_is_served_as_a_model_is_and_sees_the_volume_that_its_weights_come_over() -> None:
+    data = {"prompts": {"path": "/data/train.jsonl", "answerField": "answer", "teacherPrompt": "{prompt} {answer}"}}
+    common: dict[str, Any] = {"data": data, "evaluation": [], "output": {"volume": {"claimName": "out"}}}
+    served = {}
+    for name, teacher in {"model": {"model": "/t"}, "student": {"student": {"weights": "lagged"}}}.items():
+        of = job(teacher=teacher, **common)
+        [served[name]] = [c for c in rendering.serving(of, SETTINGS) if c["kind"] == "Deployment"]
+        assert says(plan_at(of, begun(of), up(of)).status, ConditionType.TEACHER_READY)[:2] == ("False", "NotReady")
+    pods = {name: child["spec"]["template"]["spec"] for name, child in served.items()}
+    volumes = {name: {v["name"] for v in pod["volumes"]} for name, pod in pods.items()}
+    assert volumes["student"] - volumes["model"] == {"output"}
+    mounts, keys = ([c[what] for c in pods["student"]["containers"]] for what in ("volumeMounts", "env"))
+    assert any(m["name"] == "output" and m["mountPath"] == of.spec.output.path for m in mounts[0])
+    assert any(variable["name"] == "DISTILL_KEY" for variable in keys[0]), "with which the trainer may give it weights"
+
+
 def _teachers(of: DistillationJob) -> list[dict[str, Any]]:
     return [t.model_dump(mode="json", by_alias=True, exclude_none=True) for t in of.spec.teachers]
 
@@ -126,6 +155,7 @@ def _teachers(of: DistillationJob) -> list[dict[str, Any]]:
         ({"teacher": {"model": "/models/t"}}, "/models/t"),
         ({"teacher": {"ref": {"name": "poet"}}}, "Teacher poet"),
         ({"teacher": {"endpoint": {"url": "http://t.example"}}}, "http://t.example"),
+        ({"teacher": {"student": {}}}, "the student itself"),
         ({"teachers": [{"name": "a", "model": "/a"}, {"name": "b", "endpoint": {"model": "big"}}]}, "/a,big"),
         ({"teacher": "nonsense"}, ""),
         ("nonsense", ""),

@@ -1,8 +1,10 @@
 """Whole runs with real parts: the launcher, Megatron ranks, Ray, SGLang engines; a teacher that the tests share."""
 
 import contextlib
+import hashlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,23 +18,31 @@ from typing import Any
 import fork_servers
 import yaml
 
-from distill_api.protocol import ExitReport, Variable
+from distill_api.protocol import ExitCode, ExitReport, Variable
 from distill_workers.local.run import with_volumes
 from distill_workers.serving.ports import reserve_port
 
 REPO = Path(__file__).resolve().parents[2]
 CACHE = Path(os.environ.get("DISTILL_CACHE", Path.home() / ".cache" / "distillation-operator"))
 MODELS = CACHE / "models"
+HINTED_SUMS = {
+    "path": "/models/arithmetic/test.jsonl",
+    "answerField": "answer",
+    "applyChatTemplate": False,
+    "teacherPrompt": "{answer}+{prompt}",
+}
+CALCULATOR = REPO / "examples" / "calculator"
+"""The environment and the agent of the calculator's examples."""
 
 
 def arithmetic(output: Path, name: str, *, example: str = "arithmetic-cpu", **changes: Any) -> dict[str, Any]:
-    """An example with the arithmetic models for this machine; `changes` are merged into spec, two levels deep."""
+    """An example with its models on this machine; `changes` are merged into spec, two levels deep."""
     manifest = yaml.safe_load((REPO / "examples" / f"{example}.yaml").read_text())
     manifest["metadata"]["name"] = name
     for key, value in changes.items():
         old = manifest["spec"].get(key)
         manifest["spec"][key] = {**old, **value} if isinstance(old, dict) and isinstance(value, dict) else value
-    return with_volumes(manifest, {"/models": str(MODELS), "/output": str(output)})
+    return with_volumes(manifest, {"/models": str(MODELS), "/output": str(output), "/environment": str(CALCULATOR)})
 
 
 def servers_of(folder: Path, engine: int = 0) -> set[int]:
@@ -44,6 +54,16 @@ def servers_of(folder: Path, engine: int = 0) -> set[int]:
             if os.readlink(f"/proc/{process}/fd/1") == log:
                 found.add(int(process))
     return found
+
+
+def rewind(folder: Path, step: int) -> None:
+    """Leave the folder of a run that has ended as one that was killed after the checkpoint of `step` does."""
+    checkpoints = folder / "checkpoints"
+    for path in checkpoints.glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    (checkpoints / "latest").write_text(f"step-{step:06d}")
+    shutil.rmtree(folder / "model")
 
 
 @dataclass
@@ -126,3 +146,20 @@ class Run:
             raise AssertionError(f"not done after {seconds} s:\n{self.log()}") from None
         report = ExitReport.model_validate_json(self._exit.read_text()) if self._exit.exists() else None
         return Outcome(code, self.folder, report, self.log())
+
+
+def twice(manifest: dict[str, Any], teacher: str, scratch: Path, step: int, **environment: str) -> list[Any]:
+    """What a run has learnt, from end to end, and once more from its checkpoint of `step`: of each its steps (number,
+    loss, reverse KL, norm of the gradient, lag of the teacher), a hash of its model, and its evaluations (step, reverse
+    KL)."""
+    found = []
+    for _ in range(2):
+        outcome = Run(manifest, teacher, scratch, **environment).wait()
+        assert outcome.code == ExitCode.DONE, outcome.log
+        model = hashlib.sha256((outcome.folder / "model" / "model.safetensors").read_bytes()).hexdigest()
+        keys = ("step", "loss", "reverse_kl", "grad_norm", "teacher_lag")
+        steps = [tuple(line[key] for key in keys) for line in outcome.lines("step")]
+        found.append((steps, model, [(line["step"], line["reverse_kl"]) for line in outcome.lines("evaluation")]))
+        rewind(outcome.folder, step)
+    assert f"resumed from {outcome.folder / 'checkpoints' / f'step-{step:06d}'}" in outcome.log
+    return found

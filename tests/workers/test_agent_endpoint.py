@@ -86,10 +86,9 @@ async def served(
 ) -> AsyncIterator[Served]:
     TOKENIZER.chat_template = WITH_TOOLS
     endpoint, metrics = AgentEndpoint(), Metrics()
-    terms = Terms("sums", seed, Sampling(), max_tokens)
+    terms = Terms("sums", seed, Sampling(), max_tokens, max_turns)
     renderer = ConversationRenderer(Prompts(path="/p"), TOKENIZER, None)
-    limits = {"max_prompt_tokens": max_prompt_tokens, "max_turns": max_turns}
-    session = AgentSession(PROMPT, terms, renderer, student, metrics, **limits)
+    session = AgentSession(PROMPT, terms, renderer, student, metrics, max_prompt_tokens=max_prompt_tokens)
     await endpoint.start()
     with endpoint.open(session) as key:
         made = Served(endpoint, session, key, metrics)
@@ -381,7 +380,9 @@ async def test_the_turns_of_an_episode_are_bounded_over_all_its_conversations() 
     async with served(student, max_turns=2) as agent:
         for text in "ab":
             await agent.ask({"role": "user", "content": text})
-        with pytest.raises(openai.BadRequestError, match=r"has had 2 turns, and rollout\.environment\.maxTurns is"):
+        with pytest.raises(
+            openai.BadRequestError, match=r"has had 2 turns, and rollout\.environment allows as many \(maxTurns"
+        ):
             await agent.ask({"role": "user", "content": "c"})
         assert len(agent.conversations) == len(student.requests) == 2 and agent.session.met_a_limit
 

@@ -282,6 +282,21 @@ async def test_an_agent_that_fails_at_a_limit_of_the_job_keeps_its_conversation(
     assert (sample.reward, sample.truncated) == (0.0, "maxResponseTokens" in limit)
 
 
+async def test_an_agent_under_a_curriculum_ends_at_the_turns_of_its_step(tmp_path: Path) -> None:
+    code = """
+        messages = row["messages"]
+        while True:
+            messages += [ask(*messages), {"role": "user", "content": "Go on."}]
+    """
+    curriculum = {"maxTurns": 3, "curriculum": {"fromTurns": 1, "steps": 2}}
+    for step, turns in ((0, 1), (1, 2), (2, 3)):
+        made = agents(tmp_path, code, Student(lambda read: "said"), environment=curriculum)
+        [prompt] = load_data(made._spec, TOKENIZER, Metrics())
+        [sample] = await made.samples(prompt, 0, seed=5, step=step)
+        await made.close()
+        assert (len(sample.turns), sample.reward, sample.truncated) == (turns, 0.0, False)
+
+
 async def test_a_program_that_is_not_there_is_refused_before_the_run(tmp_path: Path) -> None:
     missing = {"agent": {"command": ["no-such-agent"]}}
     with pytest.raises(ConfigurationError, match=r"agent\.command: there is no program no-such-agent; it must"):

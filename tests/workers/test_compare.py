@@ -169,8 +169,8 @@ def test_items_with_a_name_are_told_by_it_and_others_by_their_values() -> None:
 @pytest.mark.parametrize(
     ("make", "code", "sentence"),
     [
-        (lambda tmp, found: found[:1], 2, "give two run folders or more"),
-        (lambda tmp, found: [found[0], found[0] + "/../plain"], 2, "two of the folders are the same one"),
+        (lambda tmp, found: found[:1], 2, "give two jobs or run folders, or more"),
+        (lambda tmp, found: [found[0], found[0] + "/../plain"], 2, "two of them are the same one"),
         (lambda tmp, found: [found[0], str(tmp)], 1, "is no run folder (no run.json there)"),
         (lambda tmp, found: [*found, "--html", f"{tmp}/none/page.html"], 1, "there is no folder"),
     ],

@@ -43,7 +43,7 @@ from distill_workers.teacher.cross_tokenizer.token_bytes import TokenBytes
 from distill_workers.teacher.cross_tokenizer.translation import Translation
 from distill_workers.teacher.cross_tokenizer.translators import translators
 from distill_workers.teacher.pool import TeacherPool
-from distill_workers.teacher.protocol import Scores, TeacherRequest
+from distill_workers.teacher.protocol import Scores, TeacherRequest, WrittenResponse
 from distill_workers.teacher.teachers import Teachers
 
 STUDENT, TEACHER = byte_level(), sentence_piece()
@@ -460,9 +460,9 @@ async def test_an_evaluation_leaves_out_what_was_not_scored_and_reads_the_teache
             logprobs = [-1.5] * (len(response_ids) - 1) + [-1000.0]
             return Scores(logprobs, None, None, [True] * len(logprobs), 1)
 
-        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> WrittenResponse:
             assert prompt_ids == TEACHER("<s>[INST] 12 + 30? [/INST]", add_special_tokens=False)["input_ids"]
-            return [*THEIRS.encode(" 42"), TEACHER.eos_token_id]
+            return WrittenResponse([*THEIRS.encode(" 42"), TEACHER.eos_token_id], False)
 
     made = Evaluator(spec, spec.evaluation[0], STUDENT, Metrics(), teachers=OF_TEACHER)
     sampled = await made.sample(5, Answering(["42 and more"]))

@@ -23,10 +23,10 @@ def tokenizer() -> Any:
     return tiny_tokenizer()
 
 
-def load(tmp_path: Path, tokenizer: Any, *rows: Any, **fields: Any) -> list[Prompt]:
+def load(tmp_path: Path, tokenizer: Any, *rows: Any, messages: bool = False, **fields: Any) -> list[Prompt]:
     file = tmp_path / "p.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    return load_prompts(Prompts(path=str(file), **fields), tokenizer, 400, None)[0]
+    return load_prompts(Prompts(path=str(file), **fields), tokenizer, 400, None, messages=messages)[0]
 
 
 def user(content: Any, **fields: Any) -> dict[str, Any]:
@@ -306,3 +306,75 @@ def test_an_argument_that_could_do_nothing_is_refused(tmp_path: Path, arguments:
 def test_arguments_without_a_chat_template_are_refused_with_the_job() -> None:
     with pytest.raises(ValueError, match="chatTemplateArguments go with applyChatTemplate: true"):
         Prompts(path="/p", apply_chat_template=False, chat_template_arguments={"enable_thinking": False})
+
+
+def assistant(content: str, **fields: Any) -> dict[str, Any]:
+    return {"role": "assistant", "content": content, **fields}
+
+
+RECORDED = [
+    {"role": "system", "content": "Be brief."},
+    user("2+2 and 3+3?"),
+    assistant("", tool_calls=[{"type": "function", "function": {"name": "add", "arguments": {"a": 2, "b": 2}}}]),
+    {"role": "tool", "content": "4"},
+    assistant("The first is 4."),
+    assistant("Now the second."),
+    user("Go on."),
+    assistant("6"),
+    user("Thank you."),
+]
+"""A conversation of three turns: of the two messages of the second the student would begin none."""
+
+
+def test_each_turn_of_a_recorded_conversation_is_a_prompt_of_what_stands_before_it(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    rows = ({"prompt": RECORDED, "level": 2}, {"prompt": ANSWERED, "level": 3})
+    found = load(tmp_path, tokenizer, *rows, messages=True, turns={})
+    assert [p.messages for p in found] == [RECORDED[:2], RECORDED[:4], RECORDED[:7], ANSWERED[:1]]
+    assert [p.metadata for p in found] == [{"level": 2}, {"level": 2}, {"level": 2}, {"level": 3}]
+    assert (
+        found[2].text.endswith("user\nGo on.<|im_end|>\n<|im_start|>assistant\n") and "Thank you" not in found[2].text
+    )
+
+
+@pytest.mark.parametrize(
+    ("turns", "kept"),
+    [({"first": 2}, [4, 7]), ({"last": 1}, [2]), ({"first": 2, "last": 2}, [4]), ({"last": 9}, [2, 4, 7])],
+)
+def test_the_turns_that_become_prompts_can_be_bounded(
+    turns: dict[str, int], kept: list[int], tmp_path: Path, tokenizer: Any
+) -> None:
+    found = load(tmp_path, tokenizer, {"prompt": RECORDED}, messages=True, turns=turns)
+    assert [p.messages for p in found] == [RECORDED[:length] for length in kept]
+
+
+@pytest.mark.parametrize(
+    ("prompt", "what"),
+    [
+        ("2+2?", "field prompt is a text; prompts.turns needs a recorded conversation"),
+        (HI, r"field prompt has no turn of the assistant \(prompts.turns\)"),
+        ([assistant("Hello."), *HI], "field prompt begins with the assistant, so nothing is asked"),
+    ],
+)
+def test_a_row_that_is_no_recorded_conversation_is_named(
+    prompt: Any, what: str, tmp_path: Path, tokenizer: Any
+) -> None:
+    with pytest.raises(PromptError, match=rf"p\.jsonl:1: {what}"):
+        load(tmp_path, tokenizer, {"prompt": prompt}, turns={})
+
+
+def test_the_place_of_a_turn_is_named(tmp_path: Path, tokenizer: Any) -> None:
+    bad = [*ANSWERED, user(""), assistant("4")]
+    with pytest.raises(PromptError, match=r"p\.jsonl:1, turn 2: field prompt ends with an empty message"):
+        load(tmp_path, tokenizer, {"prompt": bad}, turns={})
+
+
+def test_the_tools_of_recorded_conversations_are_an_argument_of_the_chat_template(
+    tmp_path: Path, tokenizer: Any
+) -> None:
+    with_tools = tiny_tokenizer()
+    with_tools.chat_template = "{% for t in tools %}{{ t.function.name }} {% endfor %}{{ messages | length }}"
+    tool = {"type": "function", "function": {"name": "add"}}
+    found = load(tmp_path, with_tools, {"prompt": RECORDED}, turns={"last": 2}, chatTemplateArguments={"tools": [tool]})
+    assert [p.text for p in found] == ["add 2", "add 4"]

@@ -245,3 +245,31 @@ def test_engines_join_a_running_job_and_those_that_are_too_many_do_not_come_back
     monkeypatch.setattr(Ready, "health", health, raising=False)
     pool = EnginePool(job, RunFolder(job), Metrics())
     asyncio.run(live())
+
+
+def test_engines_are_checked_beside_each_other(
+    tiny_model: TinyModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each check here waits for the other's: one after the other they would never end."""
+    checked = asyncio.Event()
+
+    async def live() -> None:
+        both = asyncio.Barrier(2)
+
+        async def health(self: Any, timeout_seconds: float = 0.0) -> None:
+            await both.wait()
+            checked.set()
+
+        monkeypatch.setattr(Ready, "health", health, raising=False)
+        for number in (0, 1):
+            pool._scheduler.add(number)
+        watch = asyncio.create_task(pool._check_health())
+        async with asyncio.timeout(60):
+            await checked.wait()
+        watch.cancel()
+
+    monkeypatch.setattr("distill_workers.rollout.engine_pool.RayEngine", Ready)
+    monkeypatch.setattr("distill_workers.rollout.engine_pool.HEALTH_SECONDS", 0.01)
+    job = job_of(tiny_model, tmp_path)
+    pool = EnginePool(job, RunFolder(job), Metrics())
+    asyncio.run(live())

@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from test_rewards_function import is_running
 
 from distill_api.spec.environment import Environment
 from distill_workers.environments import pool as pool_module
@@ -299,6 +298,14 @@ async def test_the_example_of_the_guide_and_of_the_protocol_is_an_environment(
     await pool.close()
 
 
+def has_ended(child: int) -> bool:
+    """Whether it can be waited for: its first thread is gone sooner than its last."""
+    try:
+        return os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None
+    except ChildProcessError:
+        return True
+
+
 async def test_a_process_that_is_killed_fails_its_own_conversation_and_none_while_it_is_idle(
     counters: EnvironmentPool,
 ) -> None:
@@ -310,7 +317,7 @@ async def test_a_process_that_is_killed_fails_its_own_conversation_and_none_whil
         if while_idle:
             os.kill(process, signal.SIGKILL)
             async with asyncio.timeout(60):
-                while is_running(str(process)):
+                while not has_ended(process):
                     await asyncio.sleep(0.01)
             continue
         with pytest.raises(EnvironmentFailed, match="the environment's process died"):

@@ -176,6 +176,28 @@ async def test_a_conversation_ends_after_the_last_turn_that_it_may_have(tmp_path
     assert sample.loss_mask is not None and sample.loss_mask[-1] and not sample.truncated and sample.reward == 2.0
 
 
+@pytest.mark.parametrize(("step", "turns"), [(0, 1), (1, 1), (2, 2), (5, 3), (6, 4), (100, 4)])
+async def test_under_a_curriculum_the_turns_grow_evenly_with_the_steps(step: int, turns: int, tmp_path: Path) -> None:
+    curriculum = {"maxTurns": 4, "curriculum": {"fromTurns": 1, "steps": 6}}
+    engines, environment = Engines([*SAYS, "And", "so on"]), Played(for_ever)
+    made = episodes(tmp_path, engines, environment, environment=curriculum, maxResponseTokens=400)
+    [sample] = await made.samples(PROMPT, 0, seed=5, step=step)
+    assert len(sample.turns) == turns and not sample.truncated
+
+
+async def test_the_batches_of_a_curriculum_have_the_turns_of_their_step(tmp_path: Path) -> None:
+    curriculum = {"maxTurns": 3, "curriculum": {"fromTurns": 1, "steps": 2}}
+    engines = Engines([*SAYS, "And", "so on"])
+    rollouts = pipeline(
+        tmp_path, engines, Played(for_ever), Teacher(), Metrics(), environment=curriculum, maxPolicyLag=2
+    )
+    found = []
+    for step in range(3):
+        batch = rollouts.take(step, 3)
+        found += [len(s.turns) async for part in batch.arrivals(in_order=True) for s in part]
+    assert found == [1, 2, 3]
+
+
 @pytest.mark.parametrize(("truncated", "masked"), [("keep", False), ("mask", True)])
 async def test_a_turn_that_is_cut_off_ends_the_conversation_and_is_no_message(
     truncated: str, masked: bool, tmp_path: Path

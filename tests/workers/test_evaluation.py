@@ -25,7 +25,7 @@ from distill_workers.evaluation.estimates import Estimate, interval, mean_score,
 from distill_workers.evaluation.evaluator import Evaluator, Measurement, Sampled
 from distill_workers.local.evaluate import chosen, table
 from distill_workers.metrics import Metrics
-from distill_workers.teacher.protocol import BadScore, Scores
+from distill_workers.teacher.protocol import BadScore, Scores, WrittenResponse
 from distill_workers.teacher.teachers import Teachers
 
 
@@ -107,7 +107,7 @@ class Teacher:
     async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
         return Scores([-1.5] * len(response_ids), None, None)
 
-    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> WrittenResponse:
         raise BadScore("refused", "no")
 
 
@@ -148,7 +148,7 @@ async def test_a_privileged_teacher_scores_and_answers_what_it_is_asked_itself(t
             asked.append(tokenizer.decode(prompt_ids))
             return await super().score(prompt_ids, response_ids, top_k)
 
-        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> WrittenResponse:
             asked.append(tokenizer.decode(prompt_ids))
             return await super().generate(prompt_ids, max_new_tokens)
 
@@ -168,7 +168,7 @@ async def test_the_reference_scores_and_answers_the_students_own_prompt(tmp_path
             asked.append(tokenizer.decode(prompt_ids))
             return await super().score(prompt_ids, response_ids, top_k)
 
-        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> WrittenResponse:
             asked.append(tokenizer.decode(prompt_ids))
             return await super().generate(prompt_ids, max_new_tokens)
 

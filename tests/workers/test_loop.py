@@ -14,8 +14,11 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
+import torch
+from conftest import source_of
 from huggingface_hub import ModelCard
 from runs import REPO
+from safetensors.torch import load_file
 
 sys.path.insert(0, str(REPO / "bench"))
 import stages as stages_module
@@ -25,10 +28,16 @@ from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Measurement
 from distill_workers.evaluation.guards import Decision
 from distill_workers.failures import ConfigurationError, Failure, Stopped
+from distill_workers.metrics import Metrics
 from distill_workers.objective.coefficients import StepCoefficients
 from distill_workers.rewards.base import RewardError
+from distill_workers.rollout.request_batching import RequestBatcher
+from distill_workers.rollout.scheduler import SlotScheduler
+from distill_workers.rollout.student_teacher import student_teachers
 from distill_workers.run.loop import Loop
-from distill_workers.teacher.protocol import BadScore
+from distill_workers.teacher.protocol import BadScore, Scores
+from distill_workers.teacher.refreshed import RefreshedTeacher
+from distill_workers.teacher.teachers import Teachers
 
 STAGES = Stages(1, 0.25, 0.5)
 SMALL = {"promptsPerStep": 4, "samplesPerPrompt": 2}
@@ -244,6 +253,56 @@ def test_an_evaluation_never_sees_newer_weights_than_its_step(lag: int, tmp_path
     assert all(line["reverse_kl"] is not None for line in found)
 
 
+def test_the_students_own_score_is_by_weights_between_those_of_the_sample_and_of_its_step(tmp_path: Path) -> None:
+    """With maxPolicyLag, where new weights come while samples wait for a score: never in the middle of one."""
+
+    class Engine(stages_module.Engine):
+        async def answer(self, request: dict[str, Any]) -> Any:
+            version, ids = self.version, request["input_ids"][request["logprob_start_len"] :]
+            await asyncio.sleep(0.2)
+            assert version == self.version
+            entries = [[-1.0, token, None] for token in ids]
+            return {"meta_info": {"input_token_logprobs": entries, "weight_version": str(version)}}
+
+    class Trained(Weights):
+        def __init__(self) -> None:
+            super().__init__()
+            self.samples = list[tuple[int, Sample]]()
+
+        async def accumulate(self, samples: list[Sample], coefficients: StepCoefficients) -> None:
+            self.samples += [(self.steps, sample) for sample in samples]
+            await super().accumulate(samples, coefficients)
+
+    trainer = Trained()
+    hinted = {"path": "/prompts.jsonl", "teacherPrompt": "{prompt}!"}
+
+    async def work() -> None:
+        fields: dict[str, Any] = {"teacher": {"model": None, "student": {}}, "data": {"prompts": hinted}}
+        loop, rollouts = staged(
+            SHAPES["all equal"],
+            tmp_path,
+            trainer=trainer,
+            rollout={**SMALL, "maxPolicyLag": 1, "maxConcurrentRequests": 3},
+            schedule={"steps": 6, "checkpointEverySteps": 6},
+            **fields,
+        )
+        engines: Any = loop._engines
+        engines._engines[0] = engine = Engine(SHAPES["all equal"])
+        engines._batchers[0] = RequestBatcher(engine)
+        engines._scheduler = SlotScheduler(3)
+        engines._scheduler.add(0)
+        [own] = student_teachers(rollouts._spec, engines, Metrics()).values()
+        rollouts._teachers = Teachers({"": own})
+        await train(loop)
+
+    virtually(work)
+    versions = [(s.weight_version, s.teacher_version, step) for step, s in trainer.samples]
+    assert len(versions) == 6 * 8
+    assert all(drawn <= scored <= step for drawn, scored, step in versions if scored is not None)
+    assert {step - scored for _, scored, step in versions if scored is not None} == {0, 1}
+    assert any(drawn < scored for drawn, scored, _ in versions if scored is not None), "new weights came between"
+
+
 def test_a_coefficient_that_an_evaluation_lowers_is_lower_from_its_step_on(tmp_path: Path) -> None:
     trainer, told = Weights(), Told({0: 1.0, 2: 2.0})
     lower = {**FELL, "action": "lower-coefficient", "factor": 0.5}
@@ -265,6 +324,11 @@ def test_a_roll_back_leaves_the_step_that_was_begun_meanwhile(tmp_path: Path) ->
     async def work() -> None:
         loop = loop_of(tmp_path, trainer, told, {"steps": 3, "evaluateEverySteps": 1, "keepBest": True}, back)
         told.found[2] = 3.0
+
+        async def restored() -> None:
+            trainer.note("teacher", trainer.steps)
+
+        loop._teacher_weights.restore = restored  # type: ignore[method-assign]
         await loop.checkpoints.resume()
         training = asyncio.create_task(loop._train())
         while not trainer.of("load"):
@@ -275,10 +339,67 @@ def test_a_roll_back_leaves_the_step_that_was_begun_meanwhile(tmp_path: Path) ->
 
     virtually(work)
     assert trainer.of("load") == [1] and trainer.of("discard") == [2]
+    assert trainer.of("teacher") == [1], "a teacher that follows the student goes back with it"
     assert len(trainer.of("update")) == 4 and told.begun == [0, 1, 2, 2, 3]
     assert [line["step"] for line in lines(tmp_path, "step")] == [1, 2, 3]
     [event] = lines(tmp_path, "guard")
     assert (event["at_step"], event["step"]) == (2, 1)
+
+
+class HeldTeacher(RefreshedTeacher):
+    """Remembers, of each weights that it is given, the version, the folder and the steps that the trainer had done."""
+
+    teacher: Any = None
+
+    def __init__(self, _: Any) -> None:
+        self.held = list[tuple[int, str, float]]()
+
+    async def hold(self, version: int, folder: Path) -> None:
+        [file] = folder.glob("*.safetensors")
+        self.held.append((version, folder.name, float(load_file(file)["steps"])))
+
+    async def prefetch(self, prompt_ids: list[int]) -> None:
+        pass
+
+    async def score(self, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        return Scores([-1.0] * len(response_ids), None, None, version=self.held[-1][0] if self.held else 0)
+
+
+def test_a_teacher_that_follows_the_student_goes_back_with_it_to_what_it_had_at_that_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From step 4, which has given it other weights, to step 3, which is no multiple of everySteps."""
+    teachers = list[HeldTeacher]()
+    monkeypatch.setattr(stages_module, "Teacher", lambda stages: teachers.append(HeldTeacher(stages)) or teachers[-1])
+    told = Told({0: 1.0, 1: 0.9, 2: 0.8, 3: 0.7, 4: 3.0})
+    trainer: Any = Weights()
+    trainer.model_path = tmp_path / "student"
+    trainer.model_path.mkdir()
+    trainer.weights = lambda buffers: source_of([("steps", torch.tensor([float(trainer.steps)]))])(buffers)
+    hinted = {"path": str(tmp_path / "heldout.jsonl"), "applyChatTemplate": False, "teacherPrompt": "{prompt}!"}
+    fields: dict[str, Any] = {
+        "teacher": {"model": None, "student": {"weights": "lagged", "everySteps": 2}},
+        "data": {"prompts": hinted},
+        "rollout": SMALL,
+        "schedule": {"steps": 5, "evaluateEverySteps": 1, "keepBest": True},
+        "evaluation": [{"name": "heldout", "prompts": hinted}],
+        "guards": [{**FELL, "action": "roll-back"}],
+    }
+
+    async def work() -> None:
+        loop = staged(STAGES, tmp_path, trainer=trainer, evaluators=[told], **fields)[0]
+        await loop.checkpoints.resume()
+        training = asyncio.create_task(loop._train())
+        while not trainer.of("load"):
+            await asyncio.sleep(0.1)
+        told.found[4] = 0.6
+        await training
+        await loop.checkpoints.finish()
+
+    virtually(work)
+    assert trainer.of("load") == [3]
+    two, four = (2, "version-000002", 2.0), (4, "version-000004", 4.0)
+    assert teachers[0].held == [two, four, two, four]
 
 
 def test_a_guard_may_stop_the_run_by_the_evaluation_of_its_last_step(tmp_path: Path) -> None:

@@ -224,6 +224,12 @@ def test_a_base_model_is_named_where_the_hub_knows_it(model: str, name: str | No
             {"GKD", "PPO", "GRPO", "TIP", "IW-OPD"},
             "Correct responses have the weight 1, others 0.25.",
         ),
+        (
+            {"support": "top-k", "weighting": {"share": 0.5}, "coefficient": 2, "control": "fixed-advantage"},
+            {"control", "PPO"},
+            "In its place stands the advantage -0.5 at those 20% of a response's tokens that the student finds least "
+            "likely; its coefficient is 2.",
+        ),
     ],
 )
 def test_the_objective_is_told_with_the_papers_it_is_from_and_no_others(
@@ -234,6 +240,11 @@ def test_the_objective_is_told_with_the_papers_it_is_from_and_no_others(
     ).text
     assert sentence in text
     assert {name for name, (_, number) in PAPERS.items() if f"https://arxiv.org/abs/{number}" in text} == papers
+
+
+def test_a_control_is_not_told_as_a_distillation(tmp_path: Path) -> None:
+    text = card_of(tmp_path, objective={"control": "fixed-advantage"}).text
+    assert "trained as the control of a distillation from" in text and "distilled from" not in text
 
 
 def test_the_reference_is_told_as_what_it_is_and_not_as_a_teacher(tmp_path: Path) -> None:

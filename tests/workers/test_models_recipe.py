@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "dev" / "models"))
 
 import arithmetic
 import cached
+import calculator
 import smollm2
 
 STEPS = 20
@@ -20,6 +21,11 @@ PROMPTS, SAMPLES = 64, 4
 @pytest.fixture(scope="module")
 def sums() -> Path:
     return cached.ensure(arithmetic.NAME, Path(arithmetic.__file__), arithmetic.build)
+
+
+@pytest.fixture(scope="module")
+def products() -> Path:
+    return cached.ensure(calculator.NAME, Path(calculator.__file__), calculator.build)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +135,73 @@ def test_twenty_steps_of_on_policy_distillation_teach_the_student(sums: Path) ->
     after = arithmetic.measure(teacher, student, test)
     assert after["student_greedy_accuracy"] >= before["student_greedy_accuracy"] + 0.3
     assert after["reverse_kl_nats"] <= before["reverse_kl_nats"] / 2
+
+
+def test_the_questions_with_a_tool_are_right_and_the_held_out_ones_are_held_out(products: Path) -> None:
+    train, test = lines(products / "train.jsonl"), lines(products / "test.jsonl")
+    assert (len(train), len(test)) == (calculator.TRAIN_PROMPTS, calculator.TEST_PROMPTS)
+    assert len({entry["prompt"] for entry in train + test}) == len(train) + len(test)
+    for entry in train + test:
+        a, b = entry["prompt"].split("*")
+        assert str(int(a) * int(b)) == entry["answer"] and len(entry["answer"]) == 5
+    _, _, pairs = calculator.problems()
+    assert not {calculator.problem(a, b)["prompt"] for a, b in pairs} & {entry["prompt"] for entry in train + test}
+
+
+@pytest.mark.parametrize("role", ["teacher", "student"])
+def test_the_tokens_of_a_conversation_with_the_tool_are_those_of_its_chat_template(products: Path, role: str) -> None:
+    from transformers import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(products / role)
+    tools = json.loads((Path(__file__).resolve().parents[2] / "examples" / "calculator" / "tools.json").read_text())
+    call = {"type": "function", "function": {"name": "multiply", "arguments": {"a": 47, "b": 389}}}
+    messages = [
+        {"role": "user", "content": "47*389"},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "18283"},
+        {"role": "assistant", "content": "18283"},
+    ]
+    text = tokenizer.apply_chat_template(messages, tools=tools, tokenize=False)
+    expected = calculator.with_the_tool(47, 389)
+    assert text == "".join(expected.tokens) and len(expected.tokens) == calculator.TOKENS_OF_CONVERSATION
+    ids, labels = calculator.encode([expected])
+    assert tokenizer(text, add_special_tokens=False).input_ids == ids[0].tolist()
+    assert tokenizer.decode(ids[0]) == text
+    written = [i for i in labels[0].tolist() if i != calculator.NOT_TRAINED]
+    said = tokenizer.decode(written).split("<|im_end|>")
+    assert said == ['<tool_call>{"name": "multiply", "arguments": {"a": 47, "b": 389}}</tool_call>', "18283", ""]
+    opening = tokenizer.apply_chat_template(messages[:1], tools=tools, tokenize=False, add_generation_prompt=True)
+    assert opening == "".join(calculator.opening("47*389"))
+    assert (tokenizer.eos_token, len(tokenizer)) == ("<|im_end|>", len(calculator.TOKENS))
+
+
+def test_the_teacher_multiplies_with_the_tool_and_the_student_seldom_calls_it(products: Path) -> None:
+    found = calculator.measure(model(products / "teacher"), model(products / "student"), lines(products / "test.jsonl"))
+    card = cached.read_card(products)
+    assert found == pytest.approx({key: card[key] for key in found}, abs=0.02)
+    assert found["teacher_greedy_accuracy"] >= 0.97 and found["teacher_sampled_accuracy"] >= 0.9
+    assert found["student_greedy_calls"] <= 0.02 and found["student_greedy_accuracy"] <= 0.05
+    assert 0.1 <= found["student_sampled_calls"] <= 0.3
+    assert 0.01 <= found["student_sampled_accuracy"] <= 0.2
+
+
+def test_on_policy_distillation_teaches_the_student_to_call_the_tool(products: Path) -> None:
+    """The example's schedule, in one process: a recipe that made an unteachable student would show here."""
+    import torch
+
+    teacher, student = model(products / "teacher"), model(products / "student")
+    train, test = lines(products / "train.jsonl"), lines(products / "test.jsonl")[:256]
+    before, _ = calculator.measured(student, test, sampled=True)
+    optimizer = torch.optim.AdamW(student.parameters(), lr=1e-3, weight_decay=0.0, betas=(0.9, 0.95))
+    for step in range(24):
+        questions = [line["prompt"] for line in train[16 * step : 16 * (step + 1)] for _ in range(4)]
+        loss = calculator.reverse_kl(student, teacher, calculator.play(student, questions, sampled=True, seed=step))
+        optimizer.zero_grad()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(student.parameters(), 1.0)
+        optimizer.step()
+    after, called = calculator.measured(student, test, sampled=True)
+    assert after >= before + 0.3 and called >= 0.9
 
 
 def test_smollm2_speaks_and_its_student_has_lost_four_layers(smol: Path) -> None:

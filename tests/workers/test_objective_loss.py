@@ -298,3 +298,40 @@ def test_the_masses_of_a_support_are_of_the_ids_that_both_models_have() -> None:
     assert stats["student_mass"].tolist() == pytest.approx([0.7, 0.6])
     assert stats["teacher_mass"].tolist() == pytest.approx([0.5, 0.3])
     assert logprobs.grad is not None and logprobs.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("rewarded", [False, True], ids=["alone", "beside a reward of other phases"])
+def test_the_loss_of_given_targets_is_their_cross_entropy(rewarded: bool) -> None:
+    """Value and gradient are those of torch's own, to the rounding of float64, whatever stands for the teacher."""
+    generator = torch.Generator().manual_seed(3)
+    logits = torch.randn(7, 11, dtype=torch.float64, generator=generator).requires_grad_()
+    targets = torch.randint(11, (7,), generator=generator)
+    logprobs = logits.log_softmax(-1).gather(-1, targets[:, None])[:, 0]
+    reward = {"reward": {"source": "exact-match"}} if rewarded else {}
+    spec = objective(divergence="forward-kl", support="target", datasetShare=1, coefficient=0.5, **reward)
+
+    given = {"supervised": torch.ones(7, dtype=torch.bool), "lengths": torch.tensor([3, 4])}
+    nothing = torch.zeros(7, dtype=torch.float64)
+    loss, stats = losses(spec, logprobs, teacher_logprobs=nothing, engine_logprobs=nothing, **given)
+    (gradient,) = torch.autograd.grad(loss.sum(), logits, retain_graph=True)
+
+    expected = 0.5 * torch.nn.functional.cross_entropy(logits, targets, reduction="none")
+    (right,) = torch.autograd.grad(expected.sum(), logits)
+    torch.testing.assert_close(loss, expected, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(gradient, right, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(stats["divergence"], expected.detach() / 0.5, rtol=1e-12, atol=1e-14)
+
+
+def test_a_coefficient_of_0_leaves_the_gradient_of_the_reward_alone() -> None:
+    """Reinforcement after distillation: the teacher is measured, and moves nothing."""
+    logits = torch.tensor([0.3, -1.0, 0.7, 0.1], dtype=torch.float64, requires_grad=True)
+    logprobs = logits.log_softmax(-1)
+    advantages = torch.tensor([1.0, -1.0, 0.5, 0.0], dtype=torch.float64)
+    spec = objective(coefficient=0, rewardCoefficient=2, reward={"source": "exact-match"})
+
+    loss, stats = losses(spec, logprobs, advantages=advantages, teacher_logprobs=torch.full_like(advantages, -9.0))
+    (gradient,) = torch.autograd.grad((logprobs.detach().exp() * loss).sum(), logits, retain_graph=True)
+
+    (right,) = torch.autograd.grad(-2 * (logprobs.exp() * advantages).sum(), logits)
+    torch.testing.assert_close(gradient, right, rtol=1e-12, atol=1e-14)
+    torch.testing.assert_close(stats["reverse_kl"], logprobs.detach() + 9.0)

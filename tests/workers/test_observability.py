@@ -23,6 +23,8 @@ ABSENT_PANELS = {
     "Stored scores": "objective.teacherLogprobs",
     "Weights of tokens": "objective.forwardKlAboveEntropy for that share",
     "Copied from the teacher's prompt": "prompts.teacherPrompt",
+    "Lag of the teacher": "teacher.student",
+    "Phase of the objective": "spec.phases",
 }
 """Panels that this run leaves empty, and what they need; it has a reward, data sources, guards and failing samples."""
 ABSENT_SELECTORS = {

@@ -9,6 +9,7 @@ import pytest
 from runs import REPO
 
 sys.path.insert(0, str(REPO / "bench"))
+from conversation_stages import PLACES, conversation_stages, conversation_step_seconds
 from stages import SCHEDULES, SHAPES, step_seconds, virtual
 
 MOST = {
@@ -38,3 +39,14 @@ def test_an_evaluation_after_each_step_costs_training_a_fraction_of_its_own_time
     alone = virtual(lambda folder: step_seconds(stages, **options, steps=2, folder=folder))
     beside = virtual(lambda folder: step_seconds(stages, **options, steps=2, folder=folder, evaluate=True))
     assert beside - alone <= most * stages.generate
+
+
+@pytest.mark.parametrize(("schedule", "most"), {"maxPolicyLag 0": 1.25, "maxPolicyLag 1": 1.10}.items())
+@pytest.mark.parametrize("shape", PLACES)
+def test_a_step_of_conversations_takes_little_more_than_these_alone(shape: str, schedule: str, most: float) -> None:
+    """Their environment takes as long as the student's turns on average, with a log-normal tail."""
+    places = PLACES[shape]
+    stages, options = conversation_stages(places), SCHEDULES[schedule]
+    seconds = virtual(lambda folder: conversation_step_seconds(stages, places, **options, steps=4, folder=folder))
+    assert seconds / stages.longest <= most
+    assert seconds < 0.8 * stages.one_after_another

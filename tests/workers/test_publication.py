@@ -17,7 +17,7 @@ from distill_api.job import DistillationJob
 from distill_api.protocol import ExitCode, ExitReason, ExitReport, Phase, ProgressReport, Publication
 from distill_api.status import Progress
 from distill_cli.main import main
-from distill_workers.failures import Failure, VolumeFull
+from distill_workers.failures import Failure, Stopped, VolumeFull
 from distill_workers.results.manifest import NAME, Manifest
 from distill_workers.results.publisher import Publisher
 from distill_workers.run.exit_report import classify_error
@@ -108,7 +108,7 @@ def test_a_best_model_that_cannot_be_exported_fails_its_publication_and_not_the_
 
     asyncio.run(loop_of(tmp_path, Full(), {"to": f"file://{tmp_path}/best", "step": "best"}).run())
     [missed] = report_of(tmp_path).publications
-    assert (missed.done, missed.message) == (False, "the model of the best step was not exported: no room")
+    assert (missed.done, missed.message) == (False, "the model of step 2 was not exported: no room")
 
 
 def test_a_place_that_refuses_at_the_end_leaves_the_run_complete(tmp_path: Path) -> None:
@@ -283,6 +283,177 @@ def test_what_a_newer_release_adds_to_an_end_is_left_out(tmp_path: Path, monkeyp
     end = json.loads(path.read_text())
     path.write_text(json.dumps({**end, "new": 1, "decision": {**end["decision"], "new": 1}}))
     assert asyncio.run(loop_of(tmp_path, Exports(), place, **STOPS).run()).startswith("guard fell stopped the run")
+
+
+class PatientExports(Exports):
+    """Takes no step while a checkpoint is being published, so that none is left out."""
+
+    loop: Loop
+
+    async def update(self, *arguments: Any, **fields: Any) -> Any:
+        if (publishing := self.loop._publishing._publishing) is not None:
+            await asyncio.wait([publishing])
+        return await super().update(*arguments, **fields)
+
+
+class Published:
+    """Counts what is handed to the publisher, which goes on with it after `then`."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, then: Any = None) -> None:
+        self.steps: list[int] = []
+        self.checkpoints: list[list[str]] = []
+        publish = Publisher.publish
+
+        async def counted(publisher: Publisher, models: Any, places: Any = None) -> Any:
+            [model] = models.values()
+            self.steps.append(model.step)
+            assert (model.folder / "model.safetensors").read_text() == str(model.step)
+            self.checkpoints.append(sorted(p.name for p in publisher._folder.checkpoints.glob("step-??????")))
+            if then is not None:
+                await then(model)
+            return await publish(publisher, models, places)
+
+        monkeypatch.setattr(Publisher, "publish", counted)
+
+
+EACH = {"checkpointEverySteps": 1, "evaluateEverySteps": 4}
+TWO = {"checkpointEverySteps": 2, "evaluateEverySteps": 4}
+
+
+def at_checkpoints(tmp_path: Path) -> dict[str, Any]:
+    return {"to": f"file://{tmp_path}/claim", "when": "checkpoint"}
+
+
+def test_the_model_of_each_checkpoint_is_published_once_and_the_last_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer, handed = PatientExports(), Published(monkeypatch)
+    trainer.loop = loop_of(tmp_path, trainer, at_checkpoints(tmp_path), keep_best=False, schedule=EACH)
+    asyncio.run(trainer.loop.run())
+    assert handed.steps == [1, 2, 3, 4] and trainer.of("export") == [1, 2, 3, 4]
+    assert all(f"step-{step:06}" in there for step, there in zip(handed.steps, handed.checkpoints, strict=True))
+    assert published(tmp_path / "claim") == (4, "4")
+    assert [(p.step, p.done) for p in report_of(tmp_path).publications] == [(4, True)]
+
+
+def test_training_does_not_wait_for_a_slow_place_and_leaves_out_checkpoints_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = Exports()
+
+    async def until_trained(model: Any) -> None:
+        while trainer.steps < 4:  # for ever, if the steps waited for this
+            await asyncio.sleep(0.001)
+
+    handed = Published(monkeypatch, until_trained)
+    loop = loop_of(tmp_path, trainer, at_checkpoints(tmp_path), keep_best=False, schedule=EACH)
+    asyncio.run(asyncio.wait_for(loop.run(), 120))
+    assert handed.steps == [1, 4] and published(tmp_path / "claim") == (4, "4")
+
+
+def test_a_checkpoint_that_is_not_of_the_schedule_is_not_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """keepBest keeps those of step 0, the untrained student, and of step 1."""
+    trainer, handed = PatientExports(), Published(monkeypatch)
+    schedule = {"checkpointEverySteps": 2, "evaluateEverySteps": 1, "keepLast": 9}
+    trainer.loop = loop_of(tmp_path, trainer, at_checkpoints(tmp_path), best=1, schedule=schedule)
+    asyncio.run(trainer.loop.run())
+    assert (tmp_path / "output" / "stages" / "checkpoints" / "step-000001").exists()
+    assert handed.steps == [2, 4]
+
+
+@pytest.mark.timeout(60)
+def test_a_checkpoint_that_is_on_its_way_at_the_end_is_given_up_for_the_exported_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the run would wait for two uploads to one place, and each may take half of the stall timeout."""
+    begun, given_up = asyncio.Event(), list[int]()
+
+    async def forever(model: Any) -> None:
+        if model.step == 4:
+            return
+        begun.set()
+        try:
+            await asyncio.Event().wait()
+        except asyncio.CancelledError:
+            given_up.append(model.step)
+            raise
+
+    class Begun(Exports):
+        async def update(self, *arguments: Any, **fields: Any) -> Any:
+            if self.steps == 2:
+                await begun.wait()
+            return await super().update(*arguments, **fields)
+
+    handed = Published(monkeypatch, forever)
+    asyncio.run(loop_of(tmp_path, Begun(), at_checkpoints(tmp_path), keep_best=False, schedule=TWO).run())
+    assert (handed.steps, given_up) == ([2, 4], [2]) and published(tmp_path / "claim") == (4, "4")
+
+
+def test_steps_that_are_trained_again_after_a_roll_back_are_published_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    remembered = list[bool]()
+
+    class Led(PatientExports):
+        async def load(self, folder: Path) -> None:
+            await super().load(folder)
+            remembered.append(self.loop._publishing._publisher.is_published(self.loop._publishing._places[0], 3))
+            self.loop.evaluation._evaluators[0].found[4] = 0.4  # type: ignore[attr-defined]
+
+    trainer, handed = Led(), Published(monkeypatch)
+    schedule = {"checkpointEverySteps": 1}
+    back = [{**FELL, "drop": 0.4, "action": "roll-back"}]
+    trainer.loop = loop_of(tmp_path, trainer, at_checkpoints(tmp_path), schedule=schedule, guards=back)
+    asyncio.run(trainer.loop.run())
+    # Step 4 is led back to step 2 before its checkpoint is made.
+    assert handed.steps == [1, 2, 3, 2, 3, 4] and published(tmp_path / "claim") == (4, "4")
+    assert remembered == [False], "an attempt that goes on from the new step 3 must not take the old one for it"
+
+
+@pytest.mark.parametrize("done", [False, True])
+def test_an_attempt_publishes_the_checkpoint_that_it_goes_on_from_unless_that_is_done(
+    done: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = PatientExports() if done else Exports()
+    publish = Publisher.publish
+
+    async def stopped(publisher: Publisher, models: Any, places: Any = None) -> Any:
+        if done:
+            await publish(publisher, models, places)
+        loop.stop()
+        return [] if done else await asyncio.sleep(60)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Publisher, "publish", stopped)
+        loop = loop_of(tmp_path, trainer, at_checkpoints(tmp_path), keep_best=False, schedule=TWO)
+        if isinstance(trainer, PatientExports):
+            trainer.loop = loop
+        with pytest.raises(Stopped):
+            asyncio.run(loop.run())
+    assert (tmp_path / "claim").exists() is done
+    resumed, handed = PatientExports(), Published(monkeypatch)
+    resumed.loop = loop_of(tmp_path, resumed, at_checkpoints(tmp_path), keep_best=False, schedule=TWO)
+    asyncio.run(resumed.loop.run())
+    assert handed.steps == resumed.of("export") == ([4] if done else [2, 4])
+    assert published(tmp_path / "claim") == (4, "4")
+
+
+def test_a_checkpoint_whose_model_cannot_be_exported_is_left_out_and_training_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Full(PatientExports):
+        async def export(self, folder: Path, card: str | None) -> None:
+            if self.steps == 2:
+                raise VolumeFull("no room")
+            await super().export(folder, card)
+
+    trainer, handed = Full(), Published(monkeypatch)
+    trainer.loop = loop_of(tmp_path, trainer, at_checkpoints(tmp_path), keep_best=False, schedule=EACH)
+    asyncio.run(trainer.loop.run())
+    assert handed.steps == [1, 3, 4]
+    assert "publish: the model of step 2 was not exported: no room" in caplog.text
 
 
 def test_a_run_without_a_place_writes_and_reports_nothing_of_it(tmp_path: Path) -> None:

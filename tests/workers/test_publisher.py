@@ -107,6 +107,18 @@ def test_another_content_is_published_again(tmp_path: Path) -> None:
     assert len({request["run"] for request in child.requests}) == 1, "it is the same run"
 
 
+def test_a_step_that_is_trained_again_is_not_published_by_what_was_made_of_it_before(tmp_path: Path) -> None:
+    setting, child = Setting(tmp_path, HUB), Child(tmp_path, DONE)
+    setting.published(child.command)
+    publisher, [place] = setting.publisher(), setting.job.spec.output.publish
+    publisher.forget_after(20)
+    assert publisher.is_published(place, 20), "the run goes on from that very step"
+    publisher.forget_after(10)
+    assert not publisher.is_published(place, 20)
+    setting.published(child.command)
+    assert publisher.is_published(place, 20) and len(child.requests) == 2
+
+
 def test_what_was_not_published_is_tried_by_the_next_attempt(tmp_path: Path) -> None:
     setting = Setting(tmp_path, HUB)
     [missed] = setting.published(Child(tmp_path, FAILED).command)

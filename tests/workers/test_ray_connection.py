@@ -27,6 +27,9 @@ async def test_an_engine_actor_serves_is_updated_and_comes_back_when_it_dies(
     manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": "local"}}
     job = parse_job({**manifest, "spec": spec.model_dump(mode="json", by_alias=True)})
     await asyncio.to_thread(connect, None)
+    assert set(ray._private.worker._global_node.all_processes) == {"gcs_server", "raylet"}, (
+        "no dashboard, no autoscaler"
+    )
     engine = RayEngine(0, job, local=True, log_folder=str(tmp_path))
     sync = DistributedSync(spec, "127.0.0.1", timeout_seconds=30)
     try:

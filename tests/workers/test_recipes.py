@@ -8,6 +8,7 @@ from tiny_language import TOKENS, TinyLanguage
 
 from distill_api.job import load_job
 from distill_api.spec.job_spec import Objective, RewardSource
+from distill_api.training_phases import objectives
 from distill_workers.objective.weighting import outcome_weight
 from distill_workers.run.preflight.objective import objective_distils
 
@@ -53,7 +54,8 @@ def test_a_recipe_brings_the_student_to_its_teacher(recipe: Path) -> None:
 
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda path: path.stem)
 async def test_a_recipe_passes_the_check_of_its_objective(recipe: Path) -> None:
-    await objective_distils(objective_of(recipe))
+    for objective in objectives(load_job(recipe).spec):
+        await objective_distils(objective)
 
 
 def test_the_guide_names_every_recipe() -> None:

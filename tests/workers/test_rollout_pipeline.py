@@ -20,7 +20,7 @@ from distill_workers.metrics import Metrics
 from distill_workers.rewards.base import RewardError
 from distill_workers.rollout.batch import Batch
 from distill_workers.rollout.pipeline import TRIES, RolloutPipeline, sample_seed
-from distill_workers.teacher.protocol import BadScore, Scores
+from distill_workers.teacher.protocol import BadScore, Scores, WrittenResponse
 from distill_workers.teacher.teachers import Teachers
 
 
@@ -80,12 +80,13 @@ def pipeline(
     data: Any = None,
     reference: Teacher | None = None,
     privileged: bool = False,
+    phases: Any = (),
     **rollout: Any,
 ) -> RolloutPipeline:
     changes = {"promptsPerStep": 4, "samplesPerPrompt": 2, **rollout}
-    several: dict[str, Any] = {}
+    several: dict[str, Any] = {"phases": list(phases)}
     if reference is not None:
-        several = {"teacher": None, "teachers": [{"name": n, "model": f"/{n}"} for n in ("expert", "base")]}
+        several |= {"teacher": None, "teachers": [{"name": n, "model": f"/{n}"} for n in ("expert", "base")]}
         data = {"defaultTeacher": "expert"}
     job = arithmetic(tmp_path, "pipeline", rollout=changes, objective=objective or {}, data=data or {}, **several)
     spec = parse_job(job).spec
@@ -289,6 +290,48 @@ async def test_a_share_of_the_sequences_is_the_data_sets_own(tmp_path: Path, met
         assert sample.response_ids == [ord("="), ord(str(sample.prompt_index)), 0]
         assert sample.engine_logprobs == [0.0] * 3 and len(sample.teacher_logprobs) == 2
     assert len(teacher.prefetched) == 2, "only prompts with siblings are worth it"
+
+
+async def test_a_batch_has_the_samples_that_the_phase_of_its_step_asks_for(tmp_path: Path, metrics: Metrics) -> None:
+    """A warm start takes the data set's responses, which neither the engines nor the teacher see."""
+    engines, teacher = Engines(set()), Teacher({})
+    prompts = {"path": "/prompts.jsonl", "responseField": "response"}
+    given = {"divergence": "forward-kl", "support": "target", "datasetShare": 1}
+    phases = [{"name": "warm-start", "objective": given, "untilStep": 1}, {"name": "distil"}]
+    fields = {"data": {"prompts": prompts}, "objective": {"support": "sampled-token", "topK": 16}, "phases": phases}
+    rollouts = pipeline(tmp_path, metrics, engines, teacher, **fields, maxPolicyLag=1)
+    first = await samples_of(rollouts.take(0, 2))
+    assert [s.response_ids for s in first] == [[ord("="), ord(str(s.prompt_index)), 0] for s in first]
+    assert len(first) == 4 and all(s.supervised and s.teacher_logprobs == [0.0] * 3 for s in first)
+    assert all(prompt_ids[0] >= 4 for prompt_ids in teacher.prefetched), "of the next step alone, which is under way"
+    second = await samples_of(rollouts.take(1, 2))
+    assert len(second) == 8 and not any(s.supervised for s in second)
+    assert all(s.teacher_logprobs == [-1.0, -1.0] for s in second)
+
+
+async def test_the_teacher_writes_the_responses_where_it_is_told_to(tmp_path: Path, metrics: Metrics) -> None:
+    """Asked as it would be for scores, with its hint; what it writes is the target, or scored as any response is."""
+
+    class Writes(Teacher):
+        async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> WrittenResponse:
+            ended = prompt_ids != [1]
+            return WrittenResponse([] if prompt_ids == [3] else [*prompt_ids, 7][:max_new_tokens], not ended)
+
+    given = {"divergence": "forward-kl", "datasetShare": 1, "datasetResponses": "teacher"}
+    empty = 0.0
+    for support in ("target", "top-k"):
+        engines, objective = Engines(set()), {**given, "support": support, "topK": 16}
+        rollouts = pipeline(tmp_path, metrics, engines, Writes({}), objective=objective, maxResponseTokens=2)
+        samples = await samples_of(rollouts.take(0, 1))
+        assert [s.response_ids for s in samples] == [[0, 7], [1, 7], [2, 7]], "an empty response teaches nothing"
+        assert all(s.supervised and s.engine_logprobs == [0.0, 0.0] for s in samples)
+        assert [s.truncated for s in samples] == [False, True, False], "what ends at the limit may have ended by itself"
+        empty += 1.0
+        assert failed(metrics) == {"empty": empty}
+        expected = [0.0, 0.0] if support == "target" else [-1.0, -1.0]
+        assert all(s.teacher_logprobs == expected for s in samples) and engines.seeds == []
+    hinted = pipeline(tmp_path, metrics, Engines(set()), Writes({}), objective=objective, privileged=True)
+    assert (await samples_of(hinted.take(0, 1)))[0].response_ids == [99, 7]
 
 
 async def test_the_cursor_of_a_batch_is_that_after_its_own_prompts(tmp_path: Path, metrics: Metrics) -> None:

@@ -62,7 +62,7 @@ async def test_a_real_sglang_scores_as_an_endpoint_by_its_own_protocol_and_by_op
     pool = await pool_of(external(f"http://127.0.0.1:{teacher_server.port}{path}", protocol))
     scores = await pool.score(PROMPT, RESPONSE, None)
     assert scores.logprobs == pytest.approx(hf_logprobs(tiny_model(1), PROMPT, RESPONSE), abs=1e-4)
-    assert 1 <= len(await pool.generate(PROMPT, 6)) <= 6
+    assert 1 <= len((await pool.generate(PROMPT, 6)).ids) <= 6
     await pool.close()
 
 

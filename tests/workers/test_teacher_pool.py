@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import json
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -110,10 +111,10 @@ async def test_a_sequence_longer_than_the_teachers_context_fails_the_sample(real
 async def test_the_teacher_answers_greedily_and_names_its_tokens(real: TeacherPool, tiny_model: TinyModel) -> None:
     from transformers import AutoTokenizer
 
-    ids = await real.generate(PROMPT, 6)
-    assert 1 <= len(ids) <= 6
-    assert ids == await real.generate(PROMPT, 6)
+    written = await real.generate(PROMPT, 6)
     tokenizer = AutoTokenizer.from_pretrained(tiny_model(1))
+    assert 1 <= len(written.ids) <= 6 and written.truncated == (written.ids[-1] != tokenizer.eos_token_id)
+    assert written == await real.generate(PROMPT, 6)
     probed = [0, 1, 2, 30, 300]
     assert await real.token_texts(probed) == [tokenizer.decode([i]) for i in probed]
 
@@ -325,6 +326,15 @@ async def test_a_replica_that_was_left_alone_is_tried_again_later(fakes: Any, fa
     await pool.close()
 
 
+async def test_an_overload_that_refuses_all_requests_at_once_costs_the_shortest_pause() -> None:
+    replica, sent = replicas.Replica("127.0.0.1:1", asyncio.Semaphore(1)), time.monotonic()
+    for _ in range(32):
+        replica.failed(sent)
+    assert replica.open_until - replica.skipped_at == pytest.approx(replicas.BREAK_SECONDS[0])
+    replica.failed(replica.skipped_at + 0.001)
+    assert replica.open_until - replica.skipped_at == pytest.approx(2 * replicas.BREAK_SECONDS[0]), "it fails still"
+
+
 async def test_what_waits_for_a_free_slot_is_the_queue(fakes: Any) -> None:
     pool = await pool_of(fakes[0], concurrency=2)
     await asyncio.gather(*(pool.score([prompt], RESPONSE, None) for prompt in range(7)))
@@ -364,6 +374,32 @@ async def test_one_request_that_always_fails_does_not_end_the_job(fakes: Any, fa
         await pool.score([3], RESPONSE, None)
     background.cancel()
     assert error.value.reason == "failed"
+    await pool.close()
+
+
+async def test_a_request_outlives_a_server_that_is_away_although_others_succeeded_after_it_was_made(
+    fakes: Any, fast: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else its response would be generated anew, from another seed: a deterministic run would be another one."""
+    monkeypatch.setattr(replicas, "BREAK_SECONDS", (0.02, 0.02))
+    killed = False
+
+    async def held(body: dict[str, Any]) -> web.Response:
+        if body["input_ids"][0] == 3 and not killed:
+            await asyncio.sleep(600)
+        return web.json_response(good(body))
+
+    fakes[0].answer = held
+    pool = await pool_of(fakes[0], unreachable=60.0)
+    request = asyncio.create_task(pool.score([3], RESPONSE, None))
+    await until(lambda: fakes[0].busy == 1)
+    await pool.score([4], RESPONSE, None)
+    killed = True
+    await fakes[0].stop()
+    observed: Any = pool._observer
+    await until(lambda: request.done() or observed.retries > 2 * module.TRIES)
+    await fakes[0].start()
+    assert (await request).logprobs == [-1.5] * 4
     await pool.close()
 
 

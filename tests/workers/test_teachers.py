@@ -24,6 +24,7 @@ from distill_workers.metrics import Metrics
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.progress_server import ProgressServer
 from distill_workers.reporting.token_kl import teacher_kl
+from distill_workers.rollout.batch import Batch
 from distill_workers.run_folder.run_folder import ForeignRun, RunFolder, fingerprint
 from distill_workers.serving.ports import reserve_port
 from distill_workers.teacher.local_servers import TeacherServers
@@ -187,10 +188,10 @@ async def test_a_sample_carries_its_teachers_name_and_coefficient(tmp_path: Path
     rollouts = pipeline(tmp_path, Metrics(), Engines(set()), Teacher({}))
     played: Any = {"math": Teacher({}), "code": Teacher({})}
     rollouts._teachers = Teachers(played, {"math": 0.25})
-    scored = []
+    batch, scored = Batch(0, {}, rollouts.phases.objective(0)), []
     for teacher in ("math", "code"):
         made = sample("", 1.0, 0.0)
-        await rollouts._score(Prompt(0, [1], "", teacher=teacher), made)
+        await rollouts._score(batch, Prompt(0, [1], "", teacher=teacher), made)
         scored.append((made.teacher, made.coefficient))
     assert scored == [("math", 0.25), ("code", 1.0)]
 

@@ -35,6 +35,7 @@ from distill_workers.rewards.build import build_rewards
 from distill_workers.rollout.conversations.build import build_episodes
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
+from distill_workers.rollout.student_teacher import student_teachers
 from distill_workers.run.callbacks.traces import is_traced
 from distill_workers.run.exit_report import classify_error, exit_report, write_exit_report
 from distill_workers.run.loop import Loop
@@ -79,7 +80,7 @@ async def drive(job: DistillationJob, student: MegatronStudent, model: Path) -> 
         known = {e.name: overlap(prompts, e.prompts) for e in evaluators}
         notes = [*changed, *(f"HeldOut: evaluation {name}: {what}" for name, what in known.items() if what)]
         rewards = build_rewards(spec, metrics)
-        teachers = Teachers.of_job(spec, os.environ, metrics)
+        teachers = Teachers.of_job(spec, os.environ, metrics, student_teachers(spec, engines, metrics))
         teachers.bound_ids(len(tokenizer))
         teachers.stores = await asyncio.to_thread(stores_of_job, spec, len(tokenizer), metrics)
         server.teachers = teachers.shared_requests

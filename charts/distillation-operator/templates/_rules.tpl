@@ -45,6 +45,14 @@
   resources: [podgroups]
   verbs: [list, create, patch, delete]
 {{- end }}
+{{- if .Values.kueue }}
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [list, watch, create, patch, delete]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads/status]
+  verbs: [patch]
+{{- end }}
 {{- end -}}
 
 {{- define "distillation-operator.clusterRules" -}}
@@ -59,6 +67,15 @@
   resources: [namespaces]
   verbs: [list]
 {{- end }}
+{{- end -}}
+
+{{- define "distillation-operator.kueueRules" -}}
+- apiGroups: [kueue.x-k8s.io]
+  resources: [resourceflavors, workloadpriorityclasses]
+  verbs: [get]
+- apiGroups: [scheduling.k8s.io]
+  resources: [priorityclasses]
+  verbs: [get]
 {{- end -}}
 
 {{- define "distillation-operator.leaseRules" -}}

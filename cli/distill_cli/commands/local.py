@@ -1,6 +1,9 @@
-"""`distill run`, `evaluate`, `report` and `export`: the workers on this machine, and the folders of their runs."""
+"""`distill run` and `evaluate`: the workers on this machine."""
+
+from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -8,8 +11,11 @@ from distill_api.job import load_job, parse_job
 from distill_api.manifest import read_manifest
 from distill_api.protocol import ExitCode
 from distill_cli.failure import INTERRUPTED, CommandFailed
-from distill_cli.options import FOLDER, one_file, output, settings, volumes, write_json
-from distill_cli.run_folder import folder_snapshot, run_folder
+from distill_cli.options import one_file, output, settings, volumes, write_json
+from distill_cli.run_folder import folder_snapshot
+
+if TYPE_CHECKING:
+    from distill_workers.local.run import LocalRun
 
 Volumes = tuple[tuple[str, str], ...]
 
@@ -18,25 +24,59 @@ Volumes = tuple[tuple[str, str], ...]
 @one_file
 @settings
 @click.option("--resume", is_flag=True, help="Go on with the run in the folder, from its newest checkpoint.")
+@click.option(
+    "--control",
+    is_flag=True,
+    help="Then run the job as its own control, in the folder NAME-control: nothing that the teacher says is in its "
+    "loss (objective.control). Says whether the difference is outside the intervals of both scores.",
+)
 @volumes
-def run(file: Path, settings: tuple[str, ...], resume: bool, volumes: Volumes) -> int:
+def run(file: Path, settings: tuple[str, ...], resume: bool, control: bool, volumes: Volumes) -> int:
     """Run a job on this machine, without a cluster.
 
     Ctrl-C ends it with a checkpoint, from which --resume goes on; a second one ends it at once.
     """
-    from rich.console import Console
-
     from distill_cli.overrides import with_overrides
-    from distill_cli.views.progress import view
     from distill_workers.failures import Failure
     from distill_workers.local.run import LocalRun, with_volumes
-    from distill_workers.reporting.report import write_report
 
     load_job(file)
     manifest = with_overrides(read_manifest(file.read_text(encoding="utf-8")), list(settings))
     parse_job(manifest)
-    local = LocalRun(parse_job(with_volumes(manifest, dict(volumes))))
-    local.claim(resume)
+    manifests = [manifest]
+    try:
+        if control:
+            from distill_workers.local.control import compare_with_control, control_of
+
+            manifests.append(control_of(manifest))
+    except Failure as error:
+        raise CommandFailed(str(error), error.code) from error
+    runs = [LocalRun(parse_job(with_volumes(one, dict(volumes)))) for one in manifests]
+    for local in runs:  # before hours are spent on the first
+        local.claim(resume)
+    for local in runs:
+        if control and resume and local.is_done():
+            print(f"distill run: {local.job.metadata.name} is done, and is not run again: {local.folder.root}")
+            continue
+        code = _run(local)
+        if code != ExitCode.DONE:
+            return code
+    if control:
+        folders = [local.folder.root for local in runs]
+        for sentence in compare_with_control(*folders):
+            print(f"control: {sentence}")
+        print(f"control: both curves {folders[0] / 'control.html'}")
+    return int(ExitCode.DONE)
+
+
+def _run(local: LocalRun) -> int:
+    """Run a job to its end, show it and say how it ended; return the exit code."""
+    from rich.console import Console
+
+    from distill_cli.views.progress import view
+    from distill_workers.failures import Failure
+    from distill_workers.reporting.report import write_report
+
     folder = local.folder.root
     print(f"distill run: {local.job.metadata.name}, results and logs in {folder}", flush=True)
     try:
@@ -110,47 +150,4 @@ def evaluate(model: str, file: Path, names: tuple[str, ...], teacher: str | None
         write_json({"model": model, "evaluations": [dataclasses.asdict(m) for m in measured]})
     else:
         Console().print(table(model, measured))
-    return 0
-
-
-@click.command()
-@click.argument("folder", type=FOLDER)
-def report(folder: Path) -> int:
-    """Write report.html into the run FOLDER: curves, stage times, rollouts, configuration and versions, in one file.
-
-    It needs no other file and no network. Beside it: curve.png.
-    """
-    import json
-
-    from distill_workers.reporting.report import write_report
-
-    run_folder(folder)
-    job = parse_job(json.loads((folder / "run.json").read_text(encoding="utf-8"))["job"])
-    write_report(folder, job)
-    print(folder / "report.html")
-    return 0
-
-
-@click.command()
-@click.argument("folder", type=FOLDER)
-@click.argument("destination", type=FOLDER)
-@click.option("--step", type=click.IntRange(min=0), metavar="N", help="From the checkpoint of this step.")
-@click.option("--best", is_flag=True, help="From the best checkpoint by the first evaluation.")
-@volumes
-def export(folder: Path, destination: Path, step: int | None, best: bool, volumes: Volumes) -> int:
-    """Write the model of the run in FOLDER to DESTINATION, as a Hugging Face checkpoint.
-
-    By default the model that the run exported at its end or, where it has not come to that, its newest checkpoint,
-    which is converted here, on one CPU, in memory for one copy of the model.
-    """
-    from distill_workers.failures import Failure
-    from distill_workers.local.export import export
-
-    if best and step is not None:
-        raise click.UsageError("--step and --best name two checkpoints; give one of them")
-    try:
-        what = export(run_folder(folder), destination, step=step, best=best, volumes=dict(volumes))
-    except Failure as error:
-        raise CommandFailed(str(error), error.code) from error
-    print(f"{destination}: {what}")
     return 0

@@ -220,7 +220,7 @@ def permissions(observed: Observed) -> Finding:
             "permissions",
             Level.WARN,
             f"you may not {lost} in namespace {observed.namespace_name}",
-            "ask for the cluster role view or edit there, and for pods/proxy",
+            "ask for the cluster role edit there (view shows logs and events alone)",
         )
     return Finding(
         "permissions", Level.OK, f"you may do all that the commands do in namespace {observed.namespace_name}"

@@ -28,6 +28,8 @@ class Right:
         return f"{self.verb} {self.resource}" + (f"/{self.subresource}" if self.subresource else "")
 
 
+_RESULTS = "report, export and compare of jobs"
+
 RIGHTS = (
     Right("create", GROUP, PLURAL, "submit", required=True),
     Right("patch", GROUP, PLURAL, "submit, suspend and resume", required=True),
@@ -37,6 +39,14 @@ RIGHTS = (
     Right("get", "", "pods", "logs", subresource="log"),
     Right("get", "", "pods", "samples, and the stage times of watch", subresource="proxy"),
     Right("list", "", "events", "the events of watch"),
+    Right("create", "", "pods", _RESULTS),
+    Right("get", "", "pods", _RESULTS),
+    Right("delete", "", "pods", _RESULTS),
+    # A stream is a GET, for which newer servers ask for the right to create as well.
+    Right("get", "", "pods", _RESULTS, subresource="exec"),
+    Right("create", "", "pods", _RESULTS, subresource="exec"),
+    Right("get", "", "persistentvolumeclaims", _RESULTS),
+    Right("list", "batch", "jobs", _RESULTS),
 )
 
 

@@ -108,6 +108,7 @@ def panel(snapshot: Snapshot, elapsed: float) -> RenderableType:
         if value is not None:
             curves.add_row(Text(f"{name} {value}"), Text(sparkline(curve), style="cyan"))
     numbers = {
+        "phase": p.objective_phase,
         "tokens/s": p.tokens_per_second,
         "policy lag": p.policy_lag,
         "slowest": p.bottleneck.replace("_", " ") if p.bottleneck else None,

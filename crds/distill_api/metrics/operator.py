@@ -35,7 +35,8 @@ OPERATOR_METRICS = (
     Metric(
         "distill_job_phase_duration_seconds",
         Kind.HISTOGRAM,
-        "Seconds that jobs were Pending, Starting, Running, Restarting or Suspended, once they have left the phase.",
+        "Seconds that jobs were Pending, Starting, Running, Restarting, Suspended or WaitingForQuota, once they have "
+        "left the phase.",
         ("phase",),
         PHASE_BUCKETS,
     ),

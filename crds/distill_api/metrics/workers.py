@@ -50,6 +50,7 @@ WORKER_METRICS = (
     Metric("distill_student_mass_ratio", Kind.GAUGE, "Mean probability that the student gives to the teacher's top-k."),
     Metric("distill_teacher_mass_ratio", Kind.GAUGE, "Mean probability that the teacher gives to its own top-k."),
     Metric("distill_overlap_ratio", Kind.GAUGE, "Mean share of the student's top-k that is in the teacher's top-k."),
+    Metric("distill_objective_phase_number", Kind.GAUGE, "Number of the last step's phase in spec.phases, from 1."),
     Metric("distill_coefficient", Kind.GAUGE, "Weight of the divergence in the last step."),
     Metric("distill_reward_coefficient", Kind.GAUGE, "Weight of the task reward in the last step."),
     Metric(
@@ -105,6 +106,11 @@ WORKER_METRICS = (
         "Share of responses cut off at maxResponseTokens; 0 where rollout.truncated drops them.",
     ),
     Metric("distill_policy_lag_steps", Kind.GAUGE, "Mean steps that the last samples lagged behind the trainer."),
+    Metric(
+        "distill_teacher_lag_steps",
+        Kind.GAUGE,
+        "Mean steps by which the weights that scored the last samples lagged behind the trainer; teacher.student.",
+    ),
     Metric("distill_weight_version", Kind.GAUGE, "Version of the weights in the engines."),
     Metric("distill_checkpoint_last_success_timestamp_seconds", Kind.GAUGE, "Unix time of the newest checkpoint."),
     Metric("distill_evaluation_score", Kind.GAUGE, "Mean reward of an evaluation.", ("evaluation",)),

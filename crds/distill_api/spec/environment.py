@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 from pydantic import Field
 
-from distill_api.base import Argument, Model
+from distill_api.base import Argument, Model, preserve_unknown
 from distill_api.rules import Rule, matching
 from distill_api.spec.reward import RewardSource
 
@@ -30,24 +30,58 @@ class Agent(Model):
     )
 
 
+class Verifiers(Model):
+    """An environment of the package verifiers, played by a Python that has it."""
+
+    name: Annotated[
+        str,
+        Field(max_length=253),
+        matching(r"^[A-Za-z0-9_][\w./-]*$", "must be a name that verifiers.load_environment takes"),
+    ] = Field(description="Name of the environment, as load_environment takes it.")
+    arguments: Annotated[dict[str, Any], Field(max_length=32, json_schema_extra=preserve_unknown())] | None = Field(
+        None, description="Arguments of load_environment, by name."
+    )
+    python: Annotated[str, Field(min_length=1, max_length=1024)] = Field(
+        "python", description="Python that has verifiers and the environment."
+    )
+
+
+class TurnCurriculum(Model):
+    """Fewer turns at first (TCOD, arXiv 2604.24005)."""
+
+    from_turns: Annotated[int, Field(ge=1, le=1000)] = Field(
+        1, description="Upper bound of the turns in the first step."
+    )
+    steps: Annotated[int, Field(ge=1, le=1_000_000)] = Field(
+        description="Number of steps over which the bound grows evenly to maxTurns."
+    )
+
+
 class Environment(Model):
-    """What answers the student: exactly one of a class of the user and a program that is an agent."""
+    """What answers the student: exactly one of a class of the user, an agent, and an environment of verifiers."""
 
     rules = (
         Rule(
-            "set exactly one of function and agent",
-            "has(self.function) != has(self.agent)",
-            lambda environment: (environment.function is None) != (environment.agent is None),
+            "set exactly one of function, agent and verifiers",
+            "(has(self.function) ? 1 : 0) + (has(self.agent) ? 1 : 0) + (has(self.verifiers) ? 1 : 0) == 1",
+            lambda e: sum(kind is not None for kind in (e.function, e.agent, e.verifiers)) == 1,
         ),
         Rule(
-            "tools goes with function: an agent names its own in its requests",
+            "tools goes with function: agents and verifiers name their own in their requests",
             "!has(self.tools) || has(self.function)",
             lambda environment: environment.tools is None or environment.function is not None,
+        ),
+        Rule(
+            "curriculum.fromTurns must be at most maxTurns",
+            "!has(self.curriculum) || self.curriculum.fromTurns <= self.maxTurns",
+            lambda e: e.curriculum is None or e.curriculum.from_turns <= e.max_turns,
         ),
     )
     function: ClassName | None = Field(None, description="module:Class with async reset(row) and step(message).")
     agent: Agent | None = Field(None, description="Agent that speaks OpenAI's API, instead of function.")
+    verifiers: Verifiers | None = Field(None, description="Environment of the package verifiers, instead of function.")
     max_turns: Annotated[int, Field(ge=1, le=1000)] = Field(8, description="Upper bound of the student's turns.")
+    curriculum: TurnCurriculum | None = Field(None, description="Curriculum on the turns of training; by default none.")
     timeout_seconds: Annotated[int, Field(ge=1, le=3600)] = Field(
         60, description="Upper bound in seconds of one call, or of an agent's time between two requests."
     )

@@ -4,6 +4,7 @@ from typing import Annotated, Self
 
 from pydantic import Field, model_validator
 
+from distill_api import training_phases
 from distill_api.base import Model
 from distill_api.fields import AcceleratorName, ControllerName, Precision, Seconds
 from distill_api.names import ONLY_TEACHER
@@ -35,7 +36,9 @@ from distill_api.teacher.dataset_scores import RULES as DATASET_SCORES_RULES
 from distill_api.teacher.dataset_scores import TeacherLogprobs
 from distill_api.teacher.endpoint import Protocol
 from distill_api.teacher.routing import RULES as ROUTING_RULES
-from distill_api.teacher.source import NamedTeacherSource, Serving, TeacherSource
+from distill_api.teacher.source import OWN_WHERE_DETERMINISTIC, NamedTeacherSource, Serving, TeacherSource
+from distill_api.teacher.student import RULES as STUDENT_RULES
+from distill_api.teacher.student import engines_score, teaches_itself
 from distill_api.teacher.tokenizer import RULES as TOKENIZER_RULES
 
 __all__ = [
@@ -100,24 +103,22 @@ class Spec(Model):
             "output.volume must be set: name a PersistentVolumeClaim for checkpoints and the model",
             "has(self.output.volume)",
         ),
+        training_phases.cluster_rule([environment.ENVIRONMENT_REWARD, *DATASET_SCORES_RULES, *TOKENIZER_RULES]),
     )
     rules = (
         *ROUTING_RULES,
         *DATASET_SCORES_RULES,
         *TOKENIZER_RULES,
+        *STUDENT_RULES,
         *ACCELERATOR_RULES,
+        *training_phases.RULES,
         environment.ENVIRONMENT_REWARD,
         Rule(
             "deterministic goes with rollout.maxPolicyLag 0 only",
             "!self.deterministic || self.rollout.maxPolicyLag == 0",
             lambda spec: not spec.deterministic or spec.rollout.max_policy_lag == 0,
         ),
-        Rule(
-            "deterministic goes with teachers that the job itself serves: the scores of others change with their load",
-            "!self.deterministic || ((!has(self.teacher) || has(self.teacher.model)) && "
-            "self.teachers.all(t, has(t.model)))",
-            lambda spec: not spec.deterministic or all(t.model is not None for t in spec.all_teachers),
-        ),
+        OWN_WHERE_DETERMINISTIC,
         Rule(
             f"data.prompts.answerField must be set: objective.reward: {NEEDS_ANSWER}",
             f"!has(self.data.prompts) || {has_needed_answer_cel('self.objective.reward', 'self.data.prompts')}",
@@ -194,6 +195,7 @@ class Spec(Model):
     data: Data = Field(description="Training prompts.")
     rollout: Rollout = Field(default_factory=Rollout, description="Generation of samples by the student.")
     objective: Objective = Field(default_factory=Objective, description="Training objective.")
+    phases: training_phases.Phases = Field(default_factory=list, description="Phases of the run, in their order.")
     trainer: Trainer = Field(default_factory=Trainer, description="Trainer pods, parallelism and optimiser.")
     schedule: Schedule = Field(description="Length of the run, and periods of checkpoints and evaluations.")
     evaluation: Annotated[list[Evaluation], Field(max_length=16), ListMap("name")] = Field(
@@ -247,16 +249,18 @@ class Spec(Model):
 
     @model_validator(mode="after")
     def _check_parts(self) -> Self:
-        if problems := [*agreement.problems(self), *environment.problems(self)]:
+        if problems := [p for part in (agreement, environment, training_phases) for p in part.problems(self)]:
             raise ValueError("; ".join(problems))
         return self
 
     @property
     def all_teachers(self) -> list[NamedTeacherSource]:
-        """Return `teachers`, or `teacher` as the one of the name teacher."""
+        """Return `teachers`, or `teacher` as the one of the name teacher, with its model where it is the student's."""
         if self.teacher is None:
             return self.teachers
-        return [NamedTeacherSource.model_construct(**dict(self.teacher), name=ONLY_TEACHER, coefficient=1.0)]
+        served = teaches_itself(self) and not engines_score(self)
+        fields = dict(self.teacher) | ({"model": self.student.model} if served else {})
+        return [NamedTeacherSource.model_construct(**fields, name=ONLY_TEACHER, coefficient=1.0)]
 
     @property
     def routed_teachers(self) -> list[NamedTeacherSource]:

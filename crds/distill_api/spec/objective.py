@@ -9,7 +9,8 @@ from distill_api.base import Model
 from distill_api.rules import Rule
 from distill_api.spec.reward import Reward, RewardSource
 from distill_api.spec.schedule import CoefficientSchedule
-from distill_api.teacher.dataset_scores import DATASET_SHARE, TeacherLogprobs
+from distill_api.teacher import dataset_scores
+from distill_api.teacher.control import ON_POLICY, Control
 from distill_api.teacher.source import TeacherName
 
 
@@ -22,6 +23,7 @@ class Divergence(StrEnum):
 class Support(StrEnum):
     SAMPLED_TOKEN = "sampled-token"
     TOP_K = "top-k"
+    TARGET = "target"
 
 
 class Baseline(StrEnum):
@@ -104,6 +106,7 @@ class Objective(Model):
     """The training objective: a divergence from the teacher on the student's own samples, and a task reward."""
 
     rules = (
+        ON_POLICY,
         Rule(
             "support sampled-token goes with divergence reverse-kl only; choose support top-k",
             "self.support != 'sampled-token' || self.divergence == 'reverse-kl'",
@@ -178,13 +181,10 @@ class Objective(Model):
             "(self.support == 'sampled-token' && self.baseline != 'top-k' && !has(self.forwardKlAboveEntropy))",
             lambda o: o.reference is None or o.teacher_top_k is None,
         ),
-        # The policy gradient of a token that the student did not sample would be no gradient of its divergence.
-        Rule(
-            "datasetShare goes with support top-k only: sampled-token needs the student's own samples",
-            "self.support == 'top-k' || self.datasetShare == 0.0",
-            lambda o: o.support is Support.TOP_K or o.dataset_share == 0,
-        ),
-        DATASET_SHARE,
+        dataset_scores.SUPPORT,
+        dataset_scores.DATASET_SHARE,
+        dataset_scores.TARGET,
+        dataset_scores.DATASET_RESPONSES,
     )
     divergence: Divergence = Field(
         Divergence.REVERSE_KL, description="Divergence between student and teacher: reverse-kl, forward-kl or jsd."
@@ -192,7 +192,8 @@ class Objective(Model):
     support: Support = Field(
         Support.SAMPLED_TOKEN,
         description="Tokens over which the divergence is taken. sampled-token: at the sampled token, as an advantage; "
-        "top-k: over the teacher's top-k tokens and a tail bucket, differentiated.",
+        "top-k: over the teacher's top-k tokens and a tail bucket, differentiated; target: at the data set's token, "
+        "cross-entropy (SFT).",
     )
     top_k: Annotated[int, Field(ge=1, le=256)] = Field(
         16, description="Number k of the teacher's likeliest tokens, where support, baseline or forward KL take them."
@@ -210,8 +211,12 @@ class Objective(Model):
         description="Share of a step's sequences taken from responseField of the data set, not sampled from the "
         "student (1 - lambda of GKD).",
     )
-    teacher_logprobs: TeacherLogprobs = Field(
-        TeacherLogprobs.LIVE,
+    dataset_responses: dataset_scores.DatasetResponses = Field(
+        dataset_scores.DatasetResponses.ROW,
+        description="Source of datasetShare's responses. row: responseField; teacher: its own, by greedy decoding.",
+    )
+    teacher_logprobs: dataset_scores.TeacherLogprobs = Field(
+        dataset_scores.TeacherLogprobs.LIVE,
         description="Source of the teacher's log-probs of the data set's responses. live: the teacher, each time; "
         "cached: the teacher, once, kept on the output volume; precomputed: what cached kept, without a teacher "
         "(offline).",
@@ -259,6 +264,12 @@ class Objective(Model):
         0.0,
         description="Coefficient of the reverse KL to the reference, at the sampled token (StableOPD, arXiv "
         "2604.08527).",
+    )
+    control: Control = Field(
+        Control.NONE,
+        description="fixed-advantage: the same job, taught by nothing. In place of all that the teacher says stands "
+        "one advantage, -0.5, at the fifth of a response's tokens that the student finds least likely (arXiv "
+        "2608.31046).",
     )
     weighting: Weighting = Field(default_factory=Weighting, description="Weights of tokens in the divergence.")
     correction: Correction = Field(

@@ -7,7 +7,7 @@ from pydantic import Field
 
 from distill_api.base import Model
 from distill_api.fields import AbsolutePath, ObjectName
-from distill_api.rules import ListMap, matching
+from distill_api.rules import ListMap, Rule, matching
 
 
 class OutputVolume(Model):
@@ -24,9 +24,22 @@ class PublishedStep(StrEnum):
     BEST = "best"
 
 
-class Publish(Model):
-    """A place to which the model is copied once the run is done."""
+class PublishedWhen(StrEnum):
+    END = "end"
+    CHECKPOINT = "checkpoint"
+    """Once the run is done, and after each checkpoint of the schedule."""
 
+
+class Publish(Model):
+    """A place to which the model is copied."""
+
+    rules = (
+        Rule(
+            "when checkpoint needs step last: which step is the best is known at the end",
+            "!has(self.when) || self.when != 'checkpoint' || !has(self.step) || self.step != 'best'",
+            lambda p: p.when is not PublishedWhen.CHECKPOINT or p.step is not PublishedStep.BEST,
+        ),
+    )
     to: Annotated[
         str,
         Field(max_length=253),
@@ -38,6 +51,10 @@ class Publish(Model):
     step: PublishedStep = Field(
         PublishedStep.LAST,
         description="Step of the model: last is the exported one, best that of the best evaluation.",
+    )
+    when: PublishedWhen = Field(
+        PublishedWhen.END,
+        description="Once the run is done; with checkpoint, after each checkpoint of the schedule too.",
     )
     private: bool = Field(True, description="Whether a repository of the hub is private; a public one is then refused.")
     secret: ObjectName | None = Field(
@@ -67,3 +84,8 @@ class Output(Model):
     def publishes_best(self) -> bool:
         """Return whether the model of the best step is published."""
         return any(place.step is PublishedStep.BEST for place in self.publish)
+
+    @property
+    def at_checkpoints(self) -> list[Publish]:
+        """Return the places that get the model of each checkpoint of the schedule."""
+        return [place for place in self.publish if place.when is PublishedWhen.CHECKPOINT]

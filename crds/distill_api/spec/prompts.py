@@ -44,6 +44,20 @@ class Dataset(Model):
     )
 
 
+class RecordedTurns(Model):
+    """Which turns of the assistant in recorded conversations become prompts."""
+
+    rules = (
+        Rule(
+            "last must not be before first",
+            "!has(self.last) || self.last >= self.first",
+            lambda turns: turns.last is None or turns.last >= turns.first,
+        ),
+    )
+    first: Annotated[int, Field(ge=1, le=1000)] = Field(1, description="First turn, counted from 1.")
+    last: Annotated[int, Field(ge=1, le=1000)] | None = Field(None, description="Last turn; by default a row's last.")
+
+
 class Prompts(Model):
     """Where prompts come from: exactly one of path, dataset and reasoningGym."""
 
@@ -62,6 +76,11 @@ class Prompts(Model):
             "teacherField goes with path or dataset: reasoningGym names no teachers",
             "!has(self.teacherField) || !has(self.reasoningGym)",
             lambda p: p.teacher_field is None or p.reasoning_gym is None,
+        ),
+        Rule(
+            "turns goes with path or dataset, applyChatTemplate: true and no responseField: a row is a conversation",
+            "!has(self.turns) || !has(self.reasoningGym) && self.applyChatTemplate && !has(self.responseField)",
+            lambda p: p.turns is None or (p.reasoning_gym is None and p.apply_chat_template and not p.response_field),
         ),
         Rule(
             "chatTemplateArguments go with applyChatTemplate: true",
@@ -107,6 +126,11 @@ class Prompts(Model):
     teacher_field: ShortText | None = Field(
         None,
         description="Field of a row with the name of the one of spec.teachers that scores responses to its prompt.",
+    )
+    turns: RecordedTurns | None = Field(
+        None,
+        description="Take each turn of the assistant in a recorded conversation as a prompt: all that stands before it "
+        "(ReOPD, arXiv 2607.04763).",
     )
     apply_chat_template: bool = Field(True, description="Format the prompt by the student's chat template.")
     chat_template_arguments: (

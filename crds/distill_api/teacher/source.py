@@ -1,4 +1,4 @@
-"""The sources of a job's teachers: a model that the job serves, a shared Teacher, or an endpoint."""
+"""The sources of a job's teachers: a model that the job serves, a shared Teacher, an endpoint, or the student."""
 
 from typing import Annotated
 
@@ -11,6 +11,7 @@ from distill_api.pods.template import RoleTemplate, is_untouched, is_untouched_c
 from distill_api.role_accelerators import ACCELERATOR_IS_IMMUTABLE, DESCRIPTION, RoleAccelerator
 from distill_api.rules import Rule, matching
 from distill_api.teacher.endpoint import Endpoint
+from distill_api.teacher.student import StudentAsTeacher, StudentWeights
 
 TeacherName = Annotated[
     str,
@@ -47,35 +48,52 @@ class Serving(Model):
 
 
 class TeacherSource(Serving):
-    """What scores every token of the student: a model that the job serves, a Teacher that is shared, or an endpoint."""
+    """What scores every token of the student: a model that the job serves, a shared Teacher, an endpoint, or itself."""
 
     mutable = frozenset({"replicas"})
     transitions = (
         (
-            "which of model, ref and endpoint is set is immutable: make a new job",
+            "which of model, ref, endpoint and student is set is immutable: make a new job",
             "has(self.model) == has(oldSelf.model) && has(self.ref) == has(oldSelf.ref) && "
-            "has(self.endpoint) == has(oldSelf.endpoint)",
+            "has(self.endpoint) == has(oldSelf.endpoint) && has(self.student) == has(oldSelf.student)",
         ),
         ("tokenizer is immutable: make a new job", "has(self.tokenizer) == has(oldSelf.tokenizer)"),
         ACCELERATOR_IS_IMMUTABLE,
     )
     rules = (
         Rule(
-            "set exactly one of model, ref and endpoint",
-            "[has(self.model), has(self.ref), has(self.endpoint)].filter(given, given).size() == 1",
-            lambda t: [t.model, t.ref, t.endpoint].count(None) == 2,
+            "set exactly one of model, ref, endpoint and student",
+            "[has(self.model), has(self.ref), has(self.endpoint), has(self.student)].filter(given, given).size() == 1",
+            lambda t: [t.model, t.ref, t.endpoint, t.student].count(None) == 3,
         ),
         Rule(
-            "replicas, tensorParallelSize, accelerator, engineArgs and template go with model only: they are how the "
-            "job serves it",
-            "has(self.model) || (self.replicas == 1 && self.tensorParallelSize == 1 && !has(self.accelerator) && "
+            "replicas, tensorParallelSize, accelerator, engineArgs and template go with model, and with a student's "
+            "weights that are not live: they are how the job serves it",
+            "has(self.model) || (has(self.student) && self.student.weights != 'live') || "
+            "(self.replicas == 1 && self.tensorParallelSize == 1 && !has(self.accelerator) && "
             f"self.engineArgs.size() == 0 && {is_untouched_cel('self.template')})",
             lambda t: (
                 t.model is not None
+                or (t.student is not None and t.student.weights is not StudentWeights.LIVE)
                 or (
                     (t.replicas, t.tensor_parallel_size, t.accelerator, t.engine_args) == (1, 1, None, [])
                     and is_untouched(t.template)
                 )
+            ),
+        ),
+        Rule(
+            "student goes without tokenizer: it has the student's",
+            "!has(self.student) || !has(self.tokenizer)",
+            lambda t: t.student is None or t.tokenizer is None,
+        ),
+        Rule(
+            "student with weights live goes without maxConcurrentRequests and requestTimeoutSeconds: the engines score",
+            "!has(self.student) || self.student.weights != 'live' || "
+            "(self.maxConcurrentRequests == 32 && self.requestTimeoutSeconds == 120)",
+            lambda t: (
+                t.student is None
+                or t.student.weights is not StudentWeights.LIVE
+                or (t.max_concurrent_requests, t.request_timeout_seconds) == (32, 120)
             ),
         ),
     )
@@ -86,6 +104,9 @@ class TeacherSource(Serving):
     ref: TeacherRef | None = Field(None, description="Teacher of this namespace to use instead of model.")
     endpoint: Endpoint | None = Field(
         None, description="Servers outside the operator's control to use instead of model."
+    )
+    student: StudentAsTeacher | None = Field(
+        None, description="The student itself to use instead of model, asked by prompts.teacherPrompt."
     )
     tokenizer: Path | None = Field(
         None,
@@ -104,7 +125,9 @@ class TeacherSource(Serving):
 
     @property
     def title(self) -> str:
-        """Return the name of the source in messages: its model, its Teacher, or its URL."""
+        """Return the name of the source in messages: its model, its Teacher, its URL, or the student."""
+        if self.student is not None:
+            return "the student itself"
         if self.model is not None:
             return self.model
         if self.ref is not None:
@@ -127,3 +150,13 @@ class NamedTeacherSource(TeacherSource):
     def path(self) -> str:
         """Return the path of its field in a job, for messages."""
         return "spec.teacher" if self.name == ONLY_TEACHER else f"spec.teachers[{self.name}]"
+
+
+OWN_WHERE_DETERMINISTIC = Rule(
+    "deterministic goes with teachers that the job itself serves, or the student: the scores of others change with "
+    "their load",
+    "!self.deterministic || ((!has(self.teacher) || has(self.teacher.model) || has(self.teacher.student)) && "
+    "self.teachers.all(t, has(t.model)))",
+    lambda spec: not spec.deterministic or all(t.model or t.student for t in spec.all_teachers),
+)
+"""A rule of a spec."""

@@ -13,11 +13,16 @@ _NO_OWN = "(!has(self.teacher) || !has(self.teacher.tokenizer)) && self.teachers
 
 RULES = (
     Rule(
-        "tokenizer of a teacher goes with support sampled-token, without baseline top-k and forwardKlAboveEntropy: the "
-        "likeliest tokens of another vocabulary are none of the student's",
-        f"({_NO_OWN}) || (self.objective.support == 'sampled-token' && self.objective.baseline != 'top-k' && "
+        "tokenizer of a teacher goes without support top-k, baseline top-k and forwardKlAboveEntropy: the likeliest "
+        "tokens of another vocabulary are none of the student's",
+        f"({_NO_OWN}) || (self.objective.support != 'top-k' && self.objective.baseline != 'top-k' && "
         "!has(self.objective.forwardKlAboveEntropy))",
         lambda spec: not _has_own(spec) or spec.objective.teacher_top_k is None,
+    ),
+    Rule(
+        "tokenizer of a teacher goes without objective.datasetResponses teacher: those are in tokens of its own",
+        f"({_NO_OWN}) || self.objective.datasetResponses != 'teacher'",
+        lambda spec: not _has_own(spec) or spec.objective.dataset_responses != "teacher",
     ),
     Rule(
         "tokenizer of a teacher goes without objective.reference: what it takes of both models is of one token",

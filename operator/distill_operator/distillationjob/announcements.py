@@ -70,6 +70,9 @@ def _is_warning(condition_type: str, status: ConditionStatus, reason: str, attem
         return status is ConditionStatus.FALSE or reason in (Reason.RESTARTING, Reason.INVALID_SPEC)
     if condition_type in ROLES:
         return True if reason in PROBLEMS else None
+    if condition_type == ConditionType.ADMITTED:
+        # That it waits, the summary says.
+        return None if reason == Reason.WAITING_FOR_QUOTA else status is ConditionStatus.FALSE
     if condition_type == ConditionType.STALLED:
         return True if status is ConditionStatus.TRUE else None
     if condition_type == ConditionType.PUBLISHED:

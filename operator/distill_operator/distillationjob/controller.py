@@ -21,12 +21,14 @@ from distill_operator.distillationjob.job_registry import JobRegistry
 from distill_operator.distillationjob.plan import Plan, invalid, over_quota, plan, refused
 from distill_operator.distillationjob.progress_poller import ProgressPoller
 from distill_operator.kinds import Kind, kind_of
+from distill_operator.kueue import admission
+from distill_operator.kueue.observer import QueueObserver
 from distill_operator.model import conditions
 from distill_operator.model.observed import Observed
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.runtime.cache import Cache
-from distill_operator.runtime.effects import Apply, Check, CreateSecret, Delete, Effect, Event
-from distill_operator.runtime.errors import Conflict, NamespaceEnding, QuotaExceeded, Refused
+from distill_operator.runtime.effects import Apply, Check, CreateSecret, Delete, Effect, Event, PatchStatus
+from distill_operator.runtime.errors import ApiError, Conflict, NamespaceEnding, QuotaExceeded, Refused
 from distill_operator.runtime.events import EventRecorder
 from distill_operator.runtime.ownership import Key
 from distill_operator.runtime.work_queue import Retry
@@ -75,10 +77,14 @@ class JobController:
 
     def __post_init__(self) -> None:
         self._writer = ChildWriter(self.cache)
-        self._observer = JobObserver(self.cache, self.progress, self.clock)
+        self._queues = QueueObserver(self.cache, self.settings, self.clock)
+        self._observer = JobObserver(self.cache, self.progress, self._queues, self.clock)
 
     async def reconcile(self, key: Key) -> float | None:
-        """Reconcile one job. Return the seconds until time alone changes something. Raises Retry at a conflict."""
+        """Reconcile one job. Return the seconds until time alone changes something.
+
+        Raises Retry at a conflict, and ApiError; one that concerns the Workload alone, after the status is written.
+        """
         raw = self.cache.owner(key)
         if raw is None or "deletionTimestamp" in raw["metadata"]:
             # The garbage collector takes the children, by their owner references.
@@ -90,6 +96,7 @@ class JobController:
             return None
         status = self._with_trainer_job(key, raw, read_status(raw, Status))
         decided, observed = await self._decide(key, raw, status)
+        failed: ApiError | None = None
         for effect in decided.effects:
             try:
                 await self._do(key, raw, effect)
@@ -98,7 +105,12 @@ class JobController:
             except NamespaceEnding:
                 logger.info("%s: its namespace is being deleted", key)
                 return None
-            except (Refused, QuotaExceeded) as error:
+            except ApiError as error:
+                if admission.may_fail(effect, error):
+                    failed = error
+                    continue
+                if not isinstance(error, Refused | QuotaExceeded):
+                    raise
                 decided = self._denied(raw, status, decided, observed, effect, error)
                 for event in decided.effects:
                     await self._do(key, raw, event)
@@ -110,6 +122,8 @@ class JobController:
         announced = any(isinstance(effect, Event) for effect in decided.effects)
         held = await self._write(key, raw, status, decided.status, announced=announced)
         self.jobs.put(key, raw, decided.status, self.clock())
+        if failed is not None:
+            raise failed
         return min((s for s in (held, decided.requeue_after) if s is not None), default=None)
 
     def _with_trainer_job(self, key: Key, raw: Json, status: Status) -> Status:
@@ -149,7 +163,7 @@ class JobController:
     ) -> Plan:
         """Return the plan instead of the one that was decided, as the API server forbids a part of that."""
         job = _parse(raw)
-        if isinstance(error, QuotaExceeded) and not isinstance(effect, Delete | Event):
+        if isinstance(error, QuotaExceeded) and not isinstance(effect, Delete | PatchStatus | Event):
             # With a check that failed, no attempt has begun.
             known = status if isinstance(effect, Check) else decided.status
             return over_quota(job, known, observed, effect.body, error.message, self.clock())
@@ -170,6 +184,9 @@ class JobController:
             case Delete(kind, name, child_uid):
                 logger.info("%s: delete %s %s", key, kind.value.kind, name)
                 await self.cache.delete(kind, key.namespace, name, child_uid)
+            case PatchStatus(kind, name, patch):
+                logger.info("%s: write the status of %s %s", key, kind.value.kind, name)
+                await self.cache.patch_status(key, patch, (kind, name))
             case Event():
                 await self.events.record(key, uid, effect)
 
@@ -204,6 +221,7 @@ class JobController:
         self.progress.forget(key)
         if uid:
             self.events.forget(uid)
+            self._queues.forget(uid)
 
 
 def _only_requests(change: Json) -> bool:

@@ -13,6 +13,7 @@ from distill_api.status import ConditionType, Reason, Status
 from distill_operator.distillationjob.readiness import disruption
 from distill_operator.kinds import Kind
 from distill_operator.model import conditions
+from distill_operator.model.deadlines import ROOM_SECONDS
 from distill_operator.model.observed import Child, Observed, Pod
 from distill_operator.model.reading import exit_report
 from distill_operator.model.times import seconds_since
@@ -137,6 +138,12 @@ def not_ready_in_time(job: DistillationJob, waiting_for: str) -> Failure:
     seconds = job.spec.pre_running_deadline_seconds
     message = f"not every role was ready {seconds} s after the attempt began (preRunningDeadlineSeconds): {waiting_for}"
     return Failure(Reason.PRE_RUNNING_DEADLINE_EXCEEDED, Reason.NOT_READY, message)
+
+
+def no_room_in_time(waiting_for: str) -> Failure:
+    """Return the failure of an attempt that releases its nodes, as some of its pods found none in ROOM_SECONDS."""
+    message = f"some pods found no node for {ROOM_SECONDS} s, so the others are released: {waiting_for}"
+    return Failure(Reason.BACKOFF_LIMIT_EXCEEDED, Reason.UNSCHEDULABLE, message, counts=False, uncounted="it never ran")
 
 
 def image_replaced(before: Settings, after: Settings, waiting_for: str) -> Failure:

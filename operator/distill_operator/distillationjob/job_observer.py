@@ -14,6 +14,8 @@ from distill_operator.distillationjob import lifecycle
 from distill_operator.distillationjob.failure import trainer_deleted
 from distill_operator.distillationjob.progress_poller import ProgressPoller
 from distill_operator.kinds import Kind
+from distill_operator.kueue import workload
+from distill_operator.kueue.observer import QueueObserver
 from distill_operator.model import conditions, reading
 from distill_operator.model.observed import Child, Claim, Observed, ObservedTeacher, Outcome, Pod, Raw
 from distill_operator.model.pod_owners import earlier_trainers, pods_of
@@ -33,8 +35,11 @@ PATIENCE_SECONDS = 5.0
 class JobObserver:
     """Observes one job after another."""
 
-    def __init__(self, cache: Cache, progress: ProgressPoller, clock: Callable[[], datetime]) -> None:
+    def __init__(
+        self, cache: Cache, progress: ProgressPoller, queues: QueueObserver, clock: Callable[[], datetime]
+    ) -> None:
         self._cache = cache
+        self._queues = queues
         self._progress = progress
         self._clock = clock
 
@@ -66,6 +71,7 @@ class JobObserver:
             claim=await self._claim(key.namespace, job, status),
             kuberay_installed=await self._cache.serves(Kind.RAY_CLUSTER),
             gang_problem=gang_problem,
+            queueing=await self._queues.observe(job, seen.child(Kind.WORKLOAD, workload.name_of(job))),
             report=report,
             trainer_silent=silent,
             teachers=await self._teachers(key.namespace, job),

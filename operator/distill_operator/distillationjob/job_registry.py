@@ -15,8 +15,17 @@ from distill_operator.model.times import parse_time
 from distill_operator.runtime.histogram import Histogram
 from distill_operator.runtime.ownership import Key
 
-TIMED = (Reason.PENDING, Reason.STARTING, Reason.RUNNING, Reason.RESTARTING, Reason.SUSPENDED)
+TIMED = (
+    Reason.PENDING,
+    Reason.STARTING,
+    Reason.RUNNING,
+    Reason.RESTARTING,
+    Reason.SUSPENDED,
+    Reason.WAITING_FOR_QUOTA,
+)
 """Reasons of Succeeded that a job leaves again."""
+STUDENT = "the student itself"
+"""Title of a teacher that is the student."""
 
 
 @dataclass(frozen=True)
@@ -127,4 +136,4 @@ def _title(part: Any) -> str:
         return f"Teacher {ref.get('name', '')}"
     if isinstance(endpoint, Mapping):
         return str(endpoint.get("model") or endpoint.get("url", ""))
-    return _model(part)
+    return STUDENT if isinstance(part.get("student"), Mapping) else _model(part)

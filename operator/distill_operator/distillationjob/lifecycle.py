@@ -19,8 +19,9 @@ from distill_api.status import Condition, ConditionType, Progress, Reason, Resul
 from distill_operator.distillationjob.failure import Failure
 from distill_operator.distillationjob.readiness import RoleState, at_fault
 from distill_operator.model import conditions, publication
-from distill_operator.model.conditions import FALSE, TRUE, UNKNOWN, ConditionValue
+from distill_operator.model.conditions import FALSE, ROLE_CONDITIONS, TRUE, UNKNOWN, ConditionValue
 from distill_operator.model.observed import Disruption, Observed
+from distill_operator.model.queueing import Suspension
 from distill_operator.model.times import format_time, parse_time, seconds_since
 
 FIRST_DELAY_SECONDS = 10.0
@@ -29,17 +30,9 @@ JITTER = 0.2
 UNDISTURBED_SECONDS = 3600.0
 """After an attempt that lasted so long, the delay of one that does not count begins anew: spot nodes come and go."""
 
-ROLE_CONDITIONS: Mapping[Role, ConditionType] = {
-    Role.TEACHER: ConditionType.TEACHER_READY,
-    Role.ROLLOUT: ConditionType.ROLLOUT_READY,
-    Role.TRAINER: ConditionType.TRAINER_READY,
-}
 NOT_STALLED = ConditionValue(FALSE, Reason.PROGRESSING)
 NOT_SUSPENDED = ConditionValue(FALSE, Reason.PROGRESSING, "spec.suspend is false")
 PREFLIGHT_AHEAD = ConditionValue(UNKNOWN, Reason.PENDING, "the trainer checks before its first step")
-SUSPENDING = ConditionValue(
-    FALSE, Reason.SUSPENDING, "spec.suspend is true, and pods are still there: status.active says how many"
-)
 VALID = ConditionValue(TRUE, Reason.VALID)
 
 
@@ -205,17 +198,17 @@ def is_suspended(status: Status) -> bool:
     return conditions.reason_of(status, ConditionType.SUSPENDED) in (Reason.SUSPENDED, Reason.SUSPENDING)
 
 
-def suspended(job: DistillationJob, status: Status, now: datetime, *, released: bool) -> Status:
+def suspended(job: DistillationJob, status: Status, now: datetime, why: Suspension, *, released: bool) -> Status:
     """Return the status of a job that is suspended; `released` says that no pod of it is left."""
-    text = "spec.suspend is true: every pod is released, checkpoints stay"
-    condition = ConditionValue(FALSE, Reason.SUSPENDED, text)
+    condition = ConditionValue(FALSE, Reason.SUSPENDED, why.message)
+    suspending = ConditionValue(FALSE, Reason.SUSPENDING, why.releasing)
     return revised(
         job,
         status,
         now,
         {
-            ConditionType.SUCCEEDED: ConditionValue(UNKNOWN, Reason.SUSPENDED, text),
-            ConditionType.SUSPENDED: ConditionValue(TRUE, Reason.SUSPENDED, text) if released else SUSPENDING,
+            ConditionType.SUCCEEDED: ConditionValue(UNKNOWN, why.reason, why.message),
+            ConditionType.SUSPENDED: ConditionValue(TRUE, Reason.SUSPENDED, why.message) if released else suspending,
             ConditionType.READY: condition,
             **{c: condition for c in ROLE_CONDITIONS.values()},
             ConditionType.STALLED: NOT_STALLED,

@@ -12,22 +12,23 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import ConditionType, Reason, Status
 from distill_operator import policy
-from distill_operator.distillationjob import capacity, handover, lifecycle, readiness, trainer_conditions, upkeep
+from distill_operator.distillationjob import handover, lifecycle, readiness, suspension, trainer_conditions, upkeep
 from distill_operator.distillationjob.announcements import announcements
 from distill_operator.distillationjob.failure import (
     image_replaced,
+    no_room_in_time,
     not_ready_in_time,
     trainer_deleted,
     trainer_failure,
     trainer_outgrown,
     trainer_stalled,
 )
-from distill_operator.distillationjob.lifecycle import ROLE_CONDITIONS
 from distill_operator.distillationjob.readiness import RoleState
 from distill_operator.distillationjob.trainer_conditions import POLL_SECONDS
 from distill_operator.kinds import Kind
+from distill_operator.kueue.admission import Request
 from distill_operator.model import conditions, deadlines
-from distill_operator.model.conditions import FALSE, UNKNOWN, ConditionValue
+from distill_operator.model.conditions import FALSE, ROLE_CONDITIONS, UNKNOWN, ConditionValue
 from distill_operator.model.observed import Observed, Outcome, Raw
 from distill_operator.model.times import seconds_since
 from distill_operator.resources import pinning, rendering
@@ -52,7 +53,12 @@ class Plan:
 
 def plan(job: DistillationJob, status: Status, observed: Observed, settings: Settings, now: datetime) -> Plan:
     """Return what to do next about a job."""
-    found = _plan(job, status, observed, settings, now)
+    queued = suspension.request(job, status, observed, settings)
+    found = _plan(job, status, observed, settings, now, queued)
+    found = replace(found, status=suspension.with_queue_conditions(job, found.status, queued, now))
+    if found.requeue_after != 0.0:
+        of_queue = suspension.queue_effects(job, status, found.status, observed, queued, now)
+        found = replace(found, effects=(*found.effects, *of_queue))
     if found.status.active != observed.active:
         found = replace(found, status=found.status.model_copy(update={"active": observed.active}))
     return replace(found, effects=(*found.effects, *announcements(job.metadata.uid, status, found.status)))
@@ -108,7 +114,9 @@ def invalid(uid: str, status: Status, problems: list[str], generation: int, now:
     return Plan(announcements(uid, status, after), after, 6 * POLL_SECONDS)
 
 
-def _plan(job: DistillationJob, status: Status, observed: Observed, settings: Settings, now: datetime) -> Plan:
+def _plan(
+    job: DistillationJob, status: Status, observed: Observed, settings: Settings, now: datetime, queued: Request
+) -> Plan:
     if conditions.is_finished(status):
         return _clean_up(job, status, observed, now)
     if job.spec.output.volume is None:
@@ -124,8 +132,8 @@ def _plan(job: DistillationJob, status: Status, observed: Observed, settings: Se
 
     if live and live.outcome is Outcome.COMPLETE and not between_attempts:
         return _transition(lifecycle.succeeded(job, status, observed.report, now))
-    if job.spec.suspend:
-        return _suspend(job, status, observed, now)
+    if why := suspension.of(job, queued):
+        return Plan(*suspension.suspended(job, status, observed, why, now))
     if lifecycle.is_suspended(status):
         return _transition(lifecycle.resumed(job, status, now))
     left = deadlines.active_seconds_left(job.spec, status, now)
@@ -157,8 +165,8 @@ def _begin(
     wanted = [
         *rendering.lasting(job, settings),
         *rendering.group(job, settings),
-        *rendering.serving(job, settings),
-        rendering.training(job, settings, attempt),
+        *rendering.serving(job, settings, observed.queueing.placements),
+        rendering.training(job, settings, attempt, observed.queueing.placements),
     ]
     if obstacle := upkeep.name_taken(wanted, observed) or readiness.obstacle(job, observed):
         return _wait(job, status, observed, attempt, *obstacle, now)
@@ -224,17 +232,19 @@ def _keep_running(
     trainer_job = observed.child(Kind.JOB, names.trainer_job(job.metadata.name, attempt))
     trainer_made = trainer_job is not None
     own = pinning.pinned_settings(job, observed, attempt, settings)
+    # An attempt without the condition began without a queue, and what becomes of one is nothing to it.
+    unplaced = observed.queueing.obstacle if conditions.find(status, ConditionType.ADMITTED) else None
     if not (observed.settled and (trainer_made or not readiness.trainer_may_start(job, observed))):
-        wanted = [*rendering.lasting(job, own), *rendering.group(job, own), *rendering.serving(job, own)]
-        trainer = rendering.training(job, own, attempt)
+        where = observed.queueing.placements
+        wanted = [*rendering.lasting(job, own), *rendering.group(job, own), *rendering.serving(job, own, where)]
+        trainer = rendering.training(job, own, attempt, where)
         if obstacle := upkeep.name_taken([*wanted, trainer], observed):
             return _wait(job, status, observed, attempt, *obstacle, now)
-        effects += upkeep.repairs(
-            job, observed, wanted, trainer, under_way=pinning.is_under_way(job, observed, attempt)
-        )
+        begun = pinning.is_under_way(job, observed, attempt)
+        effects += upkeep.repairs(job, observed, wanted, trainer, under_way=begun, unplaced=unplaced is not None)
 
     states = readiness.roles(job, observed, attempt)
-    if not trainer_made and (other := handover.obstacle(job, observed, now)):
+    if not trainer_made and (other := unplaced or handover.obstacle(job, observed, now)):
         states = [replace(s, condition=other) if s.role is Role.TRAINER else s for s in states]
     after = lifecycle.with_roles(job, status, states, now)
     not_ready = readiness.at_fault(states)
@@ -249,18 +259,20 @@ def _keep_running(
         left = deadlines.pre_running_seconds_left(job.spec, status, now)
         if left is not None and left <= 0:
             return _transition(lifecycle.failed(job, status, attempt, not_ready_in_time(job, summary.message), now))
-        room = capacity.room_seconds_left(job, after, now)
+        room = deadlines.room_seconds_left(job.spec, after, now)
         if room is not None and room <= 0:
-            return _transition(lifecycle.failed(job, status, attempt, capacity.no_room_in_time(summary.message), now))
+            return _transition(lifecycle.failed(job, status, attempt, no_room_in_time(summary.message), now))
     found = {ConditionType.SUCCEEDED: summary, ConditionType.SUSPENDED: lifecycle.NOT_SUSPENDED}
     found |= trainer_conditions.reported(job, status, observed, states, now)
     uid = trainer_job.uid if trainer_job and trainer_job.ours else status.trainer_job_uid
     after = lifecycle.revised(job, after, now, found, attempts=attempt, trainer_job_uid=uid)
     if observed.report is not None:
         after = after.model_copy(update={"progress": trainer_conditions.progress(status, observed.report)})
-    return Plan(
-        tuple(effects), after, trainer_conditions.seconds_to_next_change(job, after, observed, now), settled=not effects
-    )
+    again = trainer_conditions.seconds_to_next_change(job, after, observed, now)
+    if unplaced is not None:
+        # Nothing tells of its end.
+        again = min(again or POLL_SECONDS, POLL_SECONDS)
+    return Plan(tuple(effects), after, again, settled=not effects and unplaced is None)
 
 
 def _starting(attempt: int, states: list[RoleState]) -> ConditionValue:
@@ -268,22 +280,6 @@ def _starting(attempt: int, states: list[RoleState]) -> ConditionValue:
     fault = readiness.at_fault(states)
     waits = f"; {fault.role.value}: {fault.condition.message}" if fault else ""
     return ConditionValue(UNKNOWN, Reason.STARTING, f"attempt {attempt} is starting{waits}")
-
-
-def _suspend(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:
-    """Record that the job is suspended, release what runs, and say so when nothing does any more."""
-    children = pinning.attempt_children(job, observed)
-    released = not children and not observed.active
-    if not lifecycle.is_suspended(status):
-        return _transition(lifecycle.suspended(job, status, now, released=released))
-    effects = upkeep.deletions(children)
-    if conditions.is_true(status, ConditionType.SUSPENDED):
-        return Plan(effects, lifecycle.revised(job, status, now, {}))
-    if released:
-        return _transition(lifecycle.suspended(job, status, now, released=True))
-    late = handover.overdue(observed.pods, job.metadata.namespace, now)
-    said = ConditionValue(FALSE, Reason.SUSPENDING, late.message) if late else lifecycle.SUSPENDING
-    return Plan(effects, lifecycle.revised(job, status, now, {ConditionType.SUSPENDED: said}), POLL_SECONDS)
 
 
 def _clean_up(job: DistillationJob, status: Status, observed: Observed, now: datetime) -> Plan:

@@ -7,6 +7,7 @@ from distill_api import names
 from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.status import Reason
+from distill_api.teacher.student import engines_score
 from distill_operator.distillationjob import handover
 from distill_operator.kinds import Kind
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
@@ -118,6 +119,8 @@ def _teacher(job: DistillationJob, observed: Observed) -> RoleState:
         messages.append(f"{', '.join(external)}: not the job's own, so the trainer's preflight judges")
     if not job.spec.live_teachers:
         messages.append("all scores are precomputed (objective.teacherLogprobs): no teacher is needed")
+    if engines_score(job.spec):
+        messages.append("the teacher is the student itself (teacher.student): the rollout engines score")
     reason = Reason.READY if values else Reason.EXTERNAL
     return RoleState(Role.TEACHER, desired, ready, ConditionValue(TRUE, reason, "; ".join(messages)))
 

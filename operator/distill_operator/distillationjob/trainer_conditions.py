@@ -7,7 +7,7 @@ from distill_api.job import DistillationJob
 from distill_api.names import Role
 from distill_api.protocol import ProgressReport
 from distill_api.status import ConditionType, Progress, Reason, Status
-from distill_operator.distillationjob import capacity, lifecycle
+from distill_operator.distillationjob import lifecycle
 from distill_operator.distillationjob.failure import restart_seconds_left
 from distill_operator.distillationjob.readiness import RoleState
 from distill_operator.model import conditions, deadlines, publication
@@ -64,7 +64,7 @@ def seconds_to_next_change(job: DistillationJob, status: Status, observed: Obser
         restart_seconds_left(job, status, now),
         deadlines.active_seconds_left(job.spec, status, now),
         deadlines.pre_running_seconds_left(job.spec, status, now),
-        capacity.room_seconds_left(job, status, now),
+        deadlines.room_seconds_left(job.spec, status, now),
     ]
     return min((max(1.0, math.ceil(seconds)) for seconds in changes if seconds is not None), default=None)
 

@@ -19,22 +19,30 @@ SERVING = frozenset({Kind.DEPLOYMENT, Kind.RAY_CLUSTER})
 
 
 def repairs(
-    job: DistillationJob, observed: Observed, wanted: list[Json], trainer: Json, *, under_way: bool
+    job: DistillationJob,
+    observed: Observed,
+    wanted: list[Json],
+    trainer: Json,
+    *,
+    under_way: bool,
+    unplaced: bool = False,
 ) -> list[Effect]:
     """Return what makes the children as they should be.
 
     `wanted` are those besides the trainer Job; `under_way` says that the attempt has pods, so that it keeps what it
-    began with.
+    began with; `unplaced` that where its pods belong cannot be read, so that no child with pods is made.
     """
     effects: list[Effect] = []
     for body in wanted:
         if kind_of(body) is Kind.RAY_CLUSTER and not observed.kuberay_installed:
             continue
+        if unplaced and kind_of(body) in pinning.WITH_PODS and existing(body, observed) is None:
+            continue
         effects += _repair(body, observed, under_way)
     if any(isinstance(e, Apply) and kind_of(e.body) in SERVING for e in effects):
         # Whether the Secret exists is not read: it is asked for whenever pods are made that use it.
         effects.insert(0, CreateSecret(rendering.key(job), KEY_ENTRY))
-    if existing(trainer, observed) or readiness.trainer_may_start(job, observed):
+    if existing(trainer, observed) or (readiness.trainer_may_start(job, observed) and not unplaced):
         # A Job's pods cannot be changed; what somebody changed by hand of one of ours can be put right.
         effects += _repair(trainer, observed, under_way)
     return effects

@@ -1,4 +1,5 @@
-"""What a job takes, as Kueue counts it: a Workload for a controller that is not part of this operator yet.
+"""Kueue: the Workload of a job or a Teacher, its admission, and what that means for the owner's pods.
 
-May import resources.
+`workload` builds and writes, `demand` compares, `admission` decides (all pure), `observer` reads. May import
+resources, model, runtime.
 """

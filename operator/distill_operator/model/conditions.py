@@ -5,10 +5,16 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol
 
+from distill_api.names import Role
 from distill_api.status import Condition, ConditionStatus, ConditionType, Reason, Status
 from distill_operator.model.times import format_time
 
 TRUE, FALSE, UNKNOWN = ConditionStatus.TRUE, ConditionStatus.FALSE, ConditionStatus.UNKNOWN
+ROLE_CONDITIONS: Mapping[Role, ConditionType] = {
+    Role.TEACHER: ConditionType.TEACHER_READY,
+    Role.ROLLOUT: ConditionType.ROLLOUT_READY,
+    Role.TRAINER: ConditionType.TRAINER_READY,
+}
 _REASONS = frozenset(r.value for r in Reason)
 MAX_MESSAGE = 4096
 """Longest message in characters: enough for an exit report; a scheduler's page about a thousand nodes is cut off."""

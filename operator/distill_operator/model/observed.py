@@ -10,6 +10,7 @@ from distill_api.names import Role
 from distill_api.protocol import ProgressReport
 from distill_api.teacher.kind import TeacherStatus
 from distill_operator.kinds import Kind
+from distill_operator.model.queueing import Queueing
 
 Raw = Mapping[str, Any]
 
@@ -148,6 +149,7 @@ class Observed:
     """Some of the children's kinds tell of no change by themselves."""
     settled: bool = False
     """An earlier plan found these very children as they should be (Plan.settled): they are not compared again."""
+    queueing: Queueing = field(default_factory=Queueing)
     earlier_trainers: tuple[Pod, ...] = ()
     """Trainer pods that are not the owner's own, and may still write into its run folder."""
 

@@ -1,5 +1,7 @@
 """What belongs to a DistillationJob or a Teacher: the runtime's Ownership of this operator."""
 
+from dataclasses import replace
+
 from distill_api import names
 from distill_api.base import GROUP
 from distill_operator.kinds import Kind
@@ -23,3 +25,8 @@ OWNERSHIP = Ownership(
     optional=frozenset({Kind.RAY_CLUSTER, Kind.TEACHER}),
     private_names=_private_names,
 )
+
+WITH_KUEUE = replace(
+    OWNERSHIP, watched=(*OWNERSHIP.watched, Kind.WORKLOAD), optional=OWNERSHIP.optional | {Kind.WORKLOAD}
+)
+"""With the Workloads of what waits in a queue of Kueue."""

@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+from collections.abc import Mapping
 
 from distill_api.job import DistillationJob
 from distill_api.names import ANNOTATION_FIXED_HASH, ANNOTATION_SPEC_HASH
+from distill_operator.model.pod_sets import Placement, placed
 from distill_operator.resources import (
     configmap,
     network_policy,
@@ -17,6 +19,10 @@ from distill_operator.resources import (
 )
 from distill_operator.resources.pod_template import Json
 from distill_operator.settings import Settings
+
+Placements = Mapping[str, Placement]
+"""By the name of a pod set; empty where nothing but the scheduler places pods."""
+NOWHERE: Placements = {}
 
 
 def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
@@ -32,15 +38,16 @@ def lasting(job: DistillationJob, settings: Settings) -> list[Json]:
     ]
 
 
-def serving(job: DistillationJob, settings: Settings) -> list[Json]:
+def serving(job: DistillationJob, settings: Settings, placements: Placements = NOWHERE) -> list[Json]:
     """Return the children that must be up before the trainer: the job's own teachers and the engines."""
     teachers = [teacher_deployment.deployment(job, settings, each) for each in job.spec.served_teachers]
-    return [_marked(pod_group.placed(job, child)) for child in (*teachers, ray_cluster.ray_cluster(job, settings))]
+    made = (*teachers, ray_cluster.ray_cluster(job, settings))
+    return [_marked(placed(pod_group.placed(job, child), placements)) for child in made]
 
 
-def training(job: DistillationJob, settings: Settings, attempt: int) -> Json:
+def training(job: DistillationJob, settings: Settings, attempt: int, placements: Placements = NOWHERE) -> Json:
     """Return the trainer Job of an attempt."""
-    return _marked(pod_group.placed(job, trainer_job.trainer_job(job, settings, attempt)))
+    return _marked(placed(pod_group.placed(job, trainer_job.trainer_job(job, settings, attempt)), placements))
 
 
 def group(job: DistillationJob, settings: Settings) -> list[Json]:

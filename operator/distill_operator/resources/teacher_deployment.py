@@ -39,6 +39,7 @@ def deployment(job: DistillationJob, settings: Settings, teacher: NamedTeacherSo
         probes=PROBES,
         needs_shared_memory=teacher.tensor_parallel_size > 1,
         handles_signals=True,
+        needs_output=teacher.student is not None,  # through which it gets the student's weights
     )
     return {
         "apiVersion": "apps/v1",

@@ -7,18 +7,19 @@ from distill_api import names, protocol
 from distill_api.names import Role
 from distill_api.pods import refusals
 from distill_api.teacher.kind import Teacher
+from distill_operator.model.pod_sets import placed
 from distill_operator.resources import configmap, secret
 from distill_operator.resources.network_policy import egress, ports_of, scraped
 from distill_operator.resources.pod_template import Container, Json, metadata, pod_labels, pod_template, selector
-from distill_operator.resources.rendering import hashed
+from distill_operator.resources.rendering import NOWHERE, Placements, hashed
 from distill_operator.resources.teacher_deployment import PROBES
 from distill_operator.settings import Settings
 
 
-def children(teacher: Teacher, settings: Settings, replicas: int) -> list[Json]:
+def children(teacher: Teacher, settings: Settings, replicas: int, placements: Placements = NOWHERE) -> list[Json]:
     """Return all children but the Secret, each with the hash of its content."""
     found = [configmap.config_map(teacher), network_policy(teacher, settings), service(teacher)]
-    return [hashed(child) for child in (*found, deployment(teacher, settings, replicas))]
+    return [hashed(child) for child in (*found, placed(deployment(teacher, settings, replicas), placements))]
 
 
 def key(teacher: Teacher) -> Json:

@@ -197,14 +197,15 @@ class Cache:
         else:
             self.store.put(kind, left)
 
-    async def patch_status(self, key: Key, patch: Mapping[str, Any]) -> None:
-        """Write an owner's status. Raises Conflict, with memory brought up to date."""
+    async def patch_status(self, key: Key, patch: Mapping[str, Any], child: tuple[Kind, str] | None = None) -> None:
+        """Write the status of an owner, or of its child. Raises Conflict, with memory brought up to date."""
+        kind, name = child or (key.kind, key.name)
         try:
-            self.store.put(key.kind, await self.cluster.patch_status(*key, patch))
+            self.store.put(kind, await self.cluster.patch_status(kind, key.namespace, name, patch))
         except ApiError as error:
             if error.status not in (404, 409):
                 raise
-            await self._refresh(key.kind, key, key.name)
+            await self._refresh(kind, key, name)
             raise Conflict(409, error.message) from None
 
     def forget(self, key: Key) -> None:

@@ -39,6 +39,15 @@ class Delete:
 
 
 @dataclass(frozen=True)
+class PatchStatus:
+    """Writes a part of a child's status, which another controller reads; the patch has the resourceVersion in it."""
+
+    kind: Kind
+    name: str
+    patch: Mapping[str, Any]
+
+
+@dataclass(frozen=True)
 class Event:
     """Something that a person should notice. Two with the same key are one Event, counted twice."""
 
@@ -48,4 +57,4 @@ class Event:
     warning: bool
 
 
-Effect = Check | Apply | CreateSecret | Delete | Event
+Effect = Check | Apply | CreateSecret | Delete | PatchStatus | Event

@@ -29,7 +29,7 @@ def announcements(uid: str, before: TeacherStatus, after: TeacherStatus) -> tupl
         if now is None or (then is not None and (then.status, then.reason) == (now.status, now.reason)):
             continue
         failed = now.status is not ConditionStatus.TRUE
-        warning = failed and now.reason != Reason.SCALED_TO_ZERO
+        warning = failed and now.reason not in (Reason.SCALED_TO_ZERO, Reason.WAITING_FOR_QUOTA)
         if condition_type is ConditionType.READY:
             # What is wrong with the spec is said by SpecValid; that no server answers yet is how each begins.
             lost = then is not None and then.status is ConditionStatus.TRUE

@@ -9,15 +9,18 @@ from typing import Any, Protocol
 from distill_api.base import API_VERSION
 from distill_api.job import InvalidManifest, Metadata
 from distill_api.status import Reason
-from distill_api.teacher.kind import KIND, TeacherStatus, parse_teacher
+from distill_api.teacher.kind import KIND, Teacher, TeacherStatus, parse_teacher
+from distill_operator.kinds import Kind
+from distill_operator.kueue import admission, workload
+from distill_operator.kueue.observer import QueueObserver
 from distill_operator.model import reading
 from distill_operator.model.conditions import FALSE, ConditionValue
 from distill_operator.model.observed import Observed, ObservedTeacher
 from distill_operator.model.pod_owners import servers_of
 from distill_operator.model.status import read_status, status_patch
 from distill_operator.runtime.cache import Cache
-from distill_operator.runtime.effects import Apply, CreateSecret, Effect, Event
-from distill_operator.runtime.errors import Conflict, NamespaceEnding, QuotaExceeded, Refused
+from distill_operator.runtime.effects import Apply, CreateSecret, Delete, Effect, Event, PatchStatus
+from distill_operator.runtime.errors import ApiError, Conflict, NamespaceEnding, QuotaExceeded, Refused
 from distill_operator.runtime.events import EventRecorder
 from distill_operator.runtime.ownership import Key
 from distill_operator.runtime.work_queue import Retry
@@ -64,33 +67,48 @@ class TeacherController:
     """Has a job reconciled."""
     clock: Callable[[], datetime]
 
+    def __post_init__(self) -> None:
+        self._queues = QueueObserver(self.cache, self.settings, self.clock)
+
     async def reconcile(self, key: Key) -> float | None:
-        """Reconcile one Teacher. Return the seconds until time alone changes something. Raises Retry at a conflict."""
+        """Reconcile one Teacher. Return the seconds until time alone changes something.
+
+        Raises Retry at a conflict, and ApiError; one that concerns the Workload alone, after the status is written.
+        """
         raw = self.cache.owner(key)
         if raw is None or "deletionTimestamp" in raw["metadata"]:
             # The garbage collector takes the children, by their owner references.
             self._forget(key)
             return None
         status, meta = read_status(raw, TeacherStatus), _metadata(raw)
-        observed = await self._observe(key, meta.uid)
+        observed = await self._observe(key, raw)
         decided = self._decide(key, raw, status, observed)
-        try:
-            for effect in decided.effects:
+        failed: ApiError | None = None
+        for effect in decided.effects:
+            try:
                 await self._do(key, meta, effect)
-        except NamespaceEnding:
-            return None
-        except (Refused, QuotaExceeded) as error:
-            over = isinstance(error, QuotaExceeded)
-            reason = Reason.QUOTA_EXCEEDED if over else Reason.INVALID_SPEC
-            text = error.message if over else f"the API server refused it: {error.message}"
-            decided = refused(meta, status, observed, ConditionValue(FALSE, reason, text), self.clock())
-            for effect in decided.effects:
-                await self._do(key, meta, effect)
+            except NamespaceEnding:
+                return None
+            except ApiError as error:
+                if admission.may_fail(effect, error):
+                    failed = error
+                    continue
+                if not isinstance(error, Refused | QuotaExceeded):
+                    raise
+                over = isinstance(error, QuotaExceeded)
+                reason = Reason.QUOTA_EXCEEDED if over else Reason.INVALID_SPEC
+                text = error.message if over else f"the API server refused it: {error.message}"
+                decided = refused(meta, status, observed, ConditionValue(FALSE, reason, text), self.clock())
+                for event in decided.effects:
+                    await self._do(key, meta, event)
+                break
         if (patch := status_patch(raw, decided.status)) is not None:
             await self._checked(self.cache.patch_status(key, patch))
         seen_by_jobs = view(meta.name, ObservedTeacher(meta.name, status=decided.status, pods=observed.pods))
         if self.teachers.put(key, TeacherSnapshot(meta.uid, decided.status, seen_by_jobs), decided.scaled):
             self._wake_jobs(key)
+        if failed is not None:
+            raise failed
         return decided.requeue_after
 
     def _decide(self, key: Key, raw: Mapping[str, Any], status: TeacherStatus, observed: Observed) -> TeacherPlan:
@@ -105,9 +123,22 @@ class TeacherController:
             return decided
         return replace(decided, requeue_after=min(REQUESTS_SECONDS, decided.requeue_after or REQUESTS_SECONDS))
 
-    async def _observe(self, key: Key, uid: str) -> Observed:
-        children = tuple(reading.read_child(raw, uid) for raw in await self.cache.children(key, uid))
-        return Observed(children=children, pods=servers_of(await self.cache.pods(key, live=False), uid))
+    async def _observe(self, key: Key, raw: Mapping[str, Any]) -> Observed:
+        uid = raw["metadata"]["uid"]
+        children = tuple(reading.read_child(child, uid) for child in await self.cache.children(key, uid))
+        seen = Observed(children=children, pods=servers_of(await self.cache.pods(key, live=False), uid))
+        teacher = self._parsed(raw)
+        if teacher is None:
+            return seen
+        own = seen.child(Kind.WORKLOAD, workload.name_of(teacher))
+        return replace(seen, queueing=await self._queues.observe(teacher, own))
+
+    @staticmethod
+    def _parsed(raw: Mapping[str, Any]) -> Teacher | None:
+        try:
+            return parse_teacher({"apiVersion": API_VERSION, "kind": KIND, **raw})
+        except InvalidManifest:
+            return None
 
     async def _do(self, key: Key, meta: Metadata, effect: Effect) -> None:
         match effect:
@@ -116,6 +147,10 @@ class TeacherController:
                 await self._checked(self.cache.apply(body))
             case CreateSecret(body, entry):
                 await self.cache.create_secret(body, entry)
+            case PatchStatus(kind, name, patch):
+                await self._checked(self.cache.patch_status(key, patch, (kind, name)))
+            case Delete(kind, name, uid):
+                await self.cache.delete(kind, key.namespace, name, uid)
             case Event():
                 await self.events.record(key, meta.uid, effect)
 
@@ -123,6 +158,7 @@ class TeacherController:
         self.cache.forget(key)
         if uid := self.teachers.remove(key):
             self.events.forget(uid)
+            self._queues.forget(uid)
             self._wake_jobs(key)
 
     def _wake_jobs(self, key: Key) -> None:

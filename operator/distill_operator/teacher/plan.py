@@ -23,6 +23,7 @@ from distill_operator.runtime.effects import Apply, CreateSecret, Effect
 from distill_operator.settings import Settings
 from distill_operator.teacher.announcements import announcements, scaling
 from distill_operator.teacher.autoscaler import Scale, rescaled, seconds_to_scale_down
+from distill_operator.teacher.queue import kept, queue_effects, queued, without_queue_conditions
 
 RETRY_SECONDS = 60.0
 """Until the next reconcile after a wrong spec, a taken name, or a quota: all are for a person to mend."""
@@ -56,9 +57,10 @@ def plan_teacher(
     if problems := policy.problems(teacher.spec, settings):
         return refused(meta, status, observed, ConditionValue(FALSE, Reason.INVALID_SPEC, "; ".join(problems)), now)
     scale = _scale(teacher, status, sum(requests), now)
+    queue = queued(teacher, status, observed, settings, scale.replicas)
     effects: list[Effect] = []
-    for body in teacher_servers.children(teacher, settings, scale.replicas):
-        child = observed.child(kind_of(body), body["metadata"]["name"])
+    for rendered in teacher_servers.children(teacher, settings, queue.servers, observed.queueing.placements):
+        body, child = rendered, observed.child(kind_of(rendered), rendered["metadata"]["name"])
         if child is not None and not child.ours and child.belongs_to_earlier(body["metadata"]["ownerReferences"][0]):
             text = f"the {body['kind']} {body['metadata']['name']} of an earlier Teacher of this name is being removed"
             return refused(meta, status, observed, ConditionValue(FALSE, Reason.NOT_READY, text), now)
@@ -66,6 +68,8 @@ def plan_teacher(
             what = f"the {body['kind']} {body['metadata']['name']} exists and belongs to something else"
             text = f"{what}; delete it, or name this Teacher differently"
             return refused(meta, status, observed, ConditionValue(FALSE, Reason.NAME_TAKEN, text), now)
+        if child is not None and child.kind is Kind.DEPLOYMENT:
+            body = kept(queue, body, child)
         if child is None or (not child.deleting and has_drifted(body, child)):
             effects.append(Apply(body))
     if any(isinstance(e, Apply) and e.body["kind"] == "Deployment" for e in effects):
@@ -79,20 +83,29 @@ def plan_teacher(
                 "address": f"{names.shared_teacher(meta.name)}.{meta.namespace}:{protocol.SGLANG_PORT}",
                 "desired_replicas": scale.replicas,
                 **_for_autoscaler(meta, observed),
-                "ready_replicas": min(_ready(meta, observed), scale.replicas),
+                "ready_replicas": min(_ready(meta, observed), queue.servers),
                 "jobs": len(requests),
                 "requests": sum(requests),
                 "low_since": format_time(scale.low_since) if scale.low_since else None,
                 "low_peak": scale.low_peak,
             }
         ),
-        {ConditionType.READY: _readiness(meta, observed, scale.replicas), ConditionType.SPEC_VALID: VALID},
+        {
+            ConditionType.READY: queue.waits or _readiness(meta, observed, queue.servers),
+            ConditionType.SPEC_VALID: VALID,
+            **queue.conditions,
+        },
         now,
     )
+    after = after if queue.conditions else without_queue_conditions(after)
+    effects += queue_effects(queue, observed, now, ready=conditions.is_true(after, ConditionType.READY))
     events = announcements(meta.uid, status, after)
     if rule and scaled:
         events = (*events, scaling(meta.uid, rule, status.desired_replicas, after))
     again = seconds_to_scale_down(rule, scale, now) if rule else None
+    if observed.queueing.obstacle is not None:
+        # Nothing tells of its end.
+        again = min(again or RETRY_SECONDS, RETRY_SECONDS)
     return TeacherPlan((*effects, *events), after, again, scaled)
 
 

@@ -8,8 +8,16 @@ from distill_operator.model import conditions
 from distill_operator.model.conditions import FALSE, TRUE, ConditionValue
 from distill_operator.model.observed import Disruption, Observed, ObservedTeacher, newest_disruption
 
-NEVER_SERVES = frozenset({Reason.TEACHER_NOT_FOUND, Reason.INVALID_SPEC, Reason.NAME_TAKEN, Reason.SCALED_TO_ZERO})
-"""Reasons that last until somebody acts: a job's pods would hold accelerators for nothing meanwhile."""
+NEVER_SERVES = frozenset(
+    {
+        Reason.TEACHER_NOT_FOUND,
+        Reason.INVALID_SPEC,
+        Reason.NAME_TAKEN,
+        Reason.SCALED_TO_ZERO,
+        Reason.WAITING_FOR_QUOTA,
+    }
+)
+"""Reasons that last until somebody acts, or others end: a job's pods would hold accelerators for nothing meanwhile."""
 
 
 @dataclass(frozen=True)

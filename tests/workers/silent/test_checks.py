@@ -303,3 +303,26 @@ async def test_with_a_lag_engines_that_do_not_follow_are_named_by_a_probe(steps:
     said = rf"EngineFollowsTrainer: after {looked_at} steps: EngineMatchesTrainer: .* not what is trained"
     with pytest.raises(PreflightFailed, match=said):
         await agreement(spec, other).after_step(step(looked_at - 1, 0.0, looked_at - 2))
+
+
+async def test_after_steps_on_given_responses_alone_the_engines_are_probed() -> None:
+    """A warm start has no samples of the engines: what no push brings would be found in the next phase, or never."""
+    given = {"divergence": "forward-kl", "support": "target", "datasetShare": 1, "datasetResponses": "teacher"}
+    phases = [{"name": "warm-start", "objective": given, "untilStep": 15}, {"name": "distil"}]
+    spec = spec_of(Path("/s"), Path("/t"), phases=phases, schedule={"steps": 20})
+
+    def of_data(index: int) -> TrainStep:
+        sample = Sample(0, 0, [1], [2], [0.0], [index], False, supervised=True)
+        return TrainStep(index, step_coefficients(Objective(), 0), samples=[sample], stats={})
+
+    follows, other = Sampled(1e-4), Sampled(0.1)
+    check = agreement(spec, follows)
+    for index in range(12):
+        await check.after_step(of_data(index))
+    assert follows.probes == 1
+    with pytest.raises(PreflightFailed, match=r"EngineFollowsTrainer: after 10 steps: EngineMatchesTrainer"):
+        await agreement(spec, other).after_step(of_data(9))
+    seen = agreement(spec, other)
+    await seen.after_step(step(3, 1e-4, 3))
+    await seen.after_step(of_data(9))
+    assert other.probes == 1, "one step of the student's own has shown it"

@@ -4,13 +4,15 @@ What asks an engine or a teacher is in test_injected.py, over a tiny pair.
 """
 
 import asyncio
+import os
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
-from runs import MODELS, REPO, arithmetic
+from runs import CALCULATOR, MODELS, REPO, arithmetic
 
 import soak
 from distill_api.job import parse_job
@@ -21,6 +23,7 @@ from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.metrics import Metrics
 from distill_workers.results.publisher import Publisher
 from distill_workers.rewards.build import build_rewards
+from distill_workers.rollout.conversations.build import build_episodes
 from distill_workers.run.preflight.export import check_export
 from distill_workers.run.preflight.model_agreement import check_models, load_tokenizer, size_notes
 from distill_workers.run.preflight.objective import objective_distils
@@ -41,6 +44,7 @@ FOLDER = REPO / "examples"
 EXAMPLES = [str(p.relative_to(FOLDER).with_suffix("")) for p in sorted(FOLDER.rglob("*-cpu.yaml")) if _is_job(p)]
 KNOWN = {
     "smollm2-cpu": {"HeldOut"},
+    "recipes/live-student-cpu": {"HeldOut"},
     "recipes/privileged-context-cpu": {"HeldOut"},
     "endpoint-cpu": {"ModelsNotCompared"},
     "shared-teacher-cpu": {"ModelsNotCompared"},
@@ -48,8 +52,17 @@ KNOWN = {
 """Notes for good reason: there are fewer sums of one digit than prompts of them; a teacher's files are elsewhere."""
 ROUNDS = [e for n in range(5) for e in EXAMPLES if n == 0 or not _grades_mathematics(e)]
 """The examples as the soak takes them: the processes of the reward math need seconds to begin."""
+NO_ENGINES: Any = None
+"""No conversation begins."""
 ROWS = 512
 """Of the example's training file that a start after the first reads."""
+
+
+@pytest.fixture(autouse=True)
+def calculator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the headers of its examples set."""
+    monkeypatch.syspath_prepend(str(CALCULATOR))
+    monkeypatch.setenv("PATH", os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]]))
 
 
 def varied(manifest: dict[str, Any], seed: int, folder: Path) -> dict[str, Any]:
@@ -91,12 +104,16 @@ async def start(example: str, seed: int, folder: Path) -> list[str]:
     notes += await Publisher(job, run_folder).probe()
     await objective_distils(spec.objective)
     rewards = build_rewards(spec, Metrics())
-    evaluators = [Evaluator(spec, e, tokenizer, Metrics()) for e in spec.evaluation]
+    episodes = build_episodes(spec, tokenizer, NO_ENGINES, Metrics())
+    evaluators = [Evaluator(spec, e, tokenizer, Metrics(), episodes) for e in spec.evaluation]
     try:
         notes += await reward_scores(spec, prompts, rewards, evaluators)
         notes += [f"HeldOut: evaluation {e.name}: {said}" for e in evaluators if (said := overlap(prompts, e.prompts))]
     finally:
         await asyncio.gather(*(r.close() for r in rewards.values()), *(e.close() for e in evaluators))
+        if episodes is not None:
+            notes += episodes.notes()
+            await episodes.close()
     return notes
 
 

@@ -1,4 +1,5 @@
-"""Responses of the data set, which a share of the samples is made of (GKD, arXiv 2306.13649, algorithm 1)."""
+"""Responses that the student did not write: a share of the samples is made of the data set's (GKD, arXiv 2306.13649,
+algorithm 1), or of the teacher's in their place."""
 
 import math
 import random
@@ -33,14 +34,19 @@ def supervised_sample(prompt: Prompt, tokenizer: Any, max_response_tokens: int, 
         raise ValueError(f"prompt {prompt.index} has no response of its own; set prompts.responseField")
     ids = [*tokenizer(prompt.response, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
     kept = ids[:max_response_tokens]
+    return given_sample(prompt, kept, weight_version, truncated=len(kept) < len(ids))
+
+
+def given_sample(prompt: Prompt, ids: list[int], weight_version: int, *, truncated: bool) -> Sample:
+    """Return the sample of a response that the student did not write, in its tokens."""
     return Sample(
         prompt_index=prompt.index,
         index_in_group=0,
         prompt_ids=prompt.ids,
-        response_ids=kept,
-        engine_logprobs=[0.0] * len(kept),
-        token_versions=[weight_version] * len(kept),
-        truncated=len(kept) < len(ids),
+        response_ids=ids,
+        engine_logprobs=[0.0] * len(ids),
+        token_versions=[weight_version] * len(ids),
+        truncated=truncated,
         source=prompt.source,
         supervised=True,
         privileged_ids=prompt.privileged_ids,

@@ -56,10 +56,36 @@ def entries_of(prompts: Prompts, route: Route, findings: Findings) -> Iterator[E
     """Yield the entries of a source, of whichever kind it is. Raises PromptError."""
     if prompts.reasoning_gym is not None:
         return reasoning_gym_entries(prompts.reasoning_gym, route, findings)
-    if prompts.dataset is not None:
-        return (read_row(row, prompts, route, findings) for row in hub_rows(prompts.dataset))
-    assert prompts.path is not None
-    return (read_row(row, prompts, route, findings) for row in path_rows(prompts.path))
+    assert prompts.dataset is not None or prompts.path is not None
+    rows: Iterator[Row] = hub_rows(prompts.dataset) if prompts.dataset is not None else path_rows(str(prompts.path))
+    if prompts.turns is not None:
+        rows = (turn for row in rows for turn in turns_of(row, prompts, findings))
+    return (read_row(row, prompts, route, findings) for row in rows)
+
+
+def turns_of(row: Row, prompts: Prompts, findings: Findings) -> Iterator[Row]:
+    """Yield a row for each turn of the assistant in a recorded conversation, with what stands before it as the prompt.
+
+    A prompt is the state that a recorded agent was in, and needs no environment. Raises PromptError.
+    """
+    assert prompts.turns is not None
+    where, record = row
+    chat, number = _question(row, prompts, findings), 0
+    if isinstance(chat, str):
+        raise PromptError(
+            f"{where}: field {prompts.prompt_field} is a text; prompts.turns needs a recorded conversation"
+        )
+    for place, message in enumerate(chat):
+        # Two messages of the assistant in a row are one turn.
+        if message["role"] != "assistant" or (place > 0 and chat[place - 1]["role"] == "assistant"):
+            continue
+        if place == 0:
+            raise PromptError(f"{where}: field {prompts.prompt_field} begins with the assistant, so nothing is asked")
+        number += 1
+        if prompts.turns.first <= number <= (prompts.turns.last or number):
+            yield f"{where}, turn {number}", {**record, prompts.prompt_field: chat[:place]}
+    if not number:
+        raise PromptError(f"{where}: field {prompts.prompt_field} has no turn of the assistant (prompts.turns)")
 
 
 def read_row(row: Row, prompts: Prompts, route: Route, findings: Findings) -> Entry:

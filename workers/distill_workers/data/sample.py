@@ -73,7 +73,8 @@ class Sample:
     source: str = ""
     """Name of the data source of the prompt."""
     supervised: bool = False
-    """The response is the data set's, not the student's: no engine sampled it, and engine_logprobs are 0."""
+    """The response is the data set's, not the student's: no engine sampled it, and engine_logprobs are 0. So are
+    teacher_logprobs where it is the target itself (support target), which no teacher scores."""
     masked: bool = False
     """None of its tokens is trained on (rollout.truncated)."""
     reward: float | None = None
@@ -93,6 +94,8 @@ class Sample:
     span_ends: list[bool] | None = None
     """[response], by a teacher with a tokenizer of its own: the last token of each run that is the same text to both,
     over which teacher_logprobs add up to its score. None where each token was scored by itself."""
+    teacher_version: int | None = None
+    """Version of the weights that scored it, where the teacher is the student itself."""
 
     def trained(self, values: Sequence[T]) -> Sequence[T]:
         """Return those of [response] values whose tokens are trained on."""

@@ -51,6 +51,9 @@ class EngineHandle(ResponseGenerator, Protocol):
     async def health(self, timeout_seconds: float = 10.0) -> None:
         """Return if SGLang's scheduler answers, also while generation is paused or busy."""
 
+    async def answer(self, request: dict[str, Any]) -> Any:
+        """Return the JSON of the answer of SGLang's /generate to the body of any request, to score or to generate."""
+
     async def pause(self) -> None:
         """Pause generation: running requests wait, and go on with the weights that the engine has then."""
 
@@ -170,6 +173,9 @@ class Engine:
             "return_logprob": True,
         }
         return [read_response(answer) for answer in await self._post("/generate", body, timeout_seconds)]
+
+    async def answer(self, request: dict[str, Any]) -> Any:
+        return await self._post("/generate", request, RESPONSE_TIMEOUT_SECONDS)
 
     async def sample(
         self,

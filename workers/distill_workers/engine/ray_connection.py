@@ -13,9 +13,11 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Iterator
 
 import ray
 from ray._private import auto_init_hook
+from ray._private.node import Node
 from ray.exceptions import RayError
 
 log = logging.getLogger(__name__)
@@ -28,6 +30,11 @@ CONNECT_SECONDS = 300.0
 RETRY_SECONDS = 2.0
 PRIVATE_TRIES = 2
 """On a busy machine the first may fail: Ray gives its own processes 30 s to start (ray._private.node)."""
+
+UNUSED_SERVICES = ("start_api_server", "start_monitor", "start_log_monitor")
+"""Methods of Ray's node that start what a run on one machine has no use for: the dashboard's server, of which ray.init
+leaves a part even with include_dashboard=False and waits for it, the autoscaler, and what forwards logs. Each is an
+interpreter of its own, and the first engine waits for them on a small machine."""
 
 _private_folders: list[str] = []
 
@@ -76,15 +83,16 @@ def _start_private() -> None:
         folder = tempfile.mkdtemp(prefix="ray-", dir="/tmp")
         _private_folders.append(folder)
         try:
-            ray.init(
-                address="local",
-                num_cpus=1,
-                include_dashboard=False,
-                object_store_memory=100_000_000,
-                log_to_driver=False,
-                logging_level=logging.WARNING,
-                _temp_dir=folder,
-            )
+            with _without_unused_services():
+                ray.init(
+                    address="local",
+                    num_cpus=1,
+                    include_dashboard=False,
+                    object_store_memory=100_000_000,
+                    log_to_driver=False,
+                    logging_level=logging.WARNING,
+                    _temp_dir=folder,
+                )
             return
         except Exception as error:  # Ray raises whatever its parts do
             why = f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
@@ -95,6 +103,18 @@ def _start_private() -> None:
                     f"no Ray could be started on this machine ({why}); its logs are in {folder}/session_latest/logs"
                 ) from None
             log.warning("Ray on this machine, try %d: %s", tries, why)
+
+
+@contextlib.contextmanager
+def _without_unused_services() -> Iterator[None]:
+    started = {name: getattr(Node, name) for name in UNUSED_SERVICES}
+    for name in UNUSED_SERVICES:
+        setattr(Node, name, lambda node, **options: None)
+    try:
+        yield
+    finally:
+        for name, method in started.items():
+            setattr(Node, name, method)
 
 
 def disconnect() -> None:

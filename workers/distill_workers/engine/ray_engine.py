@@ -98,6 +98,9 @@ class RayEngine:
     async def generate(self, requests: list[Request]) -> list[Response]:
         return list(await self._call("generate", requests, timeout_seconds=RESPONSE_TIMEOUT_SECONDS))
 
+    async def answer(self, request: dict[str, Any]) -> Any:
+        return await self._call("answer", request, timeout_seconds=RESPONSE_TIMEOUT_SECONDS)
+
     async def pause(self) -> None:
         await self._call("pause")
 

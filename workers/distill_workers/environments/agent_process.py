@@ -21,6 +21,7 @@ from distill_workers.isolated_process import kill_group
 from distill_workers.loopback import no_proxy
 
 SETTING = "rollout.environment.agent.command"
+"""The field of the job that names an agent, unless another one is said to."""
 KEPT_BYTES = 65_536
 """Of what an agent prints: the end."""
 SHOWN = 300
@@ -54,7 +55,7 @@ class Ended:
     @property
     def reward(self) -> float | None:
         """Return the reward in the last line of the output; None where that is no JSON object. Raises NoReward."""
-        line = _last_line(self.output)
+        line = last_line(self.output)
         try:
             value = json.loads(line)
         except (ValueError, RecursionError):
@@ -73,7 +74,7 @@ class Ended:
         if not self.code:
             return ""
         how = f"ended with exit code {self.code}" if self.code > 0 else f"was ended by signal {-self.code}"
-        last = _last_line(self.errors)
+        last = last_line(self.errors)
         return f"{how}: {last[:SHOWN]}" if last else how
 
 
@@ -138,19 +139,21 @@ class AgentProcess:
                 self._process.kill()
 
 
-def check_command(command: Sequence[str]) -> None:
-    """Raise ConfigurationError for a program that is not there."""
+def check_command(command: Sequence[str], setting: str = SETTING) -> None:
+    """Raise ConfigurationError for a program that is not there; `setting` is the field of the job that names it."""
     if shutil.which(command[0]) is None:
         raise ConfigurationError(
-            f"{SETTING}: there is no program {command[0]}; it must be a path, or a name on the PATH of the trainer's "
+            f"{setting}: there is no program {command[0]}; it must be a path, or a name on the PATH of the trainer's "
             "container"
         )
 
 
 @asynccontextmanager
-async def started(command: Sequence[str], row: Row, url: str, key: str) -> AsyncIterator[AgentProcess]:
+async def started(
+    command: Sequence[str], row: Row, url: str, key: str, *, setting: str = SETTING
+) -> AsyncIterator[AgentProcess]:
     """Start an agent, whose group is killed when the context is left. Raises EnvironmentFailed where none starts."""
-    content = _content(row)
+    content = _content(row, setting)
     output, errors = _End(), _End()
     try:
         # No pipe for the row, which an agent that reads nothing would leave full.
@@ -172,7 +175,7 @@ async def started(command: Sequence[str], row: Row, url: str, key: str) -> Async
         output.close()
         errors.close()
         if isinstance(error, OSError):
-            raise EnvironmentFailed(f"{SETTING}: no process could be started: {error}") from None
+            raise EnvironmentFailed(f"{setting}: no process could be started: {error}") from None
         raise
     agent = AgentProcess(process, output, errors)
     try:
@@ -184,12 +187,12 @@ async def started(command: Sequence[str], row: Row, url: str, key: str) -> Async
         await process.wait()
 
 
-def _content(row: Row) -> bytes:
+def _content(row: Row, setting: str) -> bytes:
     """Return a row as JSON. Raises EnvironmentFailed for one that JSON cannot have, such as a mapping by tuples."""
     try:
         return json.dumps(dataclasses.asdict(row), default=str).encode()
     except (TypeError, ValueError, RecursionError) as error:
-        raise EnvironmentFailed(f"{SETTING}: the row cannot be written as JSON: {error}", permanent=True) from None
+        raise EnvironmentFailed(f"{setting}: the row cannot be written as JSON: {error}", permanent=True) from None
 
 
 def _variables(url: str, key: str, environment: Mapping[str, str]) -> dict[str, str]:
@@ -197,5 +200,6 @@ def _variables(url: str, key: str, environment: Mapping[str, str]) -> dict[str, 
     return {**environment, **no_proxy(environment), **own}
 
 
-def _last_line(text: str) -> str:
+def last_line(text: str) -> str:
+    """Return the last line of a text that is not blank; empty where there is none."""
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")

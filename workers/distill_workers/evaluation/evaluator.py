@@ -196,9 +196,12 @@ class Evaluator:
         self, episodes: Episodes, prompt: Prompt, sampling: Sampling, seeds: list[int]
     ) -> list[ConversationResponse]:
         """Return the conversations of the seeds, but for those that failed."""
+        environment = self._spec.rollout.environment
+        assert environment is not None, "without one there are no episodes"
+        max_turns = environment.max_turns
 
         async def one(index: int, seed: int) -> ConversationResponse | None:
-            terms = Terms(of_evaluation(self.name), seed, sampling, self._max_tokens, urgent=True)
+            terms = Terms(of_evaluation(self.name), seed, sampling, self._max_tokens, max_turns, urgent=True)
             try:
                 return ConversationResponse.of(await episodes.play(prompt, index, terms))
             except (EnvironmentFailed, EngineRefused) as error:
@@ -278,8 +281,8 @@ class Evaluator:
         async def one(prompt: Prompt) -> float | None:
             decode = self._decode_of.get(prompt.teacher, self._decode)
             try:
-                ids = await teachers.of(prompt.teacher).generate(self._asked(prompt), self._max_tokens)
-                return await reward.score(prompt, decode(ids))
+                written = await teachers.of(prompt.teacher).generate(self._asked(prompt), self._max_tokens)
+                return await reward.score(prompt, decode(written.ids))
             except (BadScore, RewardError):
                 return None
 

@@ -53,9 +53,13 @@ class Guards:
         self._times = dict.fromkeys(self._guards, 0)
         self.coefficient_factor = 1.0
         """What objective.coefficient of every later step is multiplied by."""
+        self._phase = spec.phases[0].name if spec.phases else None
+        """That of the curve that was seen: a guard compares no phase with another, whose objective differs."""
 
     def after_step(self, line: dict[str, Any]) -> Decision | None:
         """By a step's line of metrics.jsonl. Of several that would act the most severe does."""
+        if line.get("phase") != self._phase:
+            self._phase, self._seen = line["phase"], {name: Seen() for name in self._guards}
         due = []
         for guard in self._guards.values():
             value = watched(guard.watch, line)
@@ -84,6 +88,7 @@ class Guards:
         return {
             "coefficientFactor": self.coefficient_factor,
             "times": dict(self._times),
+            "phase": self._phase,
             "seen": {name: asdict(seen) for name, seen in self._seen.items()},
         }
 
@@ -95,6 +100,7 @@ class Guards:
 
     def _restore_seen(self, saved: dict[str, Any]) -> None:
         self._seen = {name: Seen(**saved["seen"].get(name, {})) for name in self._guards}
+        self._phase = saved.get("phase")
 
     def _due(self, guard: Guard, why: str | None) -> bool:
         """Counts what `why` says is out of bounds, or that nothing is: whether patience is at its end."""

@@ -13,6 +13,7 @@ from rich.table import Table
 from distill_api.protocol import Variable
 from distill_api.spec.job_spec import Evaluation, RewardSource, Spec
 from distill_api.teacher.dataset_scores import TeacherLogprobs
+from distill_api.teacher.student import teaches_itself
 from distill_workers.engine.engine import Engine, Response
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.evaluation.evaluator import Evaluator, Measurement
@@ -55,6 +56,11 @@ def chosen(spec: Spec, names: Sequence[str], with_teacher: bool) -> list[Evaluat
     if unknown := [n for n in names if n not in known]:
         raise ValueError(f"spec.evaluation has no {', '.join(unknown)}: it has {', '.join(known)}")
     found = [known[n] for n in names] if names else list(known.values())
+    if with_teacher and teaches_itself(spec):
+        raise ValueError(
+            "--teacher: the teacher is the student itself (teacher.student), as the run has it at each step; the run "
+            "measures the reverse KL to it, so leave --teacher out"
+        )
     if not with_teacher and (bare := [e.name for e in found if e.reward.source is RewardSource.NONE]):
         raise ValueError(
             f"evaluation {', '.join(bare)} has no reward, and so measures the reverse KL alone: add --teacher"

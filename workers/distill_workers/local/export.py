@@ -4,28 +4,18 @@ import json
 import logging
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 
 from distill_api.job import DistillationJob, parse_job
 from distill_api.protocol import ProgressReport
 from distill_api.spec.job_spec import Parallelism
 from distill_workers.failures import ConfigurationError
+from distill_workers.local.model_source import chosen
 from distill_workers.local.run import with_volumes
 from distill_workers.model_folder import model_folder
 from distill_workers.results.model_card import CARD, card_if_possible
-from distill_workers.run_folder.checkpoints import STATE, Checkpoints, best_step
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Source:
-    """What is exported: the folder of a model or of a checkpoint."""
-
-    folder: Path
-    step: int | None
-    """Of a checkpoint; None for the model that the run has exported itself."""
 
 
 def export(folder: Path, destination: Path, *, step: int | None, best: bool, volumes: Mapping[str, str]) -> str:
@@ -48,28 +38,6 @@ def export(folder: Path, destination: Path, *, step: int | None, best: bool, vol
     card = card_if_possible(parse_job(manifest), folder, student, source.step)
     convert(job, student, source.folder, destination, card)
     return f"the model of step {source.step}"
-
-
-def chosen(folder: Path, *, step: int | None, best: bool) -> Source:
-    """The checkpoint that is named, else the exported model, else the newest checkpoint."""
-    if step is None and not best and (folder / "model" / "config.json").is_file():
-        return Source(folder / "model", None)
-    there = Checkpoints(folder / "checkpoints").complete()
-    if not there:
-        raise ConfigurationError(f"{folder} has no model and no complete checkpoint yet: wait for the first")
-    listed = ", ".join(map(str, there))
-    if best:
-        state = json.loads((there[max(there)] / STATE).read_text(encoding="utf-8"))
-        step = best_step(state)
-        if step not in there:
-            raise ConfigurationError(
-                f"{folder} keeps no best checkpoint (spec.schedule.keepBest, and an evaluation to tell it by): "
-                f"--step names one of {listed}"
-            )
-    wanted = max(there) if step is None else step
-    if wanted not in there:
-        raise ConfigurationError(f"{folder} has no complete checkpoint of step {wanted}: there are those of {listed}")
-    return Source(there[wanted], wanted)
 
 
 def convert(job: DistillationJob, student: Path, checkpoint: Path, destination: Path, card: str | None) -> None:

@@ -1,5 +1,6 @@
 """`distill run`: all roles of a job on this machine, without Kubernetes. The same file, the same programs."""
 
+import contextlib
 import json
 import os
 import secrets
@@ -7,14 +8,13 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable
 from pathlib import Path
 from types import FrameType
 from typing import Any, TypeVar
 
 from distill_api import accelerator_environment
-from distill_api.job import DistillationJob
+from distill_api.job import DistillationJob, parse_job
 from distill_api.protocol import ExitCode, ExitReport, Phase, ProgressReport, Variable
 from distill_api.spec.output import Output
 from distill_workers import loopback
@@ -87,7 +87,7 @@ class LocalRun:
         self.interrupts = 0
         self._port = reserve_port()
         self._key = secrets.token_urlsafe(32)
-        """Of this run: the engines' administration and Ray ask for it."""
+        """Of this run: the servers' administration and Ray ask for it."""
         self._placement: Placement | None = None
         self._trainer: subprocess.Popen[bytes] | None = None
         # In memory: where the volume is full, a file would not say so.
@@ -102,6 +102,16 @@ class LocalRun:
                 "--resume goes on with it; for a new one choose another metadata.name or spec.output.path, "
                 "or remove the folder"
             )
+
+    def is_done(self) -> bool:
+        """Return whether the folder holds this very job, and nothing of it is left to do."""
+        try:
+            report = ProgressReport.model_validate_json((self.folder.root / "state.json").read_text())
+            there = parse_job(json.loads((self.folder.root / "run.json").read_text())["job"])
+        except (OSError, ValueError, LookupError):
+            return False
+        published = all(place.done for place in report.publications)
+        return report.phase is Phase.DONE and published and there == self.job
 
     def run(self, show: Callable[[ProgressReport], None], say: Callable[[str], None]) -> int:
         """Runs the job to its end and returns the trainer's exit code, or INTERRUPTED after a second Ctrl-C. `show`
@@ -151,7 +161,7 @@ class LocalRun:
         )
         machine.check_machine(self.folder.root)
         logs = self.folder.root / "logs"
-        teachers = TeacherServers(spec, logs, self._placement.teachers if self._placement else None)
+        teachers = TeacherServers(spec, logs, self._placement.teachers if self._placement else None, self._key)
         logs.mkdir(exist_ok=True)
         with tempfile.TemporaryDirectory(prefix="distill-") as scratch:
             manifest = Path(scratch) / "job.json"
@@ -243,7 +253,8 @@ class LocalRun:
             if not stopping:
                 for sentence in teachers.restart_ended(served=phase is not Phase.STARTING):
                     say(sentence)
-            time.sleep(POLL_SECONDS)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._trainer.wait(POLL_SECONDS)
         state = self.folder.root / "state.json"
         if code == ExitCode.DONE and state.exists():
             show(ProgressReport.model_validate_json(state.read_text()))

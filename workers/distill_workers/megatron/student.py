@@ -19,12 +19,15 @@ from megatron.core.distributed import (
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
 
 from distill_api.spec.job_spec import Spec
+from distill_api.teacher.student import average_decay
+from distill_api.training_phases import objectives
 from distill_workers.data.sample import Sample
 from distill_workers.megatron import lora, memory, parallel, pipeline
 from distill_workers.megatron.architecture import read_shape
 from distill_workers.megatron.batch import MicroBatch, cost, micro_batches, share, split
 from distill_workers.megatron.checkpoint import hugging_face, state
 from distill_workers.megatron.checkpoint.host_copies import HostCopies
+from distill_workers.megatron.checkpoint.weight_average import WeightAverage
 from distill_workers.megatron.checkpoint.writer import CheckpointWriter
 from distill_workers.megatron.context import own_tokens
 from distill_workers.megatron.logprobs import Vocabulary, token_logprobs
@@ -107,9 +110,12 @@ class MegatronStudent:
             rows=min(rows, self.shape.vocab_size - start),
             group=self.ranks.tensor_group if self.ranks.tensor_size > 1 else None,
         )
+        decay = average_decay(spec)
+        self._average = None if decay is None else WeightAverage(self._model, decay)
         self.writer = CheckpointWriter()
         self._copies = HostCopies() if self.ranks.device.type == "cuda" else None
-        self._first_coefficients: StepCoefficients = step_coefficients(spec.objective, 0)
+        self._objectives = objectives(spec)
+        self._first_coefficients: StepCoefficients = step_coefficients(self._objectives[0], 0)
         self._coefficients = self._first_coefficients
         self._begin_step()
 
@@ -126,7 +132,7 @@ class MegatronStudent:
         coefficients = coefficients or self._first_coefficients
         if self._samples and coefficients != self._coefficients:
             raise ValueError(f"a step has one pair of coefficients: {self._coefficients}, and now {coefficients}")
-        self._coefficients = coefficients
+        self._coefficients, objective = coefficients, self._objectives[coefficients.phase]
         shares = share(samples, self._loads, self._limit)
         for rank, indices in enumerate(shares):
             self._loads[rank] += cost(samples, indices, self._limit)
@@ -137,9 +143,8 @@ class MegatronStudent:
         def loss(batch: MicroBatch, hidden: torch.Tensor) -> torch.Tensor:
             own = own_tokens(batch, len(hidden), self.ranks)
             at_responses, head = hidden.flatten(0, 1)[own.rows], self._model.head_weight()
-            summed, sums = micro_batch_loss(
-                self.spec.objective, coefficients, batch, own, at_responses, head, self._vocabulary
-            )
+            parts = (batch, own, at_responses, head, self._vocabulary)
+            summed, sums = micro_batch_loss(objective, coefficients, *parts)
             self._sums = self._sums + sums
             self._positions = self._positions + batch.input_ids.numel() + len(batch.order)
             self._local_tokens += len(own.rows)
@@ -178,6 +183,8 @@ class MegatronStudent:
             for group in self._optimizer.param_groups:
                 group["lr"] = learning_rate
             _, grad_norm, _ = self._optimizer.step()
+            if self._average is not None:
+                self._average.update()
             stats |= {"grad_norm": float(grad_norm), "skipped": 0.0}
         self._begin_step()
         return stats
@@ -205,14 +212,16 @@ class MegatronStudent:
         of_sample = {i: values for part in by_replica for i, values in part.items()}
         return [of_sample.get(i, []) for i in range(len(samples))]
 
-    def hf_tensors(self) -> Iterator[tuple[str, torch.Tensor | None]]:
-        """Yield (name, tensor) of the Hugging Face checkpoint: whole on rank 0, None on others
-        (hugging_face.iterate)."""
-        return hugging_face.iterate(self._model, self.shape, self.ranks)
+    def hf_tensors(self, *, averaged: bool = False) -> Iterator[tuple[str, torch.Tensor | None]]:
+        """Yield (name, tensor) of the Hugging Face checkpoint, or of the weights' average: whole on rank 0, None on
+        others (hugging_face.iterate)."""
+        assert self._average is not None or not averaged, "only a teacher of weights ema asks for it"
+        values = self._average.values if self._average is not None and averaged else None
+        return hugging_face.iterate(self._model, self.shape, self.ranks, values)
 
-    def export_shard(self) -> None:
+    def export_shard(self, *, averaged: bool = False) -> None:
         """Take part in a pass over `hf_tensors` that another rank makes: each tensor is gathered there."""
-        for _ in self.hf_tensors():
+        for _ in self.hf_tensors(averaged=averaged):
             pass
 
     def export(self, folder: Path, card: str | None = None) -> None:
@@ -240,11 +249,12 @@ class MegatronStudent:
     def snapshot(self, *, copied: bool) -> state.Snapshot:
         """This rank's exact state (state.snapshot) after the last step; gradients of the next are no part of it."""
         copies = self._copies if copied else None
-        return state.snapshot(self.ranks, self.shape, self._model, self._optimizer, copied=copied, copies=copies)
+        parts = (self.ranks, self.shape, self._model, self._optimizer)
+        return state.snapshot(*parts, copied=copied, copies=copies, average=self._average)
 
     def load(self, folder: Path) -> None:
         """Continue from what `save` wrote, with the same split over ranks to the last bit (state.load)."""
-        state.load(folder, self.ranks, self.shape, self._model, self._optimizer)
+        state.load(folder, self.ranks, self.shape, self._model, self._optimizer, self._average)
         self._begin_step()
 
     def _begin_step(self) -> None:

@@ -15,8 +15,14 @@ the token's whole span, and later tokens are those behind it (spans.py).
 top-k:
     L_t = c_divergence c_teacher u_t D(student, teacher; top-k and the sampled token, tail)
           + L_t of sampled-token with A'_t = c_reward A_t
+Both, with a control (control.py): L_t of sampled-token, with
+    A'_t = c_reward A_t + c_divergence c_teacher A 1[y_t is among the least likely of its response], and c_reference's
 Both, with forwardKlAboveEntropy (EOPD, arXiv 2603.07079):
     L_t + c_divergence c_teacher u_t 1[H_T(s_t) > tau] KL(teacher || student; the same)
+
+target (supervised fine-tuning), of responses of the data set alone:
+    L_t = -c_divergence log pi(y_t), the forward KL from the target, all of whose mass is at y_t
+
 The divergence is taken on any sequence, the data set's included (GKD, arXiv 2306.13649); the policy gradient on the
 student's own alone.
 """
@@ -25,13 +31,15 @@ import torch
 
 from distill_api.spec.job_spec import Divergence, Objective, RewardSource, Support
 from distill_api.spec.objective import Baseline, DiscountedReturn
+from distill_api.teacher.control import Control
 from distill_workers.objective.baselines import top_k_value
 from distill_workers.objective.coefficients import StepCoefficients
+from distill_workers.objective.control import ADVANTAGE, least_likely
 from distill_workers.objective.corrections import correct
 from distill_workers.objective.divergences import higher_estimates, sampled_reverse_kl
 from distill_workers.objective.reference import implicit_reward, sampled_divergence
 from distill_workers.objective.responses import future_mean, future_sum
-from distill_workers.objective.spans import Spans
+from distill_workers.objective.spans import ONE_TOKEN_EACH, Spans
 from distill_workers.objective.teacher_top_k import TeacherTopK
 from distill_workers.objective.weighting import token_weights
 
@@ -91,7 +99,9 @@ def token_losses(
     """
     old, current = old_logprobs.detach(), logprobs.detach()
     spans = Spans(span_ends)
-    weights = correct(objective.correction, old, engine_logprobs, lengths, spans)
+    control = objective.control is not Control.NONE
+    # Where a span ends, the teacher's tokenizer says.
+    weights = correct(objective.correction, old, engine_logprobs, lengths, ONE_TOKEN_EACH if control else spans)
     # Tokens that the student did not sample have no policy gradient.
     importance = torch.where(supervised, 0.0, weights.values)
     reverse_kl = spans.means(sampled_reverse_kl(current, teacher_logprobs))
@@ -109,6 +119,8 @@ def token_losses(
     differentiated = torch.zeros_like(logprobs)
     if not sampled and top_k is not None:
         divergence = differentiated = top_k.divergence(objective.divergence, objective.jsd_beta, objective.entry_clip)
+    if objective.support is Support.TARGET:
+        divergence = differentiated = -logprobs
     of_method: dict[str, torch.Tensor] = {} if span_ends is None else {"aligned_ratio": spans.single(span_ends)}
     factor = teacher_coefficients * token_weights(
         objective.weighting, reverse_kl=reverse_kl, divergence=divergence, entropy=entropy, lengths=lengths
@@ -121,9 +133,12 @@ def token_losses(
             added = torch.where(uncertain, forward_kl, 0.0)
             differentiated, divergence = differentiated + added, divergence + added
             of_method["uncertain_ratio"] = uncertain
-    loss = coefficients.divergence * (factor * differentiated)
     clipped = held = torch.zeros_like(supervised)
-    if sampled:
+    if control:
+        factor = teacher_coefficients * least_likely(old, lengths).to(old.dtype)
+        differentiated = torch.zeros_like(logprobs)
+        total_advantages = total_advantages + coefficients.divergence * (factor * ADVANTAGE)
+    elif sampled:
         baseline = _baseline(objective, top_k, baselines, current)
         gaps = spans.totals(sampled_divergence(objective, old, teacher_logprobs, reference_logprobs))
         clipped = gaps.abs() > objective.advantage_clip
@@ -137,7 +152,8 @@ def token_losses(
         total_advantages = total_advantages - objective.reference_coefficient * held_back
         of_method["reference_kl"] = sampled_reverse_kl(current, reference_logprobs)
         of_method["implicit_reward"] = implicit_reward(teacher_logprobs, reference_logprobs)
-    has_policy_gradient = sampled or objective.reward.source is not RewardSource.NONE
+    loss = coefficients.divergence * (factor * differentiated)
+    has_policy_gradient = sampled or control or objective.reward.source is not RewardSource.NONE
     if has_policy_gradient:
         clip_range = objective.correction.ratio_clip
         surrogate, held = policy_gradient(logprobs, old, total_advantages.detach(), clip_range)

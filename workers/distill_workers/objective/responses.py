@@ -18,6 +18,20 @@ def response_sum(values: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
     return sums.index_add(0, response, values.double()).index_select(0, response)
 
 
+def highest_share(values: torch.Tensor, lengths: torch.Tensor, share: float) -> torch.Tensor:
+    """Return which tokens have the ceil(share n) highest values of their response of n: [tokens], bool.
+
+    Of equals the earlier is taken.
+    """
+    responses = torch.repeat_interleave(lengths)
+    order = values.argsort(descending=True, stable=True)
+    order = order[responses[order].argsort(stable=True)]  # response by response, the highest first
+    starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
+    rank = torch.empty_like(order)
+    rank[order] = torch.arange(len(order), device=order.device) - starts
+    return rank < torch.repeat_interleave((share * lengths.double()).ceil(), lengths)
+
+
 def future_mean(values: torch.Tensor, lengths: torch.Tensor, discount: float) -> torch.Tensor:
     """Return at each token the discounted mean of the later values of its response: [tokens], in the dtype of values.
 

@@ -52,15 +52,15 @@ SCOPES = {
     "overlap_ratio": Scope.MEASURED,
 }
 """Every statistic of a step's tokens. divergence is what is minimised: with sampled-token the k1 estimate, extrapolated
-with a reference, of which there are reference_kl, the k1 estimate to it, and implicit_reward, log pi_T - log pi_ref.
-importance_weight is the factor of a token's policy gradient. advantage_square, of sampled-token, is the square of what
-the divergence adds to a token's advantage, without coefficients: a baseline is to lower it. Only where the teacher's
-top-k is at hand are there forward_kl, that of teacher to student over the top-k and the tail; student_mass and
-teacher_mass, the mass that each gives to that top-k; teacher_entropy over it and the tail; and overlap_ratio, the share
-of the student's own top-k among it (as verl reports them). divergence_weight is the factor of a token's divergence but
-for the coefficient of the step, and selected_ratio the share of tokens at which it is above 0. aligned_ratio is
-the share of tokens that are a span by themselves (spans.py), among those that a teacher with a tokenizer of its own
-scored."""
+with a reference, of which there are reference_kl, the k1 estimate to it, and implicit_reward, log pi_T - log pi_ref;
+with a control it is what the job without one would minimise. importance_weight is the factor of a token's policy
+gradient. advantage_square, of sampled-token, is the square of what the divergence adds to a token's advantage, without
+coefficients: a baseline is to lower it. Only where the teacher's top-k is at hand are there forward_kl, that of teacher
+to student over the top-k and the tail; student_mass and teacher_mass, the mass that each gives to that top-k;
+teacher_entropy over it and the tail; and overlap_ratio, the share of the student's own top-k among it (as verl reports
+them). divergence_weight is the factor of a token's divergence but for the coefficient of the step, and selected_ratio
+the share of tokens at which it is above 0. aligned_ratio is the share of tokens that are a span by themselves
+(spans.py), among those that a teacher with a tokenizer of its own scored."""
 
 
 def no_sums(device: torch.device) -> torch.Tensor:

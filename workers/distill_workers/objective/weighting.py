@@ -3,7 +3,7 @@
 import torch
 
 from distill_api.spec.objective import Weighting
-from distill_workers.objective.responses import response_sum
+from distill_workers.objective.responses import highest_share, response_sum
 
 CORRECT = 1.0
 """Reward from which on a response is correct, as in an evaluation's pass@k."""
@@ -63,12 +63,7 @@ def most_informative(
         return torch.where(highest > 0, values / highest, 0.0)
 
     unsure, far = over_maximum(entropy), over_maximum(divergence)
-    order = (unsure + far - unsure * far).argsort(descending=True, stable=True)
-    order = order[responses[order].argsort(stable=True)]  # response by response, the most informative first
-    starts = torch.repeat_interleave(lengths.cumsum(0) - lengths, lengths)
-    rank = torch.empty_like(order)
-    rank[order] = torch.arange(len(order), device=order.device) - starts
-    return rank < torch.repeat_interleave((share * lengths.double()).ceil(), lengths)
+    return highest_share(unsure + far - unsure * far, lengths, share)
 
 
 def outcome_weight(weighting: Weighting, reward: float | None) -> float:

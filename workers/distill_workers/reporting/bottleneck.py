@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 from distill_api.metrics import StepStage
 from distill_api.spec.job_spec import Recompute, Spec, WeightSync
+from distill_api.teacher.student import engines_score
 
 PARTS = {
     StepStage.ROLLOUT: "rollout",
@@ -58,6 +59,8 @@ def _environment(spec: Spec) -> tuple[str, str]:
 
 def _teacher(spec: Spec) -> tuple[str, str]:
     what = "the trainer waits for scores"
+    if engines_score(spec):
+        return what, "the engines give them (teacher.student): raise rollout.replicas, or rollout.maxConcurrentRequests"
     if not spec.live_teachers:
         return what, "they are stored, and read from the output volume (output.path): use one that answers faster"
     if spec.deterministic:

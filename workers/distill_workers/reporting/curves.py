@@ -17,7 +17,7 @@ SMOOTHING = 0.9
 
 
 def draw(run: Run, job: DistillationJob) -> Figure:
-    """Draw four panels: divergence, scores, seconds, lengths."""
+    """Draw four panels: divergence, scores, seconds, lengths; a dashed line is where a phase begins."""
     figure = Figure(figsize=(11, 7), layout="constrained")
     axes = figure.subplots(2, 2)
     for ax, panel in zip(axes.flat, (_divergence, _scores, _seconds, _lengths), strict=True):
@@ -26,6 +26,8 @@ def draw(run: Run, job: DistillationJob) -> Figure:
         ax.spines[["top", "right"]].set_visible(False)
         if ax.has_data():
             ax.set_xlim(0, max(1, job.spec.schedule.steps))
+            for _, first, _ in run.phases[1:]:
+                ax.axvline(first - 1, color="#999999", linestyle="--", linewidth=0.8)
             ax.legend(fontsize="small", framealpha=0.85, edgecolor="none")
         else:
             ax.text(0.5, 0.5, "nothing measured", transform=ax.transAxes, ha="center", va="center", color="#888888")

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,8 @@ class Step:
     seconds: float | None = None
     """Of the whole step."""
     response_tokens: int | None = None
+    phase: str | None = None
+    """Name of its phase (spec.phases)."""
 
 
 @dataclass(frozen=True)
@@ -57,6 +60,12 @@ class Run:
     steps: list[Step] = field(default_factory=list)
     evaluations: dict[str, list[Evaluated]] = field(default_factory=dict)
     guarded: list[Guarded] = field(default_factory=list)
+
+    @property
+    def phases(self) -> list[tuple[str, int, int]]:
+        """Name, first and last step of each phase that has a step; none of a run without phases."""
+        found = [(name, list(steps)) for name, steps in groupby(self.steps, key=lambda s: s.phase)]
+        return [(name, steps[0].step, steps[-1].step) for name, steps in found if name is not None]
 
     def until(self, step: int) -> "Run":
         """Return the run as it stood after `step` steps."""
@@ -96,6 +105,7 @@ def _step(line: dict[str, Any]) -> Step:
         stages=line.get("stages", {}),
         seconds=line.get("seconds"),
         response_tokens=tokens,
+        phase=line.get("phase"),
     )
 
 

@@ -32,6 +32,7 @@ GUARD_EVENTS = 4
 EVENT_CHARACTERS = 300
 GAUGES = {
     "distill_train_step": "step",
+    "distill_objective_phase_number": "phase_number",
     "distill_last_step_timestamp_seconds": "time",
     "distill_reverse_kl_nats": "reverse_kl",
     "distill_policy_rollout_kl_nats": "trainer_engine_gap",
@@ -66,6 +67,7 @@ GAUGES = {
     "distill_truncated_ratio": "truncated_ratio",
     "distill_privileged_copied_ratio": "copied_ratio",
     "distill_policy_lag_steps": "policy_lag",
+    "distill_teacher_lag_steps": "teacher_lag",
 }
 """Gauges by the field of a step's line that they show."""
 
@@ -134,6 +136,7 @@ class Recorder:
         self._reporter.progress(
             step=step.number,
             percent=100 * step.number // self._total,
+            objective_phase=line["phase"],
             reverse_kl=decimal(line["reverse_kl"]),
             reward=decimal(line["reward"]),
             tokens_per_second=f"{line['response_tokens'] / step.seconds:.1f}",

@@ -26,15 +26,16 @@ pre { background: #f5f5f5; padding: 1rem; overflow-x: auto; }
 """
 
 
-def write_report(run_folder: Path, job: DistillationJob) -> None:
-    """Writes curve.png and report.html into the run folder."""
+def write_report(run_folder: Path, job: DistillationJob, into: Path | None = None) -> None:
+    """Writes curve.png and report.html into a folder, by default the run folder."""
+    into = into or run_folder
     run = read_run(run_folder / "metrics.jsonl")
     figure = draw(run, job)
-    aside = run_folder / "curve.png.tmp"
+    aside = into / "curve.png.tmp"
     figure.savefig(aside, format="png", dpi=120)
-    aside.replace(run_folder / "curve.png")
+    aside.replace(into / "curve.png")
     made = page(run, read_rollouts(run_folder), job, svg(figure), versions_of(run_folder))
-    write_whole(run_folder / "report.html", made)
+    write_whole(into / "report.html", made)
 
 
 def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str, built_with: dict[str, str]) -> str:
@@ -49,6 +50,7 @@ def page(run: Run, rollouts: list[Rollout], job: DistillationJob, drawing: str, 
 <p>Teacher <b>{html.escape(teachers)}</b>, student <b>{html.escape(spec.student.model)}</b>:
 {done} of {spec.schedule.steps} steps.</p>
 {_evaluation_table(run)}
+{_phase_table(run)}
 {_guard_table(run)}
 {drawing}
 {rollouts_html(rollouts)}
@@ -80,6 +82,14 @@ def _evaluation_table(run: Run) -> str:
         )
         rows.append(f"<tr>{''.join(f'<td>{cell}</td>' for cell in cells)}</tr>")
     return f"<table>{''.join(rows)}</table>"
+
+
+def _phase_table(run: Run) -> str:
+    """Return a table of the phases and their steps, in order."""
+    if not run.phases:
+        return ""
+    rows = "".join(f"<tr><td>{html.escape(name)}</td><td>{a} – {b}</td></tr>" for name, a, b in run.phases)
+    return f"<h2>Phases</h2><table><tr><th>phase</th><th>steps</th></tr>{rows}</table>"
 
 
 def _guard_table(run: Run) -> str:

@@ -44,6 +44,7 @@ def sample_line(step: int, why: str, sample: Sample, decode: Decode) -> dict[str
         "prompt_index": sample.prompt_index,
         "sibling": sample.index_in_group,
         "weight_version": sample.weight_version,
+        "teacher_version": sample.teacher_version,
         "reward": sample.reward,
         "truncated": sample.truncated,
         "response_tokens": len(sample.response_ids),

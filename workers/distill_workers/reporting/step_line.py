@@ -14,6 +14,15 @@ TRAINED = (*SCOPES, "grad_norm", "learning_rate", "coefficient", "reward_coeffic
 
 
 @dataclass(frozen=True)
+class ObjectivePhase:
+    """The phase of a step (spec.phases)."""
+
+    name: str
+    number: int
+    """From 1, as people count."""
+
+
+@dataclass(frozen=True)
 class Step:
     """One optimiser step that is done."""
 
@@ -23,6 +32,10 @@ class Step:
     """What MegatronStudent.update returned."""
     policy_lag: float
     seconds: float
+    phase: ObjectivePhase | None = None
+    """None without phases."""
+    teacher_lag: float | None = None
+    """As policy_lag of the weights that scored; None where the teacher is not the student."""
 
 
 def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
@@ -33,6 +46,8 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
     return {
         "kind": "step",
         "step": step.number,
+        "phase": step.phase and step.phase.name,
+        "phase_number": step.phase and step.phase.number,
         "time": time.time(),
         "seconds": step.seconds,
         "samples": len(samples),
@@ -40,6 +55,7 @@ def step_line(step: Step, stages: dict[str, float]) -> dict[str, Any]:
         # What had no token to be measured at is not there.
         **{key: trained.get(key) for key in TRAINED},
         "policy_lag": step.policy_lag,
+        "teacher_lag": step.teacher_lag,
         "copied_ratio": statistics.fmean(copied) if copied else None,
         "truncated_ratio": statistics.fmean(s.truncated for s in samples),
         "reward": statistics.fmean(rewards) if rewards else None,

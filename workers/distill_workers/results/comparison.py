@@ -12,6 +12,7 @@ from distill_api.metrics import StepStage
 from distill_workers.failures import ConfigurationError
 from distill_workers.reporting.cost import accelerators
 from distill_workers.reporting.metrics_file import Evaluated, Run, read_run
+from distill_workers.results import control
 from distill_workers.results.public_job import secretive
 
 LAST_STEPS = 10
@@ -89,6 +90,7 @@ def sections(runs: Sequence[ComparedRun]) -> list[Section]:
     names = tuple(run.name for run in runs)
     found = [
         Section("Runs", ("", *names), _summary(runs)),
+        Section("With its teacher and with the control", control.HEAD, control.verdict_rows(runs)),
         Section("Evaluations, first → last with the 95 % interval", ("evaluation", *names), _evaluations(runs)),
         Section("Seconds of a step by stage", ("stage", *names), _stages(runs)),
         Section("What differs", ("field", *names), differences(runs)),
@@ -140,6 +142,7 @@ def as_json(runs: Sequence[ComparedRun]) -> dict[str, Any]:
             }
             for run in runs
         ],
+        "controls": control.as_json(runs),
         "differences": {
             path: dict(zip([run.name for run in runs], values, strict=True)) for path, *values in differences(runs)
         },

@@ -4,6 +4,10 @@ from collections.abc import Iterator
 
 from distill_api.spec.job_spec import Advantage, Divergence, ImportanceWeight, Objective, RewardSource, Spec, Support
 from distill_api.spec.objective import Baseline
+from distill_api.teacher.control import Control
+from distill_api.teacher.dataset_scores import DatasetResponses
+from distill_api.training_phases import TrainingPhase, objectives
+from distill_workers.objective.control import ADVANTAGE, SHARE
 
 PAPERS = {
     "GKD": ("On-Policy Distillation of Language Models", "2306.13649"),
@@ -19,6 +23,7 @@ PAPERS = {
     "OPSD": ("OPSD", "2601.18734"),
     "G-OPD": ("Learning beyond Teacher", "2602.12125"),
     "StableOPD": ("Demystifying OPD", "2604.08527"),
+    "control": ("Does On-Policy Distillation Really Distill?", "2608.31046"),
 }
 """Title, or its beginning, and arXiv number."""
 DIVERGENCES = {
@@ -29,8 +34,31 @@ DIVERGENCES = {
 
 
 def method(spec: Spec) -> list[str]:
-    """Return sentences in Markdown: the divergence first, then what a job adds to it."""
-    objective = spec.objective
+    """Return sentences in Markdown: the divergence first, then what a job adds to it; of a job with phases, all of a
+    phase in one."""
+    if spec.phases:
+        parts = zip(spec.phases, objectives(spec), strict=True)
+        return [f"Phase `{phase.name}`, {_end(phase)}: {' '.join(_method(spec, o))}" for phase, o in parts]
+    return _method(spec, spec.objective)
+
+
+def _end(phase: TrainingPhase) -> str:
+    """Return when a phase ends, as a part of a sentence."""
+    ends = [] if phase.until_step is None else [f"until step {phase.until_step}"]
+    if (flat := phase.until_flat) is not None:
+        gain = f" of more than {flat.minimum_gain:g}" if flat.minimum_gain else ""
+        ends.append(f"until {flat.patience} evaluations `{flat.evaluation}` in a row without a gain{gain}")
+    return ", or ".join(ends) or "to the end"
+
+
+def _method(spec: Spec, objective: Objective) -> list[str]:
+    """Return the sentences of one objective."""
+    if objective.control is not Control.NONE:
+        return list(_control(objective))
+    if objective.support is Support.TARGET:
+        whose = _given_by(objective)
+        what = f"the cross-entropy of {whose} is the loss; its coefficient is {objective.coefficient:g}."
+        return [f"Supervised fine-tuning: {what}"]
     found = [f"On-policy distillation ({paper('GKD')}): the student learns from its own samples."]
     found.append(_divergence(objective))
     found.extend(_other_tokenizers(spec))
@@ -42,13 +70,18 @@ def method(spec: Spec) -> list[str]:
     found.extend(_variants(objective))
     if objective.dataset_share:
         found.append(
-            f"A share of {objective.dataset_share:g} of a step's sequences is text of the data set ({paper('GKD')})."
+            f"A share of {objective.dataset_share:g} of a step's sequences is {_given_by(objective)} ({paper('GKD')})."
         )
     if objective.reward.source is not RewardSource.NONE:
         found.append(_reward(objective))
     if objective.support is Support.SAMPLED_TOKEN or objective.reward.source is not RewardSource.NONE:
         found.append(_policy_gradient(objective))
     return found
+
+
+def _given_by(objective: Objective) -> str:
+    teacher = objective.dataset_responses is DatasetResponses.TEACHER
+    return "responses of the teacher, by greedy decoding" if teacher else "text of the data set"
 
 
 def paper(name: str) -> str:
@@ -97,11 +130,8 @@ def _variants(objective: Objective) -> Iterator[str]:
             f"The teacher's log-probabilities less those of the reference, `{objective.reference}`, are a reward of "
             f"weight {objective.extrapolation:g}; weight 1 would be distillation alone ({paper('G-OPD')})."
         )
-    if (held := objective.reference_coefficient) > 0:
-        yield (
-            f"The reverse KL to the reference, `{objective.reference}`, is added; its coefficient is {held:g} "
-            f"({paper('StableOPD')})."
-        )
+    if objective.reference_coefficient > 0:
+        yield _held_back(objective)
     if (clip := objective.entry_clip) is not None:
         yield f"What one token of the vocabulary adds is at most {clip:g} nats ({paper('OPSD')})."
     if (entropy := objective.forward_kl_above_entropy) is not None:
@@ -112,7 +142,35 @@ def _variants(objective: Objective) -> Iterator[str]:
     if (share := weighting.share) < 1:
         yield f"A share of {share:g} of a response's tokens is kept, those that can teach most ({paper('TIP')})."
     if (weighting.correct, weighting.wrong) != (1, 1):
-        yield f"Correct responses have the weight {weighting.correct:g}, others {weighting.wrong:g}."
+        yield _by_outcome(objective)
+
+
+def _control(objective: Objective) -> Iterator[str]:
+    """Yield the sentences of a control: what stands in the teacher's place, then what the job has beside a teacher."""
+    yield (
+        f"A control ({paper('control')}): nothing that the teacher says is in the loss. In its place stands the "
+        f"advantage {ADVANTAGE:g} at those {SHARE:.0%} of a response's tokens that the student finds least likely; "
+        f"its coefficient is {objective.coefficient:g}."
+    )
+    if objective.reference_coefficient > 0:
+        yield _held_back(objective)
+    if (objective.weighting.correct, objective.weighting.wrong) != (1, 1):
+        yield _by_outcome(objective)
+    if objective.reward.source is not RewardSource.NONE:
+        yield _reward(objective)
+    yield _policy_gradient(objective)
+
+
+def _held_back(objective: Objective) -> str:
+    return (
+        f"The reverse KL to the reference, `{objective.reference}`, is added; its coefficient is "
+        f"{objective.reference_coefficient:g} ({paper('StableOPD')})."
+    )
+
+
+def _by_outcome(objective: Objective) -> str:
+    weighting = objective.weighting
+    return f"Correct responses have the weight {weighting.correct:g}, others {weighting.wrong:g}."
 
 
 def _reward(objective: Objective) -> str:

@@ -20,6 +20,8 @@ from distill_api.job import DistillationJob
 from distill_api.spec.evaluation import Evaluation
 from distill_api.spec.job_spec import RewardSource, Spec
 from distill_api.spec.prompts import Prompts
+from distill_api.teacher.control import Control
+from distill_api.teacher.student import engines_score
 from distill_workers.evaluation.estimates import Estimate
 from distill_workers.reporting.metrics_file import Evaluated, Run, Step, read_run
 from distill_workers.results.method import method, paper
@@ -91,7 +93,7 @@ def model_card(job: DistillationJob, run: Run, step: int, licence: dict[str, Any
     parts = [
         f"---\n{data.to_yaml()}\n---",
         f"# {name}",
-        f"{_code(_model(spec.student.model))}, distilled from {_teachers(spec)} on its own samples, "
+        f"{_code(_model(spec.student.model))}, {_made(spec)} {_teachers(spec)} on its own samples, "
         f"{step} of {spec.schedule.steps} steps.{adapters}",
         "## How it was made",
         "\n".join(f"- {line}" for line in [*_data(spec), *method(spec)]),
@@ -119,7 +121,16 @@ def _model(model: str) -> str:
     return hub_id(model) or Path(model).name
 
 
+def _made(spec: Spec) -> str:
+    return (
+        "distilled from" if spec.objective.control is Control.NONE else "trained as the control of a distillation from"
+    )
+
+
 def _teachers(spec: Spec) -> str:
+    if spec.teacher is not None and (student := spec.teacher.student) is not None:
+        every = "each step" if engines_score(spec) else f"every {student.every_steps} steps"
+        return f"itself, as it was at {every} and with what it was not asked,"
     return " and ".join(_code(_model(t.model) if t.model is not None else t.title) for t in spec.routed_teachers)
 
 

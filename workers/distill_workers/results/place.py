@@ -52,6 +52,8 @@ def is_permanent(error: BaseException) -> bool:
 def sentence(error: BaseException, secrets: tuple[str, ...] = ()) -> str:
     """Return what an error says, on one line, without any of the secrets."""
     text = " ".join(str(error).split())
+    if isinstance(error, PermissionError) and text == "Forbidden":  # an answer to HEAD, which has no text
+        text = "Forbidden: the store does not know the key, or the key has no right there"
     if not text or not isinstance(error, PlaceRefused | OSError):
         text = f"{type(error).__name__}: {text}"
     for secret in secrets:

@@ -86,15 +86,35 @@ class Publisher:
                 notes.append(f"Publish: {place.to} is not reached, and is tried again at the end: {answer.message}")
         return notes
 
-    async def publish(self, models: Mapping[PublishedStep, Model]) -> list[Publication]:
-        """Publish to every place, beside each other. Returns what became of each, in their order.
+    def is_published(self, place: Publish, step: int) -> bool:
+        """Return whether the model of a step is what this run has published there last."""
+        known = self._seen()["places"].get(place.to, {})
+        return bool(known.get("done")) and known["step"] == step
+
+    def forget_after(self, step: int) -> None:
+        """Let what is published of a later step count no more: a run that goes on from `step` makes another model of
+        it."""
+        seen = self._seen()
+        places = {
+            to: {**known, "done": False} if known["step"] > step else known for to, known in seen["places"].items()
+        }
+        if places != seen["places"]:
+            self._folder.replace(FILE, json.dumps({**seen, "places": places}, indent=1))
+
+    async def publish(
+        self, models: Mapping[PublishedStep, Model], places: Sequence[Publish] | None = None
+    ) -> list[Publication]:
+        """Publish to the places, by default to all, beside each other. Returns what became of each, in their order.
 
         Raises Superseded where a newer trainer has the run folder.
         """
         deadline = time.monotonic() + self._seconds
         run = self._seen()["run"]
         manifests = {step: await self._manifest(model, run) for step, model in models.items() if model.problem is None}
-        done = (self._to(p, models[p.step], manifests.get(p.step), deadline) for p in self._places)
+        done = (
+            self._to(p, models[p.step], manifests.get(p.step), deadline)
+            for p in (self._places if places is None else places)
+        )
         return list(await asyncio.gather(*done))
 
     async def _manifest(self, model: Model, run: str) -> Manifest:
@@ -114,7 +134,8 @@ class Publisher:
 
     async def _to(self, place: Publish, model: Model, manifest: Manifest | None, deadline: float) -> Publication:
         if manifest is None:
-            return Publication(to=place.to, step=model.step, done=False, message=model.problem or "")
+            missing = (model.problem or "")[:MESSAGE_CHARACTERS]
+            return Publication(to=place.to, step=model.step, done=False, message=missing)
         known = self._seen()["places"].get(place.to, {})
         if known.get("done") and known["content"] == manifest.content:
             log.info("publish: step %d is at %s since an earlier attempt: %s", model.step, place.to, known["message"])

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from distill_api.spec.job_spec import Objective
 from distill_workers.data.sample import Sample
 from distill_workers.rollout.conversations.conversation_clock import ConversationClock
 from distill_workers.rollout.failed_samples import FailedSamples
@@ -18,6 +19,8 @@ class Batch:
     step: int
     cursor_after: dict[str, Any]
     """State of the prompt cursor after the prompts of this batch were taken from it."""
+    objective: Objective
+    """That of the step's phase."""
     parts: list[asyncio.Task[list[Sample]]] = field(default_factory=list)
     """Each is one response, or the group of a prompt."""
     launched_at: float = field(default_factory=time.monotonic)

@@ -11,9 +11,9 @@ import logging
 import os
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 from distill_api.job import DistillationJob
 from distill_api.protocol import Variable
@@ -31,6 +31,7 @@ from distill_workers.weight_sync.base import EngineLost, PushIncomplete, Sync
 from distill_workers.weight_sync.buckets import WeightSource
 from distill_workers.weight_sync.transport import choose_transport
 
+T = TypeVar("T")
 log = logging.getLogger(__name__)
 
 HEALTH_SECONDS, HEALTH_TIMEOUT_SECONDS = 15.0, 20.0
@@ -54,8 +55,7 @@ class EnginePool:
     def __init__(self, job: DistillationJob, folder: RunFolder, metrics: Metrics) -> None:
         self._job, self._folder, self._metrics = job, folder, metrics
         self._ray = RayConnection(os.environ.get(Variable.RAY))
-        self._wanted = job.spec.rollout.replicas
-        """Number of engines that the job asks for now (live_spec.py)."""
+        self._wanted = job.spec.rollout.replicas  # engines that the job asks for now (live_spec.py)
         self._numbers = itertools.count()
         self._engines: dict[int, RayEngine] = {}
         self._batchers: dict[int, RequestBatcher] = {}
@@ -66,9 +66,7 @@ class EnginePool:
         """time.monotonic since when no engine serves; None while one does."""
         self._tasks: set[asyncio.Task[None]] = set()
         self._source: WeightSource | None = None
-        self._version, self._model = 0, ""
-        self._push_seconds = 0.0
-        """Seconds that the last push without a lost engine took."""
+        self._version, self._model, self._push_seconds = 0, "", 0.0  # of the last push without a lost engine
         # Held while weights change or are pushed: a restarted engine must not get the weights of half a step.
         self._weights_lock = asyncio.Lock()
 
@@ -106,6 +104,11 @@ class EnginePool:
         log.info("%d of %d engines up after %.1f s", len(self._scheduler.open), len(results), time.monotonic() - begin)
         self._spawn(self._check_health())
 
+    @property
+    def serving(self) -> list[int]:
+        """The numbers of the engines that are given requests."""
+        return sorted(self._scheduler.open)
+
     def count_placed(self) -> int:
         """Return the number of engines that hold accelerators: all that Ray has placed on a worker."""
         return sum(engine.placed for engine in self._engines.values())
@@ -128,18 +131,8 @@ class EnginePool:
         self, prompt_ids: list[int], *, max_new_tokens: int, temperature: float, top_p: float, seeds: list[int]
     ) -> list[Response]:
         """Return one response for each seed. The requests are urgent: they go before those of training."""
-
-        def one(seed: int) -> Awaitable[Response]:
-            return self.generate(
-                prompt_ids,
-                max_new_tokens=max_new_tokens,
-                temperature=temperature,
-                top_p=top_p,
-                seed=seed,
-                urgent=True,
-            )
-
-        return await asyncio.gather(*map(one, seeds))
+        how: dict[str, Any] = {"max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p}
+        return await asyncio.gather(*(self.generate(prompt_ids, **how, seed=seed, urgent=True) for seed in seeds))
 
     async def generate(
         self,
@@ -155,12 +148,20 @@ class EnginePool:
         """Return one response of the least busy engine, or of the one of `affinity`; of another if that one fails.
         Raises EngineRefused for a request that a running engine will not answer: no other would."""
         request = Request(prompt_ids, seed, max_new_tokens, temperature, top_p, self.stop_token_ids)
+        return await self._call(lambda n: self._batchers[n].generate(request), urgent, affinity)
+
+    async def answer(self, request: dict[str, Any], *, affinity: EngineAffinity | None = None) -> Any:
+        """Return the JSON of the answer of SGLang's /generate to the body of a request, which is urgent: to a teacher's
+        scoring, or for a response that the teacher writes. Engines are chosen, and fail, as in `generate`."""
+        return await self._call(lambda n: self._engines[n].answer(request), True, affinity)
+
+    async def _call(self, work: Callable[[int], Awaitable[T]], urgent: bool, affinity: EngineAffinity | None) -> T:
+        """Return what `work` does in a slot of the engine of a number; it is done again if that engine fails."""
         while True:
             number = await self._scheduler.acquire(urgent=urgent, affinity=affinity)
-            engine = self._engines[number]
-            incarnation = engine.incarnation
+            incarnation = (engine := self._engines[number]).incarnation
             try:
-                return await self._batchers[number].generate(request)
+                return await work(number)
             except EngineUnavailable as error:
                 # A call that was made before a restart says nothing about the server that runs now.
                 if engine.incarnation == incarnation:
@@ -168,7 +169,7 @@ class EnginePool:
             finally:
                 self._scheduler.release(number)
 
-    @asynccontextmanager
+    @contextlib.asynccontextmanager
     async def updating_weights(self) -> AsyncIterator[None]:
         """Hold back restarted engines during an optimiser step and its push."""
         async with self._weights_lock:
@@ -233,8 +234,7 @@ class EnginePool:
                 return
             except (EngineLost, PushIncomplete, TimeoutError) as error:
                 log.warning("engine %d did not get the weights: %s", number, error or "it hangs")
-                # Training may wait for each try.
-                await asyncio.sleep(retry_seconds)
+                await asyncio.sleep(retry_seconds)  # training may wait for each try
                 retry_seconds = min(2 * retry_seconds, MOST_RETRY_SECONDS)
 
     async def _catch_up(self, number: int) -> None:
@@ -252,26 +252,26 @@ class EnginePool:
             self._scheduler.add(number)
 
     async def _check_health(self) -> None:
-        """Check every engine for ever: a hung engine, or a lost Ray head, may show in nothing else for a long time.
-
-        One missed check may be due to load; the second in a row makes the engine lost.
-        """
+        """Check every engine for ever: a hung engine, or a lost Ray head, may show in nothing else for a long time."""
         missed: Counter[int] = Counter()
         while True:
             await asyncio.sleep(HEALTH_SECONDS)
             self._fail_without_engines()
             if not self._ray.private:
                 self._resize(await asyncio.to_thread(rollout_replicas, self._wanted))
-            for number in self._scheduler.open.copy():
-                try:
-                    await self._engines[number].health(HEALTH_TIMEOUT_SECONDS)
-                    missed[number] = 0
-                except (EngineUnavailable, EngineRefused) as error:
-                    missed[number] += 1
-                    log.warning("engine %d, health check: %s", number, error)
-                    if missed[number] == 2:
-                        missed[number] = 0
-                        self._mark_lost(number, f"health check: {error}")
+            # Beside each other, as the timeouts of several that hang would add up.
+            await asyncio.gather(*(self._check_engine(number, missed) for number in self._scheduler.open.copy()))
+
+    async def _check_engine(self, number: int, missed: Counter[int]) -> None:
+        """One missed check may be due to load; the second in a row makes the engine lost."""
+        try:
+            await self._engines[number].health(HEALTH_TIMEOUT_SECONDS)
+            missed[number] = 0
+        except (EngineUnavailable, EngineRefused) as error:
+            missed[number] += 1
+            log.warning("engine %d, health check: %s", number, error)
+            if missed[number] % 2 == 0:
+                self._mark_lost(number, f"health check: {error}")
 
     def _resize(self, wanted: int) -> None:
         """Set the number of engines that the job wants.

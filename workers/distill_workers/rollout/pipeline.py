@@ -5,7 +5,8 @@ trainer may take it, while others are still being generated. Where rewards or di
 of a prompt's samples, or within the step, these arrive as a whole. A batch is all prompts of one optimiser step: none
 is swapped for one that happens to finish earlier, since that would prefer short responses. With maxPolicyLag n, the
 tasks of the next n batches are already running; a task starts with whatever weights the engines have then, so pacing
-alone keeps every sample within n steps.
+alone keeps every sample within n steps. Of a spec with phases a batch has the objective of its step's phase, which is
+known when its tasks begin (objective/phases.py).
 """
 
 import asyncio
@@ -15,14 +16,16 @@ from collections.abc import Coroutine, Mapping
 from functools import partial
 from typing import Any
 
-from distill_api.spec.job_spec import RewardSource, Spec, Truncated
+from distill_api.spec.job_spec import RewardSource, Spec, Support, Truncated
 from distill_api.spec.objective import Baseline
+from distill_api.teacher.dataset_scores import DatasetResponses
 from distill_workers.data.cursor import Cursor
-from distill_workers.data.dataset_responses import supervised_positions, supervised_sample
+from distill_workers.data.dataset_responses import given_sample, supervised_positions, supervised_sample
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.engine import EngineRefused
 from distill_workers.environments.pool import EnvironmentFailed
 from distill_workers.metrics import Metrics
+from distill_workers.objective.phases import Phases
 from distill_workers.objective.weighting import outcome_weight
 from distill_workers.rewards.base import Reward, RewardError
 from distill_workers.rewards.graded_text import GradedText
@@ -72,7 +75,7 @@ class RolloutPipeline:
         self._rewarded = rewards.keys() | {n for n, source in chosen.items() if source is RewardSource.ENVIRONMENT}
         self._batches: dict[int, Batch] = {}
         self._prefetches: set[asyncio.Task[None]] = set()
-        self._top_k = spec.objective.teacher_top_k
+        self.phases = Phases(spec)
         self._reference = spec.objective.reference
 
     def start_ahead(self, step: int, last_step: int) -> None:
@@ -99,13 +102,13 @@ class RolloutPipeline:
             prefetch.cancel()
 
     def _launch(self, step: int) -> Batch:
-        spec = self._spec
+        spec, objective = self._spec, self.phases.objective(step)
         prompts = self._cursor.next(spec.rollout.prompts_per_step)
-        batch = Batch(step, self._cursor.state())
-        if spec.objective.baseline is Baseline.BATCH_MEAN:
-            batch.compare = partial(set_baselines_of_step, spec.objective)
+        batch = Batch(step, self._cursor.state(), objective)
+        if objective.baseline is Baseline.BATCH_MEAN:
+            batch.compare = partial(set_baselines_of_step, objective)
         supervised = supervised_positions(
-            spec.objective.dataset_share, spec.seed, step, len(prompts), spec.rollout.samples_per_prompt
+            objective.dataset_share, spec.seed, step, len(prompts), spec.rollout.samples_per_prompt
         )
         parts: list[Coroutine[Any, Any, list[Sample]]] = []
         for place, prompt in enumerate(prompts):
@@ -113,7 +116,7 @@ class RolloutPipeline:
                 parts.append(self._supervised(batch, prompt))
                 continue
             self._prefetch(prompt)
-            if prompt.source in self._rewarded or spec.objective.baseline is Baseline.LEAVE_ONE_OUT:
+            if prompt.source in self._rewarded or objective.baseline is Baseline.LEAVE_ONE_OUT:
                 parts.append(self._group(batch, prompt, place))
             else:
                 parts += [
@@ -136,11 +139,20 @@ class RolloutPipeline:
             task.add_done_callback(self._prefetches.discard)
 
     async def _supervised(self, batch: Batch, prompt: Prompt) -> list[Sample]:
-        """Return the data set's own response, scored by the teacher."""
+        """Return the data set's response, or the teacher's, scored by the teacher unless it is the target itself."""
         limit = self._spec.rollout.max_response_tokens
-        sample = supervised_sample(prompt, self._tokenizer, limit, batch.step)
         try:
-            await self._score(prompt, sample)
+            if batch.objective.dataset_responses is DatasetResponses.TEACHER:
+                written = await self._teachers.of(prompt.teacher).generate(prompt.teacher_ids, limit)
+                if not written.ids:
+                    raise BadScore("empty", "the teacher answered with nothing, and there is no token to learn from")
+                sample = given_sample(prompt, written.ids, batch.step, truncated=written.truncated)
+            else:
+                sample = supervised_sample(prompt, self._tokenizer, limit, batch.step)
+            if batch.objective.support is Support.TARGET:
+                sample.teacher_logprobs = [0.0] * len(sample.response_ids)
+            else:
+                await self._score(batch, prompt, sample)
         except BadScore as error:
             self._failed(batch, prompt, error.reason, error)
             return []
@@ -152,9 +164,9 @@ class RolloutPipeline:
         sampled = await asyncio.gather(*(self._sample(batch, prompt, place, index) for index in indices))
         responses = [samples for samples in sampled if samples]  # the samples of one share its reward
         if prompt.source in self._rewarded:
-            set_advantages(self._spec.objective, responses)
-        if self._spec.objective.baseline is Baseline.LEAVE_ONE_OUT:
-            set_baselines(self._spec.objective, responses)
+            set_advantages(batch.objective, responses)
+        if batch.objective.baseline is Baseline.LEAVE_ONE_OUT:
+            set_baselines(batch.objective, responses)
         return [sample for samples in responses for sample in samples]
 
     async def _sample(self, batch: Batch, prompt: Prompt, place: int, index_in_group: int) -> list[Sample]:
@@ -165,11 +177,11 @@ class RolloutPipeline:
                 batch.note_generated()
                 samples = [sample for sample in generated if not self._drops(batch, sample)]
                 await asyncio.gather(
-                    *(call for s in samples for call in (self._score(prompt, s), self._grade(prompt, s)))
+                    *(call for s in samples for call in (self._score(batch, prompt, s), self._grade(prompt, s)))
                 )
                 for sample in samples:
                     if prompt.source in self._rewarded:  # a conversation may have a reward where none is asked for
-                        sample.coefficient *= outcome_weight(self._spec.objective.weighting, sample.reward)
+                        sample.coefficient *= outcome_weight(batch.objective.weighting, sample.reward)
                 return samples
             except EnvironmentFailed as error:
                 self._failed(batch, prompt, "environment", error)
@@ -206,7 +218,7 @@ class RolloutPipeline:
         if self._episodes is not None:
             clock = ConversationClock()
             try:
-                samples = await self._episodes.samples(prompt, index_in_group, seed, clock)
+                samples = await self._episodes.samples(prompt, index_in_group, seed, step=batch.step, clock=clock)
             finally:
                 batch.note_conversation(clock)
             self._metrics.add("distill_tokens", sum(s.trained_tokens for s in samples), kind="rollout")
@@ -233,12 +245,12 @@ class RolloutPipeline:
         )
         return [sample]
 
-    async def _score(self, prompt: Prompt, sample: Sample) -> None:
+    async def _score(self, batch: Batch, prompt: Prompt, sample: Sample) -> None:
         sample.teacher, sample.coefficient = prompt.teacher, self._teachers.coefficient(prompt.teacher)
         asked, said = sample.teacher_prompt_ids, sample.response_ids
 
         async def score() -> Scores:
-            scores = await self._teachers.of(prompt.teacher).score(asked, said, self._top_k)
+            scores = await self._teachers.of(prompt.teacher).score(asked, said, batch.objective.teacher_top_k)
             self._metrics.add("distill_tokens", len(said), kind="teacher")
             return scores
 
@@ -247,6 +259,7 @@ class RolloutPipeline:
         scored = score() if store is None else store.scored_once(asked, said, score)
         scores, sample.reference_logprobs = await asyncio.gather(scored, self._reference_logprobs(sample))
         sample.teacher_logprobs, sample.span_ends = scores.logprobs, scores.span_ends
+        sample.teacher_version = scores.version
         if scores.unscored:
             trained = len(said) - scores.unscored
             sample.loss_mask = [*[True] * trained, *[False] * scores.unscored]

@@ -12,6 +12,7 @@ from distill_workers.data.cursor import Cursor
 from distill_workers.data.identity import Content, changed
 from distill_workers.evaluation.guards import Guards
 from distill_workers.failures import PromptError
+from distill_workers.objective.phases import Phases
 from distill_workers.reporting.recorder import Recorder
 from distill_workers.run.preflight.resumption import optimizer_continues
 from distill_workers.run.run_state import RunState
@@ -34,14 +35,25 @@ class CheckpointManager:
         guards: Guards,
         state: RunState,
         held_out: Mapping[str, Content] | None = None,
+        phases: Phases | None = None,
     ) -> None:
         """`held_out` is the content of the evaluations' prompts, by their names."""
         self._held_out = {name: dict(content) for name, content in (held_out or {}).items()}
         self._schedule, self._folder, self._trainer, self._cursor = schedule, folder, trainer, cursor
-        self._recorder, self._guards, self._state = recorder, guards, state
+        self._recorder, self._guards, self._state, self._phases = recorder, guards, state, phases
         self._newest: int | None = None
         """Step of the newest checkpoint, made or being made; None if there is none, or it must be made again."""
         self._saving: asyncio.Future[None] | None = None
+
+    @property
+    def newest(self) -> int | None:
+        """The step of the newest checkpoint, made or being made."""
+        return self._newest
+
+    @property
+    def saving(self) -> asyncio.Future[None] | None:
+        """The checkpoint that is being written."""
+        return self._saving
 
     async def resume(self) -> None:
         """Restore the newest checkpoint, if there is one. Raises DamagedCheckpoints."""
@@ -57,6 +69,7 @@ class CheckpointManager:
         self._cursor.restore(saved["cursor"])
         self._recorder.restore(saved, self._state.step)
         self._guards.restore(saved["guards"])
+        self._restore_phases(saved)
         self._newest = self._state.step
         log.info("resumed from %s", path)
 
@@ -67,6 +80,7 @@ class CheckpointManager:
         self._state.step = saved["step"]
         self._cursor.restore(self._state.cursor)
         self._guards.rolled_back(saved["guards"])
+        self._restore_phases(saved)
         self._recorder.rolled_back(saved, self._state.step)
         self._newest = self._state.step
 
@@ -109,9 +123,14 @@ class CheckpointManager:
                 await saving
 
     def content(self) -> dict[str, Any]:
-        """What a checkpoint's state.json holds: step, cursor, guards, the evaluations' data and progress."""
-        of_run = {"guards": self._guards.state(), "heldOut": self._held_out}
+        """What a checkpoint's state.json holds: step, cursor, guards, phases, the evaluations' data and progress."""
+        phases = {} if self._phases is None else self._phases.state()
+        of_run = {"guards": self._guards.state(), "phases": phases, "heldOut": self._held_out}
         return {"step": self._state.step, "cursor": self._state.cursor, **of_run, **self._recorder.state()}
+
+    def _restore_phases(self, saved: Mapping[str, Any]) -> None:
+        if self._phases is not None:
+            self._phases.restore(saved.get("phases", {}))
 
     def _check_held_out(self, saved: Mapping[str, Content]) -> None:
         """Raise PromptError if an evaluation has other prompts than when the checkpoint was made."""

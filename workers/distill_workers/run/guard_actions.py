@@ -8,6 +8,8 @@ from distill_workers.reporting.recorder import Recorder
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.rollout.pipeline import RolloutPipeline
 from distill_workers.run.callbacks.base import RollBack, StopRun
+from distill_workers.run.callbacks.publishing import PublishingCallback
+from distill_workers.run.callbacks.teacher_weights import TeacherWeights
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.run_end import RunEnd
 from distill_workers.run.run_state import RunState
@@ -29,9 +31,11 @@ class GuardActions:
         recorder: Recorder,
         state: RunState,
         rules: list[Guard],
+        teacher_weights: TeacherWeights,
+        publishing: PublishingCallback,
     ) -> None:
         """`rules` are the guards of the job."""
-        self._rules = rules
+        self._rules, self._teacher_weights, self._publishing = rules, teacher_weights, publishing
         self._guards, self._checkpoints, self._folder, self._trainer = guards, checkpoints, folder, trainer
         self._engines, self._rollouts, self._recorder, self._state = engines, rollouts, recorder, state
 
@@ -39,6 +43,7 @@ class GuardActions:
         """Let trainer, engines, prompts, guards and run folder go on from a checkpoint."""
         decision, (path, saved) = wanted.decision, wanted.checkpoint
         self._rollouts.cancel()
+        await self._publishing.roll_back(saved["step"])
         # An engine that comes back gets the trainer's weights as they are: not these, under the old version.
         async with self._engines.updating_weights():
             await self._checkpoints.roll_back(path, saved)
@@ -49,6 +54,7 @@ class GuardActions:
             await self._engines.drain()
             await self._engines.push(self._trainer.weights, step)
             self._recorder.weights(step)
+        await self._teacher_weights.restore()
 
     async def stop(self, wanted: StopRun) -> Decision:
         """End the run: load what is exported, the best checkpoint, or the weights as they are where none is kept.

@@ -33,8 +33,6 @@ from distill_workers.data.sample import Sample
 from distill_workers.evaluation.evaluator import Evaluator
 from distill_workers.evaluation.guards import Decision, Guards
 from distill_workers.failures import ConfigurationError, Failure, Stopped
-from distill_workers.objective.coefficients import step_coefficients
-from distill_workers.objective.schedule import learning_rate
 from distill_workers.reporting.progress import ProgressReporter
 from distill_workers.reporting.recorder import Recorder
 from distill_workers.results.model_card import card_if_possible
@@ -48,9 +46,13 @@ from distill_workers.run.callbacks.evaluation import EvaluationCallback
 from distill_workers.run.callbacks.guards import GuardCallback
 from distill_workers.run.callbacks.metrics import MetricsCallback
 from distill_workers.run.callbacks.next_batches import NextBatchesCallback
+from distill_workers.run.callbacks.phases import PhaseCallback
+from distill_workers.run.callbacks.publishing import PublishingCallback
+from distill_workers.run.callbacks.teacher_weights import TeacherWeights
 from distill_workers.run.callbacks.traces import traces_of
 from distill_workers.run.checkpoint_manager import CheckpointManager
 from distill_workers.run.guard_actions import GuardActions
+from distill_workers.run.learning_rate import learning_rate
 from distill_workers.run.preflight.preflight import preflight
 from distill_workers.run.preflight.resumption import cursor_continues
 from distill_workers.run.publication import ModelPublication
@@ -83,14 +85,34 @@ class Loop:
         self._reporter, self._tokenizer, self._last_step = reporter, tokenizer, spec.schedule.steps
         self._state = state = RunState(cursor.state())
         self._stop_signal = StopSignal(state)
-        self._guards = guards = Guards(spec)
+        self._guards, self._phases = guards, phases = Guards(spec), rollouts.phases
         self._recorder = recorder = Recorder(folder, reporter, spec, tokenizer.decode)
         recorder.engines = engines.count_placed
         self.checkpoints = CheckpointManager(
-            spec.schedule, folder, trainer, cursor, recorder, guards, state, {e.name: e.content for e in evaluators}
+            spec.schedule,
+            folder,
+            trainer,
+            cursor,
+            recorder,
+            guards,
+            state,
+            {e.name: e.content for e in evaluators},
+            phases,
         )
+        self._teacher_weights = weights = TeacherWeights(spec, folder, trainer, teachers, state)
+        self._publishing = publishing = PublishingCallback(job, folder, trainer, recorder, self.checkpoints, state)
         self._guard_actions = GuardActions(
-            guards, self.checkpoints, folder, trainer, engines, rollouts, recorder, state, spec.guards
+            guards,
+            self.checkpoints,
+            folder,
+            trainer,
+            engines,
+            rollouts,
+            recorder,
+            state,
+            spec.guards,
+            weights,
+            publishing,
         )
         self.evaluation = EvaluationCallback(
             spec.schedule, evaluators, engines, teachers, recorder, self.checkpoints, state, self._stop_signal
@@ -101,15 +123,17 @@ class Loop:
         self._publication = ModelPublication(job, folder, trainer, recorder, state, self._stop_signal)
         self.traces = traces_of(job)
         self.callbacks = Callbacks(
-            before=[self.evaluation, *self.traces, guard, checkpoint],
+            before=[self.evaluation, *self.traces, PhaseCallback(phases), guard, checkpoint, publishing],
             after=[
                 MetricsCallback(recorder),
                 *self.traces,
                 EngineAgreementCallback(spec, engines, cursor, trainer),
+                weights,
                 guard,
                 self.evaluation,
                 next_batches,
                 checkpoint,
+                publishing,
             ],
         )
 
@@ -120,8 +144,9 @@ class Loop:
         if guard is None:
             await self._resume()
             self._reporter.update(phase=Phase.TRAINING, preflight_passed=True)
-            guard = await self._train()
-            await self.checkpoints.finish()
+            async with self._publishing.while_training():
+                guard = await self._train()
+                await self.checkpoints.finish()
         self._reporter.update(phase=Phase.EXPORTING, preflight_passed=True)
         self._folder.check_ownership()
         about = (self._job, self._folder.root, self._trainer.model_path, self._state.step)
@@ -144,6 +169,7 @@ class Loop:
         cursor_continues(self._spec, self._state.step, self._state.cursor)
         async with self._engines.updating_weights():
             await self._load_engines()
+        await self._teacher_weights.restore()
         if self._state.step < self._last_step:  # else nothing is left but to export and publish
             self._reporter.update(phase=Phase.PREFLIGHT)
             parts = (self._trainer, self._engines, self._teachers, self._cursor)
@@ -197,9 +223,10 @@ class Loop:
             yield self._step()
 
     def _step(self) -> TrainStep:
-        """The step that the run has reached, with the coefficients of the objective as guards have lowered them."""
-        planned = step_coefficients(self._spec.objective, self._state.step)
-        return TrainStep(self._state.step, planned.lowered(self._guards.coefficient_factor))
+        """The step that the run has reached, with the coefficients of its phase as guards have lowered them."""
+        step = self._state.step
+        planned = self._phases.coefficients(step)
+        return TrainStep(step, planned.lowered(self._guards.coefficient_factor), self._phases.name(step))
 
     async def _portions(self, step: TrainStep, batch: Batch) -> AsyncIterator[list[Sample]]:
         """The samples of the batch as they come in, in portions that fill a micro-batch of every replica.

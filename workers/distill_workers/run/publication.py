@@ -1,6 +1,7 @@
 """The publication of a run that is done: the models that spec.output.publish wants, at their places."""
 
 import asyncio
+from pathlib import Path
 
 from distill_api.job import DistillationJob
 from distill_api.protocol import ExitReason, Publication
@@ -16,6 +17,27 @@ from distill_workers.run_folder.run_folder import RunFolder
 
 BEST = "best"
 """The folder in the run folder with the model of the best step, where that is published and is not the exported one."""
+
+
+async def exported(
+    job: DistillationJob, run: RunFolder, trainer: TrainerRanks, name: str, step: int, load: Path | None = None
+) -> Model:
+    """Export the weights that the ranks hold, or those of the checkpoint `load`, to NAME/model of the run folder.
+
+    Returns the model, or why it could not be written. Raises Superseded.
+    """
+    folder = run.root / name / "model"
+    try:
+        run.check_ownership()
+        if load is not None:
+            await trainer.load(load)
+        card = await asyncio.to_thread(card_if_possible, job, run.root, trainer.model_path, step)
+        await trainer.export(folder, card)
+    except Superseded:
+        raise
+    except (Failure, OSError, ValueError) as error:
+        return Model(folder, step, problem=f"the model of step {step} was not exported: {error}")
+    return Model(folder, step)
 
 
 class StoppedPublishing(Failure):
@@ -56,27 +78,18 @@ class ModelPublication:
                 "stopped by SIGTERM while the model was published; the next attempt goes on with that"
             ) from None
 
-    async def _best(self, exported: Model) -> Model:
+    async def _best(self, last: Model) -> Model:
         """Return the model of the best step: the exported one, or else that of the best checkpoint, exported too.
 
         Afterwards the ranks hold those weights.
         """
         step = self._recorder.best_step()
-        if step == exported.step:
-            return exported
-        folder = self._folder.root / BEST / "model"
+        if step == last.step:
+            return last
         kept = self._folder.best_checkpoint()
         if step is None or kept is None:
             why = "nothing was measured" if step is None else f"the checkpoint of step {step} is not kept"
-            return Model(folder, step or 0, problem=f"there is no model of the best step: {why}")
+            problem = f"there is no model of the best step: {why}"
+            return Model(self._folder.root / BEST / "model", step or 0, problem)
         path, saved = kept
-        try:
-            self._folder.check_ownership()
-            await self._trainer.load(path)
-            about = (self._job, self._folder.root, self._trainer.model_path, saved["step"])
-            await self._trainer.export(folder, await asyncio.to_thread(card_if_possible, *about))
-        except Superseded:
-            raise
-        except (Failure, OSError, ValueError) as error:
-            return Model(folder, saved["step"], problem=f"the model of the best step was not exported: {error}"[:253])
-        return Model(folder, saved["step"])
+        return await exported(self._job, self._folder, self._trainer, BEST, saved["step"], load=path)

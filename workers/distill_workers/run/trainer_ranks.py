@@ -83,10 +83,16 @@ class TrainerRanks:
 
     def weights(self, buffers: Buffers) -> WeightPass:
         """A pass over the student's weights, as they are when it is its turn among the calls (a Source)."""
+        return self._pass(buffers, averaged=False)
 
+    def averages(self, buffers: Buffers) -> WeightPass:
+        """A pass over the moving average of its weights (weight_average.py) likewise."""
+        return self._pass(buffers, averaged=True)
+
+    def _pass(self, buffers: Buffers, *, averaged: bool) -> WeightPass:
         def tensors() -> Iterator[NamedTensor]:
-            broadcast_call(self._group, (MegatronStudent.export_shard.__name__, (), {}))
-            yield from self._student.hf_tensors()
+            broadcast_call(self._group, (MegatronStudent.export_shard.__name__, (), {"averaged": averaged}))
+            yield from self._student.hf_tensors(averaged=averaged)
 
         return WeightPass(self._thread, tensors, buffers)
 

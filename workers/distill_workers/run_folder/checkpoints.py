@@ -127,6 +127,10 @@ class Checkpoints:
         found = {_step(path): path for path in self._folders() if not path.suffix and _fault(path) is None}
         return dict(sorted(found.items()))
 
+    def steps(self) -> set[int]:
+        """The steps of all checkpoints, complete or not, and of one that is being written."""
+        return {_step(path) for path in self._folders()}
+
     def best(self) -> tuple[Path, dict[str, Any]] | None:
         """The checkpoint of the best step that the newest one knows of, and its state; None if it was not kept."""
         newest = self.latest()

@@ -49,7 +49,7 @@ FREE_FIELDS: dict[str, Any] = {
         "template": True,
         "head_template": True,
         "max_concurrent_requests": True,
-        "environment": {"tools", "timeout_seconds"},
+        "environment": {"tools": True, "timeout_seconds": True, "verifiers": {"python"}},
     },
     "trainer": {
         "nodes": True,
@@ -72,7 +72,11 @@ SHOWN = 4
 
 def shape(job: DistillationJob) -> dict[str, Any]:
     """Return the fields that shape the curve, by their paths in the spec, but for models."""
-    return dict(_flat(job.spec.model_dump(mode="json", by_alias=True, exclude=FREE_FIELDS, exclude_none=True)))
+    spec = job.spec
+    found = dict(_flat(spec.model_dump(mode="json", by_alias=True, exclude=FREE_FIELDS, exclude_none=True)))
+    if any(phase.until_flat is not None for phase in spec.phases):  # then it says when a phase ends
+        found["schedule.evaluateEverySteps"] = spec.schedule.evaluate_every_steps
+    return found
 
 
 def models(spec: Spec) -> dict[str, str]:

@@ -71,6 +71,7 @@ class RunFolder:
         self.checkpoints = self.root / "checkpoints"
         self.model = self.root / "model"
         self.sync = self.root / "sync"
+        self.teacher = self.root / "teacher"
         self._job = job
         self._ownership: Ownership | None = None
         """The claim of a trainer; None for who only reads."""
@@ -165,6 +166,10 @@ class RunFolder:
         """Makes a checkpoint that every rank has written the newest; then removes those that `schedule` keeps not."""
         self.check_ownership()
         return Checkpoints(self.checkpoints).publish(aside, state, schedule, self.check_ownership)
+
+    def checkpoint_steps(self) -> set[int]:
+        """The steps of all checkpoints, also of one that is being written."""
+        return Checkpoints(self.checkpoints).steps()
 
     def latest_checkpoint(self) -> tuple[Path, dict[str, Any]] | None:
         """The newest complete checkpoint and its state. Raises DamagedCheckpoints."""

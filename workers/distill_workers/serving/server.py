@@ -17,8 +17,9 @@ from typing import Literal
 
 from distill_api import accelerator_environment
 from distill_api.protocol import Variable
-from distill_api.spec.job_spec import Rollout, Serving, Spec
+from distill_api.spec.job_spec import Rollout, Serving, Spec, TeacherSource
 from distill_api.teacher.kind import TeacherSpec
+from distill_api.teacher.student import engines_score
 from distill_workers import loopback, probe
 from distill_workers.child_processes import end_with_parent
 from distill_workers.serving.admin_key import admin_key
@@ -33,7 +34,7 @@ SHARED_POOL_TOKENS = 65_536
 """Upper bound of the key-value cache of a server that shares its memory with other roles, on a CPU or on one device,
 unless one sequence needs more."""
 SCORING_CHUNK_TOKENS = 4096
-"""Chunk of a teacher's prefill: its fp32 logits are [chunk, vocabulary] (sglang#2607)."""
+"""Chunk of the prefill of a server that scores: its fp32 logits are [chunk, vocabulary] (sglang#2607)."""
 ARCHITECTURES = "SGLANG_EXTERNAL_MODEL_PACKAGE", "distill_workers.serving.architectures"
 """Without it each scheduler imports the code of every model that SGLang knows: 6 seconds of a processor."""
 SHARED_MEMORY_LOADER = "distill_workers.weight_sync.shared_memory.load"
@@ -101,7 +102,11 @@ def sglang_command(
         environment["HF_HUB_OFFLINE"] = "1"
     if role == "teacher":
         flags += ["--chunked-prefill-size", str(SCORING_CHUNK_TOKENS)]
+        if isinstance(part, TeacherSource) and part.student is not None:
+            flags += ["--weight-version", "0"]
     else:
+        if isinstance(spec, Spec) and engines_score(spec):
+            flags += ["--chunked-prefill-size", str(SCORING_CHUNK_TOKENS)]
         flags += ["--weight-version", "0", "--custom-weight-loader", SHARED_MEMORY_LOADER]
         if not spec.on_cpu:
             # A peer that dies in a push of weights must not take this engine along, as torch's default would.
@@ -155,15 +160,16 @@ class SGLangServer:
         log: Path | None = None,
         serving: Serving | None = None,
         devices: ServerDevices | None = None,
+        key: str | None = None,
     ) -> None:
+        """`key` is that of its administration; by default that of this process's environment, or a new one."""
         self.model, self.port, self.log = (
             model,
             port,
             log or Path(tempfile.gettempdir()) / f"sglang-{role}-{port}.log",
         )
         self._role, self._command = role, sglang_command(model, spec, role, host, port, serving, devices)
-        self.key = admin_key()
-        """The key of its administration."""
+        self.key = key or admin_key()
         # Beside a trainer the environment is the trainer's: SGLang's graphs map no segment that grows.
         self._not_inherited = {} if devices is None else accelerator_environment.EXPANDABLE_SEGMENTS
         self._process: subprocess.Popen[bytes] | None = None

@@ -15,8 +15,15 @@ from distill_workers.serving.server_devices import ServerDevices
 class TeacherServers:
     """A server for each replica of each teacher with a model; teachers with an endpoint need none."""
 
-    def __init__(self, spec: Spec, logs: Path, devices: Mapping[str, Sequence[ServerDevices]] | None = None) -> None:
-        """`devices` are those of each replica, by the teacher's name; without, a server takes what it sees.
+    def __init__(
+        self,
+        spec: Spec,
+        logs: Path,
+        devices: Mapping[str, Sequence[ServerDevices]] | None = None,
+        key: str | None = None,
+    ) -> None:
+        """`devices` are those of each replica, by the teacher's name; without, a server takes what it sees. `key` is
+        that of their administration, by default one that nobody knows.
 
         Raises ConfigurationError for a model that does not exist, and for a teacher by `ref`."""
         if shared := [t.ref.name for t in spec.live_teachers if t.ref is not None]:
@@ -38,6 +45,7 @@ class TeacherServers:
                     log=logs / f"{stem}-{number}.log",
                     serving=teacher,
                     devices=devices[teacher.name][number] if devices else None,
+                    key=key,
                 )
                 for number in range(teacher.replicas)
             ]

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, checked, malformed
+from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, WrittenResponse, checked, malformed
 from distill_workers.teacher.token_ids import check_received
 
 PATH = "/v1/completions"
@@ -81,11 +81,13 @@ class OpenAIProtocol:
     def generation_request(self, prompt_ids: list[int], max_new_tokens: int) -> TeacherRequest:
         return self._completion_request(prompt_ids, max_tokens=max_new_tokens, return_token_ids=True)
 
-    def read_generation(self, answer: Any) -> list[int]:
+    def read_generation(self, answer: Any) -> WrittenResponse:
+        choice = _choice(answer)
         try:
-            return [int(i) for i in _choice(answer)["token_ids"]]
+            ids, reason = [int(i) for i in choice["token_ids"]], str(choice["finish_reason"])
         except (LookupError, TypeError, ValueError):
-            raise BadScore("malformed", f"no token_ids in {str(answer)[:200]}") from None
+            raise BadScore("malformed", f"no token_ids or finish_reason in {str(answer)[:200]}") from None
+        return WrittenResponse.of(ids, reason)
 
     def token_texts_request(self, ids: list[int]) -> TeacherRequest:
         # The first token has no log-prob, and in one form no text, so it is sent twice.

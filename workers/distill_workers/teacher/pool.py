@@ -8,11 +8,10 @@ openai_protocol.py.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
@@ -22,10 +21,17 @@ from distill_api.spec.job_spec import NamedTeacherSource, Spec
 from distill_workers.teacher.cross_tokenizer.translation import Translation, Translator
 from distill_workers.teacher.endpoint import TeacherEndpoint
 from distill_workers.teacher.prefix_affinity import NO_PREFERENCE, Placement, PrefixAffinity
-from distill_workers.teacher.protocol import BadScore, Observer, Scores, TeacherRequest, TeacherUnreachable
+from distill_workers.teacher.protocol import (
+    BadScore,
+    Observer,
+    Scores,
+    TeacherRequest,
+    TeacherUnreachable,
+    WrittenResponse,
+)
 from distill_workers.teacher.protocol_choice import scoring_protocol
 from distill_workers.teacher.replica_admission import ReplicaAdmission
-from distill_workers.teacher.replicas import NotAnswered, Replica, Replicas
+from distill_workers.teacher.replicas import NotAnswered, NotReached, Replica, Replicas, not_answered
 from distill_workers.teacher.token_ids import AbsentTokens, check_received, check_sent
 
 __all__ = ["BadScore", "Scores", "TeacherPool", "TeacherUnreachable"]
@@ -34,7 +40,7 @@ log = logging.getLogger(__name__)
 
 BACKOFF_SECONDS = (0.2, 10.0)
 TRIES = 6
-"""A request that has failed so often, while others succeed, fails its sample."""
+"""A request that has failed so often, while others succeed, fails its sample; a server that is away is no failure."""
 PREFETCHES = 8
 """Prompts that are prefetched at once: the others wait, so that scoring always finds free slots."""
 
@@ -149,15 +155,15 @@ class TeacherPool:
             except Exception as error:
                 log.warning("a prompt of %d tokens was not prefetched: %s", len(prompt_ids), error)
 
-    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> list[int]:
+    async def generate(self, prompt_ids: list[int], max_new_tokens: int) -> WrittenResponse:
         """Return the teacher's own greedy response."""
         self._check_ids(prompt_ids)
         request = self._protocol.generation_request(prompt_ids, max_new_tokens)
         # The job sets no limit for generation, which may take long.
         answer = await self._request(request, len(prompt_ids) + max_new_tokens, timeout_seconds=3600)
-        ids = self._protocol.read_generation(answer)
-        check_received(ids, self.vocabulary)
-        return ids
+        written = self._protocol.read_generation(answer)
+        check_received(written.ids, self.vocabulary)
+        return written
 
     async def token_texts(self, ids: list[int]) -> list[str | None]:
         """Return what the teacher's own tokenizer makes of each id, None where it does not tell.
@@ -204,7 +210,7 @@ class TeacherPool:
         """Return the JSON of an answer with status 200. Raises BadScore for a refusal, TeacherUnreachable."""
         timeout = timeout_seconds or self._timeout_seconds
         preferred = placement.replica
-        begin, tries, failed_on, why = time.monotonic(), 0, None, "its name has no address"
+        begin, tries, failures, failed_on, why = time.monotonic(), 0, 0, None, "its name has no address"
         while True:
             await self._replicas.resolve(again=failed_on is not None)
             self._admission.admit_pending()
@@ -220,6 +226,7 @@ class TeacherPool:
                 except NotAnswered as error:
                     self._observer.add("distill_teacher_retries")
                     failed_on, why, tries = replica, f"{replica.address}: {error}", tries + 1
+                    failures += not isinstance(error, NotReached)
             elif rejected := [r.address for r in self._replicas.all() if r.rejected]:
                 why = f"{', '.join(rejected)}: joined later, and scores otherwise than those before (maxDisagreement)"
             now = time.monotonic()
@@ -228,27 +235,10 @@ class TeacherPool:
                     f"no teacher at {self._endpoint.title} has answered for {self._limit:.0f} s (last: {why}); "
                     + ("see the log of the teacher's server" if self.teacher.endpoint is None else "see endpoint.url")
                 )
-            if tries >= TRIES and self._last_success > begin:
-                raise BadScore("failed", f"{tries} tries failed while other requests succeeded (last: {why})")
+            if failures >= TRIES and self._last_success > begin:
+                raise BadScore("failed", f"{failures} tries failed while other requests succeeded (last: {why})")
             pause = min(BACKOFF_SECONDS[1], BACKOFF_SECONDS[0] * 2 ** max(0, tries - 1))
             await asyncio.sleep(min(pause, self._limit / 4) * random.uniform(0.5, 1.0))
-
-    @asynccontextmanager
-    async def _slot(self, replica: Replica) -> AsyncIterator[None]:
-        """Hold one of the replica's request slots, once one is free."""
-        self.requests += 1
-        try:
-            self._observer.change("distill_teacher_queue_depth", 1)
-            try:
-                await replica.slots.acquire()
-            finally:
-                self._observer.change("distill_teacher_queue_depth", -1)
-            try:
-                yield
-            finally:
-                replica.slots.release()
-        finally:
-            self.requests -= 1
 
     async def _send(
         self, replica: Replica, request: TeacherRequest, tokens: int, timeout: float, own_connection: bool = False
@@ -259,8 +249,9 @@ class TeacherPool:
         """
         assert self._session is not None, "start() comes first"
         replica.outstanding_tokens += tokens
+        self.requests += 1
         try:
-            async with self._slot(replica):
+            async with replica.slot(lambda by: self._observer.change("distill_teacher_queue_depth", by)):
                 begin, code = time.monotonic(), "error"
                 try:
                     async with self._session.post(
@@ -274,26 +265,33 @@ class TeacherPool:
                         code = str(answer.status)
                         text = await answer.read()
                 except TimeoutError:
-                    replica.failed(time.monotonic())
+                    replica.failed(begin)
                     raise NotAnswered(f"not answered within {timeout:.0f} s") from None
                 except (aiohttp.ClientError, OSError) as error:
-                    replica.failed(time.monotonic())
-                    raise NotAnswered(f"{type(error).__name__}: {error}") from None
+                    replica.failed(begin)
+                    raise not_answered(error) from None
                 finally:
                     self._observer.add("distill_teacher_requests", 1, code=code, teacher=self.teacher.name)
                     self._observer.observe("distill_teacher_request_duration_seconds", time.monotonic() - begin)
         finally:
+            self.requests -= 1
             replica.outstanding_tokens -= tokens
         shown = self._endpoint.without_key(text)[:300]
         if answer.status >= 500 or answer.status == 429:
-            replica.failed(time.monotonic())
+            replica.failed(begin)
             raise NotAnswered(f"answered {answer.status}: {shown!r}")
+        found = None
+        if answer.status == 200:
+            with contextlib.suppress(orjson.JSONDecodeError):
+                self._check_weights(found := orjson.loads(text))
         replica.succeeded()
         replica.answered_tokens += tokens
         self._last_success = time.monotonic()
         if answer.status != 200:
             raise BadScore("refused", f"{replica.address} answered {answer.status}: {shown!r}")
-        try:
-            return orjson.loads(text)
-        except orjson.JSONDecodeError:
-            raise BadScore("malformed", f"{replica.address} answered no JSON: {shown!r}") from None
+        if found is None:
+            raise BadScore("malformed", f"{replica.address} answered no JSON: {shown!r}")
+        return found
+
+    def _check_weights(self, answer: Any) -> None:
+        """Raise NotAnswered for an answer by other weights than the teacher's, which are fixed here."""

@@ -44,6 +44,24 @@ class Scores:
     of which logprobs has equal shares. None where each token was scored by itself."""
     unscored: int = 0
     """Tokens at the end of the response that such a teacher did not score: their logprobs mean nothing."""
+    version: int | None = None
+    """Of the weights that scored, where the teacher is the student itself."""
+
+
+@dataclass(frozen=True, slots=True)
+class WrittenResponse:
+    """A response that the teacher wrote itself."""
+
+    ids: list[int]
+    truncated: bool
+    """Cut off at the limit of its tokens, and not ended by the teacher."""
+
+    @classmethod
+    def of(cls, ids: list[int], finish_reason: str) -> "WrittenResponse":
+        """Return the response that ended by `finish_reason`, SGLang's word or OpenAI's. Raises BadScore."""
+        if finish_reason not in ("stop", "length"):
+            raise BadScore("failed", f"the teacher's response ended by {finish_reason!r}, not by 'stop' or 'length'")
+        return cls(ids, finish_reason == "length")
 
 
 @dataclass(frozen=True)
@@ -83,8 +101,8 @@ class ScoringProtocol(Protocol):
     def generation_request(self, prompt_ids: list[int], max_new_tokens: int) -> TeacherRequest:
         """Return the request for a greedy response."""
 
-    def read_generation(self, answer: Any) -> list[int]:
-        """Return the ids in the answer to a `generation_request`."""
+    def read_generation(self, answer: Any) -> WrittenResponse:
+        """Return the response in the answer to a `generation_request`."""
 
     def token_texts_request(self, ids: list[int]) -> TeacherRequest:
         """Return the request for the texts of token ids."""

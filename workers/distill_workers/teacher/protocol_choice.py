@@ -3,12 +3,14 @@
 from distill_api.spec.job_spec import Protocol, TeacherSource
 from distill_workers.teacher.openai_protocol import OpenAIProtocol
 from distill_workers.teacher.protocol import ScoringProtocol
-from distill_workers.teacher.sglang_protocol import SGLangProtocol
+from distill_workers.teacher.sglang_protocol import SGLangProtocol, VersionedSGLangProtocol
 
 
 def scoring_protocol(teacher: TeacherSource) -> ScoringProtocol:
     """Return the protocol of a source: that of its endpoint, or of the servers of this project's image."""
     endpoint = teacher.endpoint
+    if teacher.student is not None:
+        return VersionedSGLangProtocol()
     if endpoint is None:
         return SGLangProtocol()
     if endpoint.protocol is Protocol.OPENAI:

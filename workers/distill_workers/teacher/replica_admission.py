@@ -54,6 +54,8 @@ class ReplicaAdmission:
         """`score` has one replica score a response to a prompt; it raises BadScore, NotAnswered."""
         self._replicas, self._teacher, self._score, self._observer = replicas, teacher, score, observer
         self._reference: Reference | None = None
+        self._forgotten = False
+        """Whether there was a reference before: those that it admitted will score another."""
         self._comparisons: dict[Replica, asyncio.Task[None]] = {}
 
     def observe(self, prompt_ids: list[int], response_ids: list[int], scores: Scores) -> None:
@@ -61,11 +63,22 @@ class ReplicaAdmission:
         if self._reference is None or self._reference.worse_than(response_ids):
             self._reference = Reference(prompt_ids, response_ids, scores.logprobs)
 
+    def reset(self) -> None:
+        """Forget the reference, and what was compared with it and is not admitted: the weights of all replicas
+        change."""
+        self.close()
+        self._comparisons.clear()  # one that is cancelled before it first runs would not do it
+        self._forgotten = self._forgotten or self._reference is not None
+        self._reference = None
+        for replica in self._replicas.all():
+            replica.rejected = False
+
     def admit_pending(self) -> None:
         """Start the comparison of each replica that has joined, in the background."""
+        others_score = self._forgotten and any(replica.admitted for replica in self._replicas.all())
         for replica in self._replicas.pending_admission():
             if self._reference is None:
-                replica.admitted = True  # nothing has been scored yet: there is no other replica to differ from
+                replica.admitted = not others_score  # without, there is no other replica to differ from
             elif replica not in self._comparisons:
                 self._comparisons[replica] = asyncio.create_task(self._compare(replica, self._reference))
 
@@ -75,15 +88,16 @@ class ReplicaAdmission:
             proof.cancel()
 
     async def _compare(self, replica: Replica, reference: Reference) -> None:
-        prompt, response = reference.prompt_ids, reference.response_ids
+        prompt, response, sent = reference.prompt_ids, reference.response_ids, time.monotonic()
         try:
             gap = reference.gap_nats(await self._score(replica, prompt, response))
         except (NotAnswered, BadScore) as error:
-            replica.failed(time.monotonic())
+            replica.failed(sent)
             log.warning("teacher %s: replica %s could not be compared: %s", self._teacher.name, replica.address, error)
             return
         finally:
-            del self._comparisons[replica]
+            if self._comparisons.get(replica) is asyncio.current_task():
+                del self._comparisons[replica]
         replica.admitted = gap <= self._teacher.max_disagreement
         replica.rejected = not replica.admitted
         if replica.rejected:

@@ -3,7 +3,11 @@
 import asyncio
 import logging
 import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+
+import aiohttp
 
 log = logging.getLogger(__name__)
 
@@ -19,6 +23,17 @@ class NotAnswered(Exception):
     """Raised for a failure of transport or server: another try may succeed."""
 
 
+class NotReached(NotAnswered):
+    """Raised where a server did not get to a request, which says nothing about it: no connection was made, or the
+    server lacks the weights that it should have."""
+
+
+def not_answered(error: Exception) -> NotAnswered:
+    """Return the error of a request that ended in `error`, of aiohttp or of the system."""
+    kind = NotReached if isinstance(error, aiohttp.ClientConnectorError) else NotAnswered
+    return kind(f"{type(error).__name__}: {error}")
+
+
 @dataclass(eq=False)
 class Replica:
     """One address of a teacher, its load and its state."""
@@ -32,17 +47,39 @@ class Replica:
     failures: int = 0
     open_until: float = 0.0
     """time.monotonic until which it is skipped."""
+    skipped_at: float = 0.0
+    """time.monotonic at which it was skipped last."""
     admitted: bool = True
     """Whether it scores as the others do; one that joins later gets no requests before (replica_admission.py)."""
     rejected: bool = False
     """Whether it was found to score otherwise than the others."""
 
-    def failed(self, now: float) -> None:
-        """Count a failure, and skip the replica after several in a row."""
+    def failed(self, sent: float) -> None:
+        """Count the failure of a request that was sent at a time of time.monotonic; skip the replica after several.
+
+        What was under way when it was skipped tells nothing new: else one overload that refuses all requests at once
+        would count as many failures in a row, and cost the longest pause.
+        """
+        if sent <= self.skipped_at:
+            return
         self.failures += 1
         if self.failures >= BREAK_AFTER:
             pause = min(BREAK_SECONDS[1], BREAK_SECONDS[0] * 2 ** (self.failures - BREAK_AFTER))
-            self.open_until = now + pause
+            self.skipped_at = time.monotonic()
+            self.open_until = self.skipped_at + pause
+
+    @asynccontextmanager
+    async def slot(self, waiting: Callable[[int], None]) -> AsyncIterator[None]:
+        """Hold one of its request slots, once one is free; `waiting` is told 1 when the wait begins, -1 at its end."""
+        waiting(1)
+        try:
+            await self.slots.acquire()
+        finally:
+            waiting(-1)
+        try:
+            yield
+        finally:
+            self.slots.release()
 
     def succeeded(self) -> None:
         """Forget earlier failures."""

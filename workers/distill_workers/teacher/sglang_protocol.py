@@ -11,15 +11,18 @@ import logging
 import math
 import re
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, checked, malformed
+from distill_workers.teacher.protocol import BadScore, Scores, TeacherRequest, WrittenResponse, checked, malformed
 
 log = logging.getLogger(__name__)
 PATH = "/generate"
+SEPARATOR = "-"
+"""Between the version of weights and what else their name has."""
 
 
 class SGLangProtocol:
@@ -75,11 +78,12 @@ class SGLangProtocol:
         sampling = {"max_new_tokens": max_new_tokens, "temperature": 0}
         return TeacherRequest(PATH, {"input_ids": prompt_ids, "sampling_params": sampling})
 
-    def read_generation(self, answer: Any) -> list[int]:
+    def read_generation(self, answer: Any) -> WrittenResponse:
         try:
-            return [int(i) for i in answer["output_ids"]]
+            ids, reason = [int(i) for i in answer["output_ids"]], str(answer["meta_info"]["finish_reason"]["type"])
         except (LookupError, TypeError, ValueError):
-            raise BadScore("malformed", f"no output_ids in {str(answer)[:200]}") from None
+            raise BadScore("malformed", f"no output_ids or finish_reason in {str(answer)[:200]}") from None
+        return WrittenResponse.of(ids, reason)
 
     def token_texts_request(self, ids: list[int]) -> TeacherRequest:
         request = scoring_request(ids[:1], ids[1:], None)
@@ -92,6 +96,25 @@ class SGLangProtocol:
             return [text if seen == sent else None for sent, (_, seen, text) in zip(ids, entries, strict=True)]
         except (LookupError, TypeError, ValueError):
             raise malformed(answer) from None
+
+
+class VersionedSGLangProtocol(SGLangProtocol):
+    """That of servers that hold the student's weights: scores have the version, with which their name begins."""
+
+    def read_scores(self, answer: Any, prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> Scores:
+        scores = super().read_scores(answer, prompt_ids, response_ids, top_k)
+        try:
+            return replace(scores, version=int(weights_name(answer).partition(SEPARATOR)[0]))
+        except ValueError:
+            raise malformed(answer) from None
+
+
+def weights_name(answer: Any) -> str:
+    """Return the name of the weights that gave an answer. Raises BadScore."""
+    try:
+        return str(answer["meta_info"]["weight_version"])
+    except (LookupError, TypeError):
+        raise malformed(answer) from None
 
 
 def scoring_request(prompt_ids: list[int], response_ids: list[int], top_k: int | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Mapping
+from types import MappingProxyType
 
 from distill_api.protocol import Variable, read_teacher_addresses, teacher_key
 from distill_api.spec.job_spec import Spec
@@ -10,7 +11,10 @@ from distill_workers.failures import ConfigurationError
 from distill_workers.teacher.cross_tokenizer.translation import Translator
 from distill_workers.teacher.pool import TeacherPool
 from distill_workers.teacher.protocol import Observer
+from distill_workers.teacher.refreshed import RefreshedTeacher
 from distill_workers.teacher.stored_scores.store import ScoreStore
+
+NONE: Mapping[str, TeacherPool] = MappingProxyType({})
 
 
 class Teachers:
@@ -26,14 +30,17 @@ class Teachers:
         """By the teachers' names, where the data set's responses are scored once."""
 
     @classmethod
-    def of_job(cls, spec: Spec, environment: Mapping[str, str], observer: Observer) -> "Teachers":
-        """Return the live teachers of a job, whose addresses and keys are in the environment (distill_api.protocol).
+    def of_job(
+        cls, spec: Spec, environment: Mapping[str, str], observer: Observer, own: Mapping[str, TeacherPool] = NONE
+    ) -> "Teachers":
+        """Return the live teachers of a job, whose addresses and keys are in the environment (distill_api.protocol);
+        but those of `own`, which the engines are.
 
         Raises ConfigurationError where one is missing.
         """
         addresses = read_teacher_addresses(environment.get(Variable.TEACHER, ""))
-        pools: dict[str, TeacherPool] = {}
-        for teacher in spec.live_teachers:
+        pools = dict(own)
+        for teacher in (t for t in spec.live_teachers if t.name not in own):
             key = ""
             if teacher.endpoint is None and teacher.name not in addresses:
                 raise ConfigurationError(
@@ -48,7 +55,8 @@ class Teachers:
                         f"keySecret {teacher.endpoint.key_secret.name}; without a cluster, set it yourself"
                     )
             address = addresses.get(teacher.name, "")
-            pools[teacher.name] = TeacherPool(address, spec, observer, teacher=teacher, key=key)
+            kind = TeacherPool if teacher.student is None else RefreshedTeacher
+            pools[teacher.name] = kind(address, spec, observer, teacher=teacher, key=key)
         return cls(pools, {t.name: t.coefficient for t in spec.all_teachers})
 
     def bound_ids(self, student_tokens: int) -> None:

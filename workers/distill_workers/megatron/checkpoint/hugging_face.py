@@ -83,8 +83,11 @@ def _blocks(
     parameter[filled:].zero_()  # the padding of a vocabulary
 
 
-def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tuple[str, torch.Tensor | None]]:
+def iterate(
+    model: HiddenStateModel, shape: Shape, ranks: Ranks, values: dict[str, torch.Tensor] | None = None
+) -> Iterator[tuple[str, torch.Tensor | None]]:
     """Yield (name, tensor) of every Hugging Face tensor: whole on rank 0, None on the others that have a part in it.
+    They are of the model's parameters, or of `values` by the same names, in the parameters' dtype.
 
     Collective over the first replica or, with expert parallelism, the first that hold all experts together, one
     Megatron tensor at a time: each of those ranks must run the iterator to the end. The other replicas get nothing, and
@@ -97,7 +100,10 @@ def iterate(model: HiddenStateModel, shape: Shape, ranks: Ranks) -> Iterator[tup
         whole: list[torch.Tensor] | None = None
         if owners.is_first_here(ranks):
             name = _name_in(parameters, mapping)
-            shard = lora.merged(model, name, parameters[name].detach()).contiguous()
+            own = parameters[name].detach()
+            if values is not None:
+                own = values[name].to(own.dtype)
+            shard = lora.merged(model, name, own).contiguous()
             shards = parallel.gather_shards(shard, ranks)
             whole = None if shards is None else join(shards, mapping.layout, shape)
         whole = to_rank_0(whole, owners, len(mapping.hf), model.config.params_dtype, ranks)

@@ -14,7 +14,7 @@ from distill_workers.megatron.parallel import Ranks
 from distill_workers.megatron.shards import cut, join
 
 FORMAT = "3"
-PARAMETER, MAIN, RANDOM = "parameter", "main", "random"
+PARAMETER, MAIN, RANDOM, AVERAGE = "parameter", "main", "random", "average"
 """Kinds of tensors; the others are the optimiser's own names, such as exp_avg."""
 
 Parts = dict[int, dict[int | None, TensorFile]]
@@ -65,7 +65,7 @@ class CheckpointReader:
     def moments(self, mapping: Mapping) -> list[str]:
         """Return the optimiser's kinds of tensors of a parameter."""
         parts = (name.partition("/") for name in self._where)
-        return [kind for kind, _, of in parts if of == mapping.hf[0] and kind not in (PARAMETER, MAIN)]
+        return [kind for kind, _, of in parts if of == mapping.hf[0] and kind not in (PARAMETER, MAIN, AVERAGE)]
 
     def dtype(self, kind: str, mapping: Mapping) -> torch.dtype:
         """Return the dtype of a tensor in the files."""

@@ -22,6 +22,7 @@ from distill_workers.megatron.architecture import Layout, Mapping, Shape
 from distill_workers.megatron.checkpoint import tensor_file
 from distill_workers.megatron.checkpoint.host_copies import HostCopies
 from distill_workers.megatron.checkpoint.reader import (
+    AVERAGE,
     FORMAT,
     MAIN,
     PARAMETER,
@@ -31,6 +32,7 @@ from distill_workers.megatron.checkpoint.reader import (
     name_of,
 )
 from distill_workers.megatron.checkpoint.tensor_file import BadTensorFile
+from distill_workers.megatron.checkpoint.weight_average import WeightAverage
 from distill_workers.megatron.parallel import Ranks
 from distill_workers.megatron.pipeline import local_parameters
 
@@ -70,6 +72,7 @@ def snapshot(
     *,
     copied: bool,
     copies: HostCopies | None = None,
+    average: WeightAverage | None = None,
 ) -> Snapshot:
     """Return this rank's state. Tensors in host memory are copied if `copied`; if not, no step may come before
     `write`. Those of a GPU are copied into `copies`, where given: the snapshot then holds until the next one."""
@@ -79,6 +82,8 @@ def snapshot(
     for mapping, parameter in _parameters(model, shape, ranks):
         is_first = ranks.is_first(with_experts=mapping.expert is not None)
         found: dict[str, torch.Tensor] = {PARAMETER: parameter} if is_first else {}
+        if average is not None and is_first:
+            found[AVERAGE] = _averaged(average, mapping)
         optimised = _optimised(parameter, optimizer)
         if optimised is not None and (is_first or optimised.start is not None):
             moments = dict(optimised.inner.state.get(optimised.main, {}))
@@ -117,7 +122,14 @@ def write(folder: Path, taken: Snapshot) -> None:
     tensor_file.write(rank_file(folder, taken.rank), taken.tensors, taken.metadata)
 
 
-def load(folder: Path, ranks: Ranks, shape: Shape, model: torch.nn.Module, optimizer: Any) -> None:
+def load(
+    folder: Path,
+    ranks: Ranks,
+    shape: Shape,
+    model: torch.nn.Module,
+    optimizer: Any,
+    average: WeightAverage | None = None,
+) -> None:
     """Restore what was written, by however many ranks and in whatever split. Raises IncompatibleCheckpoint."""
     with ExitStack() as stack:
         try:
@@ -127,6 +139,9 @@ def load(folder: Path, ranks: Ranks, shape: Shape, model: torch.nn.Module, optim
                 log.info("%s is of %d ranks with parallelism.tensor %d: split anew for %d with %d", folder, *old, *new)
             for mapping, parameter in _parameters(model, shape, ranks):
                 saved.read(PARAMETER, mapping, parameter.data, None, parameter.shape, shape, ranks)
+                if average is not None:
+                    into = _averaged(average, mapping)
+                    saved.read(AVERAGE, mapping, into, None, parameter.shape, shape, ranks)
                 optimised = _optimised(parameter, optimizer)
                 if optimised is not None:
                     _restore(saved, mapping, parameter, optimised, shape, ranks)
@@ -187,6 +202,10 @@ def _parameters(model: torch.nn.Module, shape: Shape, ranks: Ranks) -> Iterator[
             if of_weight in parameters:
                 name_in_file = f"{mapping.hf[0]}.{adapter}"
                 yield Mapping((of_weight,), (name_in_file,), layout, mapping.expert), parameters[of_weight]
+
+
+def _averaged(average: WeightAverage, mapping: Mapping) -> torch.Tensor:
+    return next(average.values[name] for name in mapping.megatron if name in average.values)
 
 
 def _optimised(parameter: torch.nn.Parameter, optimizer: Any) -> OptimizedParameter | None:

@@ -4,7 +4,7 @@ An agent may have several conversations, of which each becomes a sample; all hav
 """
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from distill_api.spec.job_spec import Spec
 from distill_workers.data.sample import Prompt
@@ -24,14 +24,22 @@ class AgentEpisodes(Episodes):
     """The conversations of a job with an agent, one process of it for each response."""
 
     def __init__(
-        self, spec: Spec, engines: EnginePool, renderers: Mapping[str, ConversationRenderer], metrics: Metrics
+        self,
+        spec: Spec,
+        engines: EnginePool,
+        renderers: Mapping[str, ConversationRenderer],
+        metrics: Metrics,
+        command: Sequence[str],
+        *,
+        setting: str = SETTING,
     ) -> None:
-        """Raises ConfigurationError for a program that is not there."""
+        """`setting` is the field of the job that names the command. Raises ConfigurationError for a program that is not
+        there."""
         super().__init__(spec, engines, renderers)
         environment = spec.rollout.environment
-        assert environment is not None and environment.agent is not None
-        self._environment, self._command = environment, environment.agent.command
-        check_command(self._command)
+        assert environment is not None
+        self._environment, self._command, self._setting = environment, command, setting
+        check_command(command, setting)
         allow_open_files()
         self._metrics = metrics
         self._endpoint = AgentEndpoint()
@@ -54,22 +62,22 @@ class AgentEpisodes(Episodes):
                 engines,
                 self._metrics,
                 max_prompt_tokens=self._spec.rollout.max_prompt_tokens,
-                max_turns=self._environment.max_turns,
+                setting=self._setting,
             )
             with self._endpoint.open(session) as key:
-                async with started(self._command, row, self._endpoint.url, key) as agent:
+                async with started(self._command, row, self._endpoint.url, key, setting=self._setting) as agent:
                     try:
                         ended = await self._ended(agent, session)
                     finally:
                         session.end()
-        return _rewarded(session, ended, terms)
+        return _rewarded(session, ended, terms, self._setting)
 
     async def _start_endpoint(self) -> None:
         """Raise EnvironmentFailed where this machine gives it no port to listen on."""
         try:
             await self._endpoint.start()
         except OSError as error:
-            raise EnvironmentFailed(f"{SETTING}: the agents' endpoint cannot listen: {error}") from None
+            raise EnvironmentFailed(f"{self._setting}: the agents' endpoint cannot listen: {error}") from None
 
     async def _ended(self, agent: AgentProcess, session: AgentSession) -> Ended:
         """Return how the agent ended. Raises what the session's `watch` does."""
@@ -88,14 +96,14 @@ class AgentEpisodes(Episodes):
             await asyncio.gather(ending, watching, return_exceptions=True)
 
 
-def _rewarded(session: AgentSession, ended: Ended, terms: Terms) -> list[Conversation]:
+def _rewarded(session: AgentSession, ended: Ended, terms: Terms, setting: str) -> list[Conversation]:
     """Return the conversations of an agent that has ended, with its reward. Raises EnvironmentFailed."""
     conversations = session.tree.conversations()
     if ended.failure and not (session.met_a_limit and conversations):
-        raise EnvironmentFailed(f"{SETTING}: the agent {ended.failure}{session.told}")
+        raise EnvironmentFailed(f"{setting}: the agent {ended.failure}{session.told}")
     if not conversations:
         raise EnvironmentFailed(
-            f"{SETTING}: the agent ended without a message of the student: it must ask at OPENAI_BASE_URL"
+            f"{setting}: the agent ended without a message of the student: it must ask at OPENAI_BASE_URL"
             f"{session.told}",
             permanent=True,
         )
@@ -103,10 +111,10 @@ def _rewarded(session: AgentSession, ended: Ended, terms: Terms) -> list[Convers
         # As of a conversation with an environment: one that is too long keeps the reward that it had by then.
         reward = 0.0 if ended.failure else ended.reward
     except NoReward as error:
-        raise EnvironmentFailed(f"{SETTING}: the agent {error}", permanent=True) from None
+        raise EnvironmentFailed(f"{setting}: the agent {error}", permanent=True) from None
     if reward is None and terms.needs_reward:
         raise EnvironmentFailed(
-            f'{SETTING}: the agent ended without a reward; its last line must be such as {{"reward": 0.5}}',
+            f'{setting}: the agent ended without a reward; its last line must be such as {{"reward": 0.5}}',
             permanent=True,
         )
     for conversation in conversations:

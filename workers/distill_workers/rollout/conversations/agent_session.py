@@ -62,11 +62,13 @@ class AgentSession:
         metrics: Metrics,
         *,
         max_prompt_tokens: int,
-        max_turns: int,
+        setting: str = SETTING,
     ) -> None:
+        """`setting` is the field of the job that names the agent."""
+        self._setting = setting
         self._prompt, self._terms, self._renderer = prompt, terms, renderer
         self._engines, self._metrics = engines, metrics
-        self._max_prompt_tokens, self._max_turns = max_prompt_tokens, max_turns
+        self._max_prompt_tokens = max_prompt_tokens
         self._where = f"prompt {prompt.index}"
         self._numbers = defaultdict[tuple[int, ...], set[int]](set)
         """Of the turns that were generated, or are, by the ids before them."""
@@ -125,7 +127,7 @@ class AgentSession:
             idle = 0.0 if self._open else asyncio.get_running_loop().time() - self._idle_since
             if idle >= seconds:
                 raise EnvironmentFailed(
-                    f"{SETTING}: the agent made no request that was answered for {seconds:g} s, and did not end"
+                    f"{self._setting}: the agent made no request that was answered for {seconds:g} s, and did not end"
                     f"{self.told}"
                 )
             try:
@@ -137,9 +139,12 @@ class AgentSession:
     async def _complete(self, request: ChatRequest) -> Completion:
         renderer = self._renderer if request.tools is None else self._renderer.with_tools(request.tools)
         tools, asked = json.dumps(request.tools), as_compared(request.messages)
-        if sum(map(len, self._numbers.values())) >= self._max_turns:
+        if sum(map(len, self._numbers.values())) >= self._terms.max_turns:
+            most = self._terms.max_turns
             raise self._limit(
-                f"the student has had {self._max_turns} turns, and rollout.environment.maxTurns is as many", "max_turns"
+                f"the student has had {most} turns, and rollout.environment allows as many (maxTurns, or "
+                "its curriculum)",
+                "max_turns",
             )
         parent = self.tree.repeated(asked, tools)
         opening, said, read_ids = self._placed(request.messages, parent, renderer)

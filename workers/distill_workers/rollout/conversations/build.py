@@ -6,6 +6,8 @@ from distill_api.spec.job_spec import RewardSource, Spec
 from distill_workers.environments.conversation_renderer import ConversationRenderer
 from distill_workers.environments.pool import EnvironmentPool
 from distill_workers.environments.tools import read_tools
+from distill_workers.environments.verifiers import SETTING as VERIFIERS
+from distill_workers.environments.verifiers import check_verifiers, command_of
 from distill_workers.metrics import Metrics
 from distill_workers.rollout.conversations.agent_episodes import AgentEpisodes
 from distill_workers.rollout.conversations.environment_episodes import EnvironmentEpisodes
@@ -29,7 +31,11 @@ def build_episodes(spec: Spec, tokenizer: Any, engines: EnginePool, metrics: Met
             name = of_evaluation(evaluation.name)
             renderers[name] = ConversationRenderer(evaluation.prompts, tokenizer, tools)
     if environment.agent is not None:
-        return AgentEpisodes(spec, engines, renderers, metrics)
+        return AgentEpisodes(spec, engines, renderers, metrics, environment.agent.command)
+    if environment.verifiers is not None:
+        check_verifiers(environment.verifiers)
+        command = command_of(environment.verifiers)
+        return AgentEpisodes(spec, engines, renderers, metrics, command, setting=VERIFIERS)
     pool = EnvironmentPool(environment)
     pool.check()
     return EnvironmentEpisodes(spec, engines, pool, renderers)

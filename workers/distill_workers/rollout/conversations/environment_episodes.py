@@ -29,9 +29,7 @@ class EnvironmentEpisodes(Episodes):
         renderers: Mapping[str, ConversationRenderer],
     ) -> None:
         super().__init__(spec, engines, renderers)
-        assert spec.rollout.environment is not None
         self._environments = environments
-        self._turns = spec.rollout.environment.max_turns
 
     async def close(self) -> None:
         await self._environments.close()
@@ -50,7 +48,7 @@ class EnvironmentEpisodes(Episodes):
         )
         self._check_opening(conversation, where)
         affinity, read_ids, reward = EngineAffinity(), list[int](), 0.0
-        for turn in range(self._turns):
+        for turn in range(terms.max_turns):
             room = terms.max_tokens - len(conversation.response_ids) - len(read_ids)
             if room <= 0:
                 conversation.truncated = True
@@ -73,7 +71,7 @@ class EnvironmentEpisodes(Episodes):
                 break
             answer = await environment.step(parse_message(renderer.text(response.ids), turn))
             reward += answer.reward
-            if answer.done or turn + 1 == self._turns:
+            if answer.done or turn + 1 == terms.max_turns:
                 break
             read_ids = renderer.continuation(answer.messages, where)
             if read_ids[0] == response.ids[-1]:

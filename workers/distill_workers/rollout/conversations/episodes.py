@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
+from distill_api.spec.environment import Environment
 from distill_api.spec.job_spec import RewardSource, Sampling, Spec, Truncated
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.engine.request import Response
@@ -24,6 +25,15 @@ from distill_workers.rollout.engine_pool import EnginePool
 def turn_seed(seed: int, turn: int) -> int:
     """Return the seed of one turn of a conversation, which itself has the seed of its first."""
     return seed if not turn else int.from_bytes(hashlib.sha256(f"{seed}/{turn}".encode()).digest()[:4], "big") >> 1
+
+
+def turns_at(environment: Environment, step: int) -> int:
+    """Return the upper bound of the student's turns after `step` steps (TCOD, arXiv 2604.24005: short to long)."""
+    curriculum = environment.curriculum
+    if curriculum is None:
+        return environment.max_turns
+    grown = (environment.max_turns - curriculum.from_turns) * min(step, curriculum.steps) // curriculum.steps
+    return curriculum.from_turns + grown
 
 
 @dataclass
@@ -64,6 +74,8 @@ class Terms:
     sampling: Sampling
     max_tokens: int
     """Of everything after the prompt."""
+    max_turns: int
+    """Of the student."""
     urgent: bool = False
     """Of an evaluation: its first turn goes before those of training."""
     needs_reward: bool = True
@@ -100,18 +112,21 @@ class Episodes(ABC):
             )
 
     async def samples(
-        self, prompt: Prompt, index_in_group: int, seed: int, clock: ConversationClock | None = None
+        self, prompt: Prompt, index_in_group: int, seed: int, *, step: int = 0, clock: ConversationClock | None = None
     ) -> list[Sample]:
         """Return the samples of one response to a prompt, not yet scored. Raises EnvironmentFailed, EngineRefused.
 
-        `clock` is told when the response begins, and the time of the student's turns.
+        `step` is that of the response's batch, by which a curriculum bounds the turns. `clock` is told when the
+        response begins, and the time of the student's turns.
         """
         rollout = self._spec.rollout
+        assert rollout.environment is not None
         terms = Terms(
             prompt.source,
             seed,
             rollout.sampling,
             rollout.max_response_tokens,
+            turns_at(rollout.environment, step),
             needs_reward=prompt.source in self._rewarded,
             clock=clock or ConversationClock(),
         )

@@ -40,6 +40,8 @@ class TrainStep:
     index: int
     """Optimiser steps done before it: the version of the weights that its gradient is of."""
     coefficients: StepCoefficients
+    phase: str | None = None
+    """Name of the phase that it belongs to; None without phases."""
     batch: Batch | None = None
     """None after the last step, where no gradient is made."""
     samples: list[Sample] = field(default_factory=list)

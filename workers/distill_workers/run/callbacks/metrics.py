@@ -3,7 +3,7 @@
 import statistics
 
 from distill_workers.reporting.recorder import Recorder
-from distill_workers.reporting.step_line import Step
+from distill_workers.reporting.step_line import ObjectivePhase, Step
 from distill_workers.run.callbacks.base import TrainStep
 
 
@@ -20,5 +20,10 @@ class MetricsCallback:
         for stage, seconds in step.clock.stages(step.batch.generated_at, share).items():
             self._recorder.spent(stage, seconds)
         lag = statistics.fmean(step.index - sample.weight_version for sample in step.samples)
-        done = Step(step.index + 1, step.samples, step.stats, lag, step.clock.seconds)
+        phase = None if step.phase is None else ObjectivePhase(step.phase, step.coefficients.phase + 1)
+        scored = [step.index - s.teacher_version for s in step.samples if s.teacher_version is not None]
+        teacher_lag = statistics.fmean(scored) if scored else None
+        done = Step(
+            step.index + 1, step.samples, step.stats, lag, step.clock.seconds, phase=phase, teacher_lag=teacher_lag
+        )
         step.line = self._recorder.step(done)

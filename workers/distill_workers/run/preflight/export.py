@@ -34,8 +34,9 @@ def check_export(spec: Spec, student: Path, folder: RunFolder) -> None:
                 f"Export: {student / name} cannot be read ({error.strerror or error}), and the exported model takes it "
                 "over; make it readable, or remove it"
             ) from None
-    if spec.output.publishes_best and not folder.model.exists():
-        needed *= 2  # that of the best step is exported beside it
+    if not folder.model.exists():
+        # Those of the best step and of a checkpoint are exported beside it.
+        needed *= 1 + spec.output.publishes_best + bool(spec.output.at_checkpoints)
     usage = shutil.disk_usage(folder.root)
     if usage.free < needed:
         raise VolumeFull(

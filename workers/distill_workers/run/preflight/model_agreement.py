@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from distill_api.spec.job_spec import NamedTeacherSource, Spec
+from distill_api.teacher.student import engines_score
 from distill_workers.data.rendering import WithArguments, template_arguments
 from distill_workers.failures import ConfigurationError
 from distill_workers.model_folder import model_folder, read_config
@@ -102,6 +103,9 @@ def check_models(spec: Spec, student: Path, tokenizer: Any) -> Agreement:
     found: set[int] = set(spec.rollout.stop_token_ids)
     for teacher in spec.all_teachers:
         folder = Path(teacher.model or "").expanduser()
+        if engines_score(spec):  # the files are the same, and positions must do for a score too
+            check_context_length(spec, own_limits, own_limits, teacher.name)
+            continue
         if teacher.tokenizer is not None:
             # It is asked by its own template, and told of text: of its files only the positions concern the student.
             theirs_long = limits(folder, teacher.engine_args) if (folder / "config.json").is_file() else None

@@ -33,12 +33,21 @@ async def objective_distils(objective: Objective) -> None:
     support that the student lacks is among them: its -inf must not become NaN (trl#5594).
     """
     plain = Objective(
-        divergence=objective.divergence, support=objective.support, jsd_beta=objective.jsd_beta, advantage_clip=1000.0
+        divergence=objective.divergence,
+        support=objective.support,
+        jsd_beta=objective.jsd_beta,
+        advantage_clip=1000.0,
+        dataset_share=1.0 if objective.support is Support.TARGET else 0.0,
     )
     logits = torch.tensor(STUDENT, dtype=torch.float64, requires_grad=True)
     teacher = torch.tensor(TEACHER, dtype=torch.float64).log_softmax(-1)
-    top_k = plain.support is Support.TOP_K
-    found, expected = _of_top_k(plain, logits, teacher) if top_k else _of_sampled_token(plain, logits, teacher)
+    sampled = plain.support is Support.SAMPLED_TOKEN
+    probes = {
+        Support.SAMPLED_TOKEN: _of_sampled_token,
+        Support.TOP_K: _of_top_k,
+        Support.TARGET: _of_target,
+    }
+    found, expected = probes[plain.support](plain, logits, teacher)
     what = f"objective {plain.divergence.value}, support {plain.support.value}"
     advice = "what is installed does not minimise the distance to the teacher; install the release's own image again"
     if not torch.allclose(found, expected, rtol=TOLERANCE, atol=TOLERANCE):
@@ -46,9 +55,9 @@ async def objective_distils(objective: Objective) -> None:
             f"{what}: the loss of a probe is {_written(found)} nats and its definition gives {_written(expected)}; "
             + advice
         )
-    weights = torch.ones_like(expected) if top_k else logits.detach().softmax(-1)
+    weights = logits.detach().softmax(-1) if sampled else torch.ones_like(expected)
     right = torch.autograd.grad((weights * expected).sum(), logits, retain_graph=True)[0]
-    if not top_k:  # the gradient of an expectation is not the expectation of the estimate's gradient
+    if sampled:  # the gradient of an expectation is not the expectation of the estimate's gradient
         probabilities = logits.softmax(-1)
         right = torch.autograd.grad((probabilities * (probabilities.log() - teacher)).sum(), logits)[0]
     had = torch.zeros_like(right)
@@ -67,6 +76,11 @@ def _of_sampled_token(
     """Return the loss of each token and the k1 estimate that it should be, both [tokens]."""
     logprobs = logits.log_softmax(-1)
     return _losses(objective, logprobs, teacher), logprobs - teacher
+
+
+def _of_target(objective: Objective, logits: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return the loss of each token as the data set's, and its cross-entropy, both [tokens]; no teacher is in it."""
+    return _losses(objective, logits.log_softmax(-1), torch.zeros_like(teacher)), -logits.softmax(-1).log()
 
 
 def _of_top_k(objective: Objective, logits: torch.Tensor, teacher: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -122,7 +136,7 @@ def _losses(
         teacher_logprobs=teacher,
         advantages=torch.zeros_like(sampled),
         lengths=torch.ones(len(sampled), dtype=torch.long),
-        supervised=torch.zeros(len(sampled), dtype=torch.bool),
+        supervised=torch.full((len(sampled),), objective.support is Support.TARGET),
         **support,
     )
     return loss

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from distill_api.spec.job_spec import Spec
+from distill_api.training_phases import objectives, teacher_top_k
 from distill_workers.data.cursor import Cursor
 from distill_workers.rollout.engine_pool import EnginePool
 from distill_workers.run.preflight.objective import OBJECTIVE_DISTILS, objective_distils
@@ -68,11 +69,12 @@ async def preflight(
     """
     notes = list[str]()
     begin = time.monotonic()
-    await OBJECTIVE_DISTILS.passing(objective_distils(spec.objective))
+    for objective in objectives(spec):
+        await OBJECTIVE_DISTILS.passing(objective_distils(objective))
     for teacher in teachers.pools.values():
         if teacher.teacher.endpoint is not None:
             await TEACHER_ANSWERS.passing(teacher_answers(teacher))
-        if spec.objective.teacher_top_k is not None:
+        if teacher_top_k(spec) is not None:
             await TOP_K_FITS.passing(top_k_fits(spec, len(tokenizer), teacher))
         await SAME_VOCABULARY.passing(same_vocabulary(tokenizer, teacher))
     for name, store in teachers.stores.items():

@@ -31,7 +31,7 @@ TEACHER_DETERMINISTIC = Check(
 
 async def replicas_agree(spec: Spec, samples: list[Sample], teacher: TeacherPool) -> None:
     """The same tokens, scored by each replica more than once, have the same log-probabilities."""
-    own = teacher.teacher.model is not None
+    own = teacher.teacher.model is not None or teacher.teacher.student is not None
     found: dict[tuple[str, int], list[float]] = {}
     try:
         for sample in samples:

@@ -10,6 +10,8 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from distill_api.spec.job_spec import RewardSource, Spec
+from distill_api.teacher.student import teaches_itself
+from distill_api.training_phases import teacher_top_k
 from distill_workers.data.dataset_responses import supervised_sample
 from distill_workers.data.sample import Prompt, Sample
 from distill_workers.run.preflight.check import Check
@@ -81,7 +83,7 @@ async def teacher_is_sane(
 
     To a teacher that is sure of its answers, those of a `trained` student may have probability 1.
     """
-    top_k = spec.objective.teacher_top_k
+    top_k = teacher_top_k(spec)
     try:
         scores = [await teacher.score(s.teacher_prompt_ids, s.response_ids, top_k) for s in samples]
     except BadScore as error:
@@ -121,6 +123,12 @@ async def teacher_differs(spec: Spec, gaps: dict[str, float]) -> None:
     """
     rewarded = any((s.reward or spec.objective.reward).source is not RewardSource.NONE for s in spec.data.all_sources)
     if not rewarded and max(gaps.values()) < SAME_NATS[spec.dtype]:
+        if teaches_itself(spec):
+            raise TEACHER_DIFFERS.failure(
+                f"the student gives its tokens the log-probabilities that it gives them with the teacher's prompt "
+                f"(mean difference {max(gaps.values()):.1e} nats), and there is no reward, so there is nothing to "
+                "learn; what does prompts.teacherPrompt add for these rows (`distill prompts` shows it)?",
+            )
         raise TEACHER_DIFFERS.failure(
             f"teacher {', '.join(gaps)} gives the student's tokens the log-probabilities that the student gives them "
             f"(mean difference {max(gaps.values()):.1e} nats), and there is no reward, so there is nothing to learn; "

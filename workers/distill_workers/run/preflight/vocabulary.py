@@ -7,6 +7,7 @@ import random
 from typing import Any
 
 from distill_api.spec.job_spec import Spec
+from distill_api.training_phases import teacher_top_k
 from distill_workers.data.sample import Sample
 from distill_workers.run.preflight.check import Check
 from distill_workers.run.preflight.model_limits import longest_response, teacher_limits
@@ -44,9 +45,10 @@ async def top_k_fits(spec: Spec, student_tokens: int, teacher: TeacherPool) -> N
     """A server refuses more likeliest tokens than it has, or answers with those of padding."""
     sizes = {"the student's tokenizer": student_tokens, named(teacher): teacher.vocabulary or student_tokens}
     model = min(sizes, key=lambda name: sizes[name])
-    if spec.objective.top_k > sizes[model]:
+    most = teacher_top_k(spec) or spec.objective.top_k
+    if most > sizes[model]:
         raise TOP_K_FITS.failure(
-            f"objective.topK is {spec.objective.top_k}, and {model} has {sizes[model]} tokens; take at most as many"
+            f"objective.topK is {most}, and {model} has {sizes[model]} tokens; take at most as many"
         )
 
 

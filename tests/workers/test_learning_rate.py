@@ -5,7 +5,7 @@ import math
 import pytest
 
 from distill_api.spec.job_spec import Optimizer, RateSchedule
-from distill_workers.objective.schedule import learning_rate
+from distill_workers.run.learning_rate import learning_rate
 
 PEAK, LOWEST, STEPS, WARMUP = 1e-3, 1e-4, 20, 4
 
