@@ -1,9 +1,9 @@
 """A model in a folder of a store: whole or without a manifest, gone on with after a cut, and nobody else's touched."""
 
 import errno
-import importlib.util
 import json
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -226,9 +226,10 @@ def test_a_full_or_slow_store_is_tried_again_and_one_that_refuses_is_not(
 
 
 @pytest.mark.parametrize(("scheme", "package"), [("s3", "s3fs"), ("gs", "gcsfs"), ("az", "adlfs")])
-def test_a_store_whose_package_is_missing_says_which_and_where_it_belongs(scheme: str, package: str) -> None:
-    if importlib.util.find_spec(package):
-        pytest.skip(f"{package} is installed here")
+def test_a_store_whose_package_is_missing_says_which_and_where_it_belongs(
+    scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed: importing it raises
     outcome, message = asked(f"{scheme}://bucket/sums", None)
     assert outcome is Outcome.REFUSED
     assert message.startswith(f"the Python package {package} is needed for it and not installed: build an image")
