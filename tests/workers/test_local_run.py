@@ -270,6 +270,11 @@ def test_a_pipe_gets_each_line_once(capsys: pytest.CaptureFixture[str]) -> None:
     assert shown.count("step 5: kl, roll-back: too high") == 1
 
 
+def test_a_line_says_which_phase_the_step_has(capsys: pytest.CaptureFixture[str]) -> None:
+    Plain().show(Snapshot(REPORT.phase, REPORT.progress.model_copy(update={"objective_phase": "warm-start"})))
+    assert "step 5/40, phase warm-start, reverse KL 0.75000" in capsys.readouterr().out
+
+
 def test_a_terminal_gets_a_panel_with_the_seconds_of_each_stage(tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.jsonl"
     step = {"kind": "step", "step": 5, "stages": {"rollout": 1.25, "weight_sync": 0.5}}

@@ -192,9 +192,11 @@ def roles_line(roles: Sequence[RoleState]) -> str:
 
 
 def progress_line(snapshot: Snapshot) -> str:
-    """Return state, step, KL, reward and time to go."""
+    """Return state, step, phase of the objective, KL, reward and time to go."""
     p = snapshot.progress
     parts = [f"{snapshot.state:<10} step {p.step}/{p.total_steps}"]
+    if p.objective_phase is not None:
+        parts.append(f"phase {p.objective_phase}")
     if p.reverse_kl is not None:
         parts.append(f"reverse KL {p.reverse_kl}")
     if p.reward is not None:
